@@ -1,0 +1,159 @@
+"""What a recurrent cell and a layer are, and the letters used for axes.
+
+Axis legend, used in every docstring of the package:
+
+====== ==========================================================
+letter axis
+====== ==========================================================
+B      batch (``...`` in a public shape: any number of batch axes)
+T      time
+D      input features of one step
+H      hidden features (one gate)
+G      gates
+O      output features of one step
+V      vocabulary
+E      embedding features
+C      classes
+====== ==========================================================
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+Key = Array
+Params = Any
+Carry = Any
+
+
+class Cell(NamedTuple):
+    """A recurrent cell as pure functions of one example and one time step.
+
+    With ``z = project(params, x)`` and ``r = hidden(carry) @ recurrent(params)``, cut into as
+    many equal pieces as ``z`` has, one step is ``update(params, carry, z, r) -> (carry, y)``.
+    The engine does the matrix product itself, so ``project`` leaves the time loop and the
+    gradient of the recurrent weights is one product over all steps. ``update`` should be
+    pointwise; parameters it reads should be small (biases, peepholes).
+
+    A cell that does not fit gives ``step(params, carry, z) -> (carry, y)`` instead of
+    ``recurrent``, ``hidden`` and ``update``, and is differentiated by ordinary autodiff.
+
+    Attributes:
+        output_size: O, the size of one step's output.
+        init: ``(key, input_size) -> params``, a pytree, usually a NamedTuple.
+        initial_carry: ``(params) -> carry``, the carry before the first step and after a reset.
+        project: ``(params, x [D]) -> z``, a tuple of arrays; never sees the carry.
+        recurrent: ``(params) -> w_hh [P, G*H]``, or None for a cell without recurrent weights.
+        hidden: ``(carry) -> h [P]``, what the recurrent weights multiply.
+        update: ``(params, carry, z, r) -> (carry, y)``; ``r`` is ``()`` without ``recurrent``.
+        step: ``(params, carry, z) -> (carry, y)``, the alternative to the three above.
+        gates: ``(params, carry, z, r) -> gates``, a NamedTuple of gate values, for inspection.
+    """
+
+    output_size: int
+    init: Callable[[Key, int], Params]
+    initial_carry: Callable[[Params], Carry]
+    project: Callable[[Params, Array], tuple[Array, ...]]
+    recurrent: Callable[[Params], Array] | None = None
+    hidden: Callable[[Carry], Array] | None = None
+    update: Callable[[Params, Carry, tuple, tuple], tuple[Carry, Any]] | None = None
+    step: Callable[[Params, Carry, tuple], tuple[Carry, Any]] | None = None
+    gates: Callable[[Params, Carry, tuple, tuple], Any] | None = None
+
+
+class Apply(Protocol):
+    """How every layer is called; see :class:`Layer`."""
+
+    def __call__(
+        self,
+        params: Params,
+        xs: Array,
+        lengths: Any = None,
+        *,
+        mask: Any = None,
+        resets: Any = None,
+        initial_carry: Carry = None,
+        key: Key | None = None,
+    ) -> tuple[Carry, Any]: ...
+
+
+class Layer(NamedTuple):
+    """A whole-sequence layer as a pair of pure functions.
+
+    Attributes:
+        init: ``(key, input_size) -> params``.
+        apply: ``(params, xs [..., T, D], lengths [...], *, mask, resets, initial_carry, key)
+            -> (carry, ys [..., T, O])``. A ``key`` means training; without one nothing is dropped.
+        output_size: O.
+        last: ``(ys [..., T, O], valid [..., T]) -> [..., O]``, the output after the layer's own
+            last step: for a reversed direction that is the first valid step in time order.
+    """
+
+    init: Callable[[Key, int], Params]
+    apply: Apply
+    output_size: int
+    last: Callable[[Array, Array], Array]
+
+
+def accumulation_dtype(dtype: DTypeLike) -> jnp.dtype:
+    """The dtype of carries, outputs and sums for parameters of ``dtype``: at least float32."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def linear(x: Array, w: Array, bias: Array | None = None) -> Array:
+    """``x @ w + bias``: the product in the dtype of ``w``, accumulated in at least float32.
+
+    Args:
+        x: [D].
+        w: [D, O].
+        bias: [O], or None.
+
+    Raises:
+        ValueError: ``x`` is not floating, or its size is not the one ``w`` was made for.
+    """
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"the input must be of floating dtype, got {x.dtype}: embed or one-hot token ids first"
+        )
+    if x.shape[-1] != w.shape[0]:
+        raise ValueError(
+            f"expected an input of size {w.shape[0]} (weights of shape {w.shape}), "
+            f"got size {x.shape[-1]}"
+        )
+    out = jnp.matmul(
+        x.astype(w.dtype), w, preferred_element_type=accumulation_dtype(w.dtype)
+    )
+    return out if bias is None else out + bias.astype(out.dtype)
+
+
+def split_gates(x: Array, count: int) -> tuple[Array, ...]:
+    """Cut the last axis of ``x`` into ``count`` equal pieces, one a gate."""
+    return tuple(jnp.split(x, count, axis=-1))
+
+
+def check_size(name: str, value: Any) -> int:
+    """Return ``value`` if it is a positive integer.
+
+    Raises:
+        ValueError: naming ``name`` and what came instead.
+    """
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if not is_integer or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    return value
+
+
+def check_key(key: Any) -> Key:
+    """Return ``key`` if it is one typed key.
+
+    Raises:
+        ValueError: it is an old-style ``uint32`` key, or no key at all.
+    """
+    is_typed = isinstance(key, Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not is_typed or key.shape != ():
+        raise ValueError(f"key must be a typed key such as jax.random.key(0), got {key!r}")
+    return key

@@ -1,0 +1,79 @@
+"""The simple (Elman) recurrent cell."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ..base import Cell, accumulation_dtype, check_key, check_size, linear
+from ..initializers import CellInitializer, resolve
+
+
+class VanillaParams(NamedTuple):
+    """``w_ih`` [D, H], ``w_hh`` [H, H], ``bias`` [H]."""
+
+    w_ih: Array
+    w_hh: Array
+    bias: Array
+
+
+def vanilla(
+    hidden_size: int,
+    activation: Callable[[Array], Array] = jnp.tanh,
+    *,
+    initializer: str | CellInitializer = "rnnjax",
+) -> Cell:
+    r"""The simple recurrent cell, :math:`h_t = f(x_t W_{ih} + h_{t-1} W_{hh} + b)`.
+
+    The carry is the new state :math:`h_t` itself, an array [H], and so is the output.
+
+    Args:
+        hidden_size: H.
+        activation: f, pointwise; tanh by default.
+        initializer: a name in ``rnnjax.initializers.PRESETS``, or one of your own.
+
+    Raises:
+        ValueError: a size is not a positive integer, or the initializer is unknown.
+
+    Example:
+        >>> import jax, rnnjax
+        >>> cell = rnnjax.vanilla(3, activation=jax.nn.relu)
+        >>> params = cell.init(jax.random.key(0), 5)
+        >>> params.w_ih.shape, params.w_hh.shape, params.bias.shape
+        ((5, 3), (3, 3), (3,))
+
+    References:
+        Elman, "Finding structure in time", Cognitive Science 14 (1990).
+    """
+    size = check_size("hidden_size", hidden_size)
+    draw = resolve(initializer)
+
+    def init(key: Array, input_size: int) -> VanillaParams:
+        ih, hh, b = jax.random.split(check_key(key), 3)
+        return VanillaParams(
+            draw.w_ih(ih, check_size("input_size", input_size), size, 1),
+            draw.w_hh(hh, size, 1),
+            draw.bias(b, size, 1),
+        )
+
+    def initial_carry(params: VanillaParams) -> Array:
+        return jnp.zeros((size,), accumulation_dtype(params.w_hh.dtype))
+
+    def project(params: VanillaParams, x: Array) -> tuple[Array, ...]:
+        return (linear(x, params.w_ih, params.bias),)
+
+    def update(params: VanillaParams, carry: Array, z: tuple, r: tuple) -> tuple[Array, Array]:
+        h = activation(z[0] + r[0])
+        return h, h
+
+    return Cell(
+        output_size=size,
+        init=init,
+        initial_carry=initial_carry,
+        project=project,
+        recurrent=lambda params: params.w_hh,
+        hidden=lambda carry: carry,
+        update=update,
+    )

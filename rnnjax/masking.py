@@ -1,0 +1,179 @@
+"""All that turns lengths and masks into valid steps, and valid steps into selections and pools.
+
+A mask is True where a step is real. Lengths and masks that are concrete are checked; inside a
+transformation, where their values are not known, lengths are clipped to [0, T].
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+
+def lengths_to_mask(lengths: ArrayLike, time: int) -> Array:
+    """The mask [..., T] of sequences padded on the right: True where ``t < length``.
+
+    Example:
+        >>> import rnnjax
+        >>> rnnjax.lengths_to_mask([2, 0], 3).tolist()
+        [[True, True, False], [False, False, False]]
+    """
+    lengths = jnp.asarray(lengths)
+    steps = jnp.arange(time, dtype=lengths.dtype)
+    return jnp.less(
+        jax.lax.broadcast_in_dim(steps, (*lengths.shape, time), (lengths.ndim,)),
+        jnp.expand_dims(lengths, -1),
+    )
+
+
+def check_lengths(lengths: Any, batch: tuple[int, ...], time: int) -> Array:
+    """Lengths as an int32 array of shape ``batch``, each in [0, time].
+
+    Raises:
+        ValueError: a wrong shape or dtype, or (where the values are concrete) a length outside
+            [0, time]. Traced lengths are clipped to that range instead.
+    """
+    array = _as_array("lengths", lengths)
+    if array.shape != batch:
+        raise ValueError(
+            f"lengths must have the batch shape of xs, {batch}, got shape {array.shape}"
+        )
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise ValueError(f"lengths must be integers, got dtype {array.dtype}")
+    if isinstance(array, jax.core.Tracer):
+        return jnp.clip(array, 0, time).astype(jnp.int32)
+    values = np.asarray(array)
+    bad = np.argwhere((values < 0) | (values > time))
+    if bad.size:
+        row = tuple(int(i) for i in bad[0])
+        raise ValueError(
+            f"lengths must lie in [0, {time}] (xs has {time} steps), "
+            f"got {int(values[row])} at index {row}"
+        )
+    return jnp.asarray(values, jnp.int32)
+
+
+def check_flags(name: str, flags: Any, batch: tuple[int, ...], time: int) -> Array:
+    """``flags`` as a bool array of shape ``batch + (time,)``.
+
+    Raises:
+        ValueError: naming ``name``, what was expected and what came.
+    """
+    array = _as_array(name, flags)
+    if array.shape != (*batch, time):
+        raise ValueError(f"{name} must have shape {(*batch, time)}, got shape {array.shape}")
+    if array.dtype != jnp.bool_:
+        raise ValueError(f"{name} must be of dtype bool, got dtype {array.dtype}")
+    return jnp.asarray(array)
+
+
+def _as_array(name: str, value: Any) -> Any:
+    if isinstance(value, Array | np.ndarray | np.generic):
+        return value
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise ValueError(f"{name} must be one array, got rows of unequal size") from None
+
+
+def valid_steps(lengths: Any, mask: Any, batch: tuple[int, ...], time: int) -> Array | None:
+    """The steps [..., T] that are real by ``lengths`` and by ``mask``; None where all are.
+
+    Raises:
+        ValueError: from :func:`check_lengths` and :func:`check_flags`.
+    """
+    valid = None
+    if lengths is not None:
+        valid = lengths_to_mask(check_lengths(lengths, batch, time), time)
+    if mask is not None:
+        mask = check_flags("mask", mask, batch, time)
+        valid = mask if valid is None else valid & mask
+    return valid
+
+
+def select(keep: Array | None, new: Any, old: Any) -> Any:
+    """``new`` where ``keep`` is True, else ``old``, leaf by leaf; ``keep`` None keeps all.
+
+    ``keep`` holds the leading axes of every leaf. A choice, never a product: NaN or Inf in the
+    branch not taken does not reach the result.
+    """
+    if keep is None:
+        return new
+    return jax.tree.map(lambda a, b: jnp.where(_spread(keep, a.ndim), a, b), new, old)
+
+
+def zero_padding(valid: Array | None, xs: Any) -> Any:
+    """``xs`` with exact zeros wherever ``valid`` is False."""
+    return select(valid, xs, jax.tree.map(jnp.zeros_like, xs))
+
+
+def _spread(flags: Array, ndim: int) -> Array:
+    return flags.reshape(flags.shape + (1,) * (ndim - flags.ndim))
+
+
+def resets_before(
+    resets: Array | None, valid: Array | None, reverse: bool
+) -> Array | None:
+    """The steps [..., T] before which a loop must return to the initial carry.
+
+    A segment starts at a real step whose flag is set; flags on masked steps are never read. Run
+    in reverse, the carry is left where the segment of the step differs from that of the next real
+    step, so that both directions see the same segments.
+    """
+    if resets is None:
+        return None
+    starts = resets if valid is None else resets & valid
+    if not reverse:
+        return starts
+    if valid is None:
+        last = jnp.zeros((*starts.shape[:-1], 1), bool)
+        return jnp.concatenate([starts[..., 1:], last], axis=-1)
+    return _next_real_start(starts, valid)
+
+
+def _next_real_start(starts: Array, valid: Array) -> Array:
+    time = starts.shape[-1]
+    steps = jnp.where(valid, jnp.arange(time, dtype=jnp.int32), time)
+    padded = jnp.concatenate([steps, jnp.full((*steps.shape[:-1], 1), time, jnp.int32)], axis=-1)
+    following = jax.lax.cummin(padded, axis=padded.ndim - 1, reverse=True)[..., 1:]
+    starts = jnp.concatenate([starts, jnp.zeros((*starts.shape[:-1], 1), bool)], axis=-1)
+    return jnp.take_along_axis(starts, following, axis=-1)
+
+
+def take_last(ys: Array, valid: Array) -> Array:
+    """The output [..., O] of the last valid step of ``ys`` [..., T, O]; zero where there is none."""
+    return _take(ys, valid, valid.shape[-1] - 1 - jnp.argmax(jnp.flip(valid, -1), -1))
+
+
+def take_first(ys: Array, valid: Array) -> Array:
+    """The output [..., O] of the first valid step of ``ys`` [..., T, O]; zero where there is none."""
+    return _take(ys, valid, jnp.argmax(valid, -1))
+
+
+def _take(ys: Array, valid: Array, index: Array) -> Array:
+    picked = jnp.take_along_axis(ys, index[..., None, None], axis=-2)[..., 0, :]
+    return zero_padding(jnp.any(valid, -1), picked)
+
+
+def mean_pool(ys: Array, valid: Array) -> Array:
+    """The mean [..., O] over the valid steps of ``ys`` [..., T, O]; zero where there is none.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from rnnjax.masking import mean_pool
+        >>> mean_pool(jnp.array([[1.0], [3.0], [jnp.nan]]), jnp.array([True, True, False])).tolist()
+        [2.0]
+    """
+    total = jnp.sum(zero_padding(valid, ys), axis=-2)
+    count = jnp.sum(valid, axis=-1, keepdims=True, dtype=total.dtype)
+    return total / jnp.maximum(count, 1)
+
+
+def max_pool(ys: Array, valid: Array) -> Array:
+    """The maximum [..., O] over the valid steps of ``ys`` [..., T, O]; zero where there is none."""
+    lowest = jnp.full_like(ys, -jnp.inf)
+    highest = jnp.max(select(valid, ys, lowest), axis=-2, initial=-jnp.inf)
+    return zero_padding(jnp.any(valid, -1), highest)
