@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
@@ -101,14 +102,14 @@ class Layer(NamedTuple):
 
 def accumulation_dtype(dtype: DTypeLike) -> jnp.dtype:
     """The dtype of carries, outputs and sums for parameters of ``dtype``: at least float32."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return jnp.dtype(dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32)
 
 
 def linear(x: Array, w: Array, bias: Array | None = None) -> Array:
     """``x @ w + bias``: the product in the dtype of ``w``, accumulated in at least float32.
 
     Args:
-        x: [D].
+        x: [..., D].
         w: [D, O].
         bias: [O], or None.
 
@@ -124,10 +125,10 @@ def linear(x: Array, w: Array, bias: Array | None = None) -> Array:
             f"expected an input of size {w.shape[0]} (weights of shape {w.shape}), "
             f"got size {x.shape[-1]}"
         )
-    out = jnp.matmul(
-        x.astype(w.dtype), w, preferred_element_type=accumulation_dtype(w.dtype)
-    )
-    return out if bias is None else out + bias.astype(out.dtype)
+    out = jnp.matmul(x.astype(w.dtype), w, preferred_element_type=accumulation_dtype(w.dtype))
+    if bias is None:
+        return out
+    return out + bias.astype(out.dtype).reshape((1,) * (out.ndim - 1) + bias.shape)
 
 
 def split_gates(x: Array, count: int) -> tuple[Array, ...]:
@@ -141,10 +142,10 @@ def check_size(name: str, value: Any) -> int:
     Raises:
         ValueError: naming ``name`` and what came instead.
     """
-    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not is_integer or value < 1:
         raise ValueError(f"{name} must be a positive integer, got {value!r}")
-    return value
+    return int(value)
 
 
 def check_key(key: Any) -> Key:

@@ -107,6 +107,7 @@ def _differentiable_loop(cell: Cell, scan: Callable) -> Callable:
                 params = reads.params.replace(weights.params, leaves)
                 return update(params, carry, reads.apart.replace(at.zs, apart), r)
 
+            pointwise = jax.checkpoint(pointwise, prevent_cse=False, policy=_is_kept)
             (new, y), d_update = jax.linearize(
                 pointwise, reads.params.of(weights.params), carry, reads.apart.of(at.zs), r
             )
@@ -118,6 +119,22 @@ def _differentiable_loop(cell: Cell, scan: Callable) -> Callable:
 
     loop.defjvp(rule, symbolic_zeros=True)
     return loop
+
+
+# What the backward loop computes again rather than reading back from memory: keeping a step's
+# derivative costs the results of its other operations (the gates) and no more.
+# fmt: off
+_CHEAP = frozenset({
+    "abs", "add", "add_any", "and", "broadcast_in_dim", "concatenate", "convert_element_type",
+    "copy", "div", "eq", "ge", "gt", "integer_pow", "le", "lt", "max", "min", "mul", "ne",
+    "neg", "not", "or", "reshape", "select_n", "sign", "slice", "split", "square", "squeeze",
+    "sub", "transpose",
+})
+# fmt: on
+
+
+def _is_kept(primitive: Any, *_: Any, **__: Any) -> bool:
+    return primitive.name not in _CHEAP
 
 
 def _tangent_loop(
@@ -151,7 +168,7 @@ def _sum_tangents(reads: "_Reads", d_w: Any, d_zs: Sequence, hs: Array) -> Array
     if d_w is None:
         return None
     pieces = [
-        jnp.zeros(d_z.shape, d_z.dtype) if apart else _dense(d_z)
+        jnp.zeros_like(_dense(d_z)) if apart else _dense(d_z)
         for d_z, apart in zip(d_zs, reads.apart.leaves, strict=True)
     ]
     total = jnp.concatenate(pieces, axis=-1)
@@ -166,7 +183,7 @@ def _times_transposed(x: Array, w_t: Array) -> Array:
 
 def _dense(tangents: Any) -> Any:
     def instantiate(t: Any) -> Any:
-        return jnp.zeros(t.shape, t.dtype) if isinstance(t, SymbolicZero) else t
+        return jnp.zeros(t.aval.shape, t.aval.dtype) if isinstance(t, SymbolicZero) else t
 
     return jax.tree.map(instantiate, tangents, is_leaf=lambda t: isinstance(t, SymbolicZero))
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 
@@ -43,7 +44,7 @@ def check_lengths(lengths: Any, batch: tuple[int, ...], time: int) -> Array:
         )
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise ValueError(f"lengths must be integers, got dtype {array.dtype}")
-    if isinstance(array, jax.core.Tracer):
+    if isinstance(array, Tracer):
         return jnp.clip(array, 0, time).astype(jnp.int32)
     values = np.asarray(array)
     bad = np.argwhere((values < 0) | (values > time))
@@ -114,9 +115,7 @@ def _spread(flags: Array, ndim: int) -> Array:
     return flags.reshape(flags.shape + (1,) * (ndim - flags.ndim))
 
 
-def resets_before(
-    resets: Array | None, valid: Array | None, reverse: bool
-) -> Array | None:
+def resets_before(resets: Array | None, valid: Array | None, reverse: bool) -> Array | None:
     """The steps [..., T] before which a loop must return to the initial carry.
 
     A segment starts at a real step whose flag is set; flags on masked steps are never read. Run
@@ -144,12 +143,12 @@ def _next_real_start(starts: Array, valid: Array) -> Array:
 
 
 def take_last(ys: Array, valid: Array) -> Array:
-    """The output [..., O] of the last valid step of ``ys`` [..., T, O]; zero where there is none."""
+    """The output [..., O] of the last valid step of ``ys`` [..., T, O]; zero without one."""
     return _take(ys, valid, valid.shape[-1] - 1 - jnp.argmax(jnp.flip(valid, -1), -1))
 
 
 def take_first(ys: Array, valid: Array) -> Array:
-    """The output [..., O] of the first valid step of ``ys`` [..., T, O]; zero where there is none."""
+    """The output [..., O] of the first valid step of ``ys`` [..., T, O]; zero without one."""
     return _take(ys, valid, jnp.argmax(valid, -1))
 
 

@@ -1,0 +1,113 @@
+"""Models made of an embedding, a layer, a pool and a head."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from . import masking
+from .base import Cell, Key, Layer, check_key, check_size, linear
+from .embeddings import Embedding, check_tokens
+from .initializers import PRESETS
+from .layers import apply_dropout, check_rate, recurrent
+
+
+class Model(NamedTuple):
+    """A model as a pair of pure functions.
+
+    Attributes:
+        init: ``(key) -> params``.
+        apply: ``(params, tokens [..., T], lengths [...], *, mask, key) -> logits [..., C]``.
+    """
+
+    init: Callable[[Key], Any]
+    apply: Callable[..., Array]
+
+
+class ClassifierParams(NamedTuple):
+    """Parameters of the three parts of a classifier."""
+
+    embedding: Any
+    encoder: Any
+    head: "LinearParams"
+
+
+class LinearParams(NamedTuple):
+    """``w`` [H, C] and ``bias`` [C]."""
+
+    w: Array
+    bias: Array
+
+
+def classifier(
+    embedding: Embedding,
+    encoder: Cell | Layer,
+    num_classes: int,
+    *,
+    pooling: str = "last",
+    dropout: float = 0.0,
+) -> Model:
+    r"""A text classifier: embedding, recurrent layer, pooling over valid steps, linear head.
+
+    .. math:: \mathrm{logits} = \mathrm{pool}(y_1 \dots y_T) W + b
+
+    A sequence of length 0 pools to zeros, so its logits are the bias.
+
+    Args:
+        embedding: from token ids to vectors, ``rnnjax.embedding(...)`` or ``rnnjax.one_hot(...)``.
+        encoder: a cell or a layer.
+        num_classes: C.
+        pooling: "last", "mean" or "max". "last" is the output after the layer's own last step:
+            for a bidirectional layer the forward half at the last valid step and the backward
+            half at the first.
+        dropout: the rate at which embedded inputs, and pooled outputs, are dropped in training,
+            that is when ``apply`` is given a ``key``.
+
+    Raises:
+        ValueError: an unknown pooling, a rate outside [0, 1), or a wrong size.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, rnnjax
+        >>> model = rnnjax.classifier(rnnjax.embedding(100, 8), rnnjax.lstm(16), num_classes=4)
+        >>> params = model.init(jax.random.key(0))
+        >>> tokens = jnp.array([[5, 7, 9], [3, 0, 0]])
+        >>> model.apply(params, tokens, lengths=[3, 1]).shape
+        (2, 4)
+    """
+    if pooling not in ("last", "mean", "max"):
+        raise ValueError(f"pooling must be 'last', 'mean' or 'max', got {pooling!r}")
+    layer = recurrent(encoder) if isinstance(encoder, Cell) else encoder
+    classes = check_size("num_classes", num_classes)
+    rate = check_rate("dropout", dropout)
+    pool = {"last": layer.last, "mean": masking.mean_pool, "max": masking.max_pool}[pooling]
+
+    def init(key: Key) -> ClassifierParams:
+        table, encode, head = jax.random.split(check_key(key), 3)
+        w = PRESETS["rnnjax"].w_ih(head, layer.output_size, classes, 1)
+        return ClassifierParams(
+            embedding.init(table),
+            layer.init(encode, embedding.output_size),
+            LinearParams(w, jnp.zeros((classes,), w.dtype)),
+        )
+
+    def apply(
+        params: ClassifierParams,
+        tokens: Array,
+        lengths: Any = None,
+        *,
+        mask: Any = None,
+        key: Key | None = None,
+    ) -> Array:
+        drop_in, inner, drop_out = (None,) * 3 if key is None else jax.random.split(key, 3)
+        tokens = jnp.asarray(tokens)
+        valid = masking.valid_steps(lengths, mask, tokens.shape[:-1], tokens.shape[-1])
+        tokens = check_tokens(masking.zero_padding(valid, tokens), embedding.vocab_size)
+        xs = apply_dropout(drop_in, embedding.apply(params.embedding, tokens), rate)
+        _, ys = layer.apply(params.encoder, xs, mask=valid, key=inner)
+        everywhere = jnp.ones(tokens.shape, bool)
+        pooled = apply_dropout(drop_out, pool(ys, everywhere if valid is None else valid), rate)
+        return linear(pooled, params.head.w, params.head.bias)
+
+    return Model(init, apply)

@@ -1,0 +1,318 @@
+"""A small functional training loop for Optax: state, compiled steps, early stopping.
+
+Whatever it trains is a tree of parameters and a loss function:
+
+    loss_fn(params, batch, key) -> (loss, metrics)
+
+with a scalar loss, and metrics a dict of names and pairs (total, count), as `rnnjax.metrics.Mean`.
+The key means training; in evaluation it is None.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+if TYPE_CHECKING:
+    import optax
+
+Metrics = Mapping[str, tuple[Array, Array]]
+LossFn = Callable[[Any, Any, Array | None], tuple[Array, Metrics]]
+State = TypeVar("State")
+Result = TypeVar("Result")
+
+
+class TrainState(NamedTuple):
+    """All that a training step reads and writes; a checkpoint of it is a checkpoint of the run."""
+
+    step: Array  # int32, steps taken
+    params: Any
+    opt_state: Any
+    key: Array  # typed; never changes, each step folds its number in
+
+
+class Compilation(NamedTuple):
+    """That a step was compiled, and for what."""
+
+    name: str  # "train step" or "eval step"
+    shapes: dict[str, str]  # path in the batch -> "int32[64,32]"
+    seconds: float  # tracing, lowering and compiling
+
+
+def init_train_state(
+    params: Any, optimizer: optax.GradientTransformation, key: Array
+) -> TrainState:
+    """The state before the first step.
+
+    It owns its arrays: `make_train_step` gives them away to the next state, while the params and
+    the key passed here stay alive.
+
+    Args:
+        params: a tree of floating-point arrays.
+        optimizer: an Optax transformation.
+        key: a typed key, the source of all randomness in the steps.
+
+    Raises:
+        TypeError: the key is not one typed key, or a parameter is not floating-point.
+
+    Example:
+        >>> import optax
+        >>> state = init_train_state({"w": jnp.ones(3)}, optax.adam(1e-3), jax.random.key(0))
+        >>> state.step.item()
+        0
+    """
+    _check_key(key)
+    _check_floating(params)
+    params = jax.tree.map(_owned, params)
+    opt_state = jax.tree.map(_owned, optimizer.init(params))
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, _owned(key))
+
+
+class CompiledStep(Generic[State, Result]):
+    """A pure function of (state, batch), compiled once for each kind of batch.
+
+    Two batches are of one kind when their tree structure, shapes and dtypes agree. Compiling is
+    done ahead of the call, so that it can be timed and reported apart from the work; the state
+    must keep its own structure, shapes and dtypes from call to call.
+
+    Attributes:
+        compilations: what was compiled so far, in order.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[[State, Any], Result],
+        *,
+        donate_state: bool,
+        on_compile: Callable[[Compilation], None] | None,
+    ) -> None:
+        self.compilations: list[Compilation] = []
+        self._name = name
+        self._jitted = jax.jit(function, donate_argnums=0 if donate_state else ())
+        self._on_compile = on_compile
+        self._programs: dict[Any, Callable[[State, Any], Result]] = {}
+
+    def __call__(self, state: State, batch: Any) -> Result:
+        """Runs the program for this kind of batch, compiling it first if it is new."""
+        leaves, structure = jax.tree.flatten(batch)
+        kind = (structure, *map(jax.typeof, leaves))
+        program = self._programs.get(kind)
+        if program is None:
+            program = self._programs[kind] = self._compile(state, batch)
+        return program(state, batch)
+
+    def _compile(self, state: State, batch: Any) -> Callable[[State, Any], Result]:
+        start = time.perf_counter()
+        program = self._jitted.lower(state, batch).compile()
+        seconds = time.perf_counter() - start
+        self.compilations.append(Compilation(self._name, _shapes(batch), seconds))
+        if self._on_compile is not None:
+            self._on_compile(self.compilations[-1])
+        return program
+
+
+def make_train_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    on_compile: Callable[[Compilation], None] | None = None,
+) -> CompiledStep[TrainState, tuple[TrainState, dict[str, tuple[Array, Array]]]]:
+    """One step of stochastic gradient descent, or of whatever Optax makes of the gradient.
+
+    g = ∇ loss(params, batch, fold_in(key, step)),  params ← params + optimizer(g)
+
+    The random key depends on the state alone, so a step taken twice from equal states gives
+    equal results. The state is donated: its arrays are dead after the call; go on with the new
+    one.
+
+    Args:
+        loss_fn: the loss function, see the top of this file.
+        optimizer: an Optax transformation. Clipping and schedules are parts of it.
+        on_compile: called after each compilation with what was compiled.
+
+    Returns:
+        step(state, batch) -> (state, metrics): those of the loss function, and "grad_norm" as
+        the pair (norm of the gradient before the optimizer, 1), so that it merges like the rest.
+
+    Raises:
+        ValueError: when it compiles, if the loss function has a "grad_norm" of its own.
+
+    Example:
+        >>> import optax
+        >>> def loss_fn(params, batch, key):
+        ...     error = ((batch["x"] @ params["w"] - batch["y"]) ** 2).sum()
+        ...     return error, {"loss": (error, jnp.array(1.0))}
+        >>> schedule = optax.cosine_decay_schedule(init_value=0.1, decay_steps=100)
+        >>> optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+        >>> state = init_train_state({"w": jnp.zeros(2)}, optimizer, jax.random.key(0))
+        >>> step = make_train_step(loss_fn, optimizer)
+        >>> batch = {"x": jnp.eye(2), "y": jnp.array([3.0, 4.0])}
+        >>> for _ in range(3):
+        ...     state, metrics = step(state, batch)
+        >>> int(state.step), sorted(metrics), [made.shapes for made in step.compilations]
+        (3, ['grad_norm', 'loss'], [{'x': 'float32[2,2]', 'y': 'float32[2]'}])
+    """
+    import optax
+
+    def train_step(
+        state: TrainState, batch: Any
+    ) -> tuple[TrainState, dict[str, tuple[Array, Array]]]:
+        key = jax.random.fold_in(state.key, state.step)
+        grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, batch, key)
+        if "grad_norm" in metrics:
+            raise ValueError('the train step adds the metric "grad_norm": name yours otherwise')
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        new = TrainState(state.step + 1, params, opt_state, state.key)
+        # A state that drifts to another dtype would not fit the compiled program again.
+        new = jax.tree.map(lambda old, leaf: jnp.asarray(leaf, old.dtype), state, new)
+        norm = optax.tree.norm(jax.tree.map(_raised, grads))
+        return new, {**metrics, "grad_norm": (norm, jnp.ones(()))}
+
+    return CompiledStep("train step", train_step, donate_state=True, on_compile=on_compile)
+
+
+def make_eval_step(
+    loss_fn: LossFn, *, on_compile: Callable[[Compilation], None] | None = None
+) -> CompiledStep[Any, Metrics]:
+    """The metrics of a batch, without gradient and without randomness.
+
+    Args:
+        loss_fn: the loss function of training; it gets None for a key.
+        on_compile: called after each compilation with what was compiled.
+
+    Returns:
+        step(params, batch) -> metrics. Nothing is donated.
+
+    Example:
+        >>> def loss_fn(params, batch, key):
+        ...     assert key is None
+        ...     total = (params * batch).sum()
+        ...     return total / batch.size, {"loss": (total, jnp.array(batch.size))}
+        >>> total, count = make_eval_step(loss_fn)(jnp.array(2.0), jnp.arange(3.0))["loss"]
+        >>> float(total), int(count)
+        (6.0, 3)
+    """
+
+    def eval_step(params: Any, batch: Any) -> Metrics:
+        return loss_fn(params, batch, None)[1]
+
+    return CompiledStep("eval step", eval_step, donate_state=False, on_compile=on_compile)
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """Remembers the best epoch, its parameters, and how long ago it was.
+
+    Immutable, as the rest of the training state: `update` gives the next one.
+
+    Args:
+        metric: the name of the figure to watch.
+        mode: whether larger ("max") or smaller ("min") is better.
+        patience: stop after so many epochs in a row without a better value.
+
+    Raises:
+        ValueError: another mode, or a patience below 1.
+
+    Example:
+        >>> stopping = EarlyStopping("loss", mode="min", patience=2)
+        >>> for epoch, loss in enumerate([0.9, 0.5, 0.7, 0.6]):
+        ...     stopping = stopping.update(epoch, {"loss": loss}, params=jnp.array(loss))
+        >>> stopping.should_stop, stopping.best_epoch, stopping.best_value
+        (True, 1, 0.5)
+    """
+
+    metric: str
+    mode: Literal["max", "min"]
+    patience: int
+    best_value: float | None = None
+    best_epoch: int | None = None
+    best_params: Any = None
+    epochs_since_best: int = 0
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("max", "min"):
+            raise ValueError(f'mode: expected "max" or "min", got {self.mode!r}')
+        if self.patience < 1:
+            raise ValueError(f"patience: expected 1 or more epochs, got {self.patience}")
+
+    def update(self, epoch: int, metrics: Mapping[str, float], params: Any) -> EarlyStopping:
+        """What is known after one more epoch.
+
+        NaN is no improvement on anything, not even on nothing.
+
+        Args:
+            epoch: its number, to be found again in `best_epoch`.
+            metrics: plain numbers by name, as `rnnjax.metrics.compute` gives them.
+            params: the parameters that had them. Copied if they are the best so far, since
+                the next training step would delete the originals.
+
+        Raises:
+            ValueError: the watched metric is not among them.
+        """
+        if self.metric not in metrics:
+            names = ", ".join(sorted(metrics)) or "none"
+            raise ValueError(f"no metric {self.metric!r} to stop early on; there are: {names}")
+        value = float(metrics[self.metric])
+        if not self._improves(value):
+            return replace(self, epochs_since_best=self.epochs_since_best + 1)
+        copied = jax.tree.map(jnp.copy, params)
+        return replace(
+            self, best_value=value, best_epoch=epoch, best_params=copied, epochs_since_best=0
+        )
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether patience has run out."""
+        return self.epochs_since_best >= self.patience
+
+    def _improves(self, value: float) -> bool:
+        if self.best_value is None:
+            return not math.isnan(value)
+        return value > self.best_value if self.mode == "max" else value < self.best_value
+
+
+def _check_key(key: Any) -> None:
+    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not typed or key.shape:
+        given = f"{key.dtype}{list(key.shape)}" if hasattr(key, "dtype") else repr(key)
+        raise TypeError(
+            f"key: expected one typed key, jax.random.key(seed), got {given}; "
+            "jax.random.wrap_key_data turns a legacy uint32 key into a typed one"
+        )
+
+
+def _check_floating(params: Any) -> None:
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise TypeError(
+                f"params{jax.tree_util.keystr(path)}: expected a floating-point array, got "
+                f"{jax.typeof(leaf).str_short()}; what has no gradient belongs in the batch "
+                "or in the loss function"
+            )
+
+
+def _owned(leaf: Any) -> Array:
+    """A copy that nobody else holds, of the leaf's dtype and not weakly typed."""
+    array = jnp.asarray(leaf)
+    return jnp.array(array, array.dtype)
+
+
+def _raised(leaf: Array) -> Array:
+    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+
+
+def _shapes(batch: Any) -> dict[str, str]:
+    shapes = {}
+    for path, leaf in jax.tree.leaves_with_path(batch):
+        name = jax.tree_util.keystr(path, simple=True, separator=".") or "batch"
+        shapes[name] = jax.typeof(leaf).str_short()
+    return shapes
