@@ -183,7 +183,10 @@ def _times_transposed(x: Array, w_t: Array) -> Array:
 
 def _dense(tangents: Any) -> Any:
     def instantiate(t: Any) -> Any:
-        return jnp.zeros(t.aval.shape, t.aval.dtype) if isinstance(t, SymbolicZero) else t
+        if not isinstance(t, SymbolicZero):
+            return t
+        zero: Any = t.aval
+        return jnp.zeros(zero.shape, zero.dtype)
 
     return jax.tree.map(instantiate, tangents, is_leaf=lambda t: isinstance(t, SymbolicZero))
 

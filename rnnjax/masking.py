@@ -127,19 +127,28 @@ def resets_before(resets: Array | None, valid: Array | None, reverse: bool) -> A
     starts = resets if valid is None else resets & valid
     if not reverse:
         return starts
+    following = _shift_back(starts, False)
     if valid is None:
-        last = jnp.zeros((*starts.shape[:-1], 1), bool)
-        return jnp.concatenate([starts[..., 1:], last], axis=-1)
-    return _next_real_start(starts, valid)
+        return following
+    return valid & _at_next_real_step(following, _shift_back(valid, False))
 
 
-def _next_real_start(starts: Array, valid: Array) -> Array:
-    time = starts.shape[-1]
-    steps = jnp.where(valid, jnp.arange(time, dtype=jnp.int32), time)
-    padded = jnp.concatenate([steps, jnp.full((*steps.shape[:-1], 1), time, jnp.int32)], axis=-1)
-    following = jax.lax.cummin(padded, axis=padded.ndim - 1, reverse=True)[..., 1:]
-    starts = jnp.concatenate([starts, jnp.zeros((*starts.shape[:-1], 1), bool)], axis=-1)
-    return jnp.take_along_axis(starts, following, axis=-1)
+def _shift_back(a: Array, last: bool | int) -> Array:
+    """``a`` moved one step towards the start of time, ``last`` in the place set free."""
+    end = jnp.full((*a.shape[:-1], 1), last, a.dtype)
+    return jnp.concatenate([a, end], axis=-1)[..., 1:]
+
+
+def _at_next_real_step(following: Array, real: Array) -> Array:
+    """Spread what stands at each ``real`` step back over the masked steps before it."""
+
+    def nearest(later: tuple[Array, Array], here: tuple[Array, Array]) -> tuple[Array, Array]:
+        found, value = here
+        return found | later[0], jnp.where(found, value, later[1])
+
+    axis = following.ndim - 1
+    _, value = jax.lax.associative_scan(nearest, (real, following), reverse=True, axis=axis)
+    return value
 
 
 def take_last(ys: Array, valid: Array) -> Array:

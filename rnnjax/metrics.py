@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -114,7 +115,8 @@ def cross_entropy(logits: Array, labels: Array, weights: ArrayLike | None = None
     import optax
 
     _check_labels(logits, labels)
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    # NumPy's rule, as JAX's own refuses to promote where promotion is strict.
+    logits = logits.astype(np.promote_types(logits.dtype, np.float32))
     if weights is not None:
         unread = _weights(weights, labels.shape) == 0
         logits = jnp.where(unread[..., None], 0, logits)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 if TYPE_CHECKING:
@@ -307,7 +308,8 @@ def _owned(leaf: Any) -> Array:
 
 
 def _raised(leaf: Array) -> Array:
-    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+    # NumPy's rule, as JAX's own refuses to promote where promotion is strict.
+    return leaf.astype(np.promote_types(leaf.dtype, np.float32))
 
 
 def _shapes(batch: Any) -> dict[str, str]:

@@ -1,0 +1,304 @@
+"""What a user sees of a training run, and what the run leaves on disk."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal
+
+import jax
+
+from rnnjax.training import Compilation
+from rnnjax.weights import named_parameters
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+# Seconds between two readings of the device. Each waits for it, so that a bar that is drawn
+# after every step would slow the run; and a log file is read by people.
+TERMINAL_INTERVAL = 0.5
+LOG_INTERVAL = 10.0
+
+
+def parameter_table(params: Any, file: IO[str] | None = None) -> None:
+    """Prints name, shape, dtype and size of every parameter, and the total.
+
+    Args:
+        params: a tree of arrays or of `jax.ShapeDtypeStruct`s.
+        file: standard output when None; no terminal gets plain aligned text.
+
+    Example:
+        >>> parameter_table({"w": jax.numpy.ones((20, 100)), "b": jax.numpy.ones(100)})
+        parameter  shape      dtype    count
+        b          (100,)     float32    100
+        w          (20, 100)  float32  2,000
+        total                          2,100
+    """
+    output = sys.stdout if file is None else file
+    head = ("parameter", "shape", "dtype", "count")
+    leaves = named_parameters(params)
+    rows = [
+        (name, str(leaf.shape), str(leaf.dtype), f"{leaf.size:,}") for name, leaf in leaves.items()
+    ]
+    total = ("total", "", "", f"{sum(leaf.size for leaf in leaves.values()):,}")
+    if output.isatty():
+        _print_rich(head, rows, total, output)
+    else:
+        _print_plain([head, *rows, total], output)
+
+
+def compiled_line(compilation: Compilation) -> str:
+    """The line that says what was compiled.
+
+    Example:
+        >>> compiled_line(Compilation("train step", {"tokens": "int32[64,32]"}, 1.93))
+        'compiled train step for tokens int32[64,32] in 1.9 s'
+    """
+    shapes = ", ".join(f"{name} {shape}" for name, shape in compilation.shapes.items())
+    return f"compiled {compilation.name} for {shapes} in {compilation.seconds:.1f} s"
+
+
+def epoch_line(record: Mapping[str, Any]) -> str:
+    """The line that sums up an epoch, from its record in metrics.jsonl.
+
+    Example:
+        >>> record = {"epoch": 2, "seconds": 12.34, "train_loss": 0.5, "validation_loss": 0.625}
+        >>> epoch_line(record)
+        'epoch 2: train loss 0.5000 | validation loss 0.6250 | 12.3 s'
+    """
+    splits = []
+    for split in ("train", "validation"):
+        names = [name for name in record if name.startswith(f"{split}_")]
+        figures = {name.removeprefix(f"{split}_"): record[name] for name in names}
+        splits.append(f"{split} {_figures(figures)}")
+    return f"epoch {record['epoch']}: {' | '.join(splits)} | {record['seconds']:.1f} s"
+
+
+class Progress:
+    """Where a run is: a bar in a terminal, now and then a plain line anywhere else.
+
+    Example:
+        >>> with Progress(total_steps=2) as progress:
+        ...     progress.say("epoch 1")
+        ...     progress.advance(lambda: {"loss": 0.5}, tokens=64)
+        epoch 1
+
+    Args:
+        total_steps: steps of the whole run.
+        file: standard output when None.
+        clock: seconds that only grow.
+    """
+
+    def __init__(
+        self,
+        total_steps: int,
+        file: IO[str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.tokens_per_second: float | None = None
+        self._total = total_steps
+        self._file = sys.stdout if file is None else file
+        self._clock = clock
+        self._step = 0
+        self._tokens = 0
+        self._started = self._read_at = clock()
+        self._bar = _bar(total_steps, self._file) if self._file.isatty() else None
+        self._interval = LOG_INTERVAL if self._bar is None else TERMINAL_INTERVAL
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def advance(self, figures: Callable[[], Mapping[str, float]], tokens: int) -> None:
+        """Counts a step, and shows it if the last showing is long enough ago.
+
+        Args:
+            figures: gives loss, accuracy or whatever to show; called only then, since it waits
+                for the device.
+            tokens: how many tokens the step read.
+        """
+        self._step += 1
+        self._tokens += tokens
+        if self._bar is not None:
+            self._bar.update()
+        if self._clock() - self._read_at >= self._interval:
+            self._show(figures())
+
+    def compiled(self, compilation: Compilation) -> None:
+        """Says what was compiled, and takes the time for it out of the rates."""
+        self._started += compilation.seconds
+        self._read_at += compilation.seconds
+        self.say(compiled_line(compilation))
+
+    def epoch(self, record: Mapping[str, Any]) -> None:
+        """Sums up an epoch, and counts tokens anew: the validation before it read none."""
+        self._tokens, self._read_at = 0, self._clock()
+        self.say(epoch_line(record))
+
+    def say(self, line: str) -> None:
+        """Writes a line of its own; a bar stays below it."""
+        if self._bar is None:
+            print(line, file=self._file, flush=True)
+        else:
+            self._bar.write(line, file=self._file)
+
+    def _show(self, figures: Mapping[str, float]) -> None:
+        # The clock is read after the figures: having them means that the steps are really done.
+        now = self._clock()
+        seconds = now - self._read_at
+        self.tokens_per_second = self._tokens / seconds if seconds > 0 else None
+        self._tokens, self._read_at = 0, now
+        text = _figures(figures)
+        if self.tokens_per_second is not None:
+            text += f" {self.tokens_per_second:,.0f} tokens/s"
+        if self._bar is None:
+            self.say(f"step {self._step}/{self._total} {text}, {self._left(now)} left")
+        else:
+            self._bar.set_postfix_str(text)
+
+    def _left(self, now: float) -> str:
+        from tqdm import tqdm
+
+        seconds = (now - self._started) / self._step * (self._total - self._step)
+        return tqdm.format_interval(seconds)
+
+
+class RunFolder:
+    """A folder with the settings of a run, config.json, and its records, metrics.jsonl.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with RunFolder(f"{folder}/run", {"learning_rate": 0.001}) as run:
+        ...         run.write({"kind": "test", "loss": 0.5, "accuracy": float("nan")})
+        ...     print(run.metrics_path.read_text().strip())
+        {"kind": "test", "loss": 0.5, "accuracy": null}
+
+    Args:
+        path: the folder; made if need be, with those above it.
+        config: what the run was started with; plain values, NumPy's and JAX's scalars, paths.
+        existing: what to do with a folder that is not empty: "refuse" it, "resume" it (the
+            records go on, and config.json stays that of the start), or "replace" both files.
+
+    Raises:
+        FileExistsError: the folder is not empty and `existing` is "refuse".
+        ValueError: `existing` is something else.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        config: Mapping[str, Any],
+        existing: Literal["refuse", "resume", "replace"] = "refuse",
+    ) -> None:
+        if existing not in ("refuse", "resume", "replace"):
+            raise ValueError(
+                f'existing: expected "refuse", "resume" or "replace", got {existing!r}'
+            )
+        self.path = Path(path)
+        self.config_path = self.path / "config.json"
+        self.metrics_path = self.path / "metrics.jsonl"
+        self.path.mkdir(parents=True, exist_ok=True)
+        if existing == "refuse" and any(self.path.iterdir()):
+            raise FileExistsError(
+                f"run folder {self.path} is not empty; choose another one, "
+                'or say existing="resume" or existing="replace"'
+            )
+        if existing != "resume" or not self.config_path.exists():
+            self.config_path.write_text(json.dumps(_plain(config), indent=2) + "\n", "utf-8")
+        self._file = self.metrics_path.open("a" if existing == "resume" else "w", encoding="utf-8")
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Adds a record, on disk at once. NaN and infinity, which JSON lacks, become null."""
+        self._file.write(json.dumps(_plain(record), allow_nan=False) + "\n")
+        self._file.flush()
+
+
+def environment() -> dict[str, Any]:
+    """Versions and devices, to be kept beside the settings of a run.
+
+    Returns:
+        Plain values; a package that is not installed, only importable, has version None.
+
+    Example:
+        >>> environment()["jax"] == jax.__version__
+        True
+    """
+    device = jax.devices()[0]
+    packages = ("jax", "jaxlib", "rnnjax", "numpy", "optax")
+    return {
+        "python": platform.python_version(),
+        **{name: _version(name) for name in packages},
+        "device_kind": device.device_kind,
+        "device_count": jax.device_count(),
+        "backend": device.platform,
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "item"):  # a scalar of NumPy or JAX
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _figures(figures: Mapping[str, float]) -> str:
+    return " ".join(f"{name} {value:.4f}" for name, value in figures.items())
+
+
+def _bar(total: int, file: IO[str]) -> tqdm:
+    from tqdm import tqdm
+
+    return tqdm(total=total, file=file, unit="step", dynamic_ncols=True)
+
+
+def _print_plain(rows: list[tuple[str, ...]], file: IO[str]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for *texts, count in rows:
+        cells = [text.ljust(width) for text, width in zip(texts, widths, strict=False)]
+        print(*cells, count.rjust(widths[-1]), sep="  ", file=file)
+
+
+def _print_rich(
+    head: tuple[str, ...], rows: list[tuple[str, ...]], total: tuple[str, ...], file: IO[str]
+) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_footer=True)
+    for name, footer in zip(head, total, strict=True):
+        table.add_column(name, footer, justify="right" if name == "count" else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))  # a Text: "[...]" in a name is no markup
+    Console(file=file).print(table)

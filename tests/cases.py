@@ -1,0 +1,260 @@
+"""The table of cells and layers that every property test runs over, and the oracle for them.
+
+A new cell is a new row of ``CELLS``; a new composition is a new row of ``LAYERS``. The oracle is
+a Python loop over one sequence that looks at nothing but its real steps: no scan, no mask, no
+batch, ordinary autodiff.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import rnnjax
+
+H = 4
+D = 3
+
+
+class GatedParams(NamedTuple):
+    w_ih: Any
+    w_hh: Any
+    bias: Any
+    peephole: Any
+    start: Any
+
+
+def users_own_cell() -> rnnjax.Cell:
+    """A cell from outside the library: one gate, parameters read by ``update``, a learned start."""
+
+    def init(key, input_size):
+        ih, hh, peep, start = jax.random.split(key, 4)
+        return GatedParams(
+            jax.random.normal(ih, (input_size, 2 * H)) * 0.5,
+            jax.random.normal(hh, (H, 2 * H)) * 0.5,
+            jnp.zeros((2 * H,)),
+            jax.random.normal(peep, (H,)),
+            jax.random.normal(start, (H,)),
+        )
+
+    def update(params, carry, z, r):
+        f = jax.nn.sigmoid(z[0] + r[0] + params.peephole * carry)
+        new = f * carry + (1 - f) * jnp.tanh(z[1] * (1 + r[1]))
+        return new, jnp.sin(new)
+
+    return rnnjax.Cell(
+        output_size=H,
+        init=init,
+        initial_carry=lambda params: params.start,
+        project=lambda params, x: tuple(jnp.split(x @ params.w_ih + params.bias, 2)),
+        recurrent=lambda params: params.w_hh,
+        hidden=lambda carry: carry,
+        update=update,
+    )
+
+
+class IndependentParams(NamedTuple):
+    w_ih: Any
+    decay: Any
+
+
+def cell_without_recurrent_matrix() -> rnnjax.Cell:
+    """Every unit sees only its own past; the engine has no product to take."""
+
+    def init(key, input_size):
+        ih, decay = jax.random.split(key)
+        w_ih = jax.random.normal(ih, (input_size, H))
+        return IndependentParams(w_ih, jax.random.uniform(decay, (H,)))
+
+    def update(params, carry, z, r):
+        h = jax.nn.relu(z[0] + params.decay * carry)
+        return h, h
+
+    return rnnjax.Cell(
+        output_size=H,
+        init=init,
+        initial_carry=lambda params: jnp.zeros_like(params.decay),
+        project=lambda params, x: (x @ params.w_ih,),
+        hidden=lambda carry: carry,
+        update=update,
+    )
+
+
+CELLS = {
+    "vanilla": rnnjax.vanilla(H),
+    "vanilla_softplus": rnnjax.vanilla(H, jax.nn.softplus),
+    "lstm": rnnjax.lstm(H),
+    "gru": rnnjax.gru(H),
+    "gru_reset_before": rnnjax.gru(H, reset_after=False),
+    "users_own": users_own_cell(),
+    "no_recurrent_matrix": cell_without_recurrent_matrix(),
+}
+
+
+class One(NamedTuple):
+    cell: rnnjax.Cell
+    reverse: bool = False
+
+
+class Both(NamedTuple):
+    forward: Any
+    backward: Any
+
+
+class Tower(NamedTuple):
+    floors: tuple
+
+
+class Head(NamedTuple):
+    below: Any
+
+
+LAYERS: dict[str, Any] = {
+    **{name: One(cell) for name, cell in CELLS.items()},
+    **{f"{name}_reverse": One(cell, True) for name, cell in CELLS.items() if "soft" not in name},
+    "bidirectional": Both(One(CELLS["lstm"]), One(CELLS["gru"], True)),
+    "stack": Tower((One(CELLS["gru"]), One(CELLS["lstm"], True))),
+    "bidirectional_stack": Tower(
+        (
+            Both(One(CELLS["lstm"]), One(CELLS["lstm"], True)),
+            Both(One(CELLS["users_own"]), One(CELLS["vanilla"], True)),
+        )
+    ),
+    "output_head": Head(One(CELLS["lstm"])),
+}
+
+
+def build(spec: Any, scan_unroll: int = 1) -> rnnjax.Layer:
+    """The layer of a row."""
+    if isinstance(spec, One):
+        return rnnjax.recurrent(spec.cell, reverse=spec.reverse, scan_unroll=scan_unroll)
+    if isinstance(spec, Both):
+        return rnnjax.bidirectional(
+            build(spec.forward, scan_unroll), build(spec.backward, scan_unroll)
+        )
+    if isinstance(spec, Head):
+        return rnnjax.output_head(build(spec.below, scan_unroll), 2, jnp.cos)
+    return rnnjax.stack(*(build(floor, scan_unroll) for floor in spec.floors))
+
+
+def initial_carry(spec: Any, params: Any) -> Any:
+    """The carry of one sequence before its first step."""
+    if isinstance(spec, One):
+        return spec.cell.initial_carry(params)
+    if isinstance(spec, Both):
+        return rnnjax.Directions(
+            initial_carry(spec.forward, params.forward),
+            initial_carry(spec.backward, params.backward),
+        )
+    if isinstance(spec, Head):
+        return initial_carry(spec.below, params.layer)
+    return tuple(initial_carry(f, p) for f, p in zip(spec.floors, params, strict=True))
+
+
+def alone(spec: Any, params: Any, xs: list, starts: list[bool], carry: Any) -> tuple[Any, list]:
+    """The oracle: the real steps ``xs`` of one sequence, a new segment wherever ``starts``."""
+    if isinstance(spec, Both):
+        forward, ahead = alone(spec.forward, params.forward, xs, starts, carry.forward)
+        backward, back = alone(spec.backward, params.backward, xs, starts, carry.backward)
+        ys = [jnp.concatenate([a, b]) for a, b in zip(ahead, back, strict=True)]
+        return rnnjax.Directions(forward, backward), ys
+    if isinstance(spec, Head):
+        carry, hs = alone(spec.below, params.layer, xs, starts, carry)
+        return carry, [jnp.cos(h @ params.w + params.bias) for h in hs]
+    if isinstance(spec, Tower):
+        carries = []
+        for floor, p, c in zip(spec.floors, params, carry, strict=True):
+            c, xs = alone(floor, p, xs, starts, c)
+            carries.append(c)
+        return tuple(carries), xs
+    return _loop(spec, params, xs, starts, carry)
+
+
+def _loop(spec: One, params: Any, xs: list, starts: list[bool], carry: Any) -> tuple[Any, list]:
+    ys: list = [None] * len(xs)
+    order = range(len(xs))
+    for t in reversed(order) if spec.reverse else order:
+        crossing = starts[t] if not spec.reverse else t + 1 < len(xs) and starts[t + 1]
+        if crossing:
+            carry = spec.cell.initial_carry(params)
+        carry, ys[t] = _step(spec.cell, params, carry, xs[t])
+    return carry, ys
+
+
+def _step(cell: rnnjax.Cell, params: Any, carry: Any, x: Any) -> tuple[Any, Any]:
+    z = cell.project(params, x)
+    if cell.step is not None:
+        return cell.step(params, carry, z)
+    r: tuple = ()
+    if cell.recurrent is not None:
+        r = tuple(jnp.split(cell.hidden(carry) @ cell.recurrent(params), len(z)))
+    return cell.update(params, carry, z, r)
+
+
+class Ragged(NamedTuple):
+    """A batch with its options; ``valid`` and ``starts`` say what they mean, row by row."""
+
+    xs: Any
+    options: dict
+    valid: np.ndarray
+    starts: np.ndarray
+
+
+B, T = 3, 4
+LENGTHS = np.array([4, 2, 0])
+MASK = np.array([[True, False, True, True], [False, True, True, False], [False] * 4])
+RESETS = np.array(
+    [[False, False, True, True], [True, True, False, True], [False, True, False, True]]
+)
+OPTIONS: dict[str, dict] = {
+    "plain": {},
+    "lengths": {"lengths": LENGTHS},
+    "mask": {"mask": MASK},
+    "resets": {"resets": RESETS},
+    "all": {"lengths": np.array([4, 3, 2]), "mask": MASK, "resets": RESETS},
+}
+
+
+def ragged(options: str, seed: int = 0) -> Ragged:
+    """A batch [B, T, D] with the options of a row of ``OPTIONS``."""
+    given = OPTIONS[options]
+    xs = jax.random.normal(jax.random.key(seed), (B, T, D), jnp.result_type(float))
+    valid = np.arange(T) < given.get("lengths", np.full(B, T))[:, None]
+    valid = valid & given.get("mask", np.ones((B, T), bool))
+    return Ragged(xs, given, valid, given.get("resets", np.zeros((B, T), bool)))
+
+
+def batch_alone(spec: Any, params: Any, batch: Ragged, carry: Any, xs: Any) -> tuple[Any, Any]:
+    """The oracle row by row: the carries stacked, the outputs put back with zeros between."""
+    carries, outputs = [], []
+    size = build(spec).output_size
+    for b in range(B):
+        real = np.flatnonzero(batch.valid[b])
+        start = jax.tree.map(lambda a, b=b: a[b], carry)
+        final, ys = alone(
+            spec, params, [xs[b, t] for t in real], list(batch.starts[b, real]), start
+        )
+        row = [jnp.zeros((size,), xs.dtype)] * T
+        for t, y in zip(real, ys, strict=True):
+            row[t] = y
+        carries.append(final)
+        outputs.append(jnp.stack(row))
+    return jax.tree.map(lambda *a: jnp.stack(a), *carries), jnp.stack(outputs)
+
+
+def init(spec: Any, seed: int = 1) -> Any:
+    """Parameters of a row, in the default float dtype."""
+    params = build(spec).init(jax.random.key(seed), D)
+    return jax.tree.map(lambda a: a.astype(jnp.result_type(float)), params)
+
+
+def random_carry(spec: Any, params: Any, seed: int = 2) -> Any:
+    """An initial carry [B, ...] other than the cell's own."""
+    leaves, treedef = jax.tree.flatten(initial_carry(spec, params))
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    drawn = [
+        0.5 * jax.random.normal(k, (B, *a.shape), a.dtype)
+        for k, a in zip(keys, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, drawn)

@@ -1,0 +1,120 @@
+"""Wrong arguments: each a ValueError that names the argument, what was expected and what came."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rnnjax
+
+CELL = rnnjax.lstm(4)
+PARAMS = CELL.init(jax.random.key(0), 3)
+XS = jnp.ones((2, 5, 3))
+KEY = jax.random.key(0)
+
+
+def unroll(xs=XS, *args, **options):
+    return rnnjax.unroll(CELL, PARAMS, xs, *args, **options)
+
+
+def table(*args, **options):
+    return rnnjax.embedding(*args, **options).init(KEY)
+
+
+def classify(tokens, **options):
+    model = rnnjax.classifier(rnnjax.embedding(10, 2), CELL, 3, **options)
+    return model.apply(model.init(KEY), tokens)
+
+
+CASES = {
+    "lengths too long": (lambda: unroll(lengths=[5, 6]), "lengths", "[0, 5]", "6 at index (1,)"),
+    "lengths negative": (lambda: unroll(lengths=[-1, 2]), "lengths", "[0, 5]", "-1 at index (0,)"),
+    "lengths shape": (lambda: unroll(lengths=[5]), "lengths", "(2,)", "(1,)"),
+    "lengths float": (lambda: unroll(lengths=[5.0, 2.0]), "lengths", "integers", "float64"),
+    "lengths bool": (lambda: unroll(lengths=[True, False]), "lengths", "integers", "bool"),
+    "lengths ragged": (lambda: unroll(lengths=[[1], [1, 2]]), "lengths", "one array", "unequal"),
+    "mask shape": (lambda: unroll(mask=np.ones((2, 4), bool)), "mask", "(2, 5)", "(2, 4)"),
+    "mask dtype": (lambda: unroll(mask=np.ones((2, 5))), "mask", "bool", "float64"),
+    "resets dtype": (lambda: unroll(resets=np.ones((2, 5), int)), "resets", "bool", "int64"),
+    "resets shape": (lambda: unroll(resets=np.ones(5, bool)), "resets", "(2, 5)", "(5,)"),
+    "xs rank": (lambda: unroll(jnp.ones(3)), "xs", "[..., T, D]", "(3,)"),
+    "xs dtype": (lambda: unroll(jnp.ones((5, 3), int)), "xs", "floating", "int32"),
+    "xs size": (lambda: unroll(jnp.ones((5, 7))), "input", "size 3", "size 7"),
+    "carry structure": (
+        lambda: unroll(initial_carry=jnp.zeros((2, 4))),
+        "initial_carry",
+        "LSTMCarry",
+        "PyTreeDef(*)",
+    ),
+    "carry shape": (
+        lambda: unroll(initial_carry=rnnjax.LSTMCarry(jnp.zeros((2, 4)), jnp.zeros((4,)))),
+        "initial_carry.c",
+        "(2, 4)",
+        "(4,)",
+    ),
+    "scan_unroll": (lambda: unroll(scan_unroll=0), "scan_unroll", "positive", "0"),
+    "not a cell": (lambda: rnnjax.unroll(3, PARAMS, XS), "cell", "rnnjax.Cell", "int"),
+    "half a cell": (
+        lambda: rnnjax.unroll(CELL._replace(update=None), PARAMS, XS),
+        "cell",
+        "update",
+        "step",
+    ),
+    "hidden_size": (lambda: rnnjax.lstm(0), "hidden_size", "positive integer", "0"),
+    "hidden_size float": (lambda: rnnjax.gru(4.0), "hidden_size", "positive integer", "4.0"),
+    "hidden_size bool": (lambda: rnnjax.vanilla(True), "hidden_size", "positive integer", "True"),
+    "input_size": (lambda: CELL.init(KEY, -1), "input_size", "positive integer", "-1"),
+    "initializer": (lambda: rnnjax.lstm(4, initializer="x"), "initializer", "pytorch", "'x'"),
+    "old key": (lambda: CELL.init(jax.random.PRNGKey(0), 3), "key", "jax.random.key", "uint32"),
+    "no gates": (lambda: rnnjax.trace_gates(rnnjax.vanilla(3)), "cell", "gates", "None"),
+    "layer of nothing": (lambda: rnnjax.recurrent("lstm"), "cell", "rnnjax.Cell", "str"),
+    "stack of nothing": (lambda: rnnjax.stack(), "stack", "at least one", "none"),
+    "stack of a string": (lambda: rnnjax.stack("lstm"), "expected", "rnnjax.Layer", "str"),
+    "dropout": (lambda: rnnjax.stack(CELL, dropout=1.0), "dropout", "[0, 1)", "1.0"),
+    "one direction": (
+        lambda: rnnjax.bidirectional(rnnjax.recurrent(CELL)),
+        "backward",
+        "cell",
+        "layer",
+    ),
+    "stack carry": (
+        lambda: rnnjax.stack(CELL, CELL).apply((PARAMS, PARAMS), XS, initial_carry=(None,)),
+        "initial_carry",
+        "2 parts",
+        "(None,)",
+    ),
+    "tokens float": (lambda: classify(jnp.ones((2, 3))), "tokens", "integers", "float32"),
+    "tokens outside": (lambda: classify([[1, 2], [3, 10]]), "tokens", "[0, 10)", "10 at index"),
+    "tokens negative": (lambda: classify([[1, -2]]), "tokens", "[0, 10)", "-2 at index (0, 1)"),
+    "pooling": (lambda: classify([[1]], pooling="sum"), "pooling", "'mean'", "'sum'"),
+    "vectors": (
+        lambda: table(3, vectors=np.ones((2, 4))),
+        "vectors",
+        "(3, E)",
+        "(2, 4)",
+    ),
+    "vectors size": (
+        lambda: table(3, 5, vectors=np.ones((3, 4))),
+        "embedding_size",
+        "5",
+        "size 4",
+    ),
+    "frozen noise": (lambda: table(3, 5, frozen=True), "frozen", "vectors", "random"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_message_names_argument_expectation_and_what_came(case):
+    call, *parts = CASES[case]
+    with pytest.raises(ValueError, match=re.escape(parts[0])) as caught:
+        call()
+    for part in parts[1:]:
+        assert part in str(caught.value)
+
+
+def test_a_key_that_is_no_key_is_refused_by_every_combinator():
+    for layer in (rnnjax.bidirectional(CELL), rnnjax.stack(CELL), rnnjax.output_head(CELL, 2)):
+        with pytest.raises(ValueError, match="key must be a typed key"):
+            layer.init(0, 3)

@@ -1,0 +1,276 @@
+"""Padding, buckets and batches, against brute force and plain loops."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rnnjax.data import BucketedBatches, DataError, choose_boundaries, flatten, pad, truncate
+
+IDS = st.integers(-(2**31), 2**31 - 1)
+SEQUENCES = st.lists(st.lists(IDS, max_size=7), max_size=8)
+EXAMPLES = st.lists(
+    st.tuples(st.lists(st.integers(1, 99), min_size=1, max_size=12), st.integers(0, 4)),
+    min_size=1,
+    max_size=30,
+)
+
+
+def batches_of(examples, **settings):
+    sequences = [ids for ids, _ in examples]
+    labels = [label for _, label in examples]
+    chosen = {"batch_size": 4, "boundaries": (3, 6, 12), "seed": 0} | settings
+    return BucketedBatches(sequences, labels, **chosen)
+
+
+def some_batches(**settings):
+    random = np.random.default_rng(1)
+    examples = [
+        (random.integers(1, 50, length).tolist(), int(length % 3))
+        for length in random.integers(1, 13, 100)
+    ]
+    return batches_of(examples, **settings)
+
+
+# Padding
+
+
+def test_pad_puts_zeros_on_the_right():
+    tokens, lengths = pad([[1, 6, 9], [], [5]])
+    np.testing.assert_array_equal(tokens, [[1, 6, 9], [0, 0, 0], [5, 0, 0]])
+    np.testing.assert_array_equal(lengths, [3, 0, 1])
+    assert tokens.dtype == lengths.dtype == np.int32
+
+
+def test_pad_takes_a_length_and_a_value():
+    tokens, _ = pad([[1], [2, 3]], length=4, value=-7)
+    np.testing.assert_array_equal(tokens, [[1, -7, -7, -7], [2, 3, -7, -7]])
+
+
+def test_pad_of_nothing_is_empty():
+    tokens, lengths = pad([], length=5)
+    assert tokens.shape == (0, 5)
+    assert lengths.shape == (0,)
+
+
+@given(SEQUENCES)
+def test_pad_loses_and_adds_nothing(sequences):
+    tokens, lengths = pad(sequences)
+    rows = zip(tokens.tolist(), lengths.tolist(), strict=True)
+    assert [row[:length] for row, length in rows] == sequences
+    assert tokens.shape[1] == max(map(len, sequences), default=0)
+    rest = [value for row, s in zip(tokens, sequences, strict=True) for value in row[len(s) :]]
+    assert not any(rest)
+
+
+@given(SEQUENCES)
+def test_pad_takes_arrays_as_it_takes_lists(sequences):
+    arrays = [np.array(sequence, np.int64) for sequence in sequences]
+    np.testing.assert_array_equal(pad(arrays)[0], pad(sequences)[0])
+
+
+@pytest.mark.parametrize(
+    ("sequences", "message"),
+    [
+        ([[1], [2, 3, 4]], "sequence 1: expected at most 2 ids, got 3"),
+        ([[1], [2.5]], "sequence 1: expected one axis of integers, got 1 axes of float64"),
+        ([["a"]], "sequence 0: expected one axis of integers"),
+        ([[True]], "sequence 0: expected one axis of integers, got 1 axes of bool"),
+        ([[[1, 2]]], "sequence 0: expected one axis of integers, got 2 axes"),
+        ([[], [1, 2**31]], "sequence 1: expected 32-bit ids, got 2147483648"),
+    ],
+)
+def test_pad_names_the_sequence_that_does_not_fit(sequences, message):
+    with pytest.raises(DataError, match=message):
+        pad(sequences, length=2)
+
+
+@given(SEQUENCES)
+def test_flat_values_know_their_sequence(sequences):
+    ragged = flatten(sequences)
+    owners = [i for i, sequence in enumerate(sequences) for _ in sequence]
+    assert [ragged.row_of(position) for position in range(len(owners))] == owners
+
+
+def test_truncate_keeps_the_head_or_the_tail():
+    sequences = [[1, 2, 3, 4], [5, 6]]
+    assert truncate(sequences, 3) == [[1, 2, 3], [5, 6]]
+    assert truncate(sequences, 3, keep="tail") == [[2, 3, 4], [5, 6]]
+
+
+def test_truncate_refuses_what_it_does_not_know():
+    with pytest.raises(DataError, match="max_length: expected at least 1, got 0"):
+        truncate([[1]], 0)
+    with pytest.raises(DataError, match="got 'middle'"):
+        truncate([[1]], 1, keep="middle")  # type: ignore[arg-type]
+
+
+# Boundaries
+
+
+def padded_steps(lengths, boundaries):
+    return sum(min(b for b in boundaries if b >= length) for length in lengths)
+
+
+def least_padded_steps(lengths, count, multiple):
+    """All choices of at most ``count`` multiples that end at the one above the longest."""
+    last = -(-max(lengths) // multiple) * multiple
+    others = range(multiple, last, multiple)
+    return min(
+        padded_steps(lengths, (*chosen, last))
+        for size in range(count)
+        for chosen in combinations(others, size)
+    )
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=12), st.integers(1, 4), st.integers(2, 5))
+def test_boundaries_leave_the_least_padding_of_all_choices(lengths, count, multiple):
+    boundaries = choose_boundaries(lengths, count, multiple)
+    assert len(boundaries) <= count
+    assert all(boundary % multiple == 0 for boundary in boundaries)
+    assert list(boundaries) == sorted(set(boundaries))
+    assert boundaries[-1] - multiple < max(lengths) <= boundaries[-1]
+    assert padded_steps(lengths, boundaries) == least_padded_steps(lengths, count, multiple)
+
+
+def test_boundaries_of_a_worked_example():
+    assert choose_boundaries([1] * 10 + [9] * 10 + [60], count=2) == (16, 64)
+    assert choose_boundaries([1] * 90 + [9] * 10 + [60], count=2) == (8, 64)
+    assert choose_boundaries([5, 12], count=7) == (8, 16)
+    assert choose_boundaries(np.array([3, 4], np.int32), count=1, multiple=1) == (4,)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "count", "multiple"), [([], 2, 8), ([3, 0], 2, 8), ([3], 0, 8), ([3], 1, 0)]
+)
+def test_boundaries_refuse_what_cannot_be_divided(lengths, count, multiple):
+    with pytest.raises(DataError, match="expected"):
+        choose_boundaries(lengths, count, multiple)
+
+
+# Batches
+
+
+@given(EXAMPLES, st.integers(1, 5), st.integers(0, 3), st.booleans())
+def test_every_example_appears_once_with_its_label(examples, batch_size, n, shuffle):
+    batches = batches_of(examples, batch_size=batch_size, shuffle=shuffle)
+    seen = [
+        (tokens[:length].tolist(), int(label))
+        for batch in batches.epoch(n)
+        for tokens, length, label, weight in zip(*batch, strict=True)
+        if weight
+    ]
+    assert sorted(seen) == sorted(examples)
+
+
+@given(EXAMPLES, st.integers(1, 5), st.booleans())
+def test_rows_are_the_examples_that_epoch_indices_names(examples, batch_size, shuffle):
+    batches = batches_of(examples, batch_size=batch_size, shuffle=shuffle)
+    for batch, rows in zip(batches.epoch(2), batches.epoch_indices(2), strict=True):
+        expected, lengths = pad([examples[i][0] for i in rows], length=batch.tokens.shape[1])
+        real = len(rows)
+        np.testing.assert_array_equal(batch.tokens[:real], expected)
+        np.testing.assert_array_equal(batch.lengths[:real], lengths)
+        np.testing.assert_array_equal(batch.labels[:real], [examples[i][1] for i in rows])
+        np.testing.assert_array_equal(batch.weights, [1.0] * real + [0.0] * (batch_size - real))
+
+
+@given(EXAMPLES, st.integers(1, 5))
+def test_filler_rows_are_empty_in_every_field(examples, batch_size):
+    for batch in batches_of(examples, batch_size=batch_size).epoch(0):
+        filler = batch.weights == 0
+        assert not any(field[filler].any() for field in batch)
+
+
+@given(EXAMPLES, st.integers(1, 5))
+def test_shapes_and_counts_are_those_of_the_epoch(examples, batch_size):
+    batches = batches_of(examples, batch_size=batch_size)
+    epoch = list(batches.epoch(1))
+    assert len(batches) == len(epoch)
+    assert set(batches.shapes) == {batch.tokens.shape for batch in epoch}
+    assert len(batches.shapes) == len(set(batches.shapes)) <= 3
+    steps = sum(batch.tokens.size for batch in epoch)
+    real = sum(int(batch.lengths.sum()) for batch in epoch)
+    assert batches.padding_fraction == pytest.approx(1 - real / steps)
+
+
+@given(EXAMPLES)
+def test_each_example_is_in_the_smallest_bucket_that_holds_it(examples):
+    for batch in batches_of(examples).epoch(0):
+        boundary = batch.tokens.shape[1]
+        smaller = {3: 0, 6: 3, 12: 6}[boundary]
+        assert all(smaller < length <= boundary for length in batch.lengths[batch.weights > 0])
+
+
+def test_batches_have_the_documented_types():
+    for batch in some_batches().epoch(0):
+        types = [field.dtype for field in batch]
+        assert types == [np.int32, np.int32, np.int32, np.float32]
+        assert batch.tokens.shape[0] == 4
+        assert batch.lengths.shape == batch.labels.shape == batch.weights.shape == (4,)
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    def order(batches, n):
+        return [rows.tolist() for rows in batches.epoch_indices(n)]
+
+    used = some_batches(seed=3)
+    list(used.epoch(0))
+    list(used.epoch(7))
+    assert order(used, 5) == order(some_batches(seed=3), 5)
+    assert order(used, 5) != order(used, 6)
+    assert order(used, 5) != order(some_batches(seed=4), 5)
+
+
+def test_shuffled_batches_mix_the_buckets():
+    lengths = [batch.tokens.shape[1] for batch in some_batches().epoch(0)]
+    assert lengths != sorted(lengths)
+
+
+def test_unshuffled_epochs_are_equal_and_rise_in_length():
+    batches = some_batches(shuffle=False)
+    lengths = [length for batch in batches.epoch(0) for length in batch.lengths if length]
+    assert lengths == sorted(lengths)
+    for first, second in zip(batches.epoch_indices(0), batches.epoch_indices(9), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": [0, 1]}, r"labels: expected one for each of 3 sequences, got \(2,\)"),
+        ({"sequences": [], "labels": []}, "sequences: expected at least 1, got none"),
+        ({"sequences": [[1], [], []]}, "sequence 1: expected at least 1 id, got 0"),
+        ({"sequences": [[1], [2], [3] * 5]}, "sequence 2: expected at most 4 ids, got 5"),
+        ({"sequences": [[1], [2, 10], [11]]}, r"sequence 1: expected ids in \[0, 10\), got 10"),
+        ({"sequences": [[1], [2], [-1]]}, r"sequence 2: expected ids in \[0, 10\), got -1"),
+        ({"labels": [0, 3, 4]}, r"label 1: expected one in \[0, 3\), got 3"),
+        ({"labels": [0, 1, -1]}, r"label 2: expected one in \[0, 3\), got -1"),
+        ({"labels": [0, 1, -1], "num_classes": None}, "label 2: expected .* got -1"),
+        ({"labels": [0.0, 1.0, 2.0]}, "labels: expected integers, got float64"),
+        ({"boundaries": ()}, "boundaries: expected rising lengths"),
+        ({"boundaries": (4, 4)}, "boundaries: expected rising lengths"),
+        ({"boundaries": (0, 4)}, "boundaries: expected rising lengths"),
+        ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
+        ({"seed": -1}, "seed: expected at least 0, got -1"),
+    ],
+)
+def test_the_first_thing_that_does_not_fit_is_named(changes, message):
+    arguments = {
+        "sequences": [[1, 2], [3], [4, 5, 6, 7]],
+        "labels": [0, 1, 2],
+        "batch_size": 2,
+        "boundaries": (2, 4),
+        "seed": 0,
+        "vocab_size": 10,
+        "num_classes": 3,
+    }
+    with pytest.raises(DataError, match=message):
+        BucketedBatches(**(arguments | changes))
+
+
+def test_a_negative_epoch_is_refused():
+    with pytest.raises(DataError, match="at least 0, got -1"):
+        some_batches().epoch_indices(-1)

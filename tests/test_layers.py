@@ -1,0 +1,158 @@
+"""What the combinators add to the sequence law: shapes of trees, dropout, last outputs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rnnjax
+
+KEY = jax.random.key(0)
+XS = jax.random.normal(jax.random.key(1), (3, 6, 4))
+LENGTHS = np.array([6, 2, 0])
+
+
+def both_ways():
+    return rnnjax.bidirectional(rnnjax.lstm(5), rnnjax.gru(3))
+
+
+def test_a_cell_in_backward_place_runs_in_reverse():
+    layer = both_ways()
+    params = layer.init(KEY, 4)
+    carry, ys = layer.apply(params, XS, LENGTHS)
+    for reverse, cell, part, half in (
+        (False, rnnjax.lstm(5), "forward", ys[..., :5]),
+        (True, rnnjax.gru(3), "backward", ys[..., 5:]),
+    ):
+        expected, outputs = rnnjax.unroll(
+            cell, getattr(params, part), XS, LENGTHS, reverse=reverse
+        )
+        np.testing.assert_array_equal(half, outputs)
+        jax.tree.map(np.testing.assert_array_equal, getattr(carry, part), expected)
+
+
+def test_the_last_output_is_what_each_direction_says_at_its_own_end():
+    layer = rnnjax.stack(rnnjax.gru(4), both_ways())
+    carry, ys = layer.apply(layer.init(KEY, 4), XS, LENGTHS)
+    valid = rnnjax.lengths_to_mask(LENGTHS, 6)
+    expected = jnp.concatenate([carry[1].forward.h, carry[1].backward], axis=-1)
+    np.testing.assert_array_equal(layer.last(ys, valid), expected)
+    assert np.all(layer.last(ys, valid)[2] == 0)
+
+
+def test_a_stack_is_its_layers_one_after_the_other():
+    floors = [both_ways(), rnnjax.recurrent(rnnjax.vanilla(2), reverse=True)]
+    layer = rnnjax.stack(*floors)
+    params = layer.init(KEY, 4)
+    carry, ys = layer.apply(params, XS, LENGTHS)
+    first, between = floors[0].apply(params[0], XS, LENGTHS)
+    second, expected = floors[1].apply(params[1], between, LENGTHS)
+    np.testing.assert_array_equal(ys, expected)
+    jax.tree.map(np.testing.assert_array_equal, carry, (first, second))
+
+
+def test_carries_given_back_continue_the_sequence():
+    layer = rnnjax.stack(rnnjax.lstm(4), rnnjax.gru(3))
+    params = layer.init(KEY, 4)
+    _, whole = layer.apply(params, XS)
+    carry, first = layer.apply(params, XS[:, :2])
+    _, second = layer.apply(params, XS[:, 2:], initial_carry=carry)
+    np.testing.assert_allclose(jnp.concatenate([first, second], 1), whole, rtol=1e-6)
+
+
+def test_a_streamed_step_equals_the_whole_sequence():
+    cell = rnnjax.lstm(4)
+    params = cell.init(KEY, 4)
+    _, whole = rnnjax.unroll(cell, params, XS)
+    carry = None
+    for t in range(XS.shape[1]):
+        carry, ys = rnnjax.unroll(cell, params, XS[:, t : t + 1], initial_carry=carry)
+        np.testing.assert_allclose(ys[:, 0], whole[:, t], rtol=1e-6)
+
+
+def test_dropout_acts_between_layers_and_only_with_a_key():
+    ones = rnnjax.Layer(
+        init=lambda key, size: (),
+        apply=lambda params, xs, lengths=None, **_: ((), jnp.ones_like(xs)),
+        output_size=4,
+        last=lambda ys, valid: ys[..., -1, :],
+    )
+    echo = ones._replace(apply=lambda params, xs, lengths=None, **_: ((), xs))
+    layer = rnnjax.stack(ones, echo, dropout=0.25)
+    many = jnp.ones((50, 50, 4))
+    assert np.all(layer.apply(((), ()), many)[1] == 1)
+    dropped = layer.apply(((), ()), many, key=KEY)[1]
+    assert set(np.unique(dropped)) == {np.float32(0), np.float32(1 / 0.75)}
+    assert abs(np.mean(dropped == 0) - 0.25) < 0.02
+    np.testing.assert_array_equal(dropped, layer.apply(((), ()), many, key=KEY)[1])
+    single = rnnjax.stack(ones, dropout=0.25)
+    assert np.all(single.apply(((),), many, key=KEY)[1] == 1)
+
+
+def test_dropout_keeps_padding_zero_and_differs_between_keys():
+    layer = rnnjax.stack(rnnjax.lstm(4), rnnjax.lstm(4), dropout=0.5)
+    params = layer.init(KEY, 4)
+    one, other = (layer.apply(params, XS, LENGTHS, key=jax.random.key(k))[1] for k in (1, 2))
+    assert not np.allclose(one[0], other[0])
+    assert np.all(one[1, 2:] == 0)
+    assert np.all(one[2] == 0)
+
+
+def test_an_output_head_reads_the_new_state():
+    layer = rnnjax.output_head(rnnjax.vanilla(5), 2, jax.nn.sigmoid)
+    params = layer.init(KEY, 4)
+    carry, ys = layer.apply(params, XS)
+    expected = jax.nn.sigmoid(carry @ params.w + params.bias[None])
+    np.testing.assert_allclose(ys[:, -1], expected, rtol=1e-6)
+    assert np.all(layer.apply(params, XS, LENGTHS)[1][1, 2:] == 0)
+
+
+def test_bidirectional_has_twice_the_parameters():
+    cell = rnnjax.lstm(5)
+
+    def count(params):
+        return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+    assert count(rnnjax.bidirectional(cell).init(KEY, 4)) == 2 * count(cell.init(KEY, 4))
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "gru_before"])
+def test_gate_traces_are_the_gates_of_the_equations(name):
+    cell = {
+        "lstm": rnnjax.lstm(5),
+        "gru": rnnjax.gru(5),
+        "gru_before": rnnjax.gru(5, reset_after=False),
+    }[name]
+    params = cell.init(KEY, 4)
+    _, plain = rnnjax.unroll(cell, params, XS, LENGTHS)
+    carry, (ys, gates) = rnnjax.unroll(rnnjax.trace_gates(cell), params, XS, LENGTHS)
+    np.testing.assert_allclose(ys, plain, rtol=1e-6)
+    for gate in gates:
+        assert np.all(gate[1, 2:] == 0)
+    if name == "lstm":
+        c = np.zeros((3, 5))
+        for t in range(6):
+            new = gates.f[:, t] * c + gates.i[:, t] * gates.g[:, t]
+            c = np.where((t < LENGTHS)[:, None], new, c)
+        np.testing.assert_allclose(carry.c, c, rtol=1e-5)
+    else:
+        h = np.zeros((3, 5))
+        for t in range(6):
+            new = (1 - gates.z[:, t]) * gates.n[:, t] + gates.z[:, t] * h
+            h = np.where((t < LENGTHS)[:, None], new, h)
+        np.testing.assert_allclose(carry, h, rtol=1e-5)
+
+
+def test_a_second_call_with_the_same_cell_does_not_trace_again():
+    traces = []
+
+    def activation(x):
+        traces.append(x)
+        return jnp.tanh(x)
+
+    cell = rnnjax.vanilla(4, activation)
+    params = cell.init(KEY, 4)
+    rnnjax.unroll(cell, params, XS, LENGTHS)
+    first = len(traces)
+    rnnjax.unroll(cell, params, XS + 1, np.array([1, 2, 3]))
+    assert len(traces) == first > 0

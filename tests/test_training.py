@@ -1,0 +1,360 @@
+"""Training steps against NumPy float64; what compiles, what is given away, what repeats."""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rnnjax.training import EarlyStopping, init_train_state, make_eval_step, make_train_step
+
+RNG = np.random.default_rng(0)
+BATCHES = [(RNG.normal(size=(4, 3)), RNG.normal(size=4)) for _ in range(3)]
+
+
+def squared_error(params, batch, key):
+    x, y = batch
+    error = x @ params["w"] + params["b"] - y
+    return (error**2).mean(), {"loss": ((error**2).sum(), jnp.array(float(y.size)))}
+
+
+def noisy(params, batch, key):
+    """A loss whose gradient is the noise itself."""
+    noise = jax.random.normal(key, params["w"].shape)
+    return (noise * params["w"]).sum(), {}
+
+
+def start(dtype=jnp.float32):
+    return {"w": jnp.zeros(3, dtype), "b": jnp.zeros((), dtype)}
+
+
+def to_device(batch):
+    return tuple(jnp.asarray(array, jnp.float32) for array in batch)
+
+
+def counted(loss_fn):
+    """The loss function, and the list of the batch shapes that it was traced for."""
+    traces = []
+
+    def loss(params, batch, key):
+        traces.append(jax.tree.map(jnp.shape, batch))
+        return loss_fn(params, batch, key)
+
+    return loss, traces
+
+
+def assert_trees_equal(first, second):
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_sgd_steps_are_those_of_numpy():
+    w, b, rate, norms = np.zeros(3), 0.0, 0.1, []
+    state = init_train_state(start(), optax.sgd(rate), jax.random.key(0))
+    step = make_train_step(squared_error, optax.sgd(rate))
+    for x, y in BATCHES:
+        error = x @ w + b - y
+        gradient_w, gradient_b = 2 * x.T @ error / len(y), 2 * error.mean()
+        w, b = w - rate * gradient_w, b - rate * gradient_b
+        norm = np.sqrt((gradient_w**2).sum() + gradient_b**2)
+
+        state, metrics = step(state, to_device((x, y)))
+        assert metrics["loss"][0].item() == pytest.approx((error**2).sum(), rel=1e-5)
+        assert metrics["loss"][1] == 4
+        assert metrics["grad_norm"][0].item() == pytest.approx(norm, rel=1e-5)
+        assert metrics["grad_norm"][1] == 1
+        norms.append(norm)
+    np.testing.assert_allclose(state.params["w"], w, rtol=1e-5)
+    np.testing.assert_allclose(state.params["b"], b, rtol=1e-5)
+    assert state.step == len(norms) == 3
+
+
+def test_clipping_and_schedules_are_parts_of_the_optimizer():
+    """One step of length schedule(step) * clip along the gradient, as the norm is above it."""
+    schedule = optax.linear_schedule(0.5, 0.1, transition_steps=2)
+    optimizer = optax.chain(optax.clip_by_global_norm(0.01), optax.sgd(schedule))
+    state = init_train_state(start(), optimizer, jax.random.key(0))
+    step = make_train_step(squared_error, optimizer)
+    for rate in (0.5, 0.3, 0.1, 0.1):
+        before = jax.tree.map(np.asarray, jax.device_get(state.params))
+        state, metrics = step(state, to_device(BATCHES[0]))
+        moved = jax.tree.map(lambda new, old: ((new - old) ** 2).sum(), state.params, before)
+        assert metrics["grad_norm"][0] > 0.01  # that of the gradient, not of the clipped one
+        assert np.sqrt(sum(jax.tree.leaves(moved))) == pytest.approx(rate * 0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.adamw(0.1),
+        # Adam's 0.999 is 1 as a bfloat16, and so injected it divides by 0 in Optax itself.
+        optax.inject_hyperparams(optax.sgd)(learning_rate=0.1),
+        optax.apply_if_finite(optax.sgd(0.1, momentum=0.9), 3),
+        optax.MultiSteps(optax.adam(0.1), every_k_schedule=2).gradient_transformation(),
+        optax.chain(optax.ema(0.9), optax.adam(0.1, mu_dtype=jnp.bfloat16)),
+        optax.adafactor(0.1),
+    ],
+    ids=["adamw", "inject_hyperparams", "apply_if_finite", "multi_steps", "mixed", "adafactor"],
+)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_any_optimizer_runs_one_program_and_keeps_its_dtypes(optimizer, dtype):
+    loss_fn, traces = counted(squared_error)
+    state = init_train_state(start(dtype), optimizer, jax.random.key(0))
+    before = jax.tree.map(jax.typeof, state)
+    step = make_train_step(loss_fn, optimizer)
+    for batch in BATCHES:
+        state, _ = step(state, jax.tree.map(lambda array: jnp.asarray(array, dtype), batch))
+    assert jax.tree.map(jax.typeof, state) == before
+    assert len(traces) == len(step.compilations) == 1
+    assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state.params))
+    assert jnp.any(state.params["w"] != 0)
+
+
+def test_an_optimizer_whose_state_drifts_to_another_dtype_is_held_to_the_first():
+    def update(updates, state, params=None):
+        return updates, state + jnp.ones((), jnp.float32)
+
+    drifting = optax.GradientTransformation(lambda params: jnp.zeros((), jnp.bfloat16), update)
+    state = init_train_state(start(), drifting, jax.random.key(0))
+    step = make_train_step(squared_error, drifting)
+    for batch in BATCHES:
+        state, _ = step(state, to_device(batch))
+    assert state.opt_state.dtype == jnp.bfloat16
+    assert state.opt_state == 3
+
+
+def test_weakly_typed_and_numpy_parameters_become_plain_arrays():
+    params = {"weak": jnp.asarray(1.0), "python": 2.0, "numpy": np.ones(2, np.float32)}
+    assert params["weak"].weak_type
+    optimizer = optax.adam(0.1)
+    state = init_train_state(params, optimizer, jax.random.key(0))
+    assert not any(jax.typeof(leaf).weak_type for leaf in jax.tree.leaves(state))
+    loss_fn, traces = counted(
+        lambda p, batch, key: (p["weak"] * p["python"] * p["numpy"].sum(), {})
+    )
+    step = make_train_step(loss_fn, optimizer)
+    for _ in range(3):
+        state, _ = step(state, ())
+    assert len(traces) == 1
+    # Adam's first steps are of length 0.1 whatever the gradient, and 3 steps stay close to it.
+    assert state.params["python"].item() == pytest.approx(2.0 - 0.3, abs=1e-2)
+
+
+def test_batches_over_three_shapes_compile_three_times():
+    loss_fn, traces = counted(squared_error)
+    reports = []
+    step = make_train_step(loss_fn, optax.sgd(0.1), on_compile=reports.append)
+    evaluate = make_eval_step(loss_fn, on_compile=reports.append)
+    state = init_train_state(start(), optax.sgd(0.1), jax.random.key(0))
+    for size in (4, 2, 4, 8, 2, 2, 8, 4):
+        state, _ = step(state, (jnp.ones((size, 3)), jnp.ones(size)))
+    assert traces == [((4, 3), (4,)), ((2, 3), (2,)), ((8, 3), (8,))]
+    assert [(made.name, made.shapes) for made in reports] == [
+        ("train step", {"0": f"float32[{size},3]", "1": f"float32[{size}]"}) for size in (4, 2, 8)
+    ]
+    assert step.compilations == reports
+    assert all(made.seconds > 0 for made in reports)
+
+    for size in (4, 2, 4):
+        evaluate(state.params, (jnp.ones((size, 3)), jnp.ones(size)))
+    assert len(traces) == 5
+    assert [made.name for made in reports[3:]] == ["eval step", "eval step"]
+
+
+def test_dtype_and_structure_tell_batches_apart_but_numpy_and_jax_do_not():
+    loss_fn, traces = counted(lambda params, batch, key: (params * 1.0, {}))
+    step = make_eval_step(loss_fn)
+    params = jnp.array(1.0)
+    for batch in (
+        {"a": jnp.ones(2)},
+        {"a": np.ones(2, np.float32)},  # as the first
+        {"b": jnp.ones(2)},
+        {"a": jnp.ones(2, jnp.int32)},
+        {"a": np.ones(2, np.int64)},  # as the one before: JAX makes it int32
+        (jnp.ones(2),),
+        jnp.ones(2),
+    ):
+        step(params, batch)
+    assert [made.shapes for made in step.compilations] == [
+        {"a": "float32[2]"},
+        {"b": "float32[2]"},
+        {"a": "int32[2]"},
+        {"0": "float32[2]"},
+        {"batch": "float32[2]"},
+    ]
+    assert len(traces) == 5
+
+
+def test_a_failed_compilation_is_not_remembered():
+    step = make_eval_step(squared_error)
+    bad = (jnp.ones((4, 7)), jnp.ones(4))
+    for _ in range(2):
+        with pytest.raises(TypeError, match="dot_general"):
+            step(start(), bad)
+    assert step.compilations == []
+
+
+def test_a_step_repeats_exactly_and_the_next_one_draws_other_noise():
+    step = make_train_step(noisy, optax.sgd(1.0))
+    key = jax.random.key(7)
+    state = init_train_state(start(), optax.sgd(1.0), key)
+    again = init_train_state(start(), optax.sgd(1.0), key)
+    for number in range(3):
+        before = np.array(state.params["w"])
+        state, _ = step(state, ())
+        again, _ = step(again, ())
+        assert_trees_equal(jax.device_get(state.params), jax.device_get(again.params))
+        noise = jax.random.normal(jax.random.fold_in(key, number), (3,))
+        np.testing.assert_allclose(state.params["w"], before - noise, rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_from_the_middle_is_the_step_of_the_whole_run():
+    step = make_train_step(noisy, optax.adam(0.1))
+    state = init_train_state(start(), optax.adam(0.1), jax.random.key(3))
+    states = []
+    for _ in range(4):
+        states.append(jax.tree.map(jnp.copy, state))
+        state, _ = step(state, ())
+    resumed = states[2]
+    for _ in range(2):
+        resumed, _ = step(resumed, ())
+    assert_trees_equal(jax.device_get(resumed.params), jax.device_get(state.params))
+
+
+def test_the_state_is_given_away_but_not_what_it_was_made_from():
+    params, key = start(), jax.random.key(0)
+    state = init_train_state(params, optax.adam(0.1), key)
+    new, _ = make_train_step(squared_error, optax.adam(0.1))(state, to_device(BATCHES[0]))
+    assert state.params["w"].is_deleted()
+    assert not new.params["w"].is_deleted()
+    np.testing.assert_array_equal(params["w"], np.zeros(3))
+    jax.random.normal(key)  # would raise if the key had gone with the state
+
+
+def test_an_optimizer_that_keeps_the_parameters_can_be_donated_too():
+    """Its state and the parameters start as the same arrays, which cannot be given away twice."""
+    keep = optax.GradientTransformation(
+        lambda params: params, lambda updates, state, params=None: (updates, state)
+    )
+    optimizer = optax.chain(keep, optax.sgd(0.1))
+    state = init_train_state(start(), optimizer, jax.random.key(0))
+    state, _ = make_train_step(squared_error, optimizer)(state, to_device(BATCHES[0]))
+    np.testing.assert_array_equal(state.opt_state[0]["w"], np.zeros(3))
+    assert jnp.any(state.params["w"] != 0)
+
+
+def test_gradient_norm_of_half_precision_is_taken_in_float32():
+    def loss_fn(params, batch, key):
+        return params["w"].sum(), {}
+
+    state = init_train_state(
+        {"w": jnp.zeros(1000, jnp.bfloat16)}, optax.sgd(0.1), jax.random.key(0)
+    )
+    with jax.numpy_dtype_promotion("strict"):
+        _, metrics = make_train_step(loss_fn, optax.sgd(0.1))(state, ())
+    assert metrics["grad_norm"][0].dtype == jnp.float32
+    assert metrics["grad_norm"][0].item() == pytest.approx(1000**0.5, rel=1e-6)
+
+
+def test_a_metric_of_the_same_name_is_refused():
+    def loss_fn(params, batch, key):
+        return params["w"].sum(), {"grad_norm": (jnp.ones(()), jnp.ones(()))}
+
+    state = init_train_state(start(), optax.sgd(0.1), jax.random.key(0))
+    with pytest.raises(ValueError, match='adds the metric "grad_norm"'):
+        make_train_step(loss_fn, optax.sgd(0.1))(state, ())
+
+
+@pytest.mark.parametrize(
+    ("key", "given"),
+    [
+        (lambda: np.array([0, 7], np.uint32), "uint32[2]"),
+        (lambda: jax.random.key_data(jax.random.key(0)), "uint32[2]"),
+        (lambda: jax.random.split(jax.random.key(0), 2), "key<fry>[2]"),
+        (lambda: 0, "0"),
+        (lambda: None, "None"),
+    ],
+)
+def test_a_key_that_is_not_one_typed_key_is_refused(key, given):
+    with pytest.raises(TypeError, match=re.escape(f"jax.random.key(seed), got {given};")):
+        init_train_state(start(), optax.sgd(0.1), key())
+
+
+def test_a_parameter_without_a_gradient_is_refused_by_name():
+    params = {"layers": [{"table": jnp.arange(3)}]}
+    with pytest.raises(TypeError, match=r"params\['layers'\]\[0\]\['table'\].*int32\[3\]"):
+        init_train_state(params, optax.sgd(0.1), jax.random.key(0))
+
+
+def test_evaluation_gets_no_key_and_donates_nothing():
+    keys = []
+
+    def loss_fn(params, batch, key):
+        keys.append(key)
+        return squared_error(params, batch, key)
+
+    params = start()
+    metrics = make_eval_step(loss_fn)(params, to_device(BATCHES[0]))
+    assert keys == [None]
+    assert metrics["loss"][0].item() == pytest.approx((BATCHES[0][1] ** 2).sum(), rel=1e-5)
+    np.testing.assert_array_equal(params["w"], np.zeros(3))
+
+
+def watch(values, mode: Any = "max", patience=2):
+    """Early stopping after those values; the parameters of epoch n are n."""
+    stopping = EarlyStopping("score", mode=mode, patience=patience)
+    stops = []
+    for epoch, value in enumerate(values):
+        stopping = stopping.update(epoch, {"score": value}, jnp.array(epoch))
+        stops.append(stopping.should_stop)
+    return stopping, stops
+
+
+@pytest.mark.parametrize(
+    ("mode", "values", "best", "stops"),
+    [
+        ("max", [1.0, 3.0, 2.0, 3.0], 1, [False, False, False, True]),
+        ("min", [3.0, 1.0, 2.0, 0.5], 3, [False, False, False, False]),
+        ("max", [1.0, np.nan, 2.0], 2, [False, False, False]),
+        ("min", [np.nan, 5.0, np.nan, np.nan], 1, [False, False, False, True]),
+        ("min", [np.inf, 5.0], 1, [False, False]),
+    ],
+)
+def test_the_best_epoch_is_kept_and_patience_runs_out(mode, values, best, stops):
+    stopping, stopped = watch(values, mode)
+    assert stopping.best_epoch == best
+    assert stopping.best_value == values[best]
+    assert stopping.best_params == best
+    assert stopped == stops
+
+
+def test_nan_alone_is_never_the_best_and_stops_the_run():
+    stopping, stops = watch([np.nan, np.nan, np.nan])
+    assert stopping.best_value is stopping.best_epoch is stopping.best_params is None
+    assert stops == [False, True, True]
+
+
+def test_the_best_parameters_outlive_the_donated_state():
+    step = make_train_step(squared_error, optax.sgd(0.1))
+    state = init_train_state(start(), optax.sgd(0.1), jax.random.key(0))
+    state, _ = step(state, to_device(BATCHES[0]))
+    best, expected = state.params, np.array(state.params["w"])
+    stopping = EarlyStopping("loss", mode="min", patience=1).update(1, {"loss": 0.5}, best)
+    state, _ = step(state, to_device(BATCHES[1]))
+    assert best["w"].is_deleted()
+    np.testing.assert_array_equal(stopping.best_params["w"], expected)
+
+
+def test_an_unknown_metric_is_answered_with_those_there_are():
+    stopping = EarlyStopping("f1", mode="max", patience=1)
+    with pytest.raises(ValueError, match=r"no metric 'f1'.*: accuracy, loss$"):
+        stopping.update(1, {"loss": 1.0, "accuracy": 0.5}, None)
+
+
+@pytest.mark.parametrize(("mode", "patience"), [("maximum", 1), ("max", 0)])
+def test_early_stopping_checks_what_it_is_given(mode, patience):
+    with pytest.raises(ValueError, match="expected"):
+        EarlyStopping("loss", mode=mode, patience=patience)

@@ -1,0 +1,168 @@
+"""Vocabulary: the order of ids, what is unknown, and files that are not what they should be."""
+
+import json
+import os
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rnnjax.data import PADDING, UNKNOWN, DataError, Vocabulary
+
+TOKEN_LISTS = st.lists(st.lists(st.text(max_size=3), max_size=6), max_size=6)
+WORDS = Vocabulary(("<pad>", "<unk>", "film", "good"))
+
+
+def keras_order(token_lists):
+    """Keras sorts by (count, token) with lexsort and reverses; its tokens are UTF-8 bytes."""
+    counts = Counter(token for tokens in token_lists for token in tokens)
+    tokens = np.array([token.encode() for token in counts], dtype=object)
+    order = np.lexsort((tokens, np.array(list(counts.values()))))[::-1]
+    return [tokens[i].decode() for i in order]
+
+
+def test_the_special_ids_are_padding_zero_and_unknown_one():
+    assert (PADDING, UNKNOWN) == (0, 1)
+    assert Vocabulary.fit([]).tokens == ("<pad>", "<unk>")
+
+
+def test_ids_follow_count_then_token_from_high_to_low():
+    vocabulary = Vocabulary.fit([["b", "a", "c"], ["c", "d"], ["é", "Z"]])
+    assert vocabulary.tokens == ("<pad>", "<unk>", "c", "é", "d", "b", "a", "Z")
+
+
+@given(TOKEN_LISTS.filter(lambda lists: any(lists)))
+def test_ids_are_in_the_order_of_keras(token_lists):
+    assert list(Vocabulary.fit(token_lists).tokens[2:]) == keras_order(token_lists)
+
+
+def test_max_size_counts_the_special_entries():
+    token_lists = [["a", "a", "a", "b", "b", "c"]]
+    assert Vocabulary.fit(token_lists, max_size=4).tokens == ("<pad>", "<unk>", "a", "b")
+    assert len(Vocabulary.fit(token_lists, max_size=2)) == 2
+    assert len(Vocabulary.fit(token_lists, max_size=50)) == 5
+
+
+def test_min_count_leaves_out_rare_tokens():
+    assert Vocabulary.fit([["a", "a", "b"]], min_count=2).tokens == ("<pad>", "<unk>", "a")
+
+
+def test_unknown_tokens_and_empty_texts_encode_to_unknown():
+    assert WORDS.encode(["good", "bad", "film"]) == [3, 1, 2]
+    assert WORDS.encode([]) == [UNKNOWN]
+
+
+def test_a_text_cannot_spell_a_special_token():
+    vocabulary = Vocabulary.fit([["<pad>", "<pad>", "<unk>", "film"]])
+    assert vocabulary.tokens == ("<pad>", "<unk>", "film")
+    assert vocabulary.encode(["<pad>", "<unk>", "film"]) == [UNKNOWN, UNKNOWN, 2]
+
+
+@given(TOKEN_LISTS, st.integers(2, 8))
+def test_known_tokens_survive_the_round_trip(token_lists, max_size):
+    vocabulary = Vocabulary.fit(token_lists, max_size=max_size)
+    for tokens in filter(None, token_lists):
+        expected = [t if t in vocabulary.tokens else "<unk>" for t in tokens]
+        assert vocabulary.decode(vocabulary.encode(tokens)) == expected
+        assert PADDING not in vocabulary.encode(tokens)
+
+
+def test_decode_takes_numpy_ids():
+    assert WORDS.decode(np.array([2, 3, 0], np.int32)) == ["film", "good", "<pad>"]
+
+
+@pytest.mark.parametrize("index", [-1, 4])
+def test_decode_refuses_an_id_outside(index):
+    with pytest.raises(DataError, match=rf"\[0, 4\), got {index}"):
+        WORDS.decode([2, index])
+
+
+def test_a_string_in_place_of_tokens_is_refused():
+    with pytest.raises(DataError, match="got the string 'good film'"):
+        WORDS.encode("good film")
+    with pytest.raises(DataError, match="list of tokens"):
+        Vocabulary.fit(["good film"])
+
+
+@pytest.mark.parametrize("settings", [{"max_size": 1}, {"min_count": 0}])
+def test_fit_refuses_impossible_settings(settings):
+    with pytest.raises(DataError, match="expected at least"):
+        Vocabulary.fit([["a"]], **settings)
+
+
+def test_a_vocabulary_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        WORDS.tokens = ()  # type: ignore[misc]
+
+
+@given(TOKEN_LISTS)
+def test_save_and_load_return_an_equal_vocabulary(tmp_path_factory, token_lists):
+    path = tmp_path_factory.mktemp("vocabulary") / "vocabulary.json"
+    vocabulary = Vocabulary.fit(token_lists)
+    vocabulary.save(path)
+    assert Vocabulary.load(path) == vocabulary
+    assert os.listdir(path.parent) == ["vocabulary.json"]
+
+
+def test_the_file_is_plain_utf8_json(tmp_path):
+    path = tmp_path / "vocabulary.json"
+    Vocabulary.fit([["фильм"]]).save(path)
+    assert "фильм".encode() in path.read_bytes()
+    assert json.loads(path.read_bytes()) == {
+        "format": "rnnjax-vocabulary",
+        "version": 1,
+        "tokens": ["<pad>", "<unk>", "фильм"],
+    }
+
+
+def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "vocabulary.json"
+    WORDS.save(path)
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        Vocabulary.fit([["other"]]).save(path)
+    assert Vocabulary.load(path) == WORDS
+    assert os.listdir(tmp_path) == ["vocabulary.json"]
+
+
+def content(**changes):
+    good = {"format": "rnnjax-vocabulary", "version": 1, "tokens": ["<pad>", "<unk>", "a"]}
+    return json.dumps(good | changes).encode()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "expected a JSON file"),
+        (b"{not json", "expected a JSON file"),
+        (b'"\xff"', "expected a JSON file in UTF-8"),
+        (b"[" * 100_000, "expected a JSON file"),
+        (b"[1, 2]", "expected the format 'rnnjax-vocabulary', got None"),
+        (b"{}", "expected the format"),
+        (content(format="other"), "got 'other'"),
+        (content(version=2), "expected version 1, got 2"),
+        (content(tokens=None), "expected a list of tokens, got NoneType"),
+        (content(tokens="abc"), "expected a list of tokens, got str"),
+        (content(tokens=["<pad>", "<unk>", 7]), "token 2: expected a string, got 7"),
+        (content(tokens=["<pad>", "<unk>", ["a"]]), "token 2: expected a string"),
+        (content(tokens=["<pad>", "<unk>", "a", "b", "a"]), r"no repeats, got \['a'\]"),
+        (content(tokens=["<unk>", "<pad>", "a"]), "expected .* first"),
+        (content(tokens=[]), "expected .* first"),
+    ],
+)
+def test_load_refuses_a_bad_file_and_names_it(tmp_path, data, message):
+    path = tmp_path / "bad.json"
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=rf"bad\.json: .*{message}"):
+        Vocabulary.load(path)
+
+
+def test_load_says_that_a_file_is_missing(tmp_path):
+    with pytest.raises(DataError, match=r"none\.json: expected a vocabulary file, found none"):
+        Vocabulary.load(tmp_path / "none.json")

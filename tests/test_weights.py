@@ -1,0 +1,196 @@
+"""Weight files: round trips, every difference named, broken files refused, saves in one go."""
+
+import json
+import os
+import pickle
+import struct
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from rnnjax.weights import load_metadata, load_weights, named_parameters, save_weights
+
+
+class Cell(NamedTuple):
+    w_ih: Any
+    bias: Any
+
+
+class Model(NamedTuple):
+    encoder: tuple[dict[str, Cell], ...]
+    head: Any
+
+
+def model(dtype=jnp.float32):
+    cell = Cell(jnp.arange(6).reshape(2, 3).astype(dtype), jnp.array([0.5, 1.5]).astype(dtype))
+    return Model(({"forward": cell},), jnp.array(3.25).astype(dtype))
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "model.safetensors"
+
+
+def header_and_data(header, data=b"", length=None):
+    text = json.dumps(header).encode() if isinstance(header, dict) else header
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def test_names_are_the_paths_in_the_tree():
+    names = named_parameters(model())
+    assert list(names) == ["encoder.0.forward.w_ih", "encoder.0.forward.bias", "head"]
+    np.testing.assert_array_equal(names["encoder.0.forward.bias"], [0.5, 1.5])
+
+
+def test_leaves_with_one_name_are_refused(path):
+    params = {"a": {"b": jnp.ones(1)}, "a.b": jnp.ones(1), "c": jnp.ones(1)}
+    with pytest.raises(ValueError, match=r"same name: a\.b$"):
+        save_weights(path, params)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "dtype", [jnp.float32, jnp.bfloat16, jnp.float16, jnp.int32, jnp.uint8, jnp.bool_]
+)
+def test_a_round_trip_keeps_structure_values_and_dtypes(path, dtype):
+    params = model(dtype)
+    save_weights(path, params)
+    loaded = load_weights(path, params)
+    assert jax.tree.structure(loaded) == jax.tree.structure(params)
+    for saved, read in zip(jax.tree.leaves(params), jax.tree.leaves(loaded), strict=True):
+        assert isinstance(read, jax.Array)
+        assert read.dtype == saved.dtype
+        np.testing.assert_array_equal(read, saved)
+
+
+def test_other_programs_read_the_file(path):
+    save_weights(path, model())
+    arrays = safetensors.numpy.load_file(path)
+    np.testing.assert_array_equal(arrays["encoder.0.forward.w_ih"], [[0, 1, 2], [3, 4, 5]])
+    assert arrays["head"].shape == ()
+
+
+def test_shapes_alone_are_enough_to_load(path):
+    save_weights(path, model())
+    loaded = load_weights(path, jax.eval_shape(model))
+    np.testing.assert_array_equal(loaded.encoder[0]["forward"].w_ih, [[0, 1, 2], [3, 4, 5]])
+
+
+def test_strided_arrays_are_saved_as_they_read(path):
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    save_weights(path, {"transposed": array.T, "every_second": array[:, ::2]})
+    loaded = load_weights(
+        path, {"transposed": jnp.zeros((3, 2)), "every_second": jnp.zeros((2, 2))}
+    )
+    np.testing.assert_array_equal(loaded["transposed"], [[0, 3], [1, 4], [2, 5]])
+    np.testing.assert_array_equal(loaded["every_second"], [[0, 2], [3, 5]])
+
+
+def test_metadata_comes_back(path):
+    save_weights(path, model(), {"epoch": "7"})
+    assert load_metadata(path) == {"epoch": "7"}
+    save_weights(path, model())
+    assert load_metadata(path) == {}
+
+
+def test_every_difference_is_listed_at_once(path):
+    save_weights(
+        path,
+        {
+            "same": jnp.ones(2),
+            "shape": jnp.ones((2, 3)),
+            "dtype": jnp.ones(2, jnp.bfloat16),
+            "extra": jnp.ones(()),
+        },
+    )
+    like = {
+        "same": jnp.ones(2),
+        "shape": jnp.ones((3, 2)),
+        "dtype": jnp.ones(2),
+        "missing": jnp.ones(4),
+    }
+    with pytest.raises(ValueError, match="do not fit") as caught:
+        load_weights(path, like)
+    assert sorted(str(caught.value).splitlines()[1:]) == [
+        "  dtype: expected float32[2], found bfloat16[2]",
+        "  extra: expected nothing, found float32[]",
+        "  missing: expected float32[4], found nothing",
+        "  shape: expected float32[3,2], found float32[2,3]",
+    ]
+    assert str(path) in str(caught.value)
+
+
+TENSOR = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"\x08\x00", id="shorter than a header length"),
+        pytest.param(b"these are not weights at all", id="text"),
+        pytest.param(pickle.dumps({"w": [1.0, 2.0]}), id="pickle"),
+        pytest.param(header_and_data({"w": TENSOR}, bytes(7)), id="one byte short"),
+        pytest.param(header_and_data({"w": TENSOR}, bytes(9)), id="one byte long"),
+        pytest.param(header_and_data({"w": TENSOR}, bytes(8), length=2**62), id="huge header"),
+        pytest.param(header_and_data({"w": TENSOR}, bytes(8), length=10**8 + 1), id="long header"),
+        pytest.param(header_and_data(b"{broken"), id="header is no JSON"),
+        pytest.param(
+            header_and_data({"w": {**TENSOR, "shape": [2**40], "data_offsets": [0, 2**42]}}),
+            id="huge tensor",
+        ),
+        pytest.param(
+            header_and_data({"w": {**TENSOR, "shape": [2**63, 2**63]}}, bytes(8)), id="overflow"
+        ),
+        pytest.param(header_and_data({"w": {**TENSOR, "shape": [-2]}}, bytes(8)), id="negative"),
+    ],
+)
+def test_a_broken_file_is_refused_by_name(path, content):
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.safetensors: not a whole safetensors file"):
+        load_weights(path, {"w": jnp.ones(2)})
+    with pytest.raises(ValueError, match=r"model\.safetensors: not a whole safetensors file"):
+        load_metadata(path)
+
+
+def test_a_file_cut_anywhere_is_refused(path):
+    save_weights(path, model())
+    content = path.read_bytes()
+    for size in range(len(content)):
+        path.write_bytes(content[:size])
+        with pytest.raises(ValueError, match="not a whole safetensors file"):
+            load_weights(path, model())
+
+
+def test_a_missing_file_is_named(path):
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
+        load_weights(path, model())
+
+
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(path, monkeypatch, function):
+    save_weights(path, model())
+    before = path.read_bytes()
+
+    def fail(*_, **__):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, function, fail)
+    monkeypatch.setattr(type(path), "replace", fail)
+    with pytest.raises(OSError, match="no space"):
+        save_weights(path, {"w": jnp.ones(100)})
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_others_may_read_what_the_umask_lets_them(path):
+    old = os.umask(0o022)
+    try:
+        save_weights(path, model())
+    finally:
+        os.umask(old)
+    assert path.stat().st_mode & 0o777 == 0o644
