@@ -14,18 +14,27 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 import optax
+import tyro
+from tyro.conf import Positional
 
 import rnnjax
 from experiments import curves
 from experiments.console import RunFolder, environment, parameter_table
-from experiments.fitting import fit
-from experiments.text import Encoder, fit_encoder, hold_out, make_batches, take
-from rnnjax.data import NAMES, BucketedBatches, DataError, Vocabulary, choose_boundaries, load
+from experiments.fitting import Recipe, fit
+from experiments.text import Encoder, Splits, fit_encoder, hold_out, make_batches, take
+from rnnjax.data import (
+    BucketedBatches,
+    DataError,
+    Examples,
+    Vocabulary,
+    choose_boundaries,
+    load,
+)
 from rnnjax.weights import load_weights, save_weights
 
 CELLS = {"vanilla": rnnjax.vanilla, "lstm": rnnjax.lstm, "gru": rnnjax.gru}
@@ -53,7 +62,7 @@ class Settings:
     keep: Literal["head", "tail"] = "head"
     """Which end of a cut text stays."""
 
-    cell: Literal["vanilla", "lstm", "gru"] = "lstm"
+    cell: Literal["vanilla", "lstm", "gru"] = "gru"
     """The recurrent cell."""
     hidden_size: int = 64
     """Units in each direction."""
@@ -61,18 +70,20 @@ class Settings:
     """Layers, one upon the other."""
     bidirectional: bool = True
     """Read every text in both directions."""
-    pooling: Literal["last", "mean", "max"] = "mean"
+    pooling: Literal["last", "mean", "max"] = "max"
     """How the outputs of all steps become one vector."""
     embedding_size: int = 100
     """Size of a word vector, learned from nothing."""
     dropout: float = 0.6
     """High, since a few thousand sentences are soon learned by heart."""
+    word_dropout: float = 0.2
+    """Share of words read as the unknown word in training, for the same reason."""
 
     batch_size: int = 32
     """Rows in a batch."""
     buckets: int = 4
     """Lengths that batches are padded to, which is how many shapes are compiled."""
-    epochs: int = 10
+    epochs: int = 8
     """At most."""
     patience: int = 3
     """Stop after so many epochs without a better validation accuracy."""
@@ -82,8 +93,12 @@ class Settings:
     """Of Adam."""
     clip_norm: float = 1.0
     """Gradients are scaled down to this norm."""
+    average_decay: float = 0.99
+    """Of the running average of the parameters, which is what is kept: small batches are noisy."""
     seed: int = 0
     """Decides the split, the initial weights, the order of examples and dropout."""
+    repeat: int = 1
+    """Train so many times, each with the next seed, and report the mean and the spread."""
     out: Path | None = None
     """Folder of the run; by default runs/classify-DATASET-TIME."""
 
@@ -92,9 +107,9 @@ class Settings:
 class Request:
     """Label texts with a trained classifier."""
 
-    run: Annotated[Path, "positional"]
+    run: Positional[Path]
     """Folder of the run."""
-    texts: Annotated[tuple[str, ...], "positional"] = ()
+    texts: Positional[tuple[str, ...]] = ()
     """The texts; without any, one is read from each line of standard input."""
 
 
@@ -111,13 +126,52 @@ def build_model(settings: Settings, vocab_size: int, num_classes: int) -> rnnjax
     )
 
 
-def train(settings: Settings) -> Path:
+class Outcome(NamedTuple):
+    """What a run came to: its test accuracy, and its seconds from loading data to the end."""
+
+    accuracy: float
+    seconds: float
+
+
+def train(settings: Settings, folder: Path) -> Outcome:
     """Train, write the run's folder, and say how to use it."""
+    began = time.perf_counter()
     dataset = load(settings.dataset, data_dir=settings.data_dir, seed=settings.seed)
-    examples = hold_out(dataset, settings.validation, settings.seed)
-    training, validation = take(examples[0], settings.take), examples[1]
+    training, validation = hold_out(dataset, settings.validation, settings.seed)
+    parts = (take(training, settings.take), validation, dataset.test)
+    encode, splits = prepare(settings, parts, len(dataset.label_names))
+    model = build_model(settings, len(encode.vocabulary), len(dataset.label_names))
+    init_key, step_key = jax.random.split(jax.random.key(settings.seed))
+    params = model.init(init_key)
+    counts = [len(part.texts) for part in parts]
+    config = {
+        "settings": dataclasses.asdict(settings),
+        "environment": environment(),
+        "data": {"sha256": dataset.sha256, "note": dataset.note, "examples": counts},
+        "label_names": dataset.label_names,
+    }
+    with RunFolder(folder, config) as run:
+        encode.vocabulary.save(folder / VOCABULARY)
+        print(dataset.name, *filter(None, [dataset.note]), sep=", ")
+        print("{} training, {} validation, {} test texts".format(*counts), end=", ")
+        print(f"padding {splits.train.padding_fraction:.1%} in shapes {splits.train.shapes}")
+        parameter_table(params)
+        fitted = fit(model, params, splits, make_recipe(settings), step_key, run)
+    save_weights(folder / WEIGHTS, fitted.params)
+    curves.draw(run.metrics_path, folder / "curves.png")
+    seconds = time.perf_counter() - began
+    print(f"test accuracy {fitted.test['accuracy']:.4f}, weights of epoch {fitted.epoch}")
+    print(f"{seconds:.0f} s in all, compiling included; files in {folder}")
+    print(f'try: python -m experiments.classify predict {folder} "a text of your own"')
+    return Outcome(fitted.test["accuracy"], seconds)
+
+
+def prepare(
+    settings: Settings, parts: Sequence[Examples], num_classes: int
+) -> tuple[Encoder, Splits]:
+    """The encoder fitted on the first part, the training examples, and batches of all three."""
     encode = fit_encoder(
-        training.texts,
+        parts[0].texts,
         tokenizer=settings.tokenizer,
         vocabulary_size=settings.vocabulary_size,
         min_count=settings.min_count,
@@ -126,49 +180,46 @@ def train(settings: Settings) -> Path:
     )
     splits = make_batches(
         encode,
-        (training, validation, dataset.test),
-        num_classes=len(dataset.label_names),
+        parts,
+        num_classes=num_classes,
         batch_size=settings.batch_size,
         buckets=settings.buckets,
         seed=settings.seed,
     )
-    model = build_model(settings, len(encode.vocabulary), len(dataset.label_names))
-    init_key, step_key = jax.random.split(jax.random.key(settings.seed))
-    params = model.init(init_key)
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(settings.clip_norm), optax.adam(settings.learning_rate)
+    return encode, splits
+
+
+def make_recipe(settings: Settings) -> Recipe:
+    """How the settings say to train."""
+    clip = optax.clip_by_global_norm(settings.clip_norm)
+    return Recipe(
+        optimizer=optax.chain(clip, optax.adam(settings.learning_rate)),
+        average_decay=settings.average_decay,
+        word_dropout=settings.word_dropout,
+        epochs=settings.epochs,
+        patience=settings.patience,
     )
-    counts = [len(part.texts) for part in (training, validation, dataset.test)]
-    print(f"{dataset.name}: {counts[0]} training, {counts[1]} validation, {counts[2]} test texts")
-    print(dataset.note, f"vocabulary {len(encode.vocabulary)}", sep="; " if dataset.note else "")
-    print(f"padding {splits.train.padding_fraction:.1%} in shapes {splits.train.shapes}")
-    parameter_table(params)
-    config = {
-        "settings": dataclasses.asdict(settings),
-        "environment": environment(),
-        "data": {"sha256": dataset.sha256, "note": dataset.note, "examples": counts},
-        "label_names": dataset.label_names,
-    }
-    folder = settings.out or Path("runs", f"classify-{dataset.name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    with RunFolder(folder, config) as run:
-        encode.vocabulary.save(folder / VOCABULARY)
-        fitted = fit(
-            model,
-            params,
-            splits,
-            optimizer,
-            epochs=settings.epochs,
-            patience=settings.patience,
-            key=step_key,
-            run=run,
-        )
-    save_weights(folder / WEIGHTS, fitted.params)
-    curves.draw(run.metrics_path, folder / "curves.png")
-    print(f"test accuracy {fitted.test['accuracy']:.4f} (weights of epoch {fitted.epoch}, ", end="")
-    print(f"{fitted.seconds:.0f} s of training)")
-    print(f"files in {folder}")
-    print(f'try: python -m experiments.classify predict {folder} "a text of your own"')
-    return folder
+
+
+def train_all(settings: Settings) -> None:
+    """Train with one seed, or with several and report how far they lie apart."""
+    if settings.repeat < 1:
+        raise DataError(f"repeat: expected 1 or more, got {settings.repeat}")
+    name = f"classify-{settings.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = settings.out or Path("runs", name)
+    if settings.repeat == 1:
+        train(settings, folder)
+        return
+    outcomes = []
+    for seed in range(settings.seed, settings.seed + settings.repeat):
+        chosen = dataclasses.replace(settings, seed=seed)
+        outcomes.append(train(chosen, folder / f"seed-{seed}"))
+    accuracies, seconds = zip(*outcomes, strict=True)
+    print(
+        f"{settings.repeat} seeds: test accuracy {np.mean(accuracies):.4f} "
+        f"(standard deviation {np.std(accuracies, ddof=1):.4f}, "
+        f"{min(accuracies):.4f} to {max(accuracies):.4f}), {np.mean(seconds):.0f} s each"
+    )
 
 
 class Predictor:
@@ -180,9 +231,7 @@ class Predictor:
         settings = Settings(**{k: v for k, v in config["settings"].items() if k in fields})
         vocabulary = Vocabulary.load(folder / VOCABULARY)
         self.label_names: list[str] = config["label_names"]
-        self._encode = Encoder(
-            settings.tokenizer, vocabulary, settings.max_length, settings.keep
-        )
+        self._encode = Encoder(settings.tokenizer, vocabulary, settings.max_length, settings.keep)
         self._model = build_model(settings, len(vocabulary), len(self.label_names))
         shapes = jax.eval_shape(self._model.init, jax.random.key(0))
         self._params = load_weights(folder / WEIGHTS, shapes)
@@ -238,15 +287,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    import tyro
-
     given = list(sys.argv[1:] if arguments is None else arguments)
     name = "python -m experiments.classify"
     try:
         if given[:1] == ["predict"]:
             predict(tyro.cli(Request, prog=f"{name} predict", args=given[1:]))
         else:
-            train(tyro.cli(Settings, prog=name, args=given))
+            train_all(tyro.cli(Settings, prog=name, args=given))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

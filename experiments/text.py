@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from rnnjax.data import (
     TOKENIZERS,
@@ -16,6 +16,7 @@ from rnnjax.data import (
     split,
     truncate,
 )
+from rnnjax.data.ragged import Sequences
 
 
 class Splits(NamedTuple):
@@ -32,9 +33,9 @@ class Encoder(NamedTuple):
     tokenizer: str
     vocabulary: Vocabulary
     max_length: int
-    keep: str
+    keep: Literal["head", "tail"]
 
-    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+    def __call__(self, texts: Sequence[str]) -> Sequences:
         """Token ids of each text, at most ``max_length`` of them."""
         tokenize = TOKENIZERS[self.tokenizer]
         ids = [self.vocabulary.encode(tokenize(text)) for text in texts]
@@ -48,7 +49,7 @@ def fit_encoder(
     vocabulary_size: int,
     min_count: int,
     max_length: int,
-    keep: str,
+    keep: Literal["head", "tail"],
 ) -> Encoder:
     """An encoder whose vocabulary is made of ``texts``."""
     if tokenizer not in TOKENIZERS:

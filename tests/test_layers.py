@@ -24,9 +24,7 @@ def test_a_cell_in_backward_place_runs_in_reverse():
         (False, rnnjax.lstm(5), "forward", ys[..., :5]),
         (True, rnnjax.gru(3), "backward", ys[..., 5:]),
     ):
-        expected, outputs = rnnjax.unroll(
-            cell, getattr(params, part), XS, LENGTHS, reverse=reverse
-        )
+        expected, outputs = rnnjax.unroll(cell, getattr(params, part), XS, LENGTHS, reverse=reverse)
         np.testing.assert_array_equal(half, outputs)
         jax.tree.map(np.testing.assert_array_equal, getattr(carry, part), expected)
 

@@ -9,7 +9,14 @@ import numpy as np
 import optax
 import pytest
 
-from rnnjax.training import EarlyStopping, init_train_state, make_eval_step, make_train_step
+from rnnjax.training import (
+    EarlyStopping,
+    average_parameters,
+    averaged,
+    init_train_state,
+    make_eval_step,
+    make_train_step,
+)
 
 RNG = np.random.default_rng(0)
 BATCHES = [(RNG.normal(size=(4, 3)), RNG.normal(size=4)) for _ in range(3)]
@@ -358,3 +365,28 @@ def test_an_unknown_metric_is_answered_with_those_there_are():
 def test_early_stopping_checks_what_it_is_given(mode, patience):
     with pytest.raises(ValueError, match="expected"):
         EarlyStopping("loss", mode=mode, patience=patience)
+
+
+def test_the_average_of_parameters_is_that_of_a_numpy_loop():
+    optimizer = optax.chain(optax.sgd(0.1), average_parameters(0.6))
+    state = init_train_state(jnp.array([1.0, -2.0]), optimizer, jax.random.key(0))
+    step = make_train_step(lambda p, batch, key: ((p**2).sum(), {}), optimizer)
+    params = average = np.array([1.0, -2.0])
+    for t in range(1, 13):
+        state, _ = step(state, {})
+        params = params - 0.1 * 2 * params
+        decay = min(0.6, (1 + t) / (10 + t))
+        average = decay * average + (1 - decay) * params
+        np.testing.assert_allclose(averaged(state.opt_state), average, rtol=1e-5)
+    np.testing.assert_allclose(state.params, params, rtol=1e-5)
+
+
+def test_the_average_is_found_once_or_not_at_all():
+    params = jnp.ones(2)
+    with pytest.raises(ValueError, match="found 0"):
+        averaged(optax.adam(0.1).init(params))
+    twice = optax.chain(average_parameters(0.5), average_parameters(0.9))
+    with pytest.raises(ValueError, match="found 2"):
+        averaged(twice.init(params))
+    with pytest.raises(ValueError, match="decay"):
+        average_parameters(1.0)

@@ -1,0 +1,192 @@
+"""The classify experiment from the command line, on sentences made here."""
+
+import io
+import json
+import random
+import sys
+
+import numpy as np
+import pytest
+
+from experiments.classify import Predictor, Settings, build_model, main
+from rnnjax.data import hub
+
+GOOD, BAD = ("warm", "funny", "bright", "kind"), ("cold", "dull", "grim", "mean")
+SMALL = ["--hidden-size", "8", "--embedding-size", "8", "--buckets", "2", "--batch-size", "16"]
+QUICK = [*SMALL, "--epochs", "8", "--dropout", "0.0", "--learning-rate", "0.03"]
+
+
+def sentence(chance, label):
+    words = ["the", "film", "is", "a", "one"] * chance.randint(1, 3)
+    words.insert(chance.randrange(len(words)), chance.choice(GOOD if label else BAD))
+    return " ".join(words)
+
+
+def write_rows(path, count, seed):
+    chance = random.Random(seed)
+    rows = [f"{sentence(chance, i % 2)},{i % 2}" for i in range(count)]
+    path.write_text("\n".join(["text,label", *rows]) + "\n")
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_rows(folder / "train.csv", 240, seed=0)
+    write_rows(folder / "test.csv", 60, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(data_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    arguments = ["--dataset", "local", "--data-dir", str(data_dir), "--out", str(folder)]
+    assert main([*arguments, *QUICK]) == 0
+    return folder
+
+
+def test_a_run_leaves_all_that_is_needed_to_understand_and_use_it(run):
+    config = json.loads((run / "config.json").read_text())
+    assert config["settings"]["hidden_size"] == 8
+    assert config["environment"]["jax"]
+    assert len(config["data"]["sha256"]) == 64
+    assert config["data"]["examples"] == [216, 24, 60]
+    assert config["label_names"] == ["0", "1"]
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    kinds = [record["kind"] for record in records]
+    assert kinds[-1] == "test"
+    epochs = kinds.count("epoch")
+    assert 3 <= epochs <= 8
+    assert kinds.count("step") % epochs == 0
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert {p.name for p in run.iterdir()} >= {"weights.safetensors", "vocabulary.json"}
+
+
+def test_each_bucket_compiles_once_for_training_and_once_for_evaluation(run):
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    made = [(r["name"], r["shapes"]["tokens"]) for r in records if r["kind"] == "compile"]
+    assert len(made) == len(set(made)) <= 4
+    assert {name for name, _ in made} == {"train step", "eval step"}
+
+
+def test_it_learns_and_the_saved_weights_predict_what_was_tested(run, data_dir):
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["accuracy"] == 1.0
+    lines = (data_dir / "test.csv").read_text().splitlines()[1:]
+    texts, labels = zip(*(line.rsplit(",", 1) for line in lines), strict=True)
+    probabilities = Predictor(run)(texts)
+    assert [str(row.argmax()) for row in probabilities] == list(labels)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-6)
+
+
+def test_predictions_do_not_depend_on_their_neighbours(run):
+    predictor = Predictor(run)
+    texts = ["a warm one", "", "dull", "the film is a cold one " * 9]
+    together = predictor(texts)
+    for row, text in zip(together, texts, strict=True):
+        np.testing.assert_allclose(predictor([text])[0], row, rtol=1e-4, atol=1e-6)
+
+
+def test_predict_prints_label_probability_and_text(run, capsys, monkeypatch):
+    assert main(["predict", str(run), "a warm film", "a grim film"]) == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [(label, text) for label, _, text in rows] == [
+        ("1", "a warm film"),
+        ("0", "a grim film"),
+    ]
+    assert all(0.5 <= float(probability) <= 1 for _, probability, _ in rows)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a warm film\na grim film\n"))
+    assert main(["predict", str(run)]) == 0
+    assert [line.split("\t") for line in capsys.readouterr().out.splitlines()] == rows
+
+
+def test_the_same_seed_gives_the_same_weights(run, data_dir, tmp_path):
+    arguments = ["--dataset", "local", "--data-dir", str(data_dir), "--out", str(tmp_path / "b")]
+    assert main([*arguments, *QUICK]) == 0
+    name = "weights.safetensors"
+    assert (tmp_path / "b" / name).read_bytes() == (run / name).read_bytes()
+
+
+def test_several_seeds_report_their_mean_and_spread(data_dir, tmp_path, capsys):
+    arguments = ["--dataset", "local", "--data-dir", str(data_dir), "--out", str(tmp_path)]
+    assert main([*arguments, *SMALL, "--epochs", "1", "--repeat", "2", "--seed", "5"]) == 0
+    accuracies = [
+        json.loads((tmp_path / f"seed-{seed}" / "metrics.jsonl").read_text().splitlines()[-1])
+        for seed in (5, 6)
+    ]
+    mean = np.mean([record["accuracy"] for record in accuracies])
+    assert f"2 seeds: test accuracy {mean:.4f}" in capsys.readouterr().out.splitlines()[-1]
+
+
+def fails(capsys, arguments):
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+def test_a_used_folder_is_refused(run, data_dir, capsys):
+    arguments = ["--dataset", "local", "--data-dir", str(data_dir), "--out", str(run), *QUICK]
+    assert "not empty" in fails(capsys, arguments)
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (b"text,class\na,1\n", ["train.csv", "label", "class"]),
+        (b"text,label\nfine,0\n\xff\xfe,1\n", ["train.csv", "UTF-8", "line 3"]),
+        (b"text,label\nfine,0\nbad\n", ["train.csv", "3"]),
+        (b"", ["train.csv", "empty"]),
+        (b"text,label\na,0\nb,5\n", ["train.csv", "5"]),
+    ],
+)
+def test_a_bad_file_is_named_with_its_row(content, parts, tmp_path, capsys):
+    (tmp_path / "train.csv").write_bytes(content)
+    write_rows(tmp_path / "test.csv", 4, seed=0)
+    message = fails(capsys, ["--dataset", "local", "--data-dir", str(tmp_path)])
+    for part in parts:
+        assert part in message
+
+
+def test_wrong_arguments_are_named(tmp_path, capsys):
+    assert "rotten_tomatoes" in fails(capsys, ["--dataset", "tomatoes"])
+    assert "take" in fails(capsys, ["--take", "0"])
+    assert "config.json" in fails(capsys, ["predict", str(tmp_path), "a text"])
+    for bad in (["--epoch-count", "3"], ["--cell", "transformer"], ["--epochs", "many"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(bad)
+        assert stopped.value.code == 2
+        assert bad[0] in capsys.readouterr().err
+
+
+def test_no_texts_is_an_error(run, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert "standard input" in fails(capsys, ["predict", str(run)])
+
+
+def test_without_the_hub_it_says_which_file_to_put_where(monkeypatch, capsys):
+    monkeypatch.delenv("RNNJAX_DATA", raising=False)
+    monkeypatch.setattr(hub, "_ask_hub", lambda repository: "no route")
+    monkeypatch.setattr(hub, "_is_cached", lambda *_: False)
+    message = fails(capsys, ["--dataset", "imdb"])
+    assert "train.parquet" in message
+    assert "--data-dir" in message
+
+
+def test_damaged_weights_are_refused(run, tmp_path, capsys):
+    for file in run.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-7])
+    assert "weights.safetensors" in fails(capsys, ["predict", str(tmp_path), "a text"])
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "max"])
+@pytest.mark.parametrize("cell", ["vanilla", "lstm", "gru"])
+def test_every_model_of_the_settings_can_be_built(cell, pooling):
+    import jax
+
+    settings = Settings(cell=cell, pooling=pooling, layers=2, hidden_size=4, embedding_size=3)
+    model = build_model(settings, vocab_size=7, num_classes=3)
+    logits = model.apply(model.init(jax.random.key(0)), np.array([[2, 3, 0]]), np.array([2]))
+    assert logits.shape == (1, 3)
