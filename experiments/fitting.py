@@ -12,16 +12,15 @@ import optax
 
 from experiments.console import Progress, RunFolder
 from experiments.text import Splits
+from rnnjax.averaging import average_parameters, averaged
 from rnnjax.data import UNKNOWN, Batch, BucketedBatches
+from rnnjax.early_stopping import EarlyStopping
 from rnnjax.metrics import accuracy, compute, cross_entropy, evaluate, merge
 from rnnjax.models import Model
 from rnnjax.training import (
     Compilation,
     CompiledStep,
-    EarlyStopping,
     TrainState,
-    average_parameters,
-    averaged,
     init_train_state,
     make_eval_step,
     make_train_step,

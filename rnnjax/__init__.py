@@ -6,6 +6,8 @@ embedding below and a head above. Texts become batches in ``rnnjax.data``; losse
 sums and counts are in ``rnnjax.metrics``, safetensors files in ``rnnjax.weights``.
 """
 
+from .averaging import average_parameters as average_parameters
+from .averaging import averaged as averaged
 from .base import Cell as Cell
 from .base import Layer as Layer
 from .cells import GRUGates as GRUGates
@@ -17,6 +19,7 @@ from .cells import VanillaParams as VanillaParams
 from .cells import gru as gru
 from .cells import lstm as lstm
 from .cells import vanilla as vanilla
+from .early_stopping import EarlyStopping as EarlyStopping
 from .embeddings import Embedding as Embedding
 from .embeddings import embedding as embedding
 from .embeddings import one_hot as one_hot
@@ -30,7 +33,6 @@ from .masking import lengths_to_mask as lengths_to_mask
 from .models import Model as Model
 from .models import classifier as classifier
 from .training import CompiledStep as CompiledStep
-from .training import EarlyStopping as EarlyStopping
 from .training import TrainState as TrainState
 from .training import init_train_state as init_train_state
 from .training import make_eval_step as make_eval_step

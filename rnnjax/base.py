@@ -46,8 +46,10 @@ class Cell(NamedTuple):
     Attributes:
         output_size: O, the size of one step's output.
         init: ``(key, input_size) -> params``, a pytree, usually a NamedTuple.
-        initial_carry: ``(params) -> carry``, the carry before the first step and after a reset.
-        project: ``(params, x [D]) -> z``, a tuple of arrays; never sees the carry.
+        initial_carry: ``(params) -> carry``, the carry before the first step and after a reset: a
+            tree of floating arrays.
+        project: ``(params, x [D]) -> z``, a tuple of arrays, one [H] array a gate; never sees
+            the carry.
         recurrent: ``(params) -> w_hh [P, G*H]``, or None for a cell without recurrent weights.
         hidden: ``(carry) -> h [P]``, what the recurrent weights multiply.
         update: ``(params, carry, z, r) -> (carry, y)``; ``r`` is ``()`` without ``recurrent``.

@@ -167,8 +167,9 @@ def _sum_tangents(reads: "_Reads", d_w: Any, d_zs: Sequence, hs: Array) -> Array
     """What is added to ``dh_t W``, for all steps: ``h_t dW``, and dz wherever z only meets r."""
     if d_w is None:
         return None
+    nothing = jnp.zeros((*hs.shape[:-1], d_w.shape[1] // len(d_zs)), accumulation_dtype(d_w.dtype))
     pieces = [
-        jnp.zeros_like(_dense(d_z)) if apart else _dense(d_z)
+        nothing if apart else _dense(d_z)
         for d_z, apart in zip(d_zs, reads.apart.leaves, strict=True)
     ]
     total = jnp.concatenate(pieces, axis=-1)

@@ -1,4 +1,4 @@
-"""A small functional training loop for Optax: state, compiled steps, early stopping.
+"""Training steps for Optax: a pure function of state and batch, compiled once a shape.
 
 Whatever it trains is a tree of parameters and a loss function:
 
@@ -10,11 +10,9 @@ The key means training; in evaluation it is None.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -74,78 +72,6 @@ def init_train_state(
     params = jax.tree.map(_owned, params)
     opt_state = jax.tree.map(_owned, optimizer.init(params))
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state, _owned(key))
-
-
-class ParameterAverage(NamedTuple):
-    """State of :func:`average_parameters`."""
-
-    steps: Array  # int32
-    average: Any
-
-
-def average_parameters(decay: float) -> optax.GradientTransformation:
-    r"""An exponential average of the parameters, kept beside them; the last link of a chain.
-
-    .. math:: a_t = d_t a_{t-1} + (1 - d_t) \theta_t, \qquad d_t = \min(d, (1 + t) / (10 + t))
-
-    Updates pass through unchanged. Read the average with :func:`averaged`; it usually
-    generalises better than the last parameters, most of all when batches are small.
-
-    Args:
-        decay: d in [0, 1); the average looks back about 1 / (1 - d) steps.
-
-    Raises:
-        ValueError: the decay is outside [0, 1).
-
-    Example:
-        >>> import optax
-        >>> optimizer = optax.chain(optax.sgd(1.0), average_parameters(0.5))
-        >>> params = jnp.array(1.0)
-        >>> state = optimizer.init(params)
-        >>> updates, state = optimizer.update(jnp.array(2.0), state, params)
-        >>> round(float(averaged(state)), 3)  # d = 2/11: 2/11 * 1 + 9/11 * (1 - 2)
-        -0.636
-
-    References:
-        Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", SIAM
-        Journal on Control and Optimization 30 (1992).
-    """
-    import optax
-
-    if not 0 <= decay < 1:
-        raise ValueError(f"decay: expected a number in [0, 1), got {decay!r}")
-
-    def init(params: Any) -> ParameterAverage:
-        return ParameterAverage(jnp.zeros((), jnp.int32), jax.tree.map(jnp.asarray, params))
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        steps = state.steps + 1
-        weight = jnp.minimum(decay, (1 + steps) / (10 + steps))
-        new = optax.apply_updates(params, updates)
-        average = jax.tree.map(
-            lambda old, leaf: old + (1 - weight).astype(old.dtype) * (leaf - old),
-            state.average,
-            new,
-        )
-        return updates, ParameterAverage(steps, average)
-
-    return optax.GradientTransformation(init, update)
-
-
-def averaged(opt_state: Any) -> Any:
-    """The average that :func:`average_parameters` keeps in the state of an optimizer.
-
-    Raises:
-        ValueError: there is none in it, or more than one.
-    """
-    is_average = lambda node: isinstance(node, ParameterAverage)  # noqa: E731
-    nodes = jax.tree.leaves(opt_state, is_leaf=is_average)
-    found = [node.average for node in nodes if is_average(node)]
-    if len(found) != 1:
-        raise ValueError(
-            f"expected one average_parameters in the optimizer, found {len(found)} in its state"
-        )
-    return found[0]
 
 
 class CompiledStep(Generic[State, Result]):
@@ -279,78 +205,6 @@ def make_eval_step(
         return loss_fn(params, batch, None)[1]
 
     return CompiledStep("eval step", eval_step, donate_state=False, on_compile=on_compile)
-
-
-@dataclass(frozen=True)
-class EarlyStopping:
-    """Remembers the best epoch, its parameters, and how long ago it was.
-
-    Immutable, as the rest of the training state: `update` gives the next one.
-
-    Args:
-        metric: the name of the figure to watch.
-        mode: whether larger ("max") or smaller ("min") is better.
-        patience: stop after so many epochs in a row without a better value.
-
-    Raises:
-        ValueError: another mode, or a patience below 1.
-
-    Example:
-        >>> stopping = EarlyStopping("loss", mode="min", patience=2)
-        >>> for epoch, loss in enumerate([0.9, 0.5, 0.7, 0.6]):
-        ...     stopping = stopping.update(epoch, {"loss": loss}, params=jnp.array(loss))
-        >>> stopping.should_stop, stopping.best_epoch, stopping.best_value
-        (True, 1, 0.5)
-    """
-
-    metric: str
-    mode: Literal["max", "min"]
-    patience: int
-    best_value: float | None = None
-    best_epoch: int | None = None
-    best_params: Any = None
-    epochs_since_best: int = 0
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("max", "min"):
-            raise ValueError(f'mode: expected "max" or "min", got {self.mode!r}')
-        if self.patience < 1:
-            raise ValueError(f"patience: expected 1 or more epochs, got {self.patience}")
-
-    def update(self, epoch: int, metrics: Mapping[str, float], params: Any) -> EarlyStopping:
-        """What is known after one more epoch.
-
-        NaN is no improvement on anything, not even on nothing.
-
-        Args:
-            epoch: its number, to be found again in `best_epoch`.
-            metrics: plain numbers by name, as `rnnjax.metrics.compute` gives them.
-            params: the parameters that had them. Copied if they are the best so far, since
-                the next training step would delete the originals.
-
-        Raises:
-            ValueError: the watched metric is not among them.
-        """
-        if self.metric not in metrics:
-            names = ", ".join(sorted(metrics)) or "none"
-            raise ValueError(f"no metric {self.metric!r} to stop early on; there are: {names}")
-        value = float(metrics[self.metric])
-        if not self._improves(value):
-            return replace(self, epochs_since_best=self.epochs_since_best + 1)
-        copied = jax.tree.map(jnp.copy, params)
-        return replace(
-            self, best_value=value, best_epoch=epoch, best_params=copied, epochs_since_best=0
-        )
-
-    @property
-    def should_stop(self) -> bool:
-        """Whether patience has run out."""
-        return self.epochs_since_best >= self.patience
-
-    def _improves(self, value: float) -> bool:
-        if self.best_value is None:
-            return not math.isnan(value)
-        return value > self.best_value if self.mode == "max" else value < self.best_value
 
 
 def _check_key(key: Any) -> None:

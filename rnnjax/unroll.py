@@ -80,8 +80,8 @@ def unroll(
     valid = masking.valid_steps(lengths, mask, batch, time)
     if resets is not None:
         resets = masking.check_flags("resets", resets, batch, time)
-    fresh = cell.initial_carry(params)
     if initial_carry is not None:
+        fresh = jax.eval_shape(cell.initial_carry, params)
         initial_carry = _check_carry(initial_carry, fresh, batch)
     if not isinstance(scan_unroll, int) or scan_unroll < 1:
         raise ValueError(f"scan_unroll must be a positive integer, got {scan_unroll!r}")
@@ -120,6 +120,7 @@ def _unroll(
     weights = Weights(cell.recurrent(params) if cell.recurrent else None, params, fresh)
     valid, resets = jax.tree.map(time_first, (valid, resets))
     inputs = Inputs(project(params, time_first(xs)), valid, resets)
+    _check_pieces(weights, inputs)
     carry, ys = run(cell, reverse, scan_unroll, weights, carry, inputs)
     carry = jax.tree.map(lambda a: a.reshape(*batch, *a.shape[1:]), carry)
     return carry, jax.tree.map(batch_first, ys)
@@ -171,6 +172,19 @@ def _check_cell(cell: Any) -> None:
         raise ValueError("a cell must give either hidden and update (with recurrent), or step")
 
 
+def _check_pieces(weights: Weights, inputs: Inputs) -> None:
+    if not isinstance(inputs.zs, tuple):
+        raise ValueError(f"a cell's project must give a tuple, got {type(inputs.zs).__name__}")
+    if weights.w_hh is not None and weights.w_hh.shape[-1] % len(inputs.zs):
+        raise ValueError(
+            f"a cell's recurrent weights {weights.w_hh.shape} must have one equal piece for each "
+            f"of the {len(inputs.zs)} pieces of project"
+        )
+    for leaf in jax.tree.leaves(weights.fresh):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(f"a cell's carry must be of floating dtype, got {leaf.dtype}")
+
+
 def _check_xs(xs: Any) -> Array:
     xs = jnp.asarray(xs)
     if xs.ndim < 2:
@@ -189,7 +203,7 @@ def _check_carry(carry: Carry, fresh: Carry, batch: tuple[int, ...]) -> Carry:
             f"got {jax.tree.structure(carry)}"
         )
 
-    def check(path: Any, given: Any, expected: Array) -> Array:
+    def check(path: Any, given: Any, expected: jax.ShapeDtypeStruct) -> Array:
         given = jnp.asarray(given)
         if given.shape != (*batch, *expected.shape):
             raise ValueError(

@@ -26,14 +26,14 @@ class GatedParams(NamedTuple):
 
 
 def users_own_cell() -> rnnjax.Cell:
-    """A cell from outside the library: one gate, parameters read by ``update``, a learned start."""
+    """From outside the library: a learned start, parameters read by ``update``, unequal pieces."""
 
     def init(key, input_size):
         ih, hh, peep, start = jax.random.split(key, 4)
         return GatedParams(
-            jax.random.normal(ih, (input_size, 2 * H)) * 0.5,
+            jax.random.normal(ih, (input_size, H + 1)) * 0.5,
             jax.random.normal(hh, (H, 2 * H)) * 0.5,
-            jnp.zeros((2 * H,)),
+            jnp.ones((H + 1,)),
             jax.random.normal(peep, (H,)),
             jax.random.normal(start, (H,)),
         )
@@ -47,7 +47,7 @@ def users_own_cell() -> rnnjax.Cell:
         output_size=H,
         init=init,
         initial_carry=lambda params: params.start,
-        project=lambda params, x: tuple(jnp.split(x @ params.w_ih + params.bias, 2)),
+        project=lambda params, x: tuple(jnp.split(x @ params.w_ih + params.bias, [H])),
         recurrent=lambda params: params.w_hh,
         hidden=lambda carry: carry,
         update=update,

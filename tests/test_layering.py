@@ -15,7 +15,7 @@ FLOORS = [
     {"layers"},
     {"embeddings", "models"},
 ]
-SIDE = {"training", "metrics", "weights", "data"}
+SIDE = {"training", "averaging", "early_stopping", "metrics", "weights", "data"}
 
 
 def imports_of(name):
