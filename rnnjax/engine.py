@@ -140,12 +140,12 @@ def _is_kept(primitive: Any, *_: Any, **__: Any) -> bool:
 def _tangent_loop(
     scan: Callable, reads: "_Reads", primals: tuple, tangents: tuple, steps: _Linearised
 ) -> tuple[Any, Any]:
-    weights, _, inputs = primals
+    weights, carry, inputs = primals
     d_weights, d_carry, d_inputs = tangents
-    d_params = _dense(reads.params.of(d_weights.params))
-    d_apart = _dense(reads.apart.of(d_inputs.zs))
-    d_fresh = _dense(d_weights.fresh)
-    d_sums = _sum_tangents(reads, d_weights.w_hh, d_inputs.zs, steps.h)
+    d_params = _dense(reads.params.of(d_weights.params), reads.params.of(weights.params))
+    d_apart = _dense(reads.apart.of(d_inputs.zs), reads.apart.of(inputs.zs))
+    d_fresh = _dense(d_weights.fresh, weights.fresh)
+    d_sums = _sum_tangents(reads, d_weights.w_hh, d_inputs.zs, inputs.zs, steps.h)
     # Transposed once, before the loop: the backward loop multiplies by this array as it lies.
     w_t = None if weights.w_hh is None else lax.optimization_barrier(weights.w_hh.T)
 
@@ -160,17 +160,20 @@ def _tangent_loop(
         return _leave(flags, d_carry, d_new, d_y)
 
     flags = inputs._replace(zs=())
-    return scan(step, _dense(d_carry), (steps, d_apart, d_sums, flags))
+    return scan(step, _dense(d_carry, carry), (steps, d_apart, d_sums, flags))
 
 
-def _sum_tangents(reads: "_Reads", d_w: Any, d_zs: Sequence, hs: Array) -> Array | None:
+def _sum_tangents(
+    reads: "_Reads", d_w: Any, d_zs: Sequence, zs: Sequence, hs: Array
+) -> Array | None:
     """What is added to ``dh_t W``, for all steps: ``h_t dW``, and dz wherever z only meets r."""
     if d_w is None:
         return None
-    nothing = jnp.zeros((*hs.shape[:-1], d_w.shape[1] // len(d_zs)), accumulation_dtype(d_w.dtype))
+    width = d_w.shape[1] // len(zs)
+    nothing = jnp.broadcast_to(jnp.zeros_like(hs[..., :1]), (*hs.shape[:-1], width))
     pieces = [
-        nothing if apart else _dense(d_z)
-        for d_z, apart in zip(d_zs, reads.apart.leaves, strict=True)
+        nothing if apart else _dense(d_z, z)
+        for d_z, z, apart in zip(d_zs, zs, reads.apart.leaves, strict=True)
     ]
     total = jnp.concatenate(pieces, axis=-1)
     return total if isinstance(d_w, SymbolicZero) else total + linear(hs, d_w)
@@ -182,14 +185,14 @@ def _times_transposed(x: Array, w_t: Array) -> Array:
     return lax.dot_general(x.astype(w_t.dtype), w_t, axes, preferred_element_type=out)
 
 
-def _dense(tangents: Any) -> Any:
-    def instantiate(t: Any) -> Any:
-        if not isinstance(t, SymbolicZero):
-            return t
-        zero: Any = t.aval
-        return jnp.zeros(zero.shape, zero.dtype)
+def _dense(tangents: Any, primals: Any) -> Any:
+    """``tangents`` with zeros like their primals in place of symbolic ones."""
 
-    return jax.tree.map(instantiate, tangents, is_leaf=lambda t: isinstance(t, SymbolicZero))
+    def instantiate(t: Any, primal: Any) -> Any:
+        return jnp.zeros_like(primal) if isinstance(t, SymbolicZero) else t
+
+    is_zero = lambda t: isinstance(t, SymbolicZero)  # noqa: E731
+    return jax.tree.map(instantiate, tangents, primals, is_leaf=is_zero)
 
 
 class _Subset(NamedTuple):

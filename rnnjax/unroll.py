@@ -110,16 +110,16 @@ def _unroll(
     def batch_first(a: Array) -> Array:
         return jnp.swapaxes(a, 0, 1).reshape(*batch, a.shape[0], *a.shape[2:])
 
-    fresh = jax.tree.map(
-        lambda a: jnp.broadcast_to(a, (count, *a.shape)), cell.initial_carry(params)
-    )
+    xs = time_first(xs)
+    # One carry a sequence, mapped over xs rather than broadcast so that it is sharded as they are.
+    fresh = jax.vmap(lambda _: cell.initial_carry(params), in_axes=1, axis_size=count)(xs)
     carry = fresh
     if initial_carry is not None:
         carry = jax.tree.map(lambda a, b: a.reshape(b.shape), initial_carry, fresh)
     project = jax.vmap(jax.vmap(cell.project, in_axes=(None, 0)), in_axes=(None, 0))
     weights = Weights(cell.recurrent(params) if cell.recurrent else None, params, fresh)
     valid, resets = jax.tree.map(time_first, (valid, resets))
-    inputs = Inputs(project(params, time_first(xs)), valid, resets)
+    inputs = Inputs(project(params, xs), valid, resets)
     _check_pieces(weights, inputs)
     carry, ys = run(cell, reverse, scan_unroll, weights, carry, inputs)
     carry = jax.tree.map(lambda a: a.reshape(*batch, *a.shape[1:]), carry)

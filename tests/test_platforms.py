@@ -1,0 +1,79 @@
+"""The same code on many devices and for other platforms than this one."""
+
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+import rnnjax
+
+SHARDED = """
+    import jax, jax.numpy as jnp, numpy as np, rnnjax
+    from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+    assert jax.device_count() == 4
+    layer = rnnjax.stack(rnnjax.bidirectional(rnnjax.lstm(8)), rnnjax.gru(4))
+    params = layer.init(jax.random.key(0), 3)
+    xs = jax.random.normal(jax.random.key(1), (8, 6, 3))
+    lengths = jnp.array([6, 5, 4, 3, 2, 1, 0, 6])
+
+    @jax.jit
+    def grad(params, xs, lengths):
+        return jax.grad(lambda p: (layer.apply(p, xs, lengths)[1] ** 2).sum())(params)
+
+    expected = grad(params, xs, lengths)
+    mesh = jax.make_mesh((4,), ("batch",), axis_types=(AxisType.KIND,))
+    rows = NamedSharding(mesh, PartitionSpec("batch"))
+    with jax.set_mesh(mesh):
+        found = grad(params, jax.device_put(xs, rows), jax.device_put(lengths, rows))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+"""
+
+
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_a_batch_spread_over_devices_has_the_gradients_of_one_device(kind, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+    code = textwrap.dedent(SHARDED).replace("KIND", kind)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_one_program_with_free_batch_and_time_lowers_for_cpu_cuda_and_tpu():
+    layer = rnnjax.bidirectional(rnnjax.lstm(8), rnnjax.gru(4))
+    params = layer.init(jax.random.key(0), 3)
+    batch, time = export.symbolic_shape("batch, time")
+    program = export.export(
+        jax.jit(lambda params, xs, lengths: layer.apply(params, xs, lengths)),
+        platforms=["cpu", "cuda", "tpu"],
+    )(
+        jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params),
+        jax.ShapeDtypeStruct((batch, time, 3), jnp.float32),
+        jax.ShapeDtypeStruct((batch,), jnp.int32),
+    )
+    for rows, steps in ((2, 5), (3, 1)):
+        xs = jax.random.normal(jax.random.key(1), (rows, steps, 3))
+        lengths = jnp.arange(rows, dtype=jnp.int32) % (steps + 1)
+        expected = layer.apply(params, xs, lengths)
+        found = program.call(params, xs, lengths)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
+
+
+def test_a_training_step_lowers_for_cuda_and_tpu():
+    layer = rnnjax.stack(rnnjax.lstm(8), rnnjax.gru(4))
+    params = layer.init(jax.random.key(0), 3)
+
+    def loss(params, xs, lengths):
+        return (layer.apply(params, xs, lengths)[1] ** 2).sum()
+
+    program = export.export(jax.jit(jax.grad(loss)), platforms=["cuda", "tpu"])(
+        params, jnp.ones((2, 5, 3)), jnp.array([5, 2], jnp.int32)
+    )
+    assert program.platforms == ("cuda", "tpu")
