@@ -32,7 +32,6 @@ from rnnjax.data import (
     DataError,
     Examples,
     Vocabulary,
-    choose_boundaries,
     load,
 )
 from rnnjax.weights import load_weights, save_weights
@@ -232,6 +231,10 @@ class Predictor:
         vocabulary = Vocabulary.load(folder / VOCABULARY)
         self.label_names: list[str] = config["label_names"]
         self._encode = Encoder(settings.tokenizer, vocabulary, settings.max_length, settings.keep)
+        # The same few lengths for every chunk of texts, so that a long stream compiles no more.
+        longest = settings.max_length
+        doubled = [8 << i for i in range(longest.bit_length()) if 8 << i < longest]
+        self._boundaries = (*doubled, longest)
         self._model = build_model(settings, len(vocabulary), len(self.label_names))
         shapes = jax.eval_shape(self._model.init, jax.random.key(0))
         self._params = load_weights(folder / WEIGHTS, shapes)
@@ -248,7 +251,7 @@ class Predictor:
             ids,
             [0] * len(ids),
             batch_size=min(64, len(ids)),
-            boundaries=choose_boundaries([len(row) for row in ids], count=4),
+            boundaries=self._boundaries,
             seed=0,
             shuffle=False,
         )

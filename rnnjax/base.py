@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.typing import DTypeLike
 
 Key = Array
@@ -118,10 +119,7 @@ def linear(x: Array, w: Array, bias: Array | None = None) -> Array:
     Raises:
         ValueError: ``x`` is not floating, or its size is not the one ``w`` was made for.
     """
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(
-            f"the input must be of floating dtype, got {x.dtype}: embed or one-hot token ids first"
-        )
+    check_floating("the input", x)
     if x.shape[-1] != w.shape[0]:
         raise ValueError(
             f"expected an input of size {w.shape[0]} (weights of shape {w.shape}), "
@@ -136,6 +134,36 @@ def linear(x: Array, w: Array, bias: Array | None = None) -> Array:
 def split_gates(x: Array, count: int) -> tuple[Array, ...]:
     """Cut the last axis of ``x`` into ``count`` equal pieces, one a gate."""
     return tuple(jnp.split(x, count, axis=-1))
+
+
+def check_floating(name: str, xs: Array) -> None:
+    """Refuse inputs that are not of floating dtype.
+
+    Raises:
+        ValueError: naming ``name``, the dtype that came, and the usual remedy.
+    """
+    if not jnp.issubdtype(xs.dtype, jnp.floating):
+        raise ValueError(
+            f"{name} must be of floating dtype, got {xs.dtype}: embed or one-hot token ids first"
+        )
+
+
+def check_range(name: str, values: Array | np.ndarray, end: int, interval: str) -> None:
+    """Refuse concrete integers outside [0, end); traced ones cannot be looked at and pass.
+
+    Raises:
+        ValueError: naming ``name``, the ``interval`` as its reader knows it, and the first value
+            outside with its place.
+    """
+    if isinstance(values, Tracer):
+        return
+    values = np.asarray(values)
+    bad = np.argwhere((values < 0) | (values >= end))
+    if bad.size:
+        place = tuple(int(i) for i in bad[0])
+        raise ValueError(
+            f"{name} must lie in {interval}, got {int(values[place])} at index {place}"
+        )
 
 
 def check_size(name: str, value: Any) -> int:

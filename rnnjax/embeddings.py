@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from .base import Key, check_key, check_size
+from .base import Key, check_key, check_range, check_size
 
 
 class Embedding(NamedTuple):
@@ -143,14 +142,7 @@ def check_tokens(tokens: Any, vocab_size: int) -> Array:
     tokens = jnp.asarray(tokens)
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ValueError(f"tokens must be integers, got dtype {tokens.dtype}")
-    if not isinstance(tokens, Tracer):
-        values = np.asarray(tokens)
-        bad = np.argwhere((values < 0) | (values >= vocab_size))
-        if bad.size:
-            place = tuple(int(i) for i in bad[0])
-            raise ValueError(
-                f"tokens must lie in [0, {vocab_size}), got {int(values[place])} at index {place}"
-            )
+    check_range("tokens", tokens, vocab_size, f"[0, {vocab_size})")
     return tokens
 
 

@@ -176,7 +176,7 @@ def _sum_tangents(
         for d_z, z, apart in zip(d_zs, zs, reads.apart.leaves, strict=True)
     ]
     total = jnp.concatenate(pieces, axis=-1)
-    return total if isinstance(d_w, SymbolicZero) else total + linear(hs, d_w)
+    return total if _is_symbolic(d_w) else total + linear(hs, d_w)
 
 
 def _times_transposed(x: Array, w_t: Array) -> Array:
@@ -185,14 +185,17 @@ def _times_transposed(x: Array, w_t: Array) -> Array:
     return lax.dot_general(x.astype(w_t.dtype), w_t, axes, preferred_element_type=out)
 
 
+def _is_symbolic(tangent: Any) -> bool:
+    return isinstance(tangent, SymbolicZero)
+
+
 def _dense(tangents: Any, primals: Any) -> Any:
     """``tangents`` with zeros like their primals in place of symbolic ones."""
 
     def instantiate(t: Any, primal: Any) -> Any:
-        return jnp.zeros_like(primal) if isinstance(t, SymbolicZero) else t
+        return jnp.zeros_like(primal) if _is_symbolic(t) else t
 
-    is_zero = lambda t: isinstance(t, SymbolicZero)  # noqa: E731
-    return jax.tree.map(instantiate, tangents, primals, is_leaf=is_zero)
+    return jax.tree.map(instantiate, tangents, primals, is_leaf=_is_symbolic)
 
 
 class _Subset(NamedTuple):
@@ -201,7 +204,7 @@ class _Subset(NamedTuple):
     leaves: tuple[bool, ...]
 
     def of(self, tree: Any) -> list:
-        flat = jax.tree.leaves(tree, is_leaf=lambda t: isinstance(t, SymbolicZero))
+        flat = jax.tree.leaves(tree, is_leaf=_is_symbolic)
         return [leaf for leaf, marked in zip(flat, self.leaves, strict=True) if marked]
 
     def replace(self, tree: Any, new: list) -> Any:

@@ -114,6 +114,11 @@ then not orthogonal one by one. "flax" is the rule of ``LSTMCell`` and ``GRUCell
 """
 
 
+def draw_linear(key: Key, input_size: int, output_size: int) -> tuple[Array, Array]:
+    """Weights [D, O], Glorot uniform, and a bias [O] of zeros, for a map outside the time loop."""
+    return PRESETS["rnnjax"].w_ih(key, input_size, output_size, 1), _zeros(key, output_size)
+
+
 def resolve(initializer: str | CellInitializer) -> CellInitializer:
     """Look a rule up by name, or pass one through.
 

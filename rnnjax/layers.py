@@ -9,7 +9,7 @@ from jax import Array
 
 from . import masking
 from .base import Apply, Carry, Cell, Key, Layer, Params, check_key, check_size, linear
-from .initializers import PRESETS
+from .initializers import draw_linear
 from .unroll import unroll
 
 Steps = dict[str, Any]  # lengths, mask and resets, handed on as they came
@@ -198,8 +198,8 @@ def output_head(
 
     def init(key: Key, input_size: int) -> HeadParams:
         first, second = jax.random.split(check_key(key))
-        w = PRESETS["rnnjax"].w_ih(second, below.output_size, size, 1)
-        return HeadParams(below.init(first, input_size), w, jnp.zeros((size,), w.dtype))
+        head = draw_linear(second, below.output_size, size)
+        return HeadParams(below.init(first, input_size), *head)
 
     def apply(
         params: HeadParams, xs: Array, steps: Steps, initial_carry: Carry, key: Key | None

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.core import Tracer
 from jax.typing import ArrayLike
+
+from .base import check_range
 
 
 def lengths_to_mask(lengths: ArrayLike, time: int) -> Array:
@@ -22,8 +23,8 @@ def lengths_to_mask(lengths: ArrayLike, time: int) -> Array:
         >>> rnnjax.lengths_to_mask([2, 0], 3).tolist()
         [[True, True, False], [False, False, False]]
     """
-    lengths = jnp.asarray(lengths)
-    steps = jnp.arange(time, dtype=lengths.dtype)
+    lengths = jnp.asarray(lengths).astype(jnp.int32)
+    steps = jnp.arange(time, dtype=jnp.int32)
     return jnp.less(
         jax.lax.broadcast_in_dim(steps, (*lengths.shape, time), (lengths.ndim,)),
         jnp.expand_dims(lengths, -1),
@@ -44,17 +45,10 @@ def check_lengths(lengths: Any, batch: tuple[int, ...], time: int) -> Array:
         )
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise ValueError(f"lengths must be integers, got dtype {array.dtype}")
-    if isinstance(array, Tracer):
-        return jnp.clip(array, 0, time).astype(jnp.int32)
-    values = np.asarray(array)
-    bad = np.argwhere((values < 0) | (values > time))
-    if bad.size:
-        row = tuple(int(i) for i in bad[0])
-        raise ValueError(
-            f"lengths must lie in [0, {time}] (xs has {time} steps), "
-            f"got {int(values[row])} at index {row}"
-        )
-    return jnp.asarray(values, jnp.int32)
+    check_range("lengths", array, time + 1, f"[0, {time}] (xs has {time} steps)")
+    if jnp.iinfo(array.dtype).bits < 32:  # too narrow to be compared with every T
+        array = array.astype(jnp.int32)
+    return jnp.clip(array, 0, time).astype(jnp.int32)
 
 
 def check_flags(name: str, flags: Any, batch: tuple[int, ...], time: int) -> Array:
@@ -127,16 +121,16 @@ def resets_before(resets: Array | None, valid: Array | None, reverse: bool) -> A
     starts = resets if valid is None else resets & valid
     if not reverse:
         return starts
-    following = _shift_back(starts, False)
+    following = _shift_back(starts)
     if valid is None:
         return following
-    return valid & _at_next_real_step(following, _shift_back(valid, False))
+    return valid & _at_next_real_step(following, _shift_back(valid))
 
 
-def _shift_back(a: Array, last: bool | int) -> Array:
-    """``a`` moved one step towards the start of time, ``last`` in the place set free."""
-    end = jnp.full((*a.shape[:-1], 1), last, a.dtype)
-    return jnp.concatenate([a, end], axis=-1)[..., 1:]
+def _shift_back(flags: Array) -> Array:
+    """``flags`` moved one step towards the start of time, False in the place set free."""
+    end = jnp.zeros((*flags.shape[:-1], 1), bool)
+    return jnp.concatenate([flags, end], axis=-1)[..., 1:]
 
 
 def _at_next_real_step(following: Array, real: Array) -> Array:

@@ -10,7 +10,7 @@ from jax import Array
 from . import masking
 from .base import Cell, Key, Layer, check_key, check_size, linear
 from .embeddings import Embedding, check_tokens
-from .initializers import PRESETS
+from .initializers import draw_linear
 from .layers import apply_dropout, check_rate, recurrent
 
 
@@ -85,11 +85,10 @@ def classifier(
 
     def init(key: Key) -> ClassifierParams:
         table, encode, head = jax.random.split(check_key(key), 3)
-        w = PRESETS["rnnjax"].w_ih(head, layer.output_size, classes, 1)
         return ClassifierParams(
             embedding.init(table),
             layer.init(encode, embedding.output_size),
-            LinearParams(w, jnp.zeros((classes,), w.dtype)),
+            LinearParams(*draw_linear(head, layer.output_size, classes)),
         )
 
     def apply(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from . import masking
-from .base import Carry, Cell, Params
+from .base import Carry, Cell, Params, check_floating
 from .engine import Inputs, Weights, run
 
 
@@ -189,10 +189,7 @@ def _check_xs(xs: Any) -> Array:
     xs = jnp.asarray(xs)
     if xs.ndim < 2:
         raise ValueError(f"xs must have shape [..., T, D], got shape {xs.shape}")
-    if not jnp.issubdtype(xs.dtype, jnp.floating):
-        raise ValueError(
-            f"xs must be of floating dtype, got {xs.dtype}: embed or one-hot token ids first"
-        )
+    check_floating("xs", xs)
     return xs
 
 

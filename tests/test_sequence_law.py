@@ -225,6 +225,20 @@ def test_traced_lengths_are_clipped(row):
     )
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint32", "int64"])
+def test_lengths_of_any_integer_dtype_mean_the_same(dtype):
+    cell, params = CELLS["vanilla"], init(LAYERS["vanilla"])
+    xs, lengths = jnp.ones((2, 300, D)), np.array([100, 0])
+    expected = rnnjax.unroll(cell, params, xs, lengths)
+    given = lengths.astype(dtype)
+    unroll = functools.partial(rnnjax.unroll, cell, params, xs)
+    assert_trees_equal(unroll(given), expected, rtol=0, atol=0)
+    assert_trees_equal(jax.jit(unroll)(given), expected)
+    np.testing.assert_array_equal(
+        rnnjax.lengths_to_mask(given, 300), np.arange(300) < lengths[:, None]
+    )
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("row", OF_THE_LIBRARY)
 def test_carries_and_outputs_stay_float32(row, dtype):
