@@ -32,11 +32,37 @@ Params = Any
 Carry = Any
 
 
+class NoiseShape(NamedTuple):
+    """For how much noise is drawn: all batch axes as one, the steps, and the size of one input."""
+
+    batch: int
+    time: int
+    input_size: int
+
+
+class Noise(NamedTuple):
+    """Random factors of one call, drawn before the loop; None or () where there are none.
+
+    Attributes:
+        inputs: [B, D], what every input of a sequence is multiplied by.
+        hidden: [B, P], what ``hidden(carry)`` is multiplied by before the recurrent weights, the
+            same at every step of a sequence.
+        recurrent: [P, G*H], what the recurrent weights are multiplied by.
+        steps: trees of arrays [T, B, ...], given to ``update`` (or ``step``) step by step as
+            further pieces of ``z``, behind those of ``project``.
+    """
+
+    inputs: Array | None = None
+    hidden: Array | None = None
+    recurrent: Array | None = None
+    steps: tuple[Any, ...] = ()
+
+
 class Cell(NamedTuple):
     """A recurrent cell as pure functions of one example and one time step.
 
-    With ``z = project(params, x)`` and ``r = hidden(carry) @ recurrent(params)``, cut into as
-    many equal pieces as ``z`` has, one step is ``update(params, carry, z, r) -> (carry, y)``.
+    With ``z = project(params, x)`` and ``r = hidden(carry) @ recurrent(params)``, cut into pieces
+    as wide as the first pieces of ``z``, one step is ``update(params, carry, z, r) -> (carry, y)``.
     The engine does the matrix product itself, so ``project`` leaves the time loop and the
     gradient of the recurrent weights is one product over all steps. ``update`` should be
     pointwise; parameters it reads should be small (biases, peepholes).
@@ -48,14 +74,18 @@ class Cell(NamedTuple):
         output_size: O, the size of one step's output.
         init: ``(key, input_size) -> params``, a pytree, usually a NamedTuple.
         initial_carry: ``(params) -> carry``, the carry before the first step and after a reset: a
-            tree of floating arrays.
-        project: ``(params, x [D]) -> z``, a tuple of arrays, one [H] array a gate; never sees
-            the carry.
+            tree of floating arrays, real or complex.
+        project: ``(params, x [D]) -> z``, a tuple, one [H] array a gate; never sees the carry.
+            Pieces behind those that meet the recurrent weights may be any tree of arrays.
         recurrent: ``(params) -> w_hh [P, G*H]``, or None for a cell without recurrent weights.
         hidden: ``(carry) -> h [P]``, what the recurrent weights multiply.
         update: ``(params, carry, z, r) -> (carry, y)``; ``r`` is ``()`` without ``recurrent``.
         step: ``(params, carry, z) -> (carry, y)``, the alternative to the three above.
         gates: ``(params, carry, z, r) -> gates``, a NamedTuple of gate values, for inspection.
+        noise: ``(key, params, shape: NoiseShape) -> Noise``, called once a call and only when
+            ``unroll`` is given a key; None for a cell without noise.
+        linear: ``(params, z) -> (decay, drive)``, trees like the carry, for a cell whose carry
+            obeys ``carry' = decay * carry + drive``: such a cell can run in parallel over time.
     """
 
     output_size: int
@@ -67,6 +97,8 @@ class Cell(NamedTuple):
     update: Callable[[Params, Carry, tuple, tuple], tuple[Carry, Any]] | None = None
     step: Callable[[Params, Carry, tuple], tuple[Carry, Any]] | None = None
     gates: Callable[[Params, Carry, tuple, tuple], Any] | None = None
+    noise: Callable[[Key, Params, NoiseShape], Noise] | None = None
+    linear: Callable[[Params, tuple], tuple[Carry, Carry]] | None = None
 
 
 class Apply(Protocol):

@@ -13,7 +13,8 @@ Because the rule is made of ordinary operations, forward mode and derivatives of
 """
 
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 
-from .base import Cell, accumulation_dtype, linear, split_gates
+from .base import Cell, accumulation_dtype, linear
 from .masking import select, zero_padding
 
 
@@ -31,77 +32,124 @@ class Weights(NamedTuple):
     w_hh: Array | None  # [P, G*H]
     params: Any
     fresh: Any  # the carry after a reset, [B, ...] a leaf
+    hidden_noise: Array | None = None  # [B, P], what h is multiplied by before w_hh
 
 
 class Inputs(NamedTuple):
     """What the loop reads step by step, time first."""
 
-    zs: tuple[Array, ...]  # [T, B, ...] a gate
+    zs: tuple[Any, ...]  # [T, B, ...] a leaf: the gates, then what only update reads
     valid: Array | None  # [T, B]
     resets: Array | None  # [T, B], True: return to the fresh carry before this step
 
 
-def run(
-    cell: Cell, reverse: bool, scan_unroll: int, weights: Weights, carry: Any, inputs: Inputs
-) -> tuple[Any, Any]:
+class Loop(NamedTuple):
+    """How to run over time; all of it is fixed when the loop is compiled."""
+
+    reverse: bool = False
+    scan_unroll: int = 1
+    all_carries: bool = False  # outputs are (y, carry)
+
+
+def run(cell: Cell, loop: Loop, weights: Weights, carry: Any, inputs: Inputs) -> tuple[Any, Any]:
     """Run ``cell`` over time, with one batch axis: ``(carry, ys [T, B, O])``."""
-    scan = functools.partial(lax.scan, reverse=reverse, unroll=scan_unroll)
     if cell.step is not None:
-        return scan(functools.partial(_plain_step, cell, weights), carry, inputs)
-    return _differentiable_loop(cell, scan)(weights, carry, inputs)
+        return _scan(loop, functools.partial(_plain_step, cell, loop, weights), carry, inputs)
+    return _differentiable_loop(cell, loop)(weights, carry, inputs)
+
+
+def _scan(loop: Loop, step: Callable, carry: Any, inputs: Any) -> tuple[Any, Any]:
+    return lax.scan(step, carry, inputs, reverse=loop.reverse, unroll=loop.scan_unroll)
 
 
 def _enter(at: Inputs, fresh: Any, carry: Any) -> Any:
     return carry if at.resets is None else select(at.resets, fresh, carry)
 
 
-def _leave(at: Inputs, held: Any, new: Any, y: Any) -> tuple[Any, Any]:
-    return select(at.valid, new, held), zero_padding(at.valid, y)
+def _leave(loop: Loop, at: Inputs, held: Any, new: Any, y: Any) -> tuple[Any, Any]:
+    carry, y = select(at.valid, new, held), zero_padding(at.valid, y)
+    return carry, (y, carry) if loop.all_carries else y
 
 
-def _plain_step(cell: Cell, weights: Weights, carry: Any, at: Inputs) -> tuple[Any, Any]:
+def _plain_step(
+    cell: Cell, loop: Loop, weights: Weights, carry: Any, at: Inputs
+) -> tuple[Any, Any]:
     assert cell.step is not None
     carry = _enter(at, weights.fresh, carry)
-    new, y = jax.vmap(cell.step, in_axes=(None, 0, 0))(weights.params, carry, at.zs)
-    return _leave(at, carry, new, y)
+    step = jax.vmap(cell.step, in_axes=(None, 0, 0))
+    new, y = step(weights.params, carry, at.zs)
+    return _leave(loop, at, carry, new, y)
 
 
-def _recur(h: Array, w_hh: Array | None, gates: int) -> tuple[Array, ...]:
-    return () if w_hh is None else split_gates(linear(h, w_hh), gates)
+def gate_widths(w_hh: Array | None, zs: tuple[Any, ...]) -> tuple[int, ...]:
+    """The widths of the pieces of ``h @ w_hh``: those of the first pieces of ``zs``.
+
+    Raises:
+        ValueError: no number of first pieces is as wide as the recurrent weights.
+    """
+    widths: list[int] = []
+    columns = 0 if w_hh is None else w_hh.shape[-1]
+    for z in zs:
+        if sum(widths) < columns and hasattr(z, "shape"):
+            widths.append(z.shape[-1])
+    if sum(widths) != columns:
+        raise ValueError(
+            f"a cell's recurrent weights must be as wide as the first pieces of project together, "
+            f"got {columns} columns and pieces of widths {widths}"
+        )
+    return tuple(widths)
+
+
+def _cut(x: Array, widths: tuple[int, ...]) -> tuple[Array, ...]:
+    ends = list(itertools.accumulate(widths))
+    return tuple(jnp.split(x, ends[:-1], axis=-1))
+
+
+def recur(h: Array, w_hh: Array | None, zs: tuple[Any, ...]) -> tuple[Array, ...]:
+    """``h @ w_hh`` in pieces, one for each gate of ``zs``; () without recurrent weights."""
+    return () if w_hh is None else _cut(linear(h, w_hh), gate_widths(w_hh, zs))
+
+
+def noisy(h: Array, noise: Array | None) -> Array:
+    """``h`` times its noise, if there is any."""
+    return h if noise is None else h * noise
 
 
 class _Linearised(NamedTuple):
     """What the derivative keeps of a step: where W was applied, and the two linear maps."""
 
     h: Array
+    clean: Array | None  # h before its noise, where the noise has a tangent
     d_hidden: Callable
     d_update: Callable
 
 
-def _differentiable_loop(cell: Cell, scan: Callable) -> Callable:
+def _differentiable_loop(cell: Cell, loop: Loop) -> Callable:
     assert cell.hidden is not None
     assert cell.update is not None
     hidden = jax.vmap(cell.hidden)
     update = jax.vmap(cell.update, in_axes=(None, 0, 0, 0))
 
     @jax.custom_jvp
-    def loop(weights: Weights, carry: Any, inputs: Inputs) -> tuple[Any, Any]:
+    def over_time(weights: Weights, carry: Any, inputs: Inputs) -> tuple[Any, Any]:
         def step(carry: Any, at: Inputs) -> tuple[Any, Any]:
             carry = _enter(at, weights.fresh, carry)
-            r = _recur(hidden(carry), weights.w_hh, len(at.zs))
+            r = recur(noisy(hidden(carry), weights.hidden_noise), weights.w_hh, at.zs)
             new, y = update(weights.params, carry, at.zs, r)
-            return _leave(at, carry, new, y)
+            return _leave(loop, at, carry, new, y)
 
-        return scan(step, carry, inputs)
+        return _scan(loop, step, carry, inputs)
 
     def rule(primals: tuple, tangents: tuple) -> tuple[Any, Any]:
         weights, carry, inputs = primals
-        reads = _reads_of_update(cell, weights, carry, inputs)
+        reads = _reads_of_update(cell, primals, tangents)
+        noise_moves = _moves(tangents[0].hidden_noise)
 
         def step(carry: Any, at: Inputs) -> tuple[Any, Any]:
             carry = _enter(at, weights.fresh, carry)
-            h, d_hidden = jax.linearize(hidden, carry)
-            r = _recur(h, weights.w_hh, len(at.zs))
+            clean, d_hidden = jax.linearize(hidden, carry)
+            h = noisy(clean, weights.hidden_noise)
+            r = recur(h, weights.w_hh, at.zs)
 
             def pointwise(leaves: list, carry: Any, apart: list, r: Any) -> Any:
                 params = reads.params.replace(weights.params, leaves)
@@ -111,72 +159,111 @@ def _differentiable_loop(cell: Cell, scan: Callable) -> Callable:
             (new, y), d_update = jax.linearize(
                 pointwise, reads.params.of(weights.params), carry, reads.apart.of(at.zs), r
             )
-            carry, y = _leave(at, carry, new, y)
-            return carry, (y, _Linearised(h, d_hidden, d_update))
+            carry, y = _leave(loop, at, carry, new, y)
+            kept = _Linearised(h, clean if noise_moves else None, d_hidden, d_update)
+            return carry, (y, _Saved.of(kept, (weights, at)))
 
-        final, (ys, steps) = scan(step, carry, inputs)
-        return (final, ys), _tangent_loop(scan, reads, primals, tangents, steps)
+        final, (ys, steps) = _scan(loop, step, carry, inputs)
+        return (final, ys), _tangent_loop(loop, reads, primals, tangents, steps)
 
-    loop.defjvp(rule, symbolic_zeros=True)
-    return loop
+    over_time.defjvp(rule, symbolic_zeros=True)
+    return over_time
+
+
+@jax.tree_util.register_pytree_node_class
+class _Saved:
+    """A tree of residuals in which no array is stored twice, nor one the loop was given anyway."""
+
+    def __init__(self, leaves: list, sources: tuple, structure: Any) -> None:
+        self.leaves, self.sources, self.structure = leaves, sources, structure
+
+    @classmethod
+    def of(cls, tree: Any, given: Any) -> "_Saved":
+        known = {id(leaf): ("given", k) for k, leaf in enumerate(jax.tree.leaves(given))}
+        flat, structure = jax.tree.flatten(tree)
+        leaves: list = []
+        for leaf in flat:
+            if id(leaf) not in known:
+                known[id(leaf)] = ("saved", len(leaves))
+                leaves.append(leaf)
+        return cls(leaves, tuple(known[id(leaf)] for leaf in flat), structure)
+
+    def tree(self, given: Any) -> Any:
+        stores = {"given": jax.tree.leaves(given), "saved": self.leaves}
+        return jax.tree.unflatten(self.structure, [stores[s][k] for s, k in self.sources])
+
+    def tree_flatten(self) -> tuple[list, tuple]:
+        return self.leaves, (self.sources, self.structure)
+
+    @classmethod
+    def tree_unflatten(cls, static: tuple, leaves: Any) -> "_Saved":
+        return cls(list(leaves), *static)
 
 
 # What the backward loop computes again rather than reading back from memory: keeping a step's
 # derivative costs the results of its other operations (the gates) and no more.
 # fmt: off
 _CHEAP = frozenset({
-    "abs", "add", "add_any", "and", "broadcast_in_dim", "concatenate", "convert_element_type",
-    "copy", "div", "eq", "ge", "gt", "integer_pow", "le", "lt", "max", "min", "mul", "ne",
-    "neg", "not", "or", "reshape", "select_n", "sign", "slice", "split", "square", "squeeze",
-    "sub", "transpose",
+    "abs", "add", "add_any", "and", "broadcast_in_dim", "complex", "concatenate", "conj",
+    "convert_element_type", "copy", "div", "eq", "ge", "gt", "imag", "integer_pow", "le", "lt",
+    "max", "min", "mul", "ne", "neg", "not", "or", "real", "reshape", "select_n", "sign", "slice",
+    "split", "square", "squeeze", "sub", "transpose",
 })
 # fmt: on
 
 
-def _is_kept(primitive: Any, *_: Any, **__: Any) -> bool:
-    return primitive.name not in _CHEAP
+def _is_kept(primitive: Any, *operands: Any, **_: Any) -> bool:
+    # JAX cannot mark complex results as kept.
+    is_complex = any(jnp.issubdtype(a.dtype, jnp.complexfloating) for a in operands)
+    return primitive.name not in _CHEAP and not is_complex
 
 
 def _tangent_loop(
-    scan: Callable, reads: "_Reads", primals: tuple, tangents: tuple, steps: _Linearised
+    loop: Loop, reads: "_Reads", primals: tuple, tangents: tuple, steps: _Saved
 ) -> tuple[Any, Any]:
     weights, carry, inputs = primals
     d_weights, d_carry, d_inputs = tangents
     d_params = _dense(reads.params.of(d_weights.params), reads.params.of(weights.params))
     d_apart = _dense(reads.apart.of(d_inputs.zs), reads.apart.of(inputs.zs))
     d_fresh = _dense(d_weights.fresh, weights.fresh)
-    d_sums = _sum_tangents(reads, d_weights.w_hh, d_inputs.zs, inputs.zs, steps.h)
+    d_sums = _sum_tangents(reads, primals, tangents, steps.tree((weights, inputs)))
     # Transposed once, before the loop: the backward loop multiplies by this array as it lies.
     w_t = None if weights.w_hh is None else lax.optimization_barrier(weights.w_hh.T)
 
     def step(d_carry: Any, at: tuple) -> tuple[Any, Any]:
-        linearised, d_apart, d_sum, flags = at
-        d_carry = _enter(flags, d_fresh, d_carry)
+        saved, d_apart, d_sum, now = at
+        linearised = saved.tree((weights, now))
+        d_carry = _enter(now, d_fresh, d_carry)
         d_r = ()
         if w_t is not None:
-            product = _times_transposed(linearised.d_hidden(d_carry), w_t)
-            d_r = split_gates(product + d_sum, len(inputs.zs))
+            d_h = noisy(linearised.d_hidden(d_carry), weights.hidden_noise)
+            d_r = _cut(_times_transposed(d_h, w_t) + d_sum, gate_widths(weights.w_hh, now.zs))
         d_new, d_y = linearised.d_update(d_params, d_carry, d_apart, d_r)
-        return _leave(flags, d_carry, d_new, d_y)
+        return _leave(loop, now, d_carry, d_new, d_y)
 
-    flags = inputs._replace(zs=())
-    return scan(step, _dense(d_carry, carry), (steps, d_apart, d_sums, flags))
+    return _scan(loop, step, _dense(d_carry, carry), (steps, d_apart, d_sums, inputs))
 
 
 def _sum_tangents(
-    reads: "_Reads", d_w: Any, d_zs: Sequence, zs: Sequence, hs: Array
+    reads: "_Reads", primals: tuple, tangents: tuple, steps: _Linearised
 ) -> Array | None:
     """What is added to ``dh_t W``, for all steps: ``h_t dW``, and dz wherever z only meets r."""
-    if d_w is None:
+    weights, _, inputs = primals
+    d_weights, _, d_inputs = tangents
+    if weights.w_hh is None:
         return None
-    width = d_w.shape[1] // len(zs)
-    nothing = jnp.broadcast_to(jnp.zeros_like(hs[..., :1]), (*hs.shape[:-1], width))
+    dtype = accumulation_dtype(weights.w_hh.dtype)
+    count = len(gate_widths(weights.w_hh, inputs.zs))
     pieces = [
-        nothing if apart else _dense(d_z, z)
-        for d_z, z, apart in zip(d_zs, zs, reads.apart.leaves, strict=True)
+        _dense(d_z, z).astype(dtype) if meets else jnp.zeros_like(z, dtype)
+        for d_z, z, meets in zip(d_inputs.zs, inputs.zs, reads.meets[:count], strict=False)
     ]
     total = jnp.concatenate(pieces, axis=-1)
-    return total if _is_symbolic(d_w) else total + linear(hs, d_w)
+    if _moves(d_weights.w_hh):
+        total = total + linear(steps.h, d_weights.w_hh)
+    if _moves(d_weights.hidden_noise):
+        total = total + linear(steps.clean * d_weights.hidden_noise[None], weights.w_hh)
+    return total
 
 
 def _times_transposed(x: Array, w_t: Array) -> Array:
@@ -187,6 +274,10 @@ def _times_transposed(x: Array, w_t: Array) -> Array:
 
 def _is_symbolic(tangent: Any) -> bool:
     return isinstance(tangent, SymbolicZero)
+
+
+def _moves(tangent: Any) -> bool:
+    return tangent is not None and not _is_symbolic(tangent)
 
 
 def _dense(tangents: Any, primals: Any) -> Any:
@@ -218,38 +309,52 @@ class _Reads(NamedTuple):
     """How ``update`` uses what it is given.
 
     Attributes:
-        params: the leaves of the parameters it reads at all; the others need no tangent.
-        apart: the pieces of ``z`` it uses other than in the sum ``z_k + r_k``. Where it uses
-            nothing but that sum, the tangents of both are one array, kept once.
+        params: the leaves of the parameters it reads and that have a tangent.
+        meets: for each leaf of ``z``, whether it is used in nothing but the sum ``z_k + r_k``.
+            There the tangents of both are one array, kept once.
+        apart: the other leaves of ``z`` that have a tangent.
     """
 
     params: _Subset
+    meets: tuple[bool, ...]
     apart: _Subset
 
 
-def _reads_of_update(cell: Cell, weights: Weights, carry: Any, inputs: Inputs) -> _Reads:
+def _reads_of_update(cell: Cell, primals: tuple, tangents: tuple) -> _Reads:
     assert cell.update is not None
-    at_start = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), carry)
-    zs = tuple(jax.ShapeDtypeStruct(z.shape[2:], z.dtype) for z in inputs.zs)
-    rs = _recur_shapes(weights.w_hh, len(zs))
-    params = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), weights.params)
-    jaxpr = jax.make_jaxpr(cell.update)(params, at_start, zs, rs).jaxpr
-    count = len(jax.tree.leaves(params))
-    z_vars = jaxpr.invars[len(jaxpr.invars) - len(rs) - len(zs) : len(jaxpr.invars) - len(rs)]
-    r_vars = jaxpr.invars[len(jaxpr.invars) - len(rs) :] if rs else [None] * len(zs)
+    weights, carry, inputs = primals
+    zs = _shapes(inputs.zs, axes=2)
+    rs = _recur_shapes(weights.w_hh, inputs.zs)
+    params = _shapes(weights.params, axes=0)
+    jaxpr = jax.make_jaxpr(cell.update)(params, _shapes(carry, axes=1), zs, rs).jaxpr
+    before_r = len(jaxpr.invars) - len(rs)
+    z_vars = jaxpr.invars[before_r - len(jax.tree.leaves(zs)) : before_r]
+    r_vars = jaxpr.invars[before_r:]
+    d_zs, d_params = _tangent_leaves(tangents[2].zs), _tangent_leaves(tangents[0].params)
+    # The gates come first among the pieces of z, and each is one leaf.
+    meets = [k < len(rs) and _meet_only(jaxpr, z, r_vars[k]) for k, z in enumerate(z_vars)]
+    used = [bool(_uses(jaxpr, v)) for v in jaxpr.invars[: len(d_params)]]
     return _Reads(
-        params=_Subset(tuple(bool(_uses(jaxpr, v)) for v in jaxpr.invars[:count])),
-        apart=_Subset(
-            tuple(not _meet_only(jaxpr, z, r) for z, r in zip(z_vars, r_vars, strict=True))
-        ),
+        params=_Subset(tuple(u and _moves(t) for u, t in zip(used, d_params, strict=True))),
+        meets=tuple(meets),
+        apart=_Subset(tuple(not met and _moves(t) for met, t in zip(meets, d_zs, strict=True))),
     )
 
 
-def _recur_shapes(w_hh: Array | None, gates: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+def _tangent_leaves(tangents: Any) -> list:
+    return jax.tree.leaves(tangents, is_leaf=_is_symbolic)
+
+
+def _shapes(tree: Any, axes: int) -> Any:
+    """The shapes of ``tree`` for one example, without its first ``axes`` axes."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[axes:], a.dtype), tree)
+
+
+def _recur_shapes(w_hh: Array | None, zs: tuple[Any, ...]) -> tuple[jax.ShapeDtypeStruct, ...]:
     if w_hh is None:
         return ()
-    piece = (w_hh.shape[1] // gates,)
-    return (jax.ShapeDtypeStruct(piece, accumulation_dtype(w_hh.dtype)),) * gates
+    dtype = accumulation_dtype(w_hh.dtype)
+    return tuple(jax.ShapeDtypeStruct((width,), dtype) for width in gate_widths(w_hh, zs))
 
 
 def _uses(jaxpr: Any, var: Any) -> list:

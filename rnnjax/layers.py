@@ -15,12 +15,21 @@ from .unroll import unroll
 Steps = dict[str, Any]  # lengths, mask and resets, handed on as they came
 
 
-def recurrent(cell: Cell, *, reverse: bool = False, scan_unroll: int = 1) -> Layer:
+def recurrent(
+    cell: Cell,
+    *,
+    reverse: bool = False,
+    remat: int | str | None = None,
+    implementation: str | None = None,
+    scan_unroll: int = 1,
+) -> Layer:
     """One cell over the whole sequence: :func:`rnnjax.unroll` as a layer.
 
     Args:
-        cell: what to run.
+        cell: what to run. Its noise, if it has any, is drawn where ``apply`` is given a key.
         reverse: run from the last real step down to the first.
+        remat: what reverse mode keeps, as for ``unroll``.
+        implementation: as for ``unroll``.
         scan_unroll: steps per iteration of the compiled loop.
 
     Raises:
@@ -40,9 +49,18 @@ def recurrent(cell: Cell, *, reverse: bool = False, scan_unroll: int = 1) -> Lay
     def apply(
         params: Params, xs: Array, steps: Steps, initial_carry: Carry, key: Key | None
     ) -> tuple[Carry, Any]:
-        del key
-        options = {"reverse": reverse, "scan_unroll": scan_unroll}
-        return unroll(cell, params, xs, **steps, initial_carry=initial_carry, **options)
+        return unroll(
+            cell,
+            params,
+            xs,
+            **steps,
+            initial_carry=initial_carry,
+            reverse=reverse,
+            key=key,
+            remat=remat,
+            implementation=implementation,
+            scan_unroll=scan_unroll,
+        )
 
     last = masking.take_first if reverse else masking.take_last
     return Layer(cell.init, _public(apply), cell.output_size, last)

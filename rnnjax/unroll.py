@@ -2,15 +2,17 @@
 
 import functools
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
-from . import masking
-from .base import Carry, Cell, Params, check_floating
-from .engine import Inputs, Weights, run
+from . import associative, engine, masking
+from .base import Carry, Cell, Key, Noise, NoiseShape, Params, check_floating, check_key
+from .engine import Inputs, Loop, Weights, gate_widths
+from .plan import Plan, Wish, check_wish, choose
 
 
 def unroll(
@@ -23,6 +25,11 @@ def unroll(
     resets: Any = None,
     initial_carry: Carry = None,
     reverse: bool = False,
+    key: Key | None = None,
+    all_carries: bool = False,
+    include_initial: bool = False,
+    remat: int | str | None = None,
+    implementation: str | None = None,
     scan_unroll: int = 1,
 ) -> tuple[Carry, Any]:
     r"""Run a cell over time, exactly as if each sequence of the batch were run alone.
@@ -54,6 +61,18 @@ def unroll(
         initial_carry: the carry before the first step, leaves [..., H]; by default
             ``cell.initial_carry(params)`` for every sequence.
         reverse: run backwards in time.
+        key: the source of the cell's noise, for training; without one there is none. The same key
+            gives the same noise.
+        all_carries: give ``(carry, (ys, carries))``, with ``carries`` [..., T, H] a leaf: the
+            carry after every step, held through masked ones.
+        include_initial: ``carries`` is [..., T + 1, H], with the carry before the first step taken
+            at the end it belongs to: index 0, or T in reverse. Needs ``all_carries``.
+        remat: what reverse mode keeps. ``"never"``: the gates of every step. ``"step"``,
+            ``"sqrt"`` or a number k: the carry before every step, every floor(sqrt(T))-th or
+            every k-th step, and the steps between are run again. None chooses; see
+            :func:`explain`. Values and gradients are the same.
+        implementation: ``"scan"``, step after step; ``"associative"``, in parallel over time, for
+            a cell that is linear in its carry (:class:`rnnjax.Cell`, ``linear``). None chooses.
         scan_unroll: steps per iteration of the compiled loop; the result is the same.
 
     Returns:
@@ -80,50 +99,204 @@ def unroll(
     valid = masking.valid_steps(lengths, mask, batch, time)
     if resets is not None:
         resets = masking.check_flags("resets", resets, batch, time)
-    if initial_carry is not None:
-        fresh = jax.eval_shape(cell.initial_carry, params)
-        initial_carry = _check_carry(initial_carry, fresh, batch)
     if not isinstance(scan_unroll, int) or scan_unroll < 1:
         raise ValueError(f"scan_unroll must be a positive integer, got {scan_unroll!r}")
-    return _unroll(cell, reverse, scan_unroll, params, xs, valid, resets, initial_carry)
+    if include_initial and not all_carries:
+        raise ValueError("include_initial=True needs all_carries=True")
+    wish = check_wish(cell, implementation, remat)
+    loop = Loop(reverse, scan_unroll, all_carries)
+    key = None if key is None or cell.noise is None else check_key(key)
+    call = Call(params, xs, valid, resets, initial_carry, key)
+    return _unroll(cell, loop, wish, include_initial, call)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _unroll(
-    cell: Cell,
-    reverse: bool,
-    scan_unroll: int,
-    params: Params,
-    xs: Array,
-    valid: Array | None,
-    resets: Array | None,
-    initial_carry: Carry,
-) -> tuple[Carry, Any]:
-    batch = xs.shape[:-2]
-    count = math.prod(batch)
-    resets = masking.resets_before(resets, valid, reverse)
-    xs = masking.zero_padding(valid, xs)
+def explain(
+    cell: Cell, params: Params, xs: Any, *, implementation: str | None = None, remat: Any = None
+) -> str:
+    """How :func:`unroll` would run these arguments here, and why, in a few lines of text.
+
+    Args:
+        cell: what would be run.
+        params: its parameters, or their shapes.
+        xs: inputs [..., T, D], or their shape.
+        implementation: as for ``unroll``.
+        remat: as for ``unroll``.
+
+    Raises:
+        ValueError: what ``unroll`` would raise for these.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, rnnjax
+        >>> cell = rnnjax.lstm(4)
+        >>> params = cell.init(jax.random.key(0), 3)
+        >>> print(rnnjax.explain(cell, params, jnp.ones((2, 5, 3)), remat=2))
+        implementation: scan over time
+        derivative: one rule for all cells; the weight gradient is one product after the loop
+        memory: remat=2: chunks of 2 steps
+    """
+    _check_cell(cell)
+    plan = _plan(cell, check_wish(cell, implementation, remat), params, xs)
+    if plan.implementation == "associative":
+        how, derivative = "associative scan, parallel over time", "ordinary autodiff"
+    else:
+        how = "scan over time"
+        derivative = (
+            "one rule for all cells; the weight gradient is one product after the loop"
+            if cell.step is None
+            else "ordinary autodiff of the cell's step, which is slower"
+        )
+    return f"implementation: {how}\nderivative: {derivative}\nmemory: {plan.reason}"
+
+
+def _plan(cell: Cell, wish: Wish, params: Params, xs: Any) -> Plan:
+    x = jax.ShapeDtypeStruct(xs.shape[-1:], xs.dtype)
+    zs = jax.tree.leaves(jax.eval_shape(cell.project, params, x))
+    steps = math.prod(xs.shape[:-1])
+    gate_bytes = steps * sum(z.size * z.dtype.itemsize for z in zs)
+    return choose(wish, xs.shape[-2], gate_bytes, jax.default_backend())
+
+
+class Call(NamedTuple):
+    """The arrays of one call of ``unroll``, checked."""
+
+    params: Params
+    xs: Array  # [..., T, D]
+    valid: Array | None  # [..., T]
+    resets: Array | None  # [..., T]
+    initial_carry: Carry
+    key: Key | None
+
+
+class Steps(NamedTuple):
+    """What is read step by step before projection; time first, one batch axis."""
+
+    xs: Array  # [T, B, D]
+    valid: Array | None
+    resets: Array | None  # as the loop takes them: before this step in the order of the run
+    noise: tuple[Any, ...]
+
+
+class Prepared(NamedTuple):
+    """One call with one batch axis and time first, its noise drawn."""
+
+    fresh: Carry  # the carry after a reset, [B, ...] a leaf
+    carry: Carry  # the carry before the first step
+    noise: Noise
+    steps: Steps
+
+
+def prepare(cell: Cell, reverse: bool, call: Call) -> Prepared:
+    """Bring the arrays of a call into the form a loop over time takes."""
+    batch, time = call.xs.shape[:-2], call.xs.shape[-2]
+    count, params = math.prod(batch), call.params
 
     def time_first(a: Array) -> Array:
         return jnp.swapaxes(a.reshape(count, *a.shape[len(batch) :]), 0, 1)
 
-    def batch_first(a: Array) -> Array:
-        return jnp.swapaxes(a, 0, 1).reshape(*batch, a.shape[0], *a.shape[2:])
-
-    xs = time_first(xs)
+    resets = masking.resets_before(call.resets, call.valid, reverse)
+    xs = time_first(masking.zero_padding(call.valid, call.xs))
     # One carry a sequence, mapped over xs rather than broadcast so that it is sharded as they are.
     fresh = jax.vmap(lambda _: cell.initial_carry(params), in_axes=1, axis_size=count)(xs)
     carry = fresh
-    if initial_carry is not None:
-        carry = jax.tree.map(lambda a, b: a.reshape(b.shape), initial_carry, fresh)
+    if call.initial_carry is not None:
+        given = _check_carry(call.initial_carry, jax.eval_shape(cell.initial_carry, params), batch)
+        carry = jax.tree.map(lambda a, b: a.reshape(b.shape), given, fresh)
+    noise = Noise()
+    if call.key is not None:
+        assert cell.noise is not None
+        noise = cell.noise(call.key, params, NoiseShape(count, time, xs.shape[-1]))
+        _check_noise(cell, noise)
+    if noise.inputs is not None:
+        xs = xs * noise.inputs[None]
+    valid, resets = jax.tree.map(time_first, (call.valid, resets))
+    return Prepared(fresh, carry, noise, Steps(xs, valid, resets, noise.steps))
+
+
+def projected(
+    cell: Cell, params: Params, fresh: Carry, noise: Noise, steps: Steps
+) -> tuple[Weights, Inputs]:
+    """What a loop reads: the half of every step that needs no carry, computed for all at once."""
     project = jax.vmap(jax.vmap(cell.project, in_axes=(None, 0)), in_axes=(None, 0))
-    weights = Weights(cell.recurrent(params) if cell.recurrent else None, params, fresh)
-    valid, resets = jax.tree.map(time_first, (valid, resets))
-    inputs = Inputs(project(params, xs), valid, resets)
-    _check_pieces(weights, inputs)
-    carry, ys = run(cell, reverse, scan_unroll, weights, carry, inputs)
-    carry = jax.tree.map(lambda a: a.reshape(*batch, *a.shape[1:]), carry)
-    return carry, jax.tree.map(batch_first, ys)
+    w_hh = cell.recurrent(params) if cell.recurrent else None
+    if w_hh is not None and noise.recurrent is not None:
+        w_hh = w_hh * noise.recurrent
+    weights, zs = Weights(w_hh, params, fresh, noise.hidden), project(params, steps.xs)
+    _check_pieces(weights, zs)
+    return weights, Inputs((*zs, *steps.noise), steps.valid, steps.resets)
+
+
+def batch_first(batch: tuple[int, ...], ys: Any) -> Any:
+    """Leaves [T, B, ...] as [..., T, ...], with the batch axes the caller gave."""
+    return jax.tree.map(
+        lambda a: jnp.swapaxes(a, 0, 1).reshape(*batch, a.shape[0], *a.shape[2:]), ys
+    )
+
+
+def unflatten(batch: tuple[int, ...], carry: Carry) -> Carry:
+    """Leaves [B, ...] with the batch axes the caller gave."""
+    return jax.tree.map(lambda a: a.reshape(*batch, *a.shape[1:]), carry)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _unroll(
+    cell: Cell, loop: Loop, wish: Wish, include_initial: bool, call: Call
+) -> tuple[Carry, Any]:
+    batch = call.xs.shape[:-2]
+    plan = _plan(cell, wish, call.params, call.xs)
+    prepared = prepare(cell, loop.reverse, call)
+    final, ys = _run_plan(cell, loop, plan, call.params, prepared)
+    if include_initial:
+        ys = (ys[0], _with_initial(loop, prepared.carry, ys[1]))
+    return unflatten(batch, final), batch_first(batch, ys)
+
+
+def _run_plan(
+    cell: Cell, loop: Loop, plan: Plan, params: Params, prepared: Prepared
+) -> tuple[Carry, Any]:
+    run = associative.run if plan.implementation == "associative" else engine.run
+
+    def some_steps(params: Params, fresh: Carry, noise: Noise, carry: Carry, some: Steps) -> Any:
+        weights, inputs = projected(cell, params, fresh, noise, some)
+        return run(cell, loop, weights, carry, inputs)
+
+    if plan.recompute:
+        some_steps = jax.checkpoint(some_steps, prevent_cse=False)
+    fresh, carry, noise, steps = prepared
+    some_steps = functools.partial(some_steps, params, fresh, noise._replace(steps=()))
+    if plan.chunk is None or plan.chunk >= steps.xs.shape[0]:
+        return some_steps(carry, steps)
+    return _in_chunks(some_steps, loop.reverse, plan.chunk, carry, steps)
+
+
+def _in_chunks(
+    some_steps: Callable, reverse: bool, chunk: int, carry: Carry, steps: Steps
+) -> tuple[Carry, Any]:
+    """Run ``chunk`` steps at a time, and the steps left over at the end of time by themselves."""
+    time = steps.xs.shape[0]
+    whole = time - time % chunk
+    chunks = jax.tree.map(lambda a: a[:whole].reshape(-1, chunk, *a.shape[1:]), steps)
+    rest = jax.tree.map(lambda a: a[whole:], steps)
+    results = []
+    if reverse and whole < time:
+        carry, ys = some_steps(carry, rest)
+        results.append(ys)
+    if whole:
+        carry, ys = lax.scan(some_steps, carry, chunks, reverse=reverse)
+        results.append(jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), ys))
+    if not reverse and whole < time:
+        carry, ys = some_steps(carry, rest)
+        results.append(ys)
+    if reverse:
+        results.reverse()
+    return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *results)
+
+
+def _with_initial(loop: Loop, initial: Carry, carries: Carry) -> Carry:
+    def join(start: Array, rest: Array) -> Array:
+        parts = [rest, start[None]] if loop.reverse else [start[None], rest]
+        return jnp.concatenate(parts)
+
+    return jax.tree.map(join, initial, carries)
 
 
 def trace_gates(cell: Cell) -> Cell:
@@ -172,17 +345,24 @@ def _check_cell(cell: Any) -> None:
         raise ValueError("a cell must give either hidden and update (with recurrent), or step")
 
 
-def _check_pieces(weights: Weights, inputs: Inputs) -> None:
-    if not isinstance(inputs.zs, tuple):
-        raise ValueError(f"a cell's project must give a tuple, got {type(inputs.zs).__name__}")
-    if weights.w_hh is not None and weights.w_hh.shape[-1] % len(inputs.zs):
-        raise ValueError(
-            f"a cell's recurrent weights {weights.w_hh.shape} must have one equal piece for each "
-            f"of the {len(inputs.zs)} pieces of project"
-        )
+def _check_pieces(weights: Weights, zs: Any) -> None:
+    if not isinstance(zs, tuple):
+        raise ValueError(f"a cell's project must give a tuple, got {type(zs).__name__}")
+    gate_widths(weights.w_hh, zs)
     for leaf in jax.tree.leaves(weights.fresh):
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise ValueError(f"a cell's carry must be of floating dtype, got {leaf.dtype}")
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            raise ValueError(
+                f"a cell's carry must be of floating or complex dtype, got {leaf.dtype}"
+            )
+
+
+def _check_noise(cell: Cell, noise: Noise) -> None:
+    for name in ("hidden", "recurrent"):
+        if getattr(noise, name) is not None and cell.recurrent is None:
+            raise ValueError(
+                f"a cell's noise may not have {name} where the engine multiplies no recurrent "
+                "weights: the cell gives step, or no recurrent"
+            )
 
 
 def _check_xs(xs: Any) -> Array:

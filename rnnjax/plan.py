@@ -1,0 +1,100 @@
+"""Which way a sequence is run, chosen from static shapes alone, and why."""
+
+import math
+from typing import Any, NamedTuple
+
+from .base import Cell
+
+IMPLEMENTATIONS = ("scan", "associative")
+REMAT = ("never", "step", "sqrt")
+
+# Above this size of the gate inputs of all steps, writing them out before the loop costs more on
+# CPU than it saves: every call takes its pages from the system anew. In chunks they stay in cache.
+HOISTED_BYTES_ON_CPU = 24 * 2**20
+CHUNK = 8
+
+
+class Plan(NamedTuple):
+    """How one call of ``unroll`` runs.
+
+    Attributes:
+        implementation: "scan" or "associative".
+        chunk: steps that are projected, and in reverse mode recomputed, together; None for all.
+        recompute: whether the derivative keeps a chunk's first carry only.
+        reason: why, in words.
+    """
+
+    implementation: str
+    chunk: int | None
+    recompute: bool
+    reason: str
+
+
+class Wish(NamedTuple):
+    """What the caller of ``unroll`` asked for, checked."""
+
+    implementation: str | None
+    remat: int | str | None
+
+
+def check_wish(cell: Cell, implementation: Any, remat: Any) -> Wish:
+    """Refuse what cannot be had.
+
+    Raises:
+        ValueError: an unknown name or ``remat``, or a cell the implementation cannot run.
+    """
+    _check_implementation(cell, implementation)
+    steps = isinstance(remat, int) and not isinstance(remat, bool) and remat >= 1
+    if remat is not None and not steps and remat not in REMAT:
+        raise ValueError(
+            f"remat must be None, {', '.join(map(repr, REMAT))} or a positive number of steps, "
+            f"got {remat!r}"
+        )
+    if implementation == "associative" and remat is not None:
+        raise ValueError(f"remat is for a loop over time; associative has none, got {remat!r}")
+    return Wish(implementation, remat)
+
+
+def choose(wish: Wish, time: Any, gate_bytes: Any, platform: str) -> Plan:
+    """The plan for a call.
+
+    Args:
+        wish: as the caller said.
+        time: steps.
+        gate_bytes: size of what ``project`` gives for all steps of the whole batch; any other
+            type than int where shapes are symbolic.
+        platform: "cpu", "gpu" or "tpu".
+    """
+    if wish.implementation == "associative":
+        return Plan("associative", None, False, "the carry of every step at once")
+    if wish.remat == "never":
+        return Plan("scan", None, False, "remat='never': every step's gates are kept")
+    if wish.remat is not None:
+        if not isinstance(time, int):
+            raise ValueError(f"remat={wish.remat!r} needs a T known when compiled, got {time}")
+        chunk = {"step": 1, "sqrt": max(1, math.isqrt(time))}.get(wish.remat, wish.remat)
+        return Plan("scan", chunk, True, f"remat={wish.remat!r}: chunks of {_steps(chunk)}")
+    if not isinstance(gate_bytes, int):
+        return Plan("scan", None, False, "symbolic shapes: all steps projected at once")
+    megabytes = f"{gate_bytes / 2**20:.1f} MiB of gate inputs"
+    if platform == "cpu" and gate_bytes > HOISTED_BYTES_ON_CPU and time > CHUNK:
+        limit = f"above {HOISTED_BYTES_ON_CPU // 2**20} MiB on cpu"
+        return Plan("scan", CHUNK, True, f"{megabytes}, {limit}: chunks of {_steps(CHUNK)}")
+    return Plan("scan", None, False, f"{megabytes} on {platform}: all steps projected at once")
+
+
+def _steps(count: int) -> str:
+    return f"{count} step" if count == 1 else f"{count} steps"
+
+
+def _check_implementation(cell: Cell, implementation: Any) -> None:
+    if implementation is None:
+        return
+    if implementation not in IMPLEMENTATIONS:
+        names = " or ".join(map(repr, IMPLEMENTATIONS))
+        raise ValueError(f"implementation must be None, {names}, got {implementation!r}")
+    if implementation == "associative" and cell.linear is None:
+        raise ValueError(
+            "implementation='associative' needs a cell that is linear in its carry; "
+            "this one's field linear is None"
+        )

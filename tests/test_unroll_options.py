@@ -1,0 +1,253 @@
+"""What `unroll` gives and keeps on request: all carries, less memory, noise, an explanation."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import CELLS, B, D, One, T, init, ragged, random_carry
+
+import rnnjax
+
+SPECS = {name: One(CELLS[name]) for name in ("lstm", "gru_reset_before", "users_own")}
+REMAT = ["never", "step", "sqrt", 3, 100]
+
+
+def close(a, b, tolerance=1e-12):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, tolerance, tolerance), a, b)
+
+
+def step_by_step(cell, params, xs, carry, reverse):
+    """All carries, the initial one first in the order of the run, from calls of one step each."""
+    order = range(xs.shape[-2])
+    carries = [carry]
+    for t in reversed(order) if reverse else order:
+        carry, _ = rnnjax.unroll(cell, params, xs[..., t : t + 1, :], initial_carry=carry)
+        carries.append(carry)
+    return carries
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("name", SPECS)
+def test_all_carries_are_those_of_single_steps(name, reverse):
+    with jax.enable_x64(True):
+        spec = SPECS[name]
+        params, batch = init(spec), ragged("plain")
+        start = random_carry(spec, params)
+        given = {"initial_carry": start, "reverse": reverse}
+        final, (ys, carries) = rnnjax.unroll(
+            spec.cell, params, batch.xs, **given, all_carries=True, include_initial=True
+        )
+        expected = step_by_step(spec.cell, params, batch.xs, start, reverse)
+        if reverse:
+            expected.reverse()
+        close(carries, jax.tree.map(lambda *c: jnp.stack(c, 1), *expected))
+        plain, plain_ys = rnnjax.unroll(spec.cell, params, batch.xs, **given)
+        close((final, ys), (plain, plain_ys))
+        _, (_, without) = rnnjax.unroll(spec.cell, params, batch.xs, **given, all_carries=True)
+        inner = slice(None, -1) if reverse else slice(1, None)
+        close(without, jax.tree.map(lambda c: c[:, inner], carries))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_carries_are_held_through_masked_steps(reverse):
+    spec, batch = SPECS["lstm"], ragged("mask")
+    _, (_, carries) = rnnjax.unroll(
+        spec.cell,
+        init(spec),
+        batch.xs,
+        mask=batch.valid,
+        reverse=reverse,
+        all_carries=True,
+        include_initial=True,
+    )
+    before, after = (slice(1, None), slice(None, -1)) if reverse else (slice(-1), slice(1, None))
+    for leaf in carries:
+        np.testing.assert_array_equal(leaf[:, before][~batch.valid], leaf[:, after][~batch.valid])
+        assert np.all(np.any(leaf[:, before] != leaf[:, after], -1) == batch.valid)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("name", SPECS)
+def test_remat_changes_neither_values_nor_gradients(name, reverse):
+    with jax.enable_x64(True):
+        spec, batch = SPECS[name], ragged("all")
+        params = init(spec)
+        carry = random_carry(spec, params)
+
+        def loss(params, xs, carry, remat):
+            final, (ys, carries) = rnnjax.unroll(
+                spec.cell,
+                params,
+                xs,
+                **batch.options,
+                initial_carry=carry,
+                reverse=reverse,
+                remat=remat,
+                all_carries=True,
+            )
+            return sum(jnp.sum(jnp.cos(leaf)) for leaf in jax.tree.leaves((final, ys, carries)))
+
+        expected = jax.value_and_grad(loss, (0, 1, 2))(params, batch.xs, carry, None)
+        for remat in REMAT:
+            close(jax.value_and_grad(loss, (0, 1, 2))(params, batch.xs, carry, remat), expected)
+        tangents = jax.tree.map(jnp.ones_like, params)
+        slopes = [
+            jax.jvp(lambda p, r=r: loss(p, batch.xs, carry, r), (params,), (tangents,))[1]
+            for r in [None, 3]
+        ]
+        close(*slopes)
+
+
+def kept_bytes(remat, time):
+    """Size of what reverse mode keeps of the loop."""
+    cell = rnnjax.lstm(8)
+    params = cell.init(jax.random.key(0), D)
+
+    def pullback(xs):
+        return jax.vjp(lambda x: rnnjax.unroll(cell, params, x, remat=remat)[1], xs)[1]
+
+    shapes = jax.eval_shape(pullback, jax.ShapeDtypeStruct((2, time, D), jnp.float32))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+
+
+def test_chunks_keep_one_carry_each_and_not_the_gates():
+    time, batch, size = 64, 2, 8
+    carry, step = 2 * batch * size * 4, batch * D * 4
+    slack = 8 * 1024  # the weights, which do not grow with time
+    assert kept_bytes(8, time) <= 8 * carry + time * step + slack
+    assert kept_bytes("never", time) >= time * 6 * batch * size * 4
+    growth = kept_bytes("sqrt", 4 * time) - kept_bytes("sqrt", time)
+    assert growth <= 8 * carry + 3 * time * step + 256
+
+
+class NoisyParams(NamedTuple):
+    inner: Any
+    scale: Any
+
+
+def noisy(cell):
+    """A cell with every kind of noise, whose size is a parameter: so the noise has a gradient."""
+
+    def draw(key, params, shape):
+        keys = jax.random.split(key, 4)
+        p, gh = cell.recurrent(params.inner).shape
+        normal = [
+            1 + params.scale * jax.random.normal(k, s, params.scale.dtype)
+            for k, s in zip(
+                keys,
+                [
+                    (shape.batch, shape.input_size),
+                    (shape.batch, p),
+                    (p, gh),
+                    (shape.time, shape.batch, p),
+                ],
+                strict=True,
+            )
+        ]
+        return rnnjax.Noise(*normal[:3], steps=({"factor": normal[3]},))
+
+    def update(params, carry, z, r):
+        factor = z[-1]["factor"] if isinstance(z[-1], dict) else 1.0
+        z = z[:-1] if isinstance(z[-1], dict) else z
+        carry, y = cell.update(params.inner, carry, z, r)
+        return carry, y * factor
+
+    return cell._replace(
+        init=lambda key, size: NoisyParams(cell.init(key, size), jnp.ones(())),
+        initial_carry=lambda params: cell.initial_carry(params.inner),
+        project=lambda params, x: cell.project(params.inner, x),
+        recurrent=lambda params: cell.recurrent(params.inner),
+        update=update,
+        noise=draw,
+    )
+
+
+@pytest.mark.parametrize("remat", [None, 3])
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_noise_of_every_kind_is_applied_and_differentiated(name, remat):
+    with jax.enable_x64(True):
+        inner = CELLS[name]
+        cell = noisy(inner)
+        params = NoisyParams(init(One(inner)), jnp.array(0.3))
+        xs, key = ragged("plain").xs, jax.random.key(5)
+
+        def engine(params, xs):
+            return rnnjax.unroll(cell, params, xs, key=key, remat=remat)
+
+        def loop(params, xs):
+            noise = cell.noise(key, params, rnnjax.NoiseShape(B, T, D))
+            carry = jax.tree.map(
+                lambda a: jnp.broadcast_to(a, (B, *a.shape)), inner.initial_carry(params.inner)
+            )
+            ys = []
+            for t in range(T):
+                z = inner.project(params.inner, xs[:, t] * noise.inputs)
+                h = inner.hidden(carry) * noise.hidden
+                r = jnp.split(h @ (inner.recurrent(params.inner) * noise.recurrent), len(z), -1)
+                update = jax.vmap(inner.update, in_axes=(None, 0, 0, 0))
+                carry, y = update(params.inner, carry, z, tuple(r))
+                ys.append(y * noise.steps[0]["factor"][t])
+            return carry, jnp.stack(ys, 1)
+
+        def loss(run):
+            return lambda *a: sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(run(*a)))
+
+        with jax.numpy_rank_promotion("allow"):
+            expected = loop(params, xs), jax.grad(loss(loop), (0, 1))(params, xs)
+        close((engine(params, xs), jax.grad(loss(engine), (0, 1))(params, xs)), expected, 1e-10)
+        assert abs(expected[1][0].scale) > 1e-3
+
+
+def test_without_a_key_there_is_no_noise():
+    inner, xs = CELLS["lstm"], ragged("plain").xs
+    params = NoisyParams(init(One(inner)), jnp.array(0.3))
+    close(rnnjax.unroll(noisy(inner), params, xs), rnnjax.unroll(inner, params.inner, xs))
+
+
+def test_noise_of_the_hidden_state_needs_an_engine_that_multiplies_it():
+    step_cell = CELLS["gru_reset_before"]._replace(
+        noise=lambda key, params, shape: rnnjax.Noise(hidden=jnp.ones((shape.batch, 4)))
+    )
+    with pytest.raises(ValueError, match="noise may not have hidden"):
+        rnnjax.unroll(step_cell, init(One(step_cell)), ragged("plain").xs, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"remat": 0}, "remat must be None"),
+        ({"remat": True}, "remat must be None"),
+        ({"remat": "half"}, "remat must be None"),
+        ({"remat": [3]}, "remat must be None"),
+        ({"implementation": "magic"}, "implementation must be None"),
+        ({"implementation": "associative"}, "linear in its carry"),
+        ({"include_initial": True}, "include_initial=True needs all_carries"),
+    ],
+)
+def test_options_that_cannot_be_had_are_refused(options, message):
+    cell = CELLS["lstm"]
+    with pytest.raises(ValueError, match=message):
+        rnnjax.unroll(cell, init(One(cell)), ragged("plain").xs, **options)
+
+
+def test_a_key_of_the_old_kind_is_refused_where_there_is_noise():
+    cell = noisy(CELLS["lstm"])
+    params = NoisyParams(init(One(CELLS["lstm"])), jnp.array(0.3))
+    with pytest.raises(ValueError, match="key must be a typed key"):
+        rnnjax.unroll(cell, params, ragged("plain").xs, key=jnp.zeros(2, jnp.uint32))
+
+
+def test_explain_says_which_path_runs_and_why():
+    small, large = jnp.ones((2, 5, 3)), jax.ShapeDtypeStruct((64, 512, 3), jnp.float32)
+    lstm, plain = rnnjax.lstm(256), CELLS["gru_reset_before"]
+    shapes = jax.eval_shape(lambda k: lstm.init(k, 3), jax.random.key(0))
+    said = rnnjax.explain(lstm, shapes, small)
+    assert "all steps projected at once" in said
+    assert "one rule for all cells" in said
+    assert "chunks of 8 steps" in rnnjax.explain(lstm, shapes, large)
+    assert "64.0 MiB" not in said
+    assert "128.0 MiB of gate inputs" in rnnjax.explain(lstm, shapes, large)
+    assert "ordinary autodiff" in rnnjax.explain(plain, init(One(plain)), small)
+    assert "every step's gates" in rnnjax.explain(lstm, shapes, large, remat="never")
