@@ -31,10 +31,12 @@ Result = TypeVar("Result")
 class TrainState(NamedTuple):
     """All that a training step reads and writes; a checkpoint of it is a checkpoint of the run."""
 
-    step: Array  # int32, steps taken
+    step: Array  # int32, steps taken, skipped ones counted in
     params: Any
     opt_state: Any
     key: Array  # typed; never changes, each step folds its number in
+    skipped: Array  # int32, steps whose update was left out because a number was not finite
+    skipped_in_a_row: Array  # int32, up to the last step
 
 
 class Compilation(NamedTuple):
@@ -71,7 +73,9 @@ def init_train_state(
     _check_floating(params)
     params = jax.tree.map(_owned, params)
     opt_state = jax.tree.map(_owned, optimizer.init(params))
-    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, _owned(key))
+    # One array each: a step gives its state away, and no array can be given away twice.
+    counts = [jnp.zeros((), jnp.int32) for _ in range(3)]
+    return TrainState(counts[0], params, opt_state, _owned(key), *counts[1:])
 
 
 class CompiledStep(Generic[State, Result]):
@@ -128,6 +132,11 @@ def make_train_step(
 
     g = ∇ loss(params, batch, fold_in(key, step)),  params ← params + optimizer(g)
 
+    Where the loss or the norm of the gradient is NaN or infinite, the update is left out:
+    parameters and optimizer state stay as they are, the state counts it, and the metrics of the
+    loss function are (0, 0), so that they are missing from sums rather than spoiling them. A run
+    that meets such steps again and again should end: see :func:`check_finite`.
+
     The random key depends on the state alone, so a step taken twice from equal states gives
     equal results. The state is donated: its arrays are dead after the call; go on with the new
     one.
@@ -138,11 +147,12 @@ def make_train_step(
         on_compile: called after each compilation with what was compiled.
 
     Returns:
-        step(state, batch) -> (state, metrics): those of the loss function, and "grad_norm" as
-        the pair (norm of the gradient before the optimizer, 1), so that it merges like the rest.
+        step(state, batch) -> (state, metrics): those of the loss function, "grad_norm" as the
+        pair (norm of the gradient before the optimizer, 1), so that it merges like the rest, and
+        "skipped" as (1, 1) where the update was left out and (0, 1) elsewhere.
 
     Raises:
-        ValueError: when it compiles, if the loss function has a "grad_norm" of its own.
+        ValueError: when it compiles, if the loss function has metrics of these names.
 
     Example:
         >>> import optax
@@ -157,26 +167,104 @@ def make_train_step(
         >>> for _ in range(3):
         ...     state, metrics = step(state, batch)
         >>> int(state.step), sorted(metrics), [made.shapes for made in step.compilations]
-        (3, ['grad_norm', 'loss'], [{'x': 'float32[2,2]', 'y': 'float32[2]'}])
+        (3, ['grad_norm', 'loss', 'skipped'], [{'x': 'float32[2,2]', 'y': 'float32[2]'}])
     """
-    import optax
 
     def train_step(
         state: TrainState, batch: Any
     ) -> tuple[TrainState, dict[str, tuple[Array, Array]]]:
         key = jax.random.fold_in(state.key, state.step)
-        grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, batch, key)
-        if "grad_norm" in metrics:
-            raise ValueError('the train step adds the metric "grad_norm": name yours otherwise')
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        new = TrainState(state.step + 1, params, opt_state, state.key)
-        # A state that drifts to another dtype would not fit the compiled program again.
-        new = jax.tree.map(lambda old, leaf: jnp.asarray(leaf, old.dtype), state, new)
-        norm = optax.tree.norm(jax.tree.map(_raised, grads))
-        return new, {**metrics, "grad_norm": (norm, jnp.ones(()))}
+        with_metrics = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, metrics), grads = with_metrics(state.params, batch, key)
+        _check_names(metrics)
+        new, figures = apply_gradients(state, optimizer, loss, grads)
+        kept = figures["skipped"][0] == 0
+        metrics = jax.tree.map(lambda figure: jnp.where(kept, figure, 0), dict(metrics))
+        return new, {**metrics, **figures}
 
     return CompiledStep("train step", train_step, donate_state=True, on_compile=on_compile)
+
+
+def apply_gradients(
+    state: TrainState, optimizer: optax.GradientTransformation, loss: Array, grads: Any
+) -> tuple[TrainState, dict[str, tuple[Array, Array]]]:
+    """The state after one update, or the same parameters where a number is not finite.
+
+    What :func:`make_train_step` does with a gradient, for a step of one's own.
+
+    Args:
+        state: the state before.
+        optimizer: an Optax transformation.
+        loss: a scalar.
+        grads: its gradient, a tree like ``state.params``.
+
+    Returns:
+        The state and the metrics "grad_norm" and "skipped".
+
+    Example:
+        >>> import optax
+        >>> optimizer = optax.sgd(0.5)
+        >>> state = init_train_state({"w": jnp.ones(2)}, optimizer, jax.random.key(0))
+        >>> grads = {"w": jnp.array([1.0, jnp.nan])}
+        >>> state, metrics = apply_gradients(state, optimizer, jnp.array(0.3), grads)
+        >>> state.params["w"].tolist(), int(state.skipped)
+        ([1.0, 1.0], 1)
+    """
+    import optax
+
+    norm = optax.tree.norm(jax.tree.map(_raised, grads))
+    finite = jnp.isfinite(norm) & jnp.isfinite(loss)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    params, opt_state = jax.tree.map(
+        # A state that drifts to another dtype would not fit the compiled program again.
+        lambda new, old: jnp.where(finite, jnp.asarray(new, old.dtype), old),
+        (params, opt_state),
+        (state.params, state.opt_state),
+    )
+    skipped = jnp.where(finite, 0, 1).astype(jnp.int32)
+    one = jnp.ones((), norm.dtype)
+    figures = {
+        "grad_norm": (jnp.where(finite, norm, 0), jnp.where(finite, one, 0)),
+        "skipped": (skipped.astype(norm.dtype), one),
+    }
+    in_a_row = (state.skipped_in_a_row + 1) * skipped
+    counts = (state.skipped + skipped, in_a_row)
+    return TrainState(state.step + 1, params, opt_state, state.key, *counts), figures
+
+
+class NonFiniteError(ArithmeticError):
+    """Too many steps in a row had a loss or gradient that was NaN or infinite."""
+
+
+def check_finite(state: TrainState, limit: int) -> None:
+    """End a run whose numbers are lost. Waits for the device.
+
+    The parameters of the state are still good: they are those of the last step that was finite.
+
+    Args:
+        state: the present state.
+        limit: so many skipped steps in a row, up to the last one, are too many.
+
+    Raises:
+        NonFiniteError: there were ``limit`` or more.
+
+    Example:
+        >>> import optax
+        >>> state = init_train_state({"w": jnp.ones(2)}, optax.sgd(0.5), jax.random.key(0))
+        >>> check_finite(state, limit=10)
+        >>> lost = state._replace(skipped_in_a_row=jnp.array(10))
+        >>> check_finite(lost, limit=10)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        rnnjax.training.NonFiniteError: loss or gradient was NaN or infinite in the last 10 ...
+    """
+    in_a_row = int(state.skipped_in_a_row)
+    if in_a_row >= limit:
+        raise NonFiniteError(
+            f"loss or gradient was NaN or infinite in the last {in_a_row} steps (limit {limit}): "
+            f"the parameters are those after step {int(state.step) - in_a_row}; a smaller "
+            "learning rate or clipping may help"
+        )
 
 
 def make_eval_step(
@@ -205,6 +293,12 @@ def make_eval_step(
         return loss_fn(params, batch, None)[1]
 
     return CompiledStep("eval step", eval_step, donate_state=False, on_compile=on_compile)
+
+
+def _check_names(metrics: Mapping[str, Any]) -> None:
+    for name in ("grad_norm", "skipped"):
+        if name in metrics:
+            raise ValueError(f'the train step adds the metric "{name}": name yours otherwise')
 
 
 def _check_key(key: Any) -> None:

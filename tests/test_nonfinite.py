@@ -1,0 +1,156 @@
+"""Numbers that are not finite: the step is left out and counted, and a lost run ends."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import rnnjax
+from rnnjax.metrics import merge
+from rnnjax.training import (
+    NonFiniteError,
+    check_finite,
+    init_train_state,
+    make_train_step,
+)
+
+
+def quadratic(params, batch, key):
+    """The gradient is what the batch says, and so is what is added to the loss."""
+    loss = (params["w"] * batch["slope"]).sum() + batch["offset"]
+    return loss, {"loss": (loss, jnp.ones(()))}
+
+
+def batches(*spoiled):
+    """Batch k is sound unless spoiled[k] names the part that is not, and its value."""
+    for part in spoiled:
+        batch = {"slope": jnp.array([1.0, -2.0]), "offset": jnp.zeros(())}
+        if part is not None:
+            name, value = part
+            batch[name] = jnp.full_like(batch[name], value)
+        yield batch
+
+
+def run(optimizer, *spoiled):
+    state = init_train_state({"w": jnp.array([3.0, 5.0])}, optimizer, jax.random.key(0))
+    step = make_train_step(quadratic, optimizer)
+    history = []
+    for batch in batches(*spoiled):
+        state, metrics = step(state, batch)
+        history.append((jax.device_get(state), jax.device_get(metrics)))
+    return history
+
+
+BAD = [("slope", np.nan), ("slope", np.inf), ("offset", np.nan), ("offset", -np.inf)]
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize(
+    "optimizer", [optax.sgd(0.1), optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1))]
+)
+def test_a_step_that_is_not_finite_changes_no_parameter_and_no_moment(optimizer, bad):
+    sound, skipped, after = run(optimizer, None, bad, None)
+    for name in ("params", "opt_state"):
+        jax.tree.map(
+            np.testing.assert_array_equal, getattr(sound[0], name), getattr(skipped[0], name)
+        )
+    without, expected = run(optimizer, None, None)
+    np.testing.assert_array_equal(after[0].params["w"], expected[0].params["w"])
+    assert not np.array_equal(without[0].params["w"], expected[0].params["w"])
+    assert [int(s.skipped) for s, _ in (sound, skipped, after)] == [0, 1, 1]
+    assert [int(s.skipped_in_a_row) for s, _ in (sound, skipped, after)] == [0, 1, 0]
+    assert [int(s.step) for s, _ in (sound, skipped, after)] == [1, 2, 3]
+
+
+def test_skipped_steps_are_missing_from_sums_and_are_counted():
+    history = run(optax.sgd(0.0), None, ("slope", np.nan), None)
+    total = history[0][1]
+    for _, metrics in history[1:]:
+        total = merge(total, metrics)
+    one = history[0][1]["loss"][0]
+    assert total["loss"] == (2 * one, 2)
+    assert total["skipped"] == (1, 3)
+    np.testing.assert_allclose(total["grad_norm"], (2 * 5**0.5, 2), rtol=1e-6)
+
+
+def test_a_norm_that_overflows_is_not_finite():
+    """Clipping by such a norm would give zeros or NaN."""
+    history = run(optax.clip_by_global_norm(1.0), ("slope", 3e38))
+    assert history[0][0].skipped == 1
+    assert history[0][0].params["w"].tolist() == [3.0, 5.0]
+
+
+def test_a_learning_rate_of_a_hundred_ends_with_finite_parameters_and_an_error():
+    model = rnnjax.classifier(rnnjax.embedding(10, 4), rnnjax.vanilla(8, lambda a: a), 3)
+    optimizer = optax.sgd(100.0)
+
+    def loss_fn(params, batch, key):
+        losses = optax.softmax_cross_entropy_with_integer_labels(
+            model.apply(params, batch["tokens"]), batch["labels"]
+        )
+        return losses.mean(), {"loss": (losses.sum(), jnp.array(4.0))}
+
+    state = init_train_state(model.init(jax.random.key(0)), optimizer, jax.random.key(1))
+    step = make_train_step(loss_fn, optimizer)
+    tokens = jax.random.randint(jax.random.key(2), (4, 40), 2, 10)
+    batch = {"tokens": tokens, "labels": jnp.array([0, 1, 2, 0])}
+
+    def train(state):
+        for _ in range(100):
+            state, _ = step(state, batch)
+            check_finite(state, limit=5)
+        return state
+
+    with pytest.raises(NonFiniteError, match="in the last 5 steps"):
+        train(state)
+
+
+def test_the_limit_counts_only_steps_in_a_row():
+    bad = ("slope", np.nan)
+    history = run(optax.sgd(0.1), bad, bad, None, bad, bad, bad)
+    for state, _ in history[:-1]:
+        check_finite(state, limit=3)
+    with pytest.raises(NonFiniteError, match=r"last 3 steps .* after step 3;"):
+        check_finite(history[-1][0], limit=3)
+
+
+@pytest.mark.parametrize("name", ["skipped", "grad_norm"])
+def test_a_metric_of_a_reserved_name_is_refused(name):
+    def loss_fn(params, batch, key):
+        return params["w"].sum(), {name: (jnp.ones(()), jnp.ones(()))}
+
+    state = init_train_state({"w": jnp.ones(2)}, optax.sgd(0.1), jax.random.key(0))
+    with pytest.raises(ValueError, match=f'adds the metric "{name}"'):
+        make_train_step(loss_fn, optax.sgd(0.1))(state, jnp.ones(2))
+
+
+@pytest.mark.parametrize("cell", ["vanilla", "lstm", "gru"])
+@pytest.mark.parametrize("size", [1e4, -1e4])
+def test_saturated_gates_stay_finite(cell, size):
+    cell = getattr(rnnjax, cell)(4)
+    params = cell.init(jax.random.key(0), 3)
+    xs = jnp.full((2, 6, 3), size)
+
+    def loss(params, xs):
+        carry, ys = rnnjax.unroll(cell, params, xs)
+        return sum(jnp.sum(leaf) for leaf in jax.tree.leaves((carry, ys)))
+
+    for leaf in jax.tree.leaves(jax.value_and_grad(loss, (0, 1))(params, xs)):
+        assert jnp.all(jnp.isfinite(leaf))
+
+
+@pytest.mark.parametrize("cell", ["vanilla", "lstm", "gru"])
+def test_a_hundred_thousand_steps_stay_finite(cell):
+    cell = getattr(rnnjax, cell)(2)
+    params = cell.init(jax.random.key(0), 1)
+    xs = jnp.sin(jnp.arange(100_000.0))[:, None]
+
+    def loss(params, xs):
+        carry, ys = rnnjax.unroll(cell, params, xs)
+        return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(carry)) + ys.mean()
+
+    value, (grads, slope) = jax.value_and_grad(loss, (0, 1))(params, xs)
+    for leaf in jax.tree.leaves((value, grads, slope)):
+        assert jnp.all(jnp.isfinite(leaf))
+    assert jnp.abs(slope[-1]) > 0
