@@ -1,0 +1,21 @@
+"""Weights of other libraries, both ways: one module a library, NumPy in and NumPy out.
+
+Each module has ``import_weights``, which makes parameters that the layers here take as they are,
+and its inverse ``export_weights``; its first lines say what differs. None of them imports the
+library it is named after.
+
+The parameters of one layer are those of its cell or of ``bidirectional``; several layers are a
+tuple, as ``stack`` has it. Where the other library numbers its layers (PyTorch, cuDNN), one layer
+never makes a tuple; where it has a list of layers, a list of one makes a tuple of one.
+
+Nothing is cast, guessed or left out: what has no exact counterpart is refused, and why.
+"""
+
+from . import cudnn as cudnn
+from . import equinox as equinox
+from . import haiku as haiku
+from . import keras as keras
+from . import linen as linen
+from . import nnx as nnx
+from . import onnx as onnx
+from . import torch as torch

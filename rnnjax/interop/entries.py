@@ -1,0 +1,81 @@
+"""Named arrays held against the shapes they must have, before anything is converted."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+Shapes = Mapping[str, str]  # name -> axes, as in {"weight_ih": "4H D"}
+
+
+def read_entries(found: Mapping[str, Any], shapes: Shapes, place: str) -> dict[str, np.ndarray]:
+    """NumPy copies of the arrays named in ``shapes``, if all of them are there and fit.
+
+    An axis is a number, a letter, or a number of times a letter. A letter stands for one size
+    everywhere; the first entry that holds it tells which, so the surest entry should come first.
+
+    Args:
+        found: arrays by name: of NumPy, JAX, or anything NumPy can read.
+        shapes: the axes each must have, by name.
+        place: where the arrays come from, for the message.
+
+    Raises:
+        ValueError: listing every entry that is missing, unexpected, of another shape, or not
+            floating; or the entries differ in dtype.
+    """
+    arrays, problems = {}, []
+    for name, value in found.items():
+        if name not in shapes:
+            problems.append(f"{name}: unexpected")
+            continue
+        try:
+            # A copy: the arrays of a live module may go on changing.
+            arrays[name] = np.asarray(value).copy()
+        except (TypeError, ValueError, RuntimeError) as error:
+            problems.append(f"{name}: NumPy cannot read it ({error})")
+    sizes = {"": 1}
+    for name, axes in shapes.items():
+        if name in arrays:
+            problems += _misfits(name, arrays[name], axes, sizes)
+        elif name not in found:
+            problems.append(f"{name}: missing, expected shape {_shape(axes, sizes)}")
+    problems = problems or list(_mixed_dtypes(arrays))
+    if problems:
+        raise ValueError(f"{place}: the weights do not fit:\n  " + "\n  ".join(problems))
+    return {name: arrays[name] for name in shapes}
+
+
+def _misfits(name: str, array: np.ndarray, axes: str, sizes: dict[str, int]) -> Iterator[str]:
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        yield f"{name}: expected a floating dtype, found {array.dtype}"
+    parsed = _parse(axes)
+    if array.ndim == len(parsed):
+        # "4H H": the axis that is H itself tells it, even where the other one does not fit.
+        for (count, letter), size in sorted(zip(parsed, array.shape, strict=True)):
+            if letter and size % count == 0:
+                sizes.setdefault(letter, size // count)
+    if array.shape != tuple(count * sizes.get(letter, -1) for count, letter in parsed):
+        yield f"{name}: expected shape {_shape(axes, sizes)}, found {array.shape}"
+
+
+def _mixed_dtypes(arrays: Mapping[str, np.ndarray]) -> Iterator[str]:
+    if len({array.dtype for array in arrays.values()}) > 1:
+        yield "expected one dtype for all, found " + ", ".join(
+            f"{name} {array.dtype}" for name, array in arrays.items()
+        )
+
+
+def _parse(axes: str) -> list[tuple[int, str]]:
+    pairs = [re.fullmatch(r"(\d*)([A-Z]?)", axis) for axis in axes.split()]
+    return [(int(pair[1] or 1), pair[2]) for pair in pairs if pair]
+
+
+def _shape(axes: str, sizes: Mapping[str, int]) -> str:
+    """``[4H, D]``, with the sizes of its letters as far as they are known."""
+    parsed = _parse(axes)
+    letters = dict.fromkeys(letter for _, letter in parsed if letter and letter in sizes)
+    known = ", ".join(f"{letter} = {sizes[letter]}" for letter in letters)
+    shape = ", ".join(letter if count == 1 else f"{count}{letter}" for count, letter in parsed)
+    return f"[{shape}]" + (f" with {known}" if known else "")

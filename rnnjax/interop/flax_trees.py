@@ -1,0 +1,90 @@
+"""What linen and nnx share: the tree of ``RNN`` and ``Bidirectional``, and gates kept apart."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..layers import Directions
+from .entries import read_entries
+from .kinds import KINDS, make_params, read_params
+from .parts import convert_parts
+
+Pieces = Mapping[str, list[str]]  # a field of the parameters -> the entries it is made of, in order
+
+
+def import_tree(kind: str, weights: Any, pieces: Pieces, library: str) -> Any:
+    """Parameters from nested mappings; a field without any entry becomes zeros."""
+
+    def convert(cell: Mapping[str, Any], place: str) -> Any:
+        arrays = read_entries(_flat(cell), _shapes(kind, pieces), f"{place}, {library} {kind!r}")
+        zeros = np.zeros(arrays[pieces["w_hh"][0]].shape[0], arrays[pieces["w_hh"][0]].dtype)
+        fields = {
+            field: np.concatenate([arrays[name] for name in names], axis=-1) if names else zeros
+            for field, names in pieces.items()
+        }
+        return make_params(kind, fields)
+
+    return convert_parts(convert, _cells(weights), "weights")
+
+
+def export_tree(kind: str, params: Any, pieces: Pieces, library: str) -> Any:
+    """Nested mappings from parameters; a field without any entry must be zero."""
+
+    def convert(cell: Any, place: str) -> Mapping[str, Any]:
+        fields = read_params(kind, cell, place)
+        nested: dict[str, dict[str, np.ndarray]] = {}
+        for field, names in pieces.items():
+            if not names:
+                _check_zero(fields[field], f"{place}: {library} has no weights for {field}")
+                continue
+            for name, array in zip(names, np.split(fields[field], len(names), -1), strict=True):
+                module, leaf = name.split("/")
+                nested.setdefault(module, {})[leaf] = np.ascontiguousarray(array)
+        return {"cell": nested}
+
+    return _nested(convert_parts(convert, params, "params"))
+
+
+def _check_zero(array: np.ndarray, reason: str) -> None:
+    if array.any():
+        raise ValueError(f"{reason}, which is not zero")
+
+
+def _shapes(kind: str, pieces: Pieces) -> dict[str, str]:
+    """The axes of every entry: those of its field, the last one cut into as many pieces."""
+    shapes = {}
+    for field, axes in KINDS[kind].shapes.items():
+        *first, last = axes.split()
+        for name in pieces[field]:
+            gates = int(last[:-1] or 1) // len(pieces[field])
+            shapes[name] = " ".join([*first, f"{gates}{last[-1]}"])
+    return shapes
+
+
+def _flat(weights: Any) -> dict[str, Any]:
+    if not isinstance(weights, Mapping):
+        raise ValueError(f"expected the weights of a cell by name, got {type(weights).__name__}")
+    flat = {}
+    for name, node in weights.items():
+        inner = _flat(node) if isinstance(node, Mapping) else {"": node}
+        flat |= {f"{name}/{leaf}".rstrip("/"): array for leaf, array in inner.items()}
+    return flat
+
+
+def _cells(weights: Any) -> Any:
+    """The tree of cells that nested mappings mean."""
+    if isinstance(weights, Directions):
+        return Directions(*map(_cells, weights))
+    if isinstance(weights, list | tuple):
+        return tuple(_cells(layer) for layer in weights)
+    names = set(weights) if isinstance(weights, Mapping) else set()
+    if names == {"forward_rnn", "backward_rnn"}:
+        return Directions(_cells(weights["forward_rnn"]), _cells(weights["backward_rnn"]))
+    return weights["cell"] if names == {"cell"} else weights
+
+
+def _nested(tree: Any) -> Any:
+    if isinstance(tree, Directions):
+        return {"forward_rnn": _nested(tree.forward), "backward_rnn": _nested(tree.backward)}
+    return [_nested(layer) for layer in tree] if isinstance(tree, tuple) else tree

@@ -1,0 +1,85 @@
+"""The kinds of cell that other libraries have too, each with the parameters it has here.
+
+==================== ========================== =======================
+kind                 cell                       parameters
+==================== ========================== =======================
+``rnn``              ``vanilla``                ``VanillaParams``
+``lstm``             ``lstm``                   ``LSTMParams``
+``projected_lstm``   ``projected_lstm``         ``ProjectedLSTMParams``
+``peephole_lstm``    ``peephole_lstm``          ``PeepholeLSTMParams``
+``coupled_lstm``     ``coupled_lstm``           ``CoupledLSTMParams``
+``gru``              ``gru``                    ``GRUParams``
+``gru_reset_before`` ``gru(reset_after=False)`` ``GRUParams``
+``mgu``              ``minimal_gated``          ``MGUParams``
+==================== ========================== =======================
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..cells.coupled_lstm import CoupledLSTMParams
+from ..cells.gru import GRUParams
+from ..cells.lstm import LSTMParams
+from ..cells.minimal_gated import MGUParams
+from ..cells.peephole_lstm import PeepholeLSTMParams
+from ..cells.projected_lstm import ProjectedLSTMParams
+from ..cells.vanilla import VanillaParams
+from .entries import Shapes, read_entries
+
+
+class Kind(NamedTuple):
+    """``params``, the type of the parameters, and the ``shapes`` of their fields."""
+
+    params: Any
+    shapes: Shapes
+
+
+_LSTM = {"w_hh": "H 4H", "w_ih": "D 4H", "bias": "4H"}
+_THREE_GATES = {"w_hh": "H 3H", "w_ih": "D 3H", "bias": "3H"}
+_MGU = {"w_hh": "H 2H", "w_ih": "D 2H", "bias": "2H", "hidden_bias": "H"}
+
+KINDS = {
+    "rnn": Kind(VanillaParams, {"w_hh": "H H", "w_ih": "D H", "bias": "H"}),
+    "lstm": Kind(LSTMParams, _LSTM),
+    "projected_lstm": Kind(ProjectedLSTMParams, {"w_hr": "H P", **_LSTM, "w_hh": "P 4H"}),
+    "peephole_lstm": Kind(PeepholeLSTMParams, {**_LSTM, "p_i": "H", "p_f": "H", "p_o": "H"}),
+    "coupled_lstm": Kind(CoupledLSTMParams, _THREE_GATES),
+    "gru": Kind(GRUParams, {**_THREE_GATES, "hidden_bias": "H"}),
+    "gru_reset_before": Kind(GRUParams, _THREE_GATES),
+    "mgu": Kind(MGUParams, _MGU),
+}
+
+
+def check_kind(kind: str, known: Collection[str], library: str) -> None:
+    """Refuse a kind of cell that ``library`` does not have.
+
+    Raises:
+        ValueError: naming those it has.
+    """
+    if kind not in known:
+        raise ValueError(f"kind must be one of {list(known)} for {library}, got {kind!r}")
+
+
+def read_params(kind: str, params: Any, place: str) -> dict[str, np.ndarray]:
+    """The fields of one cell's parameters as NumPy arrays.
+
+    Raises:
+        ValueError: they are not the parameters of that kind, or do not fit together.
+    """
+    expected, shapes = KINDS[kind]
+    if not isinstance(params, expected):
+        raise ValueError(
+            f"{place}: expected {expected.__name__} for kind {kind!r}, got {type(params).__name__}"
+        )
+    found = {name: leaf for name, leaf in params._asdict().items() if leaf is not None}
+    return read_entries(found, shapes, f"{place}, kind {kind!r}")
+
+
+def make_params(kind: str, fields: Mapping[str, np.ndarray]) -> Any:
+    """The parameters of that kind from their fields, each contiguous in memory."""
+    blank: dict[str, Any] = dict.fromkeys(KINDS[kind].params._fields)
+    return KINDS[kind].params(
+        **blank | {name: np.ascontiguousarray(field) for name, field in fields.items()}
+    )

@@ -1,0 +1,208 @@
+"""A whole classifier as an ONNX graph with the native nodes ``RNN``, ``LSTM`` and ``GRU``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..layers import Directions
+from ..models import ClassifierParams
+from . import onnx as onnx_layers
+from .classifiers import describe, layers_of, table_of
+from .entries import read_entries
+
+if TYPE_CHECKING:
+    from onnx import NodeProto, TensorProto
+
+OPSET = 17
+# The version of the file format that came with that operator set: runtimes refuse younger ones.
+IR_VERSION = 8
+NODES = {
+    "rnn": ("RNN", {}),
+    "lstm": ("LSTM", {}),
+    "peephole_lstm": ("LSTM", {}),
+    "gru": ("GRU", {"linear_before_reset": 1}),
+    "gru_reset_before": ("GRU", {"linear_before_reset": 0}),
+}
+ACTIVATIONS = {"tanh": "Tanh", "relu": "Relu", "sigmoid": "Sigmoid"}
+
+
+def export_classifier(
+    kind: str,
+    params: ClassifierParams,
+    *,
+    pooling: str = "last",
+    activation: str = "tanh",
+) -> bytes:
+    """The ONNX model of a classifier: one native node a recurrent layer, both directions in one.
+
+    Inputs are ``tokens`` int32 [batch, time] and ``lengths`` int32 [batch], which every recurrent
+    node takes as ``sequence_lens``; the output is ``logits`` float32 [batch, C]. Batch and time
+    are symbolic. As everywhere here padding is never read, and a length of 0 pools to zeros.
+    Token ids outside [-V, V) and lengths outside [0, time] are for the runtime to refuse.
+
+    The package ``onnx`` must be installed.
+
+    Args:
+        kind: of cell: "rnn", "lstm", "peephole_lstm", "gru" or "gru_reset_before".
+        params: of a classifier with a table of vectors, forward or bidirectional layers of that
+            kind and a head.
+        pooling: of the classifier: "last", "mean" or "max".
+        activation: of kind "rnn": "tanh", "relu" or "sigmoid".
+
+    Returns:
+        The bytes of an ``.onnx`` file of operator set 17.
+
+    Raises:
+        ValueError: ONNX has no node for the cell, the parameters are those of another one or of
+            no such classifier, they are wider than float32, or pooling or activation is unknown.
+
+    Example:
+        >>> import jax, rnnjax
+        >>> model = rnnjax.classifier(rnnjax.embedding(9, 4), rnnjax.lstm(3), num_classes=2)
+        >>> import onnx
+        >>> graph = onnx.load_from_string(export_classifier("lstm", model.init(jax.random.key(0))))
+        >>> [node.op_type for node in graph.graph.node if node.op_type == "LSTM"]
+        ['LSTM']
+
+    References:
+        "ONNX Operators", onnx.ai, operators RNN, LSTM and GRU since version 14.
+    """
+    if kind not in NODES:
+        raise ValueError(
+            f"kind: ONNX has no node for a cell of kind {kind!r}, only for {list(NODES)}; "
+            "rnnjax.exporting.export_program takes every cell"
+        )
+    describe(kind, params, pooling=pooling, activation=activation)
+    graph = _Graph()
+    _valid_steps(graph)
+    xs = _embed(graph, _float32("embedding", {"vectors": table_of(params)}, {"vectors": "V E"}))
+    layers = layers_of(params.encoder)
+    for index, layer in enumerate(layers):
+        name, final = f"layer{index}", pooling == "last" and index == len(layers) - 1
+        xs = _layer(graph, name, kind, layer, ACTIVATIONS[activation], xs, final=final)
+    pooled = xs if pooling == "last" else _pool(graph, xs, pooling)
+    head = _float32("head", params.head._asdict(), {"w": "O C", "bias": "C"})
+    weights = [graph.constant(f"head.{name}", array) for name, array in head.items()]
+    graph.node("Gemm", [pooled, *weights], "logits")
+    return graph.serialize(num_classes=head["bias"].size)
+
+
+class _Graph:
+    """Nodes and constants in the order they are added, each under the name that was asked for."""
+
+    def __init__(self) -> None:
+        self._nodes: list[NodeProto] = []
+        self._constants: list[TensorProto] = []
+
+    def constant(self, name: str, value: Any) -> str:
+        from onnx import numpy_helper
+
+        array = np.asarray(value, order="C")
+        self._constants.append(numpy_helper.from_array(array, name))
+        return name
+
+    def node(self, op_type: str, inputs: list[str], *outputs: str, **attributes: Any) -> str:
+        """Adds a node; the name of its first output."""
+        from onnx import helper
+
+        self._nodes.append(helper.make_node(op_type, inputs, outputs, **attributes))
+        return outputs[0]
+
+    def serialize(self, num_classes: int) -> bytes:
+        from onnx import TensorProto, checker, helper
+
+        tensor = helper.make_tensor_value_info
+        inputs = [
+            tensor("tokens", TensorProto.INT32, ["batch", "time"]),
+            tensor("lengths", TensorProto.INT32, ["batch"]),
+        ]
+        outputs = [tensor("logits", TensorProto.FLOAT, ["batch", num_classes])]
+        graph = helper.make_graph(self._nodes, "classifier", inputs, outputs, self._constants)
+        opset = helper.make_opsetid("", OPSET)
+        model = helper.make_model(
+            graph, opset_imports=[opset], ir_version=IR_VERSION, producer_name="rnnjax"
+        )
+        checker.check_model(model, full_check=True)
+        return model.SerializeToString()
+
+
+def _float32(place: str, found: dict[str, Any], shapes: dict[str, str]) -> dict[str, np.ndarray]:
+    return {
+        name: _narrow(place, array) for name, array in read_entries(found, shapes, place).items()
+    }
+
+
+def _narrow(place: str, array: np.ndarray) -> np.ndarray:
+    if array.dtype.itemsize > 4:
+        raise ValueError(f"{place}: the nodes of ONNX runtimes are float32, got {array.dtype}")
+    return array.astype(np.float32)
+
+
+def _valid_steps(graph: _Graph) -> None:
+    """``valid`` [B, T], which steps are real, and the constants that others need too."""
+    for name, value in {
+        "zero": np.int32(0),
+        "one": np.int32(1),
+        "last_axis": np.array([-1]),
+    }.items():
+        graph.constant(name, value)
+    graph.node("Shape", ["tokens"], "shape", start=1)
+    graph.node("Squeeze", ["shape"], "time64")
+    graph.node("CastLike", ["time64", "zero"], "time")
+    graph.node("Range", ["zero", "time", "one"], "steps")
+    graph.node("Unsqueeze", ["lengths", "last_axis"], "ends")
+    graph.node("Less", ["steps", "ends"], "valid")
+
+
+def _embed(graph: _Graph, table: dict[str, np.ndarray]) -> str:
+    """Vectors [T, B, E]. Padding may hold any number, so it is not looked up."""
+    graph.constant("embedding.vectors", table["vectors"])
+    graph.node("Where", ["valid", "tokens", "zero"], "real_tokens")
+    graph.node("Gather", ["embedding.vectors", "real_tokens"], "embedded")
+    return graph.node("Transpose", ["embedded"], "xs", perm=[1, 0, 2])
+
+
+def _layer(
+    graph: _Graph, name: str, kind: str, layer: Any, activation: str, xs: str, *, final: bool
+) -> str:
+    """One recurrent node; its outputs [T, B, directions * H], or where final the last [B, ...]."""
+    arrays = onnx_layers.export_weights(kind, layer)
+    weights = {key: graph.constant(f"{name}.{key}", _narrow(name, a)) for key, a in arrays.items()}
+    directions = 2 if isinstance(layer, Directions) else 1
+    op_type, attributes = NODES[kind]
+    if kind == "rnn":
+        attributes = {"activations": [activation] * directions}
+    graph.node(
+        op_type,
+        [xs, weights["W"], weights["R"], weights["B"], "lengths"]
+        + (["", "", weights["P"]] if "P" in weights else []),
+        *(["", f"{name}.Y_h"] if final else [f"{name}.Y"]),
+        name=name,
+        direction="bidirectional" if directions == 2 else "forward",
+        hidden_size=arrays["R"].shape[-1],
+        **attributes,
+    )
+    given, perm = (f"{name}.Y_h", [1, 0, 2]) if final else (f"{name}.Y", [0, 2, 1, 3])
+    shape = graph.constant(f"{name}.shape", np.array([0] * (len(perm) - 2) + [-1]))
+    graph.node("Transpose", [given], f"{name}.side_by_side", perm=perm)
+    return graph.node("Reshape", [f"{name}.side_by_side", shape], f"{name}.ys")
+
+
+def _pool(graph: _Graph, ys: str, pooling: str) -> str:
+    """The mean or maximum [B, O] over the real steps of ``ys`` [T, B, O]; zero without one."""
+    nothing = graph.constant("nothing", np.float32(0))
+    lowest = graph.constant("lowest", np.float32(-np.inf if pooling == "max" else 0))
+    graph.node("Transpose", ["valid"], "valid_first", perm=[1, 0])
+    graph.node("Unsqueeze", ["valid_first", "last_axis"], "valid_steps")
+    graph.node("Where", ["valid_steps", ys, lowest], "real_ys")
+    if pooling == "max":
+        graph.node("ReduceMax", ["real_ys"], "highest", axes=[0], keepdims=0)
+        graph.node("Greater", ["ends", "zero"], "any_real")
+        return graph.node("Where", ["any_real", "highest", nothing], "pooled")
+    graph.constant("time_axis", np.array([0]))
+    graph.node("ReduceSum", ["real_ys", "time_axis"], "total", keepdims=0)
+    graph.node("Max", ["ends", "one"], "at_least_one")
+    graph.node("CastLike", ["at_least_one", "nothing"], "count")
+    return graph.node("Div", ["total", "count"], "pooled")

@@ -1,0 +1,223 @@
+"""Weights of PyTorch's ``RNN``, ``LSTM``, ``GRU`` and their cells.
+
+The kinds are ``rnn``, ``lstm``, ``projected_lstm`` (an ``LSTM`` with ``proj_size``) and ``gru``.
+Gates lie in the order they have here; matrices are transposed.
+
+**Two biases.** PyTorch adds ``bias_ih`` and ``bias_hh``, of which only the sum acts: they come in
+as one ``bias`` and go out as ``bias_ih = bias``, ``bias_hh = 0``. In a GRU's candidate gate the
+second one is multiplied by the reset gate; there it is ``hidden_bias``, in both directions.
+
+**Activation.** A state dict does not say ``nonlinearity="relu"``: give it to ``vanilla``.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..cells.lstm import LSTMCarry
+from ..layers import Directions
+from .entries import read_entries
+from .gates import add_bias
+from .kinds import check_kind, make_params, read_params
+
+_GATES = {"rnn": 1, "lstm": 4, "projected_lstm": 4, "gru": 3}
+
+
+class _Layout(NamedTuple):
+    """Which rows of weights there are, and their names: ``_l0``, ``_l0_reverse``, ``_l1``, ..."""
+
+    num_layers: int
+    bidirectional: bool
+    bias: bool
+    cell: bool
+
+    def suffixes(self) -> Iterator[tuple[int, str]]:
+        for layer in range(self.num_layers):
+            for direction in ("", "_reverse") if self.bidirectional else ("",):
+                yield layer, "" if self.cell else f"_l{layer}{direction}"
+
+
+def import_weights(kind: str, weights: Mapping[str, Any], prefix: str = "") -> Any:
+    """Parameters from a PyTorch state dict.
+
+    The result is the parameters of one cell; of ``bidirectional`` of that cell where the names
+    say ``_reverse``; and a tuple of them, as ``stack`` has it, where there are several layers.
+    Missing biases (``bias=False``) become zeros.
+
+    Args:
+        kind: "rnn", "lstm", "projected_lstm" or "gru".
+        weights: a ``state_dict()`` on the CPU, or arrays under the same names.
+        prefix: where in a larger state dict the module is, as in "encoder.lstm."; entries under
+            other names are not read.
+
+    Returns:
+        Parameters of NumPy arrays, copies in the dtype that came.
+
+    Raises:
+        ValueError: the kind is unknown; entries are missing, unexpected, or do not fit, all of
+            them named; or two biases of 16 bits cannot be added exactly.
+
+    Example:
+        >>> import numpy as np
+        >>> matrices = {"weight_ih": np.ones((20, 3)), "weight_hh": np.ones((20, 5))}
+        >>> arrays = matrices | {"bias_ih": np.ones(20), "bias_hh": np.ones(20)}
+        >>> weights = {f"rnn.{name}_l0": array for name, array in arrays.items()}
+        >>> params = import_weights("lstm", weights, prefix="rnn.")
+        >>> params.w_ih.shape, params.w_hh.shape, float(params.bias[0])
+        ((3, 20), (5, 20), 2.0)
+    """
+    check_kind(kind, _GATES, "PyTorch")
+    own = {name.removeprefix(prefix): a for name, a in weights.items() if name.startswith(prefix)}
+    layout = _layout_of(own)
+    place = f"PyTorch {kind!r} at {prefix!r}"
+    arrays = read_entries(own, _shapes(kind, layout), place)
+    return _nested([_import_row(kind, arrays, s) for _, s in layout.suffixes()], layout)
+
+
+def export_weights(
+    kind: str, params: Any, prefix: str = "", *, bias: bool = True, cell: bool = False
+) -> dict[str, np.ndarray]:
+    """The state dict of the PyTorch module that computes the same; inverse of `import_weights`.
+
+    Args:
+        kind: "rnn", "lstm", "projected_lstm" or "gru".
+        params: parameters of a cell, of ``bidirectional`` of it, or a tuple of either.
+        prefix: put before every name.
+        bias: False for a module made with ``bias=False``.
+        cell: with the names of ``RNNCell``, ``LSTMCell``, ``GRUCell``.
+
+    Returns:
+        NumPy arrays by name: ``{name: torch.from_numpy(array) ...}`` is a state dict.
+
+    Raises:
+        ValueError: the parameters are no such module: another kind of cell, layers of different
+            sizes, one direction in some layers and two in others; or biases that are not zero
+            with ``bias=False``.
+
+    Example:
+        >>> import jax, rnnjax
+        >>> params = rnnjax.bidirectional(rnnjax.gru(5)).init(jax.random.key(0), 3)
+        >>> [name for name in export_weights("gru", params) if name.startswith("weight")]
+        ['weight_ih_l0', 'weight_hh_l0', 'weight_ih_l0_reverse', 'weight_hh_l0_reverse']
+    """
+    check_kind(kind, _GATES, "PyTorch")
+    layers = params if type(params) is tuple else (params,)
+    both = {isinstance(layer, Directions) for layer in layers}
+    if len(both) != 1:
+        raise ValueError("PyTorch has two directions in every layer of a module, or in none")
+    layout = _Layout(len(layers), both.pop(), bias, cell)
+    rows = [row for layer in layers for row in (layer if layout.bidirectional else [layer])]
+    if cell and (len(rows) > 1 or kind == "projected_lstm"):
+        raise ValueError(f"PyTorch has no cell for {len(rows)} rows of weights of kind {kind!r}")
+    entries: dict[str, np.ndarray] = {}
+    for row, (layer, suffix) in zip(rows, layout.suffixes(), strict=True):
+        fields = read_params(kind, row, f"layer {layer}")
+        entries |= _export_row(kind, fields, suffix, bias)
+    read_entries(entries, _shapes(kind, layout), "one PyTorch module for all layers")
+    return {prefix + name: array for name, array in entries.items()}
+
+
+def import_carry(kind: str, state: Any, *, bidirectional: bool = False) -> Any:
+    """The carry of a layer from a PyTorch state, initial or final.
+
+    Args:
+        kind: as in `import_weights`.
+        state: ``(h, c)`` of an LSTM, ``h`` of the others, each [layers * directions, B, H].
+        bidirectional: whether rows come in pairs, one a direction.
+
+    Raises:
+        ValueError: the kind is unknown, or rows are of an odd number and should come in pairs.
+
+    Example:
+        >>> import numpy as np
+        >>> carry = import_carry("lstm", (np.ones((2, 7, 5)), np.zeros((2, 7, 5))))
+        >>> len(carry), carry[1].h.shape
+        (2, (7, 5))
+    """
+    check_kind(kind, _GATES, "PyTorch")
+    states = [np.asarray(part) for part in (state if kind.endswith("lstm") else (state,))]
+    rows = [LSTMCarry(*row) if len(row) == 2 else row[0] for row in zip(*states, strict=True)]
+    if bidirectional and len(rows) % 2:
+        raise ValueError(f"state: expected an even number of rows, two a layer, got {len(rows)}")
+    num_layers = len(rows) // 2 if bidirectional else len(rows)
+    return _nested(rows, _Layout(num_layers, bidirectional, bias=True, cell=False))
+
+
+def export_carry(kind: str, carry: Any) -> Any:
+    """The PyTorch state of a layer's carry; inverse of `import_carry`.
+
+    Example:
+        >>> import numpy as np
+        >>> export_carry("gru", (np.ones((7, 5)), np.ones((7, 5)))).shape
+        (2, 7, 5)
+    """
+    check_kind(kind, _GATES, "PyTorch")
+    layers = carry if type(carry) is tuple else (carry,)
+    rows = [row for one in layers for row in (one if isinstance(one, Directions) else [one])]
+    if kind.endswith("lstm"):
+        return np.stack([row.h for row in rows]), np.stack([row.c for row in rows])
+    return np.stack(rows)
+
+
+def _layout_of(names: Mapping[str, Any]) -> _Layout:
+    layered = [found for name in names if (found := re.search(r"_l(\d+)(_reverse)?$", name))]
+    return _Layout(
+        num_layers=1 + max((int(found[1]) for found in layered), default=0),
+        bidirectional=any(found[2] for found in layered),
+        bias=any(name.startswith("bias_") for name in names),
+        cell="weight_ih" in names,
+    )
+
+
+def _shapes(kind: str, layout: _Layout) -> dict[str, str]:
+    gates, output = _GATES[kind], "P" if kind == "projected_lstm" else "H"
+    shapes = {}
+    for layer, suffix in layout.suffixes():
+        below = f"{2 if layout.bidirectional else 1}{output}" if layer else "D"
+        if kind == "projected_lstm":
+            shapes["weight_hr" + suffix] = "P H"
+        shapes["weight_hh" + suffix] = f"{gates}H {output}"
+        shapes["weight_ih" + suffix] = f"{gates}H {below}"
+        if layout.bias:
+            shapes["bias_ih" + suffix] = shapes["bias_hh" + suffix] = f"{gates}H"
+    return shapes
+
+
+def _import_row(kind: str, arrays: Mapping[str, np.ndarray], suffix: str) -> Any:
+    w_ih, w_hh = arrays["weight_ih" + suffix], arrays["weight_hh" + suffix]
+    fields = {"w_ih": w_ih.T, "w_hh": w_hh.T}
+    none = np.zeros(len(w_ih), w_ih.dtype)
+    b_ih, b_hh = (arrays.get(half + suffix, none) for half in ("bias_ih", "bias_hh"))
+    if kind == "gru":
+        size = w_hh.shape[1]
+        fields["hidden_bias"] = b_hh[2 * size :]
+        b_hh = np.concatenate([b_hh[: 2 * size], none[2 * size :]])
+    if kind == "projected_lstm":
+        fields["w_hr"] = arrays["weight_hr" + suffix].T
+    what = f"bias_ih{suffix} and bias_hh{suffix}"
+    return make_params(kind, fields | {"bias": add_bias(b_ih, b_hh, what)})
+
+
+def _export_row(
+    kind: str, fields: Mapping[str, np.ndarray], suffix: str, bias: bool
+) -> dict[str, np.ndarray]:
+    arrays = {"weight_ih": fields["w_ih"].T, "weight_hh": fields["w_hh"].T}
+    b_ih, b_hh = fields["bias"], np.zeros_like(fields["bias"])
+    if kind == "gru":
+        b_hh[2 * fields["w_hh"].shape[0] :] = fields["hidden_bias"]
+    if bias:
+        arrays |= {"bias_ih": b_ih, "bias_hh": b_hh}
+    elif b_ih.any() or b_hh.any():
+        raise ValueError(f"a module without biases cannot hold those of row {suffix!r}: not zero")
+    if kind == "projected_lstm":
+        arrays["weight_hr"] = fields["w_hr"].T
+    return {name + suffix: np.ascontiguousarray(array) for name, array in arrays.items()}
+
+
+def _nested(rows: list, layout: _Layout) -> Any:
+    """One entry a layer; the entry itself where there is one layer."""
+    if layout.bidirectional:
+        rows = [Directions(*rows[i : i + 2]) for i in range(0, len(rows), 2)]
+    return rows[0] if layout.num_layers == 1 else tuple(rows)

@@ -1,0 +1,252 @@
+"""What does not fit, or has no exact counterpart, is refused by name; no library is needed."""
+
+import re
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from interop_cases import CELLS, D, H, make_layer, random_params
+
+import rnnjax
+from rnnjax.interop import cudnn, equinox, haiku, keras, linen, nnx, onnx, torch
+
+LSTM = random_params(make_layer(CELLS["lstm"]))
+GRU = random_params(make_layer(CELLS["gru"]))
+HALF = np.float16
+
+
+def refuses(*messages):
+    """A ValueError that says all of the messages."""
+    return pytest.raises(ValueError, match="(?s)" + ".*".join(map(re.escape, messages)))
+
+
+def test_every_entry_that_does_not_fit_is_named():
+    weights = torch.export_weights("lstm", random_params(make_layer(CELLS["lstm"], 2)), "b.")
+    del weights["b.bias_hh_l0"]
+    weights["b.extra"] = np.zeros(3)
+    weights["b.weight_ih_l0"] = np.zeros((4 * H, D), np.int32)
+    weights["b.weight_hh_l1"] = np.zeros((4 * H, H + 1))
+    weights["other.weight"] = np.zeros(3)
+    with refuses(
+        "PyTorch 'lstm' at 'b.': the weights do not fit:",
+        "extra: unexpected",
+        "weight_ih_l0: expected a floating dtype, found int32",
+        f"bias_hh_l0: missing, expected shape [4H] with H = {H}",
+        f"weight_hh_l1: expected shape [4H, H] with H = {H}, found ({4 * H}, {H + 1})",
+    ) as error:
+        torch.import_weights("lstm", weights, prefix="b.")
+    assert "other" not in str(error.value)
+    assert len(str(error.value).splitlines()) == 5
+
+
+def test_a_missing_layer_is_named():
+    weights = {
+        name.replace("_l0", "_l1"): a for name, a in torch.export_weights("gru", GRU).items()
+    }
+    with refuses("weight_hh_l0: missing", "weight_ih_l0: missing", "bias_hh_l0: missing"):
+        torch.import_weights("gru", weights)
+    with refuses("weight_hh_l0: missing, expected shape [3H, H]"):
+        torch.import_weights("gru", weights, prefix="elsewhere.")
+
+
+LIBRARIES = {
+    "PyTorch": lambda kind: torch.import_weights(kind, {}),
+    "Keras": lambda kind: keras.import_weights(kind, []),
+    "Flax linen": lambda kind: linen.import_weights(kind, {}),
+    "Flax nnx": lambda kind: nnx.import_weights(kind, {}),
+    "Haiku": lambda kind: haiku.import_weights(kind, {}, "a"),
+    "Equinox": lambda kind: equinox.import_weights(kind, None),
+    "ONNX": lambda kind: onnx.import_weights(kind, {}),
+}
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_an_unknown_kind_is_refused_with_those_there_are(library):
+    with refuses("kind must be one of ['", f"] for {library}, got 'bilstm'"):
+        LIBRARIES[library]("bilstm")
+
+
+EXPORTS = {
+    "torch": torch.export_weights,
+    "keras": keras.export_weights,
+    "linen": linen.export_weights,
+    "nnx": nnx.export_weights,
+    "haiku": lambda kind, params: haiku.export_weights(kind, params, "a"),
+    "equinox": equinox.export_weights,
+    "onnx": onnx.export_weights,
+    "cudnn": lambda kind, params: cudnn.export_weights(params),
+}
+
+
+@pytest.mark.parametrize("library", EXPORTS)
+def test_parameters_of_another_cell_are_refused(library):
+    with refuses("expected LSTMParams for kind 'lstm', got GRUParams"):
+        EXPORTS[library]("lstm", GRU)
+
+
+@pytest.mark.parametrize("library", ["torch", "linen", "nnx", "equinox", "keras", "onnx"])
+def test_the_reset_before_form_is_no_reset_after_gru(library):
+    with refuses("kind 'gru'", "hidden_bias: missing"):
+        EXPORTS[library]("gru", GRU._replace(hidden_bias=None))
+
+
+@pytest.mark.parametrize("library", ["haiku", "keras", "onnx"])
+def test_the_reset_after_form_is_no_reset_before_gru(library):
+    with refuses("kind 'gru_reset_before'", "hidden_bias: unexpected"):
+        EXPORTS[library]("gru_reset_before", GRU)
+
+
+def test_a_bias_of_the_other_reset_form_is_refused_by_keras():
+    after = keras.export_weights("gru", GRU)
+    with refuses(f"bias: expected shape [3H] with H = {H}, found (2, {3 * H})"):
+        keras.import_weights("gru_reset_before", after)
+    before = keras.export_weights("gru_reset_before", GRU._replace(hidden_bias=None))
+    with refuses(f"bias: expected shape [2, 3H] with H = {H}, found ({3 * H},)"):
+        keras.import_weights("gru", before)
+
+
+@pytest.mark.parametrize("library", EXPORTS)
+def test_parameters_that_do_not_fit_together_are_refused(library):
+    wrong = LSTM._replace(bias=np.zeros(3 * H))
+    with refuses(f"bias: expected shape [4H] with H = {H}, found ({3 * H},)"):
+        EXPORTS[library]("lstm", wrong)
+    with refuses("expected one dtype for all, found", "bias float32"):
+        EXPORTS[library]("lstm", LSTM._replace(bias=LSTM.bias.astype(np.float32)))
+
+
+def test_all_cells_that_do_not_fit_are_named():
+    wrong = LSTM._replace(bias=np.zeros(3 * H))
+    with refuses("params[0].backward", "params[1].forward"):
+        linen.export_weights(
+            "lstm", (rnnjax.Directions(LSTM, wrong), rnnjax.Directions(wrong, LSTM))
+        )
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_biases_of_16_bits_are_added_only_where_that_is_exact(dtype):
+    dtype = jnp.dtype(dtype)
+    params = random_params(make_layer(CELLS["lstm"]), 0, dtype)
+    small = np.full(4 * H, 2.0**-12, dtype)
+    weights = torch.export_weights("lstm", params)
+    exact = weights | {"bias_ih_l0": small, "bias_hh_l0": 2 * small}
+    assert torch.import_weights("lstm", exact).bias.tolist() == [3 * 2.0**-12] * (4 * H)
+    inexact = weights | {"bias_ih_l0": small, "bias_hh_l0": np.ones_like(small)}
+    message = f"cannot be added exactly in {dtype}: convert the weights to float32 first"
+    with refuses("bias_ih_l0 and bias_hh_l0", message):
+        torch.import_weights("lstm", inexact)
+    widened = {name: array.astype(np.float32) for name, array in inexact.items()}
+    assert torch.import_weights("lstm", widened).bias.tolist() == [1 + 2.0**-12] * (4 * H)
+
+
+def test_every_library_that_adds_biases_of_16_bits_refuses_to_round():
+    lstm, gru = (
+        random_params(make_layer(CELLS[kind]), 0, HALF)._replace(bias=np.ones(n * H, HALF))
+        for kind, n in (("lstm", 4), ("gru", 3))
+    )
+    node = onnx.export_weights("lstm", lstm)
+    node["B"][:, 4 * H :] = 2.0**-12
+    with refuses("the two halves of B cannot be added exactly in float16"):
+        onnx.import_weights("lstm", node)
+    layer = keras.export_weights("gru", gru)
+    layer[2][1] = 2.0**-12
+    with refuses("the two rows of bias cannot be added exactly in float16"):
+        keras.import_weights("gru", layer)
+    core = haiku.export_weights("lstm", lstm, "a")
+    core["a/linear"]["b"][:] = 2.0**-12
+    with refuses("+1 and the forget bias cannot be added exactly in float16"):
+        haiku.import_weights("lstm", core, "a")
+    with refuses("-1 and the forget bias cannot be added exactly in float16"):
+        haiku.export_weights("lstm", lstm._replace(bias=np.full(4 * H, 2.0**-12, HALF)), "a")
+
+
+@pytest.mark.parametrize("export", [torch.export_weights, keras.export_weights])
+def test_biases_are_not_dropped_unless_they_are_zero(export):
+    for params in (GRU, GRU._replace(bias=np.zeros(3 * H)), GRU._replace(hidden_bias=np.zeros(H))):
+        with refuses("without biases", "not zero"):
+            export("gru", params, bias=False)
+        with refuses("without biases", "not zero"):
+            equinox.export_weights("gru", params, bias=False)
+
+
+def test_a_torch_module_is_one_size_and_one_direction_or_two():
+    with refuses("two directions in every layer of a module, or in none"):
+        torch.export_weights("lstm", (rnnjax.Directions(LSTM, LSTM), LSTM))
+    with refuses("one PyTorch module for all layers", "weight_ih_l1: expected shape [4H, H]"):
+        torch.export_weights("lstm", (LSTM, LSTM))
+    with refuses("PyTorch has no cell for 2 rows of weights"):
+        torch.export_weights("lstm", rnnjax.Directions(LSTM, LSTM), cell=True)
+    projected = random_params(make_layer(CELLS["projected_lstm"]))
+    with refuses("PyTorch has no cell for 1 rows of weights of kind 'projected_lstm'"):
+        torch.export_weights("projected_lstm", projected, cell=True)
+
+
+def test_a_torch_state_of_odd_rows_is_not_bidirectional():
+    with refuses("state: expected an even number of rows, two a layer, got 3"):
+        torch.import_carry("gru", np.zeros((3, 2, H)), bidirectional=True)
+
+
+def test_a_keras_layer_is_two_three_four_or_six_arrays():
+    arrays = keras.export_weights("lstm", LSTM)
+    for count in (0, 1, 5, 7):
+        with refuses("expected the arrays kernel, recurrent_kernel, bias", f"got {count} arrays"):
+            keras.import_weights("lstm", (arrays * 3)[:count])
+    with refuses("weights[1]: expected the arrays", "got 1 arrays"):
+        keras.import_weights("lstm", [arrays, arrays[:1]])
+
+
+def test_flax_weights_are_named_down_to_the_leaf():
+    weights = linen.export_weights("gru", GRU)["cell"]
+    weights["hn"]["bais"] = weights["hn"].pop("bias")
+    with refuses("linen 'gru'", "hn/bais: unexpected", "hn/bias: missing, expected shape [H]"):
+        linen.import_weights("gru", {"cell": weights})
+    with refuses("forward_rnn/cell/hn/kernel: unexpected"):
+        linen.import_weights("gru", {"forward_rnn": {"cell": weights}})
+    with refuses("expected the weights of a cell by name, got ndarray"):
+        linen.import_weights("gru", [np.zeros(3)])
+
+
+def test_haiku_rows_must_hold_an_input():
+    weights = {"a/linear": {"w": np.zeros((H, 4 * H)), "b": np.zeros(4 * H)}}
+    with refuses(f"linear/w: expected input rows above {H} hidden ones, got {H} rows"):
+        haiku.import_weights("lstm", weights, "a")
+    with refuses("module 'b'", "linear/b: missing"):
+        haiku.import_weights("lstm", weights, "b")
+
+
+def test_equinox_cells_are_named_in_their_tree():
+    bare = SimpleNamespace(weight_ih=np.zeros((3 * H, D)), bias=np.zeros(3 * H))
+    with refuses("cells[0].backward, Equinox 'gru'", "weight_hh: missing", "bias_n: missing"):
+        whole = SimpleNamespace(**equinox.export_weights("gru", GRU))
+        equinox.import_weights("gru", (rnnjax.Directions(whole, bare),))
+
+
+def test_onnx_nodes_have_one_or_two_directions():
+    node = {name: np.repeat(array, 3, 0) for name, array in onnx.export_weights("gru", GRU).items()}
+    with refuses("nodes, ONNX 'gru': expected one or two directions, got 3"):
+        onnx.import_weights("gru", node)
+    wide = random_params(rnnjax.recurrent(rnnjax.gru(H + 1)))
+    with refuses("ONNX needs two directions of the same sizes"):
+        onnx.export_weights("gru", rnnjax.Directions(GRU, wide))
+    node = onnx.export_weights("lstm", LSTM) | {"P": np.zeros((1, 3 * H))}
+    with refuses("ONNX 'lstm'", "P: unexpected"):
+        onnx.import_weights("lstm", node)
+
+
+def test_onnx_nodes_that_compute_something_else_are_refused():
+    assert onnx.kind_of("LSTM", {"activations": [b"Sigmoid", b"Tanh", b"Tanh"] * 2}) == "lstm"
+    with refuses("GRU: expected activations ['sigmoid', 'tanh'], got ['hardsigmoid', 'tanh']"):
+        onnx.kind_of("GRU", {"activations": ["HardSigmoid", "Tanh"]})
+    with refuses("RNN: expected activations ['tanh'], got ['relu']"):
+        onnx.kind_of("RNN", {"activations": ["Relu"]})
+    with refuses("LSTM: no cell here has clip"):
+        onnx.kind_of("LSTM", {"clip": 3.0})
+    with refuses("LSTM: no cell here has input_forget with peepholes"):
+        onnx.kind_of("LSTM", {"input_forget": 1}, peepholes=True)
+    with refuses("op_type must be one of ['RNN', 'LSTM', 'GRU'], got 'Conv'"):
+        onnx.kind_of("Conv", {})
+
+
+def test_sizes_of_a_cudnn_vector_are_checked():
+    with refuses("hidden_size must be a positive integer, got 0"):
+        cudnn.import_weights(np.zeros(4), 3, 0)

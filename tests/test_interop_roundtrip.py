@@ -1,0 +1,108 @@
+"""What is exported comes back as it was, in every library's layout; none of them is needed."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from interop_cases import CELLS, D, H, assert_equal, make_layer, random_params
+
+import rnnjax
+from rnnjax.interop import cudnn, equinox, haiku, keras, linen, nnx, onnx, torch
+
+NAMES = {
+    (1, False): "a",
+    (1, True): rnnjax.Directions("a", "b"),
+    (2, False): ("a", "b"),
+    (2, True): (rnnjax.Directions("a", "b"), rnnjax.Directions("c", "d")),
+}
+
+
+def cudnn_there_and_back(kind, params):
+    layers = params if type(params) is tuple else (params,)
+    both = isinstance(layers[0], rnnjax.Directions)
+    return cudnn.import_weights(cudnn.export_weights(params), D, H, len(layers), both)
+
+
+def haiku_there_and_back(kind, params):
+    layers = params if type(params) is tuple else (params,)
+    names = NAMES[len(layers), isinstance(layers[0], rnnjax.Directions)]
+    return haiku.import_weights(kind, haiku.export_weights(kind, params, names), names)
+
+
+def there_and_back(library):
+    return lambda kind, params: library.import_weights(kind, library.export_weights(kind, params))
+
+
+ROUND_TRIPS = {
+    "torch": (there_and_back(torch), ["rnn", "lstm", "projected_lstm", "gru"]),
+    "keras": (there_and_back(keras), ["rnn", "lstm", "gru", "gru_reset_before"]),
+    "linen": (there_and_back(linen), ["rnn", "lstm", "gru", "mgu"]),
+    "nnx": (there_and_back(nnx), ["rnn", "lstm", "optimized_lstm"]),
+    "haiku": (haiku_there_and_back, ["rnn", "gru_reset_before"]),
+    "equinox": (there_and_back(equinox), ["lstm", "gru"]),
+    "onnx": (
+        there_and_back(onnx),
+        ["rnn", "lstm", "peephole_lstm", "coupled_lstm", "gru", "gru_reset_before"],
+    ),
+    "cudnn": (cudnn_there_and_back, ["lstm"]),
+}
+CASES = [(name, kind) for name, (_, kinds) in ROUND_TRIPS.items() for kind in kinds]
+
+
+def test_none_of_the_libraries_is_imported():
+    libraries = ("torch", "keras", "flax", "haiku", "equinox", "onnx", "jax.experimental.rnn")
+    code = f"import sys, rnnjax.interop; print([m for m in {libraries} if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(("num_layers", "bidirectional"), NAMES, ids=str)
+@pytest.mark.parametrize(("library", "kind"), CASES)
+def test_a_round_trip_changes_no_bit_and_no_dtype(library, kind, num_layers, bidirectional, dtype):
+    params = random_params(make_layer(CELLS[kind], num_layers, bidirectional), 0, jnp.dtype(dtype))
+    assert_equal(ROUND_TRIPS[library][0](kind, params), params)
+
+
+@pytest.mark.parametrize(("library", "kind"), CASES)
+def test_arrays_of_jax_are_taken_and_arrays_of_numpy_given(library, kind):
+    layer = make_layer(CELLS[kind], 1, True)
+    params = layer.init(jax.random.key(0), D)
+    back = ROUND_TRIPS[library][0](kind, params)
+    assert {type(leaf) for leaf in jax.tree.leaves(back)} == {np.ndarray}
+    assert_equal(back, jax.device_get(params))
+
+
+def test_a_stack_of_one_layer_comes_back_as_that_layer_where_names_cannot_tell():
+    params = random_params(make_layer(CELLS["gru"]))
+    assert_equal(there_and_back(torch)("gru", (params,)), params)
+    assert_equal(
+        cudnn_there_and_back("lstm", (lstm := random_params(make_layer(CELLS["lstm"])),)), lstm
+    )
+    for library in (keras, linen, onnx, equinox):
+        assert_equal(there_and_back(library)("gru", (params,)), (params,))
+
+
+def test_layers_take_imported_weights_as_they_are():
+    layer = make_layer(CELLS["projected_lstm"], 2, True)
+    weights = torch.export_weights("projected_lstm", layer.init(jax.random.key(0), D))
+    params = torch.import_weights("projected_lstm", weights)
+    carry, ys = layer.apply(params, jnp.ones((2, 3, D)), lengths=[3, 1])
+    assert carry[1].backward.c.shape == (2, H)
+    assert bool(jnp.all(ys[1, 1:] == 0))
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize("kind", ["rnn", "lstm", "projected_lstm", "gru"])
+def test_carries_of_torch_come_back(kind, num_layers, bidirectional):
+    layer = make_layer(CELLS[kind], num_layers, bidirectional)
+    carry, _ = layer.apply(layer.init(jax.random.key(0), D), jnp.ones((2, 3, D)))
+    state = torch.export_carry(kind, carry)
+    rows = num_layers * (2 if bidirectional else 1)
+    assert {len(part) for part in jax.tree.leaves(state)} == {rows}
+    back = torch.import_carry(kind, state, bidirectional=bidirectional)
+    assert_equal(back, jax.device_get(carry))
