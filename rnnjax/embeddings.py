@@ -93,7 +93,7 @@ def embedding(
 
     def apply(params: Any, tokens: Array) -> Array:
         table = jax.lax.stop_gradient(params.vectors) if frozen else params.vectors
-        return table[check_tokens(tokens, size)]
+        return jnp.asarray(table)[check_tokens(tokens, size)]
 
     return Embedding(init, apply, width, size)
 

@@ -1,0 +1,315 @@
+"""Whole classifiers in from PyTorch and Keras, and out to both, to ONNX and to jax.export.
+
+In:       python -m experiments.convert import FILE --from torch --kind lstm
+              --vocabulary vocabulary.json --classes World Sports Business Sci/Tech --out runs/NAME
+Predict:  python -m experiments.convert predict runs/NAME "a text" ...
+Out:      python -m experiments.convert export runs/NAME --to onnx --out classifier.onnx
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import numpy as np
+import tyro
+from tyro.conf import Positional, arg, subcommand
+
+from experiments import classify, imported
+from experiments.console import parameter_table
+from experiments.imported import Imported, Predictor, Reading, read_json
+from rnnjax.data import TOKENIZERS, DataError, Vocabulary, pad
+from rnnjax.exporting import PLATFORMS, export_program
+from rnnjax.interop import onnx_graph
+from rnnjax.interop.classifiers import (
+    Architecture,
+    LayerSize,
+    build,
+    describe,
+    export_keras,
+    export_torch,
+    import_keras,
+    import_torch,
+    layers_of,
+    two_classes,
+)
+from rnnjax.interop.weight_files import read_keras_file, read_torch_file
+from rnnjax.models import ClassifierParams
+from rnnjax.weights import load_weights, save_weights
+
+# Of the cells of experiments.classify, those that other libraries have.
+KINDS = {"vanilla": "rnn", "lstm": "lstm", "gru": "gru"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """Make a run folder of the weights of a PyTorch or Keras classifier."""
+
+    weights: Positional[Path]
+    """A safetensors file (for Keras with names that begin with the place of each array in
+    get_weights()), or for Keras an .h5 file."""
+    library: Annotated[Literal["torch", "keras"], arg(name="from")]
+    """Whose weights they are."""
+    kind: Literal["rnn", "lstm", "gru", "gru_reset_before"]
+    """The recurrent cell: rnn is the simple one, gru is the one with reset_after."""
+    classes: tuple[str, ...]
+    """Names of the classes in the order of the outputs; two for one sigmoid unit."""
+    out: Path
+    """Folder of the run."""
+    vocabulary: Path | None = None
+    """Tokens by id: JSON (a list, or an object of token: id) or text, one token a line. Without
+    it texts are token ids with spaces between."""
+    tokenizer: Literal["basic_english", "strip_punctuation", "characters"] | None = None
+    """By default basic_english for torch and strip_punctuation for keras."""
+    unknown_id: int | None = None
+    """The id of words outside the vocabulary; by default 0 for torch and 1 for keras."""
+    pooling: Literal["last", "mean", "max"] = "last"
+    """How the outputs of all steps become one vector, which the weights do not show."""
+    activation: Literal["tanh", "relu", "sigmoid"] = "tanh"
+    """Of kind rnn, which the weights do not show either."""
+    padding: Literal["unread", "right", "left"] = "unread"
+    """unread for packed sequences and for mask_zero; otherwise the side where the model was shown
+    padding as if it were text."""
+    pad_id: int = 0
+    """What it was shown there."""
+    length: int | None = None
+    """Longer texts are cut to so many tokens and, where padding is read, shorter ones padded to
+    it; by default no text is cut and a batch is padded to its longest."""
+    keep: Literal["head", "tail"] = "head"
+    """Which end of a cut text stays."""
+    batch_size: int = 16
+    """Texts in a batch: where padding is read, predictions depend on the longest of them."""
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Label texts with an imported classifier."""
+
+    run: Positional[Path]
+    """Folder of the run."""
+    texts: Positional[tuple[str, ...]] = ()
+    """The texts; without any, one is read from each line of standard input."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a trained or an imported classifier for another program."""
+
+    run: Positional[Path]
+    """Folder of a run of experiments.classify, or of one made by import."""
+    to: Literal["torch", "keras", "onnx", "jax"]
+    """torch, keras: a safetensors file with their names; onnx: a graph of native nodes; jax: a
+    program of jax.export for cpu, cuda and tpu."""
+    out: Path
+    """The file."""
+
+
+def import_run(settings: Import) -> None:
+    """Read the weights, write the folder of the run."""
+    if settings.library == "torch":
+        params = import_torch(settings.kind, read_torch_file(settings.weights))
+    else:
+        params = import_keras(settings.kind, read_keras_file(settings.weights))
+    if params.head.bias.shape == (1,) and len(settings.classes) == 2:
+        params = two_classes(params)
+    chosen = {"pooling": settings.pooling, "activation": settings.activation}
+    architecture = describe(settings.kind, params, **chosen)
+    if len(settings.classes) != architecture.num_classes:
+        count = architecture.num_classes
+        raise DataError(f"classes: expected {count}, one an output, got {len(settings.classes)}")
+    source = {
+        "library": settings.library,
+        "file": settings.weights.name,
+        "sha256": hashlib.sha256(settings.weights.read_bytes()).hexdigest(),
+    }
+    reading = make_reading(settings, architecture.vocab_size)
+    model = Imported(architecture, params, reading, list(settings.classes))
+    imported.save(settings.out, model, source)
+    parameter_table(params)
+    print(f'try: python -m experiments.convert predict {settings.out} "a text of your own"')
+
+
+def make_reading(settings: Import, vocab_size: int) -> Reading:
+    """How the settings say that the model reads a text."""
+    torch = settings.library == "torch"
+    tokens = None if settings.vocabulary is None else read_vocabulary(settings.vocabulary)
+    if tokens is not None and len(tokens) > vocab_size:
+        raise DataError(
+            f"{settings.vocabulary}: expected at most {vocab_size} tokens, the rows of the "
+            f"embedding, got {len(tokens)}"
+        )
+    reading = Reading(
+        tokenizer=settings.tokenizer or ("basic_english" if torch else "strip_punctuation"),
+        tokens=tokens,
+        unknown_id=(0 if torch else 1) if settings.unknown_id is None else settings.unknown_id,
+        padding=settings.padding,
+        pad_id=settings.pad_id,
+        length=settings.length,
+        keep=settings.keep,
+        batch_size=settings.batch_size,
+    )
+    for name in ("unknown_id", "pad_id"):
+        if not 0 <= (value := getattr(reading, name)) < vocab_size:
+            raise DataError(f"{name}: expected an id in [0, {vocab_size}), got {value}")
+    for name in ("length", "batch_size"):
+        if (value := getattr(reading, name)) is not None and value < 1:
+            raise DataError(f"{name}: expected 1 or more, got {value}")
+    return reading
+
+
+def read_vocabulary(path: Path) -> tuple[str, ...]:
+    """Tokens by id, from JSON or from lines of text."""
+    text = path.read_text("utf-8")
+    tokens = json.loads(text) if path.suffix == ".json" else text.removesuffix("\n").split("\n")
+    if isinstance(tokens, dict):
+        if sorted(tokens.values()) != list(range(len(tokens))):
+            raise DataError(f"{path}: expected the ids 0 to {len(tokens) - 1}, each once")
+        tokens = sorted(tokens, key=tokens.__getitem__)
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise DataError(f"{path}: expected a list of strings, or an object of string: id")
+    if len(set(tokens)) != len(tokens):
+        raise DataError(f"{path}: expected each token once")
+    return tuple(tokens)
+
+
+def predict(request: Predict) -> None:
+    """Print label, probability and text, one text a line."""
+    texts = iter(request.texts) if request.texts else (line.rstrip("\n") for line in sys.stdin)
+    predictor, count = Predictor(request.run), 0
+    for chunk in _chunks(texts, predictor.batch_size):
+        count += len(chunk)
+        for text, probabilities in zip(chunk, predictor(chunk), strict=True):
+            best = int(probabilities.argmax())
+            print(f"{predictor.label_names[best]}\t{probabilities[best]:.3f}\t{text}")
+    if not count:
+        raise DataError("expected texts as arguments or on standard input, got none")
+
+
+def export_run(request: Export) -> None:
+    """Write the file that was asked for, and say what is in it."""
+    architecture, params, labels, padding = load_run(request.run)
+    kind = architecture.kind
+    if request.to in ("torch", "keras"):
+        named = (export_torch if request.to == "torch" else export_keras)(kind, params)
+        save_weights(request.out, named)
+        parameter_table(named)
+    elif request.to == "onnx":
+        chosen = {"pooling": architecture.pooling, "activation": architecture.activation}
+        request.out.write_bytes(onnx_graph.export_classifier(kind, params, **chosen))
+        print("inputs tokens int32 [batch, time] and lengths int32 [batch]; output logits")
+    else:
+        request.out.write_bytes(export_program(build(architecture).apply, params))
+        print(f"jax.export.deserialize(...).call(tokens, lengths) on {', '.join(PLATFORMS)}")
+    print(f"pooling {architecture.pooling}; classes {', '.join(labels)}")
+    if padding != "unread":
+        print(f"shown padding on the {padding} in training: pad so, and count it in the lengths")
+    print(f"wrote {request.out}")
+
+
+def load_run(folder: Path) -> tuple[Architecture, ClassifierParams, list[str], str]:
+    """Architecture, parameters, names of the classes and padding of either kind of run."""
+    if (folder / imported.CLASSIFIER).is_file():
+        model = imported.load(folder)
+        return model.architecture, model.params, model.label_names, model.reading.padding
+    config = read_json(folder / "config.json")
+    settings, labels = config["settings"], config["label_names"]
+    vocabulary = Vocabulary.load(folder / classify.VOCABULARY)
+    architecture = architecture_of(settings, len(vocabulary), len(labels))
+    shapes = jax.eval_shape(build(architecture).init, jax.random.key(0))
+    # A trained run has a stack of layers, even of one.
+    stacked = shapes._replace(encoder=layers_of(shapes.encoder))
+    params = load_weights(folder / classify.WEIGHTS, stacked)
+    if len(params.encoder) == 1:
+        params = params._replace(encoder=params.encoder[0])
+    check_same(folder, architecture, params, vocabulary, settings)
+    return architecture, params, labels, "unread"
+
+
+def architecture_of(settings: dict[str, Any], vocab_size: int, num_classes: int) -> Architecture:
+    """The architecture of a run of experiments.classify, from its config.json.
+
+    Raises:
+        DataError: no other library has its cell.
+    """
+    if settings["cell"] not in KINDS:
+        raise DataError(
+            f"cell: expected one that other libraries have too, of {', '.join(KINDS)}, "
+            f"got {settings['cell']!r}"
+        )
+    size = LayerSize(settings["hidden_size"], settings["bidirectional"])
+    return Architecture(
+        kind=KINDS[settings["cell"]],
+        vocab_size=vocab_size,
+        embedding_size=settings["embedding_size"],
+        layers=(size,) * settings["layers"],
+        num_classes=num_classes,
+        pooling=settings["pooling"],
+    )
+
+
+def check_same(
+    folder: Path,
+    architecture: Architecture,
+    params: ClassifierParams,
+    vocabulary: Vocabulary,
+    settings: dict[str, Any],
+) -> None:
+    """Refuse a run that computes something else than a classifier of this architecture.
+
+    Raises:
+        DataError: the run predicts otherwise.
+    """
+    words = np.random.default_rng(0).choice(vocabulary.tokens, (8, 3)).tolist()
+    given = [" ".join(row[: 1 + i % 3]) for i, row in enumerate(words)]
+    ids = [vocabulary.encode(TOKENIZERS[settings["tokenizer"]](text)) for text in given]
+    # A text that the run would cut is read differently there.
+    whole = [i for i, row in enumerate(ids) if len(row) <= settings["max_length"]]
+    texts = [given[i] for i in whole]
+    tokens, lengths = pad([ids[i] for i in whole])
+    logits = jax.jit(build(architecture).apply)(params, tokens, lengths)
+    expected = classify.Predictor(folder)(texts)
+    if not np.allclose(jax.nn.softmax(logits, axis=-1), expected, rtol=1e-3, atol=1e-5):
+        raise DataError(
+            f"{folder}: the run predicts otherwise than a plain {architecture.kind} classifier "
+            "with its weights, so it cannot be written as one"
+        )
+
+
+def _chunks(items: Iterable[str], size: int) -> Iterator[list[str]]:
+    items = iter(items)
+    while chunk := list(itertools.islice(items, size)):
+        yield chunk
+
+
+COMMANDS = (
+    Annotated[Import, subcommand("import")]
+    | Annotated[Predict, subcommand("predict")]
+    | Annotated[Export, subcommand("export")]
+)
+ACTIONS = {Import: import_run, Predict: predict, Export: export_run}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        request: Any = tyro.cli(COMMANDS, prog="python -m experiments.convert", args=given)
+        ACTIONS[type(request)](request)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

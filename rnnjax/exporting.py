@@ -1,0 +1,86 @@
+"""A trained model as one compiled program that needs JAX alone to run."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def export_program(
+    apply: Callable[..., Any],
+    params: Any,
+    *,
+    input_size: int | None = None,
+    platforms: Sequence[str] = PLATFORMS,
+) -> bytes:
+    """A model, or a layer, with its parameters as the bytes of a ``jax.export`` artefact.
+
+    Batch and time are symbolic: one artefact runs for every B >= 1 and T >= 1. It is called with
+    plain arrays and gives plain arrays, so the process that loads it imports jax and not this
+    package. The parameters are constants of the program.
+
+    ``jax.export.deserialize`` makes a program that is then run: load artefacts from sources you
+    trust only. JAX promises to load an artefact with versions up to six months younger than the
+    one that wrote it, so keep the weights themselves (``rnnjax.weights.save_weights``) as well.
+    Both processes need the package ``flatbuffers``.
+
+    Args:
+        apply: ``(params, inputs, lengths) -> outputs``: the ``apply`` of a model or of a layer.
+        params: its parameters.
+        input_size: None for inputs of token ids int32 [B, T]; D for vectors float32 [B, T, D].
+        platforms: what the program is compiled for, of "cpu", "cuda", "rocm" and "tpu".
+
+    Returns:
+        The bytes to write to a file. The program takes ``(inputs, lengths)``, lengths int32 [B].
+        One array comes out as that array, a tree of them as a dict of names (the path to each,
+        joined by dots) and arrays. Neither token ids nor lengths can be checked there: they are
+        clamped, to [0, V) and to [0, T].
+
+    Raises:
+        ValueError: ``platforms`` is empty or names something else.
+
+    Example:
+        >>> import jax, jax.export, jax.numpy as jnp, rnnjax
+        >>> model = rnnjax.classifier(rnnjax.embedding(9, 4), rnnjax.gru(3), num_classes=2)
+        >>> data = export_program(model.apply, model.init(jax.random.key(0)))
+        >>> program = jax.export.deserialize(data)
+        >>> program.call(jnp.array([[5, 7, 1], [3, 0, 0]]), jnp.array([3, 1])).shape
+        (2, 2)
+
+    References:
+        "Exporting and serializing staged-out computations", the documentation of JAX.
+    """
+    from jax import export
+
+    batch, time = export.symbolic_shape("batch, time")
+    inputs = jax.ShapeDtypeStruct((batch, time), jnp.int32)
+    if input_size is not None:
+        inputs = jax.ShapeDtypeStruct((batch, time, input_size), jnp.float32)
+
+    constants = jax.tree.map(jnp.asarray, params)
+
+    def program(inputs: Array, lengths: Array) -> Any:
+        return _plain(apply(constants, inputs, lengths))
+
+    make = export.export(jax.jit(program), platforms=_check_platforms(platforms))
+    return bytes(make(inputs, jax.ShapeDtypeStruct((batch,), jnp.int32)).serialize())
+
+
+def _plain(outputs: Any) -> Any:
+    """A process without this package does not know its NamedTuples."""
+    leaves = jax.tree_util.tree_leaves_with_path(outputs)
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
+    if names == [""]:
+        return outputs
+    return dict(zip(names, (leaf for _, leaf in leaves), strict=True))
+
+
+def _check_platforms(platforms: Sequence[str]) -> tuple[str, ...]:
+    known = (*PLATFORMS, "rocm")
+    if isinstance(platforms, str) or not platforms or set(platforms) - set(known):
+        raise ValueError(f"platforms must be some of {known}, got {platforms!r}")
+    return tuple(platforms)

@@ -1,0 +1,120 @@
+"""Exported programs: any batch and time, every platform, and no rnnjax where they run."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from cases import CELLS, D
+
+import rnnjax
+from rnnjax.exporting import PLATFORMS, export_program
+
+pytest.importorskip("flatbuffers")
+from jax import export
+
+LOADER = """
+import sys
+import jax, jax.export, numpy as np
+program = jax.export.deserialize(open(sys.argv[1], "rb").read())
+given = np.load(sys.argv[2])
+found = {}
+for case in ("wide", "long"):
+    found[case] = program.call(given[case + "_tokens"], given[case + "_lengths"])
+assert "rnnjax" not in sys.modules
+np.savez(sys.argv[3], **found)
+"""
+
+
+def ragged_tokens(batch, time, lengths):
+    tokens = np.random.default_rng(time).integers(0, 11, (batch, time)).astype(np.int32)
+    return tokens, np.array(lengths, np.int32)
+
+
+def make(pooling="last"):
+    encoder = rnnjax.stack(rnnjax.bidirectional(rnnjax.lstm(4)), rnnjax.gru(3), rnnjax.vanilla(4))
+    model = rnnjax.classifier(rnnjax.embedding(11, 5), encoder, 3, pooling=pooling)
+    return model, model.init(jax.random.key(0))
+
+
+def test_a_process_without_rnnjax_gets_equal_outputs_for_two_shapes(tmp_path):
+    model, params = make()
+    (tmp_path / "program").write_bytes(export_program(model.apply, params))
+    cases = {
+        "wide": ragged_tokens(4, 3, [3, 2, 0, 1]),
+        "long": ragged_tokens(1, 9, [7]),
+    }
+    given = {
+        f"{case}_{part}": array
+        for case, pair in cases.items()
+        for part, array in zip(("tokens", "lengths"), pair, strict=True)
+    }
+    np.savez(tmp_path / "given.npz", **given)
+    files = [str(tmp_path / name) for name in ("program", "given.npz", "found.npz")]
+    command = [sys.executable, "-W", "error", "-c", LOADER, *files]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = np.load(files[2])
+    for case, (tokens, lengths) in cases.items():
+        np.testing.assert_allclose(
+            found[case], model.apply(params, tokens, lengths), rtol=1e-6, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max"])
+def test_padding_is_not_read_by_an_exported_program(pooling):
+    model, params = make(pooling)
+    program = export.deserialize(export_program(model.apply, params, platforms=["cpu"]))
+    tokens, lengths = ragged_tokens(2, 5, [5, 2])
+    alone = model.apply(params, tokens[1:, :2])
+    np.testing.assert_allclose(program.call(tokens, lengths)[1:], alone, rtol=1e-6, atol=1e-6)
+
+
+def test_the_program_is_for_all_three_platforms_and_takes_plain_arrays():
+    model, params = make()
+    program = export.deserialize(export_program(model.apply, params))
+    assert program.platforms == PLATFORMS == ("cpu", "cuda", "tpu")
+    assert [str(aval.dtype) for aval in program.in_avals] == ["int32", "int32"]
+    assert str(program.in_avals[0].shape) == "(batch, time)"
+    assert program.in_tree == jax.tree.structure(((0, 0), {}))
+
+
+def test_a_layer_gives_its_carry_and_outputs_by_name():
+    layer = rnnjax.bidirectional(rnnjax.lstm(3))
+    params = layer.init(jax.random.key(1), 2)
+    program = export.deserialize(
+        export_program(layer.apply, params, input_size=2, platforms=["cpu"])
+    )
+    xs, lengths = np.ones((2, 4, 2), np.float32), np.array([4, 0], np.int32)
+    found = program.call(xs, lengths)
+    carry, ys = layer.apply(params, xs, lengths)
+    expected = {
+        "0.forward.h": carry.forward.h,
+        "0.forward.c": carry.forward.c,
+        "0.backward.h": carry.backward.h,
+        "0.backward.c": carry.backward.c,
+        "1": ys,
+    }
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("cell", ["users_own", "no_recurrent_matrix", "gru_reset_before"])
+def test_any_cell_can_be_exported(cell):
+    layer = rnnjax.recurrent(CELLS[cell], reverse=True)
+    params = layer.init(jax.random.key(0), D)
+    program = export.deserialize(
+        export_program(layer.apply, params, input_size=D, platforms=["cpu"])
+    )
+    xs, lengths = np.ones((2, 3, D), np.float32), np.array([3, 1], np.int32)
+    _, ys = layer.apply(params, xs, lengths)
+    np.testing.assert_allclose(program.call(xs, lengths)["1"], ys, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("platforms", ["cpu", (), ("gpu",), ("cpu", "metal")])
+def test_other_platforms_are_named(platforms):
+    model, params = make()
+    with pytest.raises(ValueError, match=r"platforms must be some of .*'cuda'.*, got"):
+        export_program(model.apply, params, platforms=platforms)
