@@ -1,0 +1,504 @@
+"""What each library of recurrent layers can do, with code that shows every "no".
+
+Run:     python -m experiments.features
+Needs:   flax, dm-haiku, equinox, keras and torch (the extra "peers"); those that are missing are
+         named and left out.
+Prints:  one table, Markdown. "yes" of a peer is taken from its documentation and stated in its
+         favour; "no" is printed only after the line beside it has shown it, here and now. A peer
+         that has learned something since fails the run, with the feature named. So does rnnjax,
+         whose every "yes" is one call.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import rnnjax
+
+PEERS = ("flax.nnx", "flax.linen", "haiku", "equinox", "keras", "torch")
+B, T, D, H = 2, 5, 3, 4
+Check = Callable[[], bool]
+Verdict = str | Check  # "yes", "part", or what shows the "no"
+
+
+class Feature(NamedTuple):
+    """One row: what shows it of rnnjax, and of every peer its verdict, in the order of PEERS."""
+
+    name: str
+    ours: Check
+    peers: tuple[Verdict, ...]
+
+
+def lacks_arguments(path: str, *names: str) -> Check:
+    """That no argument of a callable has one of these names."""
+    return lambda: not set(names) & set(inspect.signature(find(path)).parameters)
+
+
+def lacks_names(path: str, *parts: str) -> Check:
+    """That nothing public in a module or class has one of these in its name, in any case."""
+    return lambda: (
+        not [
+            name
+            for name in dir(find(path))
+            if not name.startswith("_") and any(part in name.lower() for part in parts)
+        ]
+    )
+
+
+def fails(run: Callable[[], Any]) -> Check:
+    """That a call raises."""
+
+    def check() -> bool:
+        try:
+            run()
+        except Exception:  # whatever it is, the feature cannot be had
+            return True
+        return False
+
+    return check
+
+
+def find(path: str) -> Any:
+    """The object of a dotted path that begins with a module: ``flax.nnx:RNN.__call__``."""
+    module, _, rest = path.partition(":")
+    found = importlib.import_module(module)
+    for name in filter(None, rest.split(".")):
+        found = getattr(found, name)
+    return found
+
+
+def nnx_rnn(xs: Any, **options: Any) -> Any:
+    """The outputs, or (carry, outputs), of Flax's own layer."""
+    from flax import nnx
+
+    layer = nnx.RNN(nnx.OptimizedLSTMCell(D, H, rngs=nnx.Rngs(0)), **options.pop("layer", {}))
+    return layer(xs, **options)
+
+
+def linen_rnn(xs: Any, **options: Any) -> Any:
+    from flax import linen
+
+    layer = linen.RNN(linen.OptimizedLSTMCell(H), **options.pop("layer", {}))
+    return layer.init_with_output(jax.random.key(0), xs, **options)[0]
+
+
+def empty_row_is_wrong(run: Callable) -> Check:
+    """That the final state of a row of length 0 is not its initial state, which is zero."""
+
+    def check() -> bool:
+        xs = jnp.ones((B, T, D))
+        carry, _ = run(xs, seq_lengths=jnp.array([T, 0]), return_carry=True)
+        return any(bool(jnp.any(leaf[1] != 0)) for leaf in jax.tree.leaves(carry))
+
+    return check
+
+
+def padding_is_not_zero(run: Callable) -> Check:
+    def check() -> bool:
+        return bool(jnp.any(run(jnp.ones((B, T, D)), seq_lengths=jnp.array([T, 2]))[1, 2:] != 0))
+
+    return check
+
+
+def nan_padding_poisons(run: Callable) -> Check:
+    """That NaN in padding makes the gradient of what is not padding NaN."""
+
+    def check() -> bool:
+        xs = jnp.ones((B, T, D)).at[1, 2:].set(jnp.nan)
+
+        def loss(xs: Any) -> Any:
+            return jnp.sum(run(xs, seq_lengths=jnp.array([T, 2]))[1, :2])
+
+        return not bool(jnp.all(jnp.isfinite(jax.grad(loss)(xs))))
+
+    return check
+
+
+def keras_nan_padding_poisons() -> bool:
+    import keras
+
+    layer = keras.layers.LSTM(H)
+    mask = jnp.arange(T)[None] < jnp.array([[T], [2]])
+    xs = jnp.ones((B, T, D)).at[1, 2:].set(jnp.nan)
+    layer.build(xs.shape)
+    weights = [w.value for w in layer.trainable_variables]
+    others = [w.value for w in layer.non_trainable_variables]
+
+    def loss(weights: list) -> Any:
+        return jnp.sum(layer.stateless_call(weights, others, xs, mask=mask)[0])
+
+    with jax.numpy_rank_promotion("allow"):
+        grads = jax.grad(loss)(weights)
+    return not all(bool(jnp.all(jnp.isfinite(g))) for g in grads)
+
+
+def torch_empty_row() -> Any:
+    import torch
+
+    return torch.nn.utils.rnn.pack_padded_sequence(torch.ones(B, T, D), [T, 0], batch_first=True)
+
+
+def torch_vmap_over_weights() -> Any:
+    import torch
+
+    layers = [torch.nn.LSTM(D, H) for _ in range(2)]
+    params, buffers = torch.func.stack_module_state(layers)
+
+    def one(params: Any, buffers: Any, x: Any) -> Any:
+        return torch.func.functional_call(layers[0], (params, buffers), (x,))[0]
+
+    return torch.func.vmap(one, in_dims=(0, 0, None))(params, buffers, torch.ones(T, B, D))
+
+
+def run_ours(cell: rnnjax.Cell, xs: Any = None, **options: Any) -> Any:
+    """``(carry, ys)`` of a cell with fresh weights."""
+    xs = jnp.ones((B, T, D)) if xs is None else xs
+    return rnnjax.unroll(cell, cell.init(jax.random.key(0), xs.shape[-1]), xs, **options)
+
+
+def runs(call: Callable[[], Any]) -> Check:
+    """That a call gives finite numbers."""
+
+    def check() -> bool:
+        leaves = [
+            leaf for leaf in jax.tree.leaves(call()) if jnp.issubdtype(leaf.dtype, np.inexact)
+        ]
+        return bool(leaves) and all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in leaves)
+
+    return check
+
+
+def run_linear() -> Any:
+    from rnnjax.cells import min_gru
+
+    return run_ours(min_gru(H), implementation="associative", lengths=[T, 2])
+
+
+def run_newton() -> Any:
+    from rnnjax.newton import unroll_newton
+
+    cell = rnnjax.gru(H)
+    params = cell.init(jax.random.key(0), D)
+    return unroll_newton(cell, params, jnp.ones((B, T, D)))[:2]
+
+
+def run_segments() -> Any:
+    from rnnjax.data import pack
+    from rnnjax.segments import segment_carries
+
+    cell, packed = rnnjax.lstm(H), pack([[0, 1], [1, 2, 0], [2]], row_length=4)
+    params = cell.init(jax.random.key(0), D)
+    xs, ids = jax.nn.one_hot(packed.tokens, D), packed.segment_ids
+    _, (_, carries) = rnnjax.unroll(
+        cell, params, xs, mask=ids > 0, resets=packed.resets, all_carries=True
+    )
+    return segment_carries(carries, ids, 3, cell.initial_carry(params))
+
+
+def run_truncated() -> Any:
+    import optax
+
+    from rnnjax.truncated import Sequences, make_truncated_step
+
+    layer, optimizer = rnnjax.recurrent(rnnjax.lstm(H)), optax.sgd(0.1)
+
+    def loss_fn(ys: Any, targets: Any, mask: Any) -> Any:
+        loss = jnp.sum(jnp.where(mask[..., None], (ys - targets) ** 2, 0))
+        return loss, {"loss": (loss, jnp.ones(()))}
+
+    state = rnnjax.init_train_state(layer.init(jax.random.key(0), D), optimizer, jax.random.key(1))
+    step = make_truncated_step(layer.apply, loss_fn, optimizer, k1=2)
+    batch = Sequences(jnp.ones((B, T, D)), jnp.ones((B, T, H)))
+    return step(state, batch)[0].params
+
+
+def run_torch_weights() -> Any:
+    from rnnjax.interop.torch import import_weights
+
+    state = {
+        "weight_ih_l0": np.ones((4 * H, D), np.float32),
+        "weight_hh_l0": np.ones((4 * H, H), np.float32),
+        "bias_ih_l0": np.ones(4 * H, np.float32),
+        "bias_hh_l0": np.ones(4 * H, np.float32),
+    }
+    return import_weights("lstm", state)
+
+
+def run_bfloat16() -> Any:
+    from rnnjax.precision import Policy, with_policy
+
+    carry, ys = run_ours(with_policy(rnnjax.lstm(H), Policy(compute="bfloat16")))
+    assert carry.c.dtype == ys.dtype == jnp.float32
+    return carry
+
+
+def run_ensemble() -> Any:
+    cell = rnnjax.lstm(H)
+    params = jax.vmap(lambda key: cell.init(key, D))(jax.random.split(jax.random.key(0)))
+    return jax.vmap(lambda p: rnnjax.unroll(cell, p, jnp.ones((T, D))))(params)
+
+
+def ours_with(name: str, *arguments: Any) -> Check:
+    """That a cell transformer of this name works, with its noise drawn."""
+
+    def call() -> Any:
+        transform = getattr(rnnjax, name)
+        return run_ours(transform(rnnjax.lstm(H), *arguments), key=jax.random.key(1))
+
+    return runs(call)
+
+
+def nan_padding_ignored() -> bool:
+    cell = rnnjax.lstm(H)
+    params = cell.init(jax.random.key(0), D)
+    xs = jnp.ones((B, T, D)).at[1, 2:].set(jnp.nan)
+
+    def loss(params: Any, xs: Any) -> Any:
+        return jnp.sum(rnnjax.unroll(cell, params, xs, [T, 2])[1])
+
+    grads = jax.grad(loss, (0, 1))(params, xs)
+    return all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(grads))
+
+
+def everywhere(*names: str) -> tuple[Check, ...]:
+    """No peer has anything of these names."""
+    modules = ("flax.nnx", "flax.linen", "haiku", "equinox.nn", "keras.layers", "torch.nn")
+    return tuple(lacks_names(module, *names) for module in modules)
+
+
+def at_call(*names: str) -> tuple[Check, ...]:
+    """No peer's layer takes an argument of these names."""
+    calls = (
+        "flax.nnx:RNN.__call__",
+        "flax.linen:RNN.__call__",
+        "haiku:dynamic_unroll",
+        "equinox.nn:LSTMCell.__call__",
+        "keras.layers:LSTM.call",
+        "torch.nn:LSTM.forward",
+    )
+    return tuple(lacks_arguments(call, *names) for call in calls)
+
+
+def when_made(*names: str) -> tuple[Check, ...]:
+    """No peer's layer, or cell where that is what it has, can be made with such an argument."""
+    makers = (
+        "flax.nnx:OptimizedLSTMCell.__init__",
+        "flax.linen:OptimizedLSTMCell.__init__",
+        "haiku:LSTM.__init__",
+        "equinox.nn:LSTMCell.__init__",
+        "keras.layers:LSTM.__init__",
+        "torch.nn:RNNBase.__init__",
+    )
+    return tuple(lacks_arguments(maker, *names) for maker in makers)
+
+
+def but(verdicts: tuple[Check, ...], **others: Verdict) -> tuple[Verdict, ...]:
+    """The verdicts, with those of some peers replaced."""
+    short = [peer.split(".")[-1] for peer in PEERS]
+    return tuple(others.get(name, v) for name, v in zip(short, verdicts, strict=True))
+
+
+NO_LENGTHS = at_call("lengths", "seq_lengths", "sequence_lengths", "mask")
+RESETS = at_call("resets", "reset", "should_reset", "segment_ids")
+
+
+def table() -> list[Feature]:
+    lstm = rnnjax.lstm(H)
+    flags = jnp.zeros((B, T), bool).at[:, 2].set(True)
+    return [
+        Feature(
+            "lengths of a ragged batch",
+            runs(lambda: run_ours(lstm, lengths=[T, 2])),
+            but(NO_LENGTHS, nnx="yes", linen="yes", keras="yes", torch="yes"),
+        ),
+        Feature(
+            "a mask that is False anywhere",
+            runs(lambda: run_ours(lstm, mask=~flags)),
+            but(at_call("mask"), keras="yes"),
+        ),
+        Feature(
+            "an empty row keeps its initial carry",
+            lambda: not any(jnp.any(c[1]) for c in run_ours(lstm, lengths=[T, 0])[0]),
+            but(
+                NO_LENGTHS,
+                nnx=empty_row_is_wrong(nnx_rnn),
+                linen=empty_row_is_wrong(linen_rnn),
+                keras="yes",
+                torch=fails(torch_empty_row),
+            ),
+        ),
+        Feature(
+            "padded outputs are exact zeros",
+            lambda: not jnp.any(run_ours(lstm, lengths=[T, 2])[1][1, 2:]),
+            but(
+                NO_LENGTHS,
+                nnx=padding_is_not_zero(nnx_rnn),
+                linen=padding_is_not_zero(linen_rnn),
+                keras="yes",
+                torch="yes",
+            ),
+        ),
+        Feature(
+            "NaN in padding spoils no gradient",
+            nan_padding_ignored,
+            but(
+                NO_LENGTHS,
+                nnx=nan_padding_poisons(nnx_rnn),
+                linen=nan_padding_poisons(linen_rnn),
+                keras=keras_nan_padding_poisons,
+                torch="yes",
+            ),
+        ),
+        Feature(
+            "resets inside a sequence",
+            runs(lambda: run_ours(lstm, resets=flags)),
+            but(RESETS, haiku="yes"),
+        ),
+        Feature(
+            "resets together with lengths",
+            runs(lambda: run_ours(lstm, resets=flags, lengths=[T, 2])),
+            but(RESETS, haiku=NO_LENGTHS[2]),
+        ),
+        Feature(
+            "segments of one row, each with its final carry",
+            runs(run_segments),
+            everywhere("segment"),
+        ),
+        Feature(
+            "a learned initial carry, for any cell",
+            runs(lambda: run_ours(rnnjax.learn_initial_carry(lstm))),
+            everywhere("learned", "learn_init", "trainable_state", "trainablestate"),
+        ),
+        Feature(
+            "the carries of all steps",
+            runs(lambda: run_ours(lstm, all_carries=True)),
+            but(at_call("all_carries", "return_all_states", "all_states"), haiku="yes"),
+        ),
+        Feature(
+            "checkpoints over time (remat) as an option",
+            runs(lambda: run_ours(lstm, remat="sqrt")),
+            at_call("remat", "checkpoint", "checkpointing"),
+        ),
+        Feature(
+            "truncated backpropagation through time, as a step",
+            runs(run_truncated),
+            but(everywhere("truncated_step", "tbptt", "truncatedb"), keras="part"),
+        ),
+        Feature(
+            "dropout of one mask for all steps",
+            ours_with("variational_dropout", 0.2, 0.2),
+            but(
+                when_made("dropout", "recurrent_dropout"),
+                keras="yes",
+                torch=when_made("recurrent_dropout")[5],
+            ),
+        ),
+        Feature("zoneout", ours_with("zoneout", 0.1), everywhere("zoneout")),
+        Feature(
+            "weight drop",
+            ours_with("weight_drop", 0.2),
+            everywhere("weightdrop", "weight_drop", "dropconnect"),
+        ),
+        Feature(
+            "layer normalisation inside the gates",
+            ours_with("layer_norm"),
+            when_made("layer_norm", "norm", "normalization", "use_layer_norm"),
+        ),
+        Feature(
+            "LSTM with a projection",
+            runs(lambda: run_ours(rnnjax.projected_lstm(H, 2))),
+            but(when_made("proj_size", "projection", "projection_size"), torch="yes"),
+        ),
+        Feature(
+            "LSTM with peepholes",
+            runs(lambda: run_ours(rnnjax.peephole_lstm(H))),
+            when_made("peephole", "peepholes", "use_peepholes"),
+        ),
+        Feature("IndRNN", runs(lambda: run_ours(rnnjax.indrnn(H))), everywhere("indrnn")),
+        Feature(
+            "linear recurrences in parallel over time",
+            runs(run_linear),
+            everywhere("lru", "mingru", "associative", "linear_recurrence"),
+        ),
+        Feature(
+            "nonlinear cells in parallel over time (Newton)",
+            runs(run_newton),
+            everywhere("newton", "deer"),
+        ),
+        Feature(
+            "parameter, compute and state dtype apart",
+            runs(run_bfloat16),
+            when_made("state_dtype", "carry_dtype", "policy"),
+        ),
+        Feature(
+            "vmap over the weights of a whole layer",
+            runs(run_ensemble),
+            ("yes", "yes", "yes", "yes", "yes", fails(torch_vmap_over_weights)),
+        ),
+        Feature(
+            "weights of other libraries",
+            runs(run_torch_weights),
+            everywhere("from_torch", "from_keras", "from_pytorch", "import_weights"),
+        ),
+        Feature(
+            "says which path runs, and why",
+            lambda: (
+                "chunks of 2"
+                in rnnjax.explain(lstm, lstm.init(jax.random.key(0), D), jnp.ones((T, D)), remat=2)
+            ),
+            everywhere("explain"),
+        ),
+    ]
+
+
+def verdict(feature: Feature, peer: str) -> str:
+    """The word for the table.
+
+    Raises:
+        AssertionError: the peer has what it is said not to have.
+    """
+    given = feature.peers[PEERS.index(peer)]
+    if isinstance(given, str):
+        return given
+    assert given(), f"{peer} has it now: {feature.name}"
+    return "no"
+
+
+def installed() -> list[str]:
+    """The peers that can be imported here."""
+    os.environ.setdefault("KERAS_BACKEND", "jax")
+    return [peer for peer in PEERS if importlib.util.find_spec(peer.split(".")[0])]
+
+
+def lines(peers: list[str]) -> list[str]:
+    """The table in Markdown.
+
+    Raises:
+        AssertionError: a verdict does not hold.
+    """
+    rows = [["", "rnnjax", *peers], ["---"] * (len(peers) + 2)]
+    for feature in table():
+        assert feature.ours(), f"rnnjax has it not: {feature.name}"
+        rows.append([feature.name, "yes", *(verdict(feature, peer) for peer in peers)])
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def main() -> None:
+    peers = installed()
+    for peer in PEERS:
+        if peer not in peers:
+            print(f"left out, not installed: {peer}")
+    print("\n".join(lines(peers)))
+
+
+if __name__ == "__main__":
+    main()
