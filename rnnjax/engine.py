@@ -333,7 +333,7 @@ def _reads_of_update(cell: Cell, primals: tuple, tangents: tuple) -> _Reads:
     d_zs, d_params = _tangent_leaves(tangents[2].zs), _tangent_leaves(tangents[0].params)
     # The gates come first among the pieces of z, and each is one leaf.
     meets = [k < len(rs) and _meet_only(jaxpr, z, r_vars[k]) for k, z in enumerate(z_vars)]
-    used = [bool(_uses(jaxpr, v)) for v in jaxpr.invars[: len(d_params)]]
+    used = [_is_read(jaxpr, v) for v in jaxpr.invars[: len(d_params)]]
     return _Reads(
         params=_Subset(tuple(u and _moves(t) for u, t in zip(used, d_params, strict=True))),
         meets=tuple(meets),
@@ -360,6 +360,17 @@ def _recur_shapes(w_hh: Array | None, zs: tuple[Any, ...]) -> tuple[jax.ShapeDty
 def _uses(jaxpr: Any, var: Any) -> list:
     equations = [e for e in jaxpr.eqns if any(v is var for v in e.invars)]
     return equations + [jaxpr for v in jaxpr.outvars if v is var]
+
+
+def _is_read(jaxpr: Any, var: Any) -> bool:
+    """Whether anything comes of ``var``; its copy in another dtype that nothing reads does not."""
+
+    def matters(use: Any) -> bool:
+        primitive = getattr(use, "primitive", None)
+        is_cast = primitive is not None and primitive.name == "convert_element_type"
+        return not is_cast or _is_read(jaxpr, use.outvars[0])
+
+    return any(matters(use) for use in _uses(jaxpr, var))
 
 
 def _meet_only(jaxpr: Any, z: Any, r: Any) -> bool:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from . import associative, engine, masking
+from .accumulation import accumulating, narrowed, widened
 from .base import Carry, Cell, Key, Noise, NoiseShape, Params, check_floating, check_key
 from .engine import Inputs, Loop, Weights, gate_widths
 from .plan import Plan, Wish, check_wish, choose
@@ -254,15 +255,16 @@ def _run_plan(
     cell: Cell, loop: Loop, plan: Plan, params: Params, prepared: Prepared
 ) -> tuple[Carry, Any]:
     run = associative.run if plan.implementation == "associative" else engine.run
+    inner, wide = accumulating(cell, params), widened(params)
 
-    def some_steps(params: Params, fresh: Carry, noise: Noise, carry: Carry, some: Steps) -> Any:
-        weights, inputs = projected(cell, params, fresh, noise, some)
-        return run(cell, loop, weights, carry, inputs)
+    def some_steps(wide: Params, fresh: Carry, noise: Noise, carry: Carry, some: Steps) -> Any:
+        weights, inputs = projected(cell, narrowed(wide, params), fresh, noise, some)
+        return run(inner, loop, weights._replace(params=wide), carry, inputs)
 
     if plan.recompute:
         some_steps = jax.checkpoint(some_steps, prevent_cse=False)
     fresh, carry, noise, steps = prepared
-    some_steps = functools.partial(some_steps, params, fresh, noise._replace(steps=()))
+    some_steps = functools.partial(some_steps, wide, fresh, noise._replace(steps=()))
     if plan.chunk is None or plan.chunk >= steps.xs.shape[0]:
         return some_steps(carry, steps)
     return _in_chunks(some_steps, loop.reverse, plan.chunk, carry, steps)
