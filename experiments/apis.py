@@ -1,0 +1,366 @@
+"""One classifier, trained through three interfaces: pure functions, ``flax.nnx``, ``flax.linen``.
+
+Run:     python -m experiments.apis
+Expect:  one loss curve three times, equal bit by bit over 388 steps, and test accuracy 0.7392
+         (22 November 2026, 2 CPU cores, jax 0.10.2, flax 0.12.8, under a minute each)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+import tyro
+from flax import nnx
+from flax.training.train_state import TrainState
+from jax import Array
+
+import rnnjax
+from experiments import curves
+from experiments.console import Progress
+from experiments.fitting import classification_loss
+from experiments.run_folder import RunFolder, environment
+from experiments.text import Splits, fit_encoder, hold_out, make_batches, take
+from rnnjax import modules
+from rnnjax.data import Batch, DataError, load
+from rnnjax.masking import mean_pool
+from rnnjax.metrics import compute, evaluate
+
+Metrics = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Train a recurrent classifier through one interface, or all three, and compare."""
+
+    api: Literal["all", "functional", "nnx", "linen"] = "all"
+    """The interface; all trains through each, from the same weights on the same batches."""
+    dataset: str = "rotten_tomatoes"
+    """rotten_tomatoes needs no network: its sentences come inside a package."""
+    data_dir: Path | None = None
+    """Folder of local data sets; the environment variable RNNJAX_DATA if not given."""
+    take: int | None = None
+    """Train on this many examples only."""
+    vocabulary_size: int = 20_000
+    """Most frequent words kept; the rest are read as one unknown word."""
+    max_length: int = 100
+    """Longer texts are cut."""
+
+    cell: Literal["lstm", "gru"] = "gru"
+    """The recurrent cell. Nothing is dropped out: each interface would draw its own noise."""
+    hidden_size: int = 64
+    """Units of the cell."""
+    embedding_size: int = 100
+    """Size of a word vector, learned from nothing."""
+
+    batch_size: int = 32
+    """Rows in a batch."""
+    buckets: int = 3
+    """Lengths that batches are padded to, which is how many shapes are compiled."""
+    epochs: int = 2
+    """Enough to learn; later the classifier knows its few sentences by heart."""
+    learning_rate: float = 1e-3
+    """Of Adam."""
+    seed: int = 0
+    """Decides the split, the initial weights and the order of examples."""
+    out: Path | None = None
+    """Folder of the run; by default runs/apis-DATASET-TIME."""
+
+
+class Sizes(NamedTuple):
+    """What the data decide of the model."""
+
+    vocabulary: int
+    classes: int
+
+
+class Trainer(Protocol):
+    """A model under training, whatever holds its parameters."""
+
+    def step(self, batch: Batch) -> Metrics:
+        """Take one training step; loss and accuracy before it, as sums and counts."""
+        ...
+
+    def measure(self, batch: Batch) -> Metrics:
+        """Loss and accuracy, as sums and counts."""
+        ...
+
+
+# The functional interface.
+
+
+def make_model(settings: Settings, sizes: Sizes) -> rnnjax.Model:
+    """The classifier as pure functions."""
+    cell = {"lstm": rnnjax.lstm, "gru": rnnjax.gru}[settings.cell](settings.hidden_size)
+    table = rnnjax.embedding(sizes.vocabulary, settings.embedding_size)
+    return rnnjax.classifier(table, cell, sizes.classes, pooling="mean")
+
+
+class Functional:
+    """Parameters and optimizer state pass through one pure step."""
+
+    def __init__(self, settings: Settings, sizes: Sizes, params: Any) -> None:
+        loss_fn = classification_loss(make_model(settings, sizes), word_dropout=0.0)
+        optimizer = optax.adam(settings.learning_rate)
+        self._state = rnnjax.init_train_state(params, optimizer, jax.random.key(settings.seed))
+        self._step = rnnjax.make_train_step(loss_fn, optimizer)
+        self._measure = rnnjax.make_eval_step(loss_fn)
+
+    def step(self, batch: Batch) -> Metrics:
+        self._state, metrics = self._step(self._state, batch)
+        return metrics
+
+    def measure(self, batch: Batch) -> Metrics:
+        return dict(self._measure(self._state.params, batch))
+
+
+# The same in flax.nnx: the module holds its parameters.
+
+
+class NnxClassifier(nnx.Module):
+    """Embedding, recurrent layer, mean over valid steps, linear head."""
+
+    def __init__(self, settings: Settings, sizes: Sizes, *, rngs: nnx.Rngs) -> None:
+        make_cell = {"lstm": modules.nnx.LSTMCell, "gru": modules.nnx.GRUCell}[settings.cell]
+        cell = make_cell(settings.embedding_size, settings.hidden_size, rngs=rngs)
+        self.embed = nnx.Embed(sizes.vocabulary, settings.embedding_size, rngs=rngs)
+        self.rnn = modules.nnx.RNN(cell)
+        self.head = nnx.Linear(settings.hidden_size, sizes.classes, rngs=rngs)
+
+    def __call__(self, tokens: Array, lengths: Array) -> Array:
+        ys = self.rnn(self.embed(tokens), seq_lengths=lengths)
+        return self.head(mean_pool(ys, rnnjax.lengths_to_mask(lengths, tokens.shape[1])))
+
+
+class Nnx:
+    """The module and its optimizer change in place."""
+
+    def __init__(self, settings: Settings, sizes: Sizes, params: Any) -> None:
+        self._model = NnxClassifier(settings, sizes, rngs=nnx.Rngs(settings.seed))
+        cell = {"params": params.encoder._asdict()}
+        nnx.update(self._model, flax_weights(params, cell))
+        optimizer = optax.adam(settings.learning_rate)
+        self._optimizer = nnx.Optimizer(self._model, optimizer, wrt=nnx.Param)
+
+    def step(self, batch: Batch) -> Metrics:
+        return _nnx_step(self._model, self._optimizer, batch)
+
+    def measure(self, batch: Batch) -> Metrics:
+        return _nnx_loss(self._model, batch)[1]
+
+
+@nnx.jit
+def _nnx_loss(model: NnxClassifier, batch: Batch) -> tuple[Array, Metrics]:
+    return _loss_of_call(lambda tokens, lengths: model(tokens, lengths), batch)
+
+
+@nnx.jit
+def _nnx_step(model: NnxClassifier, optimizer: nnx.Optimizer, batch: Batch) -> Metrics:
+    grads, metrics = nnx.grad(_nnx_loss, has_aux=True)(model, batch)
+    optimizer.update(model, grads)
+    return metrics
+
+
+# The same in flax.linen: parameters in a tree of variables, the module a description.
+
+
+class LinenClassifier(nn.Module):
+    """Embedding, recurrent layer, mean over valid steps, linear head."""
+
+    settings: Settings
+    sizes: Sizes
+
+    def setup(self) -> None:
+        settings = self.settings
+        make_cell = {"lstm": modules.linen.LSTMCell, "gru": modules.linen.GRUCell}[settings.cell]
+        self.embed = nn.Embed(self.sizes.vocabulary, settings.embedding_size)
+        self.rnn = modules.linen.RNN(make_cell(settings.hidden_size))
+        self.head = nn.Dense(self.sizes.classes)
+
+    def __call__(self, tokens: Array, lengths: Array) -> Array:
+        ys = self.rnn(self.embed(tokens), seq_lengths=lengths)
+        return self.head(mean_pool(ys, rnnjax.lengths_to_mask(lengths, tokens.shape[1])))
+
+
+class Linen:
+    """Flax's ``TrainState`` passes through a jitted step."""
+
+    def __init__(self, settings: Settings, sizes: Sizes, params: Any) -> None:
+        model = LinenClassifier(settings, sizes)
+        weights = flax_weights(params, params.encoder._asdict())
+        optimizer = optax.adam(settings.learning_rate)
+        self._state = TrainState.create(apply_fn=model.apply, params=weights, tx=optimizer)
+
+    def step(self, batch: Batch) -> Metrics:
+        self._state, metrics = _linen_step(self._state, batch)
+        return metrics
+
+    def measure(self, batch: Batch) -> Metrics:
+        return _linen_loss(self._state.params, self._state, batch)[1]
+
+
+@jax.jit
+def _linen_loss(params: Any, state: TrainState, batch: Batch) -> tuple[Array, Metrics]:
+    return _loss_of_call(lambda *inputs: state.apply_fn({"params": params}, *inputs), batch)
+
+
+@jax.jit
+def _linen_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    grads, metrics = jax.grad(_linen_loss, has_aux=True)(state.params, state, batch)
+    return state.apply_gradients(grads=grads), metrics
+
+
+def _loss_of_call(call: Callable[[Any, Any], Array], batch: Batch) -> tuple[Array, Metrics]:
+    def apply(params: None, tokens: Array, lengths: Array, key: None) -> Array:
+        return call(tokens, lengths)
+
+    model = rnnjax.Model(init=lambda key: None, apply=apply)
+    return classification_loss(model, word_dropout=0.0)(None, batch, None)
+
+
+def flax_weights(params: Any, cell: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of the functional classifier under Flax's names, those of ``cell`` given."""
+    return {
+        "embed": {"embedding": params.embedding.vectors},
+        "rnn": {"cell": cell},
+        "head": {"kernel": params.head.w, "bias": params.head.bias},
+    }
+
+
+TRAINERS: dict[str, Callable[[Settings, Sizes, Any], Trainer]] = {
+    "functional": Functional,
+    "nnx": Nnx,
+    "linen": Linen,
+}
+
+
+class Outcome(NamedTuple):
+    """What training through one interface came to."""
+
+    losses: np.ndarray  # [steps]
+    test_accuracy: float
+    seconds: float  # compiling included
+
+
+def prepare(settings: Settings) -> tuple[Splits, Sizes]:
+    """The batches, and what they decide of the model."""
+    dataset = load(settings.dataset, data_dir=settings.data_dir, seed=settings.seed)
+    training, validation = hold_out(dataset, 0.1, settings.seed)
+    parts = (take(training, settings.take), validation, dataset.test)
+    encode = fit_encoder(
+        parts[0].texts,
+        tokenizer="basic_english",
+        vocabulary_size=settings.vocabulary_size,
+        min_count=2,
+        max_length=settings.max_length,
+        keep="head",
+    )
+    splits = make_batches(
+        encode,
+        parts,
+        num_classes=len(dataset.label_names),
+        batch_size=settings.batch_size,
+        buckets=settings.buckets,
+        seed=settings.seed,
+    )
+    return splits, Sizes(len(encode.vocabulary), len(dataset.label_names))
+
+
+def train(settings: Settings, trainer: Trainer, splits: Splits, run: RunFolder) -> Outcome:
+    """Train, with a record of every step and epoch, and look at the test set once."""
+    began, losses = time.perf_counter(), []
+    with Progress(total_steps=settings.epochs * len(splits.train)) as progress:
+        for epoch in range(1, settings.epochs + 1):
+            start, steps = time.perf_counter(), []
+            for batch in splits.train.epoch(epoch):
+                steps.append(trainer.step(batch))
+                shown = functools.partial(_figures, steps[-1])
+                progress.advance(shown, tokens=int(batch.lengths.sum()))
+            for figures in map(_figures, steps):
+                losses.append(figures["loss"])
+                run.write({"kind": "step", "step": len(losses), "epoch": epoch, **figures})
+            validation = _measure(trainer, splits.validation.epoch(epoch))
+            record = {
+                "kind": "epoch",
+                "epoch": epoch,
+                "step": len(losses),
+                "train_loss": float(np.mean(losses[-len(steps) :])),
+                **{f"validation_{name}": value for name, value in validation.items()},
+                "seconds": time.perf_counter() - start,
+            }
+            progress.epoch(record)
+            run.write(record)
+        test = _measure(trainer, splits.test.epoch(0))
+    run.write({"kind": "test", **test})
+    return Outcome(np.array(losses), test["accuracy"], time.perf_counter() - began)
+
+
+def _measure(trainer: Trainer, batches: Any) -> dict[str, float]:
+    return evaluate(lambda _, batch: trainer.measure(batch), None, batches)
+
+
+def _figures(metrics: Metrics) -> dict[str, float]:
+    return compute({name: metrics[name] for name in ("loss", "accuracy")})
+
+
+def largest_difference(outcomes: dict[str, Outcome]) -> float:
+    """The most by which the losses of two interfaces differ at one step."""
+    losses = np.stack([outcome.losses for outcome in outcomes.values()])
+    return float(np.max(losses.max(axis=0) - losses.min(axis=0)))
+
+
+def compare(settings: Settings, folder: Path) -> dict[str, Outcome]:
+    """Train through every interface asked for, and print how they compare."""
+    if settings.epochs < 1:
+        raise DataError(f"epochs: expected 1 or more, got {settings.epochs}")
+    splits, sizes = prepare(settings)
+    params = make_model(settings, sizes).init(jax.random.key(settings.seed))
+    outcomes = {}
+    for api in TRAINERS if settings.api == "all" else (settings.api,):
+        config = {
+            "settings": dataclasses.asdict(settings),
+            "api": api,
+            "environment": environment(),
+        }
+        print(f"{api}:")
+        with RunFolder(folder / api, config) as run:
+            trainer = TRAINERS[api](settings, sizes, params)
+            outcomes[api] = train(settings, trainer, splits, run)
+        curves.draw(run.metrics_path, folder / api / "curves.png")
+    print(f"{'api':<12}{'first loss':>12}{'last loss':>12}{'test accuracy':>15}{'seconds':>10}")
+    for api, (losses, accuracy, seconds) in outcomes.items():
+        print(f"{api:<12}{losses[0]:>12.6f}{losses[-1]:>12.6f}{accuracy:>15.4f}{seconds:>10.1f}")
+    if len(outcomes) > 1:
+        steps = len(outcomes["functional"].losses)
+        print(
+            f"largest difference between losses at one of {steps} steps: "
+            f"{largest_difference(outcomes):.2e}"
+        )
+    print(f"files in {folder}")
+    return outcomes
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    settings = tyro.cli(Settings, prog="python -m experiments.apis", args=arguments)
+    name = f"apis-{settings.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    try:
+        compare(settings, settings.out or Path("runs", name))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
