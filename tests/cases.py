@@ -1,8 +1,8 @@
 """The table of cells and layers that every property test runs over, and the oracle for them.
 
-A new cell is a new row of ``CELLS``; a new composition is a new row of ``LAYERS``. The oracle is
-a Python loop over one sequence that looks at nothing but its real steps: no scan, no mask, no
-batch, ordinary autodiff.
+A new cell is a new row of ``CELLS``, by itself a row of ``LAYERS`` too; a new composition is a new
+row of ``COMPOSED``. The oracle is a Python loop over one sequence that looks at nothing but its
+real steps: no scan, no mask, no batch, ordinary autodiff.
 """
 
 from typing import Any, NamedTuple
@@ -26,28 +26,33 @@ class GatedParams(NamedTuple):
 
 
 def users_own_cell() -> rnnjax.Cell:
-    """From outside the library: a learned start, parameters read by ``update``, unequal pieces."""
+    """From outside the library: a learned start, parameters read by ``update``, pieces of unequal
+    width, and a piece that is a tree and never meets the recurrent weights."""
 
     def init(key, input_size):
         ih, hh, peep, start = jax.random.split(key, 4)
         return GatedParams(
-            jax.random.normal(ih, (input_size, H + 1)) * 0.5,
-            jax.random.normal(hh, (H, 2 * H)) * 0.5,
-            jnp.ones((H + 1,)),
+            jax.random.normal(ih, (input_size, 2 * H + 1)) * 0.5,
+            jax.random.normal(hh, (H, H + 1)) * 0.5,
+            jnp.ones((2 * H + 1,)),
             jax.random.normal(peep, (H,)),
             jax.random.normal(start, (H,)),
         )
 
+    def project(params, x):
+        gate, scale, drive = jnp.split(x @ params.w_ih + params.bias, [H, H + 1])
+        return gate, scale, {"drive": drive}
+
     def update(params, carry, z, r):
         f = jax.nn.sigmoid(z[0] + r[0] + params.peephole * carry)
-        new = f * carry + (1 - f) * jnp.tanh(z[1] * (1 + r[1]))
+        new = f * carry + (1 - f) * jnp.tanh(z[1] * (1 + r[1]) + z[2]["drive"])
         return new, jnp.sin(new)
 
     return rnnjax.Cell(
         output_size=H,
         init=init,
         initial_carry=lambda params: params.start,
-        project=lambda params, x: tuple(jnp.split(x @ params.w_ih + params.bias, [H])),
+        project=project,
         recurrent=lambda params: params.w_hh,
         hidden=lambda carry: carry,
         update=update,
@@ -89,6 +94,15 @@ CELLS = {
     "gru_reset_before": rnnjax.gru(H, reset_after=False),
     "users_own": users_own_cell(),
     "no_recurrent_matrix": cell_without_recurrent_matrix(),
+    "projected": rnnjax.projected_lstm(H, 2),
+    "peephole": rnnjax.peephole_lstm(H),
+    "coupled": rnnjax.coupled_lstm(H),
+    "minimal_gated": rnnjax.minimal_gated(H),
+    "minimal_gated_reset_before": rnnjax.minimal_gated(H, reset_after=False),
+    "indrnn": rnnjax.indrnn(H, jnp.tanh),  # relu is in no_recurrent_matrix, with its kinks
+    "conv": rnnjax.conv_lstm((D,), hidden_channels=2, kernel_size=2),
+    "learned_carry": rnnjax.learn_initial_carry(rnnjax.lstm(H)),
+    "learned_carry_of_a_step": rnnjax.learn_initial_carry(rnnjax.gru(H, reset_after=False)),
 }
 
 
@@ -110,18 +124,36 @@ class Head(NamedTuple):
     below: Any
 
 
+# One row each way.
+REVERSED = ("vanilla", "lstm", "gru", "gru_reset_before", "users_own", "no_recurrent_matrix")
+
+
+def both(forward: str, backward: str) -> Both:
+    """Two cells by name, the second one in reverse."""
+    return Both(One(CELLS[forward]), One(CELLS[backward], True))
+
+
+def reversed_stack(*names: str) -> Tower:
+    """A stack of cells by name, all in reverse."""
+    return Tower(tuple(One(CELLS[name], True) for name in names))
+
+
+COMPOSED: dict[str, Any] = {
+    "bidirectional": both("lstm", "gru"),
+    "stack": Tower((One(CELLS["gru"]), One(CELLS["lstm"], True))),
+    "bidirectional_stack": Tower((both("lstm", "lstm"), both("users_own", "vanilla"))),
+    "output_head": Head(One(CELLS["lstm"])),
+    # The other cells run in reverse here, one upon the other.
+    "reversed_lstms": reversed_stack("projected", "coupled", "peephole"),
+    "reversed_units": reversed_stack("minimal_gated", "indrnn", "learned_carry"),
+    "reversed_steps": reversed_stack(
+        "conv", "minimal_gated_reset_before", "learned_carry_of_a_step"
+    ),
+}
 LAYERS: dict[str, Any] = {
     **{name: One(cell) for name, cell in CELLS.items()},
-    **{f"{name}_reverse": One(cell, True) for name, cell in CELLS.items() if "soft" not in name},
-    "bidirectional": Both(One(CELLS["lstm"]), One(CELLS["gru"], True)),
-    "stack": Tower((One(CELLS["gru"]), One(CELLS["lstm"], True))),
-    "bidirectional_stack": Tower(
-        (
-            Both(One(CELLS["lstm"]), One(CELLS["lstm"], True)),
-            Both(One(CELLS["users_own"]), One(CELLS["vanilla"], True)),
-        )
-    ),
-    "output_head": Head(One(CELLS["lstm"])),
+    **{f"{name}_reverse": One(CELLS[name], True) for name in REVERSED},
+    **COMPOSED,
 }
 
 
@@ -188,8 +220,19 @@ def _step(cell: rnnjax.Cell, params: Any, carry: Any, x: Any) -> tuple[Any, Any]
         return cell.step(params, carry, z)
     r: tuple = ()
     if cell.recurrent is not None:
-        r = tuple(jnp.split(cell.hidden(carry) @ cell.recurrent(params), len(z)))
+        r = _as_wide_as(z, cell.hidden(carry) @ cell.recurrent(params))
     return cell.update(params, carry, z, r)
+
+
+def _as_wide_as(z: tuple, product: Any) -> tuple:
+    """``product`` cut into pieces as wide as the first ones of ``z``, until nothing is left."""
+    pieces: list = []
+    while product.size:
+        width = z[len(pieces)].size
+        assert width <= product.size
+        pieces.append(product[:width])
+        product = product[width:]
+    return tuple(pieces)
 
 
 class Ragged(NamedTuple):
@@ -244,9 +287,16 @@ def batch_alone(spec: Any, params: Any, batch: Ragged, carry: Any, xs: Any) -> t
 
 
 def init(spec: Any, seed: int = 1) -> Any:
-    """Parameters of a row, in the default float dtype."""
+    """Parameters of a row in the default float dtype, none at the zero it may start from."""
     params = build(spec).init(jax.random.key(seed), D)
-    return jax.tree.map(lambda a: a.astype(jnp.result_type(float)), params)
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    dtype = jnp.result_type(float)
+    moved = [
+        a.astype(dtype) + 0.2 * jax.random.normal(k, a.shape, dtype)
+        for k, a in zip(keys, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, moved)
 
 
 def random_carry(spec: Any, params: Any, seed: int = 2) -> Any:

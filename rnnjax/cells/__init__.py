@@ -1,11 +1,36 @@
 """One cell a file."""
 
+from .conv_lstm import ConvLSTMParams as ConvLSTMParams
+from .conv_lstm import conv_lstm as conv_lstm
+from .conv_lstm import flatten_frames as flatten_frames
+from .conv_lstm import unflatten_frames as unflatten_frames
+from .coupled_lstm import CoupledLSTMParams as CoupledLSTMParams
+from .coupled_lstm import coupled_lstm as coupled_lstm
 from .gru import GRUGates as GRUGates
 from .gru import GRUParams as GRUParams
 from .gru import gru as gru
+from .indrnn import IndRNNParams as IndRNNParams
+from .indrnn import indrnn as indrnn
+from .learned_carry import LearnedCarryParams as LearnedCarryParams
+from .learned_carry import learn_initial_carry as learn_initial_carry
+from .lru import LRUParams as LRUParams
+from .lru import lru as lru
 from .lstm import LSTMCarry as LSTMCarry
 from .lstm import LSTMGates as LSTMGates
 from .lstm import LSTMParams as LSTMParams
 from .lstm import lstm as lstm
+from .min_gru import MinGRUGates as MinGRUGates
+from .min_gru import MinGRUParams as MinGRUParams
+from .min_gru import min_gru as min_gru
+from .min_lstm import MinLSTMGates as MinLSTMGates
+from .min_lstm import MinLSTMParams as MinLSTMParams
+from .min_lstm import min_lstm as min_lstm
+from .minimal_gated import MGUGates as MGUGates
+from .minimal_gated import MGUParams as MGUParams
+from .minimal_gated import minimal_gated as minimal_gated
+from .peephole_lstm import PeepholeLSTMParams as PeepholeLSTMParams
+from .peephole_lstm import peephole_lstm as peephole_lstm
+from .projected_lstm import ProjectedLSTMParams as ProjectedLSTMParams
+from .projected_lstm import projected_lstm as projected_lstm
 from .vanilla import VanillaParams as VanillaParams
 from .vanilla import vanilla as vanilla
