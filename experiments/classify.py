@@ -1,6 +1,7 @@
 """A recurrent text classifier, trained and used from the command line.
 
 Train:    python -m experiments.classify
+Go on:    python -m experiments.classify --out RUN --resume
 Predict:  python -m experiments.classify predict RUN "a text" ...
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,20 +25,23 @@ from tyro.conf import Positional
 
 import rnnjax
 from experiments import curves
-from experiments.console import RunFolder, environment, parameter_table
-from experiments.fitting import Recipe, fit
+from experiments.checkpoints import Saver, parse_every
+from experiments.console import parameter_table
+from experiments.fitting import Fitted, Recipe, fit
+from experiments.interrupts import Interrupted
+from experiments.run_folder import CONFIG, RunFolder, check_usable, environment, plain
+from experiments.run_settings import read_config, require_same, settings_from
 from experiments.text import Encoder, Splits, fit_encoder, hold_out, make_batches, take
-from rnnjax.data import (
-    BucketedBatches,
-    DataError,
-    Examples,
-    Vocabulary,
-    load,
-)
+from rnnjax.checkpoint import CheckpointError, Checkpoints
+from rnnjax.data import BucketedBatches, DataError, Dataset, Examples, Vocabulary, load
+from rnnjax.training import NonFiniteError
 from rnnjax.weights import load_weights, save_weights
 
 CELLS = {"vanilla": rnnjax.vanilla, "lstm": rnnjax.lstm, "gru": rnnjax.gru}
-WEIGHTS, VOCABULARY = "weights.safetensors", "vocabulary.json"
+WEIGHTS, VOCABULARY, CURVES = "weights.safetensors", "vocabulary.json", "curves.png"
+PROGRAM = "python -m experiments.classify"
+# A run that goes on with others of these comes to what it would have come to with them all along.
+MAY_CHANGE = ("data_dir", "out", "epochs", "prefetch", "checkpoint_every", "keep")
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Settings:
     """A word seen once teaches nothing that the unknown word does not."""
     max_length: int = 400
     """Longer texts are cut."""
-    keep: Literal["head", "tail"] = "head"
+    keep_end: Literal["head", "tail"] = "head"
     """Which end of a cut text stays."""
 
     cell: Literal["vanilla", "lstm", "gru"] = "gru"
@@ -92,14 +96,40 @@ class Settings:
     """Of Adam."""
     clip_norm: float = 1.0
     """Gradients are scaled down to this norm."""
+    max_skipped: int = 20
+    """End after so many steps in a row whose loss or gradient is NaN or infinite."""
     average_decay: float = 0.99
     """Of the running average of the parameters, which is what is kept: small batches are noisy."""
     seed: int = 0
     """Decides the split, the initial weights, the order of examples and dropout."""
     repeat: int = 1
     """Train so many times, each with the next seed, and report the mean and the spread."""
+    prefetch: int = 2
+    """Batches made ahead in a thread; 0 for none. It changes the time, never the result."""
+
     out: Path | None = None
     """Folder of the run; by default runs/classify-DATASET-TIME."""
+    checkpoint_every: str = "60s"
+    """Save after so many steps (500) or seconds (60s), besides at the end of every epoch."""
+    keep: int = 3
+    """Checkpoints that stay on disk."""
+    resume: bool = False
+    """Go on with the run in --out from its newest good checkpoint, with the settings it has."""
+    replace: bool = False
+    """Delete the run in --out, and begin anew."""
+
+    @property
+    def existing(self) -> Literal["refuse", "resume", "replace"]:
+        """What to do with a folder that is not empty."""
+        return "resume" if self.resume else "replace" if self.replace else "refuse"
+
+    def written(self) -> dict[str, Any]:
+        """What config.json keeps: all but what to do with a folder, which is of the day."""
+        values = plain(dataclasses.asdict(self))
+        return {name: value for name, value in values.items() if name not in OF_THE_DAY}
+
+
+OF_THE_DAY = ("resume", "replace")
 
 
 @dataclass(frozen=True)
@@ -126,7 +156,7 @@ def build_model(settings: Settings, vocab_size: int, num_classes: int) -> rnnjax
 
 
 class Outcome(NamedTuple):
-    """What a run came to: its test accuracy, and its seconds from loading data to the end."""
+    """What a run came to: its test accuracy, and the seconds of this process, loading included."""
 
     accuracy: float
     seconds: float
@@ -135,34 +165,90 @@ class Outcome(NamedTuple):
 def train(settings: Settings, folder: Path) -> Outcome:
     """Train, write the run's folder, and say how to use it."""
     began = time.perf_counter()
+    stored = stored_config(settings, folder)
+    every = parse_every(settings.checkpoint_every)
     dataset = load(settings.dataset, data_dir=settings.data_dir, seed=settings.seed)
     training, validation = hold_out(dataset, settings.validation, settings.seed)
     parts = (take(training, settings.take), validation, dataset.test)
     encode, splits = prepare(settings, parts, len(dataset.label_names))
-    model = build_model(settings, len(encode.vocabulary), len(dataset.label_names))
-    init_key, step_key = jax.random.split(jax.random.key(settings.seed))
-    params = model.init(init_key)
-    counts = [len(part.texts) for part in parts]
-    config = {
-        "settings": dataclasses.asdict(settings),
-        "environment": environment(),
-        "data": {"sha256": dataset.sha256, "note": dataset.note, "examples": counts},
-        "label_names": dataset.label_names,
-    }
-    with RunFolder(folder, config) as run:
+    identity = describe(settings, dataset, parts)
+    config = {"environment": environment(), **(stored or {}), **identity}
+    if stored is not None:
+        require_same(stored, config, MAY_CHANGE, str(folder))
+        note_environment(config["environment"])
+    leaves = (WEIGHTS, VOCABULARY, CURVES)
+    with (
+        RunFolder(folder, config, settings.existing, leaves) as run,
+        Checkpoints(run.checkpoints_path, keep=settings.keep) as checkpoints,
+    ):
+        announce(dataset, parts, splits)
+        identity["vocabulary"] = list(encode.vocabulary.tokens)
+        saver = Saver(checkpoints, run, identity, may_change=MAY_CHANGE, every=every)
+        fitted = fit_model(settings, len(dataset.label_names), encode, splits, run, saver)
+        checkpoints.wait()
         encode.vocabulary.save(folder / VOCABULARY)
-        print(dataset.name, *filter(None, [dataset.note]), sep=", ")
-        print("{} training, {} validation, {} test texts".format(*counts), end=", ")
-        print(f"padding {splits.train.padding_fraction:.1%} in shapes {splits.train.shapes}")
-        parameter_table(params)
-        fitted = fit(model, params, splits, make_recipe(settings), step_key, run)
-    save_weights(folder / WEIGHTS, fitted.params)
-    curves.draw(run.metrics_path, folder / "curves.png")
+        save_weights(folder / WEIGHTS, fitted.params)
+        curves.draw(run.metrics_path, folder / CURVES)
     seconds = time.perf_counter() - began
     print(f"test accuracy {fitted.test['accuracy']:.4f}, weights of epoch {fitted.epoch}")
-    print(f"{seconds:.0f} s in all, compiling included; files in {folder}")
-    print(f'try: python -m experiments.classify predict {folder} "a text of your own"')
+    since = "in all" if stored is None else "since it was resumed"
+    print(f"{seconds:.0f} s {since}, compiling included; files in {folder}")
+    print(f'try: {PROGRAM} predict {folder} "a text of your own"')
     return Outcome(fitted.test["accuracy"], seconds)
+
+
+def fit_model(
+    settings: Settings,
+    num_classes: int,
+    encode: Encoder,
+    splits: Splits,
+    run: RunFolder,
+    saver: Saver,
+) -> Fitted:
+    """Make the model that the settings describe, and train it as they say."""
+    model = build_model(settings, len(encode.vocabulary), num_classes)
+    init_key, step_key = jax.random.split(jax.random.key(settings.seed))
+    params = model.init(init_key)
+    parameter_table(params)
+    return fit(model, params, splits, make_recipe(settings), step_key, run, saver)
+
+
+def announce(dataset: Dataset, parts: Sequence[Examples], splits: Splits) -> None:
+    """Say what is trained on."""
+    print(dataset.name, *filter(None, [dataset.note]), sep=", ")
+    counts = (len(part.texts) for part in parts)
+    print("{} training, {} validation, {} test texts".format(*counts), end=", ")
+    print(f"padding {splits.train.padding_fraction:.1%} in shapes {splits.train.shapes}")
+
+
+def stored_config(settings: Settings, folder: Path) -> dict[str, Any] | None:
+    """The config.json of the run to go on with, if there is one and its settings are the same."""
+    check_usable(folder, settings.existing)
+    if not settings.resume or not (folder / CONFIG).is_file():
+        return None
+    stored = read_config(folder)
+    require_same(stored["settings"], settings.written(), MAY_CHANGE, str(folder))
+    return stored
+
+
+def note_environment(stored: dict[str, Any]) -> None:
+    """Say what is not as it was when the run began, since equal bits are then not to be had."""
+    now = environment()
+    changed = [f"{n} {stored.get(n)} then, {now[n]} now" for n in now if now[n] != stored.get(n)]
+    if changed:
+        print(f"note: {'; '.join(changed)}: the last bits of the numbers may differ")
+
+
+def describe(settings: Settings, dataset: Dataset, parts: Sequence[Examples]) -> dict[str, Any]:
+    """What makes a run the one that it is, as JSON holds it."""
+    counts = [len(part.texts) for part in parts]
+    return plain(
+        {
+            "settings": settings.written(),
+            "data": {"sha256": dataset.sha256, "note": dataset.note, "examples": counts},
+            "label_names": dataset.label_names,
+        }
+    )
 
 
 def prepare(
@@ -175,7 +261,7 @@ def prepare(
         vocabulary_size=settings.vocabulary_size,
         min_count=settings.min_count,
         max_length=settings.max_length,
-        keep=settings.keep,
+        keep=settings.keep_end,
     )
     splits = make_batches(
         encode,
@@ -197,6 +283,8 @@ def make_recipe(settings: Settings) -> Recipe:
         word_dropout=settings.word_dropout,
         epochs=settings.epochs,
         patience=settings.patience,
+        prefetch=settings.prefetch,
+        max_skipped=settings.max_skipped,
     )
 
 
@@ -206,18 +294,41 @@ def train_all(settings: Settings) -> None:
         raise DataError(f"repeat: expected 1 or more, got {settings.repeat}")
     name = f"classify-{settings.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = settings.out or Path("runs", name)
-    if settings.repeat == 1:
-        train(settings, folder)
-        return
-    outcomes = []
-    for seed in range(settings.seed, settings.seed + settings.repeat):
-        chosen = dataclasses.replace(settings, seed=seed)
-        outcomes.append(train(chosen, folder / f"seed-{seed}"))
+    settings = dataclasses.replace(settings, out=folder)
+    if settings.resume and not (folder / CONFIG).exists():
+        print(f"{folder}: nothing to resume yet, beginning at the first step")
+    try:
+        if settings.repeat == 1:
+            train(settings, folder)
+        else:
+            train_seeds(settings, folder)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        saved = stop if isinstance(stop, Interrupted) else "stopped at once"
+        print(f"{saved}; go on with:\n  {PROGRAM} --out {shlex.quote(str(folder))} --resume")
+        raise
+
+
+def train_seeds(settings: Settings, folder: Path) -> None:
+    """Train with several seeds, each in a folder of its own within that of them all."""
+    stored_config(settings, folder)
+    config = {"settings": settings.written(), "environment": environment()}
+    with RunFolder(folder, config, settings.existing) as runs:
+        runs.rewind(None)
+        outcomes = []
+        for seed in range(settings.seed, settings.seed + settings.repeat):
+            inner = folder / f"seed-{seed}"
+            outcomes.append(
+                train(dataclasses.replace(settings, seed=seed, repeat=1, out=inner), inner)
+            )
+            runs.update_config()
+            runs.write({"kind": "seed", "seed": seed, "accuracy": outcomes[-1].accuracy})
     accuracies, seconds = zip(*outcomes, strict=True)
+    # A run that was resumed knows the seconds of its last part alone.
+    each = "" if settings.resume else f", {np.mean(seconds):.0f} s each"
     print(
         f"{settings.repeat} seeds: test accuracy {np.mean(accuracies):.4f} "
         f"(standard deviation {np.std(accuracies, ddof=1):.4f}, "
-        f"{min(accuracies):.4f} to {max(accuracies):.4f}), {np.mean(seconds):.0f} s each"
+        f"{min(accuracies):.4f} to {max(accuracies):.4f}){each}"
     )
 
 
@@ -225,12 +336,15 @@ class Predictor:
     """A trained classifier, read from the folder of its run."""
 
     def __init__(self, folder: Path) -> None:
-        config = _read_config(folder)
-        fields = {field.name for field in dataclasses.fields(Settings)}
-        settings = Settings(**{k: v for k, v in config["settings"].items() if k in fields})
+        config = read_config(folder)
+        settings = read_settings(config, folder)
+        if settings.repeat > 1:
+            raise DataError(f"{folder}: expected one run, found several; choose a seed-... in it")
         vocabulary = Vocabulary.load(folder / VOCABULARY)
         self.label_names: list[str] = config["label_names"]
-        self._encode = Encoder(settings.tokenizer, vocabulary, settings.max_length, settings.keep)
+        self._encode = Encoder(
+            settings.tokenizer, vocabulary, settings.max_length, settings.keep_end
+        )
         # The same few lengths for every chunk of texts, so that a long stream compiles no more.
         longest = settings.max_length
         doubled = [8 << i for i in range(longest.bit_length()) if 8 << i < longest]
@@ -281,25 +395,40 @@ def _chunks(items: Iterable[str], size: int) -> Iterator[list[str]]:
         yield chunk
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise DataError(f"{folder}: expected the folder of a run, found no config.json in it")
-    return json.loads(path.read_text("utf-8"))
+def read_settings(config: dict[str, Any], folder: Path) -> Settings:
+    """The settings in config.json; those of the day are as by default."""
+    of_the_day = dict.fromkeys(OF_THE_DAY, False)
+    return settings_from(Settings, {**config["settings"], **of_the_day}, folder / CONFIG)
+
+
+def parse_settings(given: Sequence[str]) -> Settings:
+    """The settings on the command line; when resuming, the rest are those of the run."""
+    settings = tyro.cli(Settings, prog=PROGRAM, args=given)
+    if not settings.resume:
+        return settings
+    if settings.replace:
+        raise DataError("expected one of --resume and --replace, got both")
+    if settings.out is None:
+        raise DataError("resume: expected the folder of the run in --out, got none")
+    if not (settings.out / CONFIG).is_file():
+        return settings
+    stored = read_settings(read_config(settings.out), settings.out)
+    return tyro.cli(Settings, prog=PROGRAM, args=given, default=stored)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    name = "python -m experiments.classify"
     try:
         if given[:1] == ["predict"]:
-            predict(tyro.cli(Request, prog=f"{name} predict", args=given[1:]))
+            predict(tyro.cli(Request, prog=f"{PROGRAM} predict", args=given[1:]))
         else:
-            train_all(tyro.cli(Settings, prog=name, args=given))
-    except (ValueError, OSError) as error:
+            train_all(parse_settings(given))
+    except (ValueError, OSError, CheckpointError, NonFiniteError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Interrupted as stop:
+        return stop.exit_code
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130

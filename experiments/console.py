@@ -1,19 +1,11 @@
-"""What a user sees of a training run, and what the run leaves on disk."""
+"""What a user sees of a training run."""
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Mapping
-from importlib import metadata
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
-
-import jax
+from typing import IO, TYPE_CHECKING, Any
 
 from rnnjax.training import Compilation
 from rnnjax.weights import named_parameters
@@ -35,7 +27,8 @@ def parameter_table(params: Any, file: IO[str] | None = None) -> None:
         file: standard output when None; no terminal gets plain aligned text.
 
     Example:
-        >>> parameter_table({"w": jax.numpy.ones((20, 100)), "b": jax.numpy.ones(100)})
+        >>> import jax.numpy as jnp
+        >>> parameter_table({"w": jnp.ones((20, 100)), "b": jnp.ones(100)})
         parameter  shape      dtype    count
         b          (100,)     float32    100
         w          (20, 100)  float32  2,000
@@ -66,7 +59,7 @@ def compiled_line(compilation: Compilation) -> str:
 
 
 def epoch_line(record: Mapping[str, Any]) -> str:
-    """The line that sums up an epoch, from its record in metrics.jsonl.
+    """The line that sums up an epoch, from its figures and its seconds.
 
     Example:
         >>> record = {"epoch": 2, "seconds": 12.34, "train_loss": 0.5, "validation_loss": 0.625}
@@ -78,7 +71,9 @@ def epoch_line(record: Mapping[str, Any]) -> str:
         names = [name for name in record if name.startswith(f"{split}_")]
         figures = {name.removeprefix(f"{split}_"): record[name] for name in names}
         splits.append(f"{split} {_figures(figures)}")
-    return f"epoch {record['epoch']}: {' | '.join(splits)} | {record['seconds']:.1f} s"
+    skipped = record.get("skipped", 0)
+    note = f" | {skipped} steps skipped as not finite" if skipped else ""
+    return f"epoch {record['epoch']}: {' | '.join(splits)} | {record['seconds']:.1f} s{note}"
 
 
 class Progress:
@@ -94,6 +89,7 @@ class Progress:
         total_steps: steps of the whole run.
         file: standard output when None.
         clock: seconds that only grow.
+        done: steps that were taken before, in a run that goes on.
     """
 
     def __init__(
@@ -101,15 +97,16 @@ class Progress:
         total_steps: int,
         file: IO[str] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        done: int = 0,
     ) -> None:
         self.tokens_per_second: float | None = None
         self._total = total_steps
         self._file = sys.stdout if file is None else file
         self._clock = clock
-        self._step = 0
+        self._step = self._begun_at = done
         self._tokens = 0
         self._started = self._read_at = clock()
-        self._bar = _bar(total_steps, self._file) if self._file.isatty() else None
+        self._bar = _bar(total_steps, done, self._file) if self._file.isatty() else None
         self._interval = LOG_INTERVAL if self._bar is None else TERMINAL_INTERVAL
 
     def __enter__(self) -> Progress:
@@ -169,117 +166,18 @@ class Progress:
     def _left(self, now: float) -> str:
         from tqdm import tqdm
 
-        seconds = (now - self._started) / self._step * (self._total - self._step)
-        return tqdm.format_interval(seconds)
-
-
-class RunFolder:
-    """A folder with the settings of a run, config.json, and its records, metrics.jsonl.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with RunFolder(f"{folder}/run", {"learning_rate": 0.001}) as run:
-        ...         run.write({"kind": "test", "loss": 0.5, "accuracy": float("nan")})
-        ...     print(run.metrics_path.read_text().strip())
-        {"kind": "test", "loss": 0.5, "accuracy": null}
-
-    Args:
-        path: the folder; made if need be, with those above it.
-        config: what the run was started with; plain values, NumPy's and JAX's scalars, paths.
-        existing: what to do with a folder that is not empty: "refuse" it, "resume" it (the
-            records go on, and config.json stays that of the start), or "replace" both files.
-
-    Raises:
-        FileExistsError: the folder is not empty and `existing` is "refuse".
-        ValueError: `existing` is something else.
-    """
-
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        config: Mapping[str, Any],
-        existing: Literal["refuse", "resume", "replace"] = "refuse",
-    ) -> None:
-        if existing not in ("refuse", "resume", "replace"):
-            raise ValueError(
-                f'existing: expected "refuse", "resume" or "replace", got {existing!r}'
-            )
-        self.path = Path(path)
-        self.config_path = self.path / "config.json"
-        self.metrics_path = self.path / "metrics.jsonl"
-        self.path.mkdir(parents=True, exist_ok=True)
-        if existing == "refuse" and any(self.path.iterdir()):
-            raise FileExistsError(
-                f"run folder {self.path} is not empty; choose another one, "
-                'or say existing="resume" or existing="replace"'
-            )
-        if existing != "resume" or not self.config_path.exists():
-            self.config_path.write_text(json.dumps(_plain(config), indent=2) + "\n", "utf-8")
-        self._file = self.metrics_path.open("a" if existing == "resume" else "w", encoding="utf-8")
-
-    def __enter__(self) -> RunFolder:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Adds a record, on disk at once. NaN and infinity, which JSON lacks, become null."""
-        self._file.write(json.dumps(_plain(record), allow_nan=False) + "\n")
-        self._file.flush()
-
-
-def environment() -> dict[str, Any]:
-    """Versions and devices, to be kept beside the settings of a run.
-
-    Returns:
-        Plain values; a package that is not installed, only importable, has version None.
-
-    Example:
-        >>> environment()["jax"] == jax.__version__
-        True
-    """
-    device = jax.devices()[0]
-    packages = ("jax", "jaxlib", "rnnjax", "numpy", "optax")
-    return {
-        "python": platform.python_version(),
-        **{name: _version(name) for name in packages},
-        "device_kind": device.device_kind,
-        "device_count": jax.device_count(),
-        "backend": device.platform,
-        "platform": platform.platform(),
-        "cpu_count": os.cpu_count(),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if hasattr(value, "item"):  # a scalar of NumPy or JAX
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        each = (now - self._started) / (self._step - self._begun_at)
+        return tqdm.format_interval(each * (self._total - self._step))
 
 
 def _figures(figures: Mapping[str, float]) -> str:
     return " ".join(f"{name} {value:.4f}" for name, value in figures.items())
 
 
-def _bar(total: int, file: IO[str]) -> tqdm:
+def _bar(total: int, done: int, file: IO[str]) -> tqdm:
     from tqdm import tqdm
 
-    return tqdm(total=total, file=file, unit="step", dynamic_ncols=True)
+    return tqdm(total=total, initial=done, file=file, unit="step", dynamic_ncols=True)
 
 
 def _print_plain(rows: list[tuple[str, ...]], file: IO[str]) -> None:

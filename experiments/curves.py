@@ -4,12 +4,13 @@ Run:     python -m experiments.curves runs/NAME/metrics.jsonl runs/NAME/curves.p
 
 A line of the file is a record; its "kind" says which other fields it has:
 
-    step     step, epoch, loss, accuracy, tokens_per_second     of one training step
-    compile  name, shapes, seconds                              of one compilation
+    step     step, epoch, loss, accuracy, grad_norm             of one training step; of one left
+                                                                out as not finite: skipped
     epoch    epoch, step, train_loss, train_accuracy,           step: the last one of the epoch
-             validation_loss, validation_accuracy, seconds
+             validation_loss, validation_accuracy, skipped      skipped: steps so far
     test     loss, accuracy                                     at the end
 
+Two runs with the same settings leave the same bytes; times are in timings.jsonl beside it.
 Steps and epochs count from 1. A field that is null or not there is a gap in its curve. Unknown
 kinds and fields are passed over.
 """

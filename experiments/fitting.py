@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.console import Progress, RunFolder
+from experiments.checkpoints import Saver, Snapshot
+from experiments.console import Progress
+from experiments.interrupts import Interrupted, Interrupts
+from experiments.prefetching import prefetched
+from experiments.run_folder import RunFolder
 from experiments.text import Splits
 from rnnjax.averaging import average_parameters, averaged
 from rnnjax.data import UNKNOWN, Batch, BucketedBatches
@@ -19,8 +24,8 @@ from rnnjax.metrics import accuracy, compute, cross_entropy, evaluate, merge
 from rnnjax.models import Model
 from rnnjax.training import (
     Compilation,
-    CompiledStep,
-    TrainState,
+    NonFiniteError,
+    check_finite,
     init_train_state,
     make_eval_step,
     make_train_step,
@@ -36,6 +41,8 @@ class Recipe(NamedTuple):
         word_dropout: the rate at which a token is read as the unknown word in training.
         epochs: at most.
         patience: stop after so many epochs without a better validation accuracy.
+        prefetch: batches made ahead of the step that reads them.
+        max_skipped: end after so many steps in a row whose loss or gradient is not finite.
     """
 
     optimizer: optax.GradientTransformation
@@ -43,6 +50,8 @@ class Recipe(NamedTuple):
     word_dropout: float
     epochs: int
     patience: int
+    prefetch: int = 0
+    max_skipped: int = 20
 
 
 class Fitted(NamedTuple):
@@ -73,64 +82,165 @@ def classification_loss(model: Model, word_dropout: float) -> Callable:
 
 
 def fit(
-    model: Model, params: Any, splits: Splits, recipe: Recipe, key: jax.Array, run: RunFolder
+    model: Model,
+    params: Any,
+    splits: Splits,
+    recipe: Recipe,
+    key: jax.Array,
+    run: RunFolder,
+    saver: Saver,
 ) -> Fitted:
     """Train until validation accuracy has not risen for some epochs, or all are done.
 
-    Each step, compilation and epoch is a record of the run; its progress is shown. The test set
+    Goes on from the newest good checkpoint of the run, if it has one, and comes to the same
+    parameters and the same metrics.jsonl, bit for bit, as if it had never stopped. The test set
     is looked at once, with the parameters of the best epoch.
+
+    Raises:
+        Interrupted: SIGTERM or Ctrl-C came; what was done so far is saved.
+        NonFiniteError: too many steps in a row were not finite; the last good state is saved.
+        ValueError: more epochs were begun than the recipe allows.
     """
-    stopping = EarlyStopping("accuracy", mode="max", patience=recipe.patience)
-    optimizer = optax.chain(recipe.optimizer, average_parameters(recipe.average_decay))
+    begin, passed_over = saver.restore(_beginning(model, params, splits, recipe, key))
+    begun = begin.epoch - (begin.batch == 0)
+    if begun > recipe.epochs:
+        raise ValueError(f"epochs: {begun} were begun already, got {recipe.epochs}")
+    run.update_config()  # only now, as what was refused must leave no trace
+    total = recipe.epochs * len(splits.train)
+    with Interrupts() as interrupts, Progress(total, done=begin.step) as progress:
+        for reason in passed_over:
+            progress.say(f"passed over checkpoint {reason}")
+        if begin.step:
+            progress.say(f"going on after step {begin.step}, in epoch {begin.epoch}")
+        run.write_timing({"kind": "session", "step": begin.step})
+        fitting = _Fitting(model, splits, recipe, run, saver, interrupts, progress)
+        return fitting.go_on(begin)
+
+
+def _beginning(
+    model: Model, params: Any, splits: Splits, recipe: Recipe, key: jax.Array
+) -> Snapshot:
+    """Where a new run starts; the metrics of no batch are zeros."""
+    batch = next(iter(splits.validation.epoch(0)))
     loss_fn = classification_loss(model, recipe.word_dropout)
-    with Progress(total_steps=recipe.epochs * len(splits.train)) as progress:
-
-        def on_compile(made: Compilation) -> None:
-            progress.compiled(made)
-            run.write({"kind": "compile", **made._asdict()})
-
-        train_step = make_train_step(loss_fn, optimizer, on_compile=on_compile)
-        eval_step = make_eval_step(loss_fn, on_compile=on_compile)
-        records = _StepRecords(run, progress)
-        state = init_train_state(params, optimizer, key)
-        for epoch in range(1, recipe.epochs + 1):
-            start = time.perf_counter()
-            state, training = _train_epoch(epoch, state, train_step, splits.train, records)
-            average = averaged(state.opt_state)
-            validation = evaluate(eval_step, average, splits.validation.epoch(epoch))
-            record = {
-                "kind": "epoch",
-                "epoch": epoch,
-                "step": int(state.step),
-                **{f"train_{name}": value for name, value in training.items()},
-                **{f"validation_{name}": value for name, value in validation.items()},
-                "seconds": time.perf_counter() - start,
-            }
-            progress.epoch(record)
-            run.write(record)
-            stopping = stopping.update(epoch, validation, average)
-            if stopping.should_stop:
-                break
-        assert stopping.best_epoch is not None  # an accuracy is never NaN
-        test = evaluate(eval_step, stopping.best_params, splits.test.epoch(0))
-    run.write({"kind": "test", **test})
-    return Fitted(stopping.best_params, stopping.best_epoch, test)
+    _, metrics = jax.eval_shape(loss_fn, params, batch, key)
+    return Snapshot(
+        init_train_state(params, _optimizer(recipe), key),
+        EarlyStopping("accuracy", mode="max", patience=recipe.patience),
+        jax.tree.map(lambda figure: jnp.zeros(figure.shape, figure.dtype), metrics),
+    )
 
 
-def _train_epoch(
-    epoch: int,
-    state: TrainState,
-    step: CompiledStep,
-    batches: BucketedBatches,
-    records: _StepRecords,
-) -> tuple[TrainState, dict[str, float]]:
-    totals: Any = None
-    for batch in batches.epoch(epoch):
-        state, metrics = step(state, batch)
-        totals = metrics if totals is None else merge(totals, metrics)
-        records.add(epoch, metrics, tokens=int(batch.lengths.sum()))
-    records.write()
-    return state, _figures(totals)
+def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
+    return optax.chain(recipe.optimizer, average_parameters(recipe.average_decay))
+
+
+class _Fitting:
+    """A run under way: what it works with, and how far it is."""
+
+    def __init__(
+        self,
+        model: Model,
+        splits: Splits,
+        recipe: Recipe,
+        run: RunFolder,
+        saver: Saver,
+        interrupts: Interrupts,
+        progress: Progress,
+    ) -> None:
+        loss_fn = classification_loss(model, recipe.word_dropout)
+        self._train_step = make_train_step(loss_fn, _optimizer(recipe), on_compile=self._on_compile)
+        self._eval_step = make_eval_step(loss_fn, on_compile=self._on_compile)
+        self._splits = splits
+        self._recipe = recipe
+        self._run = run
+        self._saver = saver
+        self._interrupts = interrupts
+        self._progress = progress
+        self._records = _StepRecords(run, progress)
+
+    def go_on(self, snapshot: Snapshot) -> Fitted:
+        """Does the epochs that are left, and the test."""
+        self._snapshot = snapshot
+        self._zeros = jax.tree.map(jnp.zeros_like, snapshot.totals)
+        try:
+            while not self._is_done():
+                self._epoch()
+            best = self._snapshot.stopping
+            assert best.best_epoch is not None  # an accuracy is never NaN
+            test = self._evaluate(best.best_params, self._splits.test, epoch=0)
+        except (Interrupted, NonFiniteError):
+            self._save()
+            self._saver.wait()
+            raise
+        self._run.write({"kind": "test", **test})
+        return Fitted(best.best_params, best.best_epoch, test)
+
+    def _is_done(self) -> bool:
+        return self._snapshot.epoch > self._recipe.epochs or self._snapshot.stopping.should_stop
+
+    def _epoch(self) -> None:
+        start = time.perf_counter()
+        for batch, tokens in self._batches(
+            self._splits.train, self._snapshot.epoch, self._snapshot.batch
+        ):
+            self._step(batch, tokens)
+        now = self._snapshot
+        check_finite(now.train, self._recipe.max_skipped)
+        average = averaged(now.train.opt_state)
+        validation = self._evaluate(average, self._splits.validation, now.epoch)
+        self._records.write()
+        record = {
+            "kind": "epoch",
+            "epoch": now.epoch,
+            "step": now.step,
+            "skipped": int(now.train.skipped),
+            **{f"train_{name}": value for name, value in compute(_counted(now.totals)).items()},
+            **{f"validation_{name}": value for name, value in validation.items()},
+        }
+        seconds = time.perf_counter() - start
+        self._progress.epoch({**record, "seconds": seconds})
+        self._run.write(record)
+        self._run.write_timing({"kind": "epoch", "epoch": now.epoch, "seconds": seconds})
+        stopping = now.stopping.update(now.epoch, validation, average)
+        self._snapshot = now._replace(
+            stopping=stopping, totals=self._zeros, epoch=now.epoch + 1, batch=0
+        )
+        self._save()
+
+    def _step(self, batch: Batch, tokens: int) -> None:
+        now = self._snapshot
+        # Whatever the step reads is on the device already: a hidden copy would be an error.
+        with jax.transfer_guard("disallow"):
+            train, metrics = self._train_step(now.train, batch)
+            totals = merge(now.totals, {name: metrics[name] for name in now.totals})
+        now = now._replace(train=train, totals=totals, batch=now.batch + 1, step=now.step + 1)
+        self._snapshot = now
+        if self._records.add(now.epoch, now.step, metrics, tokens):
+            check_finite(now.train, self._recipe.max_skipped)
+        if self._saver.is_due(now.step):
+            self._save()
+
+    def _evaluate(self, params: Any, batches: BucketedBatches, epoch: int) -> dict[str, float]:
+        on_device = (batch for batch, _ in self._batches(batches, epoch))
+        with jax.transfer_guard("disallow"):
+            return evaluate(self._eval_step, params, on_device)
+
+    def _batches(
+        self, batches: BucketedBatches, epoch: int, done: int = 0
+    ) -> Iterator[tuple[Batch, int]]:
+        """The batches of an epoch that are left, on the device, and how many tokens are in each."""
+        left = islice(batches.epoch(epoch), done, None)
+        placed = ((jax.device_put(batch), int(batch.lengths.sum())) for batch in left)
+        return self._interrupts.watch(prefetched(placed, self._recipe.prefetch))
+
+    def _save(self) -> None:
+        self._records.write()
+        self._saver.save(self._snapshot)
+
+    def _on_compile(self, made: Compilation) -> None:
+        self._progress.compiled(made)
+        self._run.write_timing({"kind": "compile", **made._asdict()})
 
 
 class _StepRecords:
@@ -143,24 +253,41 @@ class _StepRecords:
         self._run = run
         self._progress = progress
         self._at_a_time = at_a_time
-        self._step = 0
         self._pending: list[tuple[dict[str, Any], Any]] = []
 
-    def add(self, epoch: int, metrics: Any, tokens: int) -> None:
-        self._step += 1
+    def add(self, epoch: int, step: int, metrics: Any, tokens: int) -> bool:
+        """Takes in a step; whether it wrote, and so waited for the device."""
         self._progress.advance(lambda: _figures(metrics), tokens)
-        speed = self._progress.tokens_per_second
-        head = {"kind": "step", "step": self._step, "epoch": epoch, "tokens_per_second": speed}
-        self._pending.append((head, metrics))
-        if len(self._pending) == self._at_a_time:
-            self.write()
+        self._pending.append(({"kind": "step", "step": step, "epoch": epoch}, metrics))
+        if len(self._pending) < self._at_a_time:
+            return False
+        self.write()
+        return True
 
     def write(self) -> None:
+        if not self._pending:
+            return
         for head, metrics in self._pending:
-            self._run.write({**head, **compute(metrics)})
+            self._run.write({**head, **_step_figures(metrics)})
+        speed = self._progress.tokens_per_second
+        last = self._pending[-1][0]["step"]
+        self._run.write_timing({"kind": "speed", "step": last, "tokens_per_second": speed})
         self._pending.clear()
+
+
+def _step_figures(metrics: Any) -> dict[str, Any]:
+    """What is recorded of a step: of one that was skipped, that it was."""
+    figures = compute(_counted(metrics))
+    return figures if figures.pop("skipped") == 0 else {**figures, "skipped": True}
 
 
 def _figures(metrics: Any) -> dict[str, float]:
     """Loss and accuracy; the gradient norm is for the records."""
-    return {name: value for name, value in compute(metrics).items() if name != "grad_norm"}
+    figures = compute(_counted(metrics))
+    return {name: value for name, value in figures.items() if name not in ("grad_norm", "skipped")}
+
+
+def _counted(metrics: Any) -> dict[str, Any]:
+    """Those metrics that count anything; a skipped step counts nothing."""
+    metrics = jax.device_get(dict(metrics))
+    return {name: pair for name, pair in metrics.items() if pair[1] != 0}

@@ -2,12 +2,17 @@
 
 import io
 import json
+import os
 import random
+import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
+from experiments import fitting
 from experiments.classify import Predictor, Settings, build_model, main
 from rnnjax.data import hub
 
@@ -36,6 +41,24 @@ def data_dir(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """The runs in this process have few programs between them; each is compiled once."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    for values in (options, before):
+        compilation_cache.reset_cache()
+        for name, value in values.items():
+            jax.config.update(name, value)
+        if values is options:
+            yield
+    compilation_cache.reset_cache()
+
+
 @pytest.fixture(scope="module")
 def run(data_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
@@ -57,12 +80,20 @@ def test_a_run_leaves_all_that_is_needed_to_understand_and_use_it(run):
     epochs = kinds.count("epoch")
     assert 3 <= epochs <= 8
     assert kinds.count("step") % epochs == 0
+    assert set(kinds) == {"step", "epoch", "test"}
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert {p.name for p in run.iterdir()} >= {"weights.safetensors", "vocabulary.json"}
 
 
+def test_times_are_kept_apart_from_what_a_second_run_would_repeat(run):
+    assert "seconds" not in (run / "metrics.jsonl").read_text()
+    records = [json.loads(line) for line in (run / "timings.jsonl").read_text().splitlines()]
+    assert {record["kind"] for record in records} == {"session", "compile", "speed", "epoch"}
+    assert all(record["seconds"] > 0 for record in records if record["kind"] == "epoch")
+
+
 def test_each_bucket_compiles_once_for_training_and_once_for_evaluation(run):
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (run / "timings.jsonl").read_text().splitlines()]
     made = [(r["name"], r["shapes"]["tokens"]) for r in records if r["kind"] == "compile"]
     assert len(made) == len(set(made)) <= 4
     assert {name for name, _ in made} == {"train step", "eval step"}
@@ -99,16 +130,62 @@ def test_predict_prints_label_probability_and_text(run, capsys, monkeypatch):
     assert [line.split("\t") for line in capsys.readouterr().out.splitlines()] == rows
 
 
-def test_the_same_seed_gives_the_same_weights(run, data_dir, tmp_path):
+def assert_same_run(first, second):
+    for name in ("weights.safetensors", "metrics.jsonl", "vocabulary.json"):
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+
+def test_the_same_seed_gives_the_same_run_in_another_process(run, data_dir, tmp_path):
     arguments = ["--dataset", "local", "--data-dir", str(data_dir), "--out", str(tmp_path / "b")]
-    assert main([*arguments, *QUICK]) == 0
-    name = "weights.safetensors"
-    assert (tmp_path / "b" / name).read_bytes() == (run / name).read_bytes()
+    command = [sys.executable, "-W", "error", "-m", "experiments.classify", *arguments, *QUICK]
+    # Sets and dicts of strings would have another order there, if any mattered.
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": "5"})
+    assert_same_run(tmp_path / "b", run)
+
+
+@pytest.mark.parametrize("ahead", ["0", "5"])
+def test_the_same_seed_gives_the_same_run_with_other_prefetching(ahead, run, data_dir, tmp_path):
+    arguments = ["--dataset", "local", "--data-dir", str(data_dir), "--out", str(tmp_path / "b")]
+    assert main([*arguments, *QUICK, "--prefetch", ahead]) == 0
+    assert_same_run(tmp_path / "b", run)
+
+
+def test_epochs_after_the_first_trace_nothing_and_move_nothing_unasked(
+    data_dir, tmp_path, monkeypatch
+):
+    run_epoch, steps = fitting._Fitting._epoch, []
+
+    def guarded(self):
+        """From the first batch to the saved checkpoint, validation included."""
+        warm = self._snapshot.epoch > 1
+        with jax.transfer_guard("disallow"):
+            jax.config.update("jax_no_tracing", warm)
+            try:
+                run_epoch(self)
+            finally:
+                jax.config.update("jax_no_tracing", False)
+        steps.append(self._snapshot.step if warm else 0)
+
+    monkeypatch.setattr(fitting._Fitting, "_epoch", guarded)
+    arguments = ["--dataset", "local", "--data-dir", str(data_dir), "--out", str(tmp_path / "run")]
+    assert main([*arguments, *QUICK, "--epochs", "3"]) == 0
+    assert len(steps) == 3
+    assert steps[2] > steps[1] > steps[0] == 0
+
+
+def test_a_batch_that_was_not_put_on_the_device_is_an_error_not_a_hidden_copy(
+    data_dir, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(jax, "device_put", lambda batch: batch)
+    arguments = ["--dataset", "local", "--data-dir", str(data_dir), "--out", str(tmp_path / "run")]
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        main([*arguments, *QUICK, "--prefetch", "0"])
 
 
 def test_several_seeds_report_their_mean_and_spread(data_dir, tmp_path, capsys):
     arguments = ["--dataset", "local", "--data-dir", str(data_dir), "--out", str(tmp_path)]
-    assert main([*arguments, *SMALL, "--epochs", "1", "--repeat", "2", "--seed", "5"]) == 0
+    small = ["--cell", "vanilla", "--no-bidirectional", "--buckets", "1", "--epochs", "1"]
+    assert main([*arguments, *SMALL, *small, "--repeat", "2", "--seed", "5"]) == 0
     accuracies = [
         json.loads((tmp_path / f"seed-{seed}" / "metrics.jsonl").read_text().splitlines()[-1])
         for seed in (5, 6)
@@ -125,9 +202,39 @@ def fails(capsys, arguments):
     return captured.err
 
 
+def test_a_run_that_explodes_ends_with_its_last_good_state_saved(data_dir, tmp_path, capsys):
+    arguments = ["--dataset", "local", "--data-dir", str(data_dir), "--out", str(tmp_path)]
+    wild = ["--cell", "vanilla", "--buckets", "1", "--learning-rate", "1e38", "--max-skipped", "5"]
+    message = fails(capsys, [*arguments, *SMALL, *wild])
+    assert "loss or gradient was NaN or infinite in the last" in message
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    skipped = [record for record in records if record.get("skipped") is True]
+    assert len(skipped) >= 5
+    assert all("loss" not in record for record in skipped)
+    saved = sorted((tmp_path / "checkpoints").glob("*-step-*"))
+    assert len(saved) > 0
+    again = fails(capsys, ["--out", str(tmp_path), "--resume"])
+    assert "loss or gradient was NaN or infinite in the last" in again
+
+
 def test_a_used_folder_is_refused(run, data_dir, capsys):
     arguments = ["--dataset", "local", "--data-dir", str(data_dir), "--out", str(run), *QUICK]
-    assert "not empty" in fails(capsys, arguments)
+    message = fails(capsys, arguments)
+    for part in ("not empty", "--resume", "--replace"):
+        assert part in message
+
+
+def test_a_folder_that_cannot_be_written_is_named(data_dir, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" / "run"
+    arguments = ["--dataset", "local", "--data-dir", str(data_dir), "--out", str(folder)]
+    assert f"{folder}: cannot be written (Not a directory)" in fails(capsys, arguments)
+
+
+def test_the_folder_of_several_seeds_says_which_to_choose(tmp_path, capsys):
+    config = {"settings": Settings(repeat=3, out=tmp_path).written()}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert "choose a seed-" in fails(capsys, ["predict", str(tmp_path), "a text"])
 
 
 @pytest.mark.parametrize(
@@ -174,8 +281,8 @@ def test_without_the_hub_it_says_which_file_to_put_where(monkeypatch, capsys):
 
 
 def test_damaged_weights_are_refused(run, tmp_path, capsys):
-    for file in run.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    for name in ("config.json", "vocabulary.json", "weights.safetensors"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-7])
     assert "weights.safetensors" in fails(capsys, ["predict", str(tmp_path), "a text"])
@@ -184,8 +291,6 @@ def test_damaged_weights_are_refused(run, tmp_path, capsys):
 @pytest.mark.parametrize("pooling", ["last", "mean", "max"])
 @pytest.mark.parametrize("cell", ["vanilla", "lstm", "gru"])
 def test_every_model_of_the_settings_can_be_built(cell, pooling):
-    import jax
-
     settings = Settings(cell=cell, pooling=pooling, layers=2, hidden_size=4, embedding_size=3)
     model = build_model(settings, vocab_size=7, num_classes=3)
     logits = model.apply(model.init(jax.random.key(0)), np.array([[2, 3, 0]]), np.array([2]))

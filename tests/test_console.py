@@ -1,8 +1,10 @@
 """The console, the run folder and the curves, read back as a user or a program would."""
 
+import errno
 import io
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -13,8 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.console import Progress, RunFolder, environment, parameter_table
+from experiments.console import Progress, parameter_table
 from experiments.curves import draw, read_records
+from experiments.prefetching import prefetched
+from experiments.run_folder import RunFolder, environment
+from rnnjax.checkpoint import CheckpointError
 from rnnjax.training import Compilation
 
 PARAMS = {"encoder": ({"w_hh": jnp.ones((30, 120)), "bias": jnp.ones(120, jnp.bfloat16)},)}
@@ -132,6 +137,15 @@ def test_a_terminal_gets_a_bar_and_whole_lines_above_it():
     assert "loss 0.2500 500 tokens/s" in file.getvalue()
 
 
+def test_a_run_that_goes_on_counts_from_where_it_was_and_times_only_itself():
+    clock, log, terminal = Clock(), io.StringIO(), Terminal()
+    with Progress(100, log, clock, done=80) as progress, Progress(100, terminal, done=80):
+        clock.now += 30.0
+        progress.advance(dict, tokens=300)
+    assert log.getvalue() == "step 81/100  10 tokens/s, 09:30 left\n"  # 19 steps of 30 s
+    assert "80/100" in terminal.getvalue()
+
+
 def test_an_empty_log_stays_empty():
     file = io.StringIO()
     with Progress(10, file):
@@ -164,23 +178,111 @@ def test_what_json_cannot_say_becomes_null(tmp_path, value):
 
 def test_a_folder_with_something_in_it_is_refused_and_untouched(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"is not empty.*existing="):
-        RunFolder(tmp_path, {})
+    for existing, message in (("refuse", "--resume.*--replace"), ("resume", "no config.json")):
+        with pytest.raises(FileExistsError, match=message):
+            RunFolder(tmp_path, {}, existing)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_an_existing_run_is_resumed_or_replaced_when_told_so(tmp_path):
     def written(existing, number):
-        with RunFolder(tmp_path / "run", {"number": number}, existing) as run:
+        with RunFolder(tmp_path / "run", {"number": number}, existing, ["w.bin"]) as run:
             run.write({"kind": "step", "step": number})
+            if number == 5:
+                run.update_config()
         steps = [record["step"] for record in records_of(run)]
         return json.loads(run.config_path.read_text())["number"], steps
 
     assert written("refuse", 1) == (1, [1])
+    (tmp_path / "run" / "w.bin").write_text("weights of 1")
+    (tmp_path / "run" / "checkpoints").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
     assert written("resume", 2) == (1, [1, 2])
+    assert written("resume", 5) == (5, [1, 2, 5])
+    assert {"w.bin", "checkpoints"} <= {path.name for path in (tmp_path / "run").iterdir()}
     assert written("replace", 3) == (3, [3])
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"config.json", "metrics.jsonl", "timings.jsonl", "lock", "notes.txt"}
     with pytest.raises(ValueError, match="existing: expected"):
         written("overwrite", 4)
+
+
+def test_records_go_back_to_a_position_and_to_no_other(tmp_path):
+    with RunFolder(tmp_path / "run", {}) as run:
+        run.write({"step": 1})
+        position = run.position
+        run.write({"step": 2})
+        later = run.position
+    with RunFolder(tmp_path / "run", {}, "resume") as run:
+        assert run.position == later
+        assert run.reaches(position)
+        run.rewind(position)
+        run.write({"step": 3})
+        assert records_of(run) == [{"step": 1}, {"step": 3}]
+        assert not run.reaches(later)
+        with pytest.raises(ValueError, match=r"metrics\.jsonl: not what it was at byte"):
+            run.rewind(later)
+        run.rewind(None)
+        assert records_of(run) == []
+
+
+def test_a_record_that_was_cut_short_is_not_glued_to_the_next(tmp_path):
+    with RunFolder(tmp_path / "run", {}) as run:
+        run.write({"step": 1})
+    with run.metrics_path.open("a") as file:
+        file.write('{"st')
+    with RunFolder(tmp_path / "run", {}, "resume") as run:
+        run.write({"step": 2})
+    assert records_of(run) == [{"step": 1}, {"step": 2}]
+
+
+def test_what_depends_on_the_clock_has_a_file_of_its_own(tmp_path):
+    with RunFolder(tmp_path / "run", {}) as run:
+        run.write_timing({"kind": "epoch", "seconds": 1.5})
+    assert run.metrics_path.read_text() == ""
+    assert (tmp_path / "run" / "timings.jsonl").read_text() == '{"kind": "epoch", "seconds": 1.5}\n'
+
+
+def test_two_runs_in_one_folder_are_one_too_many(tmp_path):
+    with RunFolder(tmp_path / "run", {}) as run:
+        run.write({"step": 1})
+        for existing in ("resume", "replace"):
+            with pytest.raises(CheckpointError, match=f"in use by process {os.getpid()}"):
+                RunFolder(tmp_path / "run", {"other": 1}, existing)
+        assert (run.config_path.read_text(), records_of(run)) == ("{}\n", [{"step": 1}])
+
+
+def test_a_run_that_died_at_its_start_is_not_in_the_way(tmp_path):
+    (tmp_path / "lock").write_text("123\n")
+    (tmp_path / ".config.json.123").write_text('{"a')
+    with RunFolder(tmp_path, {}):
+        pass
+    assert not (tmp_path / ".config.json.123").exists()
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+def test_a_folder_that_cannot_be_written_is_named_with_the_reason(code, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    expected = re.escape(f"{tmp_path / 'run'}: cannot be written ({os.strerror(code)})")
+    with pytest.raises(OSError, match=expected):
+        RunFolder(tmp_path / "run", {})
+
+
+def test_prefetching_changes_neither_items_nor_order_nor_errors():
+    def items():
+        yield from range(5)
+        raise KeyError("six")
+
+    for ahead in (0, 1, 3, 9):
+        got, made = [], prefetched(items(), ahead)
+        with pytest.raises(KeyError, match="six"):
+            got.extend(made)  # keeps what came before the error
+        assert got == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match="ahead: expected 0 or more items, got -1"):
+        prefetched([], -1)
 
 
 def test_the_environment_is_what_runs():
@@ -193,11 +295,11 @@ def test_the_environment_is_what_runs():
 
 
 RECORDS = [
-    {"kind": "compile", "name": "train step", "shapes": {"x": "float32[2]"}, "seconds": 1.0},
-    {"kind": "step", "step": 1, "epoch": 1, "loss": 0.7, "accuracy": 0.5, "tokens_per_second": 9},
+    {"kind": "another", "name": "passed over"},
+    {"kind": "step", "step": 1, "epoch": 1, "loss": 0.7, "accuracy": 0.5, "grad_norm": 9},
     {"kind": "step", "step": 2, "epoch": 1, "loss": None, "accuracy": 0.6},
     {"kind": "epoch", "epoch": 1, "step": 2, "train_loss": 0.6, "train_accuracy": 0.5,
-     "validation_loss": 0.65, "validation_accuracy": 0.5, "seconds": 2.0},
+     "validation_loss": 0.65, "validation_accuracy": 0.5},
     {"kind": "test", "loss": 0.66, "accuracy": 0.55},
 ]  # fmt: skip
 
@@ -251,9 +353,9 @@ def test_a_line_cut_short_at_the_end_is_passed_over_but_not_one_before(tmp_path)
 
 def test_plots_and_bars_are_not_loaded_before_they_are_needed():
     code = (
-        "import sys, experiments.console, experiments.curves, rnnjax.training, rnnjax.weights, "
-        "rnnjax.metrics; "
-        "print({'matplotlib', 'tqdm', 'rich', 'optax', 'safetensors'} & set(sys.modules))"
+        "import sys, experiments.console, experiments.curves, experiments.run_folder, "
+        "rnnjax.training, rnnjax.weights, rnnjax.metrics; "
+        "print({'matplotlib', 'tqdm', 'rich', 'optax', 'orbax', 'safetensors'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

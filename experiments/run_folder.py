@@ -1,0 +1,249 @@
+"""What a training run leaves on disk: its settings, its records, and what it ran on."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from rnnjax.checkpoint import FolderLock
+
+CONFIG, METRICS, TIMINGS = "config.json", "metrics.jsonl", "timings.jsonl"
+CHECKPOINTS = "checkpoints"
+
+
+class RunFolder:
+    """A folder with the settings of a run, its records, and a lock against a second run.
+
+    config.json holds the settings. metrics.jsonl holds what follows from them alone, so that two
+    runs with the same settings leave the same bytes; what depends on the clock and the machine
+    goes to timings.jsonl.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with RunFolder(f"{folder}/run", {"learning_rate": 0.001}) as run:
+        ...         run.write({"kind": "test", "loss": 0.5, "accuracy": float("nan")})
+        ...     print(run.metrics_path.read_text().strip())
+        {"kind": "test", "loss": 0.5, "accuracy": null}
+
+    Args:
+        path: the folder; made if need be, with those above it.
+        config: what the run was started with; plain values, NumPy's and JAX's scalars, paths.
+        existing: what to do with a folder that is not empty: "refuse" it, "resume" its run (the
+            records go on, see `rewind`, and config.json stays, see `update_config`), or
+            "replace" its run, whose files are deleted.
+        leaves: names of further files that the run will leave here, to be deleted by "replace".
+
+    Raises:
+        FileExistsError: the folder is not empty and `existing` is "refuse", or it is to be
+            resumed and holds no run.
+        rnnjax.checkpoint.CheckpointError: another process runs in the folder.
+        OSError: the folder cannot be made or written.
+        ValueError: `existing` is something else.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        config: Mapping[str, Any],
+        existing: Literal["refuse", "resume", "replace"] = "refuse",
+        leaves: Sequence[str] = (),
+    ) -> None:
+        if existing not in ("refuse", "resume", "replace"):
+            raise ValueError(
+                f'existing: expected "refuse", "resume" or "replace", got {existing!r}'
+            )
+        self.path = Path(path)
+        self.config_path = self.path / CONFIG
+        self.metrics_path = self.path / METRICS
+        self.checkpoints_path = self.path / CHECKPOINTS
+        check_usable(self.path, existing)
+        with _named(self.path), contextlib.ExitStack() as stack:
+            self.path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FolderLock(self.path))
+            if existing == "replace":
+                _delete(self.path, (CONFIG, METRICS, TIMINGS, CHECKPOINTS, *leaves))
+            _sweep(self.path, (CONFIG, *leaves))
+            self._config = json.dumps(plain(config), indent=2) + "\n"
+            if not self.config_path.exists():
+                self.update_config()
+            self._metrics = stack.enter_context(_Records(self.metrics_path))
+            self._timings = stack.enter_context(_Records(self.path / TIMINGS))
+            self._open = stack.pop_all()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def update_config(self) -> None:
+        """Makes config.json hold the given config, in a run that goes on with another one."""
+        _write_whole(self.config_path, self._config)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Adds a record to metrics.jsonl, on disk at once.
+
+        NaN and infinity, which JSON lacks, become null.
+        """
+        self._metrics.add(record)
+
+    def write_timing(self, record: Mapping[str, Any]) -> None:
+        """Adds a record to timings.jsonl: what another run would not repeat."""
+        self._timings.add(record)
+
+    @property
+    def position(self) -> dict[str, Any]:
+        """How far metrics.jsonl goes, for a checkpoint: its bytes and their SHA-256."""
+        return self._metrics.position
+
+    def reaches(self, position: Mapping[str, Any]) -> bool:
+        """Whether metrics.jsonl begins with exactly what it held at that position."""
+        return self._metrics.reaches(position)
+
+    def rewind(self, position: Mapping[str, Any] | None) -> None:
+        """Cuts metrics.jsonl to what it held at that position; to nothing for None.
+
+        Raises:
+            ValueError: the file does not reach it.
+        """
+        self._metrics.rewind(position)
+
+
+class _Records:
+    """A file of JSON lines that only grows, and knows the hash of what is in it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("ab")
+        whole = path.read_bytes()
+        self._cut(whole[: whole.rfind(b"\n") + 1])  # a line without its end was not written
+
+    def __enter__(self) -> _Records:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    @property
+    def position(self) -> dict[str, Any]:
+        return {"bytes": self._bytes, "sha256": self._digest.hexdigest()}
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        line = (json.dumps(plain(record), allow_nan=False) + "\n").encode()
+        with _named(self._path):
+            self._file.write(line)
+            self._file.flush()
+        self._bytes += len(line)
+        self._digest.update(line)
+
+    def reaches(self, position: Mapping[str, Any]) -> bool:
+        begin = self._path.read_bytes()[: position["bytes"]]
+        return position == {"bytes": len(begin), "sha256": hashlib.sha256(begin).hexdigest()}
+
+    def rewind(self, position: Mapping[str, Any] | None) -> None:
+        if position is not None and not self.reaches(position):
+            raise ValueError(f"{self._path}: not what it was at byte {position['bytes']}")
+        self._cut(self._path.read_bytes()[: position["bytes"] if position else 0])
+
+    def _cut(self, begin: bytes) -> None:
+        self._file.truncate(len(begin))
+        self._bytes, self._digest = len(begin), hashlib.sha256(begin)
+
+
+def environment() -> dict[str, Any]:
+    """Versions and devices, to be kept beside the settings of a run.
+
+    Returns:
+        Plain values; a package that is not installed, only importable, has version None.
+
+    Example:
+        >>> environment()["jax"] == jax.__version__
+        True
+    """
+    device = jax.devices()[0]
+    packages = ("jax", "jaxlib", "rnnjax", "numpy", "optax")
+    return {
+        "python": platform.python_version(),
+        **{name: _version(name) for name in packages},
+        "device_kind": device.device_kind,
+        "device_count": jax.device_count(),
+        "backend": device.platform,
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON would give it back: paths as strings, tuples as lists, NaN as None."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "item"):  # a scalar of NumPy or JAX
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def check_usable(path: Path, existing: str) -> None:
+    """Refuses a folder as `RunFolder` would, before there is a config to put in it."""
+    # A run that died at its very start leaves a lock, or what was to become config.json.
+    found = [] if not path.is_dir() else [entry.name for entry in path.iterdir()]
+    used = [name for name in found if name != "lock" and not name.startswith(f".{CONFIG}.")]
+    if existing == "refuse" and used:
+        raise FileExistsError(
+            f"run folder {path} is not empty: choose another, go on with the run in it "
+            "(--resume), or delete that and begin anew (--replace)"
+        )
+    if existing == "resume" and used and CONFIG not in used:
+        raise FileExistsError(f"run folder {path} holds no run to resume: no {CONFIG} in it")
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Says which file or folder it was that could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def _delete(folder: Path, names: Sequence[str]) -> None:
+    for path in (folder / name for name in names):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _sweep(folder: Path, names: Sequence[str]) -> None:
+    """Deletes what a process that died left of files it was about to rename."""
+    for name in names:
+        for path in folder.glob(f".{name}.*"):
+            path.unlink()
+
+
+def _write_whole(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, "utf-8")
+    temporary.replace(path)

@@ -1,0 +1,492 @@
+"""Checkpoints that are whole or not there, hashed when written and verified when read.
+
+A folder of checkpoints holds one folder for each, numbered in the order of saving:
+
+    000007-step-1200/state/...       the arrays, as Orbax writes them, each under its path
+    000007-step-1200/manifest.json   step, shapes and dtypes, and what else the caller keeps
+    000007-step-1200/SHA256SUMS      of every file above, in the format of sha256sum
+    lock                             held by the process that writes here
+
+All of it is written under a name that ends in .tmp and renamed when it is on disk, so a process
+that is killed leaves nothing that could be taken for a checkpoint. Orbax itself restores a
+flipped bit without a word; the hashes are there to notice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+SUMS, MANIFEST, STATE = "SHA256SUMS", "manifest.json", "state"
+_NAME = re.compile(r"(\d+)-step-(\d+)(\.tmp)?")
+_ROOM = 1 << 20  # bytes on the disk for what is not arrays
+_FORMAT = {"format": "rnnjax-checkpoint", "version": 1}
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written, found, trusted or fitted; the message says why."""
+
+
+class Restored(NamedTuple):
+    """What :meth:`Checkpoints.restore` found."""
+
+    step: int
+    state: Any
+    extra: dict[str, Any]
+    rejected: tuple[str, ...]  # the newer ones that were passed over, each with the reason
+
+
+class FolderLock:
+    """Keeps every other process out of a folder until closed, or until this process has died.
+
+    The operating system holds the lock, in the file "lock": it ends with the process, whatever
+    ended that. Other programs are not kept out, only other locks.
+
+    Args:
+        folder: a folder that exists.
+
+    Raises:
+        CheckpointError: another lock is held on the folder; says by which process.
+        OSError: the folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with FolderLock(folder):
+        ...         FolderLock(folder)
+        Traceback (most recent call last):
+            ...
+        rnnjax.checkpoint.CheckpointError: ...: in use by process ...
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        import fcntl
+
+        self._file = Path(folder, "lock").open("a+", encoding="utf-8")  # noqa: SIM115
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.seek(0)
+            holder = self._file.read().strip() or "?"
+            self._file.close()
+            raise CheckpointError(f"{os.fspath(folder)}: in use by process {holder}") from None
+        self._file.truncate(0)
+        self._file.write(f"{os.getpid()}\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Lets others in."""
+        self._file.close()
+
+    def __enter__(self) -> FolderLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Checkpoints:
+    """The last few checkpoints of a run, in a folder of their own.
+
+    Saving costs the caller a copy of the arrays to the memory of the host; the rest happens in a
+    thread. Where the disk is slower than the caller, a save that has not begun gives way to the
+    next one, so that no more than two copies are ever held and nobody waits.
+
+    Needs orbax-checkpoint (``pip install rnnjax[checkpoint]``), and an operating system with
+    ``flock``, which Windows lacks.
+
+    Args:
+        folder: made if need be. What an earlier process left half-written in it is removed.
+        keep: how many checkpoints stay; older ones are deleted when a new one is whole, so the
+            disk needs room for one more.
+
+    Raises:
+        CheckpointError: another process has the folder.
+        ValueError: ``keep`` is below 1.
+        OSError: the folder cannot be made or written.
+
+    Example:
+        >>> import tempfile
+        >>> state = {"w": jnp.arange(3.0), "key": jax.random.key(0)}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with Checkpoints(folder, keep=2) as checkpoints:
+        ...         checkpoints.save(10, state, {"epoch": 1})
+        ...     with Checkpoints(folder) as checkpoints:
+        ...         restored = checkpoints.restore(state)
+        >>> restored.step, restored.state["w"], restored.extra
+        (10, Array([0., 1., 2.], dtype=float32), {'epoch': 1})
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, keep: int = 3) -> None:
+        if keep < 1:
+            raise ValueError(f"keep: expected 1 or more checkpoints, got {keep}")
+        _import_orbax()
+        self.folder = Path(folder).absolute()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._keep = keep
+        self._lock = FolderLock(self.folder)
+        for path in self.folder.glob("*.tmp"):
+            if _NAME.fullmatch(path.name):
+                shutil.rmtree(path)
+        self._next = max((_number(path) for path in self._saved()), default=0) + 1
+        self._rejected: set[Path] = set()
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._jobs: list[Future[None]] = []
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        try:
+            self.wait()
+        except CheckpointError as failure:
+            if error is None:
+                raise
+            error.add_note(str(failure))
+        finally:
+            self._writer.shutdown()
+            self._lock.close()
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The steps of the checkpoints on disk, in the order in which they were saved.
+
+        They are not verified; :meth:`restore` does that.
+        """
+        return tuple(_step(path) for path in self._saved())
+
+    def save(self, step: int, state: Any, extra: Mapping[str, Any] | None = None) -> None:
+        """Copies the state and has it written in the background.
+
+        The arrays may be donated or overwritten as soon as this returns. An error while writing,
+        such as a full disk, is raised by the next call of :meth:`save` or :meth:`wait`.
+
+        Args:
+            step: a whole number, at least 0; the same one may be saved again.
+            state: a tree of arrays, typed keys among them.
+            extra: what JSON can say. It is written later, so leave it as it is.
+
+        Raises:
+            CheckpointError: an earlier save failed.
+            TypeError: a leaf is no array; names it.
+            ValueError: the step is below 0, two leaves have the same path, or a leaf is spread
+                over other processes.
+        """
+        self._raise_failure()
+        if step < 0:
+            raise ValueError(f"step: expected 0 or more, got {step}")
+        leaves = _named(state)
+        manifest = {
+            **_FORMAT,
+            "step": step,
+            "leaves": {name: _kind(leaf) for name, leaf in leaves.items()},
+            "extra": dict(extra or {}),
+        }
+        self._jobs = [job for job in self._jobs if not job.cancel()]
+        arrays = _to_host(leaves)
+        self._jobs.append(self._writer.submit(self._write, step, arrays, manifest))
+
+    def wait(self) -> None:
+        """Returns when everything saved is on disk.
+
+        Raises:
+            CheckpointError: it could not be written; says why.
+        """
+        jobs, self._jobs = self._jobs, []
+        for job in jobs:
+            job.result()
+
+    def restore(
+        self,
+        template: Any,
+        step: int | None = None,
+        *,
+        accept: Callable[[dict[str, Any]], None] | None = None,
+    ) -> Restored:
+        """The newest checkpoint that is whole.
+
+        Newest means saved last. One that is damaged is passed over; one that is whole but of
+        another shape is an error, since those before it would be no better.
+
+        Args:
+            template: a tree like the saved one: arrays, or `jax.ShapeDtypeStruct`s, as
+                `jax.eval_shape` gives them. Leaves come back where its leaves are: on their
+                devices, or in NumPy arrays.
+            step: only look at the checkpoints of this step.
+            accept: gets the ``extra`` of a whole checkpoint and raises a CheckpointError (or an
+                OSError) to have it passed over too. Other errors go through to the caller.
+
+        Raises:
+            CheckpointError: there is none, none is whole (gives the reason for each), or paths,
+                shapes or dtypes differ from those of the template; every difference is listed.
+
+        Example:
+            >>> import tempfile
+            >>> with tempfile.TemporaryDirectory() as folder, Checkpoints(folder) as checkpoints:
+            ...     checkpoints.save(1, {"w": jnp.zeros(3)})
+            ...     checkpoints.wait()
+            ...     checkpoints.restore({"w": jnp.zeros(4), "b": jnp.zeros(4)})
+            Traceback (most recent call last):
+                ...
+            rnnjax.checkpoint.CheckpointError: ...: the state does not fit:
+              ['b']: expected float32[4], found nothing
+              ['w']: expected float32[4], found float32[3]
+        """
+        self.wait()
+        rejected: list[str] = []
+        for path in reversed(self._saved()):
+            if step not in (None, _step(path)):
+                continue
+            try:
+                manifest = _verified(path)
+                if accept is not None:
+                    accept(manifest["extra"])
+            except (CheckpointError, OSError) as error:
+                rejected.append(f"{path.name}: {error}")
+                self._rejected.add(path)
+                continue
+            state = _load(path, manifest["leaves"], template)
+            return Restored(manifest["step"], state, manifest["extra"], tuple(rejected))
+        wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
+        reasons = "".join(f"\n  {reason}" for reason in rejected)
+        raise CheckpointError(f"{self.folder}: no good {wanted}{reasons and ':' + reasons}")
+
+    def _saved(self) -> list[Path]:
+        found = [path for path in self.folder.iterdir() if _is_checkpoint(path)]
+        return sorted(found, key=_number)
+
+    def _raise_failure(self) -> None:
+        done = [job for job in self._jobs if job.done()]
+        self._jobs = [job for job in self._jobs if job not in done]
+        for job in done:
+            job.result()
+
+    def _write(self, step: int, arrays: dict[str, np.ndarray], manifest: dict[str, Any]) -> None:
+        final = self.folder / f"{self._next:06d}-step-{step}"
+        temporary = final.with_name(final.name + ".tmp")
+        self._next += 1
+        try:
+            _require_room(self.folder, arrays)
+            temporary.mkdir()
+            if arrays:
+                _save_arrays(temporary / STATE, arrays)
+            (temporary / MANIFEST).write_text(json.dumps(manifest), "utf-8")
+            _seal(temporary)
+            temporary.rename(final)
+            _sync(self.folder)
+            self._drop_old()
+        except Exception as error:  # whatever Orbax and the operating system may raise
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise CheckpointError(
+                f"{self.folder}: could not save step {step} ({_reason(error)}); "
+                f"the steps there are: {', '.join(map(str, self.steps)) or 'none'}"
+            ) from error
+
+    def _drop_old(self) -> None:
+        saved = self._saved()
+        good = [path for path in saved if path not in self._rejected]
+        for path in saved[: saved.index(good[-self._keep :][0])]:
+            # Renamed first: a process killed here must not leave half a checkpoint.
+            doomed = path.with_name(path.name + ".tmp")
+            path.rename(doomed)
+            shutil.rmtree(doomed)
+
+
+def _import_orbax() -> Any:
+    try:
+        import orbax.checkpoint
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "rnnjax.checkpoint needs orbax-checkpoint: pip install rnnjax[checkpoint]"
+        ) from error
+    return orbax.checkpoint
+
+
+def _require_room(folder: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Ends a save that cannot fit before Orbax does, which would say so in pages of tracebacks."""
+    needed = sum(array.nbytes for array in arrays.values()) + _ROOM
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise CheckpointError(f"no space left: {needed:,} bytes are needed, {free:,} are free")
+
+
+def _save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    orbax = _import_orbax()
+    with orbax.Checkpointer(orbax.StandardCheckpointHandler()) as checkpointer:
+        checkpointer.save(path, args=orbax.args.StandardSave(arrays))
+
+
+def _load_arrays(path: Path) -> dict[str, np.ndarray]:
+    orbax = _import_orbax()
+    with orbax.Checkpointer(orbax.StandardCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(path, args=orbax.args.StandardRestore())
+
+
+def _named(state: Any) -> dict[str, Any]:
+    """The leaves under their paths, as in ".params['w']"."""
+    leaves = [(jax.tree_util.keystr(p), leaf) for p, leaf in jax.tree.leaves_with_path(state)]
+    for name, leaf in leaves:
+        if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+            raise TypeError(f"state{name}: expected an array, got {leaf!r}")
+    doubled = [name for name, times in Counter(name for name, _ in leaves).items() if times > 1]
+    if doubled:
+        raise ValueError(f"several leaves have the same path: {', '.join(doubled)}")
+    return dict(leaves)
+
+
+def _kind(leaf: Any) -> str:
+    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _to_host(leaves: dict[str, Any]) -> dict[str, np.ndarray]:
+    plain = {n: jax.random.key_data(leaf) if _is_key(leaf) else leaf for n, leaf in leaves.items()}
+    for name, leaf in plain.items():
+        if not getattr(leaf, "is_fully_addressable", True):
+            raise ValueError(f"state{name}: expected an array of this process alone")
+    # Orbax refuses arrays without elements, and the manifest says all there is to know of them.
+    host = jax.device_get({name: leaf for name, leaf in plain.items() if leaf.size})
+    # Copied: on a CPU this may be the very memory that the next step donates.
+    return {name: np.array(leaf) for name, leaf in host.items()}
+
+
+def _load(path: Path, found: Mapping[str, str], template: Any) -> Any:
+    leaves = _named(template)
+    expected = {name: _kind(leaf) for name, leaf in leaves.items()}
+    differences = [
+        f"{name}: expected {expected.get(name, 'nothing')}, found {found.get(name, 'nothing')}"
+        for name in sorted({*expected, *found})
+        if expected.get(name) != found.get(name)
+    ]
+    if differences:
+        raise CheckpointError(f"{path}: the state does not fit:\n  " + "\n  ".join(differences))
+    try:
+        arrays = _load_arrays(path / STATE) if any(leaf.size for leaf in leaves.values()) else {}
+    except Exception as error:  # whatever another version of Orbax may raise
+        raise CheckpointError(f"{path}: whole, but unreadable ({_reason(error)})") from error
+    restored = [_placed(path, name, arrays.get(name), like) for name, like in leaves.items()]
+    return jax.tree.unflatten(jax.tree.structure(template), restored)
+
+
+def _placed(path: Path, name: str, value: np.ndarray | None, like: Any) -> Any:
+    """The value as the template has it: a key, an array on its devices, or NumPy's."""
+    if value is None:
+        plain = jax.eval_shape(jax.random.key_data, like) if _is_key(like) else like
+        value = np.zeros(plain.shape, plain.dtype)
+    if isinstance(like, np.ndarray | np.generic):
+        return value
+    # Not aliased: a step that donates it would write into memory that is NumPy's.
+    placed = jax.device_put(value, None if _is_key(like) else _sharding(like), may_alias=False)
+    if _is_key(like):
+        key = jax.random.wrap_key_data(placed, impl=_impl(like))
+        placed = jax.device_put(key, _sharding(like))
+    if _kind(placed) != _kind(like):  # 64 bits without jax_enable_x64
+        raise CheckpointError(f"{path}: {name}: JAX makes {_kind(placed)} of {_kind(like)} here")
+    return placed
+
+
+def _impl(like: Any) -> str:
+    """The name of a key's generator, which an abstract key tells only to a trace."""
+    found: list[str] = []
+    jax.eval_shape(lambda key: found.append(str(jax.random.key_impl(key))), like)
+    return found[0]
+
+
+def _sharding(like: Any) -> Any:
+    """Where a leaf of the template is; None where JAX may move it to where it is needed."""
+    committed = getattr(like, "committed", True)  # an abstract array has only what it asks for
+    return like.sharding if committed else None
+
+
+def _is_checkpoint(path: Path) -> bool:
+    match = _NAME.fullmatch(path.name)
+    return match is not None and match[3] is None and path.is_dir()
+
+
+def _number(path: Path) -> int:
+    return int(path.name.partition("-")[0])
+
+
+def _step(path: Path) -> int:
+    return int(path.name.rpartition("-")[2])
+
+
+def _sums(checkpoint: Path) -> bytes:
+    """The list of the hashes of all files but the list itself."""
+    lines = []
+    for path in sorted(checkpoint.rglob("*")):
+        name = path.relative_to(checkpoint).as_posix()
+        if path.is_file() and name != SUMS:
+            with path.open("rb") as file:
+                lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n")
+    return "".join(lines).encode()
+
+
+def _seal(checkpoint: Path) -> None:
+    """Writes the list of hashes, and returns when all of the checkpoint is on the disk."""
+    (checkpoint / SUMS).write_bytes(_sums(checkpoint))
+    for path in (checkpoint, *checkpoint.rglob("*")):
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _verified(checkpoint: Path) -> dict[str, Any]:
+    """The manifest, once every file has been found to be what was written."""
+    if not (checkpoint / SUMS).is_file():
+        raise CheckpointError(f"{SUMS} is missing")
+    written, found = (checkpoint / SUMS).read_bytes(), _sums(checkpoint)
+    if written != found:
+        raise CheckpointError(_damage(written, found))
+    manifest = json.loads((checkpoint / MANIFEST).read_text("utf-8"))
+    if {name: manifest.get(name) for name in _FORMAT} != _FORMAT:
+        raise CheckpointError(f"{MANIFEST}: expected {_FORMAT}")
+    return manifest
+
+
+def _damage(written: bytes, found: bytes) -> str:
+    """The first difference between the list that was written and that of what is there."""
+    then, now = _parsed(written), _parsed(found)
+    for name in sorted({*then, *now}):
+        if name not in now:
+            return f"{name} is missing"
+        if name not in then:
+            return f"{name} is not in {SUMS}"
+        if then[name] != now[name]:
+            return f"{name} is damaged: its SHA-256 is not that in {SUMS}"
+    return f"{SUMS} is damaged"
+
+
+def _parsed(sums: bytes) -> dict[str, str]:
+    lines = sums.decode("utf-8", errors="replace").split("\n")
+    return {name: digest for digest, gap, name in (line.partition("  ") for line in lines) if gap}
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong, in one line: of TensorStore's long ones, the words of the system."""
+    of_the_system = re.search(r"([^:]+) \[os_error_code=", str(error))
+    if of_the_system:
+        return of_the_system[1].strip()
+    name = "" if isinstance(error, CheckpointError) else f"{type(error).__name__}: "
+    return f"{name}{error}".splitlines()[0]

@@ -1,0 +1,491 @@
+"""Checkpoints: what comes back, what is refused, and what survives a damaged or full disk."""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rnnjax import checkpoint
+from rnnjax.checkpoint import CheckpointError, Checkpoints, FolderLock
+from rnnjax.training import init_train_state, make_train_step
+
+
+class Pair(NamedTuple):
+    first: jax.Array
+    second: jax.Array
+
+
+def tree(seed=0):
+    """Every kind of leaf there is: widths, no elements, no axes, keys, NumPy, odd names."""
+    key = jax.random.key(seed)
+    return {
+        "pair": Pair(jax.random.normal(key, (3, 4)), jnp.arange(5, dtype=jnp.int8)),
+        "half": jax.random.normal(key, (2, 2)).astype(jnp.bfloat16),
+        "a/b.c": [jnp.array(7), jnp.array(True), jnp.zeros((0, 3))],
+        "keys": (key, jax.random.split(jax.random.key(seed, impl="rbg"), 3)),
+        "numpy": np.arange(6, dtype=np.float64).reshape(2, 3),
+        "nan": jnp.array([jnp.nan, jnp.inf, -0.0]),
+    }
+
+
+def bits(leaf):
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return str(leaf.dtype), leaf.shape, np.asarray(jax.random.key_data(leaf)).tobytes()
+    return str(leaf.dtype), leaf.shape, np.asarray(leaf).tobytes()
+
+
+def assert_same_bits(first, second):
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    assert jax.tree.map(bits, first) == jax.tree.map(bits, second)
+
+
+def saved(folder, *steps, keep=9):
+    """A folder with one checkpoint a step, whose state tells them apart."""
+    with Checkpoints(folder, keep=keep) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, {"w": jnp.full((40, 3), float(step))}, {"step": step})
+            checkpoints.wait()
+
+
+TEMPLATE = {"w": jnp.zeros((40, 3))}
+
+
+def restored(folder, template=TEMPLATE, step=None):
+    with Checkpoints(folder) as checkpoints:
+        return checkpoints.restore(template, step)
+
+
+def newest(folder):
+    return max(path for path in folder.iterdir() if path.is_dir())
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir() if path.is_dir())
+
+
+def test_every_kind_of_leaf_comes_back_bit_for_bit(tmp_path):
+    state = tree()
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(12, state, {"epoch": 2, "names": ["ä", None], "best": 0.1})
+    found = restored(tmp_path, state)
+    assert (found.step, found.rejected) == (12, ())
+    assert found.extra == {"epoch": 2, "names": ["ä", None], "best": 0.1}
+    assert_same_bits(found.state, state)
+    assert isinstance(found.state["numpy"], np.ndarray)
+    assert_same_bits(jax.random.split(found.state["keys"][0]), jax.random.split(state["keys"][0]))
+
+
+def test_shapes_alone_are_template_enough(tmp_path):
+    state = {name: leaf for name, leaf in tree().items() if name != "numpy"}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state)
+    assert_same_bits(restored(tmp_path, jax.eval_shape(lambda: state)).state, state)
+
+
+@pytest.mark.parametrize("state", [{}, {"w": jnp.zeros((0, 3), jnp.int32)}])
+def test_a_state_without_a_number_is_a_state(state, tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state, {"epoch": 3})
+    found = restored(tmp_path, state)
+    assert_same_bits(found.state, state)
+    assert found.extra == {"epoch": 3}
+
+
+def test_a_whole_checkpoint_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    def fail(path):
+        raise KeyError("no such format")
+
+    saved(tmp_path, 1)
+    monkeypatch.setattr(checkpoint, "_load_arrays", fail)
+    with pytest.raises(CheckpointError, match=r"step-1: whole, but unreadable .*no such format"):
+        restored(tmp_path)
+
+
+def test_training_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(tmp_path):
+    def loss_fn(params, batch, key):
+        loss = ((batch @ params["w"] + jax.random.normal(key)) ** 2).mean()
+        return loss, {"loss": (loss, jnp.ones(()))}
+
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1))
+    state = init_train_state({"w": jnp.ones((3, 2))}, optimizer, jax.random.key(0))
+    step, batches = make_train_step(loss_fn, optimizer), np.eye(3, dtype=np.float32) + 1
+    with Checkpoints(tmp_path) as checkpoints:
+        for number in range(1, 9):
+            state, _ = step(state, jnp.asarray(batches * number))
+            if number == 3:
+                checkpoints.save(number, state)  # and the next step is given its memory
+    template = init_train_state({"w": jnp.zeros((3, 2))}, optimizer, jax.random.key(9))
+    again = restored(tmp_path, template).state
+    for number in range(4, 9):
+        again, _ = step(again, jnp.asarray(batches * number))
+    assert_same_bits(again, state)
+
+
+def test_what_is_saved_is_the_state_at_that_moment(tmp_path):
+    array = np.zeros(3)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"w": array})
+        array += 1
+    assert (restored(tmp_path, {"w": array}).state["w"] == 0).all()
+
+
+def test_restored_arrays_are_where_those_of_the_template_are(tmp_path):
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    there = NamedSharding(mesh, PartitionSpec("data"))
+    saved(tmp_path, 1)
+    assert restored(tmp_path, jax.device_put(TEMPLATE, there)).state["w"].sharding == there
+    assert not restored(tmp_path).state["w"].committed
+    abstract = {"w": jax.ShapeDtypeStruct((40, 3), jnp.float32, sharding=there)}
+    assert restored(tmp_path, abstract).state["w"].sharding == there
+
+
+def test_the_newest_is_the_last_one_saved_and_a_step_can_be_asked_for(tmp_path):
+    saved(tmp_path, 5, 20, 10)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps == (5, 20, 10)
+    assert restored(tmp_path).step == 10
+    assert float(restored(tmp_path, step=20).state["w"][0, 0]) == 20
+    with pytest.raises(CheckpointError, match="no good checkpoint of step 7"):
+        restored(tmp_path, step=7)
+
+
+def test_only_the_last_ones_are_kept(tmp_path):
+    saved(tmp_path, 1, 2, 3, 4, 5, keep=2)
+    assert names(tmp_path) == ["000004-step-4", "000005-step-5"]
+    saved(tmp_path, 6, keep=1)
+    assert names(tmp_path) == ["000006-step-6"]
+    assert restored(tmp_path).step == 6
+
+
+def test_an_empty_folder_has_nothing_to_restore(tmp_path):
+    with Checkpoints(tmp_path / "new" / "one") as checkpoints:
+        assert checkpoints.steps == ()
+        with pytest.raises(CheckpointError, match=r"no good checkpoint$"):
+            checkpoints.restore(TEMPLATE)
+
+
+# Damage
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "flipped": flip_a_bit,
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "emptied": lambda path: path.write_bytes(b""),
+    "deleted": lambda path: path.unlink(),
+    "grown": lambda path: path.write_bytes(path.read_bytes() + b"\n"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_to_any_file_is_noticed_and_the_one_before_is_taken(damage, tmp_path):
+    saved(tmp_path / "good", 1, 2)
+    files = [path for path in newest(tmp_path / "good").rglob("*") if path.is_file()]
+    assert len(files) >= 8  # those of Orbax, the manifest and the list
+    for number, file in enumerate(files):
+        folder = tmp_path / str(number)
+        shutil.copytree(tmp_path / "good", folder)
+        broken = folder / file.relative_to(tmp_path / "good")
+        DAMAGES[damage](broken)
+        found = restored(folder)
+        assert found.step == 1
+        assert (found.state["w"] == 1).all()
+        assert len(found.rejected) == 1
+        assert "000002-step-2: " in found.rejected[0]
+        # A damaged list may name files that never were.
+        assert broken.name in found.rejected[0] or broken.name == "SHA256SUMS"
+
+
+def test_a_line_cut_from_the_list_of_hashes_is_noticed(tmp_path):
+    saved(tmp_path, 1, 2)
+    sums = newest(tmp_path) / "SHA256SUMS"
+    sums.write_text("".join(sums.read_text().splitlines(keepends=True)[:-1]))
+    assert restored(tmp_path).step == 1
+
+
+def test_where_none_is_good_each_is_named_with_its_reason(tmp_path):
+    saved(tmp_path, 1, 2)
+    for path in tmp_path.glob("*-step-*"):
+        flip_a_bit(path / "manifest.json")
+    with pytest.raises(CheckpointError) as caught:
+        restored(tmp_path)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == f"{tmp_path}: no good checkpoint:"
+    reason = "manifest.json is damaged: its SHA-256 is not that in SHA256SUMS"
+    assert lines[1:] == [f"  000002-step-2: {reason}", f"  000001-step-1: {reason}"]
+
+
+def test_the_list_is_what_sha256sum_checks(tmp_path):
+    saved(tmp_path, 1)
+    for line in (newest(tmp_path) / "SHA256SUMS").read_text().splitlines():
+        digest, name = line.split("  ")
+        assert hashlib.sha256((newest(tmp_path) / name).read_bytes()).hexdigest() == digest
+
+
+def test_a_damaged_one_never_pushes_a_good_one_out(tmp_path):
+    saved(tmp_path, 1, 2)
+    flip_a_bit(newest(tmp_path) / "manifest.json")
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        assert checkpoints.restore(TEMPLATE).step == 1
+        checkpoints.save(3, TEMPLATE)
+    assert restored(tmp_path).step == 3
+    saved(tmp_path / "two", 1, 2)
+    flip_a_bit(newest(tmp_path / "two") / "manifest.json")
+    with Checkpoints(tmp_path / "two", keep=2) as checkpoints:
+        checkpoints.restore(TEMPLATE)
+        checkpoints.save(3, TEMPLATE)
+    assert "000001-step-1" in names(tmp_path / "two")
+
+
+def test_a_caller_may_pass_over_what_does_not_suit_it(tmp_path):
+    saved(tmp_path, 1, 2)
+
+    def accept(extra):
+        if extra["step"] == 2:
+            raise CheckpointError("not this one")
+
+    with Checkpoints(tmp_path) as checkpoints:
+        found = checkpoints.restore(TEMPLATE, accept=accept)
+    assert (found.step, found.rejected) == (1, ("000002-step-2: not this one",))
+
+
+def test_what_an_unfinished_save_left_is_swept_and_nothing_else(tmp_path):
+    saved(tmp_path, 1)
+    shutil.copytree(newest(tmp_path), tmp_path / "000002-step-2.tmp")
+    (tmp_path / "notes.tmp").write_text("mine")
+    (tmp_path / "mine").mkdir()
+    assert restored(tmp_path).step == 1
+    assert names(tmp_path) == ["000001-step-1", "mine"]
+    assert (tmp_path / "notes.tmp").exists()
+
+
+# Another state
+
+
+def test_every_difference_of_shape_dtype_and_path_is_named(tmp_path):
+    state = {"a": jnp.zeros((2, 3)), "b": jnp.zeros(2), "c": Pair(jnp.zeros(1), jnp.zeros(1)),
+             "k": jax.random.key(0)}  # fmt: skip
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state)
+    other = {"a": jnp.zeros((3, 2)), "b": jnp.zeros(2, jnp.bfloat16), "d": jnp.zeros(1),
+             "k": jnp.zeros(2, jnp.uint32)}  # fmt: skip
+    with pytest.raises(CheckpointError) as caught:
+        restored(tmp_path, other)
+    assert str(caught.value).splitlines()[1:] == [
+        "  ['a']: expected float32[3,2], found float32[2,3]",
+        "  ['b']: expected bfloat16[2], found float32[2]",
+        "  ['c'].first: expected nothing, found float32[1]",
+        "  ['c'].second: expected nothing, found float32[1]",
+        "  ['d']: expected float32[1], found nothing",
+        "  ['k']: expected uint32[2], found key<fry>[]",
+    ]
+
+
+@pytest.mark.parametrize("numpy_saved", [False, True])
+@pytest.mark.parametrize("numpy_template", [False, True])
+def test_shapes_are_compared_for_arrays_of_numpy_too(numpy_saved, numpy_template, tmp_path):
+    make = {False: jnp.zeros, True: lambda shape: np.zeros(shape, np.float32)}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"w": make[numpy_saved]((3, 4))})
+    with pytest.raises(CheckpointError, match=r"expected float32\[5\], found float32\[3,4\]"):
+        restored(tmp_path, {"w": make[numpy_template](5)})
+    assert (restored(tmp_path, {"w": make[numpy_template]((3, 4))}).state["w"] == 0).all()
+
+
+def test_doubles_are_not_cut_to_floats_without_a_word(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"w": np.zeros(3)})
+    abstract = {"w": jax.ShapeDtypeStruct((3,), np.float64)}
+    with pytest.raises(CheckpointError, match=r"\['w'\]: JAX makes float32\[3\] of float64\[3\]"):
+        restored(tmp_path, abstract)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((1, {"rate": 0.5}), TypeError, r"state\['rate'\]: expected an array, got 0.5"),
+        ((-1, {"w": jnp.zeros(1)}), ValueError, "step: expected 0 or more, got -1"),
+    ],
+)
+def test_what_cannot_be_saved_is_named_at_once(arguments, error, message, tmp_path):
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(error, match=message):
+        checkpoints.save(*arguments)
+
+
+def test_what_json_cannot_say_is_an_error_and_no_checkpoint(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, TEMPLATE, {"when": object()})
+        with pytest.raises(CheckpointError, match=r"could not save step 1.*JSON"):
+            checkpoints.wait()
+    assert names(tmp_path) == []
+
+
+def test_at_least_one_is_kept(tmp_path):
+    with pytest.raises(ValueError, match="keep: expected 1 or more checkpoints, got 0"):
+        Checkpoints(tmp_path, keep=0)
+
+
+# The disk and the neighbours
+
+
+def full_after(monkeypatch, count):
+    """Lets so many checkpoints be written; then the disk is full, in the middle of one."""
+    write, calls = checkpoint._save_arrays, []
+
+    def write_or_fail(path, arrays):
+        calls.append(path)
+        write(path, arrays)
+        if len(calls) > count:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint, "_save_arrays", write_or_fail)
+
+
+def test_a_full_disk_is_reported_and_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
+    full_after(monkeypatch, 1)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"w": jnp.full((40, 3), 1.0)})
+        checkpoints.wait()
+        checkpoints.save(2, TEMPLATE)
+        with pytest.raises(CheckpointError, match=r"save step 2.*No space left.*there are: 1$"):
+            checkpoints.wait()
+    assert names(tmp_path) == ["000001-step-1"]  # nothing half-written takes up room
+    monkeypatch.undo()
+    assert (restored(tmp_path).state["w"] == 1).all()
+
+
+def test_a_save_that_cannot_fit_is_not_begun(tmp_path, monkeypatch):
+    saved(tmp_path, 1)
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(2, TEMPLATE)
+        with pytest.raises(CheckpointError, match="1,049,056 bytes are needed, 1,000 are free"):
+            checkpoints.wait()
+    assert restored(tmp_path).step == 1
+
+
+def test_of_the_long_errors_of_a_library_the_words_of_the_system_are_told(tmp_path, monkeypatch):
+    def fail(*_):
+        raise ValueError(
+            'RESOURCE_EXHAUSTED: Error writing "[0]/0" in OCDBT: Failed to write 239 bytes to '
+            "file 18: No space left on device [os_error_code='28']"
+        )
+
+    monkeypatch.setattr(checkpoint, "_save_arrays", fail)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(2, TEMPLATE)
+        with pytest.raises(CheckpointError, match=r"save step 2 \(No space left on device\);"):
+            checkpoints.wait()
+
+
+def test_a_failed_save_is_reported_by_the_next_one_or_by_the_end(tmp_path, monkeypatch):
+    full_after(monkeypatch, 0)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, TEMPLATE)
+    while not checkpoints._jobs[0].done():
+        threading.Event().wait(0.01)
+    with pytest.raises(CheckpointError, match="could not save step 1"):
+        checkpoints.save(2, TEMPLATE)
+    checkpoints.save(3, TEMPLATE)
+    with pytest.raises(CheckpointError, match="could not save step 3"):
+        checkpoints.__exit__(None, None, None)
+    checkpoints, error = Checkpoints(tmp_path), KeyError("the run's own")
+    checkpoints.save(4, TEMPLATE)
+    checkpoints.__exit__(KeyError, error, None)  # which goes on, with the other beside it
+    assert "could not save step 4" in error.__notes__[0]
+
+
+def test_a_slow_disk_makes_nobody_wait_and_drops_saves_in_between(tmp_path, monkeypatch):
+    write, gate, begun = checkpoint._save_arrays, threading.Event(), threading.Event()
+
+    def slow(path, arrays):
+        begun.set()
+        gate.wait()
+        write(path, arrays)
+
+    monkeypatch.setattr(checkpoint, "_save_arrays", slow)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, TEMPLATE)
+        begun.wait()
+        for step in (2, 3, 4):
+            checkpoints.save(step, TEMPLATE)  # none of them waits for the gate
+        assert checkpoints.steps == ()
+        gate.set()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps == (1, 4)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=re.escape(str(tmp_path / "file"))):
+        Checkpoints(tmp_path / "file" / "checkpoints")
+
+
+def test_a_second_run_in_the_folder_is_refused_until_the_first_has_died(tmp_path):
+    code = f"""
+import sys, time
+from rnnjax.checkpoint import FolderLock
+lock = FolderLock({str(tmp_path)!r})
+print("held", flush=True)
+sys.stdin.read()
+"""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(CheckpointError, match=f"in use by process {holder.pid}"):
+        Checkpoints(tmp_path)
+    holder.kill()
+    holder.communicate()
+    saved(tmp_path, 1)
+    with FolderLock(tmp_path), pytest.raises(CheckpointError, match=f"process {os.getpid()}"):
+        saved(tmp_path, 2)
+
+
+def test_orbax_is_loaded_when_needed_and_asked_for_by_name(tmp_path):
+    code = """
+import sys, rnnjax.checkpoint as c
+assert not any(name.startswith("orbax") for name in sys.modules)
+sys.modules["orbax"] = None
+try:
+    c.Checkpoints(sys.argv[1])
+except ModuleNotFoundError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert "pip install rnnjax[checkpoint]" in done.stdout
+
+
+def test_orbax_alone_can_read_the_arrays(tmp_path):
+    import orbax.checkpoint
+
+    saved(tmp_path, 3)
+    path = newest(tmp_path)
+    with orbax.checkpoint.Checkpointer(orbax.checkpoint.StandardCheckpointHandler()) as reader:
+        found = reader.restore(path / "state", args=orbax.checkpoint.args.StandardRestore())
+    assert list(found) == ["['w']"]
+    assert (found["['w']"] == 3).all()
+    assert json.loads((path / "manifest.json").read_text())["leaves"] == {"['w']": "float32[40,3]"}
