@@ -83,9 +83,11 @@ class Settings:
     """Share of words read as the unknown word in training, for the same reason."""
 
     batch_size: int = 32
-    """Rows in a batch."""
+    """Texts in a batch."""
+    batching: Literal["bucketed", "packed", "padded"] = "bucketed"
+    """Texts of like length together; several in a row; or all padded to the longest."""
     buckets: int = 4
-    """Lengths that batches are padded to, which is how many shapes are compiled."""
+    """Lengths that bucketed batches are padded to, which is how many shapes are compiled."""
     epochs: int = 8
     """At most."""
     patience: int = 3
@@ -270,6 +272,7 @@ def prepare(
         batch_size=settings.batch_size,
         buckets=settings.buckets,
         seed=settings.seed,
+        batching=settings.batching,
     )
     return encode, splits
 

@@ -18,7 +18,7 @@ from experiments.prefetching import prefetched
 from experiments.run_folder import RunFolder
 from experiments.text import Splits
 from rnnjax.averaging import average_parameters, averaged
-from rnnjax.data import UNKNOWN, Batch, BucketedBatches
+from rnnjax.data import UNKNOWN, Batch, BucketedBatches, PackedBatch, PackedBatches
 from rnnjax.early_stopping import EarlyStopping
 from rnnjax.metrics import accuracy, compute, cross_entropy, evaluate, merge
 from rnnjax.models import Model
@@ -30,6 +30,9 @@ from rnnjax.training import (
     make_eval_step,
     make_train_step,
 )
+
+AnyBatch = Batch | PackedBatch
+AnyBatches = BucketedBatches | PackedBatches
 
 
 class Recipe(NamedTuple):
@@ -63,18 +66,22 @@ class Fitted(NamedTuple):
 
 
 def classification_loss(model: Model, word_dropout: float) -> Callable:
-    """Cross entropy and accuracy of a classifier, as sums and counts over the real rows.
+    """Cross entropy and accuracy of a classifier, as sums and counts over the real examples.
 
     In training each token is read as the unknown word at the rate of ``word_dropout``.
     """
 
-    def loss_fn(params: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, dict]:
+    def loss_fn(params: Any, batch: AnyBatch, key: jax.Array | None) -> tuple[jax.Array, dict]:
         tokens, labels = jnp.asarray(batch.tokens), jnp.asarray(batch.labels)
         if key is not None:
             key, drop = jax.random.split(key)
             hidden = jax.random.bernoulli(drop, word_dropout, tokens.shape)
             tokens = jnp.where(hidden, UNKNOWN, tokens)
-        logits = model.apply(params, tokens, batch.lengths, key=key)
+        if isinstance(batch, PackedBatch):
+            steps = {"segment_ids": batch.segment_ids, "num_segments": len(labels)}
+        else:
+            steps = {"lengths": batch.lengths}
+        logits = model.apply(params, tokens, **steps, key=key)
         loss = cross_entropy(logits, labels, batch.weights)
         return loss.value, {"loss": loss, "accuracy": accuracy(logits, labels, batch.weights)}
 
@@ -208,7 +215,7 @@ class _Fitting:
         )
         self._save()
 
-    def _step(self, batch: Batch, tokens: int) -> None:
+    def _step(self, batch: AnyBatch, tokens: int) -> None:
         now = self._snapshot
         # Whatever the step reads is on the device already: a hidden copy would be an error.
         with jax.transfer_guard("disallow"):
@@ -221,14 +228,14 @@ class _Fitting:
         if self._saver.is_due(now.step):
             self._save()
 
-    def _evaluate(self, params: Any, batches: BucketedBatches, epoch: int) -> dict[str, float]:
+    def _evaluate(self, params: Any, batches: AnyBatches, epoch: int) -> dict[str, float]:
         on_device = (batch for batch, _ in self._batches(batches, epoch))
         with jax.transfer_guard("disallow"):
             return evaluate(self._eval_step, params, on_device)
 
     def _batches(
-        self, batches: BucketedBatches, epoch: int, done: int = 0
-    ) -> Iterator[tuple[Batch, int]]:
+        self, batches: AnyBatches, epoch: int, done: int = 0
+    ) -> Iterator[tuple[AnyBatch, int]]:
         """The batches of an epoch that are left, on the device, and how many tokens are in each."""
         left = islice(batches.epoch(epoch), done, None)
         placed = ((jax.device_put(batch), int(batch.lengths.sum())) for batch in left)

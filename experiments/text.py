@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
 
 from rnnjax.data import (
     TOKENIZERS,
@@ -11,6 +11,7 @@ from rnnjax.data import (
     DataError,
     Dataset,
     Examples,
+    PackedBatches,
     Vocabulary,
     choose_boundaries,
     split,
@@ -18,13 +19,16 @@ from rnnjax.data import (
 )
 from rnnjax.data.ragged import Sequences
 
+Batching = Literal["bucketed", "packed", "padded"]
+Batches = TypeVar("Batches", BucketedBatches, PackedBatches)
 
-class Splits(NamedTuple):
+
+class Splits(NamedTuple, Generic[Batches]):
     """The batches of the three parts of a data set, all cut to the same few lengths."""
 
-    train: BucketedBatches
-    validation: BucketedBatches
-    test: BucketedBatches
+    train: Batches
+    validation: Batches
+    test: Batches
 
 
 class Encoder(NamedTuple):
@@ -75,26 +79,37 @@ def make_batches(
     batch_size: int,
     buckets: int,
     seed: int,
+    batching: Batching = "bucketed",
 ) -> Splits:
-    """Batches of the train, validation and test examples; only the first are shuffled."""
+    """Batches of the train, validation and test examples; only the first are shuffled.
+
+    Every batch holds ``batch_size`` examples: "bucketed" by length, each bucket padded to its
+    own; "packed" several in a row as long as the longest text; "padded" to the longest text, in
+    the same order as the packed ones.
+
+    Raises:
+        DataError: an unknown batching, or whatever the batches refuse.
+    """
+    if batching not in get_args(Batching):
+        expected = ", ".join(get_args(Batching))
+        raise DataError(f"batching: expected one of {expected}, got {batching!r}")
     encoded = [encode(part.texts) for part in parts]
     lengths = [len(ids) for part in encoded for ids in part]
-    boundaries = choose_boundaries(lengths, buckets)
-    return Splits(
-        *(
-            BucketedBatches(
-                ids,
-                part.labels,
-                batch_size=batch_size,
-                boundaries=boundaries,
-                seed=seed,
-                shuffle=shuffle,
-                vocab_size=len(encode.vocabulary),
-                num_classes=num_classes,
-            )
-            for ids, part, shuffle in zip(encoded, parts, (True, False, False), strict=True)
-        )
-    )
+    boundaries = choose_boundaries(lengths, buckets if batching == "bucketed" else 1)
+
+    def make(ids: Sequences, part: Examples, shuffle: bool) -> Any:
+        options: dict[str, Any] = {
+            "batch_size": batch_size,
+            "seed": seed,
+            "shuffle": shuffle,
+            "vocab_size": len(encode.vocabulary),
+            "num_classes": num_classes,
+        }
+        if batching == "packed":
+            return PackedBatches(ids, part.labels, row_length=boundaries[-1], **options)
+        return BucketedBatches(ids, part.labels, boundaries=boundaries, **options)
+
+    return Splits(*map(make, encoded, parts, (True, False, False)))
 
 
 def take(examples: Examples, count: int | None) -> Examples:

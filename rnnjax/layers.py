@@ -10,6 +10,7 @@ from jax import Array
 from . import masking
 from .base import Apply, Carry, Cell, Key, Layer, Params, check_key, check_size, linear
 from .initializers import draw_linear
+from .precision import Policy, with_policy
 from .unroll import unroll
 
 Steps = dict[str, Any]  # lengths, mask and resets, handed on as they came
@@ -19,6 +20,7 @@ def recurrent(
     cell: Cell,
     *,
     reverse: bool = False,
+    policy: Policy | None = None,
     remat: int | str | None = None,
     implementation: str | None = None,
     scan_unroll: int = 1,
@@ -28,6 +30,8 @@ def recurrent(
     Args:
         cell: what to run. Its noise, if it has any, is drawn where ``apply`` is given a key.
         reverse: run from the last real step down to the first.
+        policy: the dtypes of parameters, products and state, as for ``with_policy``; None keeps
+            those of the parameters.
         remat: what reverse mode keeps, as for ``unroll``.
         implementation: as for ``unroll``.
         scan_unroll: steps per iteration of the compiled loop.
@@ -45,6 +49,8 @@ def recurrent(
     """
     if not isinstance(cell, Cell):
         raise ValueError(f"cell must be a rnnjax.Cell, got {type(cell).__name__}")
+    if policy is not None:
+        cell = with_policy(cell, policy)
 
     def apply(
         params: Params, xs: Array, steps: Steps, initial_carry: Carry, key: Key | None

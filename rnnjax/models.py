@@ -12,6 +12,7 @@ from .base import Cell, Key, Layer, check_key, check_size, linear
 from .embeddings import Embedding, check_tokens
 from .initializers import draw_linear
 from .layers import apply_dropout, check_rate, recurrent
+from .segments import pool_segments, resets_from_segment_ids
 
 
 class Model(NamedTuple):
@@ -19,7 +20,9 @@ class Model(NamedTuple):
 
     Attributes:
         init: ``(key) -> params``.
-        apply: ``(params, tokens [..., T], lengths [...], *, mask, key) -> logits [..., C]``.
+        apply: ``(params, tokens [..., T], lengths [...], *, mask, key) -> logits [..., C]``; or,
+            for several texts in a row, ``(params, tokens [..., T], *, segment_ids [..., T],
+            num_segments, key) -> logits [N, C]``, with ids as ``rnnjax.data.pack`` gives them.
     """
 
     init: Callable[[Key], Any]
@@ -53,7 +56,8 @@ def classifier(
 
     .. math:: \mathrm{logits} = \mathrm{pool}(y_1 \dots y_T) W + b
 
-    A sequence of length 0 pools to zeros, so its logits are the bias.
+    A sequence of length 0 pools to zeros, so its logits are the bias. Packed texts have the
+    logits they have alone; what is drawn once a row in training, they share.
 
     Args:
         embedding: from token ids to vectors, ``rnnjax.embedding(...)`` or ``rnnjax.one_hot(...)``.
@@ -75,6 +79,9 @@ def classifier(
         >>> tokens = jnp.array([[5, 7, 9], [3, 0, 0]])
         >>> model.apply(params, tokens, lengths=[3, 1]).shape
         (2, 4)
+        >>> ids = jnp.array([[1, 1, 2], [3, 0, 0]])
+        >>> model.apply(params, tokens, segment_ids=ids, num_segments=3).shape
+        (3, 4)
     """
     if pooling not in ("last", "mean", "max"):
         raise ValueError(f"pooling must be 'last', 'mean' or 'max', got {pooling!r}")
@@ -97,16 +104,26 @@ def classifier(
         lengths: Any = None,
         *,
         mask: Any = None,
+        segment_ids: Any = None,
+        num_segments: int | None = None,
         key: Key | None = None,
     ) -> Array:
         drop_in, inner, drop_out = (None,) * 3 if key is None else jax.random.split(key, 3)
-        tokens = jnp.asarray(tokens)
+        tokens, resets = jnp.asarray(tokens), None
+        if segment_ids is not None:
+            if lengths is not None or mask is not None:
+                raise ValueError("segment_ids say which steps are real: give no lengths or mask")
+            resets, mask = resets_from_segment_ids(segment_ids), jnp.asarray(segment_ids) > 0
         valid = masking.valid_steps(lengths, mask, tokens.shape[:-1], tokens.shape[-1])
         tokens = check_tokens(masking.zero_padding(valid, tokens), embedding.vocab_size)
         xs = apply_dropout(drop_in, embedding.apply(params.embedding, tokens), rate)
-        _, ys = layer.apply(params.encoder, xs, mask=valid, key=inner)
-        everywhere = jnp.ones(tokens.shape, bool)
-        pooled = apply_dropout(drop_out, pool(ys, everywhere if valid is None else valid), rate)
+        _, ys = layer.apply(params.encoder, xs, mask=valid, resets=resets, key=inner)
+        if segment_ids is not None:
+            count = check_size("num_segments", num_segments)
+            pooled = pool_segments(ys, segment_ids, count, pooling, last=layer.last)
+        else:
+            pooled = pool(ys, jnp.ones(tokens.shape, bool) if valid is None else valid)
+        pooled = apply_dropout(drop_out, pooled, rate)
         return linear(pooled, params.head.w, params.head.bias)
 
     return Model(init, apply)

@@ -149,6 +149,13 @@ COMPOSED: dict[str, Any] = {
     "reversed_steps": reversed_stack(
         "conv", "minimal_gated_reset_before", "learned_carry_of_a_step"
     ),
+    "linear": Tower((One(rnnjax.min_lstm(H)), One(rnnjax.lru(H), True), One(rnnjax.min_gru(H)))),
+    "transformed": Tower(
+        (
+            One(rnnjax.layer_norm(rnnjax.lstm(H))),
+            One(rnnjax.zoneout(rnnjax.weight_drop(rnnjax.gru(H), 0.3), 0.2), True),
+        )
+    ),
 }
 LAYERS: dict[str, Any] = {
     **{name: One(cell) for name, cell in CELLS.items()},

@@ -9,13 +9,23 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "rnnjax"
 FLOORS = [
-    {"base", "masking", "initializers"},
-    {"cells"},
-    {"engine", "unroll"},
-    {"layers"},
-    {"embeddings", "models"},
+    {"base", "masking", "initializers", "segments"},
+    {"cells", "normalization", "precision", "regularizers"},
+    {"plan", "engine", "accumulation", "associative", "unroll", "newton"},
+    {"layers", "residual", "streaming"},
+    {"embeddings", "models", "interop", "flax_mapping", "flax_linen", "flax_nnx", "modules"},
 ]
-SIDE = {"training", "averaging", "early_stopping", "metrics", "weights", "data"}
+SIDE = {
+    "averaging",
+    "checkpoint",
+    "data",
+    "early_stopping",
+    "exporting",
+    "metrics",
+    "training",
+    "weights",
+}
+ABOVE_SIDE = {"truncated": {"training"}}
 
 
 def imports_of(name):
@@ -38,7 +48,9 @@ def imports_of(name):
 
 def test_every_file_has_its_place():
     names = {p.stem if p.suffix == ".py" else p.name for p in PACKAGE.iterdir()}
-    assert names - {"__init__", "__pycache__", "py.typed", "py"} == set().union(SIDE, *FLOORS)
+    assert names - {"__init__", "__pycache__", "py.typed", "py"} == set().union(
+        SIDE, ABOVE_SIDE, *FLOORS
+    )
 
 
 @pytest.mark.parametrize("level", range(len(FLOORS)))
@@ -51,6 +63,11 @@ def test_a_floor_imports_only_itself_and_those_below(level):
 @pytest.mark.parametrize("name", sorted(SIDE))
 def test_side_files_import_nothing_of_the_package(name):
     assert imports_of(name) == set()
+
+
+@pytest.mark.parametrize("name", sorted(ABOVE_SIDE))
+def test_what_stands_on_a_side_file_imports_nothing_else(name):
+    assert imports_of(name) <= ABOVE_SIDE[name]
 
 
 def test_importing_the_library_loads_nothing_heavy():

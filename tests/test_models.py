@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import rnnjax
+from rnnjax.data import pack, pad
 
 KEY = jax.random.key(0)
 TOKENS = np.array([[3, 1, 4, 1], [5, 9, 0, 0], [0, 0, 0, 0]])
@@ -55,6 +56,27 @@ def test_ids_in_the_padding_are_never_read(pooling):
     clean = grad(TOKENS)
     jax.tree.map(np.testing.assert_array_equal, grad(dirty), clean)
     jax.tree.map(np.testing.assert_array_equal, grad(np.where(dirty == 7, -99, dirty)), clean)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "max"])
+def test_packed_texts_have_the_logits_they_have_alone(pooling):
+    model, params = make(pooling)
+    texts = [[3, 4], [5, 6, 7], [8], []]
+    packed = pack(texts, 4)
+    dirty = np.where(packed.mask, packed.tokens, -99)
+    segments = {"segment_ids": packed.segment_ids, "num_segments": 4}
+    found = jax.jit(lambda params: model.apply(params, dirty, **segments))(params)
+    expected = jax.jit(model.apply)(params, *pad(texts))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_segment_ids_leave_no_room_for_lengths():
+    (model, params), ids = make(), jnp.ones((1, 4), int)
+    for options in ({"lengths": [4]}, {"mask": ids > 0}):
+        with pytest.raises(ValueError, match="give no lengths or mask"):
+            model.apply(params, ids, segment_ids=ids, num_segments=1, **options)
+    with pytest.raises(ValueError, match="num_segments must be a positive integer, got None"):
+        model.apply(params, ids, segment_ids=ids)
 
 
 def test_one_hot_times_weights_is_an_embedding_lookup():

@@ -26,22 +26,20 @@ class MinLSTMGates(NamedTuple):
     n: Array
 
 
-def _normalise(i: Array, f: Array) -> tuple[Array, Array]:
-    """``sigmoid(i)`` and ``sigmoid(f)``, each over their sum."""
-    # By the logarithm of their quotient: with both gates closed the sum itself rounds to 0.
+def _project(params: MinLSTMParams, x: Array) -> tuple[Array, ...]:
+    i, f, candidate = split_gates(linear(x, params.w_ih, params.bias), 3)
+    # The logarithm of sigmoid(i) / sigmoid(f): with both gates closed their sum rounds to zero.
     balance = softplus(-f) - softplus(-i)
-    return sigmoid(balance), sigmoid(-balance)
+    return sigmoid(balance), sigmoid(-balance), candidate
 
 
 def _gates(params: MinLSTMParams, carry: Array, z: tuple, r: tuple) -> MinLSTMGates:
-    i, f, candidate = z
-    return MinLSTMGates(*_normalise(i, f), candidate)
+    return MinLSTMGates(*z)
 
 
 def _linear(params: MinLSTMParams, z: tuple) -> tuple[Array, Array]:
     i, f, candidate = z
-    new, kept = _normalise(i, f)
-    return kept, new * candidate
+    return f, i * candidate
 
 
 def _update(params: MinLSTMParams, carry: Array, z: tuple, r: tuple) -> tuple[Array, Array]:
@@ -95,14 +93,11 @@ def min_lstm(hidden_size: int, *, initializer: str | CellInitializer = "rnnjax")
     def initial_carry(params: MinLSTMParams) -> Array:
         return jnp.zeros((size,), accumulation_dtype(params.w_ih.dtype))
 
-    def project(params: MinLSTMParams, x: Array) -> tuple[Array, ...]:
-        return split_gates(linear(x, params.w_ih, params.bias), 3)
-
     return Cell(
         output_size=size,
         init=init,
         initial_carry=initial_carry,
-        project=project,
+        project=_project,
         hidden=lambda carry: carry,
         update=_update,
         gates=_gates,

@@ -2,7 +2,8 @@
 
 In the order of use: ``load`` or ``read_examples`` give ``Examples``; a tokenizer and a
 ``Vocabulary`` turn their texts into ids; ``choose_boundaries`` and ``BucketedBatches`` turn the
-ids into batches of few shapes. Whatever does not fit is a ``DataError`` that says where.
+ids into batches of few shapes; ``pack`` and ``PackedBatches`` put several sequences in one row.
+Whatever does not fit is a ``DataError`` that says where.
 
 Example:
     >>> texts, labels = ["a warm, funny film", "too long", "funny!"], [1, 0, 1]
@@ -22,6 +23,10 @@ from rnnjax.data.errors import DataError as DataError
 from rnnjax.data.examples import Examples as Examples
 from rnnjax.data.examples import split as split
 from rnnjax.data.files import read_examples as read_examples
+from rnnjax.data.packing import PackedBatch as PackedBatch
+from rnnjax.data.packing import PackedBatches as PackedBatches
+from rnnjax.data.packing import PackedRows as PackedRows
+from rnnjax.data.packing import pack as pack
 from rnnjax.data.ragged import Ragged as Ragged
 from rnnjax.data.ragged import flatten as flatten
 from rnnjax.data.ragged import pad as pad

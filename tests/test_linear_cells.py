@@ -1,0 +1,295 @@
+"""Cells that are linear in their state against NumPy loops, written from the papers' equations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import rnnjax
+from rnnjax.cells.lru import lru
+from rnnjax.cells.min_gru import min_gru
+from rnnjax.cells.min_lstm import min_lstm
+
+B, T, D, H, N = 3, 6, 3, 4, 5
+MASK = np.array([[1, 1, 0, 1, 0, 1], [0, 1, 1, 0, 1, 0], [0] * 6]) > 0
+VALUE, DIFFERENCE = 1e-12, 1e-7  # float64; a central difference is no better
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def float32(float64):
+    with jax.enable_x64(False):
+        yield
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def min_gru_step(p, h, x):
+    (w_z, w_n), (b_z, b_n) = np.split(p.w_ih, 2, axis=1), np.split(p.bias, 2)
+    z = sigmoid(x @ w_z + b_z)
+    h = (1 - z) * h + z * (x @ w_n + b_n)
+    return h, h
+
+
+def min_lstm_step(p, h, x):
+    (w_i, w_f, w_n), (b_i, b_f, b_n) = np.split(p.w_ih, 3, axis=1), np.split(p.bias, 3)
+    i, f = sigmoid(x @ w_i + b_i), sigmoid(x @ w_f + b_f)
+    h = f / (f + i) * h + i / (f + i) * (x @ w_n + b_n)
+    return h, h
+
+
+def lru_step(p, s, x):
+    eigenvalues = np.exp(-np.exp(p.nu_log) + 1j * np.exp(p.theta_log))
+    s = eigenvalues * s + np.exp(p.gamma_log) * (x @ (p.b_real + 1j * p.b_imag))
+    return s, (s @ (p.c_real + 1j * p.c_imag)).real + x @ p.d
+
+
+CASES = {
+    "min_gru": (min_gru(H), min_gru_step),
+    "min_lstm": (min_lstm(H), min_lstm_step),
+    "lru": (lru(H, N), lru_step),
+}
+EVERY_CELL = pytest.mark.parametrize("name", CASES)
+
+
+def loop(step, p, carries, xs, reverse):
+    """Each sequence by itself, over its real steps only."""
+    rows, ys = [], np.zeros((B, T, H))
+    for b in range(B):
+        carry = carries[b]
+        for t in sorted(np.flatnonzero(MASK[b]), reverse=reverse):
+            carry, ys[b, t] = step(p, carry, xs[b, t])
+        rows.append(carry)
+    return np.stack(rows), ys
+
+
+def normal_like(tree, seed):
+    rng = np.random.default_rng(seed)
+
+    def draw(a):
+        real = rng.normal(size=np.shape(a))
+        return real + 1j * rng.normal(size=np.shape(a)) if np.iscomplexobj(a) else real
+
+    return jax.tree.map(draw, tree)
+
+
+def problem(cell, seed=0):
+    """Random parameters, initial carries and inputs."""
+    params = jax.tree.map(lambda a: a.astype(float), cell.init(jax.random.key(0), D))
+    carries = np.zeros((B, 1), cell.initial_carry(params).dtype)
+    carries = np.broadcast_to(carries, (B, *cell.initial_carry(params).shape))
+    params = jax.tree.map(lambda a, b: a + 0.3 * b, params, normal_like(params, seed))
+    params = jax.tree.map(np.asarray, params)
+    return params, *normal_like((carries, np.zeros((B, T, D))), seed + 1)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@EVERY_CELL
+def test_unroll_equals_a_numpy_loop_over_the_real_steps(name, reverse):
+    cell, step = CASES[name]
+    params, carries, xs = problem(cell)
+    for implementation in ("scan", "associative"):
+        carry, ys = rnnjax.unroll(
+            cell,
+            params,
+            xs,
+            mask=MASK,
+            initial_carry=carries,
+            reverse=reverse,
+            implementation=implementation,
+        )
+        expected_carry, expected = loop(step, params, carries, xs, reverse)
+        np.testing.assert_allclose(carry, expected_carry, rtol=VALUE, atol=VALUE)
+        np.testing.assert_allclose(ys, expected, rtol=VALUE, atol=VALUE)
+
+
+@EVERY_CELL
+def test_gradients_equal_finite_differences_of_the_numpy_loop(name):
+    cell, step = CASES[name]
+    arguments = problem(cell)
+    weights = normal_like((arguments[1], np.zeros((B, T, H))), seed=5)
+
+    def weighted(carry, ys):
+        return (weights[0].conj() * carry).sum().real + (weights[1] * ys).sum()
+
+    def slope(implementation, direction):
+        def ours(params, carries, xs):
+            options = {"mask": MASK, "initial_carry": carries, "implementation": implementation}
+            return weighted(*rnnjax.unroll(cell, params, xs, **options))
+
+        grads = jax.jit(jax.grad(ours, argnums=(0, 1, 2)))(*arguments)
+        # JAX gives the gradient to a complex number z as d/d(Re z) - i d/d(Im z).
+        products = jax.tree.map(lambda g, d: (g * d).sum().real, grads, direction)
+        return sum(jax.tree.leaves(products))
+
+    def numpy_along(direction, size):
+        moved = jax.tree.map(lambda a, d: a + size * d, arguments, direction)
+        return weighted(*loop(step, *moved, reverse=False))
+
+    direction, size = normal_like(arguments, seed=6), 1e-5
+    expected = (numpy_along(direction, size) - numpy_along(direction, -size)) / (2 * size)
+    for implementation in ("scan", "associative"):
+        got = slope(implementation, direction)
+        np.testing.assert_allclose(got, expected, rtol=DIFFERENCE)
+
+
+@EVERY_CELL
+def test_linear_says_what_update_does(name):
+    cell, _ = CASES[name]
+    params, carries, xs = problem(cell)
+    z = cell.project(params, xs[0, 0])
+    decay, drive = cell.linear(params, z)
+    carry, _ = cell.update(params, carries[0], z, ())
+    np.testing.assert_allclose(decay * carries[0] + drive, carry, rtol=VALUE)
+
+
+def test_gates_of_the_minimal_cells_are_those_of_the_equations():
+    params, _, xs = problem(min_gru(H))
+    _, (_, gates) = rnnjax.unroll(rnnjax.trace_gates(min_gru(H)), params, xs[0])
+    z, n = np.split(xs[0] @ params.w_ih + params.bias, 2, axis=-1)
+    np.testing.assert_allclose(gates.z, sigmoid(z), rtol=VALUE)
+    np.testing.assert_allclose(gates.n, n, rtol=VALUE)
+    params, _, xs = problem(min_lstm(H))
+    _, (_, gates) = rnnjax.unroll(rnnjax.trace_gates(min_lstm(H)), params, xs[0])
+    i, f, n = np.split(xs[0] @ params.w_ih + params.bias, 3, axis=-1)
+    np.testing.assert_allclose(gates.f, sigmoid(f) / (sigmoid(f) + sigmoid(i)), rtol=VALUE)
+    np.testing.assert_allclose(gates.i + gates.f, 1, rtol=VALUE)
+    np.testing.assert_allclose(gates.n, n, rtol=VALUE)
+
+
+def one_step(cell, bias, h):
+    """The new state of a one-unit cell whose gates and candidate are those of its bias."""
+    params = cell.init(jax.random.key(0), 1)._replace(bias=jnp.array(bias, "float32"))
+    return cell.update(params, h, cell.project(params, jnp.zeros(1)), ())[0][0]
+
+
+@pytest.mark.usefixtures("float32")
+@pytest.mark.parametrize(("i", "f", "share"), [(-200, -200, 0.5), (-300, -200, 1), (200, -200, 0)])
+def test_min_lstm_gates_that_are_both_closed_still_sum_to_one(i, f, share):
+    """In float32 sigmoid(-200) is 0: the quotient of the two would be 0 / 0."""
+    run = jax.value_and_grad(lambda bias, h: one_step(min_lstm(1), bias, h), argnums=(0, 1))
+    new, (d_bias, d_h) = run(jnp.array([i, f, 3.0]), jnp.array([7.0]))
+    np.testing.assert_allclose(new, 7 * share + 3 * (1 - share), rtol=1e-6)
+    np.testing.assert_allclose(d_h, [share], rtol=1e-6, atol=1e-30)
+    np.testing.assert_allclose(d_bias[2], 1 - share, rtol=1e-6, atol=1e-30)
+    balanced = (7 - 3) * share * (1 - share)  # both gates closed: each still moves the balance
+    np.testing.assert_allclose(d_bias[:2], [-balanced, balanced], rtol=1e-5, atol=1e-30)
+
+
+@pytest.mark.usefixtures("float32")
+def test_a_min_gru_whose_gate_is_open_still_forgets_exponentially():
+    """In float32 1 - sigmoid(20) rounds to 0, the share kept does not."""
+    kept = one_step(min_gru(1), [20.0, 0.0], jnp.array([1.0]))
+    np.testing.assert_allclose(kept, np.exp(-20.0), rtol=1e-6)
+
+
+def test_lru_eigenvalues_start_uniformly_over_the_ring():
+    cell = lru(2, 4000, min_radius=0.6, max_radius=0.9, max_phase=0.5)
+    params = cell.init(jax.random.key(0), 3)
+    radius, phase = np.exp(-np.exp(params.nu_log)), np.exp(params.theta_log)
+    assert radius.min() >= 0.6 - 1e-6
+    assert radius.max() <= 0.9 + 1e-6
+    assert phase.max() <= 0.5 + 1e-6
+    uniform = np.linspace(0, 1, 4000)
+    np.testing.assert_allclose(np.sort(radius**2), 0.36 + 0.45 * uniform, atol=0.02)
+    np.testing.assert_allclose(np.sort(phase), 0.5 * uniform, atol=0.02)
+
+
+def test_lru_states_start_with_unit_variance_under_white_noise():
+    params = lru(2, 500, max_radius=0.99).init(jax.random.key(0), 30)
+    radius = np.exp(-np.exp(params.nu_log))
+    inputs = np.exp(2 * params.gamma_log) * (params.b_real**2 + params.b_imag**2).sum(0)
+    np.testing.assert_allclose((inputs / (1 - radius**2)).mean(), 1, rtol=0.05)
+
+
+@pytest.mark.parametrize("radii", [(0.0, 1.0), (1.0, 1.0), (0.0, 0.0)])
+def test_lru_parameters_are_finite_and_real_at_the_edges_of_the_ring(radii):
+    params = lru(2, 1000, min_radius=radii[0], max_radius=radii[1]).init(jax.random.key(0), 3)
+    assert all(a.dtype == jnp.float32 and np.all(np.isfinite(a)) for a in params)
+
+
+def test_an_lru_cannot_grow_whatever_its_parameters_are():
+    cell = lru(H, N)
+    params, _, _ = problem(cell)
+    for nu_log in (-40.0, 0.0, 6.0):
+        wild = params._replace(nu_log=jnp.full(N, nu_log), theta_log=jnp.full(N, 2.0))
+        decay, _ = cell.linear(wild, cell.project(wild, jnp.ones(D)))
+        assert np.all(np.abs(decay) <= 1 + 1e-15)
+
+
+def test_an_lru_is_trained_by_optax_as_any_cell():
+    """A delay of two steps, which only the state can bridge."""
+    cell, optimizer = lru(1, 8), optax.adam(2e-2)
+    xs = jax.random.normal(jax.random.key(1), (16, 20, 1))
+    params = cell.init(jax.random.key(0), 1)
+
+    def loss(params):
+        _, ys = rnnjax.unroll(cell, params, xs, implementation="associative")
+        return jnp.mean((ys[:, 2:] - xs[:, :-2]) ** 2)
+
+    @jax.jit
+    def step(params, state):
+        updates, state = optimizer.update(jax.grad(loss)(params), state)
+        return optax.apply_updates(params, updates), state
+
+    state, before = optimizer.init(params), loss(params)
+    for _ in range(150):
+        params, state = step(params, state)
+    assert before > 1
+    assert loss(params) < 0.1
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@EVERY_CELL
+def test_carries_and_outputs_stay_float32(name, dtype):
+    cell, _ = CASES[name]
+    params, _, xs = problem(cell)
+    narrow = jax.tree.map(lambda a: a.astype(dtype), params)
+    exact = jax.tree.map(lambda a: a.astype(float), narrow)
+    xs = jnp.asarray(xs).astype(dtype)
+    _, expected = rnnjax.unroll(cell, exact, xs.astype(float))
+    for implementation in ("scan", "associative"):
+        carry, ys = rnnjax.unroll(cell, narrow, xs, implementation=implementation)
+        assert carry.dtype == (jnp.complex64 if name == "lru" else jnp.float32)
+        assert ys.dtype == jnp.float32
+        error = {"bfloat16": 6e-2, "float16": 6e-3, "float32": 3e-6}[dtype]
+        np.testing.assert_allclose(ys, expected, atol=error * np.abs(expected).max())
+
+
+COUNTS = {
+    "min_gru": D * 2 * H + 2 * H,
+    "min_lstm": D * 3 * H + 3 * H,
+    "lru": 3 * N + 2 * D * N + 2 * N * H + D * H,
+}
+
+
+@EVERY_CELL
+def test_number_of_parameters_is_that_of_the_equations(name):
+    params = CASES[name][0].init(jax.random.key(0), D)
+    assert sum(a.size for a in jax.tree.leaves(params)) == COUNTS[name]
+
+
+BAD = {
+    "hidden_size must be a positive integer, got 0": lambda: min_gru(0),
+    "hidden_size must be a positive integer, got 2.5": lambda: min_lstm(2.5),
+    "state_size must be a positive integer, got 0": lambda: lru(3, 0),
+    "initializer must be one of": lambda: min_lstm(3, initializer="mine"),
+    "min_radius and max_radius must be in order": lambda: lru(3, min_radius=0.9, max_radius=0.5),
+    "within \\[0, 1\\], got 0.0 and 1.5": lambda: lru(3, max_radius=1.5),
+    "max_phase must lie in \\(0, 2 pi\\], got 0": lambda: lru(3, max_phase=0),
+    "input_size must be a positive integer": lambda: lru(3).init(jax.random.key(0), 0),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_sizes_are_named(message):
+    with pytest.raises(ValueError, match=message):
+        BAD[message]()

@@ -1,0 +1,281 @@
+"""Resets from the flags of an environment, and what is looked up by segment."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import One, alone, users_own_cell
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import rnnjax
+from rnnjax.segments import (
+    pool_segments,
+    resets_from_dones,
+    resets_from_segment_ids,
+    segment_carries,
+    segment_ids_from_resets,
+    valid_from_dones,
+)
+
+# Resets from dones, against an environment that knows what it shows
+
+
+class Corridor:
+    """An environment of episodes of given lengths; it shows (episode, steps taken in it)."""
+
+    def __init__(self, lengths, auto_reset):
+        self.lengths, self.auto_reset = lengths, auto_reset
+        self.episode = self.taken = 0
+
+    @property
+    def over(self):
+        return self.taken == self.lengths[self.episode]
+
+    def step(self):
+        """Whether the action counted, and whether the environment says done."""
+        if self.over and self.auto_reset == "none":
+            return False, True
+        if self.over:
+            self.episode, self.taken = self.episode + 1, 0
+            return False, False
+        self.taken += 1
+        done = self.over
+        if done and self.auto_reset == "same_step":
+            self.episode, self.taken = self.episode + 1, 0
+        return True, done
+
+
+def record(lengths, auto_reset, recorded_with, steps):
+    """What a user stores of so many steps: the flags; and what they should come to."""
+    environment, done = Corridor(lengths, auto_reset), False
+    dones, firsts, counted = [], [], []
+    for t in range(steps):
+        firsts.append(t > 0 and environment.taken == 0)
+        before = done
+        acted, done = environment.step()
+        counted.append(acted)
+        dones.append(done if recorded_with == "action" else before)
+    return np.array(dones), np.array(firsts), np.array(counted)
+
+
+CONVENTIONS = pytest.mark.parametrize(
+    ("auto_reset", "recorded_with"),
+    [(a, r) for a in ("same_step", "next_step", "none") for r in ("action", "observation")],
+)
+
+
+@CONVENTIONS
+@given(lengths=st.lists(st.integers(1, 4), min_size=21, max_size=21), cut=st.sampled_from([2, 11]))
+def test_resets_stand_where_the_environment_shows_a_first_observation(
+    auto_reset, recorded_with, lengths, cut
+):
+    convention = {"auto_reset": auto_reset, "recorded_with": recorded_with}
+    dones, firsts, counted = record(lengths, steps=20, **convention)
+    for function, expected in ((resets_from_dones, firsts), (valid_from_dones, counted)):
+        for rollout, previous in ((slice(0, cut), None), (slice(cut, 20), dones[:cut])):
+            found = function(dones[rollout], previous, **convention)
+            np.testing.assert_array_equal(found, expected[rollout])
+
+
+@pytest.mark.parametrize(
+    ("recorded_with", "auto_reset", "previous", "expected"),
+    [
+        # dones [0 1 1 0 1]: a single-step episode, and one that ends with the rollout
+        ("observation", "same_step", [1, 1], [0, 1, 1, 0, 1]),
+        ("action", "same_step", None, [0, 0, 1, 1, 0]),
+        ("action", "same_step", [1, 0], [0, 0, 1, 1, 0]),
+        ("action", "same_step", [0, 1], [1, 0, 1, 1, 0]),
+        ("action", "same_step", [1], [1, 0, 1, 1, 0]),
+        ("observation", "next_step", [0, 1], [1, 0, 1, 1, 0]),
+        ("action", "next_step", None, [0, 0, 0, 1, 1]),
+        ("action", "next_step", [1, 0], [1, 0, 0, 1, 1]),
+        ("action", "next_step", [0, 1], [0, 1, 0, 1, 1]),
+        ("action", "none", [1, 1], [0, 0, 0, 0, 0]),
+    ],
+)
+def test_off_by_one_cases(recorded_with, auto_reset, previous, expected):
+    dones = np.array([0, 1, 1, 0, 1], bool)
+    previous = None if previous is None else np.array(previous, bool)
+    convention = {"recorded_with": recorded_with, "auto_reset": auto_reset}
+    found = jax.jit(lambda d, p: resets_from_dones(d, p, **convention))(dones, previous)
+    np.testing.assert_array_equal(found, np.array(expected, bool))
+
+
+def test_rollouts_with_resets_are_the_episodes_alone():
+    """Values of every step, and the gradient to a learned start: once an episode."""
+    spec = One(users_own_cell())
+    params = spec.cell.init(jax.random.key(0), 3)
+    xs = jax.random.normal(jax.random.key(1), (2, 6, 3))
+    dones = np.zeros((2, 6), bool)
+    dones[0, [0, 2]] = dones[1, 3] = True  # the flag of step 2 lies on the cut
+    weights = jnp.cos(jnp.arange(48.0)).reshape(2, 6, 4)
+
+    def rollouts(params):
+        carry, previous, parts = None, None, []
+        for part in (slice(0, 3), slice(3, 6)):
+            resets = resets_from_dones(dones[:, part], previous)
+            carry, ys = rnnjax.unroll(
+                spec.cell, params, xs[:, part], resets=resets, initial_carry=carry
+            )
+            previous = dones[:, part]
+            parts.append(ys)
+        ys = jnp.concatenate(parts, axis=1)
+        return jnp.sum(ys * weights), ys
+
+    def episodes(params):
+        rows = []
+        for b, ends in ((0, [1, 3, 6]), (1, [4, 6])):
+            row = []
+            for begin, end in zip([0, *ends], ends, strict=False):
+                steps = list(xs[b, begin:end])
+                _, ys = alone(spec, params, steps, [False] * len(steps), params.start)
+                row += ys
+            rows.append(jnp.stack(row))
+        ys = jnp.stack(rows)
+        return jnp.sum(ys * weights), ys
+
+    found, expected = (jax.jit(jax.grad(f, has_aux=True))(params) for f in (rollouts, episodes))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *(found, expected)
+    )
+    assert np.abs(expected[0].start).min() > 0.001
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dones": [[0.0, 1.0]]}, "dones must be of dtype bool, got dtype float64"),
+        ({"dones": True}, r"dones must have shape \[..., T\], got a scalar"),
+        ({"previous": [1, 0]}, "previous must be of dtype bool"),
+        ({"previous": [[True]]}, r"previous must have the batch shape of dones, \(\), got shape"),
+        ({"previous": [True], "auto_reset": "next_step"}, "at least 2 flags in each row, got 1"),
+        ({"previous": np.zeros(0, bool)}, "at least 1 flags in each row, got 0"),
+        ({"recorded_with": "reward"}, "'action' or 'observation', got 'reward'"),
+        ({"auto_reset": True}, "'same_step', 'next_step' or 'none', got True"),
+    ],
+)
+def test_a_wrong_flag_or_convention_is_named(changes, message):
+    arguments = {"dones": [False, True], "previous": None} | changes
+    with pytest.raises(ValueError, match=message):
+        resets_from_dones(**arguments)
+
+
+# Segment ids
+
+FLAGS = st.lists(
+    st.lists(st.tuples(st.booleans(), st.booleans()), min_size=5, max_size=5),
+    min_size=1,
+    max_size=3,
+)
+
+
+@settings(max_examples=30)
+@given(FLAGS)
+def test_segments_are_numbered_in_the_order_of_rows_and_time(flags):
+    resets, mask = np.moveaxis(np.array(flags), -1, 0)
+    expected, number = np.zeros(mask.shape, int), 0
+    for b, t in np.ndindex(mask.shape):
+        if mask[b, t]:
+            number += bool(resets[b, t] or not mask[b, :t].any())
+            expected[b, t] = number
+    ids = segment_ids_from_resets(resets, mask)
+    np.testing.assert_array_equal(ids, expected)
+    first = np.array(
+        [[m and not mask[b, :t].any() for t, m in enumerate(r)] for b, r in enumerate(mask)]
+    )
+    np.testing.assert_array_equal(resets_from_segment_ids(ids), mask & (resets | first))
+
+
+# Pools and carries
+
+IDS = np.array([[2, 2, 2, 0, 4, 4], [1, 1, 5, 0, 0, 0]])
+COUNT = 5  # segment 3 has no step
+PLACES = {1: (1, [0, 1]), 2: (0, [0, 1, 2]), 4: (0, [4, 5]), 5: (1, [2])}
+
+
+def outputs(size=3):
+    return np.random.default_rng(0).normal(size=(2, 6, size)).astype(np.float32)
+
+
+def pooled_by_hand(ys, pooling):
+    reduce = {"last": lambda a: a[-1], "mean": np.mean, "max": np.max}[pooling]
+    by = {} if pooling == "last" else {"axis": 0}
+    rows = np.zeros((COUNT, ys.shape[-1]), np.float32)
+    for number, (row, steps) in PLACES.items():
+        rows[number - 1] = reduce(ys[row, steps], **by)
+    return rows
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "max"])
+def test_a_pool_is_that_of_the_steps_of_the_segment(pooling):
+    ys = outputs()
+    found = jax.jit(pool_segments, static_argnums=(2, 3))(ys, IDS, COUNT, pooling)
+    np.testing.assert_allclose(found, pooled_by_hand(ys, pooling), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("fill", [np.nan, np.inf])
+@pytest.mark.parametrize("pooling", ["last", "mean", "max"])
+def test_masked_steps_are_not_read_by_a_pool(pooling, fill):
+    weights = np.cos(np.arange(15.0, dtype=np.float32)).reshape(COUNT, 3)
+
+    def loss(ys):
+        return jnp.sum(pool_segments(ys, IDS, COUNT, pooling) * weights)
+
+    ys = outputs()
+    expected = jax.grad(loss)(ys)
+    found = jax.grad(loss)(np.where((IDS == 0)[..., None], np.float32(fill), ys))
+    np.testing.assert_array_equal(found, expected)
+    assert np.all(np.asarray(expected)[IDS == 0] == 0)
+    assert np.any(np.asarray(expected)[IDS == 4] != 0)
+
+
+def test_the_last_output_of_a_bidirectional_layer_joins_both_ends_of_a_segment():
+    layer = rnnjax.bidirectional(rnnjax.vanilla(2), rnnjax.vanilla(1))
+    ys = outputs()
+    found = pool_segments(ys, IDS, COUNT, last=layer.last)
+    for number, (row, steps) in PLACES.items():
+        expected = [*ys[row, steps[-1], :2], ys[row, steps[0], 2]]
+        np.testing.assert_array_equal(found[number - 1], expected)
+    assert np.all(found[2] == 0)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_final_carries_stand_at_the_end_where_the_run_left_the_segment(reverse):
+    carries = {"h": outputs(), "c": outputs(2)[..., 0]}
+    start = {"h": np.full(3, 7.0, np.float32), "c": np.float32(9.0)}
+    found = segment_carries(carries, IDS, COUNT, start, reverse=reverse)
+    for name, leaf in found.items():
+        for number, (row, steps) in PLACES.items():
+            expected = carries[name][row, steps[0 if reverse else -1]]
+            np.testing.assert_array_equal(leaf[number - 1], expected)
+        np.testing.assert_array_equal(leaf[2], start[name])
+
+
+def test_no_steps_at_all_pool_to_zeros():
+    for shape in ((0, 4), (2, 0)):
+        ys, ids = np.zeros((*shape, 3), np.float32), np.zeros(shape, int)
+        for pooling in ("last", "mean", "max"):
+            np.testing.assert_array_equal(pool_segments(ys, ids, 2, pooling), np.zeros((2, 3)))
+        np.testing.assert_array_equal(segment_carries(ys, ids, 2, np.ones(3)), np.ones((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pooling": "sum"}, "pooling must be 'last', 'mean' or 'max', got 'sum'"),
+        ({"segment_ids": IDS.astype(float)}, "segment_ids must be integers .* got float32"),
+        ({"segment_ids": IDS[:, :5]}, r"segment_ids must have shape \(2, 6\), got shape \(2, 5\)"),
+        ({"num_segments": 4}, r"segment_ids must lie in \[0, 4\] .* got 5 at index \(1, 2\)"),
+        ({"num_segments": 0}, "num_segments must be a positive integer, got 0"),
+    ],
+)
+def test_segment_ids_that_do_not_fit_are_named(changes, message):
+    arguments = {"ys": outputs(), "segment_ids": IDS, "num_segments": COUNT} | changes
+    with pytest.raises(ValueError, match=message):
+        pool_segments(**arguments)
+
+
+def test_carries_that_do_not_fit_the_ids_are_named():
+    with pytest.raises(ValueError, match=r"leading axes of segment_ids, \(2, 5\), got shape"):
+        segment_carries(outputs(), IDS[:, :5], COUNT, np.zeros(3))

@@ -1,0 +1,115 @@
+"""JAX's strict modes: rnnjax's own functions work under each, in value and in gradient."""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import rnnjax
+from rnnjax.metrics import accuracy, cross_entropy, evaluate
+
+MODES = {
+    "strict dtype promotion": {"jax_numpy_dtype_promotion": "strict"},
+    "no rank promotion": {"jax_numpy_rank_promotion": "raise"},
+    "NaN is an error": {"jax_debug_nans": True},
+    "infinity is an error": {"jax_debug_infs": True},
+    "leaked tracers are errors": {"jax_check_tracer_leaks": True},
+    "a key is used once": {"jax_debug_key_reuse": True},
+    "internal checks": {"jax_enable_checks": True},
+    "x64": {"jax_enable_x64": True},
+}
+# Optax's own Adam promotes dtypes, and reads a constant as if it were of the wider kind.
+NOT_OPTAX = {"strict dtype promotion"}
+CELLS = {
+    "lstm": rnnjax.lstm(4),
+    "gru": rnnjax.gru(4),
+    "vanilla": rnnjax.vanilla(4),
+    "gru_reset_before": rnnjax.gru(4, reset_after=False),
+    "noisy": rnnjax.zoneout(rnnjax.variational_dropout(rnnjax.lstm(4), 0.2, 0.2), 0.1),
+}
+
+
+@contextlib.contextmanager
+def mode(options):
+    before = {name: getattr(jax.config, name) for name in options}
+    try:
+        for name, value in options.items():
+            jax.config.update(name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
+def make(cell):
+    encoder = rnnjax.stack(rnnjax.bidirectional(cell), cell, dropout=0.2)
+    return rnnjax.classifier(rnnjax.embedding(10, 3), encoder, 3, pooling="mean")
+
+
+def batch():
+    return {
+        "tokens": jnp.asarray(np.arange(24).reshape(4, 6) % 8 + 2, jnp.int32),
+        "lengths": jnp.array([6, 3, 1, 0], jnp.int32),
+        "labels": jnp.array([0, 1, 2, 0], jnp.int32),
+    }
+
+
+def loss_of(model):
+    def loss_fn(params, batch, key):
+        logits = model.apply(params, batch["tokens"], batch["lengths"], key=key)
+        loss = cross_entropy(logits, batch["labels"])
+        return loss.value, {"loss": loss, "accuracy": accuracy(logits, batch["labels"])}
+
+    return loss_fn
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_a_classifier_trains_and_is_evaluated_under(name):
+    with mode(MODES[name]):
+        model = make(CELLS["noisy"])
+        params = model.init(jax.random.key(0))
+        loss_fn = loss_of(model)
+        if name in NOT_OPTAX:
+            grads = jax.grad(loss_fn, has_aux=True)(params, batch(), jax.random.key(1))[0]
+            assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(grads))
+            return
+        step = rnnjax.make_train_step(loss_fn, optax.adam(0.05))
+        state = rnnjax.init_train_state(params, optax.adam(0.05), jax.random.key(1))
+        for _ in range(2):
+            state, metrics = step(state, batch())
+        assert metrics["skipped"][0] == 0
+        figures = evaluate(rnnjax.make_eval_step(loss_fn), state.params, [batch()])
+        assert 0 < figures["loss"] < 3
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("name", MODES)
+def test_every_option_of_unroll_works_under(name, cell):
+    with mode(MODES[name]):
+        cell = CELLS[cell]
+        params = cell.init(jax.random.key(0), 3)
+        xs = jax.random.normal(jax.random.key(1), (2, 6, 3), params_dtype(params))
+        resets = jnp.zeros((2, 6), bool).at[0, 3].set(True)
+
+        def loss(params, xs, key):
+            carry, (ys, carries) = rnnjax.unroll(
+                cell,
+                params,
+                xs,
+                jnp.array([6, 2]),
+                resets=resets,
+                key=key,
+                remat=4,
+                all_carries=True,
+            )
+            return sum(jnp.sum(leaf) for leaf in jax.tree.leaves((carry, ys, carries)))
+
+        value, grads = jax.value_and_grad(loss)(params, xs, jax.random.key(2))
+        assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves((value, grads)))
+
+
+def params_dtype(params):
+    return jax.tree.leaves(params)[0].dtype
