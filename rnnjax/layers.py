@@ -11,6 +11,7 @@ from . import masking
 from .base import Apply, Carry, Cell, Key, Layer, Params, check_key, check_size, linear
 from .initializers import draw_linear
 from .precision import Policy, with_policy
+from .regularizers import check_rate
 from .unroll import unroll
 
 Steps = dict[str, Any]  # lengths, mask and resets, handed on as they came
@@ -249,17 +250,6 @@ def apply_dropout(key: Key | None, xs: Array, rate: float) -> Array:
         return xs
     keep = jax.random.bernoulli(key, 1.0 - rate, xs.shape)
     return jnp.where(keep, xs / (1.0 - rate), jnp.zeros_like(xs))
-
-
-def check_rate(name: str, rate: Any) -> float:
-    """Return ``rate`` if it lies in [0, 1).
-
-    Raises:
-        ValueError: naming ``name`` and what came instead.
-    """
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
-        raise ValueError(f"{name} must be a rate in [0, 1), got {rate!r}")
-    return float(rate)
 
 
 def _public(apply: Callable) -> Apply:

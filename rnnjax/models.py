@@ -11,7 +11,8 @@ from . import masking
 from .base import Cell, Key, Layer, check_key, check_size, linear
 from .embeddings import Embedding, check_tokens
 from .initializers import draw_linear
-from .layers import apply_dropout, check_rate, recurrent
+from .layers import apply_dropout, recurrent
+from .regularizers import check_rate
 from .segments import pool_segments, resets_from_segment_ids
 
 

@@ -8,10 +8,12 @@ from .base import Cell
 IMPLEMENTATIONS = ("scan", "associative")
 REMAT = ("never", "step", "sqrt")
 
-# Above this size of the gate inputs of all steps, writing them out before the loop costs more on
-# CPU than it saves: every call takes its pages from the system anew. In chunks they stay in cache.
+# Above the first size of the gate inputs of all steps, writing them out before the loop costs more
+# on CPU than it saves: every call takes its pages from the system anew. Chunks of about the second
+# size stay in cache, and are still long enough for their own cost not to show.
 HOISTED_BYTES_ON_CPU = 24 * 2**20
-CHUNK = 8
+CHUNK_BYTES_ON_CPU = 2 * 2**20
+SHORTEST_CHUNK = 8
 
 
 class Plan(NamedTuple):
@@ -77,9 +79,10 @@ def choose(wish: Wish, time: Any, gate_bytes: Any, platform: str) -> Plan:
     if not isinstance(gate_bytes, int):
         return Plan("scan", None, False, "symbolic shapes: all steps projected at once")
     megabytes = f"{gate_bytes / 2**20:.1f} MiB of gate inputs"
-    if platform == "cpu" and gate_bytes > HOISTED_BYTES_ON_CPU and time > CHUNK:
+    if platform == "cpu" and gate_bytes > HOISTED_BYTES_ON_CPU:
+        chunk = max(SHORTEST_CHUNK, CHUNK_BYTES_ON_CPU * time // gate_bytes)
         limit = f"above {HOISTED_BYTES_ON_CPU // 2**20} MiB on cpu"
-        return Plan("scan", CHUNK, True, f"{megabytes}, {limit}: chunks of {_steps(CHUNK)}")
+        return Plan("scan", chunk, True, f"{megabytes}, {limit}: chunks of {_steps(chunk)}")
     return Plan("scan", None, False, f"{megabytes} on {platform}: all steps projected at once")
 
 

@@ -19,7 +19,7 @@ BLOCKS = re.findall(r"^```(\w[^\n]*)\n(.*?)^```$", README, re.DOTALL | re.MULTIL
 PAIRS = {
     kind.removeprefix("py "): (before, after)
     for (kind, before), (ours, after) in itertools.pairwise(BLOCKS)
-    if kind.startswith("py ") and ours == "python"
+    if kind.startswith("py ") and kind != "py export" and ours == "python"
 }
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 

@@ -4,6 +4,8 @@ Each is run as it stands there, with ``xs`` and ``lengths`` given, and compared 
 own LSTM on the same weights, every sequence alone.
 """
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -139,3 +141,9 @@ def test_inside_equinox():
 
     losses = descend(loss, model)
     assert losses[-1] < 0.9 * losses[0]
+
+
+def test_the_readme_shows_these_examples():
+    readme = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+    assert f"```py\n{HAIKU}```" in readme
+    assert f"```py\n{EQUINOX}```" in readme

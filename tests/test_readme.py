@@ -29,3 +29,9 @@ def test_ci_runs_the_commands_of_the_readme():
     script = (ROOT / ".ci" / "run").read_text("utf-8")
     assert re.search(r'^pip install -e "\.\[test\]".* && pytest$', script, re.MULTILINE)
     assert "-m experiments.classify" in script
+
+
+def test_the_cell_of_the_readme_has_under_fifteen_lines():
+    (block,) = [block for block in BLOCKS if "def leaky" in block]
+    cell = block[block.index("def leaky") : block.index("layer =")]
+    assert len([line for line in cell.splitlines() if line.strip()]) < 15

@@ -25,20 +25,15 @@ class MinGRUGates(NamedTuple):
     n: Array
 
 
-def _project(params: MinGRUParams, x: Array) -> tuple[Array, ...]:
-    gate, candidate = split_gates(linear(x, params.w_ih, params.bias), 2)
-    # The share kept is not 1 - sigmoid(gate), which rounds a small one to zero.
-    return sigmoid(-gate), sigmoid(gate), candidate
-
-
 def _gates(params: MinGRUParams, carry: Array, z: tuple, r: tuple) -> MinGRUGates:
-    _, new, candidate = z
-    return MinGRUGates(new, candidate)
+    gate, candidate = z
+    return MinGRUGates(sigmoid(gate), candidate)
 
 
 def _linear(params: MinGRUParams, z: tuple) -> tuple[Array, Array]:
-    kept, new, candidate = z
-    return kept, new * candidate
+    gate, candidate = z
+    # The decay is not 1 - sigmoid(gate), which rounds a small one to zero.
+    return sigmoid(-gate), sigmoid(gate) * candidate
 
 
 def _update(params: MinGRUParams, carry: Array, z: tuple, r: tuple) -> tuple[Array, Array]:
@@ -90,11 +85,14 @@ def min_gru(hidden_size: int, *, initializer: str | CellInitializer = "rnnjax") 
     def initial_carry(params: MinGRUParams) -> Array:
         return jnp.zeros((size,), accumulation_dtype(params.w_ih.dtype))
 
+    def project(params: MinGRUParams, x: Array) -> tuple[Array, ...]:
+        return split_gates(linear(x, params.w_ih, params.bias), 2)
+
     return Cell(
         output_size=size,
         init=init,
         initial_carry=initial_carry,
-        project=_project,
+        project=project,
         hidden=lambda carry: carry,
         update=_update,
         gates=_gates,

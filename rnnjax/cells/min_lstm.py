@@ -4,8 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
-from jax.nn import sigmoid, softplus
+from jax import Array, lax
 
 from ..base import Cell, accumulation_dtype, check_key, check_size, linear, split_gates
 from ..initializers import CellInitializer, resolve
@@ -26,20 +25,24 @@ class MinLSTMGates(NamedTuple):
     n: Array
 
 
-def _project(params: MinLSTMParams, x: Array) -> tuple[Array, ...]:
-    i, f, candidate = split_gates(linear(x, params.w_ih, params.bias), 3)
-    # The logarithm of sigmoid(i) / sigmoid(f): with both gates closed their sum rounds to zero.
-    balance = softplus(-f) - softplus(-i)
-    return sigmoid(balance), sigmoid(-balance), candidate
+def _normalise(i: Array, f: Array) -> tuple[Array, Array]:
+    """``sigmoid(i)`` and ``sigmoid(f)``, each over their sum."""
+    # Their reciprocals are 1 + exp(-i) and 1 + exp(-f). Scaled by one factor, which the quotient
+    # does not feel, they neither overflow nor both vanish, as the sigmoids of closed gates do.
+    top = lax.stop_gradient(jnp.maximum(0.0, jnp.maximum(-i, -f)))
+    over_i, over_f = jnp.exp(-top) + jnp.exp(-i - top), jnp.exp(-top) + jnp.exp(-f - top)
+    return over_f / (over_i + over_f), over_i / (over_i + over_f)
 
 
 def _gates(params: MinLSTMParams, carry: Array, z: tuple, r: tuple) -> MinLSTMGates:
-    return MinLSTMGates(*z)
+    i, f, candidate = z
+    return MinLSTMGates(*_normalise(i, f), candidate)
 
 
 def _linear(params: MinLSTMParams, z: tuple) -> tuple[Array, Array]:
     i, f, candidate = z
-    return f, i * candidate
+    new, kept = _normalise(i, f)
+    return kept, new * candidate
 
 
 def _update(params: MinLSTMParams, carry: Array, z: tuple, r: tuple) -> tuple[Array, Array]:
@@ -93,11 +96,14 @@ def min_lstm(hidden_size: int, *, initializer: str | CellInitializer = "rnnjax")
     def initial_carry(params: MinLSTMParams) -> Array:
         return jnp.zeros((size,), accumulation_dtype(params.w_ih.dtype))
 
+    def project(params: MinLSTMParams, x: Array) -> tuple[Array, ...]:
+        return split_gates(linear(x, params.w_ih, params.bias), 3)
+
     return Cell(
         output_size=size,
         init=init,
         initial_carry=initial_carry,
-        project=_project,
+        project=project,
         hidden=lambda carry: carry,
         update=_update,
         gates=_gates,
