@@ -74,7 +74,8 @@ def choose(wish: Wish, time: Any, gate_bytes: Any, platform: str) -> Plan:
     if wish.remat is not None:
         if not isinstance(time, int):
             raise ValueError(f"remat={wish.remat!r} needs a T known when compiled, got {time}")
-        chunk = {"step": 1, "sqrt": max(1, math.isqrt(time))}.get(wish.remat, wish.remat)
+        named = {"step": 1, "sqrt": max(1, math.isqrt(time))}
+        chunk = named[wish.remat] if isinstance(wish.remat, str) else wish.remat
         return Plan("scan", chunk, True, f"remat={wish.remat!r}: chunks of {_steps(chunk)}")
     if not isinstance(gate_bytes, int):
         return Plan("scan", None, False, "symbolic shapes: all steps projected at once")

@@ -264,10 +264,10 @@ def _run_plan(
     if plan.recompute:
         some_steps = jax.checkpoint(some_steps, prevent_cse=False)
     fresh, carry, noise, steps = prepared
-    some_steps = functools.partial(some_steps, wide, fresh, noise._replace(steps=()))
+    from_carry = functools.partial(some_steps, wide, fresh, noise._replace(steps=()))
     if plan.chunk is None or plan.chunk >= steps.xs.shape[0]:
-        return some_steps(carry, steps)
-    return _in_chunks(some_steps, loop.reverse, plan.chunk, carry, steps)
+        return from_carry(carry, steps)
+    return _in_chunks(from_carry, loop.reverse, plan.chunk, carry, steps)
 
 
 def _in_chunks(
