@@ -94,8 +94,8 @@ def gate_widths(w_hh: Array | None, zs: tuple[Any, ...]) -> tuple[int, ...]:
             widths.append(z.shape[-1])
     if sum(widths) != columns:
         raise ValueError(
-            f"a cell's recurrent weights must be as wide as the first pieces of project together, "
-            f"got {columns} columns and pieces of widths {widths}"
+            f"a cell's recurrent weights {w_hh.shape if w_hh is not None else ()} must be as wide "
+            f"as the first pieces of project together, got {len(widths)} pieces of widths {widths}"
         )
     return tuple(widths)
 
