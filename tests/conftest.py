@@ -13,3 +13,17 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Examples are the same in every run; the first call of a test compiles, so none is timed.
 settings.register_profile("rnnjax", deadline=None, derandomize=True)
 settings.load_profile("rnnjax")
+
+_since_cleared = 0
+
+
+def pytest_runtest_teardown(item, nextitem):
+    """Drop compiled programs now and then: kept, thousands of them use up a process's memory maps.
+
+    Linux gives a process 65,530 of these; XLA takes several for each program and dies without one.
+    """
+    global _since_cleared
+    _since_cleared += 1
+    if nextitem is None or nextitem.path != item.path or _since_cleared >= 100:
+        jax.clear_caches()
+        _since_cleared = 0
