@@ -202,7 +202,8 @@ def weight_drop(cell: Cell, rate: float) -> Cell:
 
     def draw(key: Key, params: Params, shape: NoiseShape) -> Noise:
         w_hh = _recurrent(cell, params)
-        return Noise(recurrent=_factor(key, rate, (), w_hh.shape, w_hh.dtype))
+        dtype = accumulation_dtype(w_hh.dtype)
+        return Noise(recurrent=_factor(key, rate, (), w_hh.shape, dtype))
 
     return cell._replace(noise=_both(cell.noise, draw)) if rate else cell
 
