@@ -14,6 +14,10 @@ from rnnjax.checkpoint import CheckpointError, Checkpoints
 from rnnjax.early_stopping import EarlyStopping
 from rnnjax.training import TrainState
 
+_BEST = ("best_value", "best_epoch", "epochs_since_best")
+_POSITION = ("epoch", "batch", "step")
+_EXTRA = {"identity": None, "records": ("bytes", "sha256"), "best": _BEST, "position": _POSITION}
+
 
 class Every(NamedTuple):
     """How often to save within an epoch: after so many steps, or so many seconds."""
@@ -96,15 +100,12 @@ class Saver:
     def save(self, snapshot: Snapshot) -> None:
         """Saves in the background; the records up to this step must have been written."""
         stopping = snapshot.stopping
-        best = {
-            name: getattr(stopping, name)
-            for name in ("best_value", "best_epoch", "epochs_since_best")
-        }
+        best = {name: getattr(stopping, name) for name in _BEST}
         extra = {
             "identity": self._identity,
             "records": self._run.position,
             "best": best,
-            "position": {name: getattr(snapshot, name) for name in ("epoch", "batch", "step")},
+            "position": {name: getattr(snapshot, name) for name in _POSITION},
         }
         self._checkpoints.save(snapshot.step, _arrays(snapshot), extra)
         self._saved_step, self._saved_at = snapshot.step, self._clock()
@@ -143,6 +144,10 @@ class Saver:
         return snapshot, found.rejected
 
     def _accept(self, extra: dict[str, Any]) -> None:
+        for part, names in _EXTRA.items():
+            found = extra.get(part)
+            if not isinstance(found, dict) or (names and sorted(found) != sorted(names)):
+                raise CheckpointError(f"not the checkpoint of a run: no {part} in it")
         require_same(
             extra["identity"], self._identity, self._may_change, str(self._checkpoints.folder)
         )

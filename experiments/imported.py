@@ -111,13 +111,20 @@ def load(folder: Path) -> Imported:
         ValueError: the weights are not those of its architecture.
     """
     content = read_json(folder / CLASSIFIER)
-    sizes = [LayerSize(*size) for size in content["architecture"]["layers"]]
-    architecture = Architecture(**content["architecture"] | {"layers": tuple(sizes)})
-    tokens = content["reading"]["tokens"]
-    reading = content["reading"] | {"tokens": None if tokens is None else tuple(tokens)}
-    shapes = jax.eval_shape(build(architecture).init, jax.random.key(0))
-    params = load_weights(folder / WEIGHTS, shapes)
-    return Imported(architecture, params, Reading(**reading), content["label_names"])
+    try:
+        sizes = [LayerSize(*size) for size in content["architecture"]["layers"]]
+        architecture = Architecture(**content["architecture"] | {"layers": tuple(sizes)})
+        tokens = content["reading"]["tokens"]
+        reading = Reading(
+            **content["reading"] | {"tokens": None if tokens is None else tuple(tokens)}
+        )
+        shapes = jax.eval_shape(build(architecture).init, jax.random.key(0))
+        label_names = list(content["label_names"])
+    except (LookupError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{folder / CLASSIFIER}: expected what import writes ({type(error).__name__}: {error})"
+        ) from None
+    return Imported(architecture, load_weights(folder / WEIGHTS, shapes), reading, label_names)
 
 
 class Predictor:
@@ -152,7 +159,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """The content of a file that must be in the folder of a run."""
     if not path.is_file():
         raise DataError(f"{path.parent}: expected the folder of a run, found no {path.name} in it")
-    return json.loads(path.read_text("utf-8"))
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: damaged ({error})") from None
 
 
 def _parse_ids(text: str) -> list[int]:

@@ -27,7 +27,8 @@ class RunFolder:
 
     config.json holds the settings. metrics.jsonl holds what follows from them alone, so that two
     runs with the same settings leave the same bytes; what depends on the clock and the machine
-    goes to timings.jsonl.
+    goes to timings.jsonl. Nothing is written through a link, and of a link that is to be replaced
+    the link alone is deleted: what a folder from elsewhere holds cannot reach beyond it.
 
     Example:
         >>> import tempfile
@@ -49,7 +50,7 @@ class RunFolder:
         FileExistsError: the folder is not empty and `existing` is "refuse", or it is to be
             resumed and holds no run.
         rnnjax.checkpoint.CheckpointError: another process runs in the folder.
-        OSError: the folder cannot be made or written.
+        OSError: the folder cannot be made or written, or one of the run's files is a link.
         ValueError: `existing` is something else.
     """
 
@@ -72,8 +73,10 @@ class RunFolder:
         with _named(self.path), contextlib.ExitStack() as stack:
             self.path.mkdir(parents=True, exist_ok=True)
             stack.enter_context(FolderLock(self.path))
+            own = (CONFIG, METRICS, TIMINGS, CHECKPOINTS, *leaves)
             if existing == "replace":
-                _delete(self.path, (CONFIG, METRICS, TIMINGS, CHECKPOINTS, *leaves))
+                _delete(self.path, own)
+            _refuse_links(self.path, own)
             _sweep(self.path, (CONFIG, *leaves))
             self._config = json.dumps(plain(config), indent=2) + "\n"
             if not self.config_path.exists():
@@ -230,10 +233,16 @@ def _named(path: Path) -> Iterator[None]:
 
 def _delete(folder: Path, names: Sequence[str]) -> None:
     for path in (folder / name for name in names):
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def _refuse_links(folder: Path, names: Sequence[str]) -> None:
+    links = [name for name in names if (folder / name).is_symlink()]
+    if links:
+        raise OSError(f"expected files, found links: {', '.join(links)}")
 
 
 def _sweep(folder: Path, names: Sequence[str]) -> None:
@@ -245,5 +254,7 @@ def _sweep(folder: Path, names: Sequence[str]) -> None:
 
 def _write_whole(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, "utf-8")
+    temporary.unlink(missing_ok=True)
+    with temporary.open("x", encoding="utf-8") as file:
+        file.write(text)
     temporary.replace(path)

@@ -9,7 +9,10 @@ A folder of checkpoints holds one folder for each, numbered in the order of savi
 
 All of it is written under a name that ends in .tmp and renamed when it is on disk, so a process
 that is killed leaves nothing that could be taken for a checkpoint. Orbax itself restores a
-flipped bit without a word; the hashes are there to notice.
+flipped bit without a word; the hashes are there to notice. They are no signature: who
+can write here can write them too. So what a checkpoint says of its arrays is held against the
+template before memory is taken, nothing in it is run, and links, which may lead anywhere, are
+refused.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 
 SUMS, MANIFEST, STATE = "SHA256SUMS", "manifest.json", "state"
-_NAME = re.compile(r"(\d+)-step-(\d+)(\.tmp)?")
+_NAME = re.compile(r"([0-9]+)-step-([0-9]+)(\.tmp)?")
 _ROOM = 1 << 20  # bytes on the disk for what is not arrays
 _FORMAT = {"format": "rnnjax-checkpoint", "version": 1}
 
@@ -58,7 +61,8 @@ class FolderLock:
         folder: a folder that exists.
 
     Raises:
-        CheckpointError: another lock is held on the folder; says by which process.
+        CheckpointError: another lock is held on the folder; says by which process. Or the file is
+            a link, and to write a process id where it leads would be the end of another file.
         OSError: the folder cannot be written.
 
     Example:
@@ -74,7 +78,10 @@ class FolderLock:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         import fcntl
 
-        self._file = Path(folder, "lock").open("a+", encoding="utf-8")  # noqa: SIM115
+        path = Path(folder, "lock")
+        if path.is_symlink():
+            raise CheckpointError(f"{path}: expected a file, found a link")
+        self._file = open(path, "a+", encoding="utf-8", opener=_open_no_link)  # noqa: SIM115
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -139,7 +146,7 @@ class Checkpoints:
         self._lock = FolderLock(self.folder)
         for path in self.folder.glob("*.tmp"):
             if _NAME.fullmatch(path.name):
-                shutil.rmtree(path)
+                _remove(path)
         self._next = max((_number(path) for path in self._saved()), default=0) + 1
         self._rejected: set[Path] = set()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -328,10 +335,28 @@ def _save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
         checkpointer.save(path, args=orbax.args.StandardSave(arrays))
 
 
+def _stored_arrays(path: Path) -> Mapping[str, Any]:
+    """Shapes and dtypes, without the arrays."""
+    from etils import epath  # of Orbax, whose handlers take no other paths
+
+    handler = _import_orbax().StandardCheckpointHandler()
+    try:
+        return handler.metadata(epath.Path(path)).tree
+    finally:
+        handler.close()
+
+
 def _load_arrays(path: Path) -> dict[str, np.ndarray]:
     orbax = _import_orbax()
     with orbax.Checkpointer(orbax.StandardCheckpointHandler()) as checkpointer:
         return checkpointer.restore(path, args=orbax.args.StandardRestore())
+
+
+def _require_kinds(found: Mapping[str, Any], expected: Mapping[str, str]) -> None:
+    kinds = {name: _kind(leaf) for name, leaf in found.items()}
+    if kinds != expected:
+        wrong = {name for name, _ in kinds.items() ^ expected.items()}
+        raise CheckpointError(f"{MANIFEST} and {STATE} disagree on {', '.join(sorted(wrong))}")
 
 
 def _named(state: Any) -> dict[str, Any]:
@@ -375,19 +400,26 @@ def _load(path: Path, found: Mapping[str, str], template: Any) -> Any:
     ]
     if differences:
         raise CheckpointError(f"{path}: the state does not fit:\n  " + "\n  ".join(differences))
+    plain = {
+        name: jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+        for name, leaf in leaves.items()
+    }
+    # Orbax refuses arrays without elements, see _to_host.
+    arrays = {n: np.zeros(leaf.shape, leaf.dtype) for n, leaf in plain.items() if not leaf.size}
+    stored = {name: _kind(leaf) for name, leaf in plain.items() if leaf.size}
     try:
-        arrays = _load_arrays(path / STATE) if any(leaf.size for leaf in leaves.values()) else {}
+        if stored:
+            # Orbax itself would make whatever its own files say, and leave out what they lack.
+            _require_kinds(_stored_arrays(path / STATE), stored)
+            arrays |= _load_arrays(path / STATE)
     except Exception as error:  # whatever another version of Orbax may raise
         raise CheckpointError(f"{path}: whole, but unreadable ({_reason(error)})") from error
-    restored = [_placed(path, name, arrays.get(name), like) for name, like in leaves.items()]
+    restored = [_placed(path, name, arrays[name], like) for name, like in leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(template), restored)
 
 
-def _placed(path: Path, name: str, value: np.ndarray | None, like: Any) -> Any:
+def _placed(path: Path, name: str, value: np.ndarray, like: Any) -> Any:
     """The value as the template has it: a key, an array on its devices, or NumPy's."""
-    if value is None:
-        plain = jax.eval_shape(jax.random.key_data, like) if _is_key(like) else like
-        value = np.zeros(plain.shape, plain.dtype)
     if isinstance(like, np.ndarray | np.generic):
         return value
     # Not aliased: a step that donates it would write into memory that is NumPy's.
@@ -415,7 +447,20 @@ def _sharding(like: Any) -> Any:
 
 def _is_checkpoint(path: Path) -> bool:
     match = _NAME.fullmatch(path.name)
-    return match is not None and match[3] is None and path.is_dir()
+    whole = match is not None and match[3] is None
+    return whole and path.is_dir() and not path.is_symlink()
+
+
+def _remove(path: Path) -> None:
+    """Deletes a folder; of a link, the link alone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _number(path: Path) -> int:
@@ -431,6 +476,8 @@ def _sums(checkpoint: Path) -> bytes:
     lines = []
     for path in sorted(checkpoint.rglob("*")):
         name = path.relative_to(checkpoint).as_posix()
+        if path.is_symlink():
+            raise CheckpointError(f"{name} is a link")
         if path.is_file() and name != SUMS:
             with path.open("rb") as file:
                 lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n")
@@ -454,15 +501,32 @@ def _sync(path: Path) -> None:
 
 def _verified(checkpoint: Path) -> dict[str, Any]:
     """The manifest, once every file has been found to be what was written."""
+    found = _sums(checkpoint)
     if not (checkpoint / SUMS).is_file():
         raise CheckpointError(f"{SUMS} is missing")
-    written, found = (checkpoint / SUMS).read_bytes(), _sums(checkpoint)
+    written = (checkpoint / SUMS).read_bytes()
     if written != found:
         raise CheckpointError(_damage(written, found))
-    manifest = json.loads((checkpoint / MANIFEST).read_text("utf-8"))
-    if {name: manifest.get(name) for name in _FORMAT} != _FORMAT:
-        raise CheckpointError(f"{MANIFEST}: expected {_FORMAT}")
+    if not (checkpoint / MANIFEST).is_file():
+        raise CheckpointError(f"{MANIFEST} is missing")
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{MANIFEST}: not JSON ({_reason(error)})") from None
+    _check_manifest(manifest, _step(checkpoint))
     return manifest
+
+
+def _check_manifest(manifest: Any, step: int) -> None:
+    if not isinstance(manifest, dict) or {n: manifest.get(n) for n in _FORMAT} != _FORMAT:
+        raise CheckpointError(f"{MANIFEST}: expected {_FORMAT}")
+    leaves = manifest.get("leaves")
+    if not isinstance(leaves, dict) or not all(isinstance(kind, str) for kind in leaves.values()):
+        raise CheckpointError(f"{MANIFEST}: expected the kind of each leaf")
+    if not isinstance(manifest.get("extra"), dict):
+        raise CheckpointError(f"{MANIFEST}: expected what else was kept")
+    if manifest.get("step") != step:
+        raise CheckpointError(f"{MANIFEST}: expected step {step}, got {manifest.get('step')!r}")
 
 
 def _damage(written: bytes, found: bytes) -> str:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
+import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-if TYPE_CHECKING:
-    from safetensors import safe_open
+from .tensor_files import open_tensors
 
 Params = TypeVar("Params")
 
@@ -73,14 +72,16 @@ def save_weights(
         name: np.asarray(leaf, order="C")
         for name, leaf in jax.device_get(named_parameters(params)).items()
     }
-    data = safetensors.numpy.save(arrays, None if metadata is None else dict(metadata))
+    kept = None if metadata is None else dict(metadata)
+    data = safetensors.numpy.save(arrays, kept) if arrays else _without_arrays(kept or {})
     _replace(Path(path), data)
 
 
 def load_weights(path: str | os.PathLike[str], like: Params) -> Params:
     """Reads parameters from a safetensors file into a tree of known shapes.
 
-    Nothing is cast, broadcast, left out or filled in.
+    Nothing is cast, broadcast, left out or filled in. The header is held against the file and
+    against ``like`` before an array is read, so that no file can take more memory than they do.
 
     Args:
         path: the file.
@@ -106,13 +107,12 @@ def load_weights(path: str | os.PathLike[str], like: Params) -> Params:
           bias: expected float32[4], found float32[3]
     """
     expected = named_parameters(like)
-    with _opened(path) as file:
-        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    differences = _differences(expected, found)
-    if differences:
-        raise ValueError(f"{path}: the weights do not fit:\n  " + "\n  ".join(differences))
-    # The dtype is spelled out so that JAX warns where it cannot hold 64 bits.
-    leaves = [jnp.asarray(found[name], found[name].dtype) for name in expected]
+    with open_tensors(path) as file:
+        differences = _differences(expected, file.entries)
+        if differences:
+            raise ValueError(f"{path}: the weights do not fit:\n  " + "\n  ".join(differences))
+        # The dtype is spelled out so that JAX warns where it cannot hold 64 bits.
+        leaves = [jnp.asarray(file.read(name), file.entries[name].dtype) for name in expected]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
@@ -130,27 +130,19 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
         ...     load_metadata(f"{folder}/w.safetensors")
         {'epoch': '7'}
     """
-    with _opened(path) as file:
-        return dict(file.metadata() or {})
+    with open_tensors(path) as file:
+        return dict(file.metadata)
 
 
-@contextlib.contextmanager
-def _opened(path: str | os.PathLike[str]) -> Iterator[safe_open]:
-    """Opens after the library has held header and offsets against the real size of the file."""
-    import safetensors
-
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no weight file {os.fspath(path)!r}")
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            yield file
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path}: not a whole safetensors file ({error})") from error
+def _without_arrays(metadata: dict[str, str]) -> bytes:
+    """What the library, as of 0.8.0, writes as broken JSON: a file of metadata alone."""
+    header = json.dumps({"__metadata__": metadata}).encode()
+    return len(header).to_bytes(8, "little") + header
 
 
-def _differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
+def _differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     lines = []
-    for name in expected | found:
+    for name in {**expected, **found}:
         wanted, given = (_kind(leaves.get(name)) for leaves in (expected, found))
         if wanted != given:
             lines.append(f"{name}: expected {wanted}, found {given}")
@@ -165,8 +157,10 @@ def _kind(leaf: Any) -> str:
 
 def _replace(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # What a dead process left, or a link that somebody put there to have another file written.
+    temporary.unlink(missing_ok=True)
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             # Without it a power cut could keep the new name and lose the bytes.

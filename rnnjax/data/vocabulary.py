@@ -1,6 +1,7 @@
 """Tokens to ids and back."""
 
 import json
+import operator
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -129,13 +130,13 @@ class Vocabulary:
             One token an id.
 
         Raises:
-            DataError: for an id outside ``[0, len(self))``.
+            DataError: for an id outside ``[0, len(self))``, or one that is no integer.
 
         Example:
             >>> Vocabulary.fit([["yes", "no"]]).decode([2, 1, 0])
             ['yes', '<unk>', '<pad>']
         """
-        ids = [int(index) for index in ids]
+        ids = [_require_integer(index) for index in ids]
         for index in ids:
             if not 0 <= index < len(self):
                 raise DataError(f"id: expected one in [0, {len(self)}), got {index}")
@@ -147,6 +148,9 @@ class Vocabulary:
         Args:
             path: the file to write or replace; its folder must exist.
 
+        Raises:
+            DataError: a token has half of a surrogate pair, which no file in UTF-8 can hold.
+
         Example:
             >>> import tempfile
             >>> vocabulary = Vocabulary.fit([["yes", "no"]])
@@ -155,6 +159,7 @@ class Vocabulary:
             ...     Vocabulary.load(f"{folder}/vocabulary.json") == vocabulary
             True
         """
+        _require_text(self.tokens)
         content = {"format": _FORMAT, "version": _VERSION, "tokens": self.tokens}
         _write_atomically(Path(path), json.dumps(content, ensure_ascii=False, indent=0) + "\n")
 
@@ -175,10 +180,14 @@ class Vocabulary:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise DataError(f"{path}: expected a vocabulary file, found none") from None
+        except IsADirectoryError:
+            raise DataError(f"{path}: expected a vocabulary file, found a folder") from None
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}: expected a JSON file in UTF-8, got {error}") from None
         try:
-            return cls(tuple(_require_format(content)["tokens"]))
+            vocabulary = cls(tuple(_require_format(content)["tokens"]))
+            _require_text(vocabulary.tokens)
+            return vocabulary
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
 
@@ -187,6 +196,24 @@ def _require_tokens(tokens: Sequence[str]) -> Sequence[str]:
     if isinstance(tokens, str):
         raise DataError(f"tokens: expected a list of tokens, got the string {tokens[:40]!r}")
     return tokens
+
+
+def _require_text(tokens: Sequence[str]) -> None:
+    """JSON can spell half of a surrogate pair, and two halves would come back as one character."""
+    for index, token in enumerate(tokens):
+        try:
+            token.encode()
+        except UnicodeEncodeError:
+            raise DataError(
+                f"token {index}: expected Unicode text, got half of a surrogate pair in {token!r}"
+            ) from None
+
+
+def _require_integer(index: Any) -> int:
+    try:
+        return operator.index(index)
+    except TypeError:
+        raise DataError(f"id: expected an integer, got {index!r}") from None
 
 
 def _require_format(content: Any) -> dict[str, Any]:
@@ -202,8 +229,11 @@ def _require_format(content: Any) -> dict[str, Any]:
 
 def _write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # What a dead process left, or a link that somebody put there to have another file written.
+    temporary.unlink(missing_ok=True)
     try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        with temporary.open("x", encoding="utf-8", newline="\n") as file:
+            file.write(text)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Files of weights that PyTorch and Keras write, read without pickle."""
+"""Files of weights that PyTorch and Keras write, read without pickle and in bounded memory."""
 
 import os
 import re
@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from ..tensor_files import open_tensors
+
+MAX_BYTES = 8 << 30
 SAVE_TORCH = 'safetensors.torch.save_file(model.state_dict(), "model.safetensors")'
 SAVE_KERAS = (
     'safetensors.numpy.save_file({f"{i:03}/{v.path}": w for i, (v, w) in '
@@ -15,23 +18,32 @@ SAVE_KERAS = (
 )
 
 
-def read_torch_file(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+def read_torch_file(
+    path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES
+) -> dict[str, np.ndarray]:
     """A state dict from a safetensors file.
 
     Files of ``torch.save`` are pickles, which run what is in them: they are not read. Write, in
     PyTorch, ``safetensors.torch.save_file(model.state_dict(), "model.safetensors")``.
 
+    Args:
+        path: the file.
+        max_bytes: all arrays together may take so much, by default 8 GiB. It is the header that
+            is held against this, before memory is taken.
+
     Raises:
-        ValueError: the file is no whole safetensors file.
+        ValueError: the file is no whole safetensors file, or holds more than ``max_bytes``.
         FileNotFoundError: there is no such file.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: expected a .safetensors file: {SAVE_TORCH}")
-    return _read_safetensors(path)
+    return _read_safetensors(path, max_bytes)
 
 
-def read_keras_file(path: str | os.PathLike[str]) -> list[np.ndarray]:
+def read_keras_file(
+    path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES
+) -> list[np.ndarray]:
     """The arrays of a Keras model in the order of ``model.get_weights()``.
 
     Args:
@@ -45,18 +57,21 @@ def read_keras_file(path: str | os.PathLike[str]) -> list[np.ndarray]:
             - the older .h5 files, which say it; and where they hold the whole model, a recurrent
               activation or a way to merge two directions that has no counterpart here is refused.
 
-            Files .h5 need the package h5py, which comes with Keras.
+            Files .h5 need the package h5py, which comes with Keras. They have no checksums: of a
+            damaged one it is noticed when it cannot be read, not when a number has changed.
+        max_bytes: all arrays together may take so much, by default 8 GiB.
 
     Raises:
-        ValueError: the file is none of these.
+        ValueError: the file is none of these, holds more than ``max_bytes`` or is compressed, or
+            leads to another file, as those of HDF5 can.
         FileNotFoundError: there is no such file.
     """
     path = Path(path)
     if path.suffix == ".h5":
-        return _read_h5(path)
+        return _read_h5(path, max_bytes)
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: expected an .h5 or a .safetensors file: {SAVE_KERAS}")
-    arrays = _read_safetensors(path)
+    arrays = _read_safetensors(path, max_bytes)
     places = {name: re.match(r"\d+", name) for name in arrays}
     order = {int(place[0]): name for name, place in places.items() if place}
     if sorted(order) != list(range(len(arrays))):
@@ -64,18 +79,20 @@ def read_keras_file(path: str | os.PathLike[str]) -> list[np.ndarray]:
     return [arrays[order[place]] for place in range(len(arrays))]
 
 
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    import safetensors.numpy
-
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no weight file {str(path)!r}")
-    try:
-        return safetensors.numpy.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path}: not a whole safetensors file ({error})") from None
+def _read_safetensors(path: Path, max_bytes: int) -> dict[str, np.ndarray]:
+    with open_tensors(path) as file:
+        _check_size(path, file.nbytes, max_bytes)
+        return {name: file.read(name) for name in file.entries}
 
 
-def _read_h5(path: Path) -> list[np.ndarray]:
+def _check_size(path: Path, size: int, max_bytes: int) -> None:
+    if size > max_bytes:
+        raise ValueError(
+            f"{path}: expected at most max_bytes={max_bytes:,}, got {size:,} of arrays"
+        )
+
+
+def _read_h5(path: Path, max_bytes: int) -> list[np.ndarray]:
     try:
         import h5py
     except ModuleNotFoundError:
@@ -83,17 +100,50 @@ def _read_h5(path: Path) -> list[np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no weight file {str(path)!r}")
     try:
-        file = h5py.File(path)
-    except OSError as error:
+        with h5py.File(path, "r") as file:
+            _check_links(path, file)
+            found = _datasets_in(path, file)
+            _check_size(path, sum(_bytes_of(path, dataset) for dataset in found), max_bytes)
+            return [np.asarray(dataset) for dataset in found]
+    # What h5py raises where a file is not what it says.
+    except (OSError, RuntimeError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path}: not a whole HDF5 file ({error})") from None
-    with file:
-        root: Any = file.get("model_weights", file)
-        if "layer_names" in root.attrs:
-            _check_config(path, str(file.attrs.get("model_config", "")))
-            layers = [root[name] for name in root.attrs["layer_names"]]
-            return [np.asarray(layer[n]) for layer in layers for n in layer.attrs["weight_names"]]
-        found = {name: _arrays_of(layer) for name, layer in root.get("layers", {}).items()}
-    return _in_order(path, {name: arrays for name, arrays in found.items() if arrays})
+
+
+def _check_links(path: Path, file: Any) -> None:
+    """Refuses links by name, which are followed into other files of whoever reads."""
+    import h5py
+
+    groups = [file]
+    file.visititems(lambda _, item: groups.append(item) if hasattr(item, "keys") else None)
+    for group in groups:
+        for name in group:
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                raise ValueError(f"{path}: {name!r} is a link, which may lead to another file")
+
+
+def _bytes_of(path: Path, dataset: Any) -> int:
+    """The size of an array before it is read, if it is one and lies in this file."""
+    import h5py
+
+    if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "fiub":
+        raise ValueError(f"{path}: expected numbers in {dataset.name!r}, got {dataset!r}")
+    if dataset.is_virtual or dataset.external:
+        raise ValueError(f"{path}: {dataset.name!r} lies in another file")
+    # What was never written has a size all the same; and Keras does not compress.
+    if dataset.nbytes > dataset.id.get_storage_size():
+        raise ValueError(f"{path}: {dataset.name!r} is larger than what is stored of it")
+    return dataset.nbytes
+
+
+def _datasets_in(path: Path, file: Any) -> list[Any]:
+    root: Any = file.get("model_weights", file)
+    if "layer_names" in root.attrs:
+        _check_config(path, str(file.attrs.get("model_config", "")))
+        layers = [root[name] for name in root.attrs["layer_names"]]
+        return [layer[name] for layer in layers for name in layer.attrs["weight_names"]]
+    found = {name: _datasets_of(layer) for name, layer in root.get("layers", {}).items()}
+    return _in_order(path, {name: datasets for name, datasets in found.items() if datasets})
 
 
 def _check_config(path: Path, config: str) -> None:
@@ -104,15 +154,15 @@ def _check_config(path: Path, config: str) -> None:
                 raise ValueError(f"{path}: {setting}: only {known!r} is known here, got {found!r}")
 
 
-def _arrays_of(layer: Any) -> list[np.ndarray]:
-    """The arrays of one layer of a .weights.h5 file, in the order of ``get_weights()``."""
+def _datasets_of(layer: Any) -> list[Any]:
+    """Those of one layer of a .weights.h5 file, in the order of ``get_weights()``."""
     if "forward_layer" in layer:
-        return [*_arrays_of(layer["forward_layer"]), *_arrays_of(layer["backward_layer"])]
+        return [*_datasets_of(layer["forward_layer"]), *_datasets_of(layer["backward_layer"])]
     found = layer["cell/vars"] if "cell" in layer else layer["vars"]
-    return [np.asarray(found[name]) for name in sorted(found, key=int)]
+    return [found[name] for name in sorted(found, key=int)]
 
 
-def _in_order(path: Path, layers: Mapping[str, list[np.ndarray]]) -> list[np.ndarray]:
+def _in_order(path: Path, layers: Mapping[str, list[Any]]) -> list[Any]:
     """Layers of one class are numbered as they come; between classes there is no order."""
     ends = {"embedding", "dense"}
     inner = sorted(set(layers) - ends, key=lambda name: (len(name), name))
@@ -121,4 +171,4 @@ def _in_order(path: Path, layers: Mapping[str, list[np.ndarray]]) -> list[np.nda
             f"{path}: expected one embedding, recurrent layers of one class and one dense layer, "
             f"found {sorted(layers)}; for another model: {SAVE_KERAS}"
         )
-    return [array for name in ("embedding", *inner, "dense") for array in layers[name]]
+    return [dataset for name in ("embedding", *inner, "dense") for dataset in layers[name]]
