@@ -1,0 +1,5 @@
+import sys
+
+from experiments.throughput.command import main
+
+sys.exit(main())

@@ -1,0 +1,211 @@
+"""The command line: what is taken, measured, kept, shown and compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import jax
+import tyro
+
+from experiments.run_folder import RunFolder
+from experiments.throughput import cases, report
+from experiments.throughput.cases import Case, CellName, DType, Layers, Lengths, Mode
+from experiments.throughput.libraries import LIBRARIES
+from experiments.throughput.libraries.entries import Entry, Refusal
+from experiments.throughput.measuring import Effort, Record, measure, outcome
+from experiments.throughput.memory import add_process_peaks
+from experiments.throughput.problems import Problem, answer, make_problem
+from experiments.throughput.results import (
+    RESULTS,
+    Results,
+    changes,
+    differences,
+    here,
+    read_results,
+)
+from rnnjax.data import DataError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Time layers of rnnjax beside those of other libraries, with the same weights."""
+
+    take: Literal["standard", "all"] = "standard"
+    """Which cases, if none of the six options below is given: a choice of them, or all."""
+    cells: tuple[CellName, ...] = ()
+    """By default the LSTM. GRUs are of the reset-after form; Haiku's only form is apart."""
+    shapes: tuple[str, ...] = ()
+    """H32, H128, H256, H512, H1024, streaming, deepbench, or B,T,D,H; by default the first five."""
+    lengths: tuple[Lengths, ...] = ()
+    """Ragged: uniform between a quarter of T and T. By default full."""
+    layers: tuple[Layers, ...] = ()
+    """By default one."""
+    dtypes: tuple[DType, ...] = ()
+    """Of weights and inputs. By default float32."""
+    modes: tuple[Mode, ...] = ()
+    """A training step has the gradients of weights and inputs. By default both."""
+    libraries: tuple[str, ...] = tuple(LIBRARIES)
+    """Of those, the ones that are installed."""
+    rounds: int = 5
+    """In each every library has its turn; times and ratios are medians over them."""
+    seconds: float = 0.1
+    """A turn lasts at least this long: what is shorter is called several times."""
+    memory: Literal["compiler", "process"] = "compiler"
+    """Peak memory as the compiler says (JAX only), or that of a process for each library."""
+    quick: bool = False
+    """Tiny cases in two short rounds, to see that everything works."""
+    seed: int = 0
+    """Decides weights, inputs and lengths."""
+    out: Path | None = None
+    """Folder of the run; by default runs/throughput-TIME. What is in it is not measured again."""
+    again: bool = False
+    """Measure also what is in the folder."""
+    compare: Path | None = None
+    """results.json of an earlier run: show what has changed since."""
+
+
+def wanted(settings: Settings) -> list[Case]:
+    """The cases that the settings mean."""
+    if settings.quick:
+        return cases.quick()
+    s = settings
+    if not (s.cells or s.shapes or s.lengths or s.layers or s.dtypes or s.modes):
+        return cases.standard() if s.take == "standard" else cases.everything()
+    return cases.product(
+        s.cells or ("lstm",),
+        s.shapes or tuple(name for name in cases.SHAPES if name != "streaming"),
+        s.lengths or ("full",),
+        s.layers or ("one",),
+        s.dtypes or ("float32",),
+        s.modes or ("forward", "training"),
+    )
+
+
+def check(settings: Settings) -> None:
+    """Refuse what cannot be measured.
+
+    Raises:
+        DataError: naming the setting.
+    """
+    unknown = [name for name in settings.libraries if name not in LIBRARIES]
+    if unknown or not settings.libraries:
+        known = ", ".join(LIBRARIES)
+        raise DataError(f"libraries: expected some of {known}, got {list(settings.libraries)}")
+    if settings.rounds < 1 or not settings.seconds > 0:
+        raise DataError("rounds and seconds: expected positive numbers")
+    wanted(settings)
+
+
+def run(settings: Settings, kept: RunFolder) -> Results:
+    """Measure what is not in the folder yet; after every case all is on disk.
+
+    Raises:
+        DataError: the folder was measured with other versions, or on another machine.
+    """
+    taking, libraries = wanted(settings), _present(settings)
+    path, results = kept.path / RESULTS, Results(here(), {})
+    if path.exists():
+        results = _continued(path, results, settings.again)
+    effort = Effort(2, 1e-3) if settings.quick else Effort(settings.rounds, settings.seconds)
+    for number, case in enumerate(taking, 1):
+        if not settings.again and not results.lacks(str(case), set(libraries)):
+            continue
+        print(f"[{number}/{len(taking)}] {case}", flush=True)
+        busy = os.getloadavg()[0]
+        if busy > (os.cpu_count() or 1):
+            print(f"the machine is busy, load {busy:.1f}: expect wide ranges")
+        records = _measured(case, libraries, effort, settings)
+        kept.write_timing({"case": str(case), "load": busy, "records": records})
+        results.cases[str(case)] = records
+        results.write(path)
+        report.print_case(records)
+    return results
+
+
+def _measured(
+    case: Case, libraries: Sequence[str], effort: Effort, settings: Settings
+) -> list[Record]:
+    problem = make_problem(case, settings.seed)
+    entered = [(name, one) for name in libraries for one in _entered(name, problem)]
+    try:
+        expected = answer(problem)
+    except Exception as error:  # too large for rnnjax in float32, and so for all comparison
+        why = outcome(error)
+        return [{"library": one.name, "of": name, "case": case} | why for name, one in entered]
+    records = measure(problem, expected, [one for _, one in entered], effort)
+    date = time.strftime("%Y-%m-%d")
+    for (name, _), record in zip(entered, records, strict=True):
+        record.update({"of": name, "case": case, "date": date})
+    if settings.memory == "process":
+        add_process_peaks(case, records, settings.seed)
+    return records
+
+
+def _entered(name: str, problem: Problem) -> list[Entry | Refusal]:
+    """What a library enters with; one that cannot even be imported refuses."""
+    try:
+        return list(LIBRARIES[name].enter(problem))
+    except Exception as error:
+        return [Refusal(name, outcome(error)["note"])]
+
+
+def _present(settings: Settings) -> list[str]:
+    """The libraries that can take part; the others are named."""
+    for name in settings.libraries:
+        if reason := LIBRARIES[name].missing:
+            print(f"{name} is left out: {reason}")
+    return [name for name in settings.libraries if LIBRARIES[name].missing is None]
+
+
+def _continued(path: Path, fresh: Results, again: bool) -> Results:
+    found = read_results(path)
+    lines = list(differences(found.environment, fresh.environment))
+    if lines and not again:
+        reasons = "".join(f"\n  {line}" for line in lines)
+        raise DataError(
+            f"{path}: measured otherwise, so that times cannot stand side by side; measure "
+            f"--again or choose another folder:{reasons}"
+        )
+    return fresh if lines else found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    settings = tyro.cli(Settings, prog="python -m experiments.throughput", args=arguments)
+    folder = settings.out or Path("runs", f"throughput-{time.strftime('%Y%m%d-%H%M%S')}")
+    # Compiled anew every time, or there would be nothing to time.
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        check(settings)
+        then = read_results(settings.compare) if settings.compare else None
+        with RunFolder(folder, {"settings": dataclasses.asdict(settings)}, "resume") as kept:
+            code = _run_and_report(settings, kept, then)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return code
+
+
+def _run_and_report(settings: Settings, kept: RunFolder, then: Results | None) -> int:
+    code, folder = 0, kept.path
+    try:
+        run(settings, kept)
+    except KeyboardInterrupt:
+        print("stopped: what was measured until now is kept", file=sys.stderr)
+        code = 130
+    if (folder / RESULTS).exists():
+        results = read_results(folder / RESULTS)
+        files = [RESULTS, *report.write(results, folder)]
+        print(f"{', '.join(files)} in {folder}")
+        if then is not None:
+            report.print_changes(
+                changes(then, results), list(differences(then.environment, results.environment))
+            )
+    return code

@@ -1,0 +1,45 @@
+"""rnnjax: what it chooses by itself, and every implementation that differs from that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax.numpy as jnp
+
+import rnnjax
+from experiments.throughput.libraries.entries import Entry, Program, Step, compiled_entry
+from experiments.throughput.problems import Problem, rnnjax_cell, rnnjax_layer
+from rnnjax.plan import IMPLEMENTATIONS
+
+
+def enter(problem: Problem) -> Iterator[Entry]:
+    case, cell = problem.case, rnnjax_cell(problem.case)
+    first = problem.params if case.layers == "one" else problem.params[0].forward
+    chosen = rnnjax.explain(cell, first, problem.xs)
+    yield _entry("rnnjax", problem, None)
+    for name in IMPLEMENTATIONS:
+        try:
+            same = rnnjax.explain(cell, first, problem.xs, implementation=name) == chosen
+        except ValueError:  # not for this cell
+            continue
+        if not same:
+            yield _entry(f"rnnjax {name}", problem, name)
+
+
+def _entry(name: str, problem: Problem, implementation: str | None) -> Entry:
+    layer = rnnjax_layer(problem.case, implementation=implementation)
+
+    def sequence(params: Any, xs: Any, lengths: Any) -> Any:
+        return layer.apply(params, xs, lengths)[1]
+
+    def step(params: Any, carry: Any, x: Any) -> Any:
+        return layer.apply(params, x, initial_carry=carry)
+
+    def make() -> Program | Step:
+        if not problem.case.streaming:
+            return Program(sequence, problem.params)
+        carry, _ = layer.apply(problem.params, jnp.zeros((1, 0, problem.xs.shape[-1])))
+        return Step(step, problem.params, carry, axes=(1, 1))
+
+    return compiled_entry(name, problem, make)
