@@ -18,6 +18,7 @@ from experiments.prefetching import prefetched
 from experiments.run_folder import RunFolder
 from experiments.text import Splits
 from rnnjax.averaging import average_parameters, averaged
+from rnnjax.checking import checked
 from rnnjax.data import UNKNOWN, Batch, BucketedBatches, PackedBatch, PackedBatches
 from rnnjax.early_stopping import EarlyStopping
 from rnnjax.metrics import accuracy, compute, cross_entropy, evaluate, merge
@@ -46,6 +47,7 @@ class Recipe(NamedTuple):
         patience: stop after so many epochs without a better validation accuracy.
         prefetch: batches made ahead of the step that reads them.
         max_skipped: end after so many steps in a row whose loss or gradient is not finite.
+        debug_checks: run every step through ``rnnjax.checked``; its times mean nothing.
     """
 
     optimizer: optax.GradientTransformation
@@ -55,6 +57,7 @@ class Recipe(NamedTuple):
     patience: int
     prefetch: int = 0
     max_skipped: int = 20
+    debug_checks: bool = False
 
 
 class Fitted(NamedTuple):
@@ -106,7 +109,8 @@ def fit(
     Raises:
         Interrupted: SIGTERM or Ctrl-C came; what was done so far is saved.
         NonFiniteError: too many steps in a row were not finite; the last good state is saved.
-        ValueError: more epochs were begun than the recipe allows.
+        ValueError: more epochs were begun than the recipe allows; or, with ``debug_checks``, the
+            first wrong value.
     """
     begin, passed_over = saver.restore(_beginning(model, params, splits, recipe, key))
     begun = begin.epoch - (begin.batch == 0)
@@ -119,7 +123,8 @@ def fit(
             progress.say(f"passed over checkpoint {reason}")
         if begin.step:
             progress.say(f"going on after step {begin.step}, in epoch {begin.epoch}")
-        run.write_timing({"kind": "session", "step": begin.step})
+        session = {"kind": "session", "step": begin.step}
+        run.write_timing({**session, "debug_checks": True} if recipe.debug_checks else session)
         fitting = _Fitting(model, splits, recipe, run, saver, interrupts, progress)
         return fitting.go_on(begin)
 
@@ -158,6 +163,9 @@ class _Fitting:
         loss_fn = classification_loss(model, recipe.word_dropout)
         self._train_step = make_train_step(loss_fn, _optimizer(recipe), on_compile=self._on_compile)
         self._eval_step = make_eval_step(loss_fn, on_compile=self._on_compile)
+        if recipe.debug_checks:
+            self._train_step = checked(self._train_step)
+            self._eval_step = checked(self._eval_step)
         self._splits = splits
         self._recipe = recipe
         self._run = run

@@ -26,7 +26,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise DataError(f"{folder}: expected the folder of a run, found no {CONFIG} in it")
     try:
         config = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: damaged ({error})") from None
     if not isinstance(config, dict) or not isinstance(config.get("settings"), dict):
         raise DataError(f"{path}: expected the settings of a run")

@@ -46,6 +46,7 @@ from .cells import peephole_lstm as peephole_lstm
 from .cells import projected_lstm as projected_lstm
 from .cells import unflatten_frames as unflatten_frames
 from .cells import vanilla as vanilla
+from .checking import checked as checked
 from .early_stopping import EarlyStopping as EarlyStopping
 from .embeddings import Embedding as Embedding
 from .embeddings import embedding as embedding

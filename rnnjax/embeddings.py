@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from . import checking, masking
 from .base import Key, check_key, check_range, check_size
 
 
@@ -51,8 +52,8 @@ def embedding(
     """A table of vectors, one a token id.
 
     Ids are not checked on the device, where JAX clamps them in silence: check them on the host
-    (``rnnjax.data.BucketedBatches`` does) before they reach a compiled function. Concrete ids
-    are checked here.
+    (``rnnjax.data.BucketedBatches`` does) before they reach a compiled function, or look for one
+    with :func:`rnnjax.checked`. Concrete ids are checked here.
 
     Args:
         vocab_size: V.
@@ -93,7 +94,7 @@ def embedding(
 
     def apply(params: Any, tokens: Array) -> Array:
         table = jax.lax.stop_gradient(params.vectors) if frozen else params.vectors
-        return jnp.asarray(table)[check_tokens(tokens, size)]
+        return _check_table(table, (size, width))[check_tokens(tokens, size)]
 
     return Embedding(init, apply, width, size)
 
@@ -139,11 +140,17 @@ def check_tokens(tokens: Any, vocab_size: int) -> Array:
         ValueError: they are not integers, or (where the values are concrete) one lies outside
             [0, vocab_size).
     """
-    tokens = jnp.asarray(tokens)
-    if not jnp.issubdtype(tokens.dtype, jnp.integer):
-        raise ValueError(f"tokens must be integers, got dtype {tokens.dtype}")
-    check_range("tokens", tokens, vocab_size, f"[0, {vocab_size})")
+    tokens, interval = masking.as_integers("tokens", tokens), f"[0, {vocab_size})"
+    check_range("tokens", tokens, vocab_size, interval)
+    checking.require_range("tokens", tokens, vocab_size, interval)
     return tokens
+
+
+def _check_table(vectors: Any, shape: tuple[int, int]) -> Array:
+    table = jnp.asarray(vectors)
+    if table.shape != shape:
+        raise ValueError(f"params.vectors must have shape {shape}, got shape {table.shape}")
+    return table
 
 
 def _check_vectors(vectors: ArrayLike, vocab_size: int, embedding_size: int | None) -> np.ndarray:

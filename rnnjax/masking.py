@@ -4,6 +4,7 @@ A mask is True where a step is real. Lengths and masks that are concrete are che
 transformation, where their values are not known, lengths are clipped to [0, T].
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,18 +13,27 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from . import checking
 from .base import check_range
 
 
 def lengths_to_mask(lengths: ArrayLike, time: int) -> Array:
     """The mask [..., T] of sequences padded on the right: True where ``t < length``.
 
+    Raises:
+        ValueError: lengths or a time that are not integers.
+
     Example:
         >>> import rnnjax
         >>> rnnjax.lengths_to_mask([2, 0], 3).tolist()
         [[True, True, False], [False, False, False]]
     """
-    lengths = jnp.asarray(lengths).astype(jnp.int32)
+    array = _integers("lengths", lengths)
+    if isinstance(time, float):
+        raise ValueError(f"time must be an integer, got {time!r}")
+    if isinstance(array, np.ndarray) and array.dtype.itemsize >= 4:
+        array = np.clip(array, 0, np.iinfo(np.int32).max)  # what int32 cannot hold is beyond any T
+    lengths = jnp.asarray(array).astype(jnp.int32)
     steps = jnp.arange(time, dtype=jnp.int32)
     return jnp.less(
         jax.lax.broadcast_in_dim(steps, (*lengths.shape, time), (lengths.ndim,)),
@@ -38,14 +48,14 @@ def check_lengths(lengths: Any, batch: tuple[int, ...], time: int) -> Array:
         ValueError: a wrong shape or dtype, or (where the values are concrete) a length outside
             [0, time]. Traced lengths are clipped to that range instead.
     """
-    array = _as_array("lengths", lengths)
+    array = _integers("lengths", lengths)
     if array.shape != batch:
         raise ValueError(
             f"lengths must have the batch shape of xs, {batch}, got shape {array.shape}"
         )
-    if not jnp.issubdtype(array.dtype, jnp.integer):
-        raise ValueError(f"lengths must be integers, got dtype {array.dtype}")
-    check_range("lengths", array, time + 1, f"[0, {time}] (xs has {time} steps)")
+    interval = f"[0, {time}] (xs has {time} steps)"
+    check_range("lengths", array, time + 1, interval)
+    checking.require_range("lengths", array, time + 1, interval)
     if jnp.iinfo(array.dtype).bits < 32:  # too narrow to be compared with every T
         array = array.astype(jnp.int32)
     return jnp.clip(array, 0, time).astype(jnp.int32)
@@ -57,7 +67,7 @@ def check_flags(name: str, flags: Any, batch: tuple[int, ...], time: int) -> Arr
     Raises:
         ValueError: naming ``name``, what was expected and what came.
     """
-    array = _as_array(name, flags)
+    array = as_array(name, flags)
     if array.shape != (*batch, time):
         raise ValueError(f"{name} must have shape {(*batch, time)}, got shape {array.shape}")
     if array.dtype != jnp.bool_:
@@ -65,13 +75,46 @@ def check_flags(name: str, flags: Any, batch: tuple[int, ...], time: int) -> Arr
     return jnp.asarray(array)
 
 
-def _as_array(name: str, value: Any) -> Any:
-    if isinstance(value, Array | np.ndarray | np.generic):
+def as_array(name: str, value: Any) -> Any:
+    """``value`` as an array of numbers: of NumPy, so that it stays exact, or of JAX as it came.
+
+    Raises:
+        ValueError: naming ``name`` and what came instead.
+    """
+    if isinstance(value, Array):
         return value
+    if isinstance(value, list | tuple) and any(
+        isinstance(leaf, Array) for leaf in jax.tree.leaves(value)
+    ):
+        return jnp.asarray(value)  # a list of traced numbers among others
     try:
-        return np.asarray(value)
+        array = np.asarray(value)
     except ValueError:
         raise ValueError(f"{name} must be one array, got rows of unequal size") from None
+    if not jnp.issubdtype(array.dtype, np.number) and array.dtype != np.bool_:
+        came = f"{type(value).__name__} (dtype {array.dtype})"
+        raise ValueError(f"{name} must be an array of numbers, got {came}: {value!r:.60}")
+    return array
+
+
+def as_integers(name: str, value: Any) -> Array:
+    """``value`` as an array of integers of at least 32 bits.
+
+    Raises:
+        ValueError: it is something else, or (where it is not of JAX yet) a number does not fit.
+    """
+    array = checking.check_width(name, _integers(name, value))
+    array = jnp.asarray(array)
+    return array if array.dtype.itemsize >= 4 else array.astype(jnp.int32)
+
+
+def _integers(name: str, value: Any) -> Any:
+    array = as_array(name, value)
+    if not array.size and isinstance(value, list | tuple):
+        return array.astype(np.int32)  # an empty list has no dtype of its own
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise ValueError(f"{name} must be integers, got dtype {array.dtype}")
+    return array
 
 
 def valid_steps(lengths: Any, mask: Any, batch: tuple[int, ...], time: int) -> Array | None:
@@ -147,16 +190,18 @@ def _at_next_real_step(following: Array, real: Array) -> Array:
 
 def take_last(ys: Array, valid: Array) -> Array:
     """The output [..., O] of the last valid step of ``ys`` [..., T, O]; zero without one."""
-    return _take(ys, valid, valid.shape[-1] - 1 - jnp.argmax(jnp.flip(valid, -1), -1))
+    return _take(ys, valid, lambda: valid.shape[-1] - 1 - jnp.argmax(jnp.flip(valid, -1), -1))
 
 
 def take_first(ys: Array, valid: Array) -> Array:
     """The output [..., O] of the first valid step of ``ys`` [..., T, O]; zero without one."""
-    return _take(ys, valid, jnp.argmax(valid, -1))
+    return _take(ys, valid, lambda: jnp.argmax(valid, -1))
 
 
-def _take(ys: Array, valid: Array, index: Array) -> Array:
-    picked = jnp.take_along_axis(ys, index[..., None, None], axis=-2)[..., 0, :]
+def _take(ys: Array, valid: Array, index: Callable[[], Array]) -> Array:
+    if ys.shape[-2] == 0:  # there is no step to look at, not even in place of a missing one
+        return jnp.zeros((*ys.shape[:-2], ys.shape[-1]), ys.dtype)
+    picked = jnp.take_along_axis(ys, index()[..., None, None], axis=-2)[..., 0, :]
     return zero_padding(jnp.any(valid, -1), picked)
 
 

@@ -11,6 +11,8 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from . import checking
+
 
 class Mean(NamedTuple):
     """A weighted mean that is not divided yet.
@@ -83,7 +85,7 @@ def accuracy(logits: Array, labels: Array, weights: ArrayLike | None = None) -> 
         >>> round(compute({"accuracy": accuracy(logits, jnp.array([0, 1, 1]))})["accuracy"], 3)
         0.667
     """
-    _check_labels(logits, labels)
+    logits, labels = _check_labels(logits, labels, weights)
     guesses = jnp.argmax(logits, axis=-1)
     return Mean.of(guesses == labels.astype(guesses.dtype), weights)
 
@@ -114,7 +116,7 @@ def cross_entropy(logits: Array, labels: Array, weights: ArrayLike | None = None
     """
     import optax
 
-    _check_labels(logits, labels)
+    logits, labels = _check_labels(logits, labels, weights)
     # NumPy's rule, as JAX's own refuses to promote where promotion is strict.
     logits = logits.astype(np.promote_types(logits.dtype, np.float32))
     if weights is not None:
@@ -123,7 +125,10 @@ def cross_entropy(logits: Array, labels: Array, weights: ArrayLike | None = None
         labels = jnp.where(unread, 0, labels)
     # Optax answers a label that is too large with NaN, but would take -1 from the end.
     labels = jnp.where(labels < 0, logits.shape[-1], labels)
-    return Mean.of(optax.softmax_cross_entropy_with_integer_labels(logits, labels), weights)
+    entropies = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if checking.is_checking():
+        checking.require_finite("the cross entropy", entropies, _counted(weights, labels.shape))
+    return Mean.of(entropies, weights)
 
 
 def merge(first: Any, second: Any) -> Any:
@@ -214,9 +219,31 @@ def _weights(weights: ArrayLike, shape: tuple[int, ...]) -> Array:
     return array
 
 
-def _check_labels(logits: Array, labels: Array) -> None:
+def _counted(weights: ArrayLike | None, shape: tuple[int, ...]) -> Array | None:
+    return None if weights is None else _weights(weights, shape) != 0
+
+
+def _check_labels(logits: Any, given: Any, weights: ArrayLike | None) -> tuple[Array, Array]:
+    """Both as arrays that fit each other, labels of at least 32 bits."""
+    logits = jnp.asarray(logits)
+    if not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise ValueError(f"logits: expected a floating dtype, got {logits.dtype}")
+    labels: Any = given if hasattr(given, "dtype") else np.asarray(given)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f"labels: expected integers, got {labels.dtype}")
+    if logits.shape[-1:] == (0,):
+        raise ValueError(f"logits: expected at least one class, got shape {logits.shape}")
     if logits.ndim == 0 or labels.shape != logits.shape[:-1]:
         raise ValueError(
             f"labels: expected shape {logits.shape[:-1]} for logits {logits.shape}, "
             f"got {labels.shape}"
         )
+    if labels.dtype.itemsize < 4:  # too narrow to hold every number of classes
+        labels = labels.astype(np.int32)
+    if isinstance(labels, np.ndarray | np.generic):  # cut to 32 bits it could become a class
+        labels = np.clip(labels, max(jnp.iinfo(labels.dtype).min, -1), np.iinfo(np.int32).max)
+    labels = jnp.asarray(labels)
+    if checking.is_checking():
+        classes, counted = logits.shape[-1], _counted(weights, labels.shape)
+        checking.require_range("labels", labels, classes, f"[0, {classes})", counted)
+    return logits, labels

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from . import masking
+from . import checking, masking
 from .base import Cell, Key, Layer, check_key, check_size, linear
 from .embeddings import Embedding, check_tokens
 from .initializers import draw_linear
@@ -86,7 +86,13 @@ def classifier(
     """
     if pooling not in ("last", "mean", "max"):
         raise ValueError(f"pooling must be 'last', 'mean' or 'max', got {pooling!r}")
+    if not isinstance(embedding, Embedding):
+        raise ValueError(f"embedding must be a rnnjax.Embedding, got {type(embedding).__name__}")
     layer = recurrent(encoder) if isinstance(encoder, Cell) else encoder
+    if not isinstance(layer, Layer):
+        raise ValueError(
+            f"encoder must be a rnnjax.Cell or a rnnjax.Layer, got {type(encoder).__name__}"
+        )
     classes = check_size("num_classes", num_classes)
     rate = check_rate("dropout", dropout)
     pool = {"last": layer.last, "mean": masking.mean_pool, "max": masking.max_pool}[pooling]
@@ -109,18 +115,19 @@ def classifier(
         num_segments: int | None = None,
         key: Key | None = None,
     ) -> Array:
-        drop_in, inner, drop_out = (None,) * 3 if key is None else jax.random.split(key, 3)
-        tokens, resets = jnp.asarray(tokens), None
+        keys = (None,) * 3 if key is None else jax.random.split(check_key(key), 3)
+        drop_in, inner, drop_out = keys
+        tokens, resets, count = _check_rank(masking.as_integers("tokens", tokens)), None, 0
         if segment_ids is not None:
             if lengths is not None or mask is not None:
                 raise ValueError("segment_ids say which steps are real: give no lengths or mask")
-            resets, mask = resets_from_segment_ids(segment_ids), jnp.asarray(segment_ids) > 0
+            segment_ids, count = _check_segments(segment_ids, tokens.shape, num_segments)
+            resets, mask = resets_from_segment_ids(segment_ids), segment_ids > 0
         valid = masking.valid_steps(lengths, mask, tokens.shape[:-1], tokens.shape[-1])
         tokens = check_tokens(masking.zero_padding(valid, tokens), embedding.vocab_size)
         xs = apply_dropout(drop_in, embedding.apply(params.embedding, tokens), rate)
         _, ys = layer.apply(params.encoder, xs, mask=valid, resets=resets, key=inner)
         if segment_ids is not None:
-            count = check_size("num_segments", num_segments)
             pooled = pool_segments(ys, segment_ids, count, pooling, last=layer.last)
         else:
             pooled = pool(ys, jnp.ones(tokens.shape, bool) if valid is None else valid)
@@ -128,3 +135,21 @@ def classifier(
         return linear(pooled, params.head.w, params.head.bias)
 
     return Model(init, apply)
+
+
+def _check_rank(tokens: Array) -> Array:
+    if not tokens.ndim:
+        raise ValueError("tokens must have shape [..., T], got a scalar")
+    return tokens
+
+
+def _check_segments(
+    segment_ids: Any, shape: tuple[int, ...], num_segments: Any
+) -> tuple[Array, int]:
+    ids = masking.as_integers("segment_ids", segment_ids)
+    count = check_size("num_segments", num_segments)
+    if ids.shape != shape:
+        raise ValueError(f"segment_ids must have the shape of tokens, {shape}, got {ids.shape}")
+    interval = f"[0, {count}] (num_segments is {count})"
+    checking.require_range("segment_ids", ids, count + 1, interval)
+    return ids, count

@@ -346,11 +346,9 @@ def _check_flags(name: str, flags: Any) -> Array:
 
 
 def _check_ids(segment_ids: Any) -> Array:
-    ids = jnp.asarray(segment_ids)
-    if ids.ndim < 1 or not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise ValueError(
-            f"segment_ids must be integers of shape [..., T], got {ids.dtype} of shape {ids.shape}"
-        )
+    ids = masking.as_integers("segment_ids", segment_ids)
+    if ids.ndim < 1:
+        raise ValueError("segment_ids must have shape [..., T], got a scalar")
     return ids.astype(jnp.int32)
 
 

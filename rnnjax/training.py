@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from . import checking
+
 if TYPE_CHECKING:
     import optax
 
@@ -99,12 +101,15 @@ class CompiledStep(Generic[State, Result]):
     ) -> None:
         self.compilations: list[Compilation] = []
         self._name = name
+        self._function = function
         self._jitted = jax.jit(function, donate_argnums=0 if donate_state else ())
         self._on_compile = on_compile
         self._programs: dict[Any, Callable[[State, Any], Result]] = {}
 
     def __call__(self, state: State, batch: Any) -> Result:
         """Runs the program for this kind of batch, compiling it first if it is new."""
+        if checking.is_checking():  # part of the program that is being compiled
+            return self._function(state, batch)
         leaves, structure = jax.tree.flatten(batch)
         kind = (structure, *map(jax.typeof, leaves))
         program = self._programs.get(kind)
@@ -177,6 +182,10 @@ def make_train_step(
         with_metrics = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, metrics), grads = with_metrics(state.params, batch, key)
         _check_names(metrics)
+        if checking.is_checking():
+            checking.require_finite("the loss", loss)
+            checking.require_finite("the gradient of params", grads)
+            checking.require_finite("the norm of the gradient", _norm(grads))
         new, figures = apply_gradients(state, optimizer, loss, grads)
         kept = figures["skipped"][0] == 0
         metrics = jax.tree.map(lambda figure: jnp.where(kept, figure, 0), dict(metrics))
@@ -212,7 +221,7 @@ def apply_gradients(
     """
     import optax
 
-    norm = optax.tree.norm(jax.tree.map(_raised, grads))
+    norm = _norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(loss)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -325,6 +334,12 @@ def _owned(leaf: Any) -> Array:
     """A copy that nobody else holds, of the leaf's dtype and not weakly typed."""
     array = jnp.asarray(leaf)
     return jnp.array(array, array.dtype)
+
+
+def _norm(grads: Any) -> Array:
+    import optax
+
+    return optax.tree.norm(jax.tree.map(_raised, grads))
 
 
 def _raised(leaf: Array) -> Array:

@@ -9,9 +9,19 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from . import associative, engine, masking
+from . import associative, checking, engine, masking
 from .accumulation import accumulating, narrowed, widened
-from .base import Carry, Cell, Key, Noise, NoiseShape, Params, check_floating, check_key
+from .base import (
+    Carry,
+    Cell,
+    Key,
+    Noise,
+    NoiseShape,
+    Params,
+    check_floating,
+    check_key,
+    check_size,
+)
 from .engine import Inputs, Loop, Weights, gate_widths
 from .plan import Plan, Wish, check_wish, choose
 
@@ -100,15 +110,25 @@ def unroll(
     valid = masking.valid_steps(lengths, mask, batch, time)
     if resets is not None:
         resets = masking.check_flags("resets", resets, batch, time)
-    if not isinstance(scan_unroll, int) or scan_unroll < 1:
-        raise ValueError(f"scan_unroll must be a positive integer, got {scan_unroll!r}")
+    _check_bools(reverse=reverse, all_carries=all_carries, include_initial=include_initial)
     if include_initial and not all_carries:
         raise ValueError("include_initial=True needs all_carries=True")
     wish = check_wish(cell, implementation, remat)
-    loop = Loop(reverse, scan_unroll, all_carries)
-    key = None if key is None or cell.noise is None else check_key(key)
-    call = Call(params, xs, valid, resets, initial_carry, key)
-    return _unroll(cell, loop, wish, include_initial, call)
+    loop = Loop(reverse, check_size("scan_unroll", scan_unroll), all_carries)
+    key = None if key is None else check_key(key)
+    initial_carry = jax.tree.map(_as_carry, initial_carry)
+    call = Call(params, xs, valid, resets, initial_carry, None if cell.noise is None else key)
+    for name in ("params", "initial_carry"):
+        checking.require_finite(name, getattr(call, name))
+    checking.require_finite("xs", xs, valid)
+    try:
+        carry, ys = _unroll(cell, loop, wish, include_initial, call)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        _check_params(cell, params, xs.shape[-1])
+        raise
+    checking.require_finite("the outputs", ys)
+    checking.require_finite("the final carry", carry)
+    return carry, ys
 
 
 def explain(
@@ -138,7 +158,8 @@ def explain(
     _check_cell(cell)
     plan = _plan(cell, check_wish(cell, implementation, remat), params, xs)
     if plan.implementation == "associative":
-        how, derivative = "associative scan, parallel over time", "ordinary autodiff"
+        how = "associative scan, parallel over time"
+        derivative = "a linear recurrence in the other direction, in parallel over time too"
     else:
         how = "scan over time"
         derivative = (
@@ -220,7 +241,8 @@ def projected(
     project = jax.vmap(jax.vmap(cell.project, in_axes=(None, 0)), in_axes=(None, 0))
     w_hh = cell.recurrent(params) if cell.recurrent else None
     if w_hh is not None and noise.recurrent is not None:
-        w_hh = w_hh * noise.recurrent
+        # In the dtype of the noise, wider than bfloat16, so that its factor is not rounded twice.
+        w_hh = (w_hh.astype(noise.recurrent.dtype) * noise.recurrent).astype(w_hh.dtype)
     weights, zs = Weights(w_hh, params, fresh, noise.hidden), project(params, steps.xs)
     _check_pieces(weights, zs)
     return weights, Inputs((*zs, *steps.noise), steps.valid, steps.resets)
@@ -367,8 +389,44 @@ def _check_noise(cell: Cell, noise: Noise) -> None:
             )
 
 
+def _check_bools(**options: Any) -> None:
+    for name, value in options.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} must be True or False, got {value!r}")
+
+
+def _check_params(cell: Cell, params: Any, input_size: int) -> None:
+    """Refuse parameters that ``cell.init`` would not make, be the size of the inputs as it may.
+
+    Only where a run has failed: a cell may well run with others.
+    """
+    try:
+        made = jax.eval_shape(lambda: cell.init(jax.random.key(0), input_size))
+    except (TypeError, ValueError):  # not of this size; what the run said of it is clearer
+        return
+    if jax.tree.structure(params) != jax.tree.structure(made):
+        raise ValueError(
+            f"params must have the structure {jax.tree.structure(made)}, as cell.init gives, "
+            f"got {jax.tree.structure(params)}"
+        )
+    for (path, expected), leaf in zip(
+        jax.tree.leaves_with_path(made), jax.tree.leaves(params), strict=True
+    ):
+        name, given = f"params{jax.tree_util.keystr(path)}", masking.as_array("params", leaf)
+        # As many rows as the inputs have features: told by the product that does not fit.
+        rows = expected.shape[:1] == (input_size,) and given.ndim == len(expected.shape)
+        if given.shape[rows:] != expected.shape[rows:]:
+            raise ValueError(f"{name} must have shape {expected.shape}, got shape {given.shape}")
+        if given.dtype.kind in "biu" and jnp.issubdtype(expected.dtype, jnp.inexact):
+            raise ValueError(f"{name} must be of dtype {expected.dtype}, got {given.dtype}")
+
+
+def _as_carry(leaf: Any) -> Any:
+    return masking.as_array("initial_carry", leaf)
+
+
 def _check_xs(xs: Any) -> Array:
-    xs = jnp.asarray(xs)
+    xs = jnp.asarray(masking.as_array("xs", xs))
     if xs.ndim < 2:
         raise ValueError(f"xs must have shape [..., T, D], got shape {xs.shape}")
     check_floating("xs", xs)
@@ -388,6 +446,10 @@ def _check_carry(carry: Carry, fresh: Carry, batch: tuple[int, ...]) -> Carry:
             raise ValueError(
                 f"initial_carry{jax.tree_util.keystr(path)} must have shape "
                 f"{(*batch, *expected.shape)}, got shape {given.shape}"
+            )
+        if jnp.iscomplexobj(given) and not jnp.issubdtype(expected.dtype, jnp.complexfloating):
+            raise ValueError(
+                f"initial_carry{jax.tree_util.keystr(path)} must be real, got {given.dtype}"
             )
         return given.astype(expected.dtype)
 

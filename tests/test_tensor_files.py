@@ -1,6 +1,5 @@
 """Malicious and damaged weight files are refused before they take memory or lead elsewhere."""
 
-import functools
 import io
 import json
 import pickle
