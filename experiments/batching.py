@@ -19,6 +19,7 @@ import tyro
 
 import rnnjax
 from experiments import classify
+from experiments.console import print_table
 from experiments.fitting import classification_loss
 from experiments.prefetching import prefetched
 from experiments.run_folder import RunFolder, environment, plain
@@ -126,15 +127,6 @@ def measure(settings: Settings, run: RunFolder) -> Table:
         }
         for one in entered
     ]
-
-
-def print_table(table: Table) -> None:
-    """Plain aligned columns, numbers to the right."""
-    rows = [list(table[0]), *(list(row.values()) for row in table)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for name, *figures in rows:
-        cells = [text.rjust(width) for text, width in zip(figures, widths[1:], strict=True)]
-        print(name.ljust(widths[0]), *cells, sep="  ")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

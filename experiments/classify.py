@@ -32,6 +32,7 @@ from experiments.interrupts import Interrupted
 from experiments.run_folder import CONFIG, RunFolder, check_usable, environment, plain
 from experiments.run_settings import read_config, require_same, settings_from
 from experiments.text import Encoder, Splits, fit_encoder, hold_out, make_batches, take
+from rnnjax.checking import checked
 from rnnjax.checkpoint import CheckpointError, Checkpoints
 from rnnjax.data import BucketedBatches, DataError, Dataset, Examples, Vocabulary, load
 from rnnjax.training import NonFiniteError
@@ -39,6 +40,7 @@ from rnnjax.weights import load_weights, save_weights
 
 CELLS = {"vanilla": rnnjax.vanilla, "lstm": rnnjax.lstm, "gru": rnnjax.gru}
 WEIGHTS, VOCABULARY, CURVES = "weights.safetensors", "vocabulary.json", "curves.png"
+_MOST_LAYERS = 100
 PROGRAM = "python -m experiments.classify"
 # A run that goes on with others of these comes to what it would have come to with them all along.
 MAY_CHANGE = ("data_dir", "out", "epochs", "prefetch", "checkpoint_every", "keep")
@@ -49,7 +51,8 @@ class Settings:
     """Train a recurrent classifier of texts."""
 
     dataset: str = "rotten_tomatoes"
-    """rotten_tomatoes needs no network: its sentences come inside a package."""
+    """rotten_tomatoes needs no network: its sentences come inside a package. A path, own.csv, is
+    your own file with the columns text and label."""
     data_dir: Path | None = None
     """Folder of local data sets; the environment variable RNNJAX_DATA if not given."""
     take: int | None = None
@@ -119,6 +122,8 @@ class Settings:
     """Go on with the run in --out from its newest good checkpoint, with the settings it has."""
     replace: bool = False
     """Delete the run in --out, and begin anew."""
+    debug_checks: bool = False
+    """Look at every value while it runs, and end at the first wrong one: slow."""
 
     @property
     def existing(self) -> Literal["refuse", "resume", "replace"]:
@@ -126,12 +131,12 @@ class Settings:
         return "resume" if self.resume else "replace" if self.replace else "refuse"
 
     def written(self) -> dict[str, Any]:
-        """What config.json keeps: all but what to do with a folder, which is of the day."""
+        """What config.json keeps: all but what is of the day, such as what to do with a folder."""
         values = plain(dataclasses.asdict(self))
         return {name: value for name, value in values.items() if name not in OF_THE_DAY}
 
 
-OF_THE_DAY = ("resume", "replace")
+OF_THE_DAY = ("resume", "replace", "debug_checks")
 
 
 @dataclass(frozen=True)
@@ -142,10 +147,14 @@ class Request:
     """Folder of the run."""
     texts: Positional[tuple[str, ...]] = ()
     """The texts; without any, one is read from each line of standard input."""
+    debug_checks: bool = False
+    """Look at every value while it runs, and end at the first wrong one."""
 
 
 def build_model(settings: Settings, vocab_size: int, num_classes: int) -> rnnjax.Model:
     """The classifier that the settings describe."""
+    if not 1 <= settings.layers <= _MOST_LAYERS:
+        raise DataError(f"layers: expected 1 to {_MOST_LAYERS}, got {settings.layers}")
     cell = CELLS[settings.cell](settings.hidden_size)
     layer = rnnjax.bidirectional(cell) if settings.bidirectional else rnnjax.recurrent(cell)
     return rnnjax.classifier(
@@ -288,6 +297,7 @@ def make_recipe(settings: Settings) -> Recipe:
         patience=settings.patience,
         prefetch=settings.prefetch,
         max_skipped=settings.max_skipped,
+        debug_checks=settings.debug_checks,
     )
 
 
@@ -295,7 +305,7 @@ def train_all(settings: Settings) -> None:
     """Train with one seed, or with several and report how far they lie apart."""
     if settings.repeat < 1:
         raise DataError(f"repeat: expected 1 or more, got {settings.repeat}")
-    name = f"classify-{settings.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"classify-{Path(settings.dataset).name}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = settings.out or Path("runs", name)
     settings = dataclasses.replace(settings, out=folder)
     if settings.resume and not (folder / CONFIG).exists():
@@ -338,7 +348,7 @@ def train_seeds(settings: Settings, folder: Path) -> None:
 class Predictor:
     """A trained classifier, read from the folder of its run."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, debug_checks: bool = False) -> None:
         config = read_config(folder)
         settings = read_settings(config, folder)
         if settings.repeat > 1:
@@ -352,6 +362,8 @@ class Predictor:
         longest = settings.max_length
         doubled = [8 << i for i in range(longest.bit_length()) if 8 << i < longest]
         self._boundaries = (*doubled, longest)
+        # And the same few numbers of rows, so that calls of 1, 2, 3 ... texts do not either.
+        self._batch_sizes = (1, 8, 64)
         self._model = build_model(settings, len(vocabulary), len(self.label_names))
         shapes = jax.eval_shape(self._model.init, jax.random.key(0))
         self._params = load_weights(folder / WEIGHTS, shapes)
@@ -360,6 +372,8 @@ class Predictor:
                 self._model.apply(params, tokens, lengths), axis=-1
             )
         )
+        if debug_checks:
+            self._probabilities = checked(self._probabilities)
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """The probability [N, C] of every label for each text."""
@@ -367,7 +381,7 @@ class Predictor:
         batches = BucketedBatches(
             ids,
             [0] * len(ids),
-            batch_size=min(64, len(ids)),
+            batch_size=next(size for size in self._batch_sizes if size >= min(64, len(ids))),
             boundaries=self._boundaries,
             seed=0,
             shuffle=False,
@@ -382,7 +396,7 @@ class Predictor:
 def predict(request: Request) -> None:
     """Print label, probability and text, one text a line."""
     texts = iter(request.texts) if request.texts else (line.rstrip("\n") for line in sys.stdin)
-    predictor, count = Predictor(request.run), 0
+    predictor, count = Predictor(request.run, request.debug_checks), 0
     for chunk in _chunks(texts, 1024):
         count += len(chunk)
         for text, probabilities in zip(chunk, predictor(chunk), strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 from rnnjax.training import Compilation
@@ -45,6 +45,30 @@ def parameter_table(params: Any, file: IO[str] | None = None) -> None:
         _print_rich(head, rows, total, output)
     else:
         _print_plain([head, *rows, total], output)
+
+
+def print_table(rows: Sequence[Mapping[str, str]], file: IO[str] | None = None) -> None:
+    """Prints rows in aligned columns, the first to the left and figures to the right.
+
+    Args:
+        rows: one or more, each with the same names, which head the columns.
+        file: standard output when None; no terminal gets plain aligned text.
+
+    Example:
+        >>> print_table([{"cell": "gru", "ms": "1.5"}, {"cell": "lstm", "ms": "12.0"}])
+        cell    ms
+        gru    1.5
+        lstm  12.0
+    """
+    output = sys.stdout if file is None else file
+    if output.isatty():
+        _print_rich_rows(rows, output)
+        return
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for name, *figures in lines:
+        cells = [text.rjust(width) for text, width in zip(figures, widths[1:], strict=True)]
+        print(name.ljust(widths[0]), *cells, sep="  ", file=output)
 
 
 def compiled_line(compilation: Compilation) -> str:
@@ -199,4 +223,17 @@ def _print_rich(
         table.add_column(name, footer, justify="right" if name == "count" else "left")
     for row in rows:
         table.add_row(*map(Text, row))  # a Text: "[...]" in a name is no markup
+    Console(file=file).print(table)
+
+
+def _print_rich_rows(rows: Sequence[Mapping[str, str]], file: IO[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    for number, name in enumerate(rows[0]):
+        table.add_column(name, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*map(Text, row.values()))
     Console(file=file).print(table)

@@ -11,12 +11,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
-import subprocess
+import subprocess  # nosec B404: it runs this very file, and no shell
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from experiments.process_memory import process_memory
 
 MEGABYTE = 2**20
 
@@ -58,7 +60,7 @@ def measure(settings: Settings, steps: int, remat: str) -> dict[str, Any]:
     compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(params, xs).compile()
     analysis = compiled.memory_analysis()
     jax.block_until_ready(xs)
-    before = _resident("VmRSS")
+    before = process_memory().resident
     seconds = []
     for _ in range(settings.repeats + 1):
         start = time.perf_counter()
@@ -67,19 +69,11 @@ def measure(settings: Settings, steps: int, remat: str) -> dict[str, Any]:
     return {
         "T": steps,
         "remat": remat,
-        "peak_mib": (_resident("VmHWM") - before) / MEGABYTE,
+        "peak_mib": (process_memory().peak - before) / MEGABYTE,
         "compiler_mib": analysis.temp_size_in_bytes / MEGABYTE if analysis else None,
         "median_ms": 1e3 * statistics.median(seconds[1:]),
         "range_ms": [1e3 * min(seconds[1:]), 1e3 * max(seconds[1:])],
     }
-
-
-def _resident(name: str) -> int:
-    """Bytes of a line of the process's status, as Linux keeps it."""
-    for line in Path("/proc/self/status").read_text("utf-8").splitlines():
-        if line.startswith(name):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"no {name} in /proc/self/status: the peak can be read on Linux only")
 
 
 def in_fresh_process(settings: Settings, steps: int, remat: str) -> dict[str, Any]:
@@ -90,7 +84,8 @@ def in_fresh_process(settings: Settings, steps: int, remat: str) -> dict[str, An
     """
     task = json.dumps([dataclasses.asdict(settings), steps, remat])
     command = [sys.executable, "-m", "experiments.remat", "--row", task]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # The interpreter that runs this, given a list, with settings as JSON.
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # nosec B603
     if done.returncode:
         raise RuntimeError(f"T = {steps}, remat = {remat}: {done.stderr.strip()[-500:]}")
     return json.loads(done.stdout)

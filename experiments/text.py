@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
 
 from rnnjax.data import (
@@ -47,7 +47,7 @@ class Encoder(NamedTuple):
 
 
 def fit_encoder(
-    texts: Sequence[str],
+    texts: Iterable[str],
     *,
     tokenizer: str,
     vocabulary_size: int,

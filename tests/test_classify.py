@@ -258,6 +258,7 @@ def test_a_bad_file_is_named_with_its_row(content, parts, tmp_path, capsys):
 def test_wrong_arguments_are_named(tmp_path, capsys):
     assert "rotten_tomatoes" in fails(capsys, ["--dataset", "tomatoes"])
     assert "take" in fails(capsys, ["--take", "0"])
+    assert "layers: expected 1 to 100, got 1000000000" in fails(capsys, ["--layers", "1000000000"])
     assert "config.json" in fails(capsys, ["predict", str(tmp_path), "a text"])
     for bad in (["--epoch-count", "3"], ["--cell", "transformer"], ["--epochs", "many"]):
         with pytest.raises(SystemExit) as stopped:

@@ -281,6 +281,30 @@ def test_local_files_give_a_data_set_with_names_and_hash(tmp_path):
     assert data.sha256 == hashlib.sha256(train.read_bytes() + test.read_bytes()).hexdigest()
 
 
+def test_a_path_is_your_own_file_divided_by_the_seed(tmp_path):
+    texts, names = [f"text {i}" for i in range(20)], ["no", "yes"] * 10
+    path = write(tmp_path / "own.csv", texts, names)
+    data = load(str(path), seed=3)
+    assert (data.name, data.label_names) == ("own.csv", ("no", "yes"))
+    assert (len(data.train.texts), len(data.test.texts)) == (16, 4)
+    both = [*zip(data.train.texts, data.train.labels, strict=True)]
+    both += zip(data.test.texts, data.test.labels, strict=True)
+    assert sorted(both) == sorted((text, i % 2) for i, text in enumerate(texts))
+    assert load(str(path), seed=3).test == data.test != load(str(path), seed=4).test
+    with pytest.raises(DataError, match=r"none\.csv: expected a file, found none"):
+        load(str(tmp_path / "none.csv"))
+
+
+def test_a_gzip_file_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
+    path = write(tmp_path / "own.csv.gz", ["a text", "b"], [0, 1])
+    size = len(gzip.decompress(path.read_bytes()))
+    monkeypatch.setattr("rnnjax.data.tables._LARGEST", size)
+    assert read_examples(path).texts == ["a text", "b"]
+    monkeypatch.setattr("rnnjax.data.tables._LARGEST", size - 1)
+    with pytest.raises(DataError, match=rf"own\.csv\.gz: expected at most {size - 1:,} bytes"):
+        read_examples(path)
+
+
 def test_the_environment_names_the_folder(tmp_path, monkeypatch):
     write(tmp_path / "train.csv", ["a", "b"], [0, 1])
     write(tmp_path / "test.parquet", ["c"], [1])

@@ -38,6 +38,8 @@ from rnnjax.data.tokenizers import TOKENIZERS as TOKENIZERS
 from rnnjax.data.tokenizers import basic_english as basic_english
 from rnnjax.data.tokenizers import characters as characters
 from rnnjax.data.tokenizers import strip_punctuation as strip_punctuation
+from rnnjax.data.vectors import WordVectors as WordVectors
+from rnnjax.data.vectors import read_vectors as read_vectors
 from rnnjax.data.vocabulary import PADDING as PADDING
 from rnnjax.data.vocabulary import UNKNOWN as UNKNOWN
 from rnnjax.data.vocabulary import Vocabulary as Vocabulary

@@ -31,7 +31,8 @@ class BucketedBatches:
     depends on ``(seed, n)`` alone, so a run that is resumed at epoch ``n`` sees what it would have.
 
     Args:
-        sequences: the ids of each example, none empty.
+        sequences: the ids of each example, none empty; of very many, what ``flatten`` makes of
+            them takes the least memory.
         labels: the class of each example.
         batch_size: the number of rows of every batch.
         boundaries: the rising bucket lengths, as ``choose_boundaries`` gives them.
@@ -55,7 +56,7 @@ class BucketedBatches:
 
     def __init__(
         self,
-        sequences: Sequences,
+        sequences: Sequences | Ragged,
         labels: Sequence[int] | NDArray[np.integer],
         *,
         batch_size: int,
@@ -201,7 +202,9 @@ def _check_lengths(lengths: NDArray[np.int32], longest: int) -> None:
 
 
 def _check_ids(ragged: Ragged, vocab_size: int) -> None:
-    bad = np.flatnonzero((ragged.values < 0) | (ragged.values >= vocab_size))
-    if bad.size:
-        index, found = ragged.row_of(bad[0]), ragged.values[bad[0]]
-        raise DataError(f"sequence {index}: expected ids in [0, {vocab_size}), got {found}")
+    values = ragged.values
+    if not values.size or (values.min() >= 0 and values.max() < vocab_size):
+        return  # without an array of the size of all the values
+    first = np.flatnonzero((values < 0) | (values >= vocab_size))[0]
+    expected = f"sequence {ragged.row_of(first)}: expected ids in [0, {vocab_size})"
+    raise DataError(f"{expected}, got {values[first]}")

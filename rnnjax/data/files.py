@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rnnjax.data.errors import DataError, rows_error
 from rnnjax.data.examples import Examples
-from rnnjax.data.tables import Table, read_table
+from rnnjax.data.tables import Table, listed, read_table
 
 
 def read_examples(
@@ -42,7 +42,8 @@ def read_examples(
         The texts, their class ids from 0 up, and the class names if there are any.
 
     Raises:
-        DataError: naming the file, what was expected, and the first three bad rows.
+        DataError: naming the file, what was expected, and the first three bad rows; or an argument
+            that is no name, no list of names, or names a class twice.
 
     Example:
         >>> import tempfile
@@ -56,7 +57,8 @@ def read_examples(
     path = Path(path)
     if label_names:
         num_classes = len(label_names)
-    parts = [text] if isinstance(text, str) else list(text)
+    _check_label_names(label_names)
+    parts = _columns("text", text)
     table = read_table(path, [*parts, label], header)
     texts = [" ".join(row) for row in zip(*(_texts(path, table, p) for p in parts), strict=True)]
     values = [_parse_label(value) for value in table.columns[label]]
@@ -66,6 +68,21 @@ def read_examples(
     names = _class_names(path, table, label, values, label_names, num_classes)
     ids = {name: index for index, name in enumerate(names)}
     return Examples(texts, [ids[str(value)] for value in values], names)
+
+
+def _columns(argument: str, names: object) -> list[str]:
+    found = [names] if isinstance(names, str) else names
+    if not isinstance(found, list | tuple) or not found:
+        raise DataError(f"{argument}: expected the name of a column or several, got {names!r}")
+    for name in found:
+        if not isinstance(name, str):
+            raise DataError(f"{argument}: expected the name of a column, got {name!r}")
+    return list(found)
+
+
+def _check_label_names(names: object) -> None:
+    if not isinstance(names, list | tuple) or len(set(names)) != len(names):
+        raise DataError(f"label_names: expected a list of different names, got {names!r}")
 
 
 def _texts(path: Path, table: Table, column: str) -> list[str]:
@@ -95,7 +112,7 @@ def _text_problem(value: object) -> str | None:
 def _parse_label(value: object) -> int | str | None:
     """An integer, a class name, or None for what is neither."""
     if isinstance(value, int) and not isinstance(value, bool):
-        return value
+        return value if abs(value) < 10**18 else None
     if not isinstance(value, str):
         return None
     value = value.strip()
@@ -126,7 +143,7 @@ def _class_ids(
         if isinstance(value, int) and first <= value < end:
             ids.append(value - first)
         else:
-            bad.append(f"{table.place(i)}: {table.columns[column][i]!r}")
+            bad.append(_shown(table, column, i))
     if bad:
         raise rows_error(path, f"{expected} in column {column!r}", bad)
     return ids
@@ -141,15 +158,20 @@ def _class_names(
     num_classes: int | None,
 ) -> tuple[str, ...]:
     bad = [
-        f"{table.place(i)}: {table.columns[column][i]!r}"
+        _shown(table, column, i)
         for i, value in enumerate(values)
         if not isinstance(value, str) or (known and value not in known)
     ]
     if bad:
-        expected = f"one of {', '.join(known)}" if known else "an integer or a class name"
+        expected = f"one of {listed(known)}" if known else "an integer or a class name"
         raise rows_error(path, f"{expected} in column {column!r}", bad)
     names = tuple(known) or tuple(sorted({str(value) for value in values}))
     if num_classes is not None and len(names) > num_classes:
-        found = f"{len(names)} names ({', '.join(names[:5])} ...)"
+        found = f"{len(names)} names ({listed(names[:5])} ...)"
         raise DataError(f"{path}: expected {num_classes} classes in column {column!r}, got {found}")
     return names
+
+
+def _shown(table: Table, column: str, index: int) -> str:
+    value = repr(table.columns[column][index])
+    return f"{table.place(index)}: {value if len(value) <= 60 else value[:60] + '...'}"

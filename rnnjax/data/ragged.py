@@ -1,7 +1,8 @@
 """Sequences of unequal length: flat, padded, cut."""
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +10,8 @@ from numpy.typing import NDArray
 from rnnjax.data.errors import DataError
 
 Sequences = Sequence[Sequence[int] | NDArray[np.integer]]
+
+_AT_A_TIME = 1024  # sequences that are arrays of their own before they are joined
 
 
 class Ragged(NamedTuple):
@@ -36,11 +39,15 @@ class Ragged(NamedTuple):
         return tokens
 
 
-def flatten(sequences: Sequences) -> Ragged:
+def flatten(sequences: Iterable[Sequence[int] | NDArray[np.integer]] | Ragged) -> Ragged:
     """Lay sequences end to end in one int32 array.
 
+    They may come one by one, from a generator: a sequence is laid down and forgotten, so that
+    4 bytes an id and 8 a sequence are kept of it, where a Python list takes several times as much.
+
     Args:
-        sequences: lists or one-dimensional integer arrays, of any lengths, zero included.
+        sequences: lists or one-dimensional integer arrays, of any lengths, zero included; what is
+            laid end to end already is given back as it is.
 
     Returns:
         The values and where each sequence begins.
@@ -51,21 +58,54 @@ def flatten(sequences: Sequences) -> Ragged:
     Example:
         >>> flatten([[5, 6], [7]]).offsets.tolist()
         [0, 2, 3]
+        >>> flatten([n] * n for n in range(4)).values.tolist()
+        [1, 2, 2, 3, 3, 3]
     """
-    arrays = [np.asarray(s) if len(s) else np.zeros(0, np.int32) for s in sequences]
-    for index, array in enumerate(arrays):
-        if array.ndim != 1 or array.dtype.kind not in "iu":
-            found = f"{array.ndim} axes of {array.dtype}"
-            raise DataError(f"sequence {index}: expected one axis of integers, got {found}")
-    offsets = np.zeros(len(arrays) + 1, np.int64)
-    np.cumsum([len(array) for array in arrays], out=offsets[1:])
-    values = np.concatenate(arrays) if arrays else np.zeros(0, np.int32)
-    ragged = Ragged(values.astype(np.int32), offsets)
-    bad = np.flatnonzero(ragged.values != values)
+    if isinstance(sequences, Ragged):
+        return sequences
+    values, lengths = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
+    rest, count = iter(sequences), 0
+    while arrays := _arrays(islice(rest, _AT_A_TIME), count):
+        values.append(_joined(arrays, count))
+        lengths.append(np.array([len(array) for array in arrays], np.int64))
+        count += len(arrays)
+    offsets = np.zeros(count + 1, np.int64)
+    np.cumsum(np.concatenate(lengths), out=offsets[1:])
+    return Ragged(np.concatenate(values), offsets)
+
+
+def _arrays(sequences: Iterable[Any], begin: int) -> list[NDArray[np.integer]]:
+    return [_array(sequence, index) for index, sequence in enumerate(sequences, begin)]
+
+
+def _array(sequence: Sequence[int] | NDArray[np.integer], index: int) -> NDArray[np.integer]:
+    if not len(sequence):
+        return np.zeros(0, np.int32)
+    try:
+        array = np.asarray(sequence)
+    except ValueError as error:  # lists of unequal length in it
+        raise DataError(f"sequence {index}: expected one axis of integers ({error})") from None
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        found = f"{array.ndim} axes of {array.dtype}"
+        raise DataError(f"sequence {index}: expected one axis of integers, got {found}")
+    if array.dtype != np.uint64:
+        return array
+    # Joined with signed integers it would become float64.
+    bad = array[array > np.iinfo(np.int32).max]
     if bad.size:
-        index = ragged.row_of(bad[0])
-        raise DataError(f"sequence {index}: expected 32-bit ids, got {values[bad[0]]}")
-    return ragged
+        raise DataError(f"sequence {index}: expected 32-bit ids, got {bad[0]}")
+    return array.astype(np.int32)
+
+
+def _joined(arrays: list[NDArray[np.integer]], begin: int) -> NDArray[np.int32]:
+    given = np.concatenate(arrays)
+    values = given.astype(np.int32)
+    bad = np.flatnonzero(values != given)
+    if bad.size:
+        ends = np.cumsum([len(array) for array in arrays])
+        index = begin + int(np.searchsorted(ends, bad[0], side="right"))
+        raise DataError(f"sequence {index}: expected 32-bit ids, got {given[bad[0]]}")
+    return values
 
 
 def pad(
@@ -82,7 +122,8 @@ def pad(
         The tokens [B, T] and the true lengths [B], both int32.
 
     Raises:
-        DataError: naming the first sequence that is longer than ``length`` or is not of integers.
+        DataError: naming the first sequence that is longer than ``length`` or is not of integers;
+            or ``length`` is below 0, or ``value`` takes more than 32 bits.
 
     Example:
         >>> tokens, lengths = pad([[1, 6, 9], [2]])
@@ -93,6 +134,10 @@ def pad(
     lengths = ragged.lengths
     if length is None:
         length = int(lengths.max(initial=0))
+    if length < 0:
+        raise DataError(f"length: expected at least 0, got {length}")
+    if not -(1 << 31) <= value < 1 << 31:
+        raise DataError(f"value: expected 32 bits, got {value}")
     require_at_most(lengths, length)
     return ragged.padded(np.arange(len(lengths)), length, value), lengths
 
@@ -108,7 +153,7 @@ def truncate(
         keep: ``"head"`` keeps the first ids, ``"tail"`` the last.
 
     Returns:
-        The sequences, each of its own type.
+        The sequences, each of its own type; one that is short enough is itself, not a copy.
 
     Raises:
         DataError: if ``max_length`` is below 1 or ``keep`` is another word.
@@ -122,7 +167,7 @@ def truncate(
     if keep not in ("head", "tail"):
         raise DataError(f"keep: expected 'head' or 'tail', got {keep!r}")
     part = slice(max_length) if keep == "head" else slice(-max_length, None)
-    return [sequence[part] for sequence in sequences]
+    return [s if len(s) <= max_length else s[part] for s in sequences]
 
 
 def require_at_most(lengths: NDArray[np.integer], longest: int) -> None:

@@ -51,8 +51,11 @@ def load(name: str, *, data_dir: str | os.PathLike[str] | None = None, seed: int
     - ``local``: your own ``DATA_DIR/train.*`` and ``DATA_DIR/test.*``, each .csv, .tsv, .jsonl (or
       these with .gz) or .parquet, columns text, label. Labels are class names or integers from 0.
 
+    - a path that ends in one of those, ``own.csv``: your own file, columns text, label, divided
+      80/20 by ``seed``.
+
     Args:
-        name: one of the names above.
+        name: one of the names above, or a path.
         data_dir: the folder of local files; by default the environment variable ``RNNJAX_DATA``.
         seed: decides the division where a data set has none of its own.
 
@@ -73,6 +76,8 @@ def load(name: str, *, data_dir: str | os.PathLike[str] | None = None, seed: int
         >>> data.label_names, data.test.labels
         (('bad', 'good'), [1, 0])
     """
+    if name.lower().endswith(SUFFIXES):
+        return _own(Path(name), seed)
     if name not in _LOADERS:
         raise DataError(f"data set: expected one of {', '.join(_LOADERS)}, got {name!r}")
     return _LOADERS[name](_folder(data_dir), seed)
@@ -184,6 +189,13 @@ def _local(data_dir: Path | None, seed: int) -> Dataset:
     if test.label_names:
         raise DataError(f"{paths[1]}: expected integer labels as in {paths[0].name}, got names")
     return Dataset("local", train, test, names, _sha256(*paths), "")
+
+
+def _own(path: Path, seed: int) -> Dataset:
+    examples = read_examples(path)
+    names = examples.label_names or _names_of_ids(path, examples.labels)
+    train, test = split(examples, _TRAIN_FRACTION, seed)
+    return Dataset(path.name, train, test, names, _sha256(path), "divided 80/20 by the seed")
 
 
 def _names_of_ids(path: Path, labels: Sequence[int]) -> tuple[str, ...]:

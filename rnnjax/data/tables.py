@@ -5,7 +5,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from rnnjax.data.errors import DataError, rows_error
 
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parquet")
 
+_LARGEST = 8 << 30  # bytes that a .gz may unpack to
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
@@ -72,7 +73,7 @@ def _read_csv(
     _require_columns(path, wanted, header)
     bad = [f"line {n}: {len(fields)}" for n, fields in records if len(fields) != len(header)]
     if bad:
-        raise rows_error(path, f"{len(header)} fields a row ({', '.join(header)})", bad)
+        raise rows_error(path, f"{len(header)} fields a row ({listed(header)})", bad)
     indices = {name: header.index(name) for name in wanted}
     columns = {name: [fields[i] for _, fields in records] for name, i in indices.items()}
     return Table(columns, [line for line, _ in records], "line")
@@ -105,7 +106,7 @@ def _read_jsonl(path: Path, wanted: Sequence[str]) -> Table:
     if bad:
         raise rows_error(path, "a JSON object on every line", bad)
     bad = [
-        f"line {number}: {', '.join(row) or 'none'}"
+        f"line {number}: {listed(row) or 'none'}"
         for number, row in rows
         if any(name not in row for name in wanted)
     ]
@@ -118,10 +119,29 @@ def _read_jsonl(path: Path, wanted: Sequence[str]) -> Table:
 def _parse_object(line: str) -> Any:
     """The object on the line, or a string that says what is there instead."""
     try:
-        value = json.loads(line)
+        value = json.loads(line, object_pairs_hook=_unique)
+    except DataError as error:
+        return str(error)
     except (ValueError, RecursionError) as error:
         return f"not JSON ({error})"
     return value if isinstance(value, dict) else f"a {type(value).__name__}"
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these fields; JSON's own reader keeps the last of two and loses the first."""
+    row = dict(pairs)
+    if len(row) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"the field {twice!r:.60} twice")
+    return row
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for a message, which stays readable however many and long they are."""
+    names = list(names)
+    shown = ", ".join(name if len(name) <= 60 else f"{name[:60]}..." for name in names[:20])
+    return shown if len(names) <= 20 else f"{shown}, and {len(names) - 20} more"
 
 
 def _read_parquet(path: Path, wanted: Sequence[str]) -> Table:
@@ -143,9 +163,13 @@ def _read_parquet(path: Path, wanted: Sequence[str]) -> Table:
 def _require_columns(path: Path, wanted: Sequence[str], found: Sequence[str]) -> None:
     missing = [name for name in wanted if name not in found]
     if missing:
-        raise DataError(f"{path}: expected the columns {missing}, got {list(found)}")
+        raise DataError(f"{path}: expected the columns {missing}, got [{_quoted(found)}]")
     if len(set(found)) != len(found):
-        raise DataError(f"{path}: expected each column once, got {list(found)}")
+        raise DataError(f"{path}: expected each column once, got [{_quoted(found)}]")
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return listed(map(repr, names))
 
 
 def _read_text(path: Path) -> str:
@@ -172,6 +196,9 @@ def _read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     try:
         with gzip.open(path) as file:
-            return file.read()
+            content = file.read(_LARGEST + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: expected a whole gzip file, got {error}") from None
+    if len(content) > _LARGEST:
+        raise DataError(f"{path}: expected at most {_LARGEST:,} bytes once unpacked, got more")
+    return content
