@@ -1,0 +1,133 @@
+"""All lessons, one after the other, and one page with all their tables and figures.
+
+Run:     python -m experiments.lessons --take 2000 --seeds 3 --out runs/lessons
+
+Stopped, it goes on where it was with the same command: rows that are there are not measured again.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import tyro
+
+from experiments.lessons import LESSONS
+from experiments.lessons.lesson import Row, run_lesson
+from experiments.lessons.overview import draw_ratios
+from experiments.lessons.tables import lesson_table, summarize
+from experiments.run_folder import environment, plain
+from rnnjax.data import DataError
+
+PROGRAM = "python -m experiments.lessons"
+RATIOS = "epoch_seconds.png"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Run the lessons, what is missing of them, and write their results."""
+
+    lessons: tuple[str, ...] = LESSONS
+    """Which, in this order."""
+    take: int | None = None
+    """Of every data set this many training examples only; all of them if not given."""
+    seeds: int = 3
+    """Repeat what depends on chance so often."""
+    data_dir: Path | None = None
+    """Folder of local data sets; the environment variable RNNJAX_DATA if not given."""
+    out: Path = Path("runs", "lessons")
+    """Folder of it all: a folder for each lesson, results.md, results.json."""
+
+
+def run_all(settings: Settings) -> dict[str, str]:
+    """Runs the lessons; those that could not be run, and why."""
+    if unknown := [name for name in settings.lessons if name not in LESSONS]:
+        expected = ", ".join(LESSONS)
+        raise DataError(f"lessons: expected some of {expected}, got {', '.join(unknown)}")
+    found: dict[str, tuple[Row, ...]] = {}
+    failed: dict[str, str] = {}
+    for name in settings.lessons:
+        print(f"== {name}", flush=True)
+        module = importlib.import_module(f"experiments.lessons.{name}")
+        own = module.Settings(
+            take=settings.take,
+            seeds=settings.seeds,
+            data_dir=settings.data_dir,
+            out=settings.out / name,
+        )
+        try:
+            found[name] = run_lesson(module, own)
+        except (DataError, OSError) as error:
+            failed[name] = str(error)
+            print(f"error: {error}", file=sys.stderr)
+        write_results(settings, found, failed)
+    return failed
+
+
+def write_results(
+    settings: Settings, found: Mapping[str, Sequence[Row]], failed: Mapping[str, str]
+) -> None:
+    """Writes results.json, and results.md that shows the same with the figures."""
+    lines = {name: summarize(rows) for name, rows in found.items()}
+    drawn = draw_ratios(list(chain(*lines.values())), settings.out / RATIOS)
+    size = {"take": settings.take, "seeds": settings.seeds}
+    data = {
+        "settings": size,
+        "environment": environment(),
+        "lessons": lines,
+        "not run": dict(failed),
+    }
+    _write(settings.out / "results.json", json.dumps(plain(data), indent=1) + "\n")
+    _write(settings.out / "results.md", "\n".join(_page(settings, found, failed, drawn)))
+
+
+def _page(
+    settings: Settings,
+    found: Mapping[str, Sequence[Row]],
+    failed: Mapping[str, str],
+    drawn: bool,
+) -> list[str]:
+    take = "" if settings.take is None else f" --take {settings.take}"
+    command = f"{PROGRAM}{take} --seeds {settings.seeds}"
+    page = ["# The lessons", "", f"`{command}`, {time.strftime('%Y-%m-%d')}", ""]
+    page += [f"![epoch seconds]({RATIOS})", ""] if drawn else []
+    for name, rows in found.items():
+        module = sys.modules[f"experiments.lessons.{name}"]
+        page += [f"## {(module.__doc__ or name).splitlines()[0]}", "", lesson_table(rows), ""]
+        for png in sorted((settings.out / name).glob("*.png")):
+            page += [f"![{png.stem}]({png.relative_to(settings.out)})", ""]
+    page += [f"{name} was not run: {reason}\n" for name, reason in failed.items()]
+    return page
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, "utf-8")
+    temporary.replace(path)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code, which is 1 where a lesson could not be run."""
+    settings = tyro.cli(Settings, prog=PROGRAM, args=arguments)
+    try:
+        settings.out.mkdir(parents=True, exist_ok=True)
+        failed = run_all(settings)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
+    print(f"results in {settings.out / 'results.md'}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,234 @@
+"""What every lesson shares: its settings, its rows, and the folder that remembers them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import tyro
+
+from experiments.lessons.tables import lesson_table
+from experiments.run_folder import CONFIG, TIMINGS, RunFolder, environment, plain
+from experiments.run_settings import read_config, require_same
+
+# More seeds, or the same files elsewhere, leave the rows that are there what they are.
+MAY_CHANGE = ("out", "data_dir", "seeds")
+
+
+@dataclass(frozen=True)
+class LessonSettings:
+    """The settings that every lesson has; a lesson's own inherit from them."""
+
+    take: int | None = None
+    """Use this many training examples only, and as many test examples."""
+    seeds: int = 3
+    """Repeat what depends on chance so often, with the seeds 0, 1, 2, ..."""
+    data_dir: Path | None = None
+    """Folder of local data sets; the environment variable RNNJAX_DATA if not given."""
+    out: Path | None = None
+    """Folder of the run, gone on with if it has begun; by default runs/LESSON-TIME."""
+
+
+class Measured(NamedTuple):
+    """What a measurement found.
+
+    Attributes:
+        figures: what follows from the settings alone, as accuracies and losses.
+        epoch_seconds: of one training epoch, compiling apart.
+        steps: training steps in all.
+        timings: further seconds, as {"compile s": 1.5}.
+        note: what a reader of the row must know.
+    """
+
+    figures: Mapping[str, float]
+    epoch_seconds: float | None = None
+    steps: int | None = None
+    timings: Mapping[str, float] = {}
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one library came to with one system and one seed (None where chance has no part)."""
+
+    lesson: str
+    system: str
+    library: str
+    seed: int | None
+    figures: Mapping[str, float]
+    epoch_seconds: float | None = None
+    steps: int | None = None
+    timings: Mapping[str, float] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def key(self) -> tuple[str, str, int | None]:
+        """What tells rows of a lesson apart."""
+        return self.system, self.library, self.seed
+
+
+class NotInstalled(Exception):  # noqa: N818 (a state of things, which its row tells)
+    """The library that a row compares with is not installed."""
+
+
+class Results:
+    """The rows of a lesson, each on disk as soon as it is measured.
+
+    Args:
+        lesson: its name.
+        run: the folder; rows that are in it already are not measured again. Figures are drawn
+            into ``folder``, as .png.
+    """
+
+    def __init__(self, lesson: str, run: RunFolder) -> None:
+        self.lesson = lesson
+        self.folder = run.path
+        self._run = run
+        self._rows = {row.key: row for row in read_rows(run.path)}
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """All rows so far, in the order in which they were measured."""
+        return tuple(self._rows.values())
+
+    def row(
+        self, system: str, library: str, seed: int | None, measure: Callable[[], Measured]
+    ) -> Row:
+        """The row of that key: as it was measured before, or else measured now.
+
+        A measurement that raises `NotInstalled` gives a row that says so; it is not kept, so that
+        the row is measured once the library is there.
+        """
+        if found := self.find(system, library, seed):
+            return found
+        try:
+            return self.add(system, library, seed, measure())
+        except NotInstalled:
+            return self.missing(system, library, seed)
+
+    def find(self, system: str, library: str, seed: int | None) -> Row | None:
+        """The row of that key, if it was measured."""
+        found = self._rows.get((system, library, seed))
+        return None if found is None or found.note == ABSENT else found
+
+    def add(self, system: str, library: str, seed: int | None, measured: Measured) -> Row:
+        """Keeps a measurement."""
+        row = Row(self.lesson, system, library, seed, **measured._asdict())
+        key = {"system": system, "library": library, "seed": seed}
+        # The times first: a row without its times would never get them.
+        times = {"epoch_seconds": row.epoch_seconds, "timings": row.timings}
+        self._run.write_timing({"kind": "row", **key, **times})
+        counts = {"figures": row.figures, "steps": row.steps, "note": row.note}
+        self._run.write({"kind": "row", **key, **counts})
+        self._rows[row.key] = row
+        return row
+
+    def missing(self, system: str, library: str, seed: int | None) -> Row:
+        """Notes for this run alone that the library of a row is not installed."""
+        row = Row(self.lesson, system, library, seed, {}, note=ABSENT)
+        self._rows[row.key] = row
+        return row
+
+
+ABSENT = "not installed"
+
+Run = Callable[[Any, Results], None]
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """The rows in a lesson's folder; none where there is none yet."""
+    times = {_key(record): record for record in _records(folder / TIMINGS)}
+    return [
+        Row(
+            folder_lesson(folder),
+            *_key(record),
+            figures=record["figures"],
+            epoch_seconds=times[_key(record)]["epoch_seconds"],
+            steps=record["steps"],
+            timings=times[_key(record)]["timings"],
+            note=record["note"],
+        )
+        for record in _records(folder / "metrics.jsonl")
+    ]
+
+
+def folder_lesson(folder: Path) -> str:
+    """The name of the lesson whose folder it is."""
+    return read_config(folder)["lesson"]
+
+
+def run_lesson(module: ModuleType, settings: LessonSettings) -> tuple[Row, ...]:
+    """Runs a lesson in the folder of its settings, what is missing there, and prints its table.
+
+    Raises:
+        DataError: the run in the folder was started with other settings.
+        OSError: the folder cannot be used.
+    """
+    name = lesson_name(module)
+    assert settings.out is not None
+    config = {
+        "lesson": name,
+        "settings": plain(dataclasses.asdict(settings)),
+        "environment": environment(),
+    }
+    if (settings.out / CONFIG).is_file():
+        stored = read_config(settings.out)
+        place = str(settings.out)
+        require_same(stored["settings"], config["settings"], MAY_CHANGE, place)
+    with RunFolder(settings.out, config, "resume") as run:
+        results = Results(name, run)
+        module.run(settings, results)
+    print(lesson_table(results.rows))
+    return results.rows
+
+
+def lesson_name(module: ModuleType) -> str:
+    """The last part of a module's name, also where it is run as a script."""
+    spec = module.__spec__
+    return (spec.name if spec is not None else module.__name__).rpartition(".")[2]
+
+
+def main(module_name: str, arguments: Sequence[str] | None = None) -> int:
+    """The command line of one lesson; the exit code.
+
+    Args:
+        module_name: ``__name__`` of the lesson's module, which has ``Settings`` and ``run``.
+        arguments: those of the process when None.
+    """
+    module = sys.modules[module_name]
+    name = lesson_name(module)
+    program = f"python -m experiments.lessons.{name}"
+    settings = tyro.cli(module.Settings, prog=program, args=arguments)
+    if settings.out is None:
+        folder = Path("runs", f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        settings = dataclasses.replace(settings, out=folder)
+    try:
+        run_lesson(module, settings)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        again = f"{program} --out {shlex.quote(str(settings.out))}"
+        print(f"stopped; go on with the same command and --out:\n  {again} ...")
+        return 130
+    print(f"files in {settings.out}")
+    return 0
+
+
+def _key(record: Mapping[str, Any]) -> tuple[str, str, int | None]:
+    return record["system"], record["library"], record["seed"]
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    records = map(json.loads, path.read_text("utf-8").splitlines())
+    return [record for record in records if record["kind"] == "row"]
