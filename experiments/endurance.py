@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import random
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import numpy as np
 import tyro
 
 from experiments import classify
@@ -227,9 +227,9 @@ def classifier_settings(settings: Settings, folder: Path) -> classify.Settings:
 
 def generate(settings: Settings) -> Dataset:
     """Texts of 3 to 60 words whose label is the toss of a coin."""
-    coin, names = random.Random(settings.seed), ("heads", "tails")
+    names = ("heads", "tails")
     texts = list(generated_texts(settings.texts, settings.seed, words=2_000, longest=60))
-    labels = [coin.randrange(2) for _ in texts]
+    labels = np.random.default_rng(settings.seed).integers(2, size=len(texts)).tolist()
     test = settings.texts // 10
     train, held_out = (
         Examples(texts[part], labels[part], names) for part in (slice(test, None), slice(test))
@@ -257,11 +257,12 @@ def train(
 
 def predict(settings: Settings, folder: Path, texts: Sequence[str], watch: Watch) -> None:
     """Ask for the labels of one text and of up to 32 by turns, as a service would be asked."""
-    chance, predictor = random.Random(settings.seed), classify.Predictor(folder)
+    rng, predictor = np.random.default_rng(settings.seed), classify.Predictor(folder)
     calls = range(1, settings.predictions + 1)
     with Interrupts() as interrupts, Progress(settings.predictions) as progress:
         for call in interrupts.watch(calls):
-            asked = chance.choices(texts, k=1 if call % 2 else chance.randint(2, 32))
+            count = 1 if call % 2 else int(rng.integers(2, 33))
+            asked = [texts[i] for i in rng.integers(len(texts), size=count)]
             predictor(asked)
             watch.step(call)
             words = sum(text.count(" ") + 1 for text in asked)

@@ -29,12 +29,12 @@ def generated_texts(
         cjc oj ngia uai
         a pnn a gjc
     """
-    random = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     names = np.array([_name(rank) for rank in range(words)], object)
     chances = np.cumsum(1 / np.arange(1, words + 1))
     for begin in range(0, count, 4096):
-        lengths = random.integers(shortest, longest + 1, min(4096, count - begin))
-        drawn = names[np.searchsorted(chances, random.random(lengths.sum()) * chances[-1])]
+        lengths = rng.integers(shortest, longest + 1, min(4096, count - begin))
+        drawn = names[np.searchsorted(chances, rng.random(lengths.sum()) * chances[-1])]
         for row in np.split(drawn, np.cumsum(lengths)[:-1]):
             yield " ".join(row)
 

@@ -170,8 +170,8 @@ def label(settings: Settings, encode: Encoder, ragged: Ragged, stages: Stages) -
         vocab_size=len(encode.vocabulary),
     )
     rows = batches.epoch_indices(0)
-    for _, batch in zip(stages.watch(rows), batches.epoch(0), strict=True):
-        assert batch.tokens.any()
+    for _ in zip(stages.watch(rows), batches.epoch(0), strict=True):
+        pass
     stages.end("bucket")
     predict = make_predict(settings, len(encode.vocabulary), batches.shapes)
     stages.end("compile")
