@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from cases import (
     CELLS,
-    COMPOSED,
     LAYERS,
     OPTIONS,
     B,
@@ -173,7 +172,8 @@ def test_vmap_over_parameters_trains_each_alone(row):
 
 
 @pytest.mark.parametrize(
-    ("row", "scan_unroll"), [*((row, 2) for row in COMPOSED), ("bidirectional", T + 2)]
+    ("row", "scan_unroll"),
+    [("bidirectional", 2), ("bidirectional", T + 2), ("reversed_steps", 2), ("linear", 2)],
 )
 def test_the_loop_factor_changes_nothing(row, scan_unroll):
     spec = LAYERS[row]
@@ -195,7 +195,10 @@ def test_a_mask_of_true_is_no_mask(row):
         assert_trees_equal(layer.apply(params, batch.xs, **options), plain)
 
 
-@pytest.mark.parametrize("row", CELLS)
+@pytest.mark.parametrize(
+    "row",
+    [*(r for r in APART if r in CELLS), "no_recurrent_matrix", "projected", "peephole", "conv"],
+)
 def test_forward_mode_and_second_derivatives_are_exact(row):
     layer, params, batch = build(LAYERS[row]), init(LAYERS[row]), ragged("all")
     point, unravel = ravel_pytree((params, batch.xs * batch.valid[..., None]))

@@ -13,12 +13,13 @@ from rnnjax.metrics import accuracy, cross_entropy, evaluate
 
 MODES = {
     "strict dtype promotion": {"jax_numpy_dtype_promotion": "strict"},
-    "no rank promotion": {"jax_numpy_rank_promotion": "raise"},
-    "NaN is an error": {"jax_debug_nans": True},
-    "infinity is an error": {"jax_debug_infs": True},
+    "no rank promotion, keys used once, internal checks": {
+        "jax_numpy_rank_promotion": "raise",
+        "jax_debug_key_reuse": True,
+        "jax_enable_checks": True,
+    },
+    "NaN and infinity are errors": {"jax_debug_nans": True, "jax_debug_infs": True},
     "leaked tracers are errors": {"jax_check_tracer_leaks": True},
-    "a key is used once": {"jax_debug_key_reuse": True},
-    "internal checks": {"jax_enable_checks": True},
     "x64": {"jax_enable_x64": True},
 }
 # Optax's own Adam promotes dtypes, and reads a constant as if it were of the wider kind.
