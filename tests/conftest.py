@@ -24,6 +24,6 @@ def pytest_runtest_teardown(item, nextitem):
     """
     global _since_cleared
     _since_cleared += 1
-    if _since_cleared >= 500:
+    if _since_cleared >= 150:
         jax.clear_caches()
         _since_cleared = 0
