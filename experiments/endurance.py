@@ -262,7 +262,7 @@ def predict(settings: Settings, folder: Path, texts: Sequence[str], watch: Watch
     with Interrupts() as interrupts, Progress(settings.predictions) as progress:
         for call in interrupts.watch(calls):
             count = 1 if call % 2 else int(rng.integers(2, 33))
-            asked = [texts[i] for i in rng.integers(len(texts), size=count)]
+            asked = [texts[int(i)] for i in rng.integers(len(texts), size=count)]
             predictor(asked)
             watch.step(call)
             words = sum(text.count(" ") + 1 for text in asked)
