@@ -1,16 +1,16 @@
 """When it pays to run in parallel over time: the loop against an associative scan and Newton.
 
 Run:     python -m experiments.parallel_in_time
-Expect:  how many times as fast as the loop, forward and with gradient; on 2 cores of an Intel Xeon
-         shared with other work, with --hidden-sizes 4 32 --steps 256 4096 --rounds 5 --memory 0.1:
+Expect:  how many times as fast as the loop, forward and with gradient; on 2 cores of an Intel Xeon,
+         with --hidden-sizes 4 32 --steps 256 4096 --batches 1 16 --rounds 4 --memory 0.1 (6 min):
 
-             associative, min_gru and min_lstm   0.25 to 1.0     0.56 to 1.6
-             associative, lru                    0.26 to 1.5     0.48 to 12
-             Newton, gru                         0.012 to 0.11   0.042 to 0.54
-             Newton, lstm                        0.003 to 0.14   0.011 to 0.75
+             associative, min_gru and min_lstm   0.35 to 1.4      0.61 to 2.3
+             associative, lru                    0.34 to 1.4      0.61 to 12
+             Newton, gru                         0.022 to 0.097   0.049 to 0.60
+             Newton, lstm                        0.0045 to 0.089  0.013 to 0.91
 
-         so on a CPU the loop is the faster one, except for gradients of linear cells over a
-         single sequence (1.2 to 2.3 times at 32 units) and of a small lru; Newton converged in 4
+         so on a CPU the loop is mostly the faster one, except for gradients of linear cells over a
+         single sequence (1.6 to 2.6 times at 32 units) and of a small lru; Newton converged in 4
          or 5 iterations, in 13 to 40 with the diagonal   (22 November 2026, jax 0.10.2)
 """
 
