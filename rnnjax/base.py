@@ -27,6 +27,8 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import DTypeLike
 
+from . import checking
+
 Key = Array
 Params = Any
 Carry = Any
@@ -181,13 +183,14 @@ def check_floating(name: str, xs: Array) -> None:
 
 
 def check_range(name: str, values: Array | np.ndarray, end: int, interval: str) -> None:
-    """Refuse concrete integers outside [0, end); traced ones cannot be looked at and pass.
+    """Refuse integers outside [0, end); traced ones are only looked at under ``rnnjax.checked``.
 
     Raises:
         ValueError: naming ``name``, the ``interval`` as its reader knows it, and the first value
             outside with its place.
     """
     if isinstance(values, Tracer):
+        checking.require_range(name, values, end, interval)
         return
     values = np.asarray(values)
     bad = np.argwhere((values < 0) | (values >= end))

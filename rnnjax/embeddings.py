@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from . import checking, masking
+from . import masking
 from .base import Key, check_key, check_range, check_size
 
 
@@ -140,9 +140,8 @@ def check_tokens(tokens: Any, vocab_size: int) -> Array:
         ValueError: they are not integers, or (where the values are concrete) one lies outside
             [0, vocab_size).
     """
-    tokens, interval = masking.as_integers("tokens", tokens), f"[0, {vocab_size})"
-    check_range("tokens", tokens, vocab_size, interval)
-    checking.require_range("tokens", tokens, vocab_size, interval)
+    tokens = masking.as_integers("tokens", tokens)
+    check_range("tokens", tokens, vocab_size, f"[0, {vocab_size})")
     return tokens
 
 

@@ -53,9 +53,9 @@ def check_lengths(lengths: Any, batch: tuple[int, ...], time: int) -> Array:
         raise ValueError(
             f"lengths must have the batch shape of xs, {batch}, got shape {array.shape}"
         )
-    interval = f"[0, {time}] (xs has {time} steps)"
-    check_range("lengths", array, time + 1, interval)
-    checking.require_range("lengths", array, time + 1, interval)
+    check_range("lengths", array, time + 1, f"[0, {time}] (xs has {time} steps)")
+    if isinstance(array, np.ndarray):  # known to lie in the range
+        return jnp.asarray(array.astype(np.int32))
     if jnp.iinfo(array.dtype).bits < 32:  # too narrow to be compared with every T
         array = array.astype(jnp.int32)
     return jnp.clip(array, 0, time).astype(jnp.int32)

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from . import checking, masking
+from . import masking
 from .base import Cell, Key, Layer, check_key, check_size, linear
 from .embeddings import Embedding, check_tokens
 from .initializers import draw_linear
 from .layers import apply_dropout, recurrent
 from .regularizers import check_rate
-from .segments import pool_segments, resets_from_segment_ids
+from .segments import check_segments, pool_segments, resets_from_segment_ids
 
 
 class Model(NamedTuple):
@@ -121,7 +121,12 @@ def classifier(
         if segment_ids is not None:
             if lengths is not None or mask is not None:
                 raise ValueError("segment_ids say which steps are real: give no lengths or mask")
-            segment_ids, count = _check_segments(segment_ids, tokens.shape, num_segments)
+            segment_ids, count = check_segments(segment_ids, num_segments)
+            if segment_ids.shape != tokens.shape:
+                raise ValueError(
+                    f"segment_ids must have the shape of tokens, {tokens.shape}, "
+                    f"got {segment_ids.shape}"
+                )
             resets, mask = resets_from_segment_ids(segment_ids), segment_ids > 0
         valid = masking.valid_steps(lengths, mask, tokens.shape[:-1], tokens.shape[-1])
         tokens = check_tokens(masking.zero_padding(valid, tokens), embedding.vocab_size)
@@ -141,15 +146,3 @@ def _check_rank(tokens: Array) -> Array:
     if not tokens.ndim:
         raise ValueError("tokens must have shape [..., T], got a scalar")
     return tokens
-
-
-def _check_segments(
-    segment_ids: Any, shape: tuple[int, ...], num_segments: Any
-) -> tuple[Array, int]:
-    ids = masking.as_integers("segment_ids", segment_ids)
-    count = check_size("num_segments", num_segments)
-    if ids.shape != shape:
-        raise ValueError(f"segment_ids must have the shape of tokens, {shape}, got {ids.shape}")
-    interval = f"[0, {count}] (num_segments is {count})"
-    checking.require_range("segment_ids", ids, count + 1, interval)
-    return ids, count

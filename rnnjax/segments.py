@@ -215,11 +215,10 @@ def pool_segments(
     """
     if pooling not in ("last", "mean", "max"):
         raise ValueError(f"pooling must be 'last', 'mean' or 'max', got {pooling!r}")
-    ids, count = _check_ids(segment_ids), check_size("num_segments", num_segments)
+    ids, count = check_segments(segment_ids, num_segments)
     ys = jnp.asarray(ys)
     if ids.shape != ys.shape[:-1]:
         raise ValueError(f"segment_ids must have shape {ys.shape[:-1]}, got shape {ids.shape}")
-    _check_numbers(ids, count)
     if pooling == "last":
         ends = jnp.stack(_at_ends(ys, ids, count), axis=-2)
         present = _sizes(ids, count) > 0
@@ -259,8 +258,7 @@ def segment_carries(
         >>> segment_carries(carries, ids, 3, jnp.array([-1.0])).tolist()
         [[1.0], [2.0], [-1.0]]
     """
-    ids, count = _check_ids(segment_ids), check_size("num_segments", num_segments)
-    _check_numbers(ids, count)
+    ids, count = check_segments(segment_ids, num_segments)
     carries = jax.tree.map(jnp.asarray, carries)
     for leaf in jax.tree.leaves(carries):
         if leaf.shape[: ids.ndim] != ids.shape:
@@ -352,5 +350,13 @@ def _check_ids(segment_ids: Any) -> Array:
     return ids.astype(jnp.int32)
 
 
-def _check_numbers(ids: Array, count: int) -> None:
+def check_segments(segment_ids: Any, num_segments: Any) -> tuple[Array, int]:
+    """The ids as int32 and their number, both checked.
+
+    Raises:
+        ValueError: ids that are not integers, or outside [0, num_segments]; no positive number.
+    """
+    ids = masking.as_integers("segment_ids", segment_ids)
+    count = check_size("num_segments", num_segments)
     check_range("segment_ids", ids, count + 1, f"[0, {count}] (num_segments is {count})")
+    return _check_ids(ids), count

@@ -17,10 +17,11 @@ settings.load_profile("rnnjax")
 _since_cleared = 0
 
 
-def pytest_runtest_teardown(item, nextitem):
+def pytest_runtest_logfinish(nodeid, location):
     """Drop compiled programs now and then: kept, thousands of them use up a process's memory maps.
 
     Linux gives a process 65,530 of these; XLA takes several for each program and dies without one.
+    A test is over here, its fixtures too: nothing is dropped in the middle of an ``enable_x64``.
     """
     global _since_cleared
     _since_cleared += 1
