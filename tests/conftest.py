@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import jax
+import pytest
 from hypothesis import settings
 
 # A silent broadcast between arrays of different rank is how batch axes get mixed up.
@@ -15,6 +16,25 @@ settings.register_profile("rnnjax", deadline=None, derandomize=True)
 settings.load_profile("rnnjax")
 
 _since_cleared = 0
+
+
+@pytest.fixture
+def float64():
+    """JAX computes in float64."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def quick_compile():
+    """XLA optimises little, for suites of small programs by the hundred.
+
+    Compiling is most of their time, and what they hold the library to is mathematics. That the
+    optimised programs keep to it, too, is seen by the comparisons with other libraries.
+    """
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def pytest_runtest_logfinish(nodeid, location):

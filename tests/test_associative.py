@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from cases import B, D, H, One, T, batch_alone, ragged
 from jax.test_util import check_grads
+from trees import EXACT, assert_trees_equal
 
 import rnnjax
 from rnnjax.associative import linear_recurrence
@@ -16,21 +17,9 @@ from rnnjax.cells.lru import lru
 from rnnjax.cells.min_gru import min_gru
 from rnnjax.cells.min_lstm import min_lstm
 
-EXACT = {"rtol": 1e-10, "atol": 1e-12}  # float64, sums in another order
+pytestmark = pytest.mark.usefixtures("float64", "quick_compile")
+
 FORWARD_AND_REVERSE = pytest.mark.parametrize("reverse", [False, True])
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
-
-
-def assert_trees_equal(actual, expected, **tolerance):
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        assert a.dtype == e.dtype
-        np.testing.assert_allclose(a, e, **(tolerance or EXACT))
 
 
 # ---- the recurrence

@@ -11,6 +11,8 @@ from jax.flatten_util import ravel_pytree
 import rnnjax
 from rnnjax.regularizers import variational_dropout, zoneout
 
+pytestmark = pytest.mark.usefixtures("float64", "quick_compile")
+
 H, D, T = 2, 2, 3
 LENGTHS = np.array([3, 1])
 KEY = jax.random.key(11)
@@ -23,12 +25,6 @@ CELLS = {
     "noisy": NOISY,
 }
 EVERY_CELL = pytest.mark.parametrize("name", CELLS)
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
 
 
 @functools.cache

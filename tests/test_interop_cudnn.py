@@ -24,13 +24,9 @@ from jax.experimental import rnn
 from rnnjax.interop import cudnn as interop
 from rnnjax.interop import torch as torch_interop
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 SHAPES = [(1, False), (1, True), (2, False), (2, True)]
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
 
 
 def unpack(flat, num_layers, bidirectional):

@@ -23,15 +23,11 @@ from interop_cases import (
 import rnnjax
 from rnnjax.interop import equinox as interop
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 eqx = pytest.importorskip("equinox", reason="equinox is not installed: its weights are untested")
 
 CASES = {"lstm": eqx.nn.LSTMCell, "gru": eqx.nn.GRUCell}
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
 
 
 def make(kind, num_layers, bidirectional, **options):

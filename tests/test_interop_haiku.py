@@ -23,6 +23,8 @@ from interop_cases import (
 import rnnjax
 from rnnjax.interop import haiku as interop
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 hk = pytest.importorskip("haiku", reason="haiku is not installed: its weights are untested")
 
 CASES = {
@@ -30,12 +32,6 @@ CASES = {
     "lstm": (CELLS["lstm"], hk.LSTM, "lstm"),
     "gru_reset_before": (CELLS["gru_reset_before"], hk.GRU, "gru"),
 }
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
 
 
 def make(kind, num_layers, **options):

@@ -11,15 +11,11 @@ from rnnjax.cells.lru import lru
 from rnnjax.cells.min_gru import min_gru
 from rnnjax.cells.min_lstm import min_lstm
 
+pytestmark = pytest.mark.usefixtures("float64", "quick_compile")
+
 B, T, D, H, N = 3, 6, 3, 4, 5
 MASK = np.array([[1, 1, 0, 1, 0, 1], [0, 1, 1, 0, 1, 0], [0] * 6]) > 0
 VALUE, DIFFERENCE = 1e-12, 1e-7  # float64; a central difference is no better
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
 
 
 @pytest.fixture

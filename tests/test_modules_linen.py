@@ -14,6 +14,8 @@ from flax_cases import LENGTHS, OPTIONS, VALID, B, D, H, T, close, draw, valid_s
 import rnnjax
 from rnnjax import modules
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 CELLS = {
     "LSTMCell": {},
     "OptimizedLSTMCell": {},
@@ -24,12 +26,6 @@ CELLS = {
     "SimpleCell_residual": {"residual": True, "activation_fn": jnp.sin},
     "LSTMCell_activations": {"gate_fn": jax.nn.hard_sigmoid, "activation_fn": jax.nn.softmax},
 }
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
 
 
 def flax_cell(name, **options):

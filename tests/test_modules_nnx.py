@@ -13,6 +13,8 @@ from flax_cases import LENGTHS, OPTIONS, VALID, B, D, H, T, close, draw, valid_s
 import rnnjax
 from rnnjax import modules
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 CELLS = {
     "LSTMCell": {},
     "OptimizedLSTMCell": {},
@@ -22,12 +24,6 @@ CELLS = {
     "LSTMCell_activations": {"gate_fn": jax.nn.hard_sigmoid, "activation_fn": jax.nn.softmax},
     "GRUCell_activations": {"gate_fn": jax.nn.hard_sigmoid, "activation_fn": jax.nn.elu},
 }
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
 
 
 def flax_cell(name, seed=0, **options):

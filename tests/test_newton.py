@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from cases import CELLS as TABLE
 from cases import B, D, H, T, ragged
+from trees import EXACT, assert_trees_equal
 
 import rnnjax
 from rnnjax.cells.indrnn import indrnn
@@ -16,22 +17,10 @@ from rnnjax.cells.projected_lstm import projected_lstm
 from rnnjax.newton import unroll_newton
 from rnnjax.regularizers import variational_dropout
 
-EXACT = {"rtol": 1e-10, "atol": 1e-12}  # float64, the residual near its rounding
+pytestmark = pytest.mark.usefixtures("float64", "quick_compile")
+
 CELLS = {**TABLE, "lru": lru(H, 3)}
 LONG = 60
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
-
-
-def assert_trees_equal(actual, expected, **tolerance):
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        assert a.dtype == e.dtype
-        np.testing.assert_allclose(a, e, **(tolerance or EXACT))
 
 
 def parameters(cell, seed=1):

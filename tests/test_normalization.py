@@ -8,12 +8,14 @@ from cases import CELLS as PLAIN
 from cases import B, D, H, One, T, batch_alone, ragged
 from cases import init as init_row
 from jax.flatten_util import ravel_pytree
+from trees import EXACT, assert_trees_equal
 
 import rnnjax
 from rnnjax.cells.min_gru import min_gru
 from rnnjax.normalization import layer_norm
 
-EXACT = {"rtol": 1e-10, "atol": 1e-12}  # float64, sums in another order
+pytestmark = pytest.mark.usefixtures("float64", "quick_compile")
+
 CELLS = {
     "vanilla": layer_norm(rnnjax.vanilla(H)),
     "gru": layer_norm(rnnjax.gru(H)),
@@ -21,18 +23,6 @@ CELLS = {
     "min_gru": layer_norm(min_gru(H)),
     "twice": layer_norm(layer_norm(rnnjax.vanilla(H))),
 }
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
-
-
-def assert_trees_equal(actual, expected, **tolerance):
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, e, **(tolerance or EXACT))
 
 
 def weigh(tree):

@@ -19,6 +19,8 @@ from rnnjax.normalization import layer_norm
 from rnnjax.precision import Policy, with_policy
 from rnnjax.regularizers import recurrent_dropout, variational_dropout, weight_drop, zoneout
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 KEY = jax.random.key(7)
 MIXED, NARROW, HALF, DOUBLE = (
     Policy(compute="bfloat16"),
@@ -38,12 +40,6 @@ NOISY = zoneout(
     ),
     {"c": 0.4},
 )
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
 
 
 def weigh(tree):

@@ -7,6 +7,7 @@ import pytest
 from cases import CELLS, B, D, H, One, T, ragged
 from cases import init as init_row
 from jax.flatten_util import ravel_pytree
+from trees import EXACT, assert_trees_equal
 
 import rnnjax
 from rnnjax.cells import projected_lstm
@@ -14,7 +15,8 @@ from rnnjax.cells.min_gru import min_gru
 from rnnjax.normalization import layer_norm
 from rnnjax.regularizers import recurrent_dropout, variational_dropout, weight_drop, zoneout
 
-EXACT = {"rtol": 1e-10, "atol": 1e-12}  # float64, sums in another order
+pytestmark = pytest.mark.usefixtures("float64", "quick_compile")
+
 KEY = jax.random.key(7)
 LSTM, GRU, GRU_BEFORE = rnnjax.lstm(H), rnnjax.gru(H), rnnjax.gru(H, reset_after=False)
 NOISY = {
@@ -34,18 +36,6 @@ NOISY = {
 }
 LAW = [n for n in NOISY if n not in ("variational", "variational_inputs_of_a_step")]
 REVERSED = ("variational_users_own", "recurrent_gru", "zoneout_lstm", "everything")
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
-
-
-def assert_trees_equal(actual, expected, **tolerance):
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, e, **(tolerance or EXACT))
 
 
 def weigh(tree):

@@ -11,16 +11,12 @@ import rnnjax
 from rnnjax.regularizers import variational_dropout
 from rnnjax.residual import residual, skip_stack
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 OPTIONS = {"lengths": np.array([4, 3, 2]), "mask": MASK, "resets": RESETS}
 VALID = MASK & (np.arange(T) < OPTIONS["lengths"][:, None])
 KEY = jax.random.key(3)
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
 
 
 def weigh(tree):

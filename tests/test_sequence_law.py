@@ -23,25 +23,15 @@ from cases import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
+from trees import EXACT, assert_trees_equal
 
 import rnnjax
 
-EXACT = {"rtol": 1e-10, "atol": 1e-12}  # float64, sums in another order
+pytestmark = pytest.mark.usefixtures("float64", "quick_compile")
+
 USERS = ("users_own", "no_recurrent_matrix")
 OF_THE_LIBRARY = [*(r for r in LAYERS if not r.startswith(USERS) and r != "bidirectional_stack")]
 LAW = pytest.mark.parametrize("row", LAYERS)
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
-
-
-def assert_trees_equal(actual, expected, **tolerance):
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, e, **(tolerance or EXACT))
 
 
 def weigh(carry, ys):

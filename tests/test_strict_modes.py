@@ -11,6 +11,8 @@ import pytest
 import rnnjax
 from rnnjax.metrics import accuracy, cross_entropy, evaluate
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 MODES = {
     "strict dtype promotion": {"jax_numpy_dtype_promotion": "strict"},
     "no rank promotion, keys used once, internal checks": {

@@ -10,6 +10,8 @@ from cases import CELLS, B, D, One, T, init, ragged, random_carry
 
 import rnnjax
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 SPECS = {name: One(CELLS[name]) for name in ("lstm", "gru_reset_before", "users_own")}
 REMAT = ["never", "step", "sqrt", 3, 100]
 

@@ -26,16 +26,12 @@ from rnnjax.cells import (
 )
 from rnnjax.initializers import PRESETS
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 B, T, D, H, P = 3, 4, 6, 4, 3
 LENGTHS = np.array([T, 0, 3])
 STARTS = np.array([[False, False, True, False], [True] * T, [True, True, False, True]])
 TOLERANCE = {"value": 1e-12, "gradient": 1e-11, "finite difference": 1e-7}
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
 
 
 def assert_close(got, expected, kind):

@@ -8,16 +8,12 @@ from jax.experimental import rnn
 
 import rnnjax
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 B, T, D, H, LAYERS = 4, 7, 3, 5, 2
 LENGTHS = jnp.array([3, T, 1, 5], jnp.int32)  # the reference reads the wrong carry at length 0
 TOLERANCE = {"value": 1e-12, "gradient": 1e-11}
 LAYER = rnnjax.stack(*[rnnjax.bidirectional(rnnjax.lstm(H))] * LAYERS)
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
 
 
 def unpack(flat):

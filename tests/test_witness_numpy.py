@@ -6,17 +6,13 @@ import pytest
 
 import rnnjax
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 B, T, D, H = 5, 6, 3, 4
 LENGTHS = np.array([4, 0, T, 1, 3])
 MASK = np.array([[1, 1, 0, 1, 0, 1], [0, 1, 1, 0, 1, 0], [1] * 6, [0] * 6, [0, 0, 1, 1, 1, 0]]) > 0
 RAGGED = {"lengths": {"lengths": LENGTHS}, "mask with holes": {"mask": MASK}}
 TOLERANCE = {"value": 1e-12, "gradient": 1e-11, "finite difference": 1e-8}
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
 
 
 def sigmoid(x):
