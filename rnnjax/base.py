@@ -17,6 +17,7 @@ C      classes
 ====== ==========================================================
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -159,10 +160,23 @@ def linear(x: Array, w: Array, bias: Array | None = None) -> Array:
             f"expected an input of size {w.shape[0]} (weights of shape {w.shape}), "
             f"got size {x.shape[-1]}"
         )
-    out = jnp.matmul(x.astype(w.dtype), w, preferred_element_type=accumulation_dtype(w.dtype))
+    rows, dtype = x.astype(w.dtype), accumulation_dtype(w.dtype)
+    if x.ndim > 2:
+        rows = as_rows(rows)
+    out = jnp.matmul(rows, w, preferred_element_type=dtype).reshape(*x.shape[:-1], w.shape[-1])
     if bias is None:
         return out
     return out + bias.astype(out.dtype).reshape((1,) * (out.ndim - 1) + bias.shape)
+
+
+def as_rows(x: Array) -> Array:
+    """``x`` [..., D] as a matrix [N, D] on a machine of one device, as it is on any other.
+
+    Two matrices XLA multiplies as they lie. Arrays of more axes it copies into another order first,
+    and the gradient of a weight matrix multiplies the largest arrays there are. Where there are
+    more devices an axis may be divided among them, and one that is merged cannot stay so.
+    """
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) if jax.device_count() == 1 else x
 
 
 def split_gates(x: Array, count: int) -> tuple[Array, ...]:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 
-from .base import Cell, accumulation_dtype, linear
+from .base import Cell, accumulation_dtype, as_rows, linear
 from .masking import select, zero_padding
 
 
@@ -255,15 +255,18 @@ def _sum_tangents(
     dtype = accumulation_dtype(weights.w_hh.dtype)
     count = len(gate_widths(weights.w_hh, inputs.zs))
     pieces = [
-        _dense(d_z, z).astype(dtype) if meets else jnp.zeros_like(z, dtype)
+        as_rows(_dense(d_z, z).astype(dtype) if meets else jnp.zeros_like(z, dtype))
         for d_z, z, meets in zip(d_inputs.zs, inputs.zs, reads.meets[:count], strict=False)
     ]
     total = jnp.concatenate(pieces, axis=-1)
     if _moves(d_weights.w_hh):
-        total = total + linear(steps.h, d_weights.w_hh)
+        # Not to be kept as rows, too: h is kept for update anyway.
+        times = jax.checkpoint(lambda h, w: linear(as_rows(h), w), prevent_cse=False)
+        total = total + times(steps.h, d_weights.w_hh)
     if _moves(d_weights.hidden_noise):
-        total = total + linear(steps.clean * d_weights.hidden_noise[None], weights.w_hh)
-    return total
+        d_h = steps.clean * d_weights.hidden_noise[None]
+        total = total + linear(as_rows(d_h), weights.w_hh)
+    return total.reshape(*steps.h.shape[:2], total.shape[-1])
 
 
 def _times_transposed(x: Array, w_t: Array) -> Array:

@@ -15,6 +15,11 @@ HOISTED_BYTES_ON_CPU = 24 * 2**20
 CHUNK_BYTES_ON_CPU = 2 * 2**20
 SHORTEST_CHUNK = 8
 
+# From so many steps on the derivative keeps the first carry of each chunk only: there it is memory
+# that runs out. With fewer it keeps the gates, as running chunks again costs a sixth of the time of
+# a step at 512 units and a quarter at 1024 (next to nothing at 128).
+LONG = 1024
+
 
 class Plan(NamedTuple):
     """How one call of ``unroll`` runs.
@@ -83,7 +88,9 @@ def choose(wish: Wish, time: Any, gate_bytes: Any, platform: str) -> Plan:
     if platform == "cpu" and gate_bytes > HOISTED_BYTES_ON_CPU:
         chunk = max(SHORTEST_CHUNK, CHUNK_BYTES_ON_CPU * time // gate_bytes)
         limit = f"above {HOISTED_BYTES_ON_CPU // 2**20} MiB on cpu"
-        return Plan("scan", chunk, True, f"{megabytes}, {limit}: chunks of {_steps(chunk)}")
+        kept = f"run again by the derivative from T = {LONG} on" if time >= LONG else "gates kept"
+        reason = f"{megabytes}, {limit}: chunks of {_steps(chunk)}, {kept}"
+        return Plan("scan", chunk, time >= LONG, reason)
     return Plan("scan", None, False, f"{megabytes} on {platform}: all steps projected at once")
 
 

@@ -238,14 +238,23 @@ def projected(
     cell: Cell, params: Params, fresh: Carry, noise: Noise, steps: Steps
 ) -> tuple[Weights, Inputs]:
     """What a loop reads: the half of every step that needs no carry, computed for all at once."""
-    project = jax.vmap(jax.vmap(cell.project, in_axes=(None, 0)), in_axes=(None, 0))
     w_hh = cell.recurrent(params) if cell.recurrent else None
     if w_hh is not None and noise.recurrent is not None:
         # In the dtype of the noise, wider than bfloat16, so that its factor is not rounded twice.
         w_hh = (w_hh.astype(noise.recurrent.dtype) * noise.recurrent).astype(w_hh.dtype)
-    weights, zs = Weights(w_hh, params, fresh, noise.hidden), project(params, steps.xs)
+    weights, zs = Weights(w_hh, params, fresh, noise.hidden), _project_all(cell, params, steps.xs)
     _check_pieces(weights, zs)
     return weights, Inputs((*zs, *steps.noise), steps.valid, steps.resets)
+
+
+def _project_all(cell: Cell, params: Params, xs: Array) -> tuple[Any, ...]:
+    """``project`` of all inputs [T, B, ...], over T * B rows where ``as_rows`` would merge them."""
+    project = jax.vmap(cell.project, in_axes=(None, 0))
+    if jax.device_count() > 1:
+        return jax.vmap(project, in_axes=(None, 0))(params, xs)
+    steps = xs.shape[:2]
+    zs = project(params, xs.reshape(math.prod(steps), *xs.shape[2:]))
+    return jax.tree.map(lambda a: a.reshape(*steps, *a.shape[1:]), zs)
 
 
 def batch_first(batch: tuple[int, ...], ys: Any) -> Any:

@@ -248,7 +248,9 @@ def test_explain_says_which_path_runs_and_why():
     said = rnnjax.explain(lstm, shapes, small)
     assert "all steps projected at once" in said
     assert "one rule for all cells" in said
-    assert "chunks of 8 steps" in rnnjax.explain(lstm, shapes, large)
+    assert "chunks of 8 steps, gates kept" in rnnjax.explain(lstm, shapes, large)
+    longer = jax.ShapeDtypeStruct((64, 1024, 3), jnp.float32)
+    assert "chunks of 8 steps, run again" in rnnjax.explain(lstm, shapes, longer)
     assert "64.0 MiB" not in said
     assert "128.0 MiB of gate inputs" in rnnjax.explain(lstm, shapes, large)
     assert "ordinary autodiff" in rnnjax.explain(plain, init(One(plain)), small)
