@@ -16,8 +16,8 @@ CHUNK_BYTES_ON_CPU = 2 * 2**20
 SHORTEST_CHUNK = 8
 
 # From so many steps on the derivative keeps the first carry of each chunk only: there it is memory
-# that runs out. With fewer it keeps the gates, as running chunks again costs a sixth of the time of
-# a step at 512 units and a quarter at 1024 (next to nothing at 128).
+# that runs out. With fewer it keeps the gates: running chunks again makes a step a sixth longer at
+# 512 units and a quarter at 1024, next to nothing at 128.
 LONG = 1024
 
 
