@@ -52,6 +52,7 @@ from .embeddings import Embedding as Embedding
 from .embeddings import embedding as embedding
 from .embeddings import one_hot as one_hot
 from .embeddings import trainable as trainable
+from .graphs import cuda_graph_options as cuda_graph_options
 from .layers import Directions as Directions
 from .layers import bidirectional as bidirectional
 from .layers import output_head as output_head

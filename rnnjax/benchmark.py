@@ -94,13 +94,17 @@ def spread(values: tuple[float, ...]) -> Spread:
 
 
 def compile_apart(
-    function: Callable[..., Any], *args: Any, clock: Clock = time.perf_counter
+    function: Callable[..., Any],
+    *args: Any,
+    compiler_options: Mapping[str, Any] | None = None,
+    clock: Clock = time.perf_counter,
 ) -> CompiledCall:
     """Compile a function for these arguments without running it.
 
     Args:
         function: what ``jax.jit`` takes.
         args: arrays, or ``jax.ShapeDtypeStruct``s, to compile for.
+        compiler_options: options of XLA by name.
         clock: seconds that only grow.
 
     Example:
@@ -110,7 +114,8 @@ def compile_apart(
         ([2.0, 2.0, 2.0], 12)
     """
     began = clock()
-    compiled = jax.jit(function).lower(*args).compile()
+    options = None if compiler_options is None else dict(compiler_options)
+    compiled = jax.jit(function, compiler_options=options).lower(*args).compile()
     return CompiledCall(compiled, clock() - began, compiled_memory(compiled))
 
 

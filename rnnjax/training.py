@@ -98,11 +98,16 @@ class CompiledStep(Generic[State, Result]):
         *,
         donate_state: bool,
         on_compile: Callable[[Compilation], None] | None,
+        compiler_options: Mapping[str, Any] | None = None,
     ) -> None:
         self.compilations: list[Compilation] = []
         self._name = name
         self._function = function
-        self._jitted = jax.jit(function, donate_argnums=0 if donate_state else ())
+        self._jitted = jax.jit(
+            function,
+            donate_argnums=0 if donate_state else (),
+            compiler_options=None if compiler_options is None else dict(compiler_options),
+        )
         self._on_compile = on_compile
         self._programs: dict[Any, Callable[[State, Any], Result]] = {}
 
@@ -132,6 +137,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     on_compile: Callable[[Compilation], None] | None = None,
+    compiler_options: Mapping[str, Any] | None = None,
 ) -> CompiledStep[TrainState, tuple[TrainState, dict[str, tuple[Array, Array]]]]:
     """One step of stochastic gradient descent, or of whatever Optax makes of the gradient.
 
@@ -150,6 +156,7 @@ def make_train_step(
         loss_fn: the loss function, see the top of this file.
         optimizer: an Optax transformation. Clipping and schedules are parts of it.
         on_compile: called after each compilation with what was compiled.
+        compiler_options: options of XLA by name, such as :func:`rnnjax.cuda_graph_options`.
 
     Returns:
         step(state, batch) -> (state, metrics): those of the loss function, "grad_norm" as the
@@ -191,7 +198,13 @@ def make_train_step(
         metrics = jax.tree.map(lambda figure: jnp.where(kept, figure, 0), dict(metrics))
         return new, {**metrics, **figures}
 
-    return CompiledStep("train step", train_step, donate_state=True, on_compile=on_compile)
+    return CompiledStep(
+        "train step",
+        train_step,
+        donate_state=True,
+        on_compile=on_compile,
+        compiler_options=compiler_options,
+    )
 
 
 def apply_gradients(

@@ -23,6 +23,7 @@ SIDE = {
     "data",
     "early_stopping",
     "exporting",
+    "graphs",
     "metrics",
     "training",
     "weights",

@@ -10,7 +10,7 @@ import pytest
 
 from experiments.throughput import cases, command, limits, measuring, problems, report
 from experiments.throughput.cases import Case, Shape
-from experiments.throughput.libraries import LIBRARIES
+from experiments.throughput.libraries import LIBRARIES, ours
 from experiments.throughput.libraries.entries import Entry, Refusal, Running, reversed_in_time
 from experiments.throughput.measuring import Effort, measure
 from experiments.throughput.results import Results, changes, differences
@@ -304,3 +304,12 @@ def test_a_library_that_cannot_take_part_says_why():
     assert LIBRARIES["rnnjax"]._replace(module="no_such_library").missing == "not installed"
     if jax.default_backend() != "gpu":
         assert LIBRARIES["jax.experimental.rnn"].missing == "runs on a GPU only"
+
+
+def test_on_a_gpu_the_loop_as_a_graph_is_a_library_of_its_own(problem, monkeypatch):
+    on_cpu = [entry.name for entry in ours.enter(problem)]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    entries = list(ours.enter(problem))
+    assert [entry.name for entry in entries] == [*on_cpu, "rnnjax graph"]
+    plain, graph = (entry.make() for entry in (entries[0], entries[-1]))
+    np.testing.assert_array_equal(graph.read(graph.call()), plain.read(plain.call()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,11 +52,13 @@ class Program(NamedTuple):
         apply: ``(params, xs, lengths) -> ys``, lengths None where all are T.
         params: its parameters, a tree of arrays.
         time_first: whether xs and ys are [T, B, ...]: the order that the library is quicker in.
+        compiler_options: options of XLA by name.
     """
 
     apply: Callable[[Any, Any, Any], Any]
     params: Any
     time_first: bool = False
+    compiler_options: Mapping[str, Any] | None = None
 
 
 class Step(NamedTuple):
@@ -95,12 +97,13 @@ def _sequence(problem: Problem, program: Program) -> Running:
     def loss(params: Any, xs: Any, lengths: Any, weights: Any) -> Any:
         return jnp.sum(program.apply(params, xs, lengths).astype(jnp.float32) * weights)
 
+    options: dict = {"compiler_options": program.compiler_options}
     if problem.case.mode == "training":
         arguments: tuple = (params, xs, lengths, weights)
-        compiled = compile_apart(jax.value_and_grad(loss, (0, 1)), *arguments)
+        compiled = compile_apart(jax.value_and_grad(loss, (0, 1)), *arguments, **options)
     else:
         arguments = (params, xs, lengths)
-        compiled = compile_apart(program.apply, *arguments)
+        compiled = compile_apart(program.apply, *arguments, **options)
 
     def read(result: Any) -> np.ndarray:
         found = result[1][1] if problem.case.mode == "training" else result
