@@ -27,7 +27,7 @@ from jax import Array
 
 import rnnjax
 from experiments import curves
-from experiments.console import Progress
+from experiments.console import Progress, exit_code
 from experiments.fitting import classification_loss
 from experiments.run_folder import RunFolder, environment
 from experiments.text import Splits, fit_encoder, hold_out, make_batches, take
@@ -354,12 +354,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     settings = tyro.cli(Settings, prog="python -m experiments.apis", args=arguments)
     name = f"apis-{settings.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
-    try:
-        compare(settings, settings.out or Path("runs", name))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: compare(settings, settings.out or Path("runs", name)))
 
 
 if __name__ == "__main__":

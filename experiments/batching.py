@@ -19,7 +19,7 @@ import tyro
 
 import rnnjax
 from experiments import classify
-from experiments.console import print_table
+from experiments.console import exit_code, print_table
 from experiments.fitting import classification_loss
 from experiments.prefetching import prefetched
 from experiments.run_folder import RunFolder, environment, plain
@@ -133,19 +133,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     settings = tyro.cli(Settings, prog="python -m experiments.batching", args=arguments)
     name = f"batching-{settings.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = settings.out or Path("runs", name)
+    return exit_code(lambda: compare(settings, settings.out or Path("runs", name)))
+
+
+def compare(settings: Settings, folder: Path) -> None:
+    """Measures, and prints the table.
+
+    Raises:
+        DataError: there is no epoch to take.
+    """
+    if settings.epochs < 1:
+        raise DataError(f"epochs: expected 1 or more, got {settings.epochs}")
     config = {"settings": plain(dataclasses.asdict(settings)), "environment": environment()}
-    try:
-        if settings.epochs < 1:
-            raise DataError(f"epochs: expected 1 or more, got {settings.epochs}")
-        with RunFolder(folder, config) as run:
-            table = measure(settings, run)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with RunFolder(folder, config) as run:
+        table = measure(settings, run)
     print_table(table)
     print(f"median of {settings.epochs} epochs taken in turns, compiling apart; files in {folder}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -100,6 +100,29 @@ def epoch_line(record: Mapping[str, Any]) -> str:
     return f"epoch {record['epoch']}: {' | '.join(splits)} | {record['seconds']:.1f} s{note}"
 
 
+def exit_code(action: Callable[[], object], *also: type[Exception]) -> int:
+    """Does what a command line is for; 0, 2 after an error its user can mend, 130 after Ctrl-C.
+
+    Args:
+        action: what it does.
+        also: errors that its user can mend, beside ValueError and OSError.
+
+    Example:
+        >>> exit_code(lambda: print("done"))
+        done
+        0
+    """
+    try:
+        action()
+    except (ValueError, OSError, *also) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
 class Progress:
     """Where a run is: a bar in a terminal, now and then a plain line anywhere else.
 

@@ -23,7 +23,7 @@ import tyro
 from tyro.conf import Positional, arg, subcommand
 
 from experiments import classify, imported
-from experiments.console import parameter_table
+from experiments.console import exit_code, parameter_table
 from experiments.imported import Imported, Predictor, Reading, read_json
 from rnnjax.data import TOKENIZERS, DataError, Vocabulary, pad
 from rnnjax.exporting import PLATFORMS, export_program
@@ -299,16 +299,8 @@ ACTIONS = {Import: import_run, Predict: predict, Export: export_run}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
-    try:
-        request: Any = tyro.cli(COMMANDS, prog="python -m experiments.convert", args=given)
-        ACTIONS[type(request)](request)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    return 0
+    request: Any = tyro.cli(COMMANDS, prog="python -m experiments.convert", args=given)
+    return exit_code(lambda: ACTIONS[type(request)](request), ImportError)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import optax
 import tyro
 
 import rnnjax
+from experiments.console import exit_code
 from experiments.fitting import classification_loss
 from experiments.text import Splits, fit_encoder, hold_out, make_batches
 from rnnjax.data import DataError, load
@@ -169,18 +170,15 @@ def prepare(settings: Settings) -> tuple[Splits, int, int]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    try:
-        settings = tyro.cli(Settings, prog="python -m experiments.ensemble", args=arguments)
-        accuracies = train(settings)
-        for name in names(settings.members):
-            print(f"{name}: test accuracy {accuracies[name]:.4f}")
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    return 0
+    settings = tyro.cli(Settings, prog="python -m experiments.ensemble", args=arguments)
+    return exit_code(lambda: report(settings))
+
+
+def report(settings: Settings) -> None:
+    """Trains the members, and prints how good each became."""
+    accuracies = train(settings)
+    for name in names(settings.members):
+        print(f"{name}: test accuracy {accuracies[name]:.4f}")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ import tyro
 from jax import Array
 
 import rnnjax
+from experiments.console import exit_code
 from experiments.run_folder import RunFolder, environment
 from rnnjax.metrics import Mean, compute, merge
 from rnnjax.segments import resets_from_dones
@@ -223,12 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     settings = tyro.cli(Settings, prog="python -m experiments.memory_task", args=arguments)
     name = f"memory-{settings.resets}-{time.strftime('%Y%m%d-%H%M%S')}"
-    try:
-        train(settings, settings.out or Path("runs", name))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: train(settings, settings.out or Path("runs", name)))
 
 
 if __name__ == "__main__":

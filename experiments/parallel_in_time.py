@@ -33,6 +33,7 @@ import tyro
 from jax import Array
 
 import rnnjax
+from experiments.console import exit_code
 from experiments.run_folder import RunFolder, environment
 from rnnjax.cells.lru import lru
 from rnnjax.cells.min_gru import min_gru
@@ -246,17 +247,9 @@ def check(settings: Settings) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    try:
-        settings = tyro.cli(Settings, prog="python -m experiments.parallel_in_time", args=arguments)
-        folder = settings.out or Path("runs", f"parallel-{time.strftime('%Y%m%d-%H%M%S')}")
-        compare(settings, folder)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    return 0
+    settings = tyro.cli(Settings, prog="python -m experiments.parallel_in_time", args=arguments)
+    folder = settings.out or Path("runs", f"parallel-{time.strftime('%Y%m%d-%H%M%S')}")
+    return exit_code(lambda: compare(settings, folder))
 
 
 if __name__ == "__main__":

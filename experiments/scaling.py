@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import tyro
 
 import rnnjax
-from experiments.console import print_table
+from experiments.console import exit_code, print_table
 from experiments.process_memory import least_squares_slope
 from experiments.remat import parse_remat
 from experiments.run_folder import RunFolder, environment, plain
@@ -273,20 +273,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     settings = tyro.cli(Settings, prog="python -m experiments.scaling", args=arguments)
     folder = settings.out or Path("runs", f"scaling-{time.strftime('%Y%m%d-%H%M%S')}")
+    return exit_code(lambda: run(settings, folder))
+
+
+def run(settings: Settings, folder: Path) -> None:
+    """Measures, writes what was found to the folder, and prints it."""
+    check(settings)
     config = {"settings": dataclasses.asdict(settings), "environment": environment()}
-    try:
-        check(settings)
-        with RunFolder(folder, config, leaves=("scaling.json", "scaling.png")):
-            found = measure(settings)
-            text = json.dumps(plain(config | found), indent=1) + "\n"
-            (folder / "scaling.json").write_text(text, "utf-8")
-            draw(found, titled(settings), folder / "scaling.png")
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with RunFolder(folder, config, leaves=("scaling.json", "scaling.png")):
+        found = measure(settings)
+        text = json.dumps(plain(config | found), indent=1) + "\n"
+        (folder / "scaling.json").write_text(text, "utf-8")
+        draw(found, titled(settings), folder / "scaling.png")
     show(found)
     print(f"scaling.json and scaling.png are in {folder}")
-    return 0
 
 
 if __name__ == "__main__":

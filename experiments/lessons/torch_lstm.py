@@ -7,44 +7,28 @@ Run:     python -m experiments.lessons.torch_lstm --take 2000 --seeds 3
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from dataclasses import dataclass
 
-from experiments.lessons import lesson
+from experiments.lessons import lesson, torch_rnn
 from experiments.lessons.contest import compare, draw_logs
-from experiments.lessons.lesson import LessonSettings, Measured, Results
+from experiments.lessons.lesson import Measured, Results
 from experiments.lessons.news import load_texts, torch_corpus
 from experiments.lessons.recipes import Recipe
-from rnnjax.interop.classifiers import LayerSize
 
 PADDED, PACKED = "LSTMClassifier, padded", "LSTMPackClassifier, packed"
 
 
 @dataclass(frozen=True)
-class Settings(LessonSettings):
+class Settings(torch_rnn.Settings):
     """Train the lesson's two LSTM classifiers for one epoch."""
-
-    embedding_size: int = 64
-    """Of the lesson."""
-    hidden_size: int = 32
-    """Of the lesson."""
-    batch_size: int = 16
-    """Of the lesson."""
 
 
 def recipe_of(settings: Settings, *, reads_padding: bool) -> Recipe:
-    """Adam at 1e-3, shuffled, one epoch; vectors that are normal less 0.5."""
-    return Recipe(
-        form="pytorch",
-        kind="lstm",
-        embedding_size=settings.embedding_size,
-        layers=(LayerSize(settings.hidden_size, False),),
-        num_classes=4,
-        batch_size=settings.batch_size,
-        reads_padding=reads_padding,
-        vectors="shifted",
-        shuffle=True,
-    )
+    """That of the first classifier, but the last state, and vectors that are normal less 0.5."""
+    first = torch_rnn.recipe_of(settings, reads_padding=reads_padding)
+    return dataclasses.replace(first, kind="lstm", pooling="last", vectors="shifted")
 
 
 def run(settings: Settings, results: Results) -> None:
