@@ -30,7 +30,7 @@ def quick_compile():
     """XLA optimises little, for suites of small programs by the hundred.
 
     Compiling is most of their time, and what they hold the library to is mathematics. That the
-    optimised programs keep to it, too, is seen by the comparisons with other libraries.
+    optimised programs keep to it, too, is seen by ``test_witness_*`` and by all that runs scripts.
     """
     jax.config.update("jax_disable_most_optimizations", True)
     yield
@@ -45,6 +45,6 @@ def pytest_runtest_logfinish(nodeid, location):
     """
     global _since_cleared
     _since_cleared += 1
-    if _since_cleared >= 150:
+    if _since_cleared >= 300:
         jax.clear_caches()
         _since_cleared = 0

@@ -17,6 +17,8 @@ from rnnjax.data import Vocabulary
 from rnnjax.metrics import accuracy, cross_entropy
 from rnnjax.weights import save_weights
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 CELL = rnnjax.vanilla(2)
 PARAMS = CELL.init(jax.random.key(0), 3)
 XS = jax.random.normal(jax.random.key(1), (2, 5, 3))

@@ -15,6 +15,8 @@ import rnnjax
 from rnnjax.data import BucketedBatches, DataError, pad
 from rnnjax.metrics import accuracy, cross_entropy
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 KEY = jax.random.key(0)
 CELL = rnnjax.lstm(2)
 PARAMS = CELL.init(KEY, 3)

@@ -24,7 +24,7 @@ from jax.experimental import rnn
 from rnnjax.interop import cudnn as interop
 from rnnjax.interop import torch as torch_interop
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = pytest.mark.usefixtures("float64", "quick_compile")
 
 SHAPES = [(1, False), (1, True), (2, False), (2, True)]
 

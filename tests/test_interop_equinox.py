@@ -23,7 +23,7 @@ from interop_cases import (
 import rnnjax
 from rnnjax.interop import equinox as interop
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = pytest.mark.usefixtures("float64", "quick_compile")
 
 eqx = pytest.importorskip("equinox", reason="equinox is not installed: its weights are untested")
 

@@ -23,7 +23,7 @@ from interop_cases import (
 import rnnjax
 from rnnjax.interop import haiku as interop
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = pytest.mark.usefixtures("float64", "quick_compile")
 
 hk = pytest.importorskip("haiku", reason="haiku is not installed: its weights are untested")
 

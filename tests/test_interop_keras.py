@@ -21,6 +21,8 @@ from interop_cases import (
 
 from rnnjax.interop import keras as interop
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 keras = pytest.importorskip("keras", reason="keras is not installed: its weights are untested")
 
 MASK = np.array([[0, 0, 1, 1, 1], [1, 1, 0, 1, 0], [1, 1, 1, 0, 0]]) > 0

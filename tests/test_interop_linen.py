@@ -23,6 +23,8 @@ from interop_cases import (
 
 from rnnjax.interop import linen as interop
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 nn = pytest.importorskip("flax.linen", reason="flax is not installed: its weights are untested")
 
 CASES = {

@@ -25,6 +25,8 @@ from interop_cases import (
 from rnnjax import GRUParams
 from rnnjax.interop import nnx as interop
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 nnx = pytest.importorskip("flax.nnx", reason="flax is not installed: its weights are untested")
 
 CASES = {

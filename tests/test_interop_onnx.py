@@ -27,6 +27,8 @@ from interop_cases import (
 import rnnjax
 from rnnjax.interop import onnx as interop
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: its weights are untested")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 from onnx.reference import ReferenceEvaluator  # noqa: E402

@@ -12,6 +12,8 @@ from interop_cases import CELLS, D, H, assert_equal, make_layer, random_params
 import rnnjax
 from rnnjax.interop import cudnn, equinox, haiku, keras, linen, nnx, onnx, torch
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 NAMES = {
     (1, False): "a",
     (1, True): rnnjax.Directions("a", "b"),

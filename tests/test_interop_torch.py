@@ -23,6 +23,8 @@ from interop_cases import (
 import rnnjax
 from rnnjax.interop import torch as interop
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 torch = pytest.importorskip("torch", reason="torch is not installed: its weights are untested")
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence  # noqa: E402
 

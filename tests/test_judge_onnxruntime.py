@@ -20,6 +20,8 @@ from rnnjax.cells.peephole_lstm import peephole_lstm
 from rnnjax.interop import onnx as interop
 from rnnjax.interop.torch import export_carry, import_carry
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: its cases are not run")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 

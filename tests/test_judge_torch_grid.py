@@ -17,6 +17,8 @@ import pytest
 
 import rnnjax
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 torch = pytest.importorskip("torch", reason="torch is not installed: its grid is not run")
 from judges import assert_same_outcome, make_pair, outcome  # noqa: E402
 from torch.nn.utils.rnn import pack_padded_sequence  # noqa: E402

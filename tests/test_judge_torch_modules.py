@@ -13,6 +13,8 @@ from hypothesis import settings
 import rnnjax
 from rnnjax.cells.projected_lstm import projected_lstm
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 torch = pytest.importorskip("torch", reason="torch is not installed: its test cases are not run")
 pytest.importorskip("expecttest", reason="torch's own tests need expecttest")
 from judges import (  # noqa: E402

@@ -7,6 +7,8 @@ import pytest
 
 import rnnjax
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 KEY = jax.random.key(0)
 XS = jax.random.normal(jax.random.key(1), (3, 6, 4))
 LENGTHS = np.array([6, 2, 0])

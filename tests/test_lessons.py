@@ -23,7 +23,7 @@ from experiments.lessons.lesson import (
     Row,
     run_lesson,
 )
-from experiments.lessons.recipes import Corpus, Encoded, Recipe, draw, steps_of
+from experiments.lessons.recipes import Corpus, Encoded, Recipe, Totals, draw, steps_of
 from experiments.run_folder import RunFolder
 from rnnjax.data import DataError
 from rnnjax.interop.classifiers import LayerSize, import_keras, import_torch
@@ -283,7 +283,7 @@ def test_a_lesson_has_the_models_of_its_text_and_runs_without_the_original(
             pass
 
         def advance(self, batches):
-            return contest.Totals(0.0, sum(map(len, batches)))
+            return Totals(0.0, sum(map(len, batches)))
 
         def accuracy(self, batches):
             assert sum(map(len, batches)) == len(self.corpus.test)

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from rnnjax.metrics import Mean, accuracy, compute, cross_entropy, evaluate, merge
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 LOGITS = np.array([[2.0, -1.0, 0.5], [0.1, 0.2, 0.3], [1.0, 4.0, -2.0], [0.0, 0.0, 1.0]])
 LABELS = np.array([0, 1, 1, 2])
 

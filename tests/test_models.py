@@ -9,6 +9,8 @@ import pytest
 import rnnjax
 from rnnjax.data import pack, pad
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 KEY = jax.random.key(0)
 TOKENS = np.array([[3, 1, 4, 1], [5, 9, 0, 0], [0, 0, 0, 0]])
 LENGTHS = np.array([4, 2, 0])

@@ -32,6 +32,8 @@ import rnnjax
 from rnnjax import modules
 from rnnjax.regularizers import variational_dropout
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 TOLERANCE = 2e-6  # float32; Flax's own tests allow 1e-5
 
 

@@ -14,7 +14,7 @@ from flax_cases import LENGTHS, OPTIONS, VALID, B, D, H, T, close, draw, valid_s
 import rnnjax
 from rnnjax import modules
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = pytest.mark.usefixtures("float64", "quick_compile")
 
 CELLS = {
     "LSTMCell": {},

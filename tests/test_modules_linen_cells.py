@@ -13,6 +13,8 @@ from rnnjax import modules
 from rnnjax.cells import learn_initial_carry, minimal_gated
 from rnnjax.regularizers import variational_dropout
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 NAMED = {
     "LSTMCell": rnnjax.lstm(H),
     "GRUCell": rnnjax.gru(H),

@@ -12,6 +12,8 @@ from rnnjax import modules
 from rnnjax.cells import learn_initial_carry
 from rnnjax.regularizers import variational_dropout
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 NAMED = {
     "LSTMCell": rnnjax.lstm(H),
     "GRUCell": rnnjax.gru(H),

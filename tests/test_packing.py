@@ -12,6 +12,8 @@ from rnnjax import masking
 from rnnjax.data import BucketedBatches, DataError, PackedBatches, pack, pad
 from rnnjax.segments import pool_segments, resets_from_segment_ids, segment_carries
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 SEQUENCES = st.lists(st.lists(st.integers(-(2**31), 2**31 - 1), max_size=7), max_size=9)
 EXAMPLES = st.lists(
     st.tuples(st.lists(st.integers(1, 99), min_size=1, max_size=9), st.integers(0, 4)),

@@ -19,7 +19,7 @@ from rnnjax.normalization import layer_norm
 from rnnjax.precision import Policy, with_policy
 from rnnjax.regularizers import recurrent_dropout, variational_dropout, weight_drop, zoneout
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = pytest.mark.usefixtures("float64", "quick_compile")
 
 KEY = jax.random.key(7)
 MIXED, NARROW, HALF, DOUBLE = (

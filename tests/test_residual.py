@@ -11,7 +11,7 @@ import rnnjax
 from rnnjax.regularizers import variational_dropout
 from rnnjax.residual import residual, skip_stack
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = pytest.mark.usefixtures("float64", "quick_compile")
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 OPTIONS = {"lengths": np.array([4, 3, 2]), "mask": MASK, "resets": RESETS}

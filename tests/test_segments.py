@@ -18,6 +18,8 @@ from rnnjax.segments import (
     valid_from_dones,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 # Resets from dones, against an environment that knows what it shows
 
 

@@ -116,8 +116,13 @@ def test_an_empty_row_returns_its_initial_carry(row):
     assert np.all(ys == 0)
 
 
-@pytest.mark.parametrize("shape", [(B, 0), (0, T), (2, 0, 3)])
-@LAW
+@pytest.mark.parametrize(
+    ("row", "shape"),
+    [
+        *((row, (B, 0)) for row in LAYERS),
+        *((row, shape) for row in APART for shape in ((0, T), (2, 0, 3))),
+    ],
+)
 def test_no_steps_and_no_rows_are_allowed(row, shape):
     layer, params = build(LAYERS[row]), init(LAYERS[row])
 

@@ -12,6 +12,8 @@ import rnnjax
 from rnnjax.metrics import Mean
 from rnnjax.truncated import Sequences, make_truncated_step
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 B, T, D, H = 3, 8, 2, 4
 RATE = 0.3
 READ = np.cos(np.arange(H))

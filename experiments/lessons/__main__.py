@@ -20,9 +20,9 @@ from pathlib import Path
 import tyro
 
 from experiments.lessons import LESSONS
-from experiments.lessons.lesson import Row, run_lesson
+from experiments.lessons.lesson import run_lesson
 from experiments.lessons.overview import draw_ratios
-from experiments.lessons.tables import lesson_table, summarize
+from experiments.lessons.tables import Row, lesson_table, summarize
 from experiments.run_folder import environment, plain
 from rnnjax.data import DataError
 

@@ -6,26 +6,19 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import jax
 import numpy as np
 from numpy.typing import NDArray
 
 from experiments.lessons.lesson import Measured, NotInstalled, Results
-from experiments.lessons.recipes import Corpus, Recipe, draw, in_order, steps_of
+from experiments.lessons.recipes import Corpus, Recipe, Totals, draw, in_order, steps_of
 from rnnjax.models import ClassifierParams
 
 # Turns of an epoch in which the libraries alternate: what else the machine does slows them alike.
 TURNS = 8
 REPORT_EVERY = 200  # steps between two lines of the log, as in the lesson
-
-
-class Totals(NamedTuple):
-    """Sums over the training steps of an epoch so far: of the mean loss of each, and of hits."""
-
-    losses: float
-    hits: float
 
 
 class Contestant(Protocol):

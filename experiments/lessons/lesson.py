@@ -8,14 +8,14 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import tyro
 
-from experiments.lessons.tables import lesson_table
+from experiments.lessons.tables import Row, lesson_table
 from experiments.run_folder import CONFIG, TIMINGS, RunFolder, environment, plain
 from experiments.run_settings import read_config, require_same
 
@@ -53,26 +53,6 @@ class Measured(NamedTuple):
     steps: int | None = None
     timings: Mapping[str, float] = {}
     note: str = ""
-
-
-@dataclass(frozen=True)
-class Row:
-    """What one library came to with one system and one seed (None where chance has no part)."""
-
-    lesson: str
-    system: str
-    library: str
-    seed: int | None
-    figures: Mapping[str, float]
-    epoch_seconds: float | None = None
-    steps: int | None = None
-    timings: Mapping[str, float] = field(default_factory=dict)
-    note: str = ""
-
-    @property
-    def key(self) -> tuple[str, str, int | None]:
-        """What tells rows of a lesson apart."""
-        return self.system, self.library, self.seed
 
 
 class NotInstalled(Exception):  # noqa: N818 (a state of things, which its row tells)

@@ -15,9 +15,8 @@ from jax import Array
 from numpy.typing import NDArray
 
 from experiments.lessons import deferred_adam
-from experiments.lessons.contest import Totals
 from experiments.lessons.deferred_adam import Moments, Table, Tails
-from experiments.lessons.recipes import Corpus, Encoded, Recipe, build
+from experiments.lessons.recipes import Corpus, Encoded, Recipe, Totals, build
 from experiments.prefetching import prefetched
 from rnnjax.embeddings import EmbeddingParams
 from rnnjax.models import ClassifierParams

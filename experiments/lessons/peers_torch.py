@@ -9,9 +9,8 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.lessons.contest import Totals
 from experiments.lessons.lesson import NotInstalled
-from experiments.lessons.recipes import Corpus, Encoded, Recipe
+from experiments.lessons.recipes import Corpus, Encoded, Recipe, Totals
 from rnnjax.interop.classifiers import export_torch
 from rnnjax.models import ClassifierParams
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -81,6 +81,13 @@ class Encoded:
     def width(self, rows: NDArray[np.integer]) -> int:
         """The length to which a batch of these texts is padded: that of the longest."""
         return max(int(self.lengths[rows].max()), 1)
+
+
+class Totals(NamedTuple):
+    """Sums over the training steps of an epoch so far: of the mean loss of each, and of hits."""
+
+    losses: float
+    hits: float
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,31 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from experiments.lessons.lesson import Row
+from dataclasses import dataclass, field
+from typing import Any
 
 OURS = "rnnjax"
 Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one library came to with one system and one seed (None where chance has no part)."""
+
+    lesson: str
+    system: str
+    library: str
+    seed: int | None
+    figures: Mapping[str, float]
+    epoch_seconds: float | None = None
+    steps: int | None = None
+    timings: Mapping[str, float] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def key(self) -> tuple[str, str, int | None]:
+        """What tells rows of a lesson apart."""
+        return self.system, self.library, self.seed
 
 
 def summarize(rows: Sequence[Row]) -> list[Line]:
@@ -76,7 +94,7 @@ def lesson_table(rows: Sequence[Row]) -> str:
     """The lines of one lesson as a Markdown table, its columns aligned.
 
     Example:
-        >>> from experiments.lessons.lesson import Row
+        >>> from experiments.lessons.tables import Row
         >>> rows = [Row("a", "LSTM", "rnnjax", seed, {"accuracy": 0.5 + seed}) for seed in (0, 1)]
         >>> print(lesson_table(rows))
         | system | library | seeds |      accuracy |
