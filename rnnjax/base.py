@@ -170,13 +170,18 @@ def linear(x: Array, w: Array, bias: Array | None = None) -> Array:
 
 
 def as_rows(x: Array) -> Array:
-    """``x`` [..., D] as a matrix [N, D] on a machine of one device, as it is on any other.
+    """``x`` [..., D] as a matrix [N, D] where its axes may be merged, else as it is."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) if may_merge_axes() else x
+
+
+def may_merge_axes() -> bool:
+    """Whether the axes before the features are better one: on a machine of one device.
 
     Two matrices XLA multiplies as they lie. Arrays of more axes it copies into another order first,
     and the gradient of a weight matrix multiplies the largest arrays there are. Where there are
     more devices an axis may be divided among them, and one that is merged cannot stay so.
     """
-    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) if jax.device_count() == 1 else x
+    return jax.device_count() == 1
 
 
 def split_gates(x: Array, count: int) -> tuple[Array, ...]:

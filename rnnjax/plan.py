@@ -88,9 +88,10 @@ def choose(wish: Wish, time: Any, gate_bytes: Any, platform: str) -> Plan:
     if platform == "cpu" and gate_bytes > HOISTED_BYTES_ON_CPU:
         chunk = max(SHORTEST_CHUNK, CHUNK_BYTES_ON_CPU * time // gate_bytes)
         limit = f"above {HOISTED_BYTES_ON_CPU // 2**20} MiB on cpu"
-        kept = f"run again by the derivative from T = {LONG} on" if time >= LONG else "gates kept"
+        again = time >= LONG
+        kept = f"run again by the derivative from T = {LONG} on" if again else "gates kept"
         reason = f"{megabytes}, {limit}: chunks of {_steps(chunk)}, {kept}"
-        return Plan("scan", chunk, time >= LONG, reason)
+        return Plan("scan", chunk, again, reason)
     return Plan("scan", None, False, f"{megabytes} on {platform}: all steps projected at once")
 
 

@@ -347,7 +347,7 @@ def _check_ids(segment_ids: Any) -> Array:
     ids = masking.as_integers("segment_ids", segment_ids)
     if ids.ndim < 1:
         raise ValueError("segment_ids must have shape [..., T], got a scalar")
-    return ids.astype(jnp.int32)
+    return ids
 
 
 def check_segments(segment_ids: Any, num_segments: Any) -> tuple[Array, int]:
@@ -356,7 +356,6 @@ def check_segments(segment_ids: Any, num_segments: Any) -> tuple[Array, int]:
     Raises:
         ValueError: ids that are not integers, or outside [0, num_segments]; no positive number.
     """
-    ids = masking.as_integers("segment_ids", segment_ids)
-    count = check_size("num_segments", num_segments)
+    ids, count = _check_ids(segment_ids), check_size("num_segments", num_segments)
     check_range("segment_ids", ids, count + 1, f"[0, {count}] (num_segments is {count})")
-    return _check_ids(ids), count
+    return ids.astype(jnp.int32), count

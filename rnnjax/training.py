@@ -98,7 +98,7 @@ class CompiledStep(Generic[State, Result]):
         *,
         donate_state: bool,
         on_compile: Callable[[Compilation], None] | None,
-        compiler_options: Mapping[str, Any] | None = None,
+        compiler_options: dict[str, Any] | None = None,
     ) -> None:
         self.compilations: list[Compilation] = []
         self._name = name
@@ -106,7 +106,7 @@ class CompiledStep(Generic[State, Result]):
         self._jitted = jax.jit(
             function,
             donate_argnums=0 if donate_state else (),
-            compiler_options=None if compiler_options is None else dict(compiler_options),
+            compiler_options=compiler_options,
         )
         self._on_compile = on_compile
         self._programs: dict[Any, Callable[[State, Any], Result]] = {}
@@ -137,7 +137,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     on_compile: Callable[[Compilation], None] | None = None,
-    compiler_options: Mapping[str, Any] | None = None,
+    compiler_options: dict[str, Any] | None = None,
 ) -> CompiledStep[TrainState, tuple[TrainState, dict[str, tuple[Array, Array]]]]:
     """One step of stochastic gradient descent, or of whatever Optax makes of the gradient.
 

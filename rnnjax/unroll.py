@@ -21,6 +21,7 @@ from .base import (
     check_floating,
     check_key,
     check_size,
+    may_merge_axes,
 )
 from .engine import Inputs, Loop, Weights, gate_widths
 from .plan import Plan, Wish, check_wish, choose
@@ -248,9 +249,9 @@ def projected(
 
 
 def _project_all(cell: Cell, params: Params, xs: Array) -> tuple[Any, ...]:
-    """``project`` of all inputs [T, B, ...], over T * B rows where ``as_rows`` would merge them."""
+    """``project`` of all inputs [T, B, ...]."""
     project = jax.vmap(cell.project, in_axes=(None, 0))
-    if jax.device_count() > 1:
+    if not may_merge_axes():
         return jax.vmap(project, in_axes=(None, 0))(params, xs)
     steps = xs.shape[:2]
     zs = project(params, xs.reshape(math.prod(steps), *xs.shape[2:]))

@@ -281,3 +281,11 @@ def test_segment_ids_that_do_not_fit_are_named(changes, message):
 def test_carries_that_do_not_fit_the_ids_are_named():
     with pytest.raises(ValueError, match=r"leading axes of segment_ids, \(2, 5\), got shape"):
         segment_carries(outputs(), IDS[:, :5], COUNT, np.zeros(3))
+
+
+def test_ids_of_64_bits_are_not_cut_before_they_are_looked_at():
+    wide = np.where(IDS == 1, 2**32 + 1, IDS)
+    with jax.enable_x64(True):
+        with pytest.raises(ValueError, match=r"segment_ids must lie in .* got 4294967297"):
+            pool_segments(outputs(), wide, COUNT)
+        assert resets_from_segment_ids(np.array([1, 2**32 + 1])).tolist() == [True, True]

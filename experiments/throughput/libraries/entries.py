@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,7 +58,7 @@ class Program(NamedTuple):
     apply: Callable[[Any, Any, Any], Any]
     params: Any
     time_first: bool = False
-    compiler_options: Mapping[str, Any] | None = None
+    compiler_options: dict[str, Any] | None = None
 
 
 class Step(NamedTuple):
@@ -97,13 +97,10 @@ def _sequence(problem: Problem, program: Program) -> Running:
     def loss(params: Any, xs: Any, lengths: Any, weights: Any) -> Any:
         return jnp.sum(program.apply(params, xs, lengths).astype(jnp.float32) * weights)
 
-    options: dict = {"compiler_options": program.compiler_options}
+    function, arguments = program.apply, (params, xs, lengths)
     if problem.case.mode == "training":
-        arguments: tuple = (params, xs, lengths, weights)
-        compiled = compile_apart(jax.value_and_grad(loss, (0, 1)), *arguments, **options)
-    else:
-        arguments = (params, xs, lengths)
-        compiled = compile_apart(program.apply, *arguments, **options)
+        function, arguments = jax.value_and_grad(loss, (0, 1)), (*arguments, weights)
+    compiled = compile_apart(function, *arguments, compiler_options=program.compiler_options)
 
     def read(result: Any) -> np.ndarray:
         found = result[1][1] if problem.case.mode == "training" else result
