@@ -14,7 +14,16 @@ from .base import Key
 
 _glorot = jax.nn.initializers.glorot_uniform()
 _lecun = jax.nn.initializers.lecun_normal()
-_orthogonal = jax.nn.initializers.orthogonal()
+
+
+def _orthogonal(key: Key, shape: tuple[int, int]) -> Array:
+    """An orthogonal matrix, drawn one after the other under ``vmap``.
+
+    A batched QR decomposition inside a compiled program can wait for ever on a CPU: it hands its
+    matrices to the pool of threads that it runs on (jaxlib 0.10.2).
+    """
+    draw = jax.nn.initializers.orthogonal()
+    return jax.custom_batching.sequential_vmap(lambda k: draw(k, shape, jnp.float32))(key)
 
 
 class CellInitializer(NamedTuple):
@@ -65,7 +74,8 @@ def _two_uniform_biases(key: Key, hidden_size: int, gates: int) -> Array:
 
 
 def _orthogonal_per_gate(key: Key, hidden_size: int, gates: int) -> Array:
-    return _per_gate(_orthogonal, key, hidden_size, hidden_size, gates)
+    keys = jax.random.split(key, gates)
+    return jnp.concatenate([_orthogonal(k, (hidden_size, hidden_size)) for k in keys], axis=-1)
 
 
 PRESETS: dict[str, CellInitializer] = {
@@ -85,7 +95,7 @@ PRESETS: dict[str, CellInitializer] = {
     ),
     "keras": CellInitializer(
         w_ih=lambda key, d, h, g: _glorot(key, (d, g * h), jnp.float32),
-        w_hh=lambda key, h, g: _orthogonal(key, (h, g * h), jnp.float32),
+        w_hh=lambda key, h, g: _orthogonal(key, (h, g * h)),
         bias=_zeros,
         hidden_bias=_zeros,
         forget_bias=1.0,

@@ -5,6 +5,7 @@ all keys and seeds are fixed, so the p-values never change.
 """
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from scipy.stats import ks_2samp
 
 import rnnjax
 from rnnjax.initializers import PRESETS
+from tests.trees import assert_trees_equal
 
 D, H = 96, 48
 EXACT = {"rtol": 0, "atol": 1e-5}  # of products, taken in float64, of float32 weights
@@ -176,3 +178,20 @@ def test_a_rule_of_ones_own_is_used_as_given():
 def test_an_unknown_rule_is_refused_by_name(name):
     with pytest.raises(ValueError, match=r"initializer must be one of .*'pytorch'.* got 'he'"):
         CELLS[name][0](H, initializer="he")
+
+
+@pytest.mark.parametrize("preset", ["rnnjax", "keras"])
+def test_an_ensemble_compiled_whole_is_drawn_matrix_by_matrix(preset):
+    def init(key):
+        return rnnjax.gru(4, initializer=preset).init(key, 3)
+
+    keys = jax.random.split(jax.random.key(0), (2, 2))
+    many = jax.vmap(jax.vmap(init))
+    # Batched, the decomposition may never end on a CPU.
+    shapes = re.findall(r"f32\[([\d,]+)\] = qr\[", str(jax.make_jaxpr(many)(keys)))
+    assert shapes
+    assert all(shape.count(",") == 1 for shape in shapes)
+    found = jax.jit(many)(keys)
+    for place in np.ndindex(2, 2):
+        one = jax.tree.map(lambda leaf, at=place: leaf[at], found)
+        assert_trees_equal(one, init(keys[place]), rtol=0, atol=1e-6)
