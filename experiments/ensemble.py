@@ -25,7 +25,7 @@ from experiments.fitting import classification_loss
 from experiments.text import Splits, fit_encoder, hold_out, make_batches
 from rnnjax.data import DataError, load
 from rnnjax.metrics import accuracy, compute, evaluate, merge
-from rnnjax.training import TrainState, apply_gradients, init_train_state
+from rnnjax.training import CompiledStep, TrainState, apply_gradients, init_train_state
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def init_members(
     return jax.vmap(init)(keys)
 
 
-def make_step(loss_fn: Callable, optimizer: optax.GradientTransformation) -> Callable:
+def make_step(loss_fn: Callable, optimizer: optax.GradientTransformation) -> CompiledStep:
     """A training step of one member, mapped over all of them on the same batch."""
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict]:
@@ -91,7 +91,8 @@ def make_step(loss_fn: Callable, optimizer: optax.GradientTransformation) -> Cal
         new, _ = apply_gradients(state, optimizer, loss, grads)
         return new, metrics
 
-    return jax.jit(jax.vmap(step, in_axes=(0, None)), donate_argnums=0)
+    every = jax.vmap(step, in_axes=(0, None))
+    return CompiledStep("train step", every, donate_state=True, on_compile=None)
 
 
 def ensemble_logits(model: rnnjax.Model, params: Any, tokens: Any, lengths: Any) -> jax.Array:

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.stats import ks_2samp
+from trees import assert_trees_equal
 
 import rnnjax
 from rnnjax.initializers import PRESETS
-from tests.trees import assert_trees_equal
 
 D, H = 96, 48
 EXACT = {"rtol": 0, "atol": 1e-5}  # of products, taken in float64, of float32 weights

@@ -14,6 +14,7 @@ LESSONS = (
     "torch_rnn",
     "torch_lstm",
     "imdb_lstm",
+    "tuned",
     "pretrained_vectors",
     "order_matters",
     "gradients_through_time",

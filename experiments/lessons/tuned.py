@@ -1,0 +1,257 @@
+"""One tuned setting per data set, trained on its texts alone, beside linear SVMs on TF-IDF.
+
+A linear model of words has from the start what a recurrent network of random vectors lacks: which
+words go with which class. Here every word, and every two in a row, bring their log odds along,
+beside a vector that is learned (`experiments/lessons/class_odds.py`). Four networks, trained at
+once by one ``jax.vmap``, give the mean of their probabilities.
+
+Run:     python -m experiments.lessons.tuned --seeds 3
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+import rnnjax
+from experiments.ensemble import init_members, make_evaluation, make_step, names
+from experiments.fitting import classification_loss
+from experiments.lessons import lesson
+from experiments.lessons.class_odds import Odds, count_odds, fold_of, read_odds
+from experiments.lessons.lesson import LessonSettings, Measured, NotInstalled, Results
+from experiments.lessons.recipes import take_both
+from experiments.prefetching import prefetched
+from experiments.text import Splits, fit_encoder, make_batches
+from rnnjax.averaging import average_parameters, averaged
+from rnnjax.base import linear
+from rnnjax.data import UNKNOWN, Dataset, load
+from rnnjax.layers import apply_dropout
+from rnnjax.masking import max_pool
+from rnnjax.metrics import evaluate
+from rnnjax.models import LinearParams, Model
+
+
+class Tuning(NamedTuple):
+    """What differs from data set to data set, and why.
+
+    Attributes:
+        max_length: words read from the start of a text; nearly all of all texts.
+        buckets: lengths that are compiled.
+        batch_size: larger where there are more texts.
+        epochs: after these a validation part of the training texts gained no more.
+        learning_rate: of Adam at the start; it falls to a twentieth in a straight line.
+        dropout: higher where fewer texts are soon learned by heart.
+        word_dropout: for the same reason.
+    """
+
+    max_length: int
+    buckets: int
+    batch_size: int
+    epochs: int
+    learning_rate: float
+    dropout: float
+    word_dropout: float
+
+
+TUNINGS: Mapping[str, Tuning] = {
+    "ag_news": Tuning(100, 3, 64, 3, 1e-3, 0.5, 0.1),
+    "imdb": Tuning(400, 4, 64, 3, 2e-3, 0.5, 0.1),
+    "rotten_tomatoes": Tuning(64, 1, 64, 6, 2e-3, 0.6, 0.2),
+}
+
+
+@dataclass(frozen=True)
+class Settings(LessonSettings):
+    """Train four bidirectional GRUs at once on each data set; fit two linear SVMs beside them."""
+
+    datasets: tuple[str, ...] = tuple(TUNINGS)
+    """Which; only the sentences of Rotten Tomatoes need no files."""
+    members: int = 4
+    """Networks trained at once; they differ in their initial weights and their dropout."""
+    hidden_size: int = 48
+    """Units in each direction."""
+    embedding_size: int = 64
+    """Size of a word vector, learned from nothing."""
+    vocabulary_size: int = 30_000
+    """Most frequent words kept, of those that come twice."""
+    buckets_of_pairs: int = 1 << 18
+    """Pairs of words in a row are hashed to so many."""
+
+
+class TunedParams(NamedTuple):
+    """Parameters of :func:`build_model`."""
+
+    vectors: Array  # [V, E]
+    encoder: Any
+    head: LinearParams
+    gain: Array  # []: how much the sum of the odds counts
+
+
+def build_model(
+    settings: Settings, tuning: Tuning, odds: Odds, vocab_size: int, num_classes: int
+) -> Model:
+    """A bidirectional GRU over word vectors and odds, with a straight path for the odds.
+
+    The logits are a linear map of the maximum over the steps, plus the sum of the odds of all
+    words and pairs, over the root of the length, times a learned gain.
+    """
+    layer = rnnjax.bidirectional(rnnjax.gru(settings.hidden_size))
+
+    def init(key: Array) -> TunedParams:
+        table, encoder, head = jax.random.split(key, 3)
+        size = settings.embedding_size
+        return TunedParams(
+            0.1 * jax.random.normal(table, (vocab_size, size)),
+            layer.init(encoder, size + 2 * num_classes),
+            LinearParams(
+                jax.random.normal(head, (layer.output_size, num_classes)) * layer.output_size**-0.5,
+                jnp.zeros(num_classes),
+            ),
+            jnp.ones(()),
+        )
+
+    def apply(params: TunedParams, tokens: Array, lengths: Any, *, key: Any = None) -> Array:
+        valid = rnnjax.lengths_to_mask(lengths, tokens.shape[-1])
+        tables = jnp.zeros(len(tokens), jnp.int32)
+        drop_in = drop_out = None
+        if key is not None:
+            drop_in, drop_out, hide = jax.random.split(key, 3)
+            tables = 1 + fold_of(jnp.where(valid, tokens, 0))
+            hidden = jax.random.bernoulli(hide, tuning.word_dropout, tokens.shape)
+            tokens = jnp.where(hidden, UNKNOWN, tokens)
+        words, pairs = read_odds(odds, tokens, tables)
+        # Odds of rare words reach 5 and more; the vectors that stand beside them start at 0.1.
+        xs = jnp.concatenate([params.vectors[tokens], 0.3 * words, 0.3 * pairs], axis=-1)
+        _, ys = layer.apply(params.encoder, apply_dropout(drop_in, xs, tuning.dropout), mask=valid)
+        pooled = apply_dropout(drop_out, max_pool(ys, valid), tuning.dropout)
+        total = jnp.where(valid[..., None], words + pairs, 0).sum(axis=1)
+        root = jnp.sqrt(jnp.maximum(valid.sum(axis=-1, keepdims=True), 1))
+        return linear(pooled, params.head.w, params.head.bias) + 0.3 * params.gain * total / root
+
+    return Model(init, apply)
+
+
+class Prepared(NamedTuple):
+    """The batches of a data set, and a model for them."""
+
+    splits: Splits
+    model: Model
+    tuning: Tuning
+
+
+def prepare(settings: Settings, name: str, dataset: Dataset, seed: int) -> Prepared:
+    """The vocabulary and the odds of the training texts; there is no validation."""
+    tuning = TUNINGS[name]
+    encode = fit_encoder(
+        dataset.train.texts,
+        tokenizer="basic_english",
+        vocabulary_size=settings.vocabulary_size,
+        min_count=2,
+        max_length=tuning.max_length,
+        keep="head",
+    )
+    splits = make_batches(
+        encode,
+        (dataset.train, dataset.test, dataset.test),
+        num_classes=len(dataset.label_names),
+        batch_size=tuning.batch_size,
+        buckets=tuning.buckets,
+        seed=seed,
+    )
+    sizes = len(encode.vocabulary), len(dataset.label_names)
+    odds = count_odds(
+        encode(dataset.train.texts),
+        dataset.train.labels,
+        sizes[0],
+        settings.buckets_of_pairs,
+        sizes[1],
+    )
+    return Prepared(splits, build_model(settings, tuning, odds, *sizes), tuning)
+
+
+def train(settings: Settings, prepared: Prepared, seed: int) -> Measured:
+    """Trains the members; the accuracy of them together, and of one on average."""
+    splits, model, tuning = prepared
+    steps = tuning.epochs * len(splits.train)
+    rate = optax.linear_schedule(tuning.learning_rate, tuning.learning_rate / 20, steps)
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adam(rate),
+        average_parameters(0.99),
+    )
+    states = init_members(
+        model, optimizer, jax.random.split(jax.random.key(seed), settings.members)
+    )
+    loss_fn = classification_loss(model, word_dropout=0.0)  # the model itself hides words
+    step = make_step(loss_fn, optimizer)
+    began = time.perf_counter()
+    for epoch in range(1, tuning.epochs + 1):
+        for batch in prefetched(splits.train.epoch(epoch), 4):
+            states, _ = step(states, batch)
+        jax.block_until_ready(states)
+        print(f"epoch {epoch}: {time.perf_counter() - began:.0f} s", flush=True)
+    compiled = sum(made.seconds for made in step.compilations)
+    spent = time.perf_counter() - began - compiled
+    found = evaluate(
+        make_evaluation(model, settings.members), averaged(states.opt_state), splits.test.epoch(0)
+    )
+    alone = [found[name] for name in names(settings.members)[:-1]]
+    return Measured(
+        {"test accuracy": found["ensemble"], "one network": sum(alone) / len(alone)},
+        epoch_seconds=spent / tuning.epochs,
+        steps=steps,
+        timings={"fit s": spent, "compile s": compiled},
+    )
+
+
+LINEAR = {"unigrams": (1, 1), "uni- and bigrams": (1, 2)}
+
+
+def linear_baseline(grams: str, dataset: Dataset) -> Callable[[], Measured]:
+    """Fits a linear SVM on TF-IDF of words."""
+
+    def measure() -> Measured:
+        try:
+            from sklearn.feature_extraction.text import TfidfVectorizer
+            from sklearn.pipeline import make_pipeline
+            from sklearn.svm import LinearSVC
+        except ImportError:
+            raise NotInstalled("scikit-learn") from None
+        pipeline = make_pipeline(TfidfVectorizer(ngram_range=LINEAR[grams]), LinearSVC())
+        began = time.perf_counter()
+        pipeline.fit(dataset.train.texts, dataset.train.labels)
+        seconds = time.perf_counter() - began
+        right = pipeline.score(dataset.test.texts, dataset.test.labels)
+        return Measured({"test accuracy": float(right)}, timings={"fit s": seconds})
+
+    return measure
+
+
+def run(settings: Settings, results: Results) -> None:
+    """The linear models and the networks of each data set; a divided one is so by the seed."""
+    for name in settings.datasets:
+        for seed in range(settings.seeds):
+            whole = load(name, data_dir=settings.data_dir, seed=seed)
+            train_part, test_part = take_both(whole.train, whole.test, settings.take)
+            dataset = whole._replace(train=train_part, test=test_part)
+            for grams in LINEAR:
+                system = f"{name}: linear SVM on TF-IDF, {grams}"
+                results.row(system, "scikit-learn", seed, linear_baseline(grams, dataset))
+            results.row(
+                f"{name}: {settings.members} bidirectional GRUs({settings.hidden_size})",
+                "rnnjax",
+                seed,
+                lambda: train(settings, prepare(settings, name, dataset, seed), seed),  # noqa: B023
+            )
+
+
+if __name__ == "__main__":
+    sys.exit(lesson.main(__name__))
