@@ -84,10 +84,9 @@ def test_pairs_know_the_order_and_are_the_same_in_numpy_and_jax():
 
 def test_padding_is_invisible_to_the_tuned_model():
     rows, labels = texts()
-    settings = tuned.Settings(hidden_size=3, embedding_size=4)
     odds = count_odds(rows, labels, VOCABULARY, BUCKETS, CLASSES)
-    tuning = tuned.TUNINGS["ag_news"]
-    model = tuned.build_model(settings, tuning, odds, VOCABULARY, CLASSES)
+    tuning = tuned.TUNINGS["imdb"]._replace(hidden_size=3, embedding_size=4)
+    model = tuned.build_model(tuning, odds, VOCABULARY, CLASSES)
     params = model.init(jax.random.key(0))
     alone = model.apply(params, jnp.asarray([rows[0]]), [len(rows[0])])
     padded = jnp.asarray([[*rows[0], 7, 3], [0] * (len(rows[0]) + 2)])
@@ -96,7 +95,8 @@ def test_padding_is_invisible_to_the_tuned_model():
     np.testing.assert_array_equal(together[1], params.head.bias)
 
 
-def test_networks_tell_apart_what_unigrams_cannot(tmp_path, monkeypatch):
+@pytest.mark.parametrize("class_odds", [True, False])
+def test_networks_tell_apart_what_unigrams_cannot(class_odds, tmp_path, monkeypatch):
     """Classes that differ in the order of two words alone."""
     pytest.importorskip("sklearn")
     (tmp_path / "ag_news").mkdir()
@@ -114,15 +114,22 @@ def test_networks_tell_apart_what_unigrams_cannot(tmp_path, monkeypatch):
             )
         with (tmp_path / "ag_news" / f"{name}.csv").open("w", newline="") as file:
             csv.writer(file, quoting=csv.QUOTE_ALL).writerows(lines)
-    tuning = tuned.TUNINGS["ag_news"]._replace(batch_size=16, buckets=1, epochs=8)
+    tuning = tuned.TUNINGS["ag_news"]._replace(
+        batch_size=16,
+        buckets=1,
+        epochs=8,
+        learning_rate=2e-2,
+        dropout=0.2,
+        hidden_size=6,
+        embedding_size=4,
+        class_odds=class_odds,
+    )
     monkeypatch.setitem(tuned.TUNINGS, "ag_news", tuning)
     settings = tuned.Settings(
         seeds=1,
         data_dir=tmp_path,
         datasets=("ag_news",),
         members=2,
-        hidden_size=6,
-        embedding_size=4,
         out=tmp_path / "run",
     )
     rows = {row.system: row for row in run_lesson(tuned, settings)}
