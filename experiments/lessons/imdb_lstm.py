@@ -6,17 +6,16 @@ Run:     python -m experiments.lessons.imdb_lstm --take 2000 --seeds 3
 from __future__ import annotations
 
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from experiments.lessons import lesson
 from experiments.lessons.contest import compare
-from experiments.lessons.lesson import LessonSettings, Measured, NotInstalled, Results
+from experiments.lessons.lesson import LessonSettings, Results
+from experiments.lessons.linear_models import linear_model
 from experiments.lessons.recipes import Corpus, Encoded, Recipe, take_both
 from experiments.lessons.sequences import pad_sequences, word_sequence
 from rnnjax.data import Examples, load
@@ -98,39 +97,12 @@ def shuffled(examples: Examples) -> Examples:
     )
 
 
-def linear_baseline(name: str, train: Examples, test: Examples) -> Callable[[], Measured]:
-    """Fits Naive Bayes on counts, or logistic regression on TF-IDF, of words."""
-
-    def measure() -> Measured:
-        pipeline = _pipeline(name)
-        began = time.perf_counter()
-        pipeline.fit(train.texts, train.labels)
-        seconds = time.perf_counter() - began
-        right = pipeline.score(test.texts, test.labels)
-        return Measured({"test accuracy": float(right)}, timings={"fit s": seconds})
-
-    return measure
-
-
-def _pipeline(name: str) -> Any:
-    try:
-        from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.naive_bayes import MultinomialNB
-        from sklearn.pipeline import make_pipeline
-    except ImportError:
-        raise NotInstalled("scikit-learn") from None
-    if name == "Naive Bayes":
-        return make_pipeline(CountVectorizer(), MultinomialNB())
-    return make_pipeline(TfidfVectorizer(), LogisticRegression(max_iter=1000))
-
-
 def run(settings: Settings, results: Results) -> None:
     """The LSTM with rnnjax and with Keras, then the two linear models on the whole reviews."""
     data = load("imdb", data_dir=settings.data_dir)
     train, test = take_both(shuffled(data.train), shuffled(data.test), settings.take)
     for name in ("Naive Bayes", "TF-IDF + logistic regression"):
-        results.row(name, "scikit-learn", None, linear_baseline(name, train, test))
+        results.row(name, "scikit-learn", None, linear_model(name, train, test))
     taken = "" if settings.take is None else f"{len(train.texts):,} of 25,000"
     corpus = corpus_of(settings, train, test, taken)
     system = f"LSTM({settings.hidden_size}), {settings.epochs} epochs"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -26,7 +26,8 @@ from experiments.ensemble import init_members, make_evaluation, make_step, names
 from experiments.fitting import classification_loss
 from experiments.lessons import lesson
 from experiments.lessons.class_odds import Odds, count_odds, fold_of, read_odds
-from experiments.lessons.lesson import LessonSettings, Measured, NotInstalled, Results
+from experiments.lessons.lesson import LessonSettings, Measured, Results
+from experiments.lessons.linear_models import linear_model
 from experiments.lessons.recipes import take_both
 from experiments.prefetching import prefetched
 from experiments.text import Splits, fit_encoder, make_batches
@@ -213,27 +214,7 @@ def train(settings: Settings, prepared: Prepared, seed: int) -> Measured:
     )
 
 
-LINEAR = {"unigrams": (1, 1), "uni- and bigrams": (1, 2)}
-
-
-def linear_baseline(grams: str, dataset: Dataset) -> Callable[[], Measured]:
-    """Fits a linear SVM on TF-IDF of words."""
-
-    def measure() -> Measured:
-        try:
-            from sklearn.feature_extraction.text import TfidfVectorizer
-            from sklearn.pipeline import make_pipeline
-            from sklearn.svm import LinearSVC
-        except ImportError:
-            raise NotInstalled("scikit-learn") from None
-        pipeline = make_pipeline(TfidfVectorizer(ngram_range=LINEAR[grams]), LinearSVC())
-        began = time.perf_counter()
-        pipeline.fit(dataset.train.texts, dataset.train.labels)
-        seconds = time.perf_counter() - began
-        right = pipeline.score(dataset.test.texts, dataset.test.labels)
-        return Measured({"test accuracy": float(right)}, timings={"fit s": seconds})
-
-    return measure
+LINEAR = ("linear SVM on TF-IDF, unigrams", "linear SVM on TF-IDF, uni- and bigrams")
 
 
 def run(settings: Settings, results: Results) -> None:
@@ -243,9 +224,9 @@ def run(settings: Settings, results: Results) -> None:
             whole = load(name, data_dir=settings.data_dir, seed=seed)
             train_part, test_part = take_both(whole.train, whole.test, settings.take)
             dataset = whole._replace(train=train_part, test=test_part)
-            for grams in LINEAR:
-                system = f"{name}: linear SVM on TF-IDF, {grams}"
-                results.row(system, "scikit-learn", seed, linear_baseline(grams, dataset))
+            for model in LINEAR:
+                measure = linear_model(model, train_part, test_part)
+                results.row(f"{name}: {model}", "scikit-learn", seed, measure)
             results.row(
                 f"{name}: {settings.members} bidirectional GRUs({TUNINGS[name].hidden_size})",
                 "rnnjax",
