@@ -12,6 +12,7 @@ import pytest
 from experiments.lessons import tuned
 from experiments.lessons.class_odds import FOLDS, count_odds, fold_of, pairs_of, read_odds
 from experiments.lessons.lesson import run_lesson
+from rnnjax.data import DataError
 
 VOCABULARY, BUCKETS, CLASSES = 12, 64, 3
 ORDERS = ["north south", "south north", "east west", "west east"]
@@ -137,3 +138,17 @@ def test_networks_tell_apart_what_unigrams_cannot(class_odds, tmp_path, monkeypa
     networks = rows["ag_news: 2 bidirectional GRUs(6)"]
     assert networks.figures["test accuracy"] > 0.95 > unigrams["test accuracy"] + 0.3
     assert networks.steps == 80
+    assert networks.note == "0k of 120k"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"datasets": ("imdb", "mail")}, "datasets: expected some of ag_news, imdb, .* got mail"),
+        ({"members": 0}, "members: expected 1 or more, got 0"),
+        ({"buckets_of_pairs": 1000}, "buckets_of_pairs: expected a power of two, got 1000"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(change, message, tmp_path):
+    with pytest.raises(DataError, match=message):
+        run_lesson(tuned, tuned.Settings(out=tmp_path / "run", **change))

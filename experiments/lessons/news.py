@@ -66,9 +66,14 @@ def load_titles(data_dir: Path | None, take: int | None) -> News:
     return _news(train, test, take)
 
 
+def share_note(count: int) -> str:
+    """Tells a reader of results that so many training texts are not all there are."""
+    return "" if count >= WHOLE else f"{count / 1000:.0f}k of {WHOLE // 1000}k"
+
+
 def _news(train: Examples, test: Examples, take: int | None) -> News:
     count = len(train.texts)
-    note = "" if count >= WHOLE else f"{count / 1000:.0f}k of {WHOLE // 1000}k"
+    note = share_note(count)
     train, test = take_both(train, test, take)
     taken = "" if len(train.texts) == count else f"first {len(train.texts):,}"
     return News(train, test, ", ".join(filter(None, [taken, note])))

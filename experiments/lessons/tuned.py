@@ -28,12 +28,13 @@ from experiments.lessons import lesson
 from experiments.lessons.class_odds import Odds, count_odds, fold_of, read_odds
 from experiments.lessons.lesson import LessonSettings, Measured, Results
 from experiments.lessons.linear_models import linear_model
+from experiments.lessons.news import share_note
 from experiments.lessons.recipes import take_both
 from experiments.prefetching import prefetched
 from experiments.text import Splits, fit_encoder, make_batches
 from rnnjax.averaging import average_parameters, averaged
 from rnnjax.base import linear
-from rnnjax.data import UNKNOWN, Dataset, load
+from rnnjax.data import UNKNOWN, DataError, Dataset, load
 from rnnjax.layers import apply_dropout
 from rnnjax.masking import max_pool
 from rnnjax.metrics import evaluate
@@ -179,7 +180,7 @@ def prepare(settings: Settings, name: str, dataset: Dataset, seed: int) -> Prepa
     return Prepared(splits, build_model(tuning, odds, *sizes), tuning)
 
 
-def train(settings: Settings, prepared: Prepared, seed: int) -> Measured:
+def train(settings: Settings, prepared: Prepared, seed: int, note: str) -> Measured:
     """Trains the members; the accuracy of them together, and of one on average."""
     splits, model, tuning = prepared
     steps = tuning.epochs * len(splits.train)
@@ -211,6 +212,7 @@ def train(settings: Settings, prepared: Prepared, seed: int) -> Measured:
         epoch_seconds=spent / tuning.epochs,
         steps=steps,
         timings={"fit s": spent, "compile s": compiled},
+        note=note,
     )
 
 
@@ -218,10 +220,16 @@ LINEAR = ("linear SVM on TF-IDF, unigrams", "linear SVM on TF-IDF, uni- and bigr
 
 
 def run(settings: Settings, results: Results) -> None:
-    """The linear models and the networks of each data set; a divided one is so by the seed."""
+    """The linear models and the networks of each data set; a divided one is so by the seed.
+
+    Raises:
+        DataError: a setting that cannot be.
+    """
+    _check(settings)
     for name in settings.datasets:
         for seed in range(settings.seeds):
             whole = load(name, data_dir=settings.data_dir, seed=seed)
+            note = share_note(len(whole.train.texts)) if name == "ag_news" else ""
             train_part, test_part = take_both(whole.train, whole.test, settings.take)
             dataset = whole._replace(train=train_part, test=test_part)
             for model in LINEAR:
@@ -231,8 +239,24 @@ def run(settings: Settings, results: Results) -> None:
                 f"{name}: {settings.members} bidirectional GRUs({TUNINGS[name].hidden_size})",
                 "rnnjax",
                 seed,
-                lambda: train(settings, prepare(settings, name, dataset, seed), seed),  # noqa: B023
+                lambda: train(  # called at once
+                    settings,
+                    prepare(settings, name, dataset, seed),  # noqa: B023
+                    seed,  # noqa: B023
+                    note,  # noqa: B023
+                ),
             )
+
+
+def _check(settings: Settings) -> None:
+    expected = ", ".join(TUNINGS)
+    if unknown := [name for name in settings.datasets if name not in TUNINGS]:
+        raise DataError(f"datasets: expected some of {expected}, got {', '.join(unknown)}")
+    if settings.members < 1:
+        raise DataError(f"members: expected 1 or more, got {settings.members}")
+    buckets = settings.buckets_of_pairs
+    if buckets < 1 or buckets & (buckets - 1):
+        raise DataError(f"buckets_of_pairs: expected a power of two, got {buckets}")
 
 
 if __name__ == "__main__":
