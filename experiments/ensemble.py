@@ -122,10 +122,19 @@ def make_evaluation(model: rnnjax.Model, members: int) -> Callable:
     return step
 
 
+def check_members(count: int) -> None:
+    """Refuse an ensemble of nobody.
+
+    Raises:
+        DataError: there is not one member.
+    """
+    if count < 1:
+        raise DataError(f"members: expected 1 or more, got {count}")
+
+
 def train(settings: Settings) -> dict[str, float]:
     """Train the members; the test accuracy of each, and of the ensemble."""
-    if settings.members < 1:
-        raise DataError(f"members: expected 1 or more, got {settings.members}")
+    check_members(settings.members)
     splits, vocab_size, num_classes = prepare(settings)
     model = build_model(settings, vocab_size, num_classes)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(settings.learning_rate))

@@ -68,6 +68,11 @@ class Fitted(NamedTuple):
     test: dict[str, float]
 
 
+def hide_words(key: jax.Array, tokens: jax.Array, rate: float) -> jax.Array:
+    """The tokens, each read as the unknown word at that rate."""
+    return jnp.where(jax.random.bernoulli(key, rate, tokens.shape), UNKNOWN, tokens)
+
+
 def classification_loss(model: Model, word_dropout: float) -> Callable:
     """Cross entropy and accuracy of a classifier, as sums and counts over the real examples.
 
@@ -78,8 +83,7 @@ def classification_loss(model: Model, word_dropout: float) -> Callable:
         tokens, labels = jnp.asarray(batch.tokens), jnp.asarray(batch.labels)
         if key is not None:
             key, drop = jax.random.split(key)
-            hidden = jax.random.bernoulli(drop, word_dropout, tokens.shape)
-            tokens = jnp.where(hidden, UNKNOWN, tokens)
+            tokens = hide_words(drop, tokens, word_dropout)
         if isinstance(batch, PackedBatch):
             steps = {"segment_ids": batch.segment_ids, "num_segments": len(labels)}
         else:

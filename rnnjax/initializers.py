@@ -4,7 +4,7 @@ Every rule is drawn in float32; cast the finished parameters for another dtype.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +16,14 @@ _glorot = jax.nn.initializers.glorot_uniform()
 _lecun = jax.nn.initializers.lecun_normal()
 
 
-def _orthogonal(key: Key, shape: tuple[int, int]) -> Array:
+def _orthogonal(key: Key, shape: tuple[int, int], dtype: Any) -> Array:
     """An orthogonal matrix, drawn one after the other under ``vmap``.
 
     A batched QR decomposition inside a compiled program can wait for ever on a CPU: it hands its
     matrices to the pool of threads that it runs on (jaxlib 0.10.2).
     """
     draw = jax.nn.initializers.orthogonal()
-    return jax.custom_batching.sequential_vmap(lambda k: draw(k, shape, jnp.float32))(key)
+    return jax.custom_batching.sequential_vmap(lambda k: draw(k, shape, dtype))(key)
 
 
 class CellInitializer(NamedTuple):
@@ -74,8 +74,7 @@ def _two_uniform_biases(key: Key, hidden_size: int, gates: int) -> Array:
 
 
 def _orthogonal_per_gate(key: Key, hidden_size: int, gates: int) -> Array:
-    keys = jax.random.split(key, gates)
-    return jnp.concatenate([_orthogonal(k, (hidden_size, hidden_size)) for k in keys], axis=-1)
+    return _per_gate(_orthogonal, key, hidden_size, hidden_size, gates)
 
 
 PRESETS: dict[str, CellInitializer] = {
@@ -95,7 +94,7 @@ PRESETS: dict[str, CellInitializer] = {
     ),
     "keras": CellInitializer(
         w_ih=lambda key, d, h, g: _glorot(key, (d, g * h), jnp.float32),
-        w_hh=lambda key, h, g: _orthogonal(key, (h, g * h)),
+        w_hh=lambda key, h, g: _orthogonal(key, (h, g * h), jnp.float32),
         bias=_zeros,
         hidden_bias=_zeros,
         forget_bias=1.0,

@@ -31,11 +31,8 @@ def plain_odds(features, labels, size):
     """By the definition, one feature and one class after the other."""
     table = np.zeros((size, CLASSES))
     for c in range(CLASSES):
-        mine, others = (Counter(dict.fromkeys(range(size), 1)) for _ in range(2))
-        for label in range(CLASSES):
-            # One is added to the count of every class.
-            if label not in (c, (c + 1) % CLASSES):
-                others.update(range(size))
+        # One is added to the count of every class.
+        mine, others = (Counter(dict.fromkeys(range(size), n)) for n in (1, CLASSES - 1))
         for ids, label in zip(features, labels, strict=True):
             (mine if label == c else others).update(set(ids))
         for feature in range(size):
@@ -106,13 +103,7 @@ def test_networks_tell_apart_what_unigrams_cannot(class_odds, tmp_path, monkeypa
         lines = []
         for i in range(count):
             words = random.choice(NOISE, 4).tolist()
-            lines.append(
-                (
-                    i % 4 + 1,
-                    " ".join(words),
-                    ORDERS[i % 4],
-                )
-            )
+            lines.append((i % 4 + 1, " ".join(words), ORDERS[i % 4]))
         with (tmp_path / "ag_news" / f"{name}.csv").open("w", newline="") as file:
             csv.writer(file, quoting=csv.QUOTE_ALL).writerows(lines)
     tuning = tuned.TUNINGS["ag_news"]._replace(

@@ -12,7 +12,7 @@ counted without the fold it belongs to, and in a test those of all.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -45,9 +45,8 @@ def pairs_of(tokens: Any, buckets: int) -> Any:
         tokens: ids, NumPy or JAX.
         buckets: a power of two.
     """
-    before = jnp.zeros_like if isinstance(tokens, jax.Array) else np.zeros_like
-    join = jnp.concatenate if isinstance(tokens, jax.Array) else np.concatenate
-    before = join([before(tokens[..., :1]), tokens[..., :-1]], axis=-1)
+    xp = jnp if isinstance(tokens, jax.Array) else np
+    before = xp.concatenate([xp.zeros_like(tokens[..., :1]), tokens[..., :-1]], axis=-1)
     mixed = tokens.astype(np.uint32) * np.uint32(2654435761)
     mixed = mixed ^ (before.astype(np.uint32) * np.uint32(2246822519) + np.uint32(374761393))
     mixed = (mixed ^ (mixed >> np.uint32(15))) * np.uint32(3266489917)
@@ -68,7 +67,8 @@ def count_odds(
         for place, row in zip(places, ids, strict=True):
             counts[place, np.unique(row)] += 1
         counts = counts.reshape(num_classes, FOLDS, size)
-        seen = [counts.sum(axis=1), *_without_each(counts)]
+        total = counts.sum(axis=1)
+        seen = [total, *(total - counts[:, fold] for fold in range(FOLDS))]
         return jnp.asarray(np.stack([_odds(c) for c in seen]), jnp.float32)
 
     return Odds(tables(texts, vocab_size), tables(pairs, buckets))
@@ -78,10 +78,6 @@ def read_odds(odds: Odds, tokens: Array, tables: Array) -> tuple[Array, Array]:
     """The odds [B, T, C] of the words and of the pairs; table 0 is that of all texts."""
     rows = tables[:, None]
     return odds.words[rows, tokens], odds.pairs[rows, pairs_of(tokens, odds.pairs.shape[1])]
-
-
-def _without_each(counts: NDArray) -> Iterator[NDArray]:
-    return (counts.sum(axis=1) - counts[:, fold] for fold in range(FOLDS))
 
 
 def _odds(counts: NDArray) -> NDArray:

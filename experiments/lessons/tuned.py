@@ -22,8 +22,8 @@ import optax
 from jax import Array
 
 import rnnjax
-from experiments.ensemble import init_members, make_evaluation, make_step, names
-from experiments.fitting import classification_loss
+from experiments.ensemble import check_members, init_members, make_evaluation, make_step, names
+from experiments.fitting import classification_loss, hide_words
 from experiments.lessons import lesson
 from experiments.lessons.class_odds import Odds, count_odds, fold_of, read_odds
 from experiments.lessons.lesson import LessonSettings, Measured, Results
@@ -34,9 +34,9 @@ from experiments.prefetching import prefetched
 from experiments.text import Splits, fit_encoder, make_batches
 from rnnjax.averaging import average_parameters, averaged
 from rnnjax.base import linear
-from rnnjax.data import UNKNOWN, DataError, Dataset, load
+from rnnjax.data import DataError, Dataset, load
 from rnnjax.layers import apply_dropout
-from rnnjax.masking import max_pool
+from rnnjax.masking import max_pool, zero_padding
 from rnnjax.metrics import evaluate
 from rnnjax.models import LinearParams, Model
 
@@ -127,15 +127,14 @@ def build_model(tuning: Tuning, odds: Odds | None, vocab_size: int, num_classes:
         drop_in = drop_out = None
         if key is not None:
             drop_in, drop_out, hide = jax.random.split(key, 3)
-            tables = 1 + fold_of(jnp.where(valid, tokens, 0))
-            hidden = jax.random.bernoulli(hide, tuning.word_dropout, tokens.shape)
-            tokens = jnp.where(hidden, UNKNOWN, tokens)
+            tables = 1 + fold_of(zero_padding(valid, tokens))
+            tokens = hide_words(hide, tokens, tuning.word_dropout)
         xs, straight = params.vectors[tokens], jnp.zeros((len(tokens), num_classes))
         if odds is not None:
             # Odds reach 5 and more; the vectors that stand beside them start at 0.1.
             words, pairs = (0.3 * found for found in read_odds(odds, tokens, tables))
             xs = jnp.concatenate([xs, words, pairs], axis=-1)
-            total = jnp.where(valid[..., None], words + pairs, 0).sum(axis=1)
+            total = zero_padding(valid, words + pairs).sum(axis=1)
             count = jnp.maximum(valid.sum(axis=-1, keepdims=True), 1)
             straight = params.gain * total / jnp.sqrt(count)
         _, ys = layer.apply(params.encoder, apply_dropout(drop_in, xs, tuning.dropout), mask=valid)
@@ -180,7 +179,7 @@ def prepare(settings: Settings, name: str, dataset: Dataset, seed: int) -> Prepa
     return Prepared(splits, build_model(tuning, odds, *sizes), tuning)
 
 
-def train(settings: Settings, prepared: Prepared, seed: int, note: str) -> Measured:
+def train(settings: Settings, prepared: Prepared, seed: int) -> Measured:
     """Trains the members; the accuracy of them together, and of one on average."""
     splits, model, tuning = prepared
     steps = tuning.epochs * len(splits.train)
@@ -212,7 +211,6 @@ def train(settings: Settings, prepared: Prepared, seed: int, note: str) -> Measu
         epoch_seconds=spent / tuning.epochs,
         steps=steps,
         timings={"fit s": spent, "compile s": compiled},
-        note=note,
     )
 
 
@@ -243,8 +241,7 @@ def run(settings: Settings, results: Results) -> None:
                     settings,
                     prepare(settings, name, dataset, seed),  # noqa: B023
                     seed,  # noqa: B023
-                    note,  # noqa: B023
-                ),
+                )._replace(note=note),  # noqa: B023
             )
 
 
@@ -252,8 +249,7 @@ def _check(settings: Settings) -> None:
     expected = ", ".join(TUNINGS)
     if unknown := [name for name in settings.datasets if name not in TUNINGS]:
         raise DataError(f"datasets: expected some of {expected}, got {', '.join(unknown)}")
-    if settings.members < 1:
-        raise DataError(f"members: expected 1 or more, got {settings.members}")
+    check_members(settings.members)
     buckets = settings.buckets_of_pairs
     if buckets < 1 or buckets & (buckets - 1):
         raise DataError(f"buckets_of_pairs: expected a power of two, got {buckets}")
