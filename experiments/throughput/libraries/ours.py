@@ -36,14 +36,15 @@ def _entry(
     layer = rnnjax_layer(problem.case, implementation=implementation)
 
     def sequence(params: Any, xs: Any, lengths: Any) -> Any:
-        return layer.apply(params, xs, lengths)[1]
+        # The loop has time first, too, so that neither exchange of axes leaves a trace.
+        return jnp.swapaxes(layer.apply(params, jnp.swapaxes(xs, 0, 1), lengths)[1], 0, 1)
 
     def step(params: Any, carry: Any, x: Any) -> Any:
         return layer.apply(params, x, initial_carry=carry)
 
     def make() -> Program | Step:
         if not problem.case.streaming:
-            return Program(sequence, problem.params, compiler_options=options)
+            return Program(sequence, problem.params, time_first=True, compiler_options=options)
         carry, _ = layer.apply(problem.params, jnp.zeros((1, 0, problem.xs.shape[-1])))
         return Step(step, problem.params, carry, axes=(1, 1))
 
