@@ -9,7 +9,7 @@ least and the most. Compiling is timed apart.
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -83,7 +83,7 @@ class CallError(RuntimeError):
         self.name = name
 
 
-def spread(values: tuple[float, ...]) -> Spread:
+def spread(values: Sequence[float]) -> Spread:
     """The median, the least and the most.
 
     Example:
