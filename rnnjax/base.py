@@ -175,13 +175,29 @@ def as_rows(x: Array) -> Array:
 
 
 def may_merge_axes() -> bool:
-    """Whether the axes before the features are better one: on a machine of one device.
+    """Whether the axes before the features are better one: where one device has all of them.
 
     Two matrices XLA multiplies as they lie. Arrays of more axes it copies into another order first,
     and the gradient of a weight matrix multiplies the largest arrays there are. Where there are
-    more devices an axis may be divided among them, and one that is merged cannot stay so.
+    more devices an axis may be divided among them, and one that is merged cannot stay so; but in
+    a ``shard_map`` over all of them every device runs a program of its own.
     """
-    return jax.device_count() == 1
+    mesh = jax.sharding.get_abstract_mesh()
+    manual = bool(mesh.manual_axes) and set(mesh.manual_axes) == set(mesh.axis_names)
+    return manual or jax.device_count() == 1
+
+
+def vary_with(given: Any, tree: Any) -> Any:
+    """``tree`` as what may differ from device to device in a ``shard_map`` wherever ``given`` may.
+
+    The carry of a scan must be so from the start; zeros are the same on all devices.
+    """
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return tree
+    leaves = jax.tree.leaves(given)
+    arrays = [leaf for leaf in leaves if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
+    zero = sum(jnp.sum(jnp.zeros_like(leaf, jnp.float32)) for leaf in arrays)
+    return jax.tree.map(lambda leaf: leaf + jnp.asarray(zero, leaf.dtype), tree)
 
 
 def split_gates(x: Array, count: int) -> tuple[Array, ...]:

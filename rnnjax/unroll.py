@@ -22,6 +22,7 @@ from .base import (
     check_key,
     check_size,
     may_merge_axes,
+    vary_with,
 )
 from .engine import Inputs, Loop, Weights, gate_widths
 from .plan import Plan, Wish, check_wish, choose
@@ -224,6 +225,7 @@ def prepare(cell: Cell, reverse: bool, call: Call) -> Prepared:
     if call.initial_carry is not None:
         given = _check_carry(call.initial_carry, jax.eval_shape(cell.initial_carry, params), batch)
         carry = jax.tree.map(lambda a, b: a.reshape(b.shape), given, fresh)
+    fresh, carry = vary_with(call, (fresh, carry))
     noise = Noise()
     if call.key is not None:
         assert cell.noise is not None

@@ -30,18 +30,25 @@ SHARDED = """
 
     expected = grad(params, xs, lengths)
     mesh = jax.make_mesh((4,), ("batch",), axis_types=(AxisType.KIND,))
-    rows = NamedSharding(mesh, PartitionSpec("batch"))
+    batch = PartitionSpec("batch")
+    rows = NamedSharding(mesh, batch)
     with jax.set_mesh(mesh):
-        found = grad(params, jax.device_put(xs, rows), jax.device_put(lengths, rows))
+        given = params, jax.device_put(xs, rows), jax.device_put(lengths, rows)
+        if BY_HAND:
+            specs = PartitionSpec(), batch, batch
+            grad = jax.jit(jax.shard_map(grad, in_specs=specs, out_specs=PartitionSpec()))
+        found = grad(*given)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 """
 
 
-@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
-def test_a_batch_spread_over_devices_has_the_gradients_of_one_device(kind, monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "by_hand"), [("Auto", False), ("Explicit", False), ("Auto", True)]
+)
+def test_a_batch_spread_over_devices_has_the_gradients_of_one_device(kind, by_hand, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
-    code = textwrap.dedent(SHARDED).replace("KIND", kind)
+    code = textwrap.dedent(SHARDED).replace("KIND", kind).replace("BY_HAND", str(by_hand))
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True
     )
