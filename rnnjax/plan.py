@@ -8,11 +8,14 @@ from .base import Cell
 IMPLEMENTATIONS = ("scan", "associative")
 REMAT = ("never", "step", "sqrt")
 
-# Above the first size of the gate inputs of all steps, writing them out before the loop costs more
-# on CPU than it saves: every call takes its pages from the system anew. Chunks of about the second
-# size stay in cache, and are still long enough for their own cost not to show.
-HOISTED_BYTES_ON_CPU = 24 * 2**20
-CHUNK_BYTES_ON_CPU = 2 * 2**20
+# A block of 32 MiB and more is given back to the system by malloc of the GNU C library whenever it
+# is freed, and every call pays for its pages anew, which can be a quarter of a training step. Such
+# a step needs five times the gate inputs of all steps if they are written out before the loop. In
+# chunks it needs less, the less the shorter they are. Cells of one gate keep little else for their
+# derivative, so that chunks are worth their own cost only where there is much of it.
+HOISTED_BYTES_ON_CPU = 32 * 2**20 // 5
+HOISTED_BYTES_OF_ONE_GATE_ON_CPU = 24 * 2**20
+CHUNK_BYTES_ON_CPU = 2**20
 SHORTEST_CHUNK = 8
 
 # From so many steps on the derivative keeps the first carry of each chunk only: there it is memory
@@ -62,14 +65,15 @@ def check_wish(cell: Cell, implementation: Any, remat: Any) -> Wish:
     return Wish(implementation, remat)
 
 
-def choose(wish: Wish, time: Any, gate_bytes: Any, platform: str) -> Plan:
+def choose(wish: Wish, time: Any, gates: int, gate_bytes: Any, platform: str) -> Plan:
     """The plan for a call.
 
     Args:
         wish: as the caller said.
         time: steps.
-        gate_bytes: size of what ``project`` gives for all steps of the whole batch; any other
-            type than int where shapes are symbolic.
+        gates: arrays that ``project`` gives.
+        gate_bytes: their size for all steps of the whole batch; any other type than int where
+            shapes are symbolic.
         platform: "cpu", "gpu" or "tpu".
     """
     if wish.implementation == "associative":
@@ -85,14 +89,25 @@ def choose(wish: Wish, time: Any, gate_bytes: Any, platform: str) -> Plan:
     if not isinstance(gate_bytes, int):
         return Plan("scan", None, False, "symbolic shapes: all steps projected at once")
     megabytes = f"{gate_bytes / 2**20:.1f} MiB of gate inputs"
-    if platform == "cpu" and gate_bytes > HOISTED_BYTES_ON_CPU:
-        chunk = max(SHORTEST_CHUNK, CHUNK_BYTES_ON_CPU * time // gate_bytes)
-        limit = f"above {HOISTED_BYTES_ON_CPU // 2**20} MiB on cpu"
+    most = HOISTED_BYTES_ON_CPU if gates > 1 else HOISTED_BYTES_OF_ONE_GATE_ON_CPU
+    if platform == "cpu" and gate_bytes > most:
+        chunk = _chunk(time, CHUNK_BYTES_ON_CPU * time // gate_bytes)
+        limit = f"above {most / 2**20:.1f} MiB on cpu"
         again = time >= LONG
         kept = f"run again by the derivative from T = {LONG} on" if again else "gates kept"
         reason = f"{megabytes}, {limit}: chunks of {_steps(chunk)}, {kept}"
         return Plan("scan", chunk, again, reason)
     return Plan("scan", None, False, f"{megabytes} on {platform}: all steps projected at once")
+
+
+def _chunk(time: int, about: int) -> int:
+    """A length of chunks near ``about``, one that leaves no steps over if there is such a one.
+
+    Steps left over are a loop of their own, which takes memory and compiling.
+    """
+    about = max(SHORTEST_CHUNK, about)
+    even = [k for k in range(SHORTEST_CHUNK, 2 * about + 1) if time % k == 0]
+    return min(even, key=lambda k: abs(k - about), default=about)
 
 
 def _steps(count: int) -> str:

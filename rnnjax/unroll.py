@@ -177,7 +177,7 @@ def _plan(cell: Cell, wish: Wish, params: Params, xs: Any) -> Plan:
     zs = jax.tree.leaves(jax.eval_shape(cell.project, params, x))
     steps = math.prod(xs.shape[:-1])
     gate_bytes = steps * sum(z.size * z.dtype.itemsize for z in zs)
-    return choose(wish, xs.shape[-2], gate_bytes, jax.default_backend())
+    return choose(wish, xs.shape[-2], len(zs), gate_bytes, jax.default_backend())
 
 
 class Call(NamedTuple):

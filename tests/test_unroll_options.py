@@ -9,6 +9,7 @@ import pytest
 from cases import CELLS, B, D, One, T, init, ragged, random_carry
 
 import rnnjax
+from rnnjax import plan
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -255,6 +256,46 @@ def test_explain_says_which_path_runs_and_why():
     assert "128.0 MiB of gate inputs" in rnnjax.explain(lstm, shapes, large)
     assert "ordinary autodiff" in rnnjax.explain(plain, init(One(plain)), small)
     assert "every step's gates" in rnnjax.explain(lstm, shapes, large, remat="never")
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "said"),
+    [
+        (rnnjax.lstm, (32, 100, 128), "6.2 MiB of gate inputs on cpu: all steps"),
+        (rnnjax.lstm, (32, 104, 128), "above 6.4 MiB on cpu: chunks of 13 steps"),
+        (rnnjax.lstm, (64, 100, 256), "chunks of 10 steps"),
+        (rnnjax.lstm, (64, 101, 256), "chunks of 8 steps"),  # five are left over
+        (rnnjax.gru, (64, 80, 128), "chunks of 10 steps"),
+        (rnnjax.vanilla, (64, 128, 256), "all steps projected at once"),
+        (rnnjax.vanilla, (64, 512, 256), "above 24.0 MiB on cpu: chunks of 16 steps"),
+    ],
+)
+def test_chunks_are_chosen_by_the_size_of_the_gate_inputs_and_leave_nothing_over(make, shape, said):
+    batch, time, size = shape
+    cell = make(size)
+    params = jax.eval_shape(lambda k: cell.init(k, 3), jax.random.key(0))
+    xs = jax.ShapeDtypeStruct((batch, time, 3), jnp.float32)
+    assert said in rnnjax.explain(cell, params, xs)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("time", [16, 19])
+def test_chunks_that_keep_their_gates_change_no_value_and_no_gradient(time, reverse, monkeypatch):
+    monkeypatch.setattr(plan, "HOISTED_BYTES_ON_CPU", 0)
+    monkeypatch.setattr(plan, "CHUNK_BYTES_ON_CPU", 1)
+    with jax.enable_x64(True):
+        cell = rnnjax.lstm(3)  # a new one, which has not been compiled yet
+        params = cell.init(jax.random.key(0), 2)
+        params = jax.tree.map(lambda a: a.astype(jnp.float64), params)
+        xs = jax.random.normal(jax.random.key(1), (3, time, 2), jnp.float64)
+        assert "chunks of 8 steps, gates kept" in rnnjax.explain(cell, params, xs)
+
+        def loss(params, xs, remat):
+            carry, ys = rnnjax.unroll(cell, params, xs, [time, 0, 11], reverse=reverse, remat=remat)
+            return (ys**2).sum() + (carry.c**3).sum(), (carry, ys)
+
+        run = jax.grad(loss, argnums=(0, 1), has_aux=True)
+        close(run(params, xs, None), run(params, xs, "never"))
 
 
 @pytest.mark.parametrize("remat", [None, 8])
