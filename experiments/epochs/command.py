@@ -108,7 +108,7 @@ def _row(
     return {
         "library": one.name,
         "epoch s": f"{seconds.median:.1f} ({seconds.least:.1f}-{seconds.most:.1f})",
-        "times ours": f"{times.median:.2f} ({times.least:.2f}-{times.most:.2f})",
+        "times rnnjax": f"{times.median:.2f} ({times.least:.2f}-{times.most:.2f})",
         "tokens/s": f"{task.tokens / seconds.median:,.0f}",
         "batches alone": f"{batches.median:.1%}",
         "compile s": f"{one.compile_seconds:.1f}",
