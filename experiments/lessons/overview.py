@@ -16,6 +16,7 @@ def draw_ratios(lines: Sequence[dict[str, Any]], png_path: Path) -> bool:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
 
     compared = [line for line in lines if line["ratio"] is not None]
     if not compared:
@@ -32,6 +33,7 @@ def draw_ratios(lines: Sequence[dict[str, Any]], png_path: Path) -> bool:
     axes.axvline(1, color="#2b2b2b", linewidth=1)
     axes.set(xlabel="epoch seconds, as a multiple of those of rnnjax", xscale="log")
     axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(LogFormatter())  # 2 and 3 where they fit, and not powers of ten
     axes.set_xlim(min(0.8, 0.8 * min(ratios)), 1.6 * max(*ratios, 2))
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
