@@ -202,7 +202,7 @@ def draw_logs(results: Results, systems: Sequence[str], png_path: Path) -> None:
     if not axes.lines:
         return
     axes.set(xlabel="training texts", ylabel="accuracy so far")
-    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    figure.legend(frameon=False, loc="outside upper center", ncols=2, fontsize="small")
     axes.grid(alpha=0.3)
     figure.savefig(png_path)
 
