@@ -18,7 +18,7 @@ from experiments.epochs.task import Contestant, Settings, Task, make_task
 from experiments.run_folder import RunFolder, environment, plain
 from rnnjax.benchmark import spread
 from rnnjax.data import DataError
-from rnnjax.data.batching import Batch
+from rnnjax.data.batching import Batch, BucketedBatches
 
 # Of logits that are about 1, in float32, after hundreds of steps.
 TOLERANCE = 1e-3
@@ -38,10 +38,10 @@ class Epoch(NamedTuple):
     accuracy: float
 
 
-def contestants(task: Task) -> Iterator[Contestant]:
+def contestants(task: Task, bucketed: BucketedBatches) -> Iterator[Contestant]:
     """rnnjax in two ways, and the other libraries; what is missing is named."""
-    yield Ours(task, "rnnjax, bucketed", task.settings.buckets)
-    yield Ours(task, "rnnjax, padded", 1)
+    yield Ours(task, "rnnjax, bucketed", bucketed)
+    yield Ours(task, "rnnjax, padded", make_batches(task, 1))
     if importlib.util.find_spec("torch") is None:
         print("PyTorch is left out: it is not installed")
     else:
@@ -53,16 +53,16 @@ def contestants(task: Task) -> Iterator[Contestant]:
     else:
         from experiments.epochs.keras_on_jax import Keras
 
-        yield Keras(task)
+        yield Keras(task, bucketed)
 
 
-def require_same(task: Task, entered: Sequence[Contestant]) -> None:
+def require_same(batch: Batch, entered: Sequence[Contestant]) -> None:
     """All must say the same of the same texts before they are timed.
 
     Raises:
         DataError: naming the one that does not.
     """
-    tokens, lengths, labels, weights = next(make_batches(task, task.settings.buckets).epoch(0))
+    tokens, lengths, labels, weights = batch
     real = weights > 0  # PyTorch packs no empty row
     batch = Batch(tokens[real], lengths[real], labels[real], weights[real])
     expected = entered[0].logits(batch)
@@ -85,8 +85,9 @@ def timed(one: Contestant, n: int) -> Epoch:
 
 def measure(task: Task, run: RunFolder) -> list[dict[str, str]]:
     """A row for each contestant."""
-    entered = list(contestants(task))
-    require_same(task, entered)
+    bucketed = make_batches(task, task.settings.buckets)
+    entered = list(contestants(task, bucketed))
+    require_same(next(bucketed.epoch(0)), entered)
     epochs: dict[str, list[Epoch]] = {one.name: [] for one in entered}
     for n in range(task.settings.epochs):
         for one in entered if n % 2 == 0 else reversed(entered):

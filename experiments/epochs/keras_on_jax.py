@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.epochs.ours import make_batches
 from experiments.epochs.task import Task
-from rnnjax.data.batching import Batch
+from rnnjax.data.batching import Batch, BucketedBatches
 from rnnjax.interop.classifiers import export_keras
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -45,8 +44,8 @@ class Keras:
 
     name = "Keras (JAX), bucketed"
 
-    def __init__(self, task: Task) -> None:
-        self._made = make_batches(task, task.settings.buckets)
+    def __init__(self, task: Task, batches: BucketedBatches) -> None:
+        self._made = batches
         self.model = make_model(task)
         self.compile_seconds = self._compile()
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from experiments.prefetching import prefetched
 from rnnjax.data import BucketedBatches, choose_boundaries
 from rnnjax.data.batching import Batch
 from rnnjax.interop.classifiers import build
+from rnnjax.metrics import compute, merge
 
 AHEAD = 2
 
@@ -38,10 +39,10 @@ def make_batches(task: Task, buckets: int) -> BucketedBatches:
 class Ours:
     """A contestant: see `experiments.epochs.task.Contestant`."""
 
-    def __init__(self, task: Task, name: str, buckets: int) -> None:
+    def __init__(self, task: Task, name: str, batches: BucketedBatches) -> None:
         self.name = name
         self._model = build(task.architecture)
-        self._batches = make_batches(task, buckets)
+        self._batches = batches
         optimizer = optax.adam(task.settings.learning_rate)
         self._step = rnnjax.make_train_step(
             classification_loss(self._model, word_dropout=0.0), optimizer
@@ -60,13 +61,12 @@ class Ours:
 
     def epoch(self, n: int) -> float:
         """Train on every text once."""
-        found: list[Any] = []
+        found = []
         for batch in prefetched(self.batches(n), AHEAD):
             self._state, metrics = self._step(self._state, batch)
-            found.append(metrics["accuracy"])
+            found.append(metrics)
         jax.block_until_ready(self._state.params)
-        found = jax.device_get(found)
-        return float(sum(one.total for one in found) / sum(one.count for one in found))
+        return compute(functools.reduce(merge, jax.device_get(found)))["accuracy"]
 
     def logits(self, batch: Batch) -> NDArray[np.float32]:
         """What the classifier says of a batch."""
