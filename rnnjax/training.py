@@ -236,14 +236,19 @@ def apply_gradients(
 
     norm = _norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(loss)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    params, opt_state = jax.tree.map(
+    held = (state.params, state.opt_state)
+
+    def update(params: Any, opt_state: Any) -> tuple[Any, Any]:
+        updates, new_opt_state = optimizer.update(grads, opt_state, params)
+        new = (optax.apply_updates(params, updates), new_opt_state)
         # A state that drifts to another dtype would not fit the compiled program again.
-        lambda new, old: jnp.where(finite, jnp.asarray(new, old.dtype), old),
-        (params, opt_state),
-        (state.params, state.opt_state),
-    )
+        return jax.tree.map(lambda leaf, old: jnp.asarray(leaf, old.dtype), new, held)
+
+    def keep(params: Any, opt_state: Any) -> tuple[Any, Any]:
+        return params, opt_state
+
+    # A branch and not a choice between two states, which would have to exist side by side.
+    params, opt_state = jax.lax.cond(finite, update, keep, *held)
     skipped = jnp.where(finite, 0, 1).astype(jnp.int32)
     one = jnp.ones((), norm.dtype)
     figures = {

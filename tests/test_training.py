@@ -12,6 +12,7 @@ import pytest
 from rnnjax.averaging import average_parameters, averaged
 from rnnjax.early_stopping import EarlyStopping
 from rnnjax.training import (
+    apply_gradients,
     init_train_state,
     make_eval_step,
     make_train_step,
@@ -117,6 +118,23 @@ def test_any_optimizer_runs_one_program_and_keeps_its_dtypes(optimizer, dtype):
     assert len(traces) == len(step.compilations) == 1
     assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state.params))
     assert jnp.any(state.params["w"] != 0)
+
+
+def test_a_step_needs_room_for_one_gradient_beside_the_state_it_is_given():
+    """Leaving an update out must not cost a second state."""
+    optimizer = optax.adam(0.1)
+    params = {"w": jnp.zeros((1_000, 100))}
+
+    def step(state, rows):
+        loss, grads = jax.value_and_grad(lambda p: (p["w"][rows] ** 2).sum())(state.params)
+        return apply_gradients(state, optimizer, loss, grads)
+
+    state = init_train_state(params, optimizer, jax.random.key(0))
+    compiled = jax.jit(step, donate_argnums=0).lower(state, jnp.arange(8)).compile()
+    memory = compiled.memory_analysis()
+    assert memory is not None
+    assert memory.alias_size_in_bytes >= 3 * params["w"].nbytes
+    assert memory.temp_size_in_bytes < 1.5 * params["w"].nbytes
 
 
 def test_an_optimizer_whose_state_drifts_to_another_dtype_is_held_to_the_first():
