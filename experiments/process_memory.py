@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 MEGABYTE = 1_000_000
 _STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 class Memory(NamedTuple):
@@ -44,6 +45,15 @@ def process_memory() -> Memory:
         ) from None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return Memory(_resident_by_ps(), peak if sys.platform == "darwin" else 1024 * peak)
+
+
+def forget_peak() -> None:
+    """Have the peak begin again at what is resident now, so that it is that of what follows.
+
+    Linux can do so. Elsewhere the peak stays that of all the process has done, compiling too.
+    """
+    if _CLEAR_REFS.exists():
+        _CLEAR_REFS.write_text("5")  # the code for the peak, see "man 5 proc_pid_clear_refs"
 
 
 def _resident_by_ps() -> int:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.process_memory import process_memory
+from experiments.process_memory import forget_peak, process_memory
 
 MEGABYTE = 2**20
 
@@ -60,6 +60,7 @@ def measure(settings: Settings, steps: int, remat: str) -> dict[str, Any]:
     compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(params, xs).compile()
     analysis = compiled.memory_analysis()
     jax.block_until_ready(xs)
+    forget_peak()
     before = process_memory().resident
     seconds = []
     for _ in range(settings.repeats + 1):

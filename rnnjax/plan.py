@@ -15,7 +15,7 @@ REMAT = ("never", "step", "sqrt")
 # derivative, so that chunks are worth their own cost only where there is much of it.
 HOISTED_BYTES_ON_CPU = 32 * 2**20 // 5
 HOISTED_BYTES_OF_ONE_GATE_ON_CPU = 24 * 2**20
-CHUNK_BYTES_ON_CPU = 2**20
+CHUNK_BYTES_ON_CPU = 2 * 2**20
 SHORTEST_CHUNK = 8
 
 # From so many steps on the derivative keeps the first carry of each chunk only: there it is memory

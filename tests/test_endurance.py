@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -174,6 +175,18 @@ def test_memory_is_what_another_program_says_it_is(monkeypatch):
     elsewhere = process_memory.process_memory()  # as on a system without /proc
     assert abs(elsewhere.resident - found.resident) < 10_000_000
     assert elsewhere.peak >= elsewhere.resident - 10_000_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can begin a peak again")
+def test_a_forgotten_peak_is_that_of_what_follows():
+    size = 200_000_000
+    np.ones(size, np.uint8)
+    process_memory.forget_peak()
+    before = process_memory.process_memory()
+    assert before.peak < before.resident + size / 10
+    np.ones(size, np.uint8)
+    after = process_memory.process_memory()
+    assert after.resident + size * 0.9 < after.peak < before.resident + size * 1.1
 
 
 def test_a_watch_reads_the_memory_at_equal_distances(tmp_path):

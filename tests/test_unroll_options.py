@@ -262,12 +262,12 @@ def test_explain_says_which_path_runs_and_why():
     ("make", "shape", "said"),
     [
         (rnnjax.lstm, (32, 100, 128), "6.2 MiB of gate inputs on cpu: all steps"),
-        (rnnjax.lstm, (32, 104, 128), "above 6.4 MiB on cpu: chunks of 13 steps"),
+        (rnnjax.lstm, (32, 104, 128), "above 6.4 MiB on cpu: chunks of 26 steps"),
         (rnnjax.lstm, (64, 100, 256), "chunks of 10 steps"),
         (rnnjax.lstm, (64, 101, 256), "chunks of 8 steps"),  # five are left over
-        (rnnjax.gru, (64, 80, 128), "chunks of 10 steps"),
+        (rnnjax.gru, (64, 80, 128), "chunks of 20 steps"),
         (rnnjax.vanilla, (64, 128, 256), "all steps projected at once"),
-        (rnnjax.vanilla, (64, 512, 256), "above 24.0 MiB on cpu: chunks of 16 steps"),
+        (rnnjax.vanilla, (64, 512, 256), "above 24.0 MiB on cpu: chunks of 32 steps"),
     ],
 )
 def test_chunks_are_chosen_by_the_size_of_the_gate_inputs_and_leave_nothing_over(make, shape, said):

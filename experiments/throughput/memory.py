@@ -11,7 +11,7 @@ import sys
 
 import jax
 
-from experiments.process_memory import process_memory
+from experiments.process_memory import forget_peak, process_memory
 from experiments.throughput.cases import Case, from_json
 from experiments.throughput.libraries import LIBRARIES
 from experiments.throughput.libraries.entries import Entry
@@ -42,6 +42,7 @@ def main(task: str) -> None:
     for entry in LIBRARIES[library].enter(problem):
         if entry.name == name and isinstance(entry, Entry):
             call = entry.make().call
+            forget_peak()
             before = process_memory().resident
             jax.block_until_ready(call())
             print(max(0, process_memory().peak - before))
