@@ -14,8 +14,8 @@ from experiments.throughput.cases import GATES, Case
 from experiments.throughput.problems import Problem
 from rnnjax.benchmark import time_in_turns
 
-# At most so many of a product are timed: it is at its full speed by then, and the result of a larger
-# one lies in memory that is new at every call.
+# At most so many of a product are timed: it is at its full speed by then, and the result of a
+# larger one lies in memory that is new at every call.
 ROWS = 1024
 
 
