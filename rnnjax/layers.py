@@ -123,6 +123,7 @@ def bidirectional(forward: Cell | Layer, backward: Cell | Layer | None = None) -
         params: Directions, xs: Array, steps: Steps, initial_carry: Carry, key: Key | None
     ) -> tuple[Directions, Array]:
         start = Directions(None, None) if initial_carry is None else initial_carry
+        _check_parts("params", params, 2)
         _check_parts("initial_carry", start, 2)
         keys = _split_key(key, 2)
         results = [
@@ -176,6 +177,7 @@ def stack(*layers: Cell | Layer, dropout: float = 0.0) -> Layer:
         params: tuple, xs: Array, steps: Steps, initial_carry: Carry, key: Key | None
     ) -> tuple[tuple, Array]:
         start = (None,) * len(floors) if initial_carry is None else initial_carry
+        _check_parts("params", params, len(floors))
         _check_parts("initial_carry", start, len(floors))
         carries, ys = [], xs
         keys = zip(_split_key(key, len(floors)), _split_key(key, len(floors), 1), strict=True)
@@ -286,5 +288,8 @@ def _split_key(key: Key | None, count: int, stream: int = 0) -> Any:
 
 
 def _check_parts(name: str, parts: Any, count: int) -> None:
-    if not isinstance(parts, tuple) or len(parts) != count:
-        raise ValueError(f"{name} must be a tuple of {count} parts, got {parts!r}")
+    if not isinstance(parts, tuple | list) or len(parts) != count:
+        length = f" of {len(parts)}" if isinstance(parts, tuple | list) else ""
+        raise ValueError(
+            f"{name} must be a tuple of {count} parts, got {type(parts).__name__}{length}"
+        )

@@ -3,6 +3,8 @@
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from .base import Cell
 
 IMPLEMENTATIONS = ("scan", "associative")
@@ -54,7 +56,7 @@ def check_wish(cell: Cell, implementation: Any, remat: Any) -> Wish:
         ValueError: an unknown name or ``remat``, or a cell the implementation cannot run.
     """
     _check_implementation(cell, implementation)
-    steps = isinstance(remat, int) and not isinstance(remat, bool) and remat >= 1
+    steps = isinstance(remat, int | np.integer) and not isinstance(remat, bool) and remat >= 1
     if remat is not None and not steps and remat not in REMAT:
         raise ValueError(
             f"remat must be None, {', '.join(map(repr, REMAT))} or a positive number of steps, "
@@ -62,7 +64,7 @@ def check_wish(cell: Cell, implementation: Any, remat: Any) -> Wish:
         )
     if implementation == "associative" and remat is not None:
         raise ValueError(f"remat is for a loop over time; associative has none, got {remat!r}")
-    return Wish(implementation, remat)
+    return Wish(implementation, int(remat) if steps else remat)
 
 
 def choose(wish: Wish, time: Any, gates: int, gate_bytes: Any, platform: str) -> Plan:

@@ -115,6 +115,7 @@ def skip_stack(*layers: Cell | Layer) -> Layer:
         params: tuple, xs: Array, steps: Steps, initial_carry: Carry, key: Key | None
     ) -> tuple[tuple, Array]:
         start = (None,) * len(floors) if initial_carry is None else initial_carry
+        _check_parts("params", params, len(floors))
         _check_parts("initial_carry", start, len(floors))
         xs = jnp.asarray(xs)
         carries, outputs = [], []

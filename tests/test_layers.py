@@ -156,3 +156,15 @@ def test_a_second_call_with_the_same_cell_does_not_trace_again():
     first = len(traces)
     rnnjax.unroll(cell, params, XS + 1, np.array([1, 2, 3]))
     assert len(traces) == first > 0
+
+
+@pytest.mark.parametrize("make", [rnnjax.stack, rnnjax.skip_stack, rnnjax.bidirectional])
+def test_parameters_of_more_layers_than_there_are_are_refused(make):
+    """A part that nobody reads would be lost without a word."""
+    layer = make(rnnjax.gru(2), rnnjax.gru(2))
+    params = layer.init(jax.random.key(0), 3)
+    for wrong, got in (((*params, params[1]), "tuple of 3"), (params[:1], "tuple of 1")):
+        with pytest.raises(ValueError, match=f"params must be a tuple of 2 parts, got {got}"):
+            layer.apply(wrong, jnp.ones((4, 3)))
+    with pytest.raises(ValueError, match="params must be a tuple of 2 parts, got NoneType"):
+        layer.apply(None, jnp.ones((4, 3)))

@@ -256,6 +256,7 @@ def test_explain_says_which_path_runs_and_why():
     assert "128.0 MiB of gate inputs" in rnnjax.explain(lstm, shapes, large)
     assert "ordinary autodiff" in rnnjax.explain(plain, init(One(plain)), small)
     assert "every step's gates" in rnnjax.explain(lstm, shapes, large, remat="never")
+    assert "chunks of 2 steps" in rnnjax.explain(lstm, shapes, large, remat=np.int64(2))
 
 
 @pytest.mark.parametrize(
