@@ -144,6 +144,7 @@ def _differentiable_loop(cell: Cell, loop: Loop) -> Callable:
         weights, carry, inputs = primals
         reads = _reads_of_update(cell, primals, tangents)
         noise_moves = _moves(tangents[0].hidden_noise)
+        says_hidden = _outputs_are_hidden(cell, loop, weights, carry, inputs)
 
         def step(carry: Any, at: Inputs) -> tuple[Any, Any]:
             carry = _enter(at, weights.fresh, carry)
@@ -161,13 +162,60 @@ def _differentiable_loop(cell: Cell, loop: Loop) -> Callable:
             )
             carry, y = _leave(loop, at, carry, new, y)
             kept = _Linearised(h, clean if noise_moves else None, d_hidden, d_update)
-            return carry, (y, _Saved.of(kept, (weights, at)))
+            # Taking h from the outputs is a copy of them, worth it where y is kept, too.
+            spared = says_hidden and any(leaf is y for leaf in jax.tree.leaves(kept))
+            given = _Given(weights, at, _Said(h, y) if spared else None)
+            return carry, (y, _Saved.of(kept, given))
 
         final, (ys, steps) = _scan(loop, step, carry, inputs)
-        return (final, ys), _tangent_loop(loop, reads, primals, tangents, steps)
+        said = _Said(_one_later(loop, hidden(carry), ys), ys) if says_hidden else None
+        given = _Given(weights, inputs, said)
+        return (final, ys), _tangent_loop(loop, reads, primals, tangents, steps, given)
 
     over_time.defjvp(rule, symbolic_zeros=True)
     return over_time
+
+
+class _Said(NamedTuple):
+    """Outputs that are the hidden state: it is there anyway, and not to be kept again."""
+
+    before: Array  # h_{t-1}
+    now: Array  # h_t
+
+
+class _Given(NamedTuple):
+    """What the derivative has without keeping it, of one step or of all."""
+
+    weights: Weights
+    inputs: Inputs
+    said: _Said | None
+
+
+def _outputs_are_hidden(
+    cell: Cell, loop: Loop, weights: Weights, carry: Any, inputs: Inputs
+) -> bool:
+    """Whether y_t is the h that step t + 1 multiplies by W, at every step."""
+    assert cell.hidden is not None
+    assert cell.update is not None
+    held = inputs.valid is not None or inputs.resets is not None
+    if held or loop.all_carries or weights.hidden_noise is not None:
+        return False
+    hidden, update = cell.hidden, cell.update
+
+    def both(*operands: Any) -> tuple[Any, Any]:
+        new, y = update(*operands)
+        return hidden(new), y
+
+    shapes = [_shapes(weights.params, axes=0), _shapes(carry, axes=1), _shapes(inputs.zs, axes=2)]
+    outputs = jax.make_jaxpr(both)(*shapes, _recur_shapes(weights.w_hh, inputs.zs)).jaxpr.outvars
+    return len(outputs) == 2 and outputs[0] is outputs[1]
+
+
+def _one_later(loop: Loop, first: Array, ys: Array) -> Array:
+    """What each step finds, where ``ys`` is what each leaves behind; for any T, 0 or symbolic."""
+    edge, at = ((-1, 1, 0), ys.shape[0] - 1) if loop.reverse else ((1, -1, 0), 0)
+    moved = lax.pad(ys, jnp.zeros((), ys.dtype), (edge, *[(0, 0, 0)] * (ys.ndim - 1)))
+    return jnp.where(lax.broadcasted_iota(jnp.int32, ys.shape, 0) == at, first[None], moved)
 
 
 @jax.tree_util.register_pytree_node_class
@@ -219,20 +267,20 @@ def _is_kept(primitive: Any, *operands: Any, **_: Any) -> bool:
 
 
 def _tangent_loop(
-    loop: Loop, reads: "_Reads", primals: tuple, tangents: tuple, steps: _Saved
+    loop: Loop, reads: "_Reads", primals: tuple, tangents: tuple, steps: _Saved, given: _Given
 ) -> tuple[Any, Any]:
     weights, carry, inputs = primals
     d_weights, d_carry, d_inputs = tangents
     d_params = _dense(reads.params.of(d_weights.params), reads.params.of(weights.params))
     d_apart = _dense(reads.apart.of(d_inputs.zs), reads.apart.of(inputs.zs))
     d_fresh = _dense(d_weights.fresh, weights.fresh)
-    d_sums = _sum_tangents(reads, primals, tangents, steps.tree((weights, inputs)))
+    d_sums = _sum_tangents(reads, primals, tangents, steps.tree(given))
     # Transposed once, before the loop: the backward loop multiplies by this array as it lies.
     w_t = None if weights.w_hh is None else lax.optimization_barrier(weights.w_hh.T)
 
     def step(d_carry: Any, at: tuple) -> tuple[Any, Any]:
-        saved, d_apart, d_sum, now = at
-        linearised = saved.tree((weights, now))
+        saved, d_apart, d_sum, now, said = at
+        linearised = saved.tree(_Given(weights, now, said))
         d_carry = _enter(now, d_fresh, d_carry)
         d_r = ()
         if w_t is not None:
@@ -241,7 +289,8 @@ def _tangent_loop(
         d_new, d_y = linearised.d_update(d_params, d_carry, d_apart, d_r)
         return _leave(loop, now, d_carry, d_new, d_y)
 
-    return _scan(loop, step, _dense(d_carry, carry), (steps, d_apart, d_sums, inputs))
+    xs = (steps, d_apart, d_sums, inputs, given.said)
+    return _scan(loop, step, _dense(d_carry, carry), xs)
 
 
 def _sum_tangents(

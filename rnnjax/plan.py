@@ -13,8 +13,9 @@ REMAT = ("never", "step", "sqrt")
 # A block of 32 MiB and more is given back to the system by malloc of the GNU C library whenever it
 # is freed, and every call pays for its pages anew, which can be a quarter of a training step. Such
 # a step needs five times the gate inputs of all steps if they are written out before the loop. In
-# chunks it needs less, the less the shorter they are. Cells of one gate keep little else for their
-# derivative, so that chunks are worth their own cost only where there is much of it.
+# chunks it needs less, the less the shorter they are. Cells of one gate keep little but their
+# outputs for their derivative, and chunks cost them a fifth to a third of their speed: they run in
+# chunks only where these are run again, for the sake of memory, and there is much of it.
 HOISTED_BYTES_ON_CPU = 32 * 2**20 // 5
 HOISTED_BYTES_OF_ONE_GATE_ON_CPU = 24 * 2**20
 CHUNK_BYTES_ON_CPU = 2 * 2**20
@@ -56,7 +57,8 @@ def check_wish(cell: Cell, implementation: Any, remat: Any) -> Wish:
         ValueError: an unknown name or ``remat``, or a cell the implementation cannot run.
     """
     _check_implementation(cell, implementation)
-    steps = isinstance(remat, int | np.integer) and not isinstance(remat, bool) and remat >= 1
+    remat = int(remat) if isinstance(remat, np.integer) else remat
+    steps = isinstance(remat, int) and not isinstance(remat, bool) and remat >= 1
     if remat is not None and not steps and remat not in REMAT:
         raise ValueError(
             f"remat must be None, {', '.join(map(repr, REMAT))} or a positive number of steps, "
@@ -64,7 +66,7 @@ def check_wish(cell: Cell, implementation: Any, remat: Any) -> Wish:
         )
     if implementation == "associative" and remat is not None:
         raise ValueError(f"remat is for a loop over time; associative has none, got {remat!r}")
-    return Wish(implementation, int(remat) if steps else remat)
+    return Wish(implementation, remat)
 
 
 def choose(wish: Wish, time: Any, gates: int, gate_bytes: Any, platform: str) -> Plan:
@@ -92,10 +94,10 @@ def choose(wish: Wish, time: Any, gates: int, gate_bytes: Any, platform: str) ->
         return Plan("scan", None, False, "symbolic shapes: all steps projected at once")
     megabytes = f"{gate_bytes / 2**20:.1f} MiB of gate inputs"
     most = HOISTED_BYTES_ON_CPU if gates > 1 else HOISTED_BYTES_OF_ONE_GATE_ON_CPU
-    if platform == "cpu" and gate_bytes > most:
+    again = time >= LONG
+    if platform == "cpu" and gate_bytes > most and (gates > 1 or again):
         chunk = _chunk(time, CHUNK_BYTES_ON_CPU * time // gate_bytes)
         limit = f"above {most / 2**20:.1f} MiB on cpu"
-        again = time >= LONG
         kept = f"run again by the derivative from T = {LONG} on" if again else "gates kept"
         reason = f"{megabytes}, {limit}: chunks of {_steps(chunk)}, {kept}"
         return Plan("scan", chunk, again, reason)

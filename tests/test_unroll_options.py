@@ -125,6 +125,52 @@ def test_chunks_keep_one_carry_each_and_not_the_gates():
     assert growth <= 8 * carry + 3 * time * step + 256
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("time", [0, 1, 5])
+def test_outputs_that_are_the_state_are_found_again_by_the_derivative(time, reverse):
+    """A vanilla cell keeps its outputs alone: each step finds h where the last one left it."""
+    cell, draw = rnnjax.vanilla(4), np.random.default_rng(0).normal
+    shapes = jax.eval_shape(lambda key: cell.init(key, D), jax.random.key(0))
+
+    def loss(params, xs, start):
+        h, ys = rnnjax.unroll(cell, params, xs, initial_carry=start, reverse=reverse)
+        return jnp.sum(ys**2) + jnp.sum(jnp.sin(h))
+
+    def plain(params, xs, start):
+        h, total = start, 0.0
+        for t in reversed(range(time)) if reverse else range(time):
+            h = jnp.tanh(xs[:, t] @ params.w_ih + h @ params.w_hh + params.bias[None])
+            total = total + jnp.sum(h**2)
+        return total + jnp.sum(jnp.sin(h))
+
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda a: jnp.asarray(draw(size=a.shape)), shapes)
+        xs, start = jnp.asarray(draw(size=(2, time, D))), jnp.asarray(draw(size=(2, 4)))
+        close(*(jax.value_and_grad(f, (0, 1, 2))(params, xs, start) for f in (loss, plain)))
+        along = [jax.grad(lambda p, f=f: squares(jax.grad(f)(p, xs, start))) for f in (loss, plain)]
+        close(*(slope(params) for slope in along))
+
+
+def squares(tree):
+    return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree))
+
+
+def test_outputs_that_are_the_state_are_kept_once():
+    """Inputs of the loop, outputs, what each step found, and the gradient: in arrays of T B H."""
+    time, batch, size = 64, 8, 32
+    cell = rnnjax.vanilla(size)
+    params = cell.init(jax.random.key(0), size)
+    xs = jnp.ones((time, batch, size))
+
+    def loss(params, xs):
+        return jnp.sum(xs * rnnjax.unroll(cell, params, xs.swapaxes(0, 1))[1].swapaxes(0, 1))
+
+    compiled = jax.jit(jax.grad(loss, (0, 1))).lower(params, xs).compile()
+    memory = compiled.memory_analysis()
+    assert memory is not None
+    assert memory.temp_size_in_bytes < 4.5 * xs.nbytes
+
+
 class NoisyParams(NamedTuple):
     inner: Any
     scale: Any
@@ -268,7 +314,9 @@ def test_explain_says_which_path_runs_and_why():
         (rnnjax.lstm, (64, 101, 256), "chunks of 8 steps"),  # five are left over
         (rnnjax.gru, (64, 80, 128), "chunks of 20 steps"),
         (rnnjax.vanilla, (64, 128, 256), "all steps projected at once"),
-        (rnnjax.vanilla, (64, 512, 256), "above 24.0 MiB on cpu: chunks of 32 steps"),
+        (rnnjax.vanilla, (64, 512, 256), "32.0 MiB of gate inputs on cpu: all steps"),
+        (rnnjax.vanilla, (8, 2048, 256), "16.0 MiB of gate inputs on cpu: all steps"),
+        (rnnjax.vanilla, (16, 2048, 256), "above 24.0 MiB on cpu: chunks of 128 steps, run again"),
     ],
 )
 def test_chunks_are_chosen_by_the_size_of_the_gate_inputs_and_leave_nothing_over(make, shape, said):
