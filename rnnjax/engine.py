@@ -144,7 +144,10 @@ def _differentiable_loop(cell: Cell, loop: Loop) -> Callable:
         weights, carry, inputs = primals
         reads = _reads_of_update(cell, primals, tangents)
         noise_moves = _moves(tangents[0].hidden_noise)
-        says_hidden = _outputs_are_hidden(cell, loop, weights, carry, inputs)
+        held = inputs.valid is not None or inputs.resets is not None
+        says_hidden = reads.says_hidden and not (
+            held or loop.all_carries or weights.hidden_noise is not None
+        )
 
         def step(carry: Any, at: Inputs) -> tuple[Any, Any]:
             carry = _enter(at, weights.fresh, carry)
@@ -168,8 +171,9 @@ def _differentiable_loop(cell: Cell, loop: Loop) -> Callable:
             return carry, (y, _Saved.of(kept, given))
 
         final, (ys, steps) = _scan(loop, step, carry, inputs)
-        said = _Said(_one_later(loop, hidden(carry), ys), ys) if says_hidden else None
-        given = _Given(weights, inputs, said)
+        given = _Given(weights, inputs, None)
+        if steps.reads_beyond(given):
+            given = given._replace(said=_Said(_one_later(loop, hidden(carry), ys), ys))
         return (final, ys), _tangent_loop(loop, reads, primals, tangents, steps, given)
 
     over_time.defjvp(rule, symbolic_zeros=True)
@@ -189,26 +193,6 @@ class _Given(NamedTuple):
     weights: Weights
     inputs: Inputs
     said: _Said | None
-
-
-def _outputs_are_hidden(
-    cell: Cell, loop: Loop, weights: Weights, carry: Any, inputs: Inputs
-) -> bool:
-    """Whether y_t is the h that step t + 1 multiplies by W, at every step."""
-    assert cell.hidden is not None
-    assert cell.update is not None
-    held = inputs.valid is not None or inputs.resets is not None
-    if held or loop.all_carries or weights.hidden_noise is not None:
-        return False
-    hidden, update = cell.hidden, cell.update
-
-    def both(*operands: Any) -> tuple[Any, Any]:
-        new, y = update(*operands)
-        return hidden(new), y
-
-    shapes = [_shapes(weights.params, axes=0), _shapes(carry, axes=1), _shapes(inputs.zs, axes=2)]
-    outputs = jax.make_jaxpr(both)(*shapes, _recur_shapes(weights.w_hh, inputs.zs)).jaxpr.outvars
-    return len(outputs) == 2 and outputs[0] is outputs[1]
 
 
 def _one_later(loop: Loop, first: Array, ys: Array) -> Array:
@@ -239,6 +223,11 @@ class _Saved:
     def tree(self, given: Any) -> Any:
         stores = {"given": jax.tree.leaves(given), "saved": self.leaves}
         return jax.tree.unflatten(self.structure, [stores[s][k] for s, k in self.sources])
+
+    def reads_beyond(self, given: Any) -> bool:
+        """Whether it was made of more than ``given``, with arrays that came after these."""
+        count = len(jax.tree.leaves(given))
+        return any(store == "given" and k >= count for store, k in self.sources)
 
     def tree_flatten(self) -> tuple[list, tuple]:
         return self.leaves, (self.sources, self.structure)
@@ -365,20 +354,31 @@ class _Reads(NamedTuple):
         meets: for each leaf of ``z``, whether it is used in nothing but the sum ``z_k + r_k``.
             There the tangents of both are one array, kept once.
         apart: the other leaves of ``z`` that have a tangent.
+        says_hidden: whether its output is the h that the next step multiplies by W.
     """
 
     params: _Subset
     meets: tuple[bool, ...]
     apart: _Subset
+    says_hidden: bool
 
 
 def _reads_of_update(cell: Cell, primals: tuple, tangents: tuple) -> _Reads:
+    assert cell.hidden is not None
     assert cell.update is not None
     weights, carry, inputs = primals
     zs = _shapes(inputs.zs, axes=2)
     rs = _recur_shapes(weights.w_hh, inputs.zs)
     params = _shapes(weights.params, axes=0)
-    jaxpr = jax.make_jaxpr(cell.update)(params, _shapes(carry, axes=1), zs, rs).jaxpr
+    hidden, update = cell.hidden, cell.update
+
+    def both(*operands: Any) -> tuple[Any, Any, Any]:
+        new, y = update(*operands)
+        return hidden(new), y, new
+
+    jaxpr = jax.make_jaxpr(both)(params, _shapes(carry, axes=1), zs, rs).jaxpr
+    h, *outputs = jaxpr.outvars
+    y_is_an_array = len(outputs) == 1 + len(jax.tree.leaves(carry))
     before_r = len(jaxpr.invars) - len(rs)
     z_vars = jaxpr.invars[before_r - len(jax.tree.leaves(zs)) : before_r]
     r_vars = jaxpr.invars[before_r:]
@@ -390,6 +390,7 @@ def _reads_of_update(cell: Cell, primals: tuple, tangents: tuple) -> _Reads:
         params=_Subset(tuple(u and _moves(t) for u, t in zip(used, d_params, strict=True))),
         meets=tuple(meets),
         apart=_Subset(tuple(not met and _moves(t) for met, t in zip(meets, d_zs, strict=True))),
+        says_hidden=y_is_an_array and outputs[0] is h,
     )
 
 

@@ -123,8 +123,8 @@ def bidirectional(forward: Cell | Layer, backward: Cell | Layer | None = None) -
         params: Directions, xs: Array, steps: Steps, initial_carry: Carry, key: Key | None
     ) -> tuple[Directions, Array]:
         start = Directions(None, None) if initial_carry is None else initial_carry
-        _check_parts("params", params, 2)
         _check_parts("initial_carry", start, 2)
+        _check_parts("params", params, 2, (tuple, list))
         keys = _split_key(key, 2)
         results = [
             layer.apply(p, xs, **steps, initial_carry=c, key=k)
@@ -177,8 +177,8 @@ def stack(*layers: Cell | Layer, dropout: float = 0.0) -> Layer:
         params: tuple, xs: Array, steps: Steps, initial_carry: Carry, key: Key | None
     ) -> tuple[tuple, Array]:
         start = (None,) * len(floors) if initial_carry is None else initial_carry
-        _check_parts("params", params, len(floors))
         _check_parts("initial_carry", start, len(floors))
+        _check_parts("params", params, len(floors), (tuple, list))
         carries, ys = [], xs
         keys = zip(_split_key(key, len(floors)), _split_key(key, len(floors), 1), strict=True)
         for i, (floor, (inner, drop)) in enumerate(zip(floors, keys, strict=True)):
@@ -287,9 +287,13 @@ def _split_key(key: Key | None, count: int, stream: int = 0) -> Any:
     return jax.random.split(jax.random.fold_in(check_key(key), stream), count)
 
 
-def _check_parts(name: str, parts: Any, count: int) -> None:
-    if not isinstance(parts, tuple | list) or len(parts) != count:
-        length = f" of {len(parts)}" if isinstance(parts, tuple | list) else ""
-        raise ValueError(
-            f"{name} must be a tuple of {count} parts, got {type(parts).__name__}{length}"
-        )
+def _check_parts(name: str, parts: Any, count: int, kinds: Any = tuple) -> None:
+    if isinstance(parts, kinds) and len(parts) == count:
+        return
+    length = f" of {len(parts)}" if isinstance(parts, tuple | list) else ""
+    shown = jax.tree.map(
+        lambda leaf: jax.typeof(leaf).str_short() if hasattr(leaf, "shape") else leaf, parts
+    )
+    raise ValueError(
+        f"{name} must be a tuple of {count} parts, got {type(parts).__name__}{length}, {shown!r}"
+    )

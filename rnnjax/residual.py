@@ -115,8 +115,8 @@ def skip_stack(*layers: Cell | Layer) -> Layer:
         params: tuple, xs: Array, steps: Steps, initial_carry: Carry, key: Key | None
     ) -> tuple[tuple, Array]:
         start = (None,) * len(floors) if initial_carry is None else initial_carry
-        _check_parts("params", params, len(floors))
         _check_parts("initial_carry", start, len(floors))
+        _check_parts("params", params, len(floors), (tuple, list))
         xs = jnp.asarray(xs)
         carries, outputs = [], []
         keys = _split_key(key, len(floors))

@@ -101,7 +101,7 @@ CASES = {
         lambda: rnnjax.stack(CELL, CELL).apply((PARAMS, PARAMS), XS, initial_carry=(None,)),
         "initial_carry",
         "2 parts",
-        "tuple of 1",
+        "(None,)",
     ),
     "tokens float": (lambda: classify(jnp.ones((2, 3))), "tokens", "integers", "float32"),
     "tokens outside": (lambda: classify([[1, 2], [3, 10]]), "tokens", "[0, 10)", "10 at index"),
