@@ -26,11 +26,11 @@ from flax.training.train_state import TrainState
 from jax import Array
 
 import rnnjax
-from experiments import curves
-from experiments.console import Progress, exit_code
-from experiments.fitting import classification_loss
-from experiments.run_folder import RunFolder, environment
-from experiments.text import Splits, fit_encoder, hold_out, make_batches, take
+from experiments.running import curves
+from experiments.running.console import Progress, exit_code
+from experiments.running.fitting import classification_loss
+from experiments.running.run_folder import RunFolder, environment
+from experiments.running.text import Splits, fit_encoder, hold_out, make_batches, take
 from rnnjax import modules
 from rnnjax.data import Batch, DataError, load
 from rnnjax.masking import mean_pool

@@ -24,15 +24,15 @@ import tyro
 from tyro.conf import Positional
 
 import rnnjax
-from experiments import curves
-from experiments.checkpoints import Saver, parse_every
-from experiments.console import parameter_table
-from experiments.fitting import Fitted, Recipe, fit
-from experiments.interrupts import Interrupted
-from experiments.run_folder import CONFIG, RunFolder, check_usable, environment, plain
-from experiments.run_settings import read_config, require_same, settings_from
-from experiments.text import Encoder, Splits, fit_encoder, hold_out, make_batches, take
-from rnnjax.checking import checked
+from experiments.running import curves
+from experiments.running.checkpoints import Saver, parse_every
+from experiments.running.console import parameter_table
+from experiments.running.fitting import Fitted, Recipe, fit
+from experiments.running.interrupts import Interrupted
+from experiments.running.run_folder import CONFIG, RunFolder, check_usable, environment, plain
+from experiments.running.run_settings import read_config, require_same, settings_from
+from experiments.running.text import Encoder, Splits, fit_encoder, hold_out, make_batches, take
+from rnnjax import checked
 from rnnjax.checkpoint import CheckpointError, Checkpoints
 from rnnjax.data import BucketedBatches, DataError, Dataset, Examples, Vocabulary, load
 from rnnjax.training import NonFiniteError

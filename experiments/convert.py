@@ -22,9 +22,10 @@ import numpy as np
 import tyro
 from tyro.conf import Positional, arg, subcommand
 
-from experiments import classify, imported
-from experiments.console import exit_code, parameter_table
-from experiments.imported import Imported, Predictor, Reading, read_json
+from experiments import classify
+from experiments.running import imported
+from experiments.running.console import exit_code, parameter_table
+from experiments.running.imported import Imported, Predictor, Reading, read_json
 from rnnjax.data import TOKENIZERS, DataError, Vocabulary, pad
 from rnnjax.exporting import PLATFORMS, export_program
 from rnnjax.interop import onnx_graph

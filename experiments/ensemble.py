@@ -20,9 +20,9 @@ import optax
 import tyro
 
 import rnnjax
-from experiments.console import exit_code
-from experiments.fitting import classification_loss
-from experiments.text import Splits, fit_encoder, hold_out, make_batches
+from experiments.running.console import exit_code
+from experiments.running.fitting import classification_loss
+from experiments.running.text import Splits, fit_encoder, hold_out, make_batches
 from rnnjax.data import DataError, load
 from rnnjax.metrics import accuracy, compute, evaluate, merge
 from rnnjax.training import CompiledStep, TrainState, apply_gradients, init_train_state

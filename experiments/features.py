@@ -184,7 +184,7 @@ def run_linear() -> Any:
 
 
 def run_newton() -> Any:
-    from rnnjax.newton import unroll_newton
+    from rnnjax.engine import unroll_newton
 
     cell = rnnjax.gru(H)
     params = cell.init(jax.random.key(0), D)
@@ -207,7 +207,7 @@ def run_segments() -> Any:
 def run_truncated() -> Any:
     import optax
 
-    from rnnjax.truncated import Sequences, make_truncated_step
+    from rnnjax.training import Sequences, make_truncated_step
 
     layer, optimizer = rnnjax.recurrent(rnnjax.lstm(H)), optax.sgd(0.1)
 
@@ -234,7 +234,7 @@ def run_torch_weights() -> Any:
 
 
 def run_bfloat16() -> Any:
-    from rnnjax.precision import Policy, with_policy
+    from rnnjax.transforms import Policy, with_policy
 
     carry, ys = run_ours(with_policy(rnnjax.lstm(H), Policy(compute="bfloat16")))
     if not carry.c.dtype == ys.dtype == jnp.float32:

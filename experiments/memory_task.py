@@ -28,8 +28,8 @@ import tyro
 from jax import Array
 
 import rnnjax
-from experiments.console import exit_code
-from experiments.run_folder import RunFolder, environment
+from experiments.running.console import exit_code
+from experiments.running.run_folder import RunFolder, environment
 from rnnjax.metrics import Mean, compute, merge
 from rnnjax.segments import resets_from_dones
 

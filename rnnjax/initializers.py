@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .base import Key
+from rnnjax.base import Key
 
 _glorot = jax.nn.initializers.glorot_uniform()
 _lecun = jax.nn.initializers.lecun_normal()

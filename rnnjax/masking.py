@@ -13,8 +13,8 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from . import checking
-from .base import check_range
+from rnnjax import _checks
+from rnnjax._checks import check_range
 
 
 def lengths_to_mask(lengths: ArrayLike, time: int) -> Array:
@@ -103,7 +103,7 @@ def as_integers(name: str, value: Any) -> Array:
     Raises:
         ValueError: it is something else, or (where it is not of JAX yet) a number does not fit.
     """
-    array = checking.check_width(name, _integers(name, value))
+    array = _checks.check_width(name, _integers(name, value))
     array = jnp.asarray(array)
     return array if array.dtype.itemsize >= 4 else array.astype(jnp.int32)
 

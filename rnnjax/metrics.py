@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from . import checking
+from rnnjax import _checks
 
 
 class Mean(NamedTuple):
@@ -126,8 +126,8 @@ def cross_entropy(logits: Array, labels: Array, weights: ArrayLike | None = None
     # Optax answers a label that is too large with NaN, but would take -1 from the end.
     labels = jnp.where(labels < 0, logits.shape[-1], labels)
     entropies = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    if checking.is_checking():
-        checking.require_finite("the cross entropy", entropies, _counted(weights, labels.shape))
+    if _checks.is_checking():
+        _checks.require_finite("the cross entropy", entropies, _counted(weights, labels.shape))
     return Mean.of(entropies, weights)
 
 
@@ -243,7 +243,7 @@ def _check_labels(logits: Any, given: Any, weights: ArrayLike | None) -> tuple[A
     if isinstance(labels, np.ndarray | np.generic):  # cut to 32 bits it could become a class
         labels = np.clip(labels, max(jnp.iinfo(labels.dtype).min, -1), np.iinfo(np.int32).max)
     labels = jnp.asarray(labels)
-    if checking.is_checking():
+    if _checks.is_checking():
         classes, counted = logits.shape[-1], _counted(weights, labels.shape)
-        checking.require_range("labels", labels, classes, f"[0, {classes})", counted)
+        _checks.require_range("labels", labels, classes, f"[0, {classes})", counted)
     return logits, labels

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from . import masking
-from .base import Carry, check_range, check_size
+from rnnjax import masking
+from rnnjax._checks import check_range, check_size
+from rnnjax.base import Carry
 
 RecordedWith = Literal["action", "observation"]
 AutoReset = Literal["same_step", "next_step", "none"]

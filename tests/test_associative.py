@@ -12,10 +12,10 @@ from jax.test_util import check_grads
 from trees import EXACT, assert_trees_equal
 
 import rnnjax
-from rnnjax.associative import linear_recurrence
 from rnnjax.cells.lru import lru
 from rnnjax.cells.min_gru import min_gru
 from rnnjax.cells.min_lstm import min_lstm
+from rnnjax.engine._associative import linear_recurrence
 
 pytestmark = pytest.mark.usefixtures("float64", "quick_compile")
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import rnnjax
-from experiments import batching, classify
-from experiments.fitting import classification_loss
-from experiments.text import fit_encoder, make_batches
+from experiments import classify
+from experiments.measurements import batching
+from experiments.running.fitting import classification_loss
+from experiments.running.text import fit_encoder, make_batches
 from rnnjax.data import DataError, Examples
 
 SIZES = ["--hidden-size", "8", "--batch-size", "16"]

@@ -10,9 +10,9 @@ import optax
 import pytest
 
 import rnnjax
-from experiments import fitting
 from experiments.classify import Settings, build_model, main
-from rnnjax.checking import checked
+from experiments.running import fitting
+from rnnjax import checked
 from rnnjax.data import Vocabulary
 from rnnjax.metrics import accuracy, cross_entropy
 from rnnjax.weights import save_weights

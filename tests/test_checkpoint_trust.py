@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from test_fuzz_checkpoint import resealed
 
-from experiments.checkpoints import Every, Saver, Snapshot
-from experiments.run_folder import RunFolder
+from experiments.running.checkpoints import Every, Saver, Snapshot
+from experiments.running.run_folder import RunFolder
 from rnnjax.checkpoint import CheckpointError, Checkpoints, FolderLock
 
 TEMPLATE = {"w": jnp.zeros(3)}

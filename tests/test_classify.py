@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from experiments import fitting
 from experiments.classify import Predictor, Settings, build_model, main
+from experiments.running import fitting
 from rnnjax.data import hub
 
 GOOD, BAD = ("warm", "funny", "bright", "kind"), ("cold", "dull", "grim", "mean")

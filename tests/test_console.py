@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.console import Progress, parameter_table
-from experiments.curves import draw, read_records
-from experiments.prefetching import prefetched
-from experiments.run_folder import RunFolder, environment
+from experiments.running.console import Progress, parameter_table
+from experiments.running.curves import draw, read_records
+from experiments.running.prefetching import prefetched
+from experiments.running.run_folder import RunFolder, environment
 from rnnjax.checkpoint import CheckpointError
 from rnnjax.training import Compilation
 
@@ -353,8 +353,8 @@ def test_a_line_cut_short_at_the_end_is_passed_over_but_not_one_before(tmp_path)
 
 def test_plots_and_bars_are_not_loaded_before_they_are_needed():
     code = (
-        "import sys, experiments.console, experiments.curves, experiments.run_folder, "
-        "rnnjax.training, rnnjax.weights, rnnjax.metrics; "
+        "import sys; from experiments.running import console, curves, run_folder; "
+        "import rnnjax.training, rnnjax.weights, rnnjax.metrics; "
         "print({'matplotlib', 'tqdm', 'rich', 'optax', 'orbax', 'safetensors'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from experiments import classify, convert
-from experiments.imported import Predictor
+from experiments.running.imported import Predictor
 from rnnjax.data import Vocabulary, basic_english, strip_punctuation
 from rnnjax.weights import save_weights
 

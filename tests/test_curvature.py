@@ -9,7 +9,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import rnnjax
-from rnnjax.regularizers import variational_dropout, zoneout
+from rnnjax.transforms import variational_dropout, zoneout
 
 pytestmark = pytest.mark.usefixtures("float64", "quick_compile")
 

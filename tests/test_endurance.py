@@ -11,11 +11,12 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import endurance, million_texts, process_memory
 from experiments.classify import Predictor
-from experiments.endurance import Sample, Watch, summed_up
-from experiments.generated_texts import generated_texts
-from experiments.process_memory import least_squares_slope
+from experiments.measurements import endurance, million_texts
+from experiments.measurements.endurance import Sample, Watch, summed_up
+from experiments.running import process_memory
+from experiments.running.generated_texts import generated_texts
+from experiments.running.process_memory import least_squares_slope
 from rnnjax.data import BucketedBatches, DataError, Vocabulary, basic_english, flatten
 
 SMALL = ["--texts", "60", "--hidden-size", "3", "--batch-size", "8", "--buckets", "1"]

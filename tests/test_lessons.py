@@ -24,7 +24,7 @@ from experiments.lessons.lesson import (
     run_lesson,
 )
 from experiments.lessons.recipes import Corpus, Encoded, Recipe, Totals, draw, steps_of
-from experiments.run_folder import RunFolder
+from experiments.running.run_folder import RunFolder
 from rnnjax.data import DataError
 from rnnjax.interop.classifiers import LayerSize, import_keras, import_torch
 

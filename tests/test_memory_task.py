@@ -9,15 +9,7 @@ import numpy as np
 import pytest
 
 import rnnjax
-from experiments.memory_task import (
-    Settings,
-    act,
-    begin,
-    first_actor,
-    main,
-    make_rollout,
-    train,
-)
+from experiments.memory_task import Settings, act, begin, first_actor, main, make_rollout, train
 from rnnjax.segments import resets_from_dones
 
 SMALL = Settings(

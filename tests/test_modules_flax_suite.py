@@ -30,7 +30,7 @@ from flax_cases import LENGTHS, VALID, B, D, H, T, close, draw
 
 import rnnjax
 from rnnjax import modules
-from rnnjax.regularizers import variational_dropout
+from rnnjax.transforms import variational_dropout
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -10,8 +10,8 @@ from flax_cases import OPTIONS, B, D, H, T, close, draw, valid_steps
 
 import rnnjax
 from rnnjax import modules
-from rnnjax.cells import learn_initial_carry, minimal_gated
-from rnnjax.regularizers import variational_dropout
+from rnnjax.cells import minimal_gated
+from rnnjax.transforms import learn_initial_carry, variational_dropout
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

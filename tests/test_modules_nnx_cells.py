@@ -9,8 +9,7 @@ from flax_cases import LENGTHS, OPTIONS, VALID, B, D, H, T, close, draw, valid_s
 
 import rnnjax
 from rnnjax import modules
-from rnnjax.cells import learn_initial_carry
-from rnnjax.regularizers import variational_dropout
+from rnnjax.transforms import learn_initial_carry, variational_dropout
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -8,12 +8,7 @@ import pytest
 
 import rnnjax
 from rnnjax.metrics import merge
-from rnnjax.training import (
-    NonFiniteError,
-    check_finite,
-    init_train_state,
-    make_train_step,
-)
+from rnnjax.training import NonFiniteError, check_finite, init_train_state, make_train_step
 
 
 def quadratic(params, batch, key):

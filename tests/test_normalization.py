@@ -12,7 +12,7 @@ from trees import EXACT, assert_trees_equal
 
 import rnnjax
 from rnnjax.cells.min_gru import min_gru
-from rnnjax.normalization import layer_norm
+from rnnjax.transforms import layer_norm
 
 pytestmark = pytest.mark.usefixtures("float64", "quick_compile")
 

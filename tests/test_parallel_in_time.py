@@ -6,9 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 import rnnjax.newton
-from experiments.parallel_in_time import Case, Settings, interleaved, jacobian_gib, main, measure
+
+from experiments.measurements.parallel_in_time import (
+    Case,
+    Settings,
+    interleaved,
+    jacobian_gib,
+    main,
+    measure,
+)
 
 SMALL = ["--hidden-sizes", "3", "--steps", "9", "--batches", "2", "--rounds", "3"]
 QUICK = ["--seconds", "1e-9"]
@@ -66,7 +73,7 @@ def test_errors_and_the_report_of_newton_are_recorded(run):
 
 def test_an_error_is_the_distance_to_the_loop(monkeypatch):
     """With Newton stopped after its first step, against the two runs made here."""
-    from experiments import parallel_in_time
+    from experiments.measurements import parallel_in_time
 
     def stopped(*args, **options):
         return rnnjax.newton.unroll_newton(*args, max_iterations=1, **options)

@@ -15,9 +15,15 @@ from jax.flatten_util import ravel_pytree
 import rnnjax
 from rnnjax.cells.lru import lru
 from rnnjax.cells.min_gru import min_gru
-from rnnjax.normalization import layer_norm
-from rnnjax.precision import Policy, with_policy
-from rnnjax.regularizers import recurrent_dropout, variational_dropout, weight_drop, zoneout
+from rnnjax.transforms import (
+    Policy,
+    layer_norm,
+    recurrent_dropout,
+    variational_dropout,
+    weight_drop,
+    with_policy,
+    zoneout,
+)
 
 pytestmark = pytest.mark.usefixtures("float64", "quick_compile")
 

@@ -12,8 +12,13 @@ from trees import EXACT, assert_trees_equal
 import rnnjax
 from rnnjax.cells import projected_lstm
 from rnnjax.cells.min_gru import min_gru
-from rnnjax.normalization import layer_norm
-from rnnjax.regularizers import recurrent_dropout, variational_dropout, weight_drop, zoneout
+from rnnjax.transforms import (
+    layer_norm,
+    recurrent_dropout,
+    variational_dropout,
+    weight_drop,
+    zoneout,
+)
 
 pytestmark = pytest.mark.usefixtures("float64", "quick_compile")
 

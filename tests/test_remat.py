@@ -2,7 +2,7 @@
 
 import json
 
-from experiments import remat
+from experiments.measurements import remat
 
 
 def test_the_table_has_a_row_for_each_choice_and_chunks_take_less(tmp_path, capsys):

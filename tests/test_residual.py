@@ -8,8 +8,8 @@ from cases import MASK, RESETS, B, D, H, T, ragged
 from jax.flatten_util import ravel_pytree
 
 import rnnjax
-from rnnjax.regularizers import variational_dropout
-from rnnjax.residual import residual, skip_stack
+from rnnjax.layers import residual, skip_stack
+from rnnjax.transforms import variational_dropout
 
 pytestmark = pytest.mark.usefixtures("float64", "quick_compile")
 

@@ -12,11 +12,12 @@ import threading
 import numpy as np
 import pytest
 
-from experiments import classify, fitting
-from experiments.checkpoints import Saver, parse_every
+from experiments import classify
 from experiments.classify import main
-from experiments.interrupts import Interrupts
-from experiments.run_folder import RunFolder
+from experiments.running import fitting
+from experiments.running.checkpoints import Saver, parse_every
+from experiments.running.interrupts import Interrupts
+from experiments.running.run_folder import RunFolder
 from rnnjax import checkpoint
 
 GOOD, BAD = ("warm", "funny", "bright", "kind"), ("cold", "dull", "grim", "mean")

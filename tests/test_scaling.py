@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments import scaling
+from experiments.measurements import scaling
 
 TINY = (
     "--cell simple --size 8 --batch 2 --steps 6 --memory-steps 64 256 --times 4 6 8 --batches 1 2 3"

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rnnjax
-from rnnjax.streaming import make_stream
+from rnnjax.layers import make_stream
 
 D, T, BLOCK = 3, 11, 4
 LAYERS = {

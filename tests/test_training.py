@@ -9,10 +9,11 @@ import numpy as np
 import optax
 import pytest
 
-from rnnjax.averaging import average_parameters, averaged
-from rnnjax.early_stopping import EarlyStopping
 from rnnjax.training import (
+    EarlyStopping,
     apply_gradients,
+    average_parameters,
+    averaged,
     init_train_state,
     make_eval_step,
     make_train_step,

@@ -10,7 +10,7 @@ import pytest
 
 import rnnjax
 from rnnjax.metrics import Mean
-from rnnjax.truncated import Sequences, make_truncated_step
+from rnnjax.training import Sequences, make_truncated_step
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -222,7 +222,7 @@ def test_any_number_of_rows_and_one_program_for_all_chunks():
 
 def test_a_learned_start_is_trained_by_the_windows_that_hold_it():
     """By the first chunk of each call without a carry, at the first real step of each row."""
-    from rnnjax.cells.learned_carry import learn_initial_carry
+    from rnnjax.transforms import learn_initial_carry
 
     layer = rnnjax.recurrent(learn_initial_carry(rnnjax.vanilla(H)))
     params = layer.init(jax.random.key(0), D)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.run_folder import RunFolder
-from experiments.run_settings import read_config
+from experiments.running.run_folder import RunFolder
+from experiments.running.run_settings import read_config
 from rnnjax.data import DataError, Vocabulary
 from rnnjax.weights import save_weights
 

@@ -9,7 +9,7 @@ import pytest
 from cases import CELLS, B, D, One, T, init, ragged, random_carry
 
 import rnnjax
-from rnnjax import plan
+from rnnjax.engine import _plan as plan
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -10,7 +10,6 @@ import rnnjax
 from rnnjax.cells import (
     ConvLSTMParams,
     CoupledLSTMParams,
-    LearnedCarryParams,
     MGUParams,
     PeepholeLSTMParams,
     ProjectedLSTMParams,
@@ -18,13 +17,13 @@ from rnnjax.cells import (
     coupled_lstm,
     flatten_frames,
     indrnn,
-    learn_initial_carry,
     minimal_gated,
     peephole_lstm,
     projected_lstm,
     unflatten_frames,
 )
 from rnnjax.initializers import PRESETS
+from rnnjax.transforms import LearnedCarryParams, learn_initial_carry
 
 pytestmark = pytest.mark.usefixtures("float64")
 

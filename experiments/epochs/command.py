@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import tyro
 
-from experiments.console import exit_code, print_table
 from experiments.epochs.ours import Ours, make_batches
 from experiments.epochs.task import Contestant, Settings, Task, make_task
-from experiments.run_folder import RunFolder, environment, plain
+from experiments.running.console import exit_code, print_table
+from experiments.running.run_folder import RunFolder, environment, plain
 from rnnjax.benchmark import spread
 from rnnjax.data import DataError
 from rnnjax.data.batching import Batch, BucketedBatches

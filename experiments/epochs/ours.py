@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 import rnnjax
 from experiments.epochs.task import Task
-from experiments.fitting import classification_loss
-from experiments.prefetching import prefetched
+from experiments.running.fitting import classification_loss
+from experiments.running.prefetching import prefetched
 from rnnjax.data import BucketedBatches, choose_boundaries
 from rnnjax.data.batching import Batch
 from rnnjax.interop.classifiers import build

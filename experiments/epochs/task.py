@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.text import fit_encoder, take
+from experiments.running.text import fit_encoder, take
 from rnnjax.data import DataError, load
 from rnnjax.data.batching import Batch
 from rnnjax.data.ragged import Sequences

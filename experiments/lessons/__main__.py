@@ -23,7 +23,7 @@ from experiments.lessons import LESSONS
 from experiments.lessons.lesson import run_lesson
 from experiments.lessons.overview import draw_ratios
 from experiments.lessons.tables import Row, lesson_table, summarize
-from experiments.run_folder import environment, plain
+from experiments.running.run_folder import environment, plain
 from rnnjax.data import DataError
 
 PROGRAM = "python -m experiments.lessons"

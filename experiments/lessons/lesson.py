@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import tyro
 
 from experiments.lessons.tables import Row, lesson_table
-from experiments.run_folder import CONFIG, TIMINGS, RunFolder, environment, plain
-from experiments.run_settings import read_config, require_same
+from experiments.running.run_folder import CONFIG, TIMINGS, RunFolder, environment, plain
+from experiments.running.run_settings import read_config, require_same
 
 # More seeds, or the same files elsewhere, leave the rows that are there what they are.
 MAY_CHANGE = ("out", "data_dir", "seeds")

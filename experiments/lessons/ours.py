@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from experiments.lessons import deferred_adam
 from experiments.lessons.deferred_adam import Moments, Table, Tails
 from experiments.lessons.recipes import Corpus, Encoded, Recipe, Totals, build
-from experiments.prefetching import prefetched
-from rnnjax.embeddings import EmbeddingParams
-from rnnjax.models import ClassifierParams
+from experiments.running.prefetching import prefetched
+from rnnjax.models import ClassifierParams, EmbeddingParams
 from rnnjax.training import CompiledStep
 
 

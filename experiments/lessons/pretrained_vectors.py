@@ -22,13 +22,13 @@ import numpy as np
 import optax
 
 import rnnjax
-from experiments.fitting import classification_loss
 from experiments.lessons import lesson
 from experiments.lessons.figures import panels, save, tidy
 from experiments.lessons.lesson import LessonSettings, Measured, Results
 from experiments.lessons.news import News, load_texts
 from experiments.lessons.tables import Row
-from experiments.text import Encoder, Splits, fit_encoder, make_batches
+from experiments.running.fitting import classification_loss
+from experiments.running.text import Encoder, Splits, fit_encoder, make_batches
 from rnnjax.data import DataError, Examples
 from rnnjax.data.vectors import WordVectors, read_vectors
 from rnnjax.metrics import evaluate

@@ -17,9 +17,8 @@ import rnnjax
 from experiments.lessons.deferred_adam import Form
 from rnnjax.data import Examples, flatten
 from rnnjax.data.ragged import Ragged, Sequences
-from rnnjax.embeddings import EmbeddingParams
 from rnnjax.interop.classifiers import LayerSize
-from rnnjax.models import ClassifierParams, LinearParams, Model
+from rnnjax.models import ClassifierParams, EmbeddingParams, LinearParams, Model
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ class Corpus:
 
 def take_both(train: Examples, test: Examples, count: int | None) -> tuple[Examples, Examples]:
     """The first ``count`` examples of both parts; all of them where it is None."""
-    from experiments.text import take
+    from experiments.running.text import take
 
     return take(train, count), take(test, count)
 

@@ -23,22 +23,22 @@ from jax import Array
 
 import rnnjax
 from experiments.ensemble import check_members, init_members, make_evaluation, make_step, names
-from experiments.fitting import classification_loss, hide_words
 from experiments.lessons import lesson
 from experiments.lessons.class_odds import Odds, count_odds, fold_of, read_odds
 from experiments.lessons.lesson import LessonSettings, Measured, Results
 from experiments.lessons.linear_models import linear_model
 from experiments.lessons.news import share_note
 from experiments.lessons.recipes import take_both
-from experiments.prefetching import prefetched
-from experiments.text import Splits, fit_encoder, make_batches
-from rnnjax.averaging import average_parameters, averaged
-from rnnjax.base import linear
+from experiments.running.fitting import classification_loss, hide_words
+from experiments.running.prefetching import prefetched
+from experiments.running.text import Splits, fit_encoder, make_batches
+from rnnjax._numerics import linear
 from rnnjax.data import DataError, Dataset, load
-from rnnjax.layers import apply_dropout
+from rnnjax.layers._common import apply_dropout
 from rnnjax.masking import max_pool, zero_padding
 from rnnjax.metrics import evaluate
 from rnnjax.models import LinearParams, Model
+from rnnjax.training import average_parameters, averaged
 
 
 class Tuning(NamedTuple):

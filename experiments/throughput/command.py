@@ -14,7 +14,7 @@ from typing import Literal
 import jax
 import tyro
 
-from experiments.run_folder import RunFolder
+from experiments.running.run_folder import RunFolder
 from experiments.throughput import cases, report
 from experiments.throughput.cases import Case, CellName, DType, Layers, Lengths, Mode
 from experiments.throughput.libraries import LIBRARIES

@@ -10,13 +10,7 @@ import numpy as np
 from experiments.throughput.libraries.entries import Entry, Refusal, Running
 from experiments.throughput.limits import limits
 from experiments.throughput.problems import Problem, difference, tolerance
-from rnnjax.benchmark import (
-    CallError,
-    Timing,
-    ratio,
-    time_in_turns,
-    tokens_per_second,
-)
+from rnnjax.benchmark import CallError, Timing, ratio, time_in_turns, tokens_per_second
 
 BASELINE = "rnnjax"
 Record = dict[str, Any]

@@ -11,7 +11,7 @@ import sys
 
 import jax
 
-from experiments.process_memory import forget_peak, process_memory
+from experiments.running.process_memory import forget_peak, process_memory
 from experiments.throughput.cases import Case, from_json
 from experiments.throughput.libraries import LIBRARIES
 from experiments.throughput.libraries.entries import Entry

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.console import print_table
+from experiments.running.console import print_table
 from experiments.throughput.charts import draw_ratios
 from experiments.throughput.measuring import BASELINE, Record
 from experiments.throughput.results import Change, Results

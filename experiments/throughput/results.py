@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments.run_folder import environment, plain
+from experiments.running.run_folder import environment, plain
 from experiments.throughput.libraries import LIBRARIES
 from experiments.throughput.measuring import Record
 from rnnjax.data import DataError

@@ -11,8 +11,6 @@ from .gru import GRUParams as GRUParams
 from .gru import gru as gru
 from .indrnn import IndRNNParams as IndRNNParams
 from .indrnn import indrnn as indrnn
-from .learned_carry import LearnedCarryParams as LearnedCarryParams
-from .learned_carry import learn_initial_carry as learn_initial_carry
 from .lru import LRUParams as LRUParams
 from .lru import lru as lru
 from .lstm import LSTMCarry as LSTMCarry

@@ -10,16 +10,11 @@ import numpy as np
 from jax import Array, lax
 from jax.nn import sigmoid
 
-from ..base import (
-    Cell,
-    accumulation_dtype,
-    check_floating,
-    check_key,
-    check_size,
-    split_gates,
-)
-from ..initializers import CellInitializer, resolve
-from .lstm import LSTMCarry, LSTMGates
+from rnnjax._checks import check_floating, check_key, check_size
+from rnnjax._numerics import accumulation_dtype, split_gates
+from rnnjax.base import Cell
+from rnnjax.cells.lstm import LSTMCarry, LSTMGates
+from rnnjax.initializers import CellInitializer, resolve
 
 
 class ConvLSTMParams(NamedTuple):

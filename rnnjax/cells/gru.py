@@ -7,8 +7,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.nn import sigmoid
 
-from ..base import Cell, accumulation_dtype, check_key, check_size, linear, split_gates
-from ..initializers import CellInitializer, resolve
+from rnnjax._checks import check_key, check_size
+from rnnjax._numerics import accumulation_dtype, linear, split_gates
+from rnnjax.base import Cell
+from rnnjax.initializers import CellInitializer, resolve
 
 
 class GRUParams(NamedTuple):

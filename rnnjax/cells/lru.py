@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..base import Cell, accumulation_dtype, check_key, check_size, linear
+from rnnjax._checks import check_key, check_size
+from rnnjax._numerics import accumulation_dtype, linear
+from rnnjax.base import Cell
 
 
 class LRUParams(NamedTuple):

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ..base import Cell, accumulation_dtype, check_key, check_size, linear
-from ..initializers import CellInitializer, resolve
+from rnnjax._checks import check_key, check_size
+from rnnjax._numerics import accumulation_dtype, linear
+from rnnjax.base import Cell
+from rnnjax.initializers import CellInitializer, resolve
 
 
 class VanillaParams(NamedTuple):

@@ -11,11 +11,11 @@ never makes a tuple; where it has a list of layers, a list of one makes a tuple 
 Nothing is cast, guessed or left out: what has no exact counterpart is refused, and why.
 """
 
-from . import cudnn as cudnn
-from . import equinox as equinox
-from . import haiku as haiku
-from . import keras as keras
-from . import linen as linen
-from . import nnx as nnx
-from . import onnx as onnx
-from . import torch as torch
+from rnnjax.interop import cudnn as cudnn
+from rnnjax.interop import equinox as equinox
+from rnnjax.interop import haiku as haiku
+from rnnjax.interop import keras as keras
+from rnnjax.interop import linen as linen
+from rnnjax.interop import nnx as nnx
+from rnnjax.interop import onnx as onnx
+from rnnjax.interop import torch as torch

@@ -18,18 +18,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..base import Cell
-from ..cells.gru import gru
-from ..cells.lstm import lstm
-from ..cells.peephole_lstm import peephole_lstm
-from ..cells.vanilla import vanilla
-from ..embeddings import EmbeddingParams, embedding
-from ..layers import Directions, bidirectional, recurrent, stack
-from ..models import ClassifierParams, LinearParams, Model, classifier
-from . import keras as keras_layers
-from . import torch as torch_layers
-from .entries import read_entries
-from .kinds import check_kind, read_params
+from rnnjax.base import Cell
+from rnnjax.cells.gru import gru
+from rnnjax.cells.lstm import lstm
+from rnnjax.cells.peephole_lstm import peephole_lstm
+from rnnjax.cells.vanilla import vanilla
+from rnnjax.interop import keras as keras_layers
+from rnnjax.interop import torch as torch_layers
+from rnnjax.interop.entries import read_entries
+from rnnjax.interop.kinds import check_kind, read_params
+from rnnjax.layers.bidirectional import Directions, bidirectional
+from rnnjax.layers.recurrent import recurrent
+from rnnjax.layers.stack import stack
+from rnnjax.models.classifier import ClassifierParams, LinearParams, Model, classifier
+from rnnjax.models.embedding import EmbeddingParams, embedding
 
 ACTIVATIONS: dict[str, Callable] = {
     "tanh": jnp.tanh,

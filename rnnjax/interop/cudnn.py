@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ..base import check_size
-from ..layers import Directions
-from . import torch
+from rnnjax._checks import check_size
+from rnnjax.interop import torch
+from rnnjax.layers.bidirectional import Directions
 
 
 def import_weights(

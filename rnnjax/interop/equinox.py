@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from .entries import read_entries
-from .kinds import check_kind, make_params, read_params
-from .parts import convert_parts
+from rnnjax.interop.entries import read_entries
+from rnnjax.interop.kinds import check_kind, make_params, read_params
+from rnnjax.interop.parts import convert_parts
 
 _SHAPES = {
     "lstm": {"weight_hh": "4H H", "weight_ih": "4H D", "bias": "4H"},

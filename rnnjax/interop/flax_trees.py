@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from ..layers import Directions
-from .entries import read_entries
-from .kinds import KINDS, make_params, read_params
-from .parts import convert_parts
+from rnnjax.interop.entries import read_entries
+from rnnjax.interop.kinds import KINDS, make_params, read_params
+from rnnjax.interop.parts import convert_parts
+from rnnjax.layers.bidirectional import Directions
 
 Pieces = Mapping[str, list[str]]  # a field of the parameters -> the entries it is made of, in order
 

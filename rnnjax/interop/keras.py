@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from ..layers import Directions
-from .entries import read_entries
-from .gates import add_bias, reorder
-from .kinds import check_kind, make_params, read_params
-from .parts import convert_parts
+from rnnjax.interop.entries import read_entries
+from rnnjax.interop.gates import add_bias, reorder
+from rnnjax.interop.kinds import check_kind, make_params, read_params
+from rnnjax.interop.parts import convert_parts
+from rnnjax.layers.bidirectional import Directions
 
 _GATES = {"rnn": 1, "lstm": 4, "gru": 3, "gru_reset_before": 3}
 _NAMES = ("kernel", "recurrent_kernel", "bias")

@@ -19,14 +19,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..cells.coupled_lstm import CoupledLSTMParams
-from ..cells.gru import GRUParams
-from ..cells.lstm import LSTMParams
-from ..cells.minimal_gated import MGUParams
-from ..cells.peephole_lstm import PeepholeLSTMParams
-from ..cells.projected_lstm import ProjectedLSTMParams
-from ..cells.vanilla import VanillaParams
-from .entries import Shapes, read_entries
+from rnnjax.cells.coupled_lstm import CoupledLSTMParams
+from rnnjax.cells.gru import GRUParams
+from rnnjax.cells.lstm import LSTMParams
+from rnnjax.cells.minimal_gated import MGUParams
+from rnnjax.cells.peephole_lstm import PeepholeLSTMParams
+from rnnjax.cells.projected_lstm import ProjectedLSTMParams
+from rnnjax.cells.vanilla import VanillaParams
+from rnnjax.interop.entries import Shapes, read_entries
 
 
 class Kind(NamedTuple):

@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from ..layers import Directions
-from .entries import read_entries
-from .gates import add_bias, reorder
-from .kinds import check_kind, make_params, read_params
-from .parts import convert_parts
+from rnnjax.interop.entries import read_entries
+from rnnjax.interop.gates import add_bias, reorder
+from rnnjax.interop.kinds import check_kind, make_params, read_params
+from rnnjax.interop.parts import convert_parts
+from rnnjax.layers.bidirectional import Directions
 
 _GATES = {  # theirs, ours
     "rnn": ("h", "h"),

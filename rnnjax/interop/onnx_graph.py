@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..layers import Directions
-from ..models import ClassifierParams
-from . import onnx as onnx_layers
-from .classifiers import describe, layers_of, table_of
-from .entries import read_entries
+from rnnjax.interop import onnx as onnx_layers
+from rnnjax.interop.classifiers import describe, layers_of, table_of
+from rnnjax.interop.entries import read_entries
+from rnnjax.layers.bidirectional import Directions
+from rnnjax.models.classifier import ClassifierParams
 
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from ..layers import Directions
+from rnnjax.layers.bidirectional import Directions
 
 
 def convert_parts(convert: Callable[[Any, str], Any], tree: Any, place: str) -> Any:

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..cells.lstm import LSTMCarry
-from ..layers import Directions
-from .entries import read_entries
-from .gates import add_bias
-from .kinds import check_kind, make_params, read_params
+from rnnjax.cells.lstm import LSTMCarry
+from rnnjax.interop.entries import read_entries
+from rnnjax.interop.gates import add_bias
+from rnnjax.interop.kinds import check_kind, make_params, read_params
+from rnnjax.layers.bidirectional import Directions
 
 _GATES = {"rnn": 1, "lstm": 4, "projected_lstm": 4, "gru": 3}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..tensor_files import open_tensors
+from rnnjax.weights._tensor_files import open_tensors
 
 MAX_BYTES = 8 << 30
 SAVE_TORCH = 'safetensors.torch.save_file(model.state_dict(), "model.safetensors")'

@@ -24,9 +24,9 @@ import safetensors.numpy
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-READERS = ["rnnjax.data", "rnnjax.tensor_files", "rnnjax.weights", "rnnjax.checkpoint", "json"]
-with atheris.instrument_imports(include=[*READERS, "experiments.run_settings"]):
-    from experiments.run_settings import read_config
+READERS = ["rnnjax.data", "rnnjax.weights", "rnnjax.checkpoint", "json"]
+with atheris.instrument_imports(include=[*READERS, "experiments.running.run_settings"]):
+    from experiments.running.run_settings import read_config
     from rnnjax.checkpoint import CheckpointError, _verified
     from rnnjax.data import DataError, Vocabulary, read_examples
     from rnnjax.data.vectors import read_vectors

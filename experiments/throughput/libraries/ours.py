@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import rnnjax
 from experiments.throughput.libraries.entries import Entry, Program, Step, compiled_entry
 from experiments.throughput.problems import Problem, rnnjax_cell, rnnjax_layer
-from rnnjax.plan import IMPLEMENTATIONS
+from rnnjax.engine._plan import IMPLEMENTATIONS
 
 
 def enter(problem: Problem) -> Iterator[Entry]:

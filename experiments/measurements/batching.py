@@ -1,0 +1,157 @@
+"""What packing several texts in a row saves: the time of an epoch, bucketed, packed and padded.
+
+Run:     python -m experiments.measurements.batching
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import jax
+import numpy as np
+import tyro
+
+import rnnjax
+from experiments import classify
+from experiments.running.console import exit_code, print_table
+from experiments.running.fitting import classification_loss
+from experiments.running.prefetching import prefetched
+from experiments.running.run_folder import RunFolder, environment, plain
+from experiments.running.text import Batching, Splits, hold_out, take
+from rnnjax.data import DataError, load
+
+Table = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Time the epochs of one classifier on the same texts in three kinds of batches."""
+
+    dataset: str = "rotten_tomatoes"
+    """As for experiments.classify."""
+    data_dir: Path | None = None
+    """As for experiments.classify."""
+    take: int | None = None
+    """Train on this many examples only."""
+    max_length: int = 400
+    """Longer texts are cut."""
+    hidden_size: int = 64
+    """Units in each direction of the GRU."""
+    batch_size: int = 32
+    """Texts in a batch, whatever its kind."""
+    buckets: int = 4
+    """Of the bucketed batches."""
+    epochs: int = 5
+    """Timed, after one that is not: in each of them the three kinds take turns."""
+    seed: int = 0
+    """Decides the order of the examples and the initial weights."""
+    out: Path | None = None
+    """Folder of the run; by default runs/batching-DATASET-TIME."""
+
+
+class Contestant:
+    """The training of one classifier on one kind of batches."""
+
+    def __init__(self, settings: classify.Settings, splits: Splits, sizes: tuple[int, int]) -> None:
+        self.batching, self.batches = settings.batching, splits.train
+        model = classify.build_model(settings, *sizes)
+        recipe = classify.make_recipe(settings)
+        init_key, step_key = jax.random.split(jax.random.key(settings.seed))
+        self._prefetch = recipe.prefetch
+        self._step = rnnjax.make_train_step(
+            classification_loss(model, recipe.word_dropout), recipe.optimizer
+        )
+        self._state = rnnjax.init_train_state(model.init(init_key), recipe.optimizer, step_key)
+
+    def epoch(self, n: int) -> float:
+        """The seconds of an epoch from its first batch to the last result, but for compiling."""
+        before, began = self.compile_seconds, time.perf_counter()
+        for batch in prefetched(map(jax.device_put, self.batches.epoch(n)), self._prefetch):
+            self._state, _ = self._step(self._state, batch)
+        jax.block_until_ready(self._state.params)
+        return time.perf_counter() - began - (self.compile_seconds - before)
+
+    @property
+    def compile_seconds(self) -> float:
+        """All that was spent on compiling so far."""
+        return sum(made.seconds for made in self._step.compilations)
+
+    @property
+    def programs(self) -> int:
+        """How many shapes were compiled so far."""
+        return len(self._step.compilations)
+
+
+def contestants(settings: Settings) -> list[Contestant]:
+    """One for each kind of batches, on the same examples in the same split."""
+    dataset = load(settings.dataset, data_dir=settings.data_dir, seed=settings.seed)
+    of_both = {field.name for field in dataclasses.fields(Settings)} - {"epochs", "out"}
+    shared = {name: getattr(settings, name) for name in of_both}
+    entered = []
+    for batching in get_args(Batching):
+        chosen = classify.Settings(**shared, batching=batching)
+        training, validation = hold_out(dataset, chosen.validation, chosen.seed)
+        parts = (take(training, chosen.take), validation, dataset.test)
+        classes = len(dataset.label_names)
+        encode, splits = classify.prepare(chosen, parts, classes)
+        entered.append(Contestant(chosen, splits, (len(encode.vocabulary), classes)))
+    return entered
+
+
+def measure(settings: Settings, run: RunFolder) -> Table:
+    """A row for each kind of batches."""
+    entered = contestants(settings)
+    seconds: dict[str, list[float]] = {one.batching: [] for one in entered}
+    for n in range(settings.epochs + 1):
+        for one in entered:
+            took = one.epoch(n)
+            run.write_timing({"kind": "epoch", "batching": one.batching, "n": n, "seconds": took})
+            if n:  # the first epoch finds the memory and the caches cold
+                seconds[one.batching].append(took)
+    return [
+        {
+            "batching": one.batching,
+            "padding": f"{one.batches.padding_fraction:.1%}",
+            "steps": f"{len(one.batches)}",
+            "shapes": f"{one.programs}",
+            "compile s": f"{one.compile_seconds:.1f}",
+            "epoch s": f"{np.median(seconds[one.batching]):.3f}",
+            "least": f"{min(seconds[one.batching]):.3f}",
+            "most": f"{max(seconds[one.batching]):.3f}",
+        }
+        for one in entered
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    settings = tyro.cli(
+        Settings, prog="python -m experiments.measurements.batching", args=arguments
+    )
+    name = f"batching-{settings.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return exit_code(lambda: compare(settings, settings.out or Path("runs", name)))
+
+
+def compare(settings: Settings, folder: Path) -> None:
+    """Measures, and prints the table.
+
+    Raises:
+        DataError: there is no epoch to take.
+    """
+    if settings.epochs < 1:
+        raise DataError(f"epochs: expected 1 or more, got {settings.epochs}")
+    config = {"settings": plain(dataclasses.asdict(settings)), "environment": environment()}
+    with RunFolder(folder, config) as run:
+        table = measure(settings, run)
+    print_table(table)
+    print(f"median of {settings.epochs} epochs taken in turns, compiling apart; files in {folder}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

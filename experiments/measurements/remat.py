@@ -1,0 +1,129 @@
+"""Memory and time of a training step on long sequences, for what reverse mode may keep.
+
+Run:     python -m experiments.measurements.remat
+Prints:  for every number of steps and every value of ``remat``: the peak of the process's memory
+         above what it held before the step, what the compiler set aside for the step, and the
+         median and range of its time. One row, one fresh process: a peak does not come down.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import subprocess  # nosec B404: it runs this very file, and no shell
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.running.process_memory import forget_peak, process_memory
+
+MEGABYTE = 2**20
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured. Each with its reason:"""
+
+    cell: str = "lstm"  # the cell with the most to keep: four gates and two states
+    times: tuple[int, ...] = (4096, 16384)  # where keeping every gate starts to hurt
+    remats: tuple[str, ...] = ("never", "step", "8", "32", "sqrt", "None")
+    batch: int = 16  # as in the published comparison of memory at T = 4,096
+    size: int = 128  # inputs and hidden units
+    repeats: int = 5  # the first call, which takes new pages, is not counted
+    out: str = ""  # where to write the rows as JSON; nowhere by default
+
+
+def parse_remat(word: str) -> Any:
+    """The value of ``remat`` that a word of the command line means."""
+    if word == "None":
+        return None
+    return int(word) if word.isdigit() else word
+
+
+def measure(settings: Settings, steps: int, remat: str) -> dict[str, Any]:
+    """One row, measured in this process."""
+    import jax
+    import jax.numpy as jnp
+
+    import rnnjax
+
+    cell = getattr(rnnjax, settings.cell)(settings.size)
+    params = cell.init(jax.random.key(0), settings.size)
+    xs = jax.random.normal(jax.random.key(1), (settings.batch, steps, settings.size))
+
+    def loss(params: Any, xs: Any) -> Any:
+        return jnp.sum(jnp.square(rnnjax.unroll(cell, params, xs, remat=parse_remat(remat))[1]))
+
+    compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(params, xs).compile()
+    analysis = compiled.memory_analysis()
+    jax.block_until_ready(xs)
+    forget_peak()
+    before = process_memory().resident
+    seconds = []
+    for _ in range(settings.repeats + 1):
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(params, xs))
+        seconds.append(time.perf_counter() - start)
+    return {
+        "T": steps,
+        "remat": remat,
+        "peak_mib": (process_memory().peak - before) / MEGABYTE,
+        "compiler_mib": analysis.temp_size_in_bytes / MEGABYTE if analysis else None,
+        "median_ms": 1e3 * statistics.median(seconds[1:]),
+        "range_ms": [1e3 * min(seconds[1:]), 1e3 * max(seconds[1:])],
+    }
+
+
+def in_fresh_process(settings: Settings, steps: int, remat: str) -> dict[str, Any]:
+    """One row, from a process of its own.
+
+    Raises:
+        RuntimeError: the process failed; with the end of what it said.
+    """
+    task = json.dumps([dataclasses.asdict(settings), steps, remat])
+    command = [sys.executable, "-m", "experiments.measurements.remat", "--row", task]
+    # The interpreter that runs this, given a list, with settings as JSON.
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # nosec B603
+    if done.returncode:
+        raise RuntimeError(f"T = {steps}, remat = {remat}: {done.stderr.strip()[-500:]}")
+    return json.loads(done.stdout)
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the table in Markdown."""
+    low, high = row["range_ms"]
+    cells = [
+        f"{row['T']:,}",
+        f"`{row['remat']}`",
+        f"{row['peak_mib']:.0f}",
+        f"{row['compiler_mib']:.0f}",
+        f"{row['median_ms']:.0f} ({low:.0f} to {high:.0f})",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["--row"]:
+        given, steps, remat = json.loads(argv[1])
+        print(json.dumps(measure(Settings(**given), steps, remat)))
+        return
+    import tyro
+
+    settings = tyro.cli(Settings, args=argv, description=__doc__)
+    print("| T | remat | peak, MiB | set aside, MiB | step, ms |\n|---|---|---|---|---|")
+    rows = []
+    for steps in settings.times:
+        for remat in settings.remats:
+            rows.append(in_fresh_process(settings, steps, remat))
+            print(line(rows[-1]), flush=True)
+    if settings.out:
+        record = {"settings": dataclasses.asdict(settings), "rows": rows}
+        Path(settings.out).write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What the scripts share: the console, the run folder, the training loop, curves, checkpoints."""

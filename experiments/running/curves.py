@@ -1,0 +1,147 @@
+"""Learning curves, drawn from the JSON lines of a run and from nothing else.
+
+Run:     python -m experiments.running.curves runs/NAME/metrics.jsonl runs/NAME/curves.png
+
+A line of the file is a record; its "kind" says which other fields it has:
+
+    step     step, epoch, loss, accuracy, grad_norm             of one training step; of one left
+                                                                out as not finite: skipped
+    epoch    epoch, step, train_loss, train_accuracy,           step: the last one of the epoch
+             validation_loss, validation_accuracy, skipped      skipped: steps so far
+    test     loss, accuracy                                     at the end
+
+Two runs with the same settings leave the same bytes; times are in timings.jsonl beside it.
+Steps and epochs count from 1. A field that is null or not there is a gap in its curve. Unknown
+kinds and fields are passed over.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Record = dict[str, Any]
+
+# Blue for training, orange for validation: told apart by the colour-blind, and in grey.
+TRAIN, VALIDATION, TEST = "#1f5fa8", "#e07b00", "#2b2b2b"
+
+
+def read_records(metrics_jsonl_path: str | os.PathLike[str]) -> list[Record]:
+    """The records of a run, in order.
+
+    A last line without its end is left out: the run was stopped while it wrote it.
+
+    Args:
+        metrics_jsonl_path: the file.
+
+    Raises:
+        ValueError: a line is no JSON object with a "kind"; says which.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
+        ...     _ = file.write('{"kind": "test", "loss": 0.5}\\n{"kind": "te')
+        ...     file.flush()
+        ...     read_records(file.name)
+        [{'kind': 'test', 'loss': 0.5}]
+    """
+    *lines, _ = Path(metrics_jsonl_path).read_text("utf-8").split("\n")
+    return [
+        _record(line, f"{metrics_jsonl_path}, line {number}")
+        for number, line in enumerate(lines, start=1)
+    ]
+
+
+def draw(metrics_jsonl_path: str | os.PathLike[str], png_path: str | os.PathLike[str]) -> None:
+    """Draws loss and accuracy over the steps of a run, side by side.
+
+    Args:
+        metrics_jsonl_path: the records, see the top of this file. The folder names the run.
+        png_path: the picture to write.
+
+    Raises:
+        ValueError: there is nothing to draw, or a line is broken.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    path = Path(metrics_jsonl_path)
+    records = read_records(path)
+    names = [name for name in ("loss", "accuracy") if _has(records, name)]
+    if not names:
+        raise ValueError(f"{path}: no step or epoch record with a loss or an accuracy to draw")
+    # A figure of its own, without pyplot: no window system is asked for, no figure is left open.
+    figure = Figure(figsize=(5.2 * len(names), 4.0), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        _draw_panel(axes, records, name)
+    figure.suptitle(path.resolve().parent.name, fontweight="bold")
+    figure.savefig(os.fspath(png_path), format="png")
+
+
+def _draw_panel(axes: Axes, records: list[Record], name: str) -> None:
+    step: dict[str, Any] = {"color": TRAIN, "alpha": 0.3, "linewidth": 0.8}
+    train: dict[str, Any] = {"color": TRAIN, "marker": "o", "markersize": 4}
+    validation: dict[str, Any] = {"color": VALIDATION, "marker": "s", "markersize": 4}
+    for kind, field, label, style in (
+        ("step", name, "training, one step", step),
+        ("epoch", f"train_{name}", "training, mean of the epoch", train),
+        ("epoch", f"validation_{name}", "validation", validation),
+    ):
+        steps, values = _curve(records, kind, field)
+        if steps:
+            axes.plot(steps, values, label=label, **style)
+    for record in records:
+        if record["kind"] == "test" and record.get(name) is not None:
+            label = f"test, {record[name]:.4g}"
+            axes.axhline(record[name], color=TEST, linestyle=":", linewidth=1.2, label=label)
+    _tidy(axes, name)
+
+
+def _tidy(axes: Axes, name: str) -> None:
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    axes.set(xlabel="training step", ylabel="cross entropy, nats" if name == "loss" else name)
+    axes.set_title(name)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize="small")
+
+
+def _record(line: str, place: str) -> Record:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place}: not JSON ({error})") from error
+    if not isinstance(record, dict) or "kind" not in record:
+        raise ValueError(f'{place}: expected an object with a "kind", got {line[:80]}')
+    return record
+
+
+def _curve(records: list[Record], kind: str, name: str) -> tuple[list[int], list[float]]:
+    points = [
+        (record["step"], float("nan") if record[name] is None else record[name])
+        for record in records
+        if record["kind"] == kind and name in record
+    ]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def _has(records: list[Record], name: str) -> bool:
+    curves = (("step", name), ("epoch", f"train_{name}"), ("epoch", f"validation_{name}"))
+    return any(_curve(records, kind, field)[0] for kind, field in curves)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python -m experiments.running.curves METRICS.jsonl CURVES.png")
+    draw(sys.argv[1], sys.argv[2])

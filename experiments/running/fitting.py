@@ -1,0 +1,313 @@
+"""The training loop that every experiment shares: epochs, validation, early stopping, records."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments.running.checkpoints import Saver, Snapshot
+from experiments.running.console import Progress
+from experiments.running.interrupts import Interrupted, Interrupts
+from experiments.running.prefetching import prefetched
+from experiments.running.run_folder import RunFolder
+from experiments.running.text import Splits
+from rnnjax import checked
+from rnnjax.data import UNKNOWN, Batch, BucketedBatches, PackedBatch, PackedBatches
+from rnnjax.metrics import accuracy, compute, cross_entropy, evaluate, merge
+from rnnjax.models import Model
+from rnnjax.training import (
+    Compilation,
+    EarlyStopping,
+    NonFiniteError,
+    average_parameters,
+    averaged,
+    check_finite,
+    init_train_state,
+    make_eval_step,
+    make_train_step,
+)
+
+AnyBatch = Batch | PackedBatch
+AnyBatches = BucketedBatches | PackedBatches
+
+
+class Recipe(NamedTuple):
+    """How to train.
+
+    Attributes:
+        optimizer: an Optax transformation.
+        average_decay: of the running average of the parameters, which is what is kept.
+        word_dropout: the rate at which a token is read as the unknown word in training.
+        epochs: at most.
+        patience: stop after so many epochs without a better validation accuracy.
+        prefetch: batches made ahead of the step that reads them.
+        max_skipped: end after so many steps in a row whose loss or gradient is not finite.
+        debug_checks: run every step through ``rnnjax.checked``; its times mean nothing.
+    """
+
+    optimizer: optax.GradientTransformation
+    average_decay: float
+    word_dropout: float
+    epochs: int
+    patience: int
+    prefetch: int = 0
+    max_skipped: int = 20
+    debug_checks: bool = False
+
+
+class Fitted(NamedTuple):
+    """The best parameters of a run, when they were reached, and how they do on the test set."""
+
+    params: Any
+    epoch: int
+    test: dict[str, float]
+
+
+def hide_words(key: jax.Array, tokens: jax.Array, rate: float) -> jax.Array:
+    """The tokens, each read as the unknown word at that rate."""
+    return jnp.where(jax.random.bernoulli(key, rate, tokens.shape), UNKNOWN, tokens)
+
+
+def classification_loss(model: Model, word_dropout: float) -> Callable:
+    """Cross entropy and accuracy of a classifier, as sums and counts over the real examples.
+
+    In training each token is read as the unknown word at the rate of ``word_dropout``.
+    """
+
+    def loss_fn(params: Any, batch: AnyBatch, key: jax.Array | None) -> tuple[jax.Array, dict]:
+        tokens, labels = jnp.asarray(batch.tokens), jnp.asarray(batch.labels)
+        if key is not None:
+            key, drop = jax.random.split(key)
+            tokens = hide_words(drop, tokens, word_dropout)
+        if isinstance(batch, PackedBatch):
+            steps = {"segment_ids": batch.segment_ids, "num_segments": len(labels)}
+        else:
+            steps = {"lengths": batch.lengths}
+        logits = model.apply(params, tokens, **steps, key=key)
+        loss = cross_entropy(logits, labels, batch.weights)
+        return loss.value, {"loss": loss, "accuracy": accuracy(logits, labels, batch.weights)}
+
+    return loss_fn
+
+
+def fit(
+    model: Model,
+    params: Any,
+    splits: Splits,
+    recipe: Recipe,
+    key: jax.Array,
+    run: RunFolder,
+    saver: Saver,
+) -> Fitted:
+    """Train until validation accuracy has not risen for some epochs, or all are done.
+
+    Goes on from the newest good checkpoint of the run, if it has one, and comes to the same
+    parameters and the same metrics.jsonl, bit for bit, as if it had never stopped. The test set
+    is looked at once, with the parameters of the best epoch.
+
+    Raises:
+        Interrupted: SIGTERM or Ctrl-C came; what was done so far is saved.
+        NonFiniteError: too many steps in a row were not finite; the last good state is saved.
+        ValueError: more epochs were begun than the recipe allows; or, with ``debug_checks``, the
+            first wrong value.
+    """
+    begin, passed_over = saver.restore(_beginning(model, params, splits, recipe, key))
+    begun = begin.epoch - (begin.batch == 0)
+    if begun > recipe.epochs:
+        raise ValueError(f"epochs: {begun} were begun already, got {recipe.epochs}")
+    run.update_config()  # only now, as what was refused must leave no trace
+    total = recipe.epochs * len(splits.train)
+    with Interrupts() as interrupts, Progress(total, done=begin.step) as progress:
+        for reason in passed_over:
+            progress.say(f"passed over checkpoint {reason}")
+        if begin.step:
+            progress.say(f"going on after step {begin.step}, in epoch {begin.epoch}")
+        session = {"kind": "session", "step": begin.step}
+        run.write_timing({**session, "debug_checks": True} if recipe.debug_checks else session)
+        fitting = _Fitting(model, splits, recipe, run, saver, interrupts, progress)
+        return fitting.go_on(begin)
+
+
+def _beginning(
+    model: Model, params: Any, splits: Splits, recipe: Recipe, key: jax.Array
+) -> Snapshot:
+    """Where a new run starts; the metrics of no batch are zeros."""
+    batch = next(iter(splits.validation.epoch(0)))
+    loss_fn = classification_loss(model, recipe.word_dropout)
+    _, metrics = jax.eval_shape(loss_fn, params, batch, key)
+    return Snapshot(
+        init_train_state(params, _optimizer(recipe), key),
+        EarlyStopping("accuracy", mode="max", patience=recipe.patience),
+        jax.tree.map(lambda figure: jnp.zeros(figure.shape, figure.dtype), metrics),
+    )
+
+
+def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
+    return optax.chain(recipe.optimizer, average_parameters(recipe.average_decay))
+
+
+class _Fitting:
+    """A run under way: what it works with, and how far it is."""
+
+    def __init__(
+        self,
+        model: Model,
+        splits: Splits,
+        recipe: Recipe,
+        run: RunFolder,
+        saver: Saver,
+        interrupts: Interrupts,
+        progress: Progress,
+    ) -> None:
+        loss_fn = classification_loss(model, recipe.word_dropout)
+        self._train_step = make_train_step(loss_fn, _optimizer(recipe), on_compile=self._on_compile)
+        self._eval_step = make_eval_step(loss_fn, on_compile=self._on_compile)
+        if recipe.debug_checks:
+            self._train_step = checked(self._train_step)
+            self._eval_step = checked(self._eval_step)
+        self._splits = splits
+        self._recipe = recipe
+        self._run = run
+        self._saver = saver
+        self._interrupts = interrupts
+        self._progress = progress
+        self._records = _StepRecords(run, progress)
+
+    def go_on(self, snapshot: Snapshot) -> Fitted:
+        """Does the epochs that are left, and the test."""
+        self._snapshot = snapshot
+        self._zeros = jax.tree.map(jnp.zeros_like, snapshot.totals)
+        try:
+            while not self._is_done():
+                self._epoch()
+            best = self._snapshot.stopping
+            assert best.best_epoch is not None  # an accuracy is never NaN
+            test = self._evaluate(best.best_params, self._splits.test, epoch=0)
+        except (Interrupted, NonFiniteError):
+            self._save()
+            self._saver.wait()
+            raise
+        self._run.write({"kind": "test", **test})
+        return Fitted(best.best_params, best.best_epoch, test)
+
+    def _is_done(self) -> bool:
+        return self._snapshot.epoch > self._recipe.epochs or self._snapshot.stopping.should_stop
+
+    def _epoch(self) -> None:
+        start = time.perf_counter()
+        for batch, tokens in self._batches(
+            self._splits.train, self._snapshot.epoch, self._snapshot.batch
+        ):
+            self._step(batch, tokens)
+        now = self._snapshot
+        check_finite(now.train, self._recipe.max_skipped)
+        average = averaged(now.train.opt_state)
+        validation = self._evaluate(average, self._splits.validation, now.epoch)
+        self._records.write()
+        record = {
+            "kind": "epoch",
+            "epoch": now.epoch,
+            "step": now.step,
+            "skipped": int(now.train.skipped),
+            **{f"train_{name}": value for name, value in compute(_counted(now.totals)).items()},
+            **{f"validation_{name}": value for name, value in validation.items()},
+        }
+        seconds = time.perf_counter() - start
+        self._progress.epoch({**record, "seconds": seconds})
+        self._run.write(record)
+        self._run.write_timing({"kind": "epoch", "epoch": now.epoch, "seconds": seconds})
+        stopping = now.stopping.update(now.epoch, validation, average)
+        self._snapshot = now._replace(
+            stopping=stopping, totals=self._zeros, epoch=now.epoch + 1, batch=0
+        )
+        self._save()
+
+    def _step(self, batch: AnyBatch, tokens: int) -> None:
+        now = self._snapshot
+        # Whatever the step reads is on the device already: a hidden copy would be an error.
+        with jax.transfer_guard("disallow"):
+            train, metrics = self._train_step(now.train, batch)
+            totals = merge(now.totals, {name: metrics[name] for name in now.totals})
+        now = now._replace(train=train, totals=totals, batch=now.batch + 1, step=now.step + 1)
+        self._snapshot = now
+        if self._records.add(now.epoch, now.step, metrics, tokens):
+            check_finite(now.train, self._recipe.max_skipped)
+        if self._saver.is_due(now.step):
+            self._save()
+
+    def _evaluate(self, params: Any, batches: AnyBatches, epoch: int) -> dict[str, float]:
+        on_device = (batch for batch, _ in self._batches(batches, epoch))
+        with jax.transfer_guard("disallow"):
+            return evaluate(self._eval_step, params, on_device)
+
+    def _batches(
+        self, batches: AnyBatches, epoch: int, done: int = 0
+    ) -> Iterator[tuple[AnyBatch, int]]:
+        """The batches of an epoch that are left, on the device, and how many tokens are in each."""
+        left = islice(batches.epoch(epoch), done, None)
+        placed = ((jax.device_put(batch), int(batch.lengths.sum())) for batch in left)
+        return self._interrupts.watch(prefetched(placed, self._recipe.prefetch))
+
+    def _save(self) -> None:
+        self._records.write()
+        self._saver.save(self._snapshot)
+
+    def _on_compile(self, made: Compilation) -> None:
+        self._progress.compiled(made)
+        self._run.write_timing({"kind": "compile", **made._asdict()})
+
+
+class _StepRecords:
+    """Shows each step, and writes the records of steps some at a time.
+
+    Reading each figure from the device as it comes would make the host wait for every step.
+    """
+
+    def __init__(self, run: RunFolder, progress: Progress, at_a_time: int = 64) -> None:
+        self._run = run
+        self._progress = progress
+        self._at_a_time = at_a_time
+        self._pending: list[tuple[dict[str, Any], Any]] = []
+
+    def add(self, epoch: int, step: int, metrics: Any, tokens: int) -> bool:
+        """Takes in a step; whether it wrote, and so waited for the device."""
+        self._progress.advance(lambda: _figures(metrics), tokens)
+        self._pending.append(({"kind": "step", "step": step, "epoch": epoch}, metrics))
+        if len(self._pending) < self._at_a_time:
+            return False
+        self.write()
+        return True
+
+    def write(self) -> None:
+        if not self._pending:
+            return
+        for head, metrics in self._pending:
+            self._run.write({**head, **_step_figures(metrics)})
+        speed = self._progress.tokens_per_second
+        last = self._pending[-1][0]["step"]
+        self._run.write_timing({"kind": "speed", "step": last, "tokens_per_second": speed})
+        self._pending.clear()
+
+
+def _step_figures(metrics: Any) -> dict[str, Any]:
+    """What is recorded of a step: of one that was skipped, that it was."""
+    figures = compute(_counted(metrics))
+    return figures if figures.pop("skipped") == 0 else {**figures, "skipped": True}
+
+
+def _figures(metrics: Any) -> dict[str, float]:
+    """Loss and accuracy; the gradient norm is for the records."""
+    figures = compute(_counted(metrics))
+    return {name: value for name, value in figures.items() if name not in ("grad_norm", "skipped")}
+
+
+def _counted(metrics: Any) -> dict[str, Any]:
+    """Those metrics that count anything; a skipped step counts nothing."""
+    metrics = jax.device_get(dict(metrics))
+    return {name: pair for name, pair in metrics.items() if pair[1] != 0}

@@ -1,0 +1,78 @@
+"""Stopping a run from outside, at a moment when nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from types import FrameType
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+
+
+class Interrupted(Exception):  # noqa: N818 (it was asked for)
+    """A signal asked the run to stop.
+
+    Attributes:
+        exit_code: what a shell expects of a process that ends by this signal: 143 for SIGTERM,
+            130 for Ctrl-C.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+        self.exit_code = 128 + signal_number
+
+
+class Interrupts:
+    """Notes SIGTERM and Ctrl-C while it is entered, for the run to stop when it may.
+
+    A second Ctrl-C stops at once. Outside the main thread, which alone gets signals, nothing is
+    changed.
+
+    Example:
+        >>> with Interrupts() as interrupts:
+        ...     for item in interrupts.watch("abc"):
+        ...         print(item)
+        ...         signal.raise_signal(signal.SIGTERM)
+        Traceback (most recent call last):
+            ...
+        experiments.running.interrupts.Interrupted: stopped by SIGTERM
+    """
+
+    def __init__(self) -> None:
+        self._noted: int | None = None
+        self._former: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._former[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def watch(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items, until a signal has come.
+
+        Raises:
+            Interrupted: in place of the next item, or of the end.
+        """
+        for item in items:
+            self._check()
+            yield item
+        self._check()
+
+    def _check(self) -> None:
+        if self._noted is not None:
+            raise Interrupted(self._noted)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if number == self._noted == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._noted = number
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")

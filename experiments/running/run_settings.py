@@ -1,0 +1,151 @@
+"""The settings of a run as they were written down, and what has changed since."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from experiments.running.run_folder import CONFIG
+from rnnjax.data import DataError
+
+Settings = TypeVar("Settings")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What config.json of a run's folder holds.
+
+    Raises:
+        DataError: there is none, or it is damaged.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise DataError(f"{folder}: expected the folder of a run, found no {CONFIG} in it")
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: damaged ({error})") from None
+    if not isinstance(config, dict) or not isinstance(config.get("settings"), dict):
+        raise DataError(f"{path}: expected the settings of a run")
+    return config
+
+
+def settings_from(kind: type[Settings], values: Mapping[str, Any], place: Path) -> Settings:
+    """Settings from their values in JSON.
+
+    Nothing is left out, filled in or cast, but for paths, which JSON holds as strings.
+
+    Args:
+        kind: a dataclass; its fields are numbers, strings, bools, paths, literals, or None.
+        values: a value for each of its fields.
+        place: the file, for the message.
+
+    Raises:
+        DataError: names are unknown or missing, or a value is of the wrong kind; names them all.
+
+    Example:
+        >>> @dataclasses.dataclass
+        ... class Rates:
+        ...     learning_rate: float
+        ...     momentum: float | None
+        >>> settings_from(Rates, {"learning_rate": 0.1, "momentum": None}, Path("config.json"))
+        Rates(learning_rate=0.1, momentum=None)
+        >>> settings_from(Rates, {"learning_rate": "high", "decay": 0.5}, Path("config.json"))
+        Traceback (most recent call last):
+            ...
+            ...
+        rnnjax.data.errors.DataError: config.json:
+          unknown setting decay
+          missing setting momentum
+          learning_rate: expected float, got 'high'
+    """
+    hints = get_type_hints(kind)
+    names = [field.name for field in dataclasses.fields(kind)]  # pyright: ignore[reportArgumentType]
+    wrong = [f"unknown setting {name}" for name in values if name not in names]
+    wrong += [f"missing setting {name}" for name in names if name not in values]
+    wrong += [
+        f"{name}: expected {_described(hints[name])}, got {values[name]!r}"
+        for name in names
+        if name in values and not _fits(values[name], hints[name])
+    ]
+    if wrong:
+        raise DataError(f"{place}:" + "".join(f"\n  {line}" for line in wrong))
+    paths = {name for name in names if Path in (hints[name], *get_args(hints[name]))}
+    return kind(
+        **{
+            name: Path(value) if name in paths and value is not None else value
+            for name, value in values.items()
+        }
+    )
+
+
+def require_same(
+    stored: Mapping[str, Any], now: Mapping[str, Any], may_change: tuple[str, ...], place: str
+) -> None:
+    """Refuses to go on with a run that was another one.
+
+    Args:
+        stored: what the run was started with: plain values and mappings of them.
+        now: the same of today.
+        may_change: names, at any depth, that need not agree.
+        place: the folder, for the message.
+
+    Raises:
+        DataError: naming every difference.
+
+    Example:
+        >>> then, now = {"epochs": 3, "cell": "gru"}, {"epochs": 5, "cell": "lstm"}
+        >>> require_same(then, now, ("epochs",), "runs/a")
+        Traceback (most recent call last):
+            ...
+        rnnjax.data.errors.DataError: runs/a: the run was started otherwise:
+          cell: 'gru' then, 'lstm' now
+    """
+    lines = [f"\n  {line}" for line in _differences(stored, now, may_change)]
+    if lines:
+        raise DataError(f"{place}: the run was started otherwise:" + "".join(lines))
+
+
+def _differences(
+    stored: Mapping[str, Any], now: Mapping[str, Any], may_change: tuple[str, ...], prefix: str = ""
+) -> Iterator[str]:
+    for name in {**stored, **now}:
+        then_value, now_value = stored.get(name, _ABSENT), now.get(name, _ABSENT)
+        if name in may_change or then_value == now_value:
+            continue
+        if isinstance(then_value, Mapping) and isinstance(now_value, Mapping):
+            yield from _differences(then_value, now_value, may_change, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}: {_short(then_value)} then, {_short(now_value)} now"
+
+
+class _Absent:
+    def __repr__(self) -> str:
+        return "nothing"
+
+
+_ABSENT = _Absent()
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(value)} in all)"
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) in (Union, types.UnionType):
+        return any(_fits(value, choice) for choice in get_args(hint))
+    if hint is float:
+        return type(value) in (int, float)
+    return type(value) is (str if hint is Path else hint)
+
+
+def _described(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return " or ".join(map(repr, get_args(hint)))
+    return getattr(hint, "__name__", str(hint))

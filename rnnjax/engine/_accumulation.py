@@ -1,0 +1,54 @@
+"""Gradients of parameters that are read at every step, summed in at least float32.
+
+The gradient of an array read in a loop is a sum over the steps in the dtype of that array. In
+bfloat16 such a sum soon stands still: from some size on, what a step adds is rounded away. So the
+loop is given the parameters in a wider dtype, and each step casts them back before it reads them.
+The values do not change; the sums are as wide as those of the products outside the loop.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from rnnjax._numerics import accumulation_dtype
+from rnnjax.base import Cell, Params
+
+
+def widened(params: Params) -> Params:
+    """``params`` in dtypes that sums may be taken in; no copy of what is wide already."""
+
+    def widen(leaf: Array) -> Array:
+        return leaf.astype(accumulation_dtype(leaf.dtype)) if _is_float(leaf) else leaf
+
+    return jax.tree.map(widen, jax.tree.map(jnp.asarray, params))
+
+
+def narrowed(wide: Params, like: Params) -> Params:
+    """Parameters in the dtypes that they have in ``like``."""
+    return jax.tree.map(lambda a, b: a.astype(jnp.result_type(b)), wide, like)
+
+
+def accumulating(cell: Cell, params: Params) -> Cell:
+    """The cell for ``widened(params)``: each step reads them in their own dtypes."""
+    leaves = [leaf for leaf in jax.tree.leaves(params) if _is_float(leaf)]
+    if all(accumulation_dtype(leaf.dtype) == leaf.dtype for leaf in leaves):
+        return cell
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((), leaf.dtype), params)
+
+    def reads_narrow(function: Callable | None) -> Callable | None:
+        if function is None:
+            return None
+        return lambda wide, *rest: function(narrowed(wide, like), *rest)
+
+    return cell._replace(
+        update=reads_narrow(cell.update),
+        step=reads_narrow(cell.step),
+        linear=reads_narrow(cell.linear),
+    )
+
+
+def _is_float(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)

@@ -1,0 +1,79 @@
+"""Two layers over the same sequences, in opposite directions."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from rnnjax._checks import check_key
+from rnnjax.base import Carry, Cell, Key, Layer
+from rnnjax.layers._common import Steps, _check_parts, _public, _split_key
+from rnnjax.layers.recurrent import _as_layer
+
+
+class Directions(NamedTuple):
+    """What belongs to the two directions of a bidirectional layer: parameters, or carries."""
+
+    forward: Any
+    backward: Any
+
+
+def bidirectional(forward: Cell | Layer, backward: Cell | Layer | None = None) -> Layer:
+    r"""Two layers over the same sequence in opposite directions, outputs side by side.
+
+    .. math:: y_t = [\overrightarrow{y}_t, \overleftarrow{y}_t]
+
+    Parameters and carries are ``Directions(forward, backward)``. The ``last`` output joins what
+    each direction says after its own last step: the forward one at the last real step, the
+    backward one at the first.
+
+    Args:
+        forward: a cell, run forwards, or a layer, taken as it is.
+        backward: a cell, run in reverse, or a layer that runs in reverse, taken as it is;
+            None takes the cell given as ``forward`` for both, with parameters of its own.
+
+    Raises:
+        ValueError: ``backward`` is None and ``forward`` is no cell.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, rnnjax
+        >>> layer = rnnjax.bidirectional(rnnjax.lstm(4))
+        >>> params = layer.init(jax.random.key(0), 3)
+        >>> carry, ys = layer.apply(params, jnp.ones((2, 5, 3)), lengths=[5, 2])
+        >>> ys.shape, carry.backward.h.shape
+        ((2, 5, 8), (2, 4))
+
+    References:
+        Schuster and Paliwal, "Bidirectional recurrent neural networks", IEEE Transactions on
+        Signal Processing 45 (1997).
+    """
+    if backward is None:
+        if not isinstance(forward, Cell):
+            raise ValueError("backward may be left out only where forward is a cell, got a layer")
+        backward = forward
+    one, two = _as_layer(forward), _as_layer(backward, reverse=True)
+
+    def init(key: Key, input_size: int) -> Directions:
+        first, second = jax.random.split(check_key(key))
+        return Directions(one.init(first, input_size), two.init(second, input_size))
+
+    def apply(
+        params: Directions, xs: Array, steps: Steps, initial_carry: Carry, key: Key | None
+    ) -> tuple[Directions, Array]:
+        start = Directions(None, None) if initial_carry is None else initial_carry
+        _check_parts("initial_carry", start, 2)
+        _check_parts("params", params, 2, (tuple, list))
+        keys = _split_key(key, 2)
+        results = [
+            layer.apply(p, xs, **steps, initial_carry=c, key=k)
+            for layer, p, c, k in zip((one, two), params, start, keys, strict=True)
+        ]
+        ys = jnp.concatenate([y for _, y in results], axis=-1)
+        return Directions(*(carry for carry, _ in results)), ys
+
+    def last(ys: Array, valid: Array) -> Array:
+        ahead, back = jnp.split(ys, [one.output_size], axis=-1)
+        return jnp.concatenate([one.last(ahead, valid), two.last(back, valid)], axis=-1)
+
+    return Layer(init, _public(apply), one.output_size + two.output_size, last)

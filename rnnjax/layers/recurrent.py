@@ -1,0 +1,75 @@
+"""One cell over whole sequences."""
+
+from typing import Any
+
+from jax import Array
+
+from rnnjax import masking
+from rnnjax.base import Carry, Cell, Key, Layer, Params
+from rnnjax.engine.unroll import unroll
+from rnnjax.layers._common import Steps, _public
+from rnnjax.transforms.precision import Policy, with_policy
+
+
+def recurrent(
+    cell: Cell,
+    *,
+    reverse: bool = False,
+    policy: Policy | None = None,
+    remat: int | str | None = None,
+    implementation: str | None = None,
+    scan_unroll: int = 1,
+) -> Layer:
+    """One cell over the whole sequence: :func:`rnnjax.unroll` as a layer.
+
+    Args:
+        cell: what to run. Its noise, if it has any, is drawn where ``apply`` is given a key.
+        reverse: run from the last real step down to the first.
+        policy: the dtypes of parameters, products and state, as for ``with_policy``; None keeps
+            those of the parameters.
+        remat: what reverse mode keeps, as for ``unroll``.
+        implementation: as for ``unroll``.
+        scan_unroll: steps per iteration of the compiled loop.
+
+    Raises:
+        ValueError: from ``unroll``, when the layer is applied.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, rnnjax
+        >>> layer = rnnjax.recurrent(rnnjax.gru(4))
+        >>> params = layer.init(jax.random.key(0), 3)
+        >>> carry, ys = layer.apply(params, jnp.ones((2, 5, 3)), lengths=[5, 2])
+        >>> carry.shape, ys.shape
+        ((2, 4), (2, 5, 4))
+    """
+    if not isinstance(cell, Cell):
+        raise ValueError(f"cell must be a rnnjax.Cell, got {type(cell).__name__}")
+    if policy is not None:
+        cell = with_policy(cell, policy)
+
+    def apply(
+        params: Params, xs: Array, steps: Steps, initial_carry: Carry, key: Key | None
+    ) -> tuple[Carry, Any]:
+        return unroll(
+            cell,
+            params,
+            xs,
+            **steps,
+            initial_carry=initial_carry,
+            reverse=reverse,
+            key=key,
+            remat=remat,
+            implementation=implementation,
+            scan_unroll=scan_unroll,
+        )
+
+    last = masking.take_first if reverse else masking.take_last
+    return Layer(cell.init, _public(apply), cell.output_size, last)
+
+
+def _as_layer(part: Cell | Layer, reverse: bool = False) -> Layer:
+    if isinstance(part, Cell):
+        return recurrent(part, reverse=reverse)
+    if isinstance(part, Layer):
+        return part
+    raise ValueError(f"expected a rnnjax.Cell or a rnnjax.Layer, got {type(part).__name__}")

@@ -1,0 +1,59 @@
+"""Layers on top of one another."""
+
+import jax
+from jax import Array
+
+from rnnjax._checks import check_key, check_rate
+from rnnjax.base import Carry, Cell, Key, Layer
+from rnnjax.layers._common import Steps, _check_parts, _public, _split_key, apply_dropout
+from rnnjax.layers.recurrent import _as_layer
+
+
+def stack(*layers: Cell | Layer, dropout: float = 0.0) -> Layer:
+    """Layers one upon the other; parameters and carries are tuples, one entry a layer.
+
+    Args:
+        layers: cells or layers, the lowest first.
+        dropout: the rate at which outputs of every layer but the last are dropped in training,
+            that is when ``apply`` is given a ``key``.
+
+    Raises:
+        ValueError: no layer, or a rate outside [0, 1).
+
+    Example:
+        >>> import jax, jax.numpy as jnp, rnnjax
+        >>> layer = rnnjax.stack(rnnjax.bidirectional(rnnjax.lstm(4)), rnnjax.gru(6), dropout=0.2)
+        >>> params = layer.init(jax.random.key(0), 3)
+        >>> params[0].forward.w_hh.shape, params[1].w_ih.shape
+        ((4, 16), (8, 18))
+        >>> carry, ys = layer.apply(params, jnp.ones((2, 5, 3)), key=jax.random.key(1))
+        >>> ys.shape
+        (2, 5, 6)
+    """
+    if not layers:
+        raise ValueError("stack needs at least one layer, got none")
+    rate = check_rate("dropout", dropout)
+    floors = [_as_layer(layer) for layer in layers]
+
+    def init(key: Key, input_size: int) -> tuple:
+        keys = jax.random.split(check_key(key), len(floors))
+        sizes = [input_size, *(floor.output_size for floor in floors)]
+        return tuple(
+            floor.init(k, size) for floor, k, size in zip(floors, keys, sizes, strict=False)
+        )
+
+    def apply(
+        params: tuple, xs: Array, steps: Steps, initial_carry: Carry, key: Key | None
+    ) -> tuple[tuple, Array]:
+        start = (None,) * len(floors) if initial_carry is None else initial_carry
+        _check_parts("initial_carry", start, len(floors))
+        _check_parts("params", params, len(floors), (tuple, list))
+        carries, ys = [], xs
+        keys = zip(_split_key(key, len(floors)), _split_key(key, len(floors), 1), strict=True)
+        for i, (floor, (inner, drop)) in enumerate(zip(floors, keys, strict=True)):
+            ys = apply_dropout(drop, ys, rate) if i else ys
+            carry, ys = floor.apply(params[i], ys, **steps, initial_carry=start[i], key=inner)
+            carries.append(carry)
+        return tuple(carries), ys
+
+    return Layer(init, _public(apply), floors[-1].output_size, floors[-1].last)

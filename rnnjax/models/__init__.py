@@ -1,0 +1,13 @@
+"""Models: an embedding below, layers, a head above."""
+
+from .classifier import ClassifierParams as ClassifierParams
+from .classifier import LinearParams as LinearParams
+from .classifier import Model as Model
+from .classifier import classifier as classifier
+from .embedding import Embedding as Embedding
+from .embedding import EmbeddingParams as EmbeddingParams
+from .embedding import FrozenEmbeddingParams as FrozenEmbeddingParams
+from .embedding import check_tokens as check_tokens
+from .embedding import embedding as embedding
+from .embedding import one_hot as one_hot
+from .embedding import trainable as trainable

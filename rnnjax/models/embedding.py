@@ -1,0 +1,164 @@
+"""From token ids to vectors: learned, given, frozen, or one-hot."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from rnnjax import masking
+from rnnjax._checks import check_key, check_range, check_size
+from rnnjax.base import Key
+
+
+class Embedding(NamedTuple):
+    """A map from token ids to vectors, as a pair of pure functions.
+
+    Attributes:
+        init: ``(key) -> params``.
+        apply: ``(params, tokens [...]) -> xs [..., E]``.
+        output_size: E.
+        vocab_size: V; ids lie in [0, V).
+    """
+
+    init: Callable[[Key], Any]
+    apply: Callable[[Any, Array], Array]
+    output_size: int
+    vocab_size: int
+
+
+class EmbeddingParams(NamedTuple):
+    """``vectors`` [V, E]."""
+
+    vectors: Array
+
+
+class FrozenEmbeddingParams(NamedTuple):
+    """``vectors`` [V, E] that training leaves as they are; see :func:`trainable`."""
+
+    vectors: Array
+
+
+def embedding(
+    vocab_size: int,
+    embedding_size: int | None = None,
+    *,
+    vectors: ArrayLike | None = None,
+    frozen: bool = False,
+    scale: float = 0.1,
+) -> Embedding:
+    """A table of vectors, one a token id.
+
+    Ids are not checked on the device, where JAX clamps them in silence: check them on the host
+    (``rnnjax.data.BucketedBatches`` does) before they reach a compiled function, or look for one
+    with :func:`rnnjax.checked`. Concrete ids are checked here.
+
+    Args:
+        vocab_size: V.
+        embedding_size: E; may be left out where ``vectors`` are given.
+        vectors: [V, E], where the table starts; by default it is drawn from a normal
+            distribution of standard deviation ``scale``.
+        frozen: keep the vectors as they are. Their gradient is zero; an optimizer that moves
+            parameters without a gradient (weight decay) must be kept off them, by
+            ``optax.masked(optimizer, rnnjax.trainable)``.
+        scale: standard deviation of the initial vectors.
+
+    Raises:
+        ValueError: a size is not a positive integer, ``vectors`` have another shape, or a frozen
+            table is given no vectors.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, rnnjax
+        >>> table = rnnjax.embedding(3, vectors=[[0.0, 0.0], [1.0, 2.0], [3.0, 4.0]])
+        >>> params = table.init(jax.random.key(0))
+        >>> table.apply(params, jnp.array([2, 1])).tolist()
+        [[3.0, 4.0], [1.0, 2.0]]
+    """
+    size = check_size("vocab_size", vocab_size)
+    if vectors is None:
+        if frozen:
+            raise ValueError("frozen needs vectors: an untrained random table is of no use")
+        width = check_size("embedding_size", embedding_size)
+        start = None
+    else:
+        start = _check_vectors(vectors, size, embedding_size)
+        width = start.shape[1]
+    make = FrozenEmbeddingParams if frozen else EmbeddingParams
+
+    def init(key: Key) -> EmbeddingParams | FrozenEmbeddingParams:
+        if start is not None:
+            return make(jnp.asarray(start))
+        return make(scale * jax.random.normal(check_key(key), (size, width), jnp.float32))
+
+    def apply(params: Any, tokens: Array) -> Array:
+        table = jax.lax.stop_gradient(params.vectors) if frozen else params.vectors
+        return _check_table(table, (size, width))[check_tokens(tokens, size)]
+
+    return Embedding(init, apply, width, size)
+
+
+def one_hot(vocab_size: int) -> Embedding:
+    """Token ids as unit vectors, without parameters: E = V.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, rnnjax
+        >>> rnnjax.one_hot(3).apply((), jnp.array([2, 0])).tolist()
+        [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
+    """
+    size = check_size("vocab_size", vocab_size)
+
+    def apply(params: Any, tokens: Array) -> Array:
+        del params
+        return jax.nn.one_hot(check_tokens(tokens, size), size)
+
+    return Embedding(lambda key: (), apply, size, size)
+
+
+def trainable(params: Any) -> Any:
+    """The tree of ``params`` with True for what is trained and False for frozen vectors.
+
+    Example:
+        >>> import jax, optax, rnnjax
+        >>> table = rnnjax.embedding(2, vectors=[[0.0], [1.0]], frozen=True)
+        >>> rnnjax.trainable(table.init(jax.random.key(0)))
+        FrozenEmbeddingParams(vectors=False)
+        >>> optimizer = optax.masked(optax.adamw(1e-3), rnnjax.trainable)
+    """
+
+    def mark(node: Any) -> Any:
+        return jax.tree.map(lambda _: not isinstance(node, FrozenEmbeddingParams), node)
+
+    return jax.tree.map(mark, params, is_leaf=lambda n: isinstance(n, FrozenEmbeddingParams))
+
+
+def check_tokens(tokens: Any, vocab_size: int) -> Array:
+    """Token ids as an array of integers.
+
+    Raises:
+        ValueError: they are not integers, or (where the values are concrete) one lies outside
+            [0, vocab_size).
+    """
+    tokens = masking.as_integers("tokens", tokens)
+    check_range("tokens", tokens, vocab_size, f"[0, {vocab_size})")
+    return tokens
+
+
+def _check_table(vectors: Any, shape: tuple[int, int]) -> Array:
+    table = jnp.asarray(vectors)
+    if table.shape != shape:
+        raise ValueError(f"params.vectors must have shape {shape}, got shape {table.shape}")
+    return table
+
+
+def _check_vectors(vectors: ArrayLike, vocab_size: int, embedding_size: int | None) -> np.ndarray:
+    table = np.asarray(vectors, np.float32)
+    if table.ndim != 2 or table.shape[0] != vocab_size or table.shape[1] == 0:
+        raise ValueError(f"vectors must have shape ({vocab_size}, E), got shape {table.shape}")
+    if embedding_size not in (None, table.shape[1]):
+        raise ValueError(
+            f"embedding_size is {embedding_size}, but vectors have size {table.shape[1]}"
+        )
+    return table

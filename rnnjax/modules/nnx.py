@@ -1,0 +1,401 @@
+"""Recurrent modules for ``flax.nnx``: cells with their parameters held as there, and ``RNN``.
+
+``RNN`` takes the place of ``nnx.RNN``, with Flax's own cells or with those of this file, and
+computes by :func:`rnnjax.unroll`. ``nnx.Bidirectional`` takes it as it is.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn import dtypes
+from jax import Array
+from jax.typing import DTypeLike
+
+from rnnjax.base import Carry, Cell, Params
+from rnnjax.cells.gru import GRUParams, gru
+from rnnjax.cells.lstm import LSTMParams, lstm
+from rnnjax.cells.vanilla import VanillaParams, vanilla
+from rnnjax.engine.unroll import unroll
+from rnnjax.initializers import CellInitializer
+from rnnjax.modules import _mapping as mapping
+from rnnjax.modules._mapping import Options, Recurrence
+
+Streams = nnx.Rngs | nnx.RngStream | None
+
+# Modules of equal settings hold one and the same cell, so that their graph definitions are equal.
+_lstm, _gru, _vanilla = (functools.cache(make) for make in (lstm, gru, vanilla))
+
+
+class RNNCell(nnx.RNNCellBase):
+    r"""Any cell of rnnjax, or your own, as a cell of ``flax.nnx``.
+
+    Its parameters are the tree of ``cell.init`` with an ``nnx.Param`` for every array, under
+    ``params``. :class:`RNN` runs it over sequences by the engine; ``nnx.RNN`` and
+    ``nnx.Bidirectional`` take it too, and then step by step.
+
+    The carry is the cell's: ``LSTMCarry(h, c)`` for the LSTM, where Flax's own cell has
+    ``(c, h)``. A cell with noise (dropout) draws it for a whole sequence, so only :class:`RNN`
+    trains it; ``deterministic``, which ``train()`` and ``eval()`` set, turns the noise off.
+
+    Args:
+        cell: a ``rnnjax.Cell``.
+        in_features: D.
+        dtype: of the computation; None for that of the parameters.
+        param_dtype: of the parameters.
+        metadata: metadata of the ``nnx.Param`` of each name, such as
+            ``{"w_hh": {"out_sharding": (None, "model")}}``.
+        deterministic: True for no noise.
+        rngs: the stream ``params`` draws the parameters; a cell with noise also takes ``dropout``.
+
+    Raises:
+        ValueError: ``cell`` is no ``rnnjax.Cell``, or ``metadata`` names no parameter.
+
+    Example:
+        >>> import jax.numpy as jnp, rnnjax
+        >>> from flax import nnx
+        >>> from rnnjax import modules
+        >>> cell = modules.nnx.RNNCell(rnnjax.lstm(4), in_features=3, rngs=nnx.Rngs(0))
+        >>> cell.params.w_hh.shape
+        (4, 16)
+        >>> layer = modules.nnx.RNN(cell, return_carry=True)
+        >>> carry, ys = layer(jnp.ones((2, 5, 3)), seq_lengths=jnp.array([5, 2]))
+        >>> carry.h.shape, ys.shape
+        ((2, 4), (2, 5, 4))
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        in_features: int,
+        *,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        metadata: Mapping[str, Mapping[str, Any]] | None = None,
+        deterministic: bool = False,
+        rngs: nnx.Rngs,
+    ) -> None:
+        if not isinstance(cell, Cell):
+            raise ValueError(f"cell must be a rnnjax.Cell, got {type(cell).__name__}")
+        self.cell = nnx.static(cell)
+        self.in_features = in_features
+        self.dtype = dtype
+        drawn = mapping.cast(cell.init(mapping.typed_key(rngs.params()), in_features), param_dtype)
+        self.params = nnx.data(_as_variables(drawn, metadata or {}))
+        self.deterministic = deterministic
+        self.rngs: nnx.RngStream | None = nnx.data(
+            None if cell.noise is None else rngs["dropout"].fork()
+        )
+
+    def __call__(self, carry: Carry, inputs: Array) -> tuple[Carry, Any]:
+        """One step: the new carry and the output.
+
+        Args:
+            carry: leaves [..., H].
+            inputs: [..., D].
+
+        Raises:
+            ValueError: the cell has noise, which is drawn for a sequence and not for a step.
+        """
+        if self.cell.noise is not None and not self.deterministic:
+            raise ValueError(
+                "this cell draws noise for whole sequences: train it in rnnjax.modules.nnx.RNN, "
+                "or call eval() before running it step by step"
+            )
+        params = mapping.cast(_values(self.params), self.dtype)
+        carry, ys = unroll(self.cell, params, inputs[..., None, :], initial_carry=carry)
+        return carry, jax.tree.map(lambda y: y[(slice(None),) * (inputs.ndim - 1) + (0,)], ys)
+
+    def initialize_carry(
+        self,
+        input_shape: tuple[int, ...],
+        rngs: Streams = None,
+        carry_init: Callable[..., Array] | None = None,
+    ) -> Carry:
+        """The cell's own initial carry, or one drawn by ``carry_init``.
+
+        Args:
+            input_shape: (..., D), of the input of one step.
+            rngs: where ``carry_init`` takes its keys, one a leaf; else unused.
+            carry_init: ``(key, shape, dtype) -> array``, for every leaf.
+
+        Raises:
+            ValueError: ``carry_init`` without ``rngs``.
+        """
+        start = self.cell.initial_carry(_values(self.params))
+        return mapping.spread_carry(start, input_shape[:-1], _keys(rngs), carry_init)
+
+    @property
+    def num_feature_axes(self) -> int:
+        """1: the features of a step are one axis."""
+        return 1
+
+
+class LSTMCell(RNNCell):
+    """:func:`rnnjax.lstm` as a cell of ``flax.nnx``; see :class:`RNNCell`.
+
+    Called as ``nnx.LSTMCell`` is, with the initial weights of rnnjax (a forget bias of 1) unless
+    ``initializer`` names others: ``"flax"`` has Flax's.
+
+    Args:
+        in_features: D.
+        hidden_features: H.
+        initializer: as for ``rnnjax.lstm``.
+        options: ``rngs``, and the other keyword arguments of :class:`RNNCell`.
+
+    Example:
+        >>> from flax import nnx
+        >>> from rnnjax import modules
+        >>> modules.nnx.LSTMCell(3, 4, rngs=nnx.Rngs(0)).params.bias.shape
+        (16,)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        *,
+        initializer: str | CellInitializer = "rnnjax",
+        **options: Any,
+    ) -> None:
+        super().__init__(_lstm(hidden_features, initializer=initializer), in_features, **options)
+
+
+class GRUCell(RNNCell):
+    """:func:`rnnjax.gru` as a cell of ``flax.nnx``; see :class:`RNNCell`.
+
+    Args:
+        in_features: D.
+        hidden_features: H.
+        reset_after: as for ``rnnjax.gru``.
+        initializer: as for ``rnnjax.gru``.
+        options: ``rngs``, and the other keyword arguments of :class:`RNNCell`.
+
+    Example:
+        >>> from flax import nnx
+        >>> from rnnjax import modules
+        >>> modules.nnx.GRUCell(3, 4, rngs=nnx.Rngs(0)).params.hidden_bias.shape
+        (4,)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        *,
+        reset_after: bool = True,
+        initializer: str | CellInitializer = "rnnjax",
+        **options: Any,
+    ) -> None:
+        cell = _gru(hidden_features, reset_after, initializer=initializer)
+        super().__init__(cell, in_features, **options)
+
+
+class SimpleCell(RNNCell):
+    """:func:`rnnjax.vanilla` as a cell of ``flax.nnx``; see :class:`RNNCell`.
+
+    Args:
+        in_features: D.
+        hidden_features: H.
+        activation_fn: pointwise; tanh by default.
+        initializer: as for ``rnnjax.vanilla``.
+        options: ``rngs``, and the other keyword arguments of :class:`RNNCell`.
+
+    Example:
+        >>> from flax import nnx
+        >>> from rnnjax import modules
+        >>> modules.nnx.SimpleCell(3, 4, rngs=nnx.Rngs(0)).params.w_ih.shape
+        (3, 4)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        *,
+        activation_fn: Callable[[Array], Array] = jnp.tanh,
+        initializer: str | CellInitializer = "rnnjax",
+        **options: Any,
+    ) -> None:
+        cell = _vanilla(hidden_features, activation_fn, initializer=initializer)
+        super().__init__(cell, in_features, **options)
+
+
+class RNN(nnx.RNN):
+    """A cell over whole sequences: ``nnx.RNN`` with its arguments, computed by the engine.
+
+    ``nnx.RNN(cell)`` becomes ``modules.nnx.RNN(cell)`` and nothing else changes: the cell and its
+    state are the same, so checkpoints keep loading. At valid steps it gives what Flax gives, and
+    the sequence law of :func:`rnnjax.unroll` holds:
+
+    - outputs at padded steps are zero; Flax's are those of a cell that has run on;
+    - the final carry of an empty sequence is its initial carry; Flax takes that of the whole row;
+    - padding is never read: NaN there reaches no output and no gradient;
+    - any number of batch axes, also with ``seq_lengths`` and ``return_carry``;
+    - ``seq_lengths`` whose values are known are checked, not clamped.
+
+    It takes :class:`RNNCell` and its kin, and Flax's ``LSTMCell``, ``OptimizedLSTMCell``,
+    ``GRUCell`` and ``SimpleCell``, with their own carry (``(c, h)`` for an LSTM) and in the dtypes
+    they give, though sums are taken in float32 or wider. A carry of zeros is made without random
+    numbers, so ``rngs`` advance only for a Flax cell with a ``carry_init``.
+
+    Args:
+        cell: as above.
+        time_major: inputs are [T, ..., D], not [..., T, D].
+        return_carry: give ``(carry, outputs)``.
+        reverse: run from the last valid step down to the first.
+        keep_order: with ``reverse``, leave outputs in the order of time; else they come in the
+            order they were made, padding at the end.
+        unroll: steps per iteration of the compiled loop.
+        state_axes: only Flax's default, since the parameters are the same at every step.
+        broadcast_rngs: has no effect: the noise of a cell is drawn once a call.
+        rngs: as in ``nnx.RNN``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from rnnjax import modules
+        >>> layer = modules.nnx.RNN(nnx.GRUCell(3, 4, rngs=nnx.Rngs(0)), return_carry=True)
+        >>> carry, ys = layer(jnp.ones((2, 5, 3)), seq_lengths=jnp.array([5, 0]))
+        >>> ys.shape, carry[1].tolist()
+        ((2, 5, 4), [0.0, 0.0, 0.0, 0.0])
+    """
+
+    def __call__(
+        self,
+        inputs: Array,
+        *,
+        initial_carry: Carry | None = None,
+        seq_lengths: Array | None = None,
+        return_carry: bool | None = None,
+        time_major: bool | None = None,
+        reverse: bool | None = None,
+        keep_order: bool | None = None,
+        rngs: Streams = None,
+    ) -> Any:
+        """Run the cell over ``inputs``; an option that is None is that of the constructor.
+
+        Args:
+            inputs: [..., T, D], or [T, ..., D] with ``time_major``.
+            initial_carry: leaves [..., H]; None for the cell's own.
+            seq_lengths: valid steps [...] of each sequence, in [0, T]; None means all. Where
+                their values are traced they cannot be checked and are clipped.
+            return_carry, time_major, reverse, keep_order: as in the constructor.
+            rngs: for a random ``carry_init`` of a Flax cell.
+
+        Returns:
+            The outputs, or ``(carry, outputs)`` with ``return_carry``.
+
+        Raises:
+            ValueError: the cell, or one of its settings, is not one the engine computes, or an
+                argument has a wrong shape or value. ``seq_lengths`` are named ``lengths`` there.
+        """
+        if self.state_axes != nnx.StateAxes({...: nnx.Carry}):
+            raise ValueError(
+                "state_axes must be left at its default: the engine reads the parameters once "
+                f"for all steps, got {self.state_axes!r}"
+            )
+        options = Options(
+            self.return_carry, self.time_major, self.reverse, self.keep_order, self.unroll
+        ).override(return_carry, time_major, reverse, keep_order)
+        recurrence = _read(self.cell, inputs)
+        if initial_carry is None:
+            initial_carry = self._drawn_carry(mapping.step_shape(inputs, options.time_major), rngs)
+        return mapping.run(
+            recurrence,
+            inputs,
+            options,
+            seq_lengths=seq_lengths,
+            initial_carry=initial_carry,
+            key=_noise_key(self.cell),
+        )
+
+    def _drawn_carry(self, input_shape: tuple[int, ...], rngs: Streams) -> Carry | None:
+        cell: Any = self.cell
+        if isinstance(cell, RNNCell) or cell.carry_init is None:
+            return None
+        rngs = self.rngs if rngs is None else rngs
+        stream = rngs.carry.fork() if isinstance(rngs, nnx.Rngs) else rngs
+        return cell.initialize_carry(input_shape, stream)
+
+
+def _as_variables(params: Params, metadata: Mapping[str, Mapping[str, Any]]) -> Params:
+    mapping.check_names("metadata", metadata, params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: nnx.Param(leaf, **metadata.get(mapping.parameter_name(path), {})), params
+    )
+
+
+def _values(variables: Params) -> Params:
+    return jax.tree.map(
+        lambda variable: variable[...],
+        variables,
+        is_leaf=lambda node: isinstance(node, nnx.Variable),
+    )
+
+
+def _keys(rngs: Streams) -> Callable[[], Array] | None:
+    return rngs.carry if isinstance(rngs, nnx.Rngs) else rngs
+
+
+def _noise_key(cell: Any) -> Array | None:
+    if not isinstance(cell, RNNCell) or cell.cell.noise is None or cell.deterministic:
+        return None
+    assert cell.rngs is not None
+    return mapping.typed_key(cell.rngs())
+
+
+def _read(cell: Any, inputs: Any) -> Recurrence:
+    if isinstance(cell, RNNCell):
+        return Recurrence(cell.cell, _values(cell.params), cell.dtype)
+    read = _READERS.get(type(cell))
+    if read is None:
+        raise ValueError(mapping.unknown_cell(cell, _READERS))
+    if cell.promote_dtype is not dtypes.promote_dtype:
+        raise ValueError(
+            f"{type(cell).__name__}: a promote_dtype of your own cannot be computed by the engine"
+        )
+    mapping.check_activations(cell, nnx.Module)
+    state = nnx.to_flat_state(nnx.state(cell, nnx.Param))
+    values = {".".join(map(str, path)): variable[...] for path, variable in state}
+    found, params = mapping.read_all(read, cell, values)
+    dtype = mapping.compute_dtype(cell.dtype, inputs, params)
+    return Recurrence(found, params, dtype, cell.param_dtype)
+
+
+def _read_lstm(cell: nnx.LSTMCell, take: mapping.Take) -> tuple[Cell, LSTMParams]:
+    def join(names: tuple[str, ...], leaf: str) -> Array:
+        return jnp.concatenate([take(f"{name}.{leaf}") for name in names], axis=-1)
+
+    hidden = ("hi", "hf", "hg", "ho")
+    params = LSTMParams(
+        join(("ii", "if_", "ig", "io"), "kernel"), join(hidden, "kernel"), join(hidden, "bias")
+    )
+    return mapping.lstm_cell(cell.hidden_features, cell.gate_fn, cell.activation_fn), params
+
+
+def _read_fused_lstm(cell: nnx.OptimizedLSTMCell, take: mapping.Take) -> tuple[Cell, LSTMParams]:
+    params = LSTMParams(take("dense_i.kernel"), take("dense_h.kernel"), take("dense_h.bias"))
+    return mapping.lstm_cell(cell.hidden_features, cell.gate_fn, cell.activation_fn), params
+
+
+def _read_gru(cell: nnx.GRUCell, take: mapping.Take) -> tuple[Cell, GRUParams]:
+    # This cell has no bias in the recurrent half of its candidate.
+    params = GRUParams(take("dense_i.kernel"), take("dense_h.kernel"), take("dense_i.bias"), None)
+    return mapping.gru_cell(cell.hidden_features, cell.gate_fn, cell.activation_fn), params
+
+
+def _read_simple(cell: nnx.SimpleCell, take: mapping.Take) -> tuple[Cell, VanillaParams]:
+    params = VanillaParams(take("dense_i.kernel"), take("dense_h.kernel"), take("dense_i.bias"))
+    return mapping.simple_cell(cell.hidden_features, cell.activation_fn, cell.residual), params
+
+
+_READERS: dict[type, Callable[[Any, mapping.Take], tuple[Cell, Params]]] = {
+    nnx.LSTMCell: _read_lstm,
+    nnx.OptimizedLSTMCell: _read_fused_lstm,
+    nnx.GRUCell: _read_gru,
+    nnx.SimpleCell: _read_simple,
+}

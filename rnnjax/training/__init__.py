@@ -1,0 +1,25 @@
+"""Training as pure functions: a state, and steps made of a loss and an optimizer.
+
+Knows no cell and no layer: a step takes any loss function of parameters and a batch.
+"""
+
+from .averaging import ParameterAverage as ParameterAverage
+from .averaging import average_parameters as average_parameters
+from .averaging import averaged as averaged
+from .early_stopping import EarlyStopping as EarlyStopping
+from .steps import Compilation as Compilation
+from .steps import CompiledStep as CompiledStep
+from .steps import LossFn as LossFn
+from .steps import Metrics as Metrics
+from .steps import NonFiniteError as NonFiniteError
+from .steps import Result as Result
+from .steps import State as State
+from .steps import TrainState as TrainState
+from .steps import apply_gradients as apply_gradients
+from .steps import check_finite as check_finite
+from .steps import init_train_state as init_train_state
+from .steps import make_eval_step as make_eval_step
+from .steps import make_train_step as make_train_step
+from .truncated import Sequences as Sequences
+from .truncated import TruncatedStep as TruncatedStep
+from .truncated import make_truncated_step as make_truncated_step

@@ -1,0 +1,227 @@
+"""Truncated backpropagation through time: many updates along one batch of long sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from rnnjax.training.steps import Compilation, CompiledStep, Metrics, TrainState, apply_gradients
+
+if TYPE_CHECKING:
+    import optax
+
+TruncatedStep = Callable[..., tuple[TrainState, Any, dict[str, tuple[Array, Array]]]]
+
+
+class Sequences(NamedTuple):
+    """A batch of sequences and what is wanted at each of their steps.
+
+    Attributes:
+        xs: inputs, leaves [B, T, ...].
+        targets: leaves [B, T, ...].
+        mask: bool [B, T], True where a step is real; None means all.
+        resets: bool [B, T], True where a new segment starts; None means nowhere.
+    """
+
+    xs: Any
+    targets: Any
+    mask: Any = None
+    resets: Any = None
+
+
+def make_truncated_step(
+    apply: Callable[..., tuple[Any, Any]],
+    loss_fn: Callable[[Any, Any, Array], tuple[Array, Metrics]],
+    optimizer: optax.GradientTransformation,
+    *,
+    k1: int,
+    k2: int | None = None,
+    on_compile: Callable[[Compilation], None] | None = None,
+) -> TruncatedStep:
+    r"""Training on long sequences by an update every k1 steps, from gradients over k2 steps.
+
+    .. math::
+
+        g_j = \nabla_\theta \sum_{t = j k_1}^{(j + 1) k_1 - 1} \ell(y_t), \qquad
+        y_t \text{ run from step } (j + 1) k_1 - k_2 \text{ with its carry held constant}
+
+    Update j runs a window of the last k2 steps under the present parameters, takes the loss of
+    its last k1, and hands on the carry k1 steps into the window, where the next window starts.
+    At the start of a call the window is shorter: gradients do not go back into the call before.
+    A last chunk of fewer than k1 steps is one more update. A chunk without a real step in any
+    row moves nothing: no parameter, no statistic of the optimizer, no step count. An update
+    whose numbers are not finite is left out and counted as in ``make_train_step``.
+
+    All windows of a call are one loop over one compiled program. Each row has its own mask and
+    its own resets; no gradient crosses a reset.
+
+    Args:
+        apply: ``(params, xs, *, mask, resets, initial_carry, key) -> (carry, ys)``, such as the
+            ``apply`` of a layer. It must take zero steps too: so the first carry is made.
+        loss_fn: ``(ys, targets, mask) -> (loss, metrics)`` of one chunk, leaves [B, k1, ...], with
+            metrics as ``make_train_step`` wants them: names and pairs (total, count).
+        optimizer: an Optax transformation.
+        k1: steps from one update to the next.
+        k2: steps that gradients go back, at least k1, which is what None means.
+        on_compile: called after each compilation with what was compiled.
+
+    Returns:
+        ``step(state, batch, carry=None) -> (state, carry, metrics)``. ``state`` is a
+        ``TrainState``, donated like that of ``make_train_step``; each update takes its random key
+        from it and counts as one of its steps. ``batch`` is a ``Sequences``. ``carry`` is the one
+        that the call before returned, to go on with the same rows, or None to start them anew,
+        with any number of rows. ``metrics`` are those of ``make_train_step``, summed over the
+        updates: "grad_norm" is the pair (sum of the norms, number of updates).
+
+    Raises:
+        ValueError: k1 or k2 is no such number; or from the step, a batch of unequal shapes, or a
+            metric by a name that the step adds itself.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax, rnnjax
+        >>> from rnnjax.metrics import Mean
+        >>> from rnnjax import Sequences, make_truncated_step
+        >>> def loss_fn(ys, targets, mask):
+        ...     loss = Mean.of((ys[..., 0] - targets) ** 2, mask)
+        ...     return loss.value, {"loss": loss}
+        >>> layer, optimizer = rnnjax.recurrent(rnnjax.gru(1)), optax.adam(1e-2)
+        >>> params = layer.init(jax.random.key(0), 3)
+        >>> state = rnnjax.init_train_state(params, optimizer, jax.random.key(1))
+        >>> step = make_truncated_step(layer.apply, loss_fn, optimizer, k1=4, k2=8)
+        >>> batch = Sequences(jnp.ones((2, 10, 3)), jnp.zeros((2, 10)))
+        >>> state, carry, metrics = step(state, batch)
+        >>> state, carry, metrics = step(state, batch, carry)
+        >>> int(state.step), int(metrics["loss"][1]), int(metrics["grad_norm"][1])
+        (6, 20, 3)
+
+    References:
+        Williams and Peng, "An efficient gradient-based algorithm for on-line training of
+        recurrent network trajectories", Neural Computation 2 (1990), there BPTT(k2; k1).
+    """
+    k1, k2 = _check_sizes(k1, k2)
+
+    def window_loss(params: Any, carry: Any, window: Sequences, key: Array) -> tuple[Array, tuple]:
+        ahead, ys = _run(apply, params, carry, _in_time(window, 0, k1), key)
+        end = ahead
+        if k2 > k1:
+            # The same key: what is drawn once a sequence is then the same in the whole window.
+            end, rest = _run(apply, params, ahead, _in_time(window, k1, k2), key)
+            ys = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), ys, rest)
+        new = _in_time(window, k2 - k1, k2)
+        ys = jax.tree.map(lambda a: a[:, k2 - k1 :], ys)
+        loss, metrics = loss_fn(ys, new.targets, new.mask)
+        return loss, (metrics, ahead, end, jnp.any(new.mask))
+
+    def update(held: tuple, window: Sequences) -> tuple[tuple, Metrics]:
+        state, carry, last = held
+        key = jax.random.fold_in(state.key, state.step)
+        with_parts = jax.value_and_grad(window_loss, has_aux=True)
+        (loss, parts), grads = with_parts(state.params, carry, window, key)
+        metrics, ahead, end, real = parts
+        new, figures = apply_gradients(state, optimizer, loss, grads)
+        metrics = _joined(metrics, figures)
+        state, end = _where(real, (new, end), (state, last))
+        return (state, ahead, end), _where(real, metrics, jax.tree.map(jnp.zeros_like, metrics))
+
+    @jax.jit
+    def first_carry(params: Any, xs: Any) -> Any:
+        none = jax.tree.map(lambda a: a[:, :0], xs)
+        flags = jnp.zeros((jax.tree.leaves(xs)[0].shape[0], 0), bool)
+        return _run(apply, params, None, Sequences(none, (), flags, flags), None)[0]
+
+    def train(state: TrainState, given: tuple[Sequences, Any]) -> tuple[TrainState, Any, Any]:
+        batch, carry = given
+        time = batch.mask.shape[1]
+        chunks = -(-time // k1)
+        padded = _pad_time(batch, k2 - k1, chunks * k1 - time)
+
+        def body(held: tuple, chunk: Array) -> tuple[tuple, Metrics]:
+            return update(held, _window(padded, chunk * k1, k2))
+
+        held, metrics = lax.scan(body, (state, carry, carry), jnp.arange(chunks))
+        state, _, end = held
+        return state, end, jax.tree.map(lambda a: jnp.sum(a, axis=0), metrics)
+
+    compiled = CompiledStep("truncated step", train, donate_state=True, on_compile=on_compile)
+
+    def step(state: TrainState, batch: Sequences, carry: Any = None) -> tuple:
+        batch = _checked(batch)
+        if carry is None:
+            carry = first_carry(state.params, batch.xs)
+            # As a reset, so that a carry that is learned gets its gradient.
+            first_real = batch.mask & (jnp.cumsum(batch.mask, axis=1) == 1)
+            batch = batch._replace(resets=batch.resets | first_real)
+        return compiled(state, (batch, carry))
+
+    return step
+
+
+def _run(
+    apply: Callable, params: Any, carry: Any, part: Sequences, key: Array | None
+) -> tuple[Any, Any]:
+    steps = {"mask": part.mask, "resets": part.resets}
+    return apply(params, part.xs, **steps, initial_carry=carry, key=key)
+
+
+def _in_time(batch: Sequences, begin: int, end: int) -> Sequences:
+    return jax.tree.map(lambda a: a[:, begin:end], batch)
+
+
+def _window(batch: Sequences, begin: Array, size: int) -> Sequences:
+    return jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, begin, size, axis=1), batch)
+
+
+def _pad_time(batch: Sequences, before: int, after: int) -> Sequences:
+    """Masked steps at both ends, so that every window is whole."""
+
+    def pad(a: Array) -> Array:
+        return jnp.pad(a, ((0, 0), (before, after), *((0, 0),) * (a.ndim - 2)))
+
+    return jax.tree.map(pad, batch)
+
+
+def _where(condition: Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+
+def _joined(metrics: Metrics, figures: Metrics) -> dict[str, tuple[Array, Array]]:
+    for name in figures:
+        if name in metrics:
+            raise ValueError(f'the train step adds the metric "{name}": name yours otherwise')
+    kept = figures["skipped"][0] == 0
+    return {**jax.tree.map(lambda figure: jnp.where(kept, figure, 0), dict(metrics)), **figures}
+
+
+def _checked(batch: Sequences) -> Sequences:
+    """``batch`` with mask and resets filled in, if all of it has the same axes B and T."""
+    xs, targets = jax.tree.map(jnp.asarray, (batch.xs, batch.targets))
+    shape = next((a.shape[:2] for a in jax.tree.leaves(xs)), ())
+    for name, part in (("xs", xs), ("targets", targets)):
+        for leaf in jax.tree.leaves(part):
+            if leaf.ndim < 2 or leaf.shape[:2] != shape:
+                raise ValueError(
+                    f"{name} must have shape [B, T, ...], B and T those of xs, got shape "
+                    f"{leaf.shape} beside {shape}"
+                )
+    mask = jnp.ones(shape, bool) if batch.mask is None else _check_flags("mask", batch.mask, shape)
+    if batch.resets is None:
+        return Sequences(xs, targets, mask, jnp.zeros(shape, bool))
+    return Sequences(xs, targets, mask, _check_flags("resets", batch.resets, shape))
+
+
+def _check_flags(name: str, flags: Any, shape: tuple[int, ...]) -> Array:
+    array = jnp.asarray(flags)
+    if array.shape != shape or array.dtype != jnp.bool_:
+        raise ValueError(f"{name} must be bool of shape {shape}, got {jax.typeof(array)}")
+    return array
+
+
+def _check_sizes(k1: Any, k2: Any) -> tuple[int, int]:
+    for name, value, least in (("k1", k1, 1), ("k2", k1 if k2 is None else k2, k1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    return k1, k1 if k2 is None else k2

@@ -1,0 +1,43 @@
+"""Outputs that carry the gate values of every step beside them."""
+
+from typing import Any
+
+from rnnjax.base import Carry, Cell, Params
+
+
+def trace_gates(cell: Cell) -> Cell:
+    """The same cell, whose outputs are ``(y, gates)``: the gate values of every step beside it.
+
+    Gates of masked steps are zero, like every output.
+
+    Args:
+        cell: a cell with gates, such as ``lstm`` or ``gru``.
+
+    Raises:
+        ValueError: the cell has no gates to show.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, rnnjax
+        >>> cell = rnnjax.lstm(4)
+        >>> params = cell.init(jax.random.key(0), 3)
+        >>> _, (ys, gates) = rnnjax.unroll(rnnjax.trace_gates(cell), params, jnp.ones((5, 3)))
+        >>> gates.f.shape, bool(jnp.all((gates.f > 0) & (gates.f < 1)))
+        ((5, 4), True)
+    """
+    if cell.gates is None:
+        raise ValueError("this cell has no gates to trace: its field gates is None")
+    gates, update, step = cell.gates, cell.update, cell.step
+
+    def traced_update(params: Params, carry: Carry, z: tuple, r: tuple) -> tuple[Carry, Any]:
+        assert update is not None
+        new, y = update(params, carry, z, r)
+        return new, (y, gates(params, carry, z, r))
+
+    def traced_step(params: Params, carry: Carry, z: tuple) -> tuple[Carry, Any]:
+        assert step is not None
+        new, y = step(params, carry, z)
+        return new, (y, gates(params, carry, z, ()))
+
+    if step is not None:
+        return cell._replace(step=traced_step)
+    return cell._replace(update=traced_update)

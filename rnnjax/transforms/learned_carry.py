@@ -1,0 +1,82 @@
+"""A cell that starts from a carry it learns."""
+
+from typing import Any, NamedTuple
+
+import jax
+
+from rnnjax.base import Carry, Cell, Key, Noise, NoiseShape
+
+
+class LearnedCarryParams(NamedTuple):
+    """``cell``, the parameters of the cell below, and ``initial_carry``, a tree like its carry."""
+
+    cell: Any
+    initial_carry: Carry
+
+
+def learn_initial_carry(cell: Cell) -> Cell:
+    r"""The same cell with its initial carry as a parameter, :math:`s_0 = \theta`.
+
+    Every sequence starts from the learned carry, and so does every segment after a reset, in both
+    directions; its gradient is the sum over all of them. A sequence given an ``initial_carry``
+    of its own uses the learned one only after resets. Everything else is the cell's own.
+
+    Args:
+        cell: any cell. The learned carry starts at the cell's own initial carry: zeros, for the
+            cells of this package.
+
+    Raises:
+        ValueError: ``cell`` is no ``rnnjax.Cell``.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, rnnjax
+        >>> cell = rnnjax.learn_initial_carry(rnnjax.gru(4))
+        >>> params = cell.init(jax.random.key(0), 3)
+        >>> params = params._replace(initial_carry=jnp.arange(4.0))
+        >>> carry, ys = rnnjax.unroll(cell, params, jnp.ones((2, 5, 3)), lengths=[5, 0])
+        >>> carry[1].tolist()
+        [0.0, 1.0, 2.0, 3.0]
+
+    References:
+        Forcada and Carrasco, "Learning the initial state of a second-order recurrent neural
+        network during regular-language inference", Neural Computation 7 (1995).
+    """
+    if not isinstance(cell, Cell):
+        raise ValueError(f"cell must be a rnnjax.Cell, got {type(cell).__name__}")
+    inner_noise = cell.noise
+
+    def init(key: Key, input_size: int) -> LearnedCarryParams:
+        params = cell.init(key, input_size)
+        return LearnedCarryParams(params, cell.initial_carry(params))
+
+    def initial_carry(params: LearnedCarryParams) -> Carry:
+        # Parameters may be narrow; a carry has the dtype in which the cell computes.
+        own = jax.eval_shape(cell.initial_carry, params.cell)
+        return jax.tree.map(lambda a, b: a.astype(b.dtype), params.initial_carry, own)
+
+    def noise(key: Key, params: LearnedCarryParams, shape: NoiseShape) -> Noise:
+        assert inner_noise is not None
+        return inner_noise(key, params.cell, shape)
+
+    return cell._replace(
+        init=init,
+        initial_carry=initial_carry,
+        project=_below(cell.project),
+        recurrent=_below(cell.recurrent),
+        update=_below(cell.update),
+        step=_below(cell.step),
+        gates=_below(cell.gates),
+        linear=_below(cell.linear),
+        noise=noise if inner_noise else None,
+    )
+
+
+def _below(function: Any) -> Any:
+    """``function`` on the parameters of the cell below; None stays None."""
+    if function is None:
+        return None
+
+    def on_inner_params(params: LearnedCarryParams, *rest: Any) -> Any:
+        return function(params.cell, *rest)
+
+    return on_inner_params

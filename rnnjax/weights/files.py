@@ -1,0 +1,170 @@
+"""Weights in one safetensors file, each under the name of its place in the tree."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from rnnjax.weights._tensor_files import open_tensors
+
+Params = TypeVar("Params")
+
+
+def named_parameters(params: Any) -> dict[str, Array]:
+    """The leaves of a tree under their paths, joined by dots.
+
+    Args:
+        params: a tree; fields, indices and keys on the way to a leaf make its name.
+
+    Returns:
+        Names and leaves, in the order of `jax.tree.leaves`.
+
+    Raises:
+        ValueError: two leaves would have the same name, as "a.b" and "b" in "a" do.
+
+    Example:
+        >>> list(named_parameters({"encoder": ({"w_ih": jnp.ones(2)},), "head": jnp.ones(3)}))
+        ['encoder.0.w_ih', 'head']
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
+    doubled = [name for name, times in Counter(names).items() if times > 1]
+    if doubled:
+        raise ValueError(f"several parameters have the same name: {', '.join(doubled)}")
+    return dict(zip(names, (leaf for _, leaf in leaves), strict=True))
+
+
+def save_weights(
+    path: str | os.PathLike[str], params: Any, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes parameters to a safetensors file; a file of that name is replaced in one go.
+
+    A run that dies meanwhile leaves the old file, or none, but never a part of the new one.
+
+    Args:
+        path: the file, in a folder that exists.
+        params: a tree of arrays.
+        metadata: strings to keep beside them, read back by `load_metadata`.
+
+    Raises:
+        ValueError: two leaves would have the same name.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_weights(f"{folder}/w.safetensors", {"bias": jnp.arange(3.0)})
+        ...     load_weights(f"{folder}/w.safetensors", {"bias": jnp.zeros(3)})
+        {'bias': Array([0., 1., 2.], dtype=float32)}
+    """
+    import safetensors.numpy
+
+    # The format knows row-major arrays only, and an array from a device may be strided.
+    arrays = {
+        name: np.asarray(leaf, order="C")
+        for name, leaf in jax.device_get(named_parameters(params)).items()
+    }
+    kept = None if metadata is None else dict(metadata)
+    data = safetensors.numpy.save(arrays, kept) if arrays else _without_arrays(kept or {})
+    _replace(Path(path), data)
+
+
+def load_weights(path: str | os.PathLike[str], like: Params) -> Params:
+    """Reads parameters from a safetensors file into a tree of known shapes.
+
+    Nothing is cast, broadcast, left out or filled in. The header is held against the file and
+    against ``like`` before an array is read, so that no file can take more memory than they do.
+
+    Args:
+        path: the file.
+        like: the tree to fill: arrays or `jax.ShapeDtypeStruct`s, for instance
+            `jax.eval_shape` of an initialiser.
+
+    Returns:
+        A tree like `like`, its leaves on the default device.
+
+    Raises:
+        ValueError: the file is no whole safetensors file, or names, shapes or dtypes differ
+            from those of `like`; every difference is listed.
+        FileNotFoundError: there is no such file.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_weights(f"{folder}/w.safetensors", {"bias": jnp.arange(3.0)})
+        ...     load_weights(f"{folder}/w.safetensors", {"bias": jnp.zeros(4)})
+        Traceback (most recent call last):
+            ...
+        ValueError: ...: the weights do not fit:
+          bias: expected float32[4], found float32[3]
+    """
+    expected = named_parameters(like)
+    with open_tensors(path) as file:
+        differences = _differences(expected, file.entries)
+        if differences:
+            raise ValueError(f"{path}: the weights do not fit:\n  " + "\n  ".join(differences))
+        # The dtype is spelled out so that JAX warns where it cannot hold 64 bits.
+        leaves = [jnp.asarray(file.read(name), file.entries[name].dtype) for name in expected]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The strings that were saved beside the weights.
+
+    Raises:
+        ValueError: the file is no whole safetensors file.
+        FileNotFoundError: there is no such file.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_weights(f"{folder}/w.safetensors", {"bias": jnp.ones(3)}, {"epoch": "7"})
+        ...     load_metadata(f"{folder}/w.safetensors")
+        {'epoch': '7'}
+    """
+    with open_tensors(path) as file:
+        return dict(file.metadata)
+
+
+def _without_arrays(metadata: dict[str, str]) -> bytes:
+    """What the library, as of 0.8.0, writes as broken JSON: a file of metadata alone."""
+    header = json.dumps({"__metadata__": metadata}).encode()
+    return len(header).to_bytes(8, "little") + header
+
+
+def _differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for name in {**expected, **found}:
+        wanted, given = (_kind(leaves.get(name)) for leaves in (expected, found))
+        if wanted != given:
+            lines.append(f"{name}: expected {wanted}, found {given}")
+    return lines
+
+
+def _kind(leaf: Any) -> str:
+    if leaf is None:
+        return "nothing"
+    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # What a dead process left, or a link that somebody put there to have another file written.
+    temporary.unlink(missing_ok=True)
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            # Without it a power cut could keep the new name and lose the bytes.
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
