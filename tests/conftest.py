@@ -30,7 +30,7 @@ def quick_compile():
     """XLA optimises little, for suites of small programs by the hundred.
 
     Compiling is most of their time, and what they hold the library to is mathematics. That the
-    optimised programs keep to it, too, is seen by ``test_witness_*`` and by all that runs scripts.
+    optimised programs keep to it, too, is seen by ``tests/reference`` and by all that runs scripts.
     """
     jax.config.update("jax_disable_most_optimizations", True)
     yield

@@ -17,15 +17,15 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 torch = pytest.importorskip("torch", reason="torch is not installed: its test cases are not run")
 pytest.importorskip("expecttest", reason="torch's own tests need expecttest")
-from judges import (  # noqa: E402
-    JUDGED,
+from torch.testing._internal.common_modules import ModuleErrorEnum, module_db  # noqa: E402
+from torch_stand_ins import (  # noqa: E402
+    STAND_INS,
     assert_close,
     assert_same_outcome,
     make_pair,
     outcome,
     tensors_in,
 )
-from torch.testing._internal.common_modules import ModuleErrorEnum, module_db  # noqa: E402
 
 settings.load_profile("rnnjax")  # the import above loads a profile of its own
 
@@ -79,8 +79,8 @@ LISTED = {
     r"or convert model: model\.to\(.*\)": CAST,
 }
 
-FORWARD = [(name, case) for name in JUDGED for case in forward_cases(name)]
-ERRORS = [(name, case) for name in JUDGED for case in error_cases(name)]
+FORWARD = [(name, case) for name in STAND_INS for case in forward_cases(name)]
+ERRORS = [(name, case) for name in STAND_INS for case in error_cases(name)]
 APPLIED = [(name, case) for name, case in ERRORS if case.error_regex in REFUSED]
 OF_DTYPE = [(name, case) for name, case in ERRORS if LISTED.get(case.error_regex) == CAST]
 
@@ -100,7 +100,7 @@ def test_no_case_is_lost():
     assert len(FORWARD) >= 87
     assert len(ERRORS) >= 58
     for cases in (FORWARD, ERRORS):
-        assert {name for name, _ in cases} == set(JUDGED)
+        assert {name for name, _ in cases} == set(STAND_INS)
     assert not REFUSED.keys() & LISTED.keys()
     assert {case.error_regex for _, case in ERRORS} == REFUSED.keys() | LISTED.keys()
     listed = [case for _, case in ERRORS if case.error_regex in LISTED]
@@ -136,7 +136,7 @@ def test_what_torch_refuses_is_refused_by_name(name, case):
     with pytest.raises(case.error_type, match=case.error_regex):
         use(getattr(torch.nn, name))
     with pytest.raises(ValueError, match=REFUSED[case.error_regex]):
-        use(JUDGED[name])
+        use(STAND_INS[name])
 
 
 @pytest.mark.parametrize(("name", "case"), OF_DTYPE, ids=ids_of(OF_DTYPE))

@@ -14,7 +14,7 @@ import pytest
 
 from rnnjax.interop import classifiers, haiku, linen
 
-README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```(\w[^\n]*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 PAIRS = {
     kind.removeprefix("py "): (before, after)

@@ -1,7 +1,7 @@
-"""Nodes of ONNX run by rnnjax, judged by onnxruntime and by the cases of ONNX itself.
+"""Nodes of ONNX run by rnnjax, beside onnxruntime and by the cases of ONNX itself.
 
-onnxruntime is the judge with ragged lengths, zeros among them, in both directions. ONNX's own node
-cases bring their expected outputs with them, made in NumPy.
+onnxruntime is the reference with ragged lengths, zeros among them, in both directions. ONNX's own
+node cases bring their expected outputs with them, made in NumPy.
 """
 
 import functools
@@ -213,7 +213,7 @@ LISTED = {
 
 
 @pytest.mark.parametrize("case", LISTED)
-def test_what_is_not_judged_is_refused_with_the_reason(case):
+def test_what_is_not_run_is_refused_with_the_reason(case):
     op_type, attributes, peepholes, message = LISTED[case]
     with pytest.raises(ValueError, match=message):
         interop.kind_of(op_type, attributes, peepholes)

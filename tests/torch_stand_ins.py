@@ -1,4 +1,4 @@
-"""PyTorch's recurrent modules, computed by rnnjax, for PyTorch's own test cases to judge.
+"""PyTorch's recurrent modules, computed by rnnjax, for PyTorch's own test cases to run on.
 
 Each class stands for the module of ``torch.nn`` of that name: the same arguments, names of weights,
 shapes of inputs and outputs, packed sequences, and gradients through ``backward``. What is under
@@ -206,13 +206,13 @@ class GRUCell(Step):
         super().__init__("gru", *sizes, **options)
 
 
-JUDGED = {judged.__name__: judged for judged in (RNN, LSTM, GRU, RNNCell, LSTMCell, GRUCell)}
+STAND_INS = {judged.__name__: judged for judged in (RNN, LSTM, GRU, RNNCell, LSTMCell, GRUCell)}
 
 
 def make_pair(name, *sizes, **options):
     """The module of ``torch.nn`` in float64, and ours with the same weights."""
     theirs = getattr(torch.nn, name)(*sizes, **{"dtype": torch.float64, **options})
-    ours = JUDGED[name](*sizes, **options)
+    ours = STAND_INS[name](*sizes, **options)
     ours.load_state_dict(theirs.state_dict())
     return theirs, ours
 

@@ -144,6 +144,6 @@ def test_inside_equinox():
 
 
 def test_the_readme_shows_these_examples():
-    readme = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
     assert f"```py\n{HAIKU}```" in readme
     assert f"```py\n{EQUINOX}```" in readme
