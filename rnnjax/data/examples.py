@@ -15,13 +15,18 @@ class Examples(NamedTuple):
     label_names: tuple[str, ...] = ()
 
 
-def split(examples: Examples, fraction: float, seed: int) -> tuple[Examples, Examples]:
+def split(
+    examples: Examples, fraction: float, seed: int, *, stratified: bool = False
+) -> tuple[Examples, Examples]:
     """Divide examples at random in two parts, for a test or a validation set.
 
     Args:
         examples: at least two examples.
         fraction: the share of the first part, between 0 and 1.
         seed: a whole number, at least 0; it alone decides the division.
+        stratified: whether each class is divided for itself, so that both parts have about the
+            same shares of the classes. Of a class of two or more examples both parts then have
+            one at least; a class of one example goes to the larger part.
 
     Returns:
         Two parts without a common example, each in random order and never empty.
@@ -33,6 +38,9 @@ def split(examples: Examples, fraction: float, seed: int) -> tuple[Examples, Exa
         >>> first, second = split(Examples(["a", "b", "c", "d"], [0, 1, 0, 1]), 0.75, seed=0)
         >>> len(first.texts), len(second.texts)
         (3, 1)
+        >>> rare = Examples(["a", "b", "c", "d", "e", "f"], [0, 0, 0, 0, 1, 1])
+        >>> [part.labels.count(1) for part in split(rare, 0.5, seed=0, stratified=True)]
+        [1, 1]
     """
     count = len(examples.texts)
     if not 0 < fraction < 1:
@@ -40,8 +48,29 @@ def split(examples: Examples, fraction: float, seed: int) -> tuple[Examples, Exa
     if count < 2:
         raise DataError(f"examples: expected at least 2 to divide, got {count}")
     order = np.random.default_rng(seed).permutation(count).tolist()
-    cut = min(max(round(fraction * count), 1), count - 1)
+    if stratified:
+        order, cut = _by_class(examples.labels, order, fraction)
+    else:
+        cut = round(fraction * count)
+    cut = min(max(cut, 1), count - 1)
     return _pick(examples, order[:cut]), _pick(examples, order[cut:])
+
+
+def _by_class(labels: list[int], order: list[int], fraction: float) -> tuple[list[int], int]:
+    """The order with the rows of the first part in front, and how many those are."""
+    rows: dict[int, list[int]] = {}
+    for i in order:
+        rows.setdefault(labels[i], []).append(i)
+    chosen = {i for members in rows.values() for i in members[: _share(len(members), fraction)]}
+    # Sorting is stable: each part stays in random order, its classes mixed.
+    return sorted(order, key=lambda i: i not in chosen), len(chosen)
+
+
+def _share(count: int, fraction: float) -> int:
+    """How many of a class go to the first part."""
+    if count == 1:
+        return int(fraction >= 0.5)
+    return min(max(round(fraction * count), 1), count - 1)
 
 
 def _pick(examples: Examples, indices: list[int]) -> Examples:

