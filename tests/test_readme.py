@@ -1,37 +1,117 @@
-"""The README does what it says."""
+"""The documents do what they say: every README.md of the project is read, and its code is run.
 
+A block fenced ``python`` runs as it stands; one fenced ``text`` right below it is what it prints.
+Other fences (``bash``, ``py NAME``) are run by the tests of what they show.
+"""
+
+import contextlib
+import io
 import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text("utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+FRONT = ROOT / "README.md"
+DOCUMENTS = [
+    FRONT,
+    *sorted(p for d in ("rnnjax", "experiments", "tests") for p in ROOT.glob(f"{d}/**/README.md")),
+]
+FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+PYTHON = re.compile(
+    r"^```python\n(.*?)^```$(?:\n\n^```text\n(.*?)^```$)?", re.DOTALL | re.MULTILINE
+)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.strip().splitlines()[-1][:40])
-def test_every_python_block_runs(block):
-    exec(compile(block, "README.md", "exec"), {})
+def named(path):
+    return path.relative_to(ROOT).as_posix()
 
 
-def test_the_first_example_trains_in_twelve_lines():
-    assert len([line for line in BLOCKS[0].splitlines() if line.strip()]) <= 12
+def python_blocks(path):
+    """Each block of Python with what it prints, or "" where the document does not say."""
+    return PYTHON.findall(path.read_text("utf-8"))
+
+
+BLOCKS = [
+    pytest.param(path, *block, id=f"{named(path)}-{number}")
+    for path in DOCUMENTS
+    for number, block in enumerate(python_blocks(path), start=1)
+]
+
+
+@pytest.mark.parametrize(("path", "block", "printed"), BLOCKS)
+def test_a_block_runs_and_prints_what_the_document_says(
+    path, block, printed, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        exec(compile(block, named(path), "exec"), {"__name__": "__main__"})
+    if printed:
+        assert output.getvalue() == printed
+
+
+def anchors(path):
+    """The headings of a document as the ends of links to them."""
+    text = FENCE.sub("", path.read_text("utf-8"))
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=named)
+def test_links_lead_to_files_and_headings_that_are_there(path):
+    broken = []
+    for link in LINK.findall(FENCE.sub("", path.read_text("utf-8"))):
+        if link.startswith("https://"):
+            continue
+        file, _, heading = link.partition("#")
+        target = (path.parent / file).resolve() if file else path
+        if not target.exists() or (heading and heading not in anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=named)
+def test_files_and_tests_that_are_named_are_there(path):
+    missing = []
+    for word in re.findall(r"`([\w/.-]+\.py(?:::\w+)?)`", path.read_text("utf-8")):
+        file, _, name = word.partition("::")
+        place = next((p for p in (path.parent / file, ROOT / file) if p.exists()), None)
+        if place is None or (name and f"def {name}(" not in place.read_text("utf-8")):
+            missing.append(word)
+    assert missing == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=named)
+def test_pictures_are_small(path):
+    for link in LINK.findall(path.read_text("utf-8")):
+        if link.endswith(".png"):
+            assert (path.parent / link).stat().st_size < 250_000, link
+
+
+def test_the_front_page_is_short_and_its_example_shorter():
+    assert len(FRONT.read_text("utf-8").splitlines()) <= 250
+    block, printed = python_blocks(FRONT)[0]
+    lines = [line for line in block.splitlines() if line.strip()]
+    assert len([line for line in lines if not line.startswith(("import", "from"))]) <= 12
+    assert printed
 
 
 def test_the_first_screen_has_the_two_commands():
-    screen = "\n".join(README.splitlines()[:40])
+    screen = "\n".join(FRONT.read_text("utf-8").splitlines()[:40])
     assert 'pip install -e ".[experiments]" && python -m experiments.classify' in screen
     assert 'pip install -e ".[test]" && pytest' in screen
 
 
 def test_ci_runs_the_commands_of_the_readme():
     script = (ROOT / ".ci" / "run").read_text("utf-8")
-    assert re.search(r'^pip install -e "\.\[test\]".* && pytest$', script, re.MULTILINE)
+    assert re.search(r'^pip install -e "\.\[test\]".* && pytest', script, re.MULTILINE)
     assert "-m experiments.classify" in script
 
 
-def test_the_cell_of_the_readme_has_under_fifteen_lines():
-    (block,) = [block for block in BLOCKS if "def leaky" in block]
+def test_the_cell_of_the_guide_has_under_fifteen_lines():
+    blocks = [block for block, _ in python_blocks(ROOT / "rnnjax" / "README.md")]
+    (block,) = [block for block in blocks if "def leaky" in block]
     cell = block[block.index("def leaky") : block.index("layer =")]
     assert len([line for line in cell.splitlines() if line.strip()]) < 15

@@ -1,4 +1,4 @@
-"""The README's pages for those who come from another library: both sides run, and agree.
+"""The pages for those who come from another library: both sides run, and agree.
 
 A block fenced ``py NAME`` is of that library, and the ``python`` block after it is ours. Given the
 weights of the first, the model of the second must say the same.
@@ -14,7 +14,7 @@ import pytest
 
 from rnnjax.interop import classifiers, haiku, linen
 
-README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+README = (Path(__file__).parents[2] / "rnnjax" / "interop" / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```(\w[^\n]*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 PAIRS = {
     kind.removeprefix("py "): (before, after)

@@ -1,4 +1,4 @@
-"""The pure functions inside Haiku and Equinox, with no adapter: the two examples of the README.
+"""The pure functions inside Haiku and Equinox, with no adapter: the two examples of the document.
 
 Each is run as it stands there, with ``xs`` and ``lengths`` given, and compared with the library's
 own LSTM on the same weights, every sequence alone.
@@ -144,6 +144,6 @@ def test_inside_equinox():
 
 
 def test_the_readme_shows_these_examples():
-    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    readme = (Path(__file__).parents[2] / "rnnjax" / "interop" / "README.md").read_text("utf-8")
     assert f"```py\n{HAIKU}```" in readme
     assert f"```py\n{EQUINOX}```" in readme
