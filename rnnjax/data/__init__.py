@@ -16,6 +16,8 @@ Example:
     [(2, 6), (2, 2)]
 """
 
+from ._text_files import read_lines as read_lines
+from ._text_files import read_text as read_text
 from .batching import Batch as Batch
 from .batching import BucketedBatches as BucketedBatches
 from .boundaries import choose_boundaries as choose_boundaries
@@ -34,10 +36,16 @@ from .ragged import truncate as truncate
 from .sources import NAMES as NAMES
 from .sources import Dataset as Dataset
 from .sources import load as load
+from .streams import TEXT_NAMES as TEXT_NAMES
+from .streams import Contiguous as Contiguous
+from .streams import TextParts as TextParts
+from .streams import contiguous as contiguous
+from .streams import load_text as load_text
 from .tokenizers import TOKENIZERS as TOKENIZERS
 from .tokenizers import basic_english as basic_english
 from .tokenizers import characters as characters
 from .tokenizers import strip_punctuation as strip_punctuation
+from .tokenizers import words_and_line_ends as words_and_line_ends
 from .vectors import WordVectors as WordVectors
 from .vectors import read_vectors as read_vectors
 from .vocabulary import PADDING as PADDING

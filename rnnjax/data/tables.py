@@ -1,19 +1,17 @@
 """Columns out of CSV, TSV, JSON-lines and Parquet files, with the place of every row."""
 
 import csv
-import gzip
 import io
 import json
-import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rnnjax.data._text_files import decoded, require_file
 from rnnjax.data.errors import DataError, rows_error
 
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parquet")
 
-_LARGEST = 8 << 30  # bytes that a .gz may unpack to
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
@@ -46,8 +44,7 @@ def read_table(path: Path, wanted: Sequence[str], header: Sequence[str] | None =
     suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s)), None)
     if suffix is None:
         raise DataError(f"{path}: expected a name that ends in one of {', '.join(SUFFIXES)}")
-    if not path.is_file():
-        raise DataError(f"{path}: expected a file, found none")
+    require_file(path)
     kind = suffix.removesuffix(".gz")
     if header is not None and kind not in _DELIMITERS:
         raise DataError(f"{path}: expected a CSV or TSV file where column names are given")
@@ -80,7 +77,7 @@ def _read_csv(
 
 
 def _csv_records(path: Path, delimiter: str) -> list[tuple[int, list[str]]]:
-    lines = io.StringIO(_read_text(path), newline="")
+    lines = io.StringIO(decoded(path), newline="")
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     records, start = [], 1
     # The default limit of 131,072 characters a field is below a long review or article.
@@ -100,7 +97,7 @@ def _csv_records(path: Path, delimiter: str) -> list[tuple[int, list[str]]]:
 
 def _read_jsonl(path: Path, wanted: Sequence[str]) -> Table:
     # Not str.splitlines: a JSON string may hold U+2028 and its kind unescaped.
-    lines = enumerate(_read_text(path).split("\n"), 1)
+    lines = enumerate(decoded(path).split("\n"), 1)
     rows = [(number, _parse_object(line)) for number, line in lines if line.strip()]
     bad = [f"line {number}: {row}" for number, row in rows if isinstance(row, str)]
     if bad:
@@ -170,35 +167,3 @@ def _require_columns(path: Path, wanted: Sequence[str], found: Sequence[str]) ->
 
 def _quoted(names: Iterable[str]) -> str:
     return listed(map(repr, names))
-
-
-def _read_text(path: Path) -> str:
-    content = _read_bytes(path)
-    try:
-        # The -sig form drops the mark that some spreadsheets put before the first column name.
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        lines = enumerate(content.split(b"\n"), 1)
-        bad = [f"line {n}: {problem}" for n, line in lines if (problem := _not_utf8(line))]
-        raise rows_error(path, "UTF-8 text", bad) from None
-
-
-def _not_utf8(line: bytes) -> str | None:
-    try:
-        line.decode()
-    except UnicodeDecodeError as error:
-        return f"byte 0x{line[error.start]:02x} at column {error.start + 1}"
-    return None
-
-
-def _read_bytes(path: Path) -> bytes:
-    if path.suffix.lower() != ".gz":
-        return path.read_bytes()
-    try:
-        with gzip.open(path) as file:
-            content = file.read(_LARGEST + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: expected a whole gzip file, got {error}") from None
-    if len(content) > _LARGEST:
-        raise DataError(f"{path}: expected at most {_LARGEST:,} bytes once unpacked, got more")
-    return content

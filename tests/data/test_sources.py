@@ -334,9 +334,9 @@ def test_the_columns_of_your_own_files_can_be_named(tmp_path):
 def test_a_gzip_file_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
     path = write(tmp_path / "own.csv.gz", ["a text", "b"], [0, 1])
     size = len(gzip.decompress(path.read_bytes()))
-    monkeypatch.setattr("rnnjax.data.tables._LARGEST", size)
+    monkeypatch.setattr("rnnjax.data._text_files._LARGEST", size)
     assert read_examples(path).texts == ["a text", "b"]
-    monkeypatch.setattr("rnnjax.data.tables._LARGEST", size - 1)
+    monkeypatch.setattr("rnnjax.data._text_files._LARGEST", size - 1)
     with pytest.raises(DataError, match=rf"own\.csv\.gz: expected at most {size - 1:,} bytes"):
         read_examples(path)
 
