@@ -183,14 +183,6 @@ def run_linear() -> Any:
     return run_ours(min_gru(H), implementation="associative", lengths=[T, 2])
 
 
-def run_newton() -> Any:
-    from rnnjax.engine import unroll_newton
-
-    cell = rnnjax.gru(H)
-    params = cell.init(jax.random.key(0), D)
-    return unroll_newton(cell, params, jnp.ones((B, T, D)))[:2]
-
-
 def run_segments() -> Any:
     from rnnjax.data import pack
     from rnnjax.segments import segment_carries
@@ -429,11 +421,6 @@ def table() -> list[Feature]:
             "linear recurrences in parallel over time",
             runs(run_linear),
             everywhere("lru", "mingru", "associative", "linear_recurrence"),
-        ),
-        Feature(
-            "nonlinear cells in parallel over time (Newton)",
-            runs(run_newton),
-            everywhere("newton", "deer"),
         ),
         Feature(
             "parameter, compute and state dtype apart",

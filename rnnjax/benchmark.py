@@ -130,7 +130,7 @@ def compiled_memory(compiled: Any) -> Memory | None:
     )
 
 
-def time_in_turns(
+def interleaved(
     calls: Mapping[str, Callable[[], Any]],
     *,
     rounds: int = 7,
@@ -164,7 +164,7 @@ def time_in_turns(
 
     Example:
         >>> ticks = iter(range(100))
-        >>> timings = time_in_turns({"one": int}, rounds=2, clock=lambda: next(ticks))
+        >>> timings = interleaved({"one": int}, rounds=2, clock=lambda: next(ticks))
         >>> timings["one"]
         Timing(seconds=(1.0, 1.0), calls=1)
     """

@@ -34,7 +34,7 @@ from experiments.throughput.cases import Case, CellName, Shape
 from experiments.throughput.libraries import LIBRARIES
 from experiments.throughput.libraries.entries import Entry
 from experiments.throughput.problems import make_problem, rnnjax_cell
-from rnnjax.benchmark import CompiledCall, Spread, Timing, compile_apart, time_in_turns
+from rnnjax.benchmark import CompiledCall, Spread, Timing, compile_apart, interleaved
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -125,7 +125,7 @@ def time_points(settings: Settings, sizes: Sequence[int], make: Callable) -> lis
         compiled, shapes = make(size)
         arrays = jax.tree.map(lambda s: jnp.full(s.shape, 0.1, s.dtype), shapes)
         calls[str(size)] = lambda run=compiled.run, given=arrays: run(*given)
-    timings: dict[str, Timing] = time_in_turns(
+    timings: dict[str, Timing] = interleaved(
         calls, rounds=settings.rounds, seconds=settings.seconds
     )
     return [Point(size, timings[str(size)].spread) for size in sizes]

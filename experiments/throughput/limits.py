@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from experiments.throughput.cases import GATES, Case
 from experiments.throughput.problems import Problem
-from rnnjax.benchmark import time_in_turns
+from rnnjax.benchmark import interleaved
 
 # At most so many of a product are timed: it is at its full speed by then, and the result of a
 # larger one lies in memory that is new at every call.
@@ -44,7 +44,7 @@ def best_rate(rows: int, inner: int, columns: int, dtype: str, seconds: float) -
     if importlib.util.find_spec("torch"):
         calls["torch"] = _torch_product(rows, inner, columns, dtype)
     pauses = {name: 0.1 for name in calls if name == "torch"}
-    timings = time_in_turns(calls, rounds=5, seconds=seconds, pauses=pauses)
+    timings = interleaved(calls, rounds=5, seconds=seconds, pauses=pauses)
     return 2 * rows * inner * columns / min(t.spread.least for t in timings.values())
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from experiments.throughput.libraries.entries import Entry, Refusal, Running
 from experiments.throughput.limits import limits
 from experiments.throughput.problems import Problem, difference, tolerance
-from rnnjax.benchmark import CallError, Timing, ratio, time_in_turns, tokens_per_second
+from rnnjax.benchmark import CallError, Timing, interleaved, ratio, tokens_per_second
 
 BASELINE = "rnnjax"
 Record = dict[str, Any]
@@ -84,7 +84,7 @@ def _time(ready: list[Ready], effort: Effort) -> dict[str, Timing]:
         if not running:
             break
         try:
-            return time_in_turns(
+            return interleaved(
                 {one.entry.name: one.running.call for one in running},
                 rounds=effort.rounds,
                 seconds=effort.seconds,

@@ -5,13 +5,12 @@ and its inverse ``export_weights``; its first lines say what differs. None of th
 library it is named after.
 
 The parameters of one layer are those of its cell or of ``bidirectional``; several layers are a
-tuple, as ``stack`` has it. Where the other library numbers its layers (PyTorch, cuDNN), one layer
+tuple, as ``stack`` has it. Where the other library numbers its layers (PyTorch), one layer
 never makes a tuple; where it has a list of layers, a list of one makes a tuple of one.
 
 Nothing is cast, guessed or left out: what has no exact counterpart is refused, and why.
 """
 
-from rnnjax.interop import cudnn as cudnn
 from rnnjax.interop import equinox as equinox
 from rnnjax.interop import haiku as haiku
 from rnnjax.interop import keras as keras

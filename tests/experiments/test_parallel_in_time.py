@@ -2,20 +2,12 @@
 
 import json
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import rnnjax.newton
 
-from experiments.measurements.parallel_in_time import (
-    Case,
-    Settings,
-    interleaved,
-    jacobian_gib,
-    main,
-    measure,
-)
+import rnnjax
+from experiments.measurements import parallel_in_time
+from experiments.measurements.parallel_in_time import Case, Settings, main, measure
 
 SMALL = ["--hidden-sizes", "3", "--steps", "9", "--batches", "2", "--rounds", "3"]
 QUICK = ["--seconds", "1e-9"]
@@ -23,10 +15,9 @@ QUICK = ["--seconds", "1e-9"]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The folder of a small run of one linear cell and one that is not."""
+    """The folder of a small run of two cells."""
     folder = tmp_path_factory.mktemp("parallel") / "run"
-    cells = ["--cells", "min_gru", "gru"]
-    assert main([*cells, *SMALL, *QUICK, "--out", str(folder)]) == 0
+    assert main(["--cells", "min_gru", "lru", *SMALL, *QUICK, "--out", str(folder)]) == 0
     return folder
 
 
@@ -36,78 +27,44 @@ def records(folder):
 
 def test_every_way_to_run_every_cell_is_a_record(run):
     found = [(r["cell"], r["run"]) for r in records(run)]
-    assert found == [
-        ("min_gru", "scan"),
-        ("min_gru", "associative"),
-        ("gru", "scan"),
-        ("gru", "newton, full"),
-        ("gru", "newton, diagonal"),
-    ]
+    ways = ("scan", "associative")
+    assert found == [(cell, way) for cell in ("min_gru", "lru") for way in ways]
     settings = json.loads((run / "config.json").read_text())["settings"]
     assert settings["steps"] == [9]
 
 
-def test_a_ratio_is_the_median_of_the_loop_over_its_own(run):
-    for cell in ("min_gru", "gru"):
-        loop, *others = [r for r in records(run) if r["cell"] == cell]
+def test_every_cell_to_choose_is_linear():
+    assert all(make(3).linear is not None for make in parallel_in_time.CELLS.values())
+
+
+def test_a_ratio_is_taken_round_by_round(run):
+    for record in records(run):
         for kind in ("forward", "gradient"):
-            assert loop[f"{kind}_times_faster"] == 1
-            for record in others:
-                spread = record[f"{kind}_ms"]
-                assert 0 < spread["least"] <= spread["median"] <= spread["most"]
-                ratio = loop[f"{kind}_ms"]["median"] / spread["median"]
-                assert record[f"{kind}_times_faster"] == pytest.approx(ratio)
+            spread = record[f"{kind}_ms"]
+            assert 0 < spread["least"] <= spread["median"] <= spread["most"]
+            if record["run"] == "scan":
+                assert record[f"{kind}_times_faster"] == 1
 
 
-def test_errors_and_the_report_of_newton_are_recorded(run):
+def test_errors_are_recorded(run):
     for record in records(run):
         assert 0 <= record["error"] < 1e-5
         assert 0 <= record["gradient_error"] < 1e-4
-        if record["run"].startswith("newton"):
-            assert record["converged"]
-            assert 0 < record["iterations"] <= 10
-            assert 0 <= record["residual"] < 2e-6
-        else:
-            assert "iterations" not in record
 
 
 def test_an_error_is_the_distance_to_the_loop(monkeypatch):
-    """With Newton stopped after its first step, against the two runs made here."""
-    from experiments.measurements import parallel_in_time
+    """With an associative run whose outputs are .25 too large."""
+    unroll = rnnjax.unroll
 
-    def stopped(*args, **options):
-        return rnnjax.newton.unroll_newton(*args, max_iterations=1, **options)
+    def wrong(*args, implementation):
+        carry, ys = unroll(*args, implementation=implementation)
+        return carry, ys + (0.25 if implementation == "associative" else 0)
 
-    monkeypatch.setattr(parallel_in_time, "unroll_newton", stopped)
-    settings = Settings(rounds=1, seconds=1e-9)
-    _, full, _ = measure(Case("gru", 3, 9, 2), settings)
-    weights_key, inputs_key = jax.random.split(jax.random.key(0))
-    cell = rnnjax.gru(3)
-    params = cell.init(weights_key, settings.input_size)
-    xs = jax.random.normal(inputs_key, (2, 9, settings.input_size))
-    difference = stopped(cell, params, xs)[1] - rnnjax.unroll(cell, params, xs)[1]
-    assert not full["converged"]
-    assert full["iterations"] == 1
-    np.testing.assert_allclose(full["error"], jnp.abs(difference).max(), rtol=1e-3)
-    assert full["error"] > 1e-4
-    assert "NOT CONVERGED in 1 iterations" in parallel_in_time.show(full)
-
-
-def test_runs_take_turns():
-    calls = []
-    spreads = interleaved(
-        [lambda k=k: calls.append(k) for k in "ab"], Settings(rounds=3, seconds=1e-12)
-    )
-    assert calls == [*"ab", *"ababab"]  # once to see how long they take, then the rounds
-    assert len(spreads) == 2
-
-
-def test_jacobians_too_large_are_left_out_and_named(tmp_path, capsys):
-    assert jacobian_gib(Case("lstm", 16, 1024, 4)) == 1024 * 4 * 32**2 * 4 / 2**30
-    arguments = ["--cells", "lstm", *SMALL, *QUICK, "--memory", "1e-9", "--out", f"{tmp_path}/run"]
-    assert main(arguments) == 0
-    assert [r["run"] for r in records(tmp_path / "run")] == ["scan"]
-    assert "Newton left out" in capsys.readouterr().out
+    monkeypatch.setattr(rnnjax, "unroll", wrong)
+    loop, parallel = measure(Case("min_gru", 3, 9, 2), Settings(rounds=1, seconds=1e-9))
+    assert loop["error"] == 0
+    np.testing.assert_allclose(parallel["error"], 0.25, rtol=1e-5)
+    assert "2e-01" in parallel_in_time.show(parallel)
 
 
 @pytest.mark.parametrize(

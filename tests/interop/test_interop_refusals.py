@@ -9,7 +9,7 @@ import pytest
 from interop_cases import CELLS, D, H, make_layer, random_params
 
 import rnnjax
-from rnnjax.interop import cudnn, equinox, haiku, keras, linen, nnx, onnx, torch
+from rnnjax.interop import equinox, haiku, keras, linen, nnx, onnx, torch
 
 LSTM = random_params(make_layer(CELLS["lstm"]))
 GRU = random_params(make_layer(CELLS["gru"]))
@@ -75,7 +75,6 @@ EXPORTS = {
     "haiku": lambda kind, params: haiku.export_weights(kind, params, "a"),
     "equinox": equinox.export_weights,
     "onnx": onnx.export_weights,
-    "cudnn": lambda kind, params: cudnn.export_weights(params),
 }
 
 
@@ -245,8 +244,3 @@ def test_onnx_nodes_that_compute_something_else_are_refused():
         onnx.kind_of("LSTM", {"input_forget": 1}, peepholes=True)
     with refuses("op_type must be one of ['RNN', 'LSTM', 'GRU'], got 'Conv'"):
         onnx.kind_of("Conv", {})
-
-
-def test_sizes_of_a_cudnn_vector_are_checked():
-    with refuses("hidden_size must be a positive integer, got 0"):
-        cudnn.import_weights(np.zeros(4), 3, 0)

@@ -10,7 +10,7 @@ import pytest
 from interop_cases import CELLS, D, H, assert_equal, make_layer, random_params
 
 import rnnjax
-from rnnjax.interop import cudnn, equinox, haiku, keras, linen, nnx, onnx, torch
+from rnnjax.interop import equinox, haiku, keras, linen, nnx, onnx, torch
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -20,12 +20,6 @@ NAMES = {
     (2, False): ("a", "b"),
     (2, True): (rnnjax.Directions("a", "b"), rnnjax.Directions("c", "d")),
 }
-
-
-def cudnn_there_and_back(kind, params):
-    layers = params if type(params) is tuple else (params,)
-    both = isinstance(layers[0], rnnjax.Directions)
-    return cudnn.import_weights(cudnn.export_weights(params), D, H, len(layers), both)
 
 
 def haiku_there_and_back(kind, params):
@@ -49,7 +43,6 @@ ROUND_TRIPS = {
         there_and_back(onnx),
         ["rnn", "lstm", "peephole_lstm", "coupled_lstm", "gru", "gru_reset_before"],
     ),
-    "cudnn": (cudnn_there_and_back, ["lstm"]),
 }
 CASES = [(name, kind) for name, (_, kinds) in ROUND_TRIPS.items() for kind in kinds]
 
@@ -81,9 +74,6 @@ def test_arrays_of_jax_are_taken_and_arrays_of_numpy_given(library, kind):
 def test_a_stack_of_one_layer_comes_back_as_that_layer_where_names_cannot_tell():
     params = random_params(make_layer(CELLS["gru"]))
     assert_equal(there_and_back(torch)("gru", (params,)), params)
-    assert_equal(
-        cudnn_there_and_back("lstm", (lstm := random_params(make_layer(CELLS["lstm"])),)), lstm
-    )
     for library in (keras, linen, onnx, equinox):
         assert_equal(there_and_back(library)("gru", (params,)), (params,))
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from rnnjax import benchmark
-from rnnjax.benchmark import CallError, Memory, Spread, Timing, ratio, time_in_turns
+from rnnjax.benchmark import CallError, Memory, Spread, Timing, interleaved, ratio
 
 
 class Clock:
@@ -34,14 +34,14 @@ class Clock:
 def test_calls_take_turns_and_change_their_order_every_round():
     clock = Clock()
     calls = {name: clock.call(name, 1.0) for name in "abc"}
-    time_in_turns(calls, rounds=3, seconds=0.5, clock=clock)
+    interleaved(calls, rounds=3, seconds=0.5, clock=clock)
     assert clock.log[6:] == list("abccbaabc")  # two warm-up calls of each before
 
 
 def test_every_duration_is_kept_and_the_two_first_calls_are_not():
     clock = Clock()
     calls = {"a": clock.call("a", 100.0, 1.0, 2.0, 5.0, 3.0)}
-    timing = time_in_turns(calls, rounds=3, seconds=1.0, clock=clock)["a"]
+    timing = interleaved(calls, rounds=3, seconds=1.0, clock=clock)["a"]
     assert timing == Timing((2.0, 5.0, 3.0), calls=1)
     assert timing.spread == Spread(3.0, 2.0, 5.0)
 
@@ -49,13 +49,13 @@ def test_every_duration_is_kept_and_the_two_first_calls_are_not():
 def test_calls_that_have_run_before_are_not_warmed_up_again():
     clock = Clock()
     calls = {"a": clock.call("a", 1.0, 2.0, 5.0)}
-    timing = time_in_turns(calls, rounds=2, seconds=1.0, warm=True, clock=clock)["a"]
+    timing = interleaved(calls, rounds=2, seconds=1.0, warm=True, clock=clock)["a"]
     assert timing == Timing((2.0, 5.0), calls=1)
 
 
 def test_short_calls_are_repeated_until_a_turn_is_long_enough():
     clock = Clock()
-    timing = time_in_turns({"a": clock.call("a", 0.25)}, rounds=2, seconds=0.9, clock=clock)["a"]
+    timing = interleaved({"a": clock.call("a", 0.25)}, rounds=2, seconds=0.9, clock=clock)["a"]
     assert timing == Timing((0.25, 0.25), calls=4)
     assert len(clock.log) == 2 + 2 * 4
 
@@ -68,9 +68,7 @@ def test_a_pause_follows_every_turn_of_those_named_and_is_not_timed():
         clock.now += seconds
 
     calls = {name: clock.call(name, 1.0) for name in "ab"}
-    timings = time_in_turns(
-        calls, rounds=2, seconds=1.0, pauses={"b": 7.0}, clock=clock, sleep=sleep
-    )
+    timings = interleaved(calls, rounds=2, seconds=1.0, pauses={"b": 7.0}, clock=clock, sleep=sleep)
     assert pauses == [("b", 7.0)] * 4
     assert timings["a"].seconds == timings["b"].seconds == (1.0, 1.0)
 
@@ -83,7 +81,7 @@ def test_results_are_waited_for():
             Pending.waited += 1
             return self
 
-    time_in_turns({"a": lambda: [Pending()]}, rounds=2, seconds=1.0, clock=Clock())
+    interleaved({"a": lambda: [Pending()]}, rounds=2, seconds=1.0, clock=Clock())
     assert Pending.waited == 4
 
 
@@ -92,7 +90,7 @@ def test_a_call_that_fails_is_named():
         raise MemoryError("no more")
 
     with pytest.raises(CallError, match="'b' failed") as caught:
-        time_in_turns({"a": int, "b": broken})
+        interleaved({"a": int, "b": broken})
     assert caught.value.name == "b"
     assert isinstance(caught.value.__cause__, MemoryError)
 
@@ -102,7 +100,7 @@ def test_a_call_that_fails_is_named():
 )
 def test_what_cannot_be_timed_is_refused(options):
     with pytest.raises(ValueError, match=r"expected calls|unknown names"):
-        time_in_turns(**{"calls": {"a": int}} | options)
+        interleaved(**{"calls": {"a": int}} | options)
 
 
 def test_ratios_are_taken_round_by_round():

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from experiments.throughput.libraries.entries import Entry, Program, Refusal, compiled_entry
 from experiments.throughput.problems import Problem
-from rnnjax.interop import cudnn as interop
+from rnnjax.interop import torch
 
 NAME = "jax.experimental.rnn"
 
@@ -43,4 +44,12 @@ def _make(problem: Problem) -> Program:
         result: Any = rnn.lstm(xs, zeros, zeros, weights, lengths, *options)
         return result[0]
 
-    return Program(apply, interop.export_weights(problem.params))
+    return Program(apply, _flat_weights(problem.params))
+
+
+def _flat_weights(params: Any) -> np.ndarray:
+    """All matrices as PyTorch lays them out, then all biases, as one vector for ``rnn.lstm``."""
+    arrays = torch.export_weights("lstm", params)
+    matrices = [array for name, array in arrays.items() if name.startswith("weight")]
+    biases = [array for name, array in arrays.items() if name.startswith("bias")]
+    return np.concatenate([array.ravel() for array in (*matrices, *biases)])
