@@ -60,7 +60,7 @@ def may_merge_axes() -> bool:
     return manual or jax.device_count() == 1
 
 
-def vary_with(given: Any, tree: Any) -> Any:
+def varying_like(given: Any, tree: Any) -> Any:
     """``tree`` as what may differ from device to device in a ``shard_map`` wherever ``given`` may.
 
     The carry of a scan must be so from the start; zeros are the same on all devices.

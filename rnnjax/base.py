@@ -43,8 +43,8 @@ class Noise(NamedTuple):
         hidden: [B, P], what ``hidden(carry)`` is multiplied by before the recurrent weights, the
             same at every step of a sequence.
         recurrent: [P, G*H], what the recurrent weights are multiplied by.
-        steps: trees of arrays [T, B, ...], given to ``update`` (or ``step``) step by step as
-            further pieces of ``z``, behind those of ``project``.
+        steps: trees of arrays [T, B, ...], given to ``update`` (or ``plain_step``) step by
+            step as further pieces of ``x_proj``, behind those of ``project``.
     """
 
     inputs: Array | None = None
@@ -56,30 +56,33 @@ class Noise(NamedTuple):
 class Cell(NamedTuple):
     """A recurrent cell as pure functions of one example and one time step.
 
-    With ``z = project(params, x)`` and ``r = hidden(carry) @ recurrent(params)``, cut into pieces
-    as wide as the first pieces of ``z``, one step is ``update(params, carry, z, r) -> (carry, y)``.
+    With ``x_proj = project(params, x)`` and ``h_proj = hidden(carry) @ recurrent(params)``, cut
+    into pieces as wide as the first pieces of ``x_proj``, one step is
+    ``update(params, carry, x_proj, h_proj) -> (carry, y)``.
     The engine does the matrix product itself, so ``project`` leaves the time loop and the
     gradient of the recurrent weights is one product over all steps. ``update`` should be
     pointwise; parameters it reads should be small (biases, peepholes).
 
-    A cell that does not fit gives ``step(params, carry, z) -> (carry, y)`` instead of
-    ``recurrent``, ``hidden`` and ``update``, and is differentiated by ordinary autodiff.
+    A cell that does not fit gives ``plain_step(params, carry, x_proj) -> (carry, y)`` instead
+    of ``recurrent``, ``hidden`` and ``update``, and is differentiated by ordinary autodiff.
 
     Attributes:
         output_size: O, the size of one step's output.
         init: ``(key, input_size) -> params``, a pytree, usually a NamedTuple.
         initial_carry: ``(params) -> carry``, the carry before the first step and after a reset: a
             tree of floating arrays, real or complex.
-        project: ``(params, x [D]) -> z``, a tuple, one [H] array a gate; never sees the carry.
+        project: ``(params, x [D]) -> x_proj``, a tuple, one [H] array a gate; never sees the carry.
             Pieces behind those that meet the recurrent weights may be any tree of arrays.
         recurrent: ``(params) -> w_hh [P, G*H]``, or None for a cell without recurrent weights.
         hidden: ``(carry) -> h [P]``, what the recurrent weights multiply.
-        update: ``(params, carry, z, r) -> (carry, y)``; ``r`` is ``()`` without ``recurrent``.
-        step: ``(params, carry, z) -> (carry, y)``, the alternative to the three above.
-        gates: ``(params, carry, z, r) -> gates``, a NamedTuple of gate values, for inspection.
+        update: ``(params, carry, x_proj, h_proj) -> (carry, y)``; ``h_proj`` is ``()`` without
+            ``recurrent``.
+        plain_step: ``(params, carry, x_proj) -> (carry, y)``, the alternative to the three above.
+        gates: ``(params, carry, x_proj, h_proj) -> gates``, a NamedTuple of gate values, for
+            inspection.
         noise: ``(key, params, shape: NoiseShape) -> Noise``, called once a call and only when
             ``unroll`` is given a key; None for a cell without noise.
-        linear: ``(params, z) -> (decay, drive)``, trees like the carry, for a cell whose carry
+        linear: ``(params, x_proj) -> (decay, drive)``, trees like the carry, for a cell whose carry
             obeys ``carry' = decay * carry + drive``: such a cell can run in parallel over time.
     """
 
@@ -90,7 +93,7 @@ class Cell(NamedTuple):
     recurrent: Callable[[Params], Array] | None = None
     hidden: Callable[[Carry], Array] | None = None
     update: Callable[[Params, Carry, tuple, tuple], tuple[Carry, Any]] | None = None
-    step: Callable[[Params, Carry, tuple], tuple[Carry, Any]] | None = None
+    plain_step: Callable[[Params, Carry, tuple], tuple[Carry, Any]] | None = None
     gates: Callable[[Params, Carry, tuple, tuple], Any] | None = None
     noise: Callable[[Key, Params, NoiseShape], Noise] | None = None
     linear: Callable[[Params, tuple], tuple[Carry, Carry]] | None = None

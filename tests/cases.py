@@ -43,9 +43,9 @@ def users_own_cell() -> rnnjax.Cell:
         gate, scale, drive = jnp.split(x @ params.w_ih + params.bias, [H, H + 1])
         return gate, scale, {"drive": drive}
 
-    def update(params, carry, z, r):
-        f = jax.nn.sigmoid(z[0] + r[0] + params.peephole * carry)
-        new = f * carry + (1 - f) * jnp.tanh(z[1] * (1 + r[1]) + z[2]["drive"])
+    def update(params, carry, x_proj, h_proj):
+        f = jax.nn.sigmoid(x_proj[0] + h_proj[0] + params.peephole * carry)
+        new = f * carry + (1 - f) * jnp.tanh(x_proj[1] * (1 + h_proj[1]) + x_proj[2]["drive"])
         return new, jnp.sin(new)
 
     return rnnjax.Cell(
@@ -72,8 +72,8 @@ def cell_without_recurrent_matrix() -> rnnjax.Cell:
         w_ih = jax.random.normal(ih, (input_size, H))
         return IndependentParams(w_ih, jax.random.uniform(decay, (H,)))
 
-    def update(params, carry, z, r):
-        h = jax.nn.relu(z[0] + params.decay * carry)
+    def update(params, carry, x_proj, h_proj):
+        h = jax.nn.relu(x_proj[0] + params.decay * carry)
         return h, h
 
     return rnnjax.Cell(
@@ -222,20 +222,20 @@ def _loop(spec: One, params: Any, xs: list, starts: list[bool], carry: Any) -> t
 
 
 def _step(cell: rnnjax.Cell, params: Any, carry: Any, x: Any) -> tuple[Any, Any]:
-    z = cell.project(params, x)
-    if cell.step is not None:
-        return cell.step(params, carry, z)
-    r: tuple = ()
+    x_proj = cell.project(params, x)
+    if cell.plain_step is not None:
+        return cell.plain_step(params, carry, x_proj)
+    h_proj: tuple = ()
     if cell.recurrent is not None:
-        r = _as_wide_as(z, cell.hidden(carry) @ cell.recurrent(params))
-    return cell.update(params, carry, z, r)
+        h_proj = _as_wide_as(x_proj, cell.hidden(carry) @ cell.recurrent(params))
+    return cell.update(params, carry, x_proj, h_proj)
 
 
-def _as_wide_as(z: tuple, product: Any) -> tuple:
-    """``product`` cut into pieces as wide as the first ones of ``z``, until nothing is left."""
+def _as_wide_as(x_proj: tuple, product: Any) -> tuple:
+    """``product`` in pieces as wide as the first of ``x_proj``, until nothing is left."""
     pieces: list = []
     while product.size:
-        width = z[len(pieces)].size
+        width = x_proj[len(pieces)].size
         assert width <= product.size
         pieces.append(product[:width])
         product = product[width:]

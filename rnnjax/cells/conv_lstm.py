@@ -164,18 +164,20 @@ def conv_lstm(
         bias = params.bias.astype(out.dtype).reshape((1,) * len(shape) + params.bias.shape)
         return split_gates(out + bias, 4)
 
-    def step(params: ConvLSTMParams, carry: LSTMCarry, z: tuple) -> tuple[LSTMCarry, Array]:
-        i, f, g, o = _gates(params, carry, z, ())
+    def step(params: ConvLSTMParams, carry: LSTMCarry, x_proj: tuple) -> tuple[LSTMCarry, Array]:
+        i, f, g, o = _gates(params, carry, x_proj, ())
         c = f * carry.c + i * g
         h = o * jnp.tanh(c)
         return LSTMCarry(h, c), flatten_frames(h, shape)
 
-    return Cell(math.prod(shape) * size, init, initial_carry, project, step=step, gates=_gates)
+    return Cell(
+        math.prod(shape) * size, init, initial_carry, project, plain_step=step, gates=_gates
+    )
 
 
-def _gates(params: ConvLSTMParams, carry: LSTMCarry, z: tuple, r: tuple) -> LSTMGates:
+def _gates(params: ConvLSTMParams, carry: LSTMCarry, x_proj: tuple, h_proj: tuple) -> LSTMGates:
     recurrent = split_gates(_convolve(carry.h, params.w_hh), 4)
-    i, f, g, o = (a + b for a, b in zip(z, recurrent, strict=True))
+    i, f, g, o = (a + b for a, b in zip(x_proj, recurrent, strict=True))
     return LSTMGates(sigmoid(i), sigmoid(f), jnp.tanh(g), sigmoid(o))
 
 

@@ -23,16 +23,16 @@ class CoupledLSTMParams(NamedTuple):
     bias: Array
 
 
-def _gates(params: CoupledLSTMParams, carry: LSTMCarry, z: tuple, r: tuple) -> LSTMGates:
-    i, g, o = (a + b for a, b in zip(z, r, strict=True))
+def _gates(params: CoupledLSTMParams, carry: LSTMCarry, x_proj: tuple, h_proj: tuple) -> LSTMGates:
+    i, g, o = (a + b for a, b in zip(x_proj, h_proj, strict=True))
     # sigmoid(-i) is 1 - sigmoid(i) without the loss of digits where the input gate is open.
     return LSTMGates(sigmoid(i), sigmoid(-i), jnp.tanh(g), sigmoid(o))
 
 
 def _update(
-    params: CoupledLSTMParams, carry: LSTMCarry, z: tuple, r: tuple
+    params: CoupledLSTMParams, carry: LSTMCarry, x_proj: tuple, h_proj: tuple
 ) -> tuple[LSTMCarry, Array]:
-    i, f, g, o = _gates(params, carry, z, r)
+    i, f, g, o = _gates(params, carry, x_proj, h_proj)
     c = f * carry.c + i * g
     h = o * jnp.tanh(c)
     return LSTMCarry(h, c), h

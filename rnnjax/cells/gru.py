@@ -31,11 +31,13 @@ class GRUGates(NamedTuple):
     n: Array
 
 
-def _gates_after(params: GRUParams, carry: Array, z: tuple, r: tuple) -> GRUGates:
-    reset = sigmoid(z[0] + r[0])
-    keep = sigmoid(z[1] + r[1])
+def _gates_after(params: GRUParams, carry: Array, x_proj: tuple, h_proj: tuple) -> GRUGates:
+    reset = sigmoid(x_proj[0] + h_proj[0])
+    keep = sigmoid(x_proj[1] + h_proj[1])
     assert params.hidden_bias is not None
-    candidate = jnp.tanh(z[2] + reset * (r[2] + params.hidden_bias.astype(r[2].dtype)))
+    candidate = jnp.tanh(
+        x_proj[2] + reset * (h_proj[2] + params.hidden_bias.astype(h_proj[2].dtype))
+    )
     return GRUGates(reset, keep, candidate)
 
 
@@ -44,19 +46,21 @@ def _mix(gates: GRUGates, carry: Array) -> tuple[Array, Array]:
     return h, h
 
 
-def _update_after(params: GRUParams, carry: Array, z: tuple, r: tuple) -> tuple[Array, Array]:
-    return _mix(_gates_after(params, carry, z, r), carry)
+def _update_after(
+    params: GRUParams, carry: Array, x_proj: tuple, h_proj: tuple
+) -> tuple[Array, Array]:
+    return _mix(_gates_after(params, carry, x_proj, h_proj), carry)
 
 
-def _gates_before(params: GRUParams, carry: Array, z: tuple, r: tuple) -> GRUGates:
+def _gates_before(params: GRUParams, carry: Array, x_proj: tuple, h_proj: tuple) -> GRUGates:
     w_r, w_z, w_n = split_gates(params.w_hh, 3)
-    reset = sigmoid(z[0] + linear(carry, w_r))
-    keep = sigmoid(z[1] + linear(carry, w_z))
-    return GRUGates(reset, keep, jnp.tanh(z[2] + linear(reset * carry, w_n)))
+    reset = sigmoid(x_proj[0] + linear(carry, w_r))
+    keep = sigmoid(x_proj[1] + linear(carry, w_z))
+    return GRUGates(reset, keep, jnp.tanh(x_proj[2] + linear(reset * carry, w_n)))
 
 
-def _step_before(params: GRUParams, carry: Array, z: tuple) -> tuple[Array, Array]:
-    return _mix(_gates_before(params, carry, z, ()), carry)
+def _step_before(params: GRUParams, carry: Array, x_proj: tuple) -> tuple[Array, Array]:
+    return _mix(_gates_before(params, carry, x_proj, ()), carry)
 
 
 def gru(
@@ -119,7 +123,9 @@ def gru(
         return split_gates(linear(x, params.w_ih, params.bias), 3)
 
     if not reset_after:
-        return Cell(size, init, initial_carry, project, step=_step_before, gates=_gates_before)
+        return Cell(
+            size, init, initial_carry, project, plain_step=_step_before, gates=_gates_before
+        )
     return Cell(
         output_size=size,
         init=init,

@@ -85,8 +85,10 @@ def indrnn(
     def project(params: IndRNNParams, x: Array) -> tuple[Array, ...]:
         return (linear(x, params.w_ih, params.bias),)
 
-    def update(params: IndRNNParams, carry: Array, z: tuple, r: tuple) -> tuple[Array, Array]:
-        h = activation(z[0] + params.w_hh.astype(carry.dtype) * carry)
+    def update(
+        params: IndRNNParams, carry: Array, x_proj: tuple, h_proj: tuple
+    ) -> tuple[Array, Array]:
+        h = activation(x_proj[0] + params.w_hh.astype(carry.dtype) * carry)
         return h, h
 
     return Cell(

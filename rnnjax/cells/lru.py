@@ -39,15 +39,15 @@ def _project(params: LRUParams, x: Array) -> tuple[Array, Array]:
     return linear(x, params.d), jnp.exp(params.gamma_log.astype(drive.real.dtype)) * drive
 
 
-def _linear(params: LRUParams, z: tuple) -> tuple[Array, Array]:
-    return _eigenvalues(params), z[1]
+def _linear(params: LRUParams, x_proj: tuple) -> tuple[Array, Array]:
+    return _eigenvalues(params), x_proj[1]
 
 
-def _update(params: LRUParams, carry: Array, z: tuple, r: tuple) -> tuple[Array, Array]:
-    decay, drive = _linear(params, z)
+def _update(params: LRUParams, carry: Array, x_proj: tuple, h_proj: tuple) -> tuple[Array, Array]:
+    decay, drive = _linear(params, x_proj)
     state = decay * carry + drive
     seen = linear(state.real, params.c_real) - linear(state.imag, params.c_imag)
-    return state, seen + z[0]
+    return state, seen + x_proj[0]
 
 
 class _Ring(NamedTuple):

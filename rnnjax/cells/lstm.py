@@ -37,13 +37,15 @@ class LSTMGates(NamedTuple):
     o: Array
 
 
-def _gates(params: LSTMParams, carry: LSTMCarry, z: tuple, r: tuple) -> LSTMGates:
-    i, f, g, o = (a + b for a, b in zip(z, r, strict=True))
+def _gates(params: LSTMParams, carry: LSTMCarry, x_proj: tuple, h_proj: tuple) -> LSTMGates:
+    i, f, g, o = (a + b for a, b in zip(x_proj, h_proj, strict=True))
     return LSTMGates(sigmoid(i), sigmoid(f), jnp.tanh(g), sigmoid(o))
 
 
-def _update(params: LSTMParams, carry: LSTMCarry, z: tuple, r: tuple) -> tuple[LSTMCarry, Array]:
-    i, f, g, o = _gates(params, carry, z, r)
+def _update(
+    params: LSTMParams, carry: LSTMCarry, x_proj: tuple, h_proj: tuple
+) -> tuple[LSTMCarry, Array]:
+    i, f, g, o = _gates(params, carry, x_proj, h_proj)
     c = f * carry.c + i * g
     h = o * jnp.tanh(c)
     return LSTMCarry(h, c), h

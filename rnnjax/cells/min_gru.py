@@ -27,19 +27,21 @@ class MinGRUGates(NamedTuple):
     n: Array
 
 
-def _gates(params: MinGRUParams, carry: Array, z: tuple, r: tuple) -> MinGRUGates:
-    gate, candidate = z
+def _gates(params: MinGRUParams, carry: Array, x_proj: tuple, h_proj: tuple) -> MinGRUGates:
+    gate, candidate = x_proj
     return MinGRUGates(sigmoid(gate), candidate)
 
 
-def _linear(params: MinGRUParams, z: tuple) -> tuple[Array, Array]:
-    gate, candidate = z
+def _linear(params: MinGRUParams, x_proj: tuple) -> tuple[Array, Array]:
+    gate, candidate = x_proj
     # The decay is not 1 - sigmoid(gate), which rounds a small one to zero.
     return sigmoid(-gate), sigmoid(gate) * candidate
 
 
-def _update(params: MinGRUParams, carry: Array, z: tuple, r: tuple) -> tuple[Array, Array]:
-    decay, drive = _linear(params, z)
+def _update(
+    params: MinGRUParams, carry: Array, x_proj: tuple, h_proj: tuple
+) -> tuple[Array, Array]:
+    decay, drive = _linear(params, x_proj)
     h = decay * carry + drive
     return h, h
 

@@ -36,19 +36,21 @@ def _normalise(i: Array, f: Array) -> tuple[Array, Array]:
     return over_f / (over_i + over_f), over_i / (over_i + over_f)
 
 
-def _gates(params: MinLSTMParams, carry: Array, z: tuple, r: tuple) -> MinLSTMGates:
-    i, f, candidate = z
+def _gates(params: MinLSTMParams, carry: Array, x_proj: tuple, h_proj: tuple) -> MinLSTMGates:
+    i, f, candidate = x_proj
     return MinLSTMGates(*_normalise(i, f), candidate)
 
 
-def _linear(params: MinLSTMParams, z: tuple) -> tuple[Array, Array]:
-    i, f, candidate = z
+def _linear(params: MinLSTMParams, x_proj: tuple) -> tuple[Array, Array]:
+    i, f, candidate = x_proj
     new, kept = _normalise(i, f)
     return kept, new * candidate
 
 
-def _update(params: MinLSTMParams, carry: Array, z: tuple, r: tuple) -> tuple[Array, Array]:
-    decay, drive = _linear(params, z)
+def _update(
+    params: MinLSTMParams, carry: Array, x_proj: tuple, h_proj: tuple
+) -> tuple[Array, Array]:
+    decay, drive = _linear(params, x_proj)
     h = decay * carry + drive
     return h, h
 

@@ -30,26 +30,30 @@ class MGUGates(NamedTuple):
     n: Array
 
 
-def _gates_after(params: MGUParams, carry: Array, z: tuple, r: tuple) -> MGUGates:
-    f = sigmoid(z[0] + r[0])
+def _gates_after(params: MGUParams, carry: Array, x_proj: tuple, h_proj: tuple) -> MGUGates:
+    f = sigmoid(x_proj[0] + h_proj[0])
     assert params.hidden_bias is not None
-    return MGUGates(f, jnp.tanh(z[1] + f * (r[1] + params.hidden_bias.astype(r[1].dtype))))
+    return MGUGates(
+        f, jnp.tanh(x_proj[1] + f * (h_proj[1] + params.hidden_bias.astype(h_proj[1].dtype)))
+    )
 
 
-def _update_after(params: MGUParams, carry: Array, z: tuple, r: tuple) -> tuple[Array, Array]:
-    f, n = _gates_after(params, carry, z, r)
+def _update_after(
+    params: MGUParams, carry: Array, x_proj: tuple, h_proj: tuple
+) -> tuple[Array, Array]:
+    f, n = _gates_after(params, carry, x_proj, h_proj)
     h = (1 - f) * n + f * carry
     return h, h
 
 
-def _gates_before(params: MGUParams, carry: Array, z: tuple, r: tuple) -> MGUGates:
+def _gates_before(params: MGUParams, carry: Array, x_proj: tuple, h_proj: tuple) -> MGUGates:
     w_f, w_n = split_gates(params.w_hh, 2)
-    f = sigmoid(z[0] + linear(carry, w_f))
-    return MGUGates(f, jnp.tanh(z[1] + linear(f * carry, w_n)))
+    f = sigmoid(x_proj[0] + linear(carry, w_f))
+    return MGUGates(f, jnp.tanh(x_proj[1] + linear(f * carry, w_n)))
 
 
-def _step_before(params: MGUParams, carry: Array, z: tuple) -> tuple[Array, Array]:
-    f, n = _gates_before(params, carry, z, ())
+def _step_before(params: MGUParams, carry: Array, x_proj: tuple) -> tuple[Array, Array]:
+    f, n = _gates_before(params, carry, x_proj, ())
     h = (1 - f) * carry + f * n
     return h, h
 
@@ -126,7 +130,9 @@ def minimal_gated(
         return split_gates(linear(x, params.w_ih, params.bias), 2)
 
     if not reset_after:
-        return Cell(size, init, initial_carry, project, step=_step_before, gates=_gates_before)
+        return Cell(
+            size, init, initial_carry, project, plain_step=_step_before, gates=_gates_before
+        )
     return Cell(
         output_size=size,
         init=init,

@@ -30,8 +30,8 @@ def _remember(carry: LSTMCarry, i: Array, f: Array, g: Array) -> Array:
     return f * carry.c + i * g
 
 
-def _gates(params: PeepholeLSTMParams, carry: LSTMCarry, z: tuple, r: tuple) -> LSTMGates:
-    i, f, g, o = (a + b for a, b in zip(z, r, strict=True))
+def _gates(params: PeepholeLSTMParams, carry: LSTMCarry, x_proj: tuple, h_proj: tuple) -> LSTMGates:
+    i, f, g, o = (a + b for a, b in zip(x_proj, h_proj, strict=True))
     i = sigmoid(i + params.p_i.astype(i.dtype) * carry.c)
     f = sigmoid(f + params.p_f.astype(f.dtype) * carry.c)
     g = jnp.tanh(g)
@@ -40,9 +40,9 @@ def _gates(params: PeepholeLSTMParams, carry: LSTMCarry, z: tuple, r: tuple) -> 
 
 
 def _update(
-    params: PeepholeLSTMParams, carry: LSTMCarry, z: tuple, r: tuple
+    params: PeepholeLSTMParams, carry: LSTMCarry, x_proj: tuple, h_proj: tuple
 ) -> tuple[LSTMCarry, Array]:
-    i, f, g, o = _gates(params, carry, z, r)
+    i, f, g, o = _gates(params, carry, x_proj, h_proj)
     c = _remember(carry, i, f, g)
     h = o * jnp.tanh(c)
     return LSTMCarry(h, c), h

@@ -24,15 +24,17 @@ class ProjectedLSTMParams(NamedTuple):
     w_hr: Array
 
 
-def _gates(params: ProjectedLSTMParams, carry: LSTMCarry, z: tuple, r: tuple) -> LSTMGates:
-    i, f, g, o = (a + b for a, b in zip(z, r, strict=True))
+def _gates(
+    params: ProjectedLSTMParams, carry: LSTMCarry, x_proj: tuple, h_proj: tuple
+) -> LSTMGates:
+    i, f, g, o = (a + b for a, b in zip(x_proj, h_proj, strict=True))
     return LSTMGates(sigmoid(i), sigmoid(f), jnp.tanh(g), sigmoid(o))
 
 
 def _update(
-    params: ProjectedLSTMParams, carry: LSTMCarry, z: tuple, r: tuple
+    params: ProjectedLSTMParams, carry: LSTMCarry, x_proj: tuple, h_proj: tuple
 ) -> tuple[LSTMCarry, Array]:
-    i, f, g, o = _gates(params, carry, z, r)
+    i, f, g, o = _gates(params, carry, x_proj, h_proj)
     c = f * carry.c + i * g
     h = linear(o * jnp.tanh(c), params.w_hr)
     return LSTMCarry(h, c), h

@@ -66,8 +66,10 @@ def vanilla(
     def project(params: VanillaParams, x: Array) -> tuple[Array, ...]:
         return (linear(x, params.w_ih, params.bias),)
 
-    def update(params: VanillaParams, carry: Array, z: tuple, r: tuple) -> tuple[Array, Array]:
-        h = activation(z[0] + r[0])
+    def update(
+        params: VanillaParams, carry: Array, x_proj: tuple, h_proj: tuple
+    ) -> tuple[Array, Array]:
+        h = activation(x_proj[0] + h_proj[0])
         return h, h
 
     return Cell(

@@ -17,7 +17,7 @@ from rnnjax._numerics import accumulation_dtype
 from rnnjax.base import Cell, Params
 
 
-def widened(params: Params) -> Params:
+def in_sum_dtypes(params: Params) -> Params:
     """``params`` in dtypes that sums may be taken in; no copy of what is wide already."""
 
     def widen(leaf: Array) -> Array:
@@ -26,13 +26,13 @@ def widened(params: Params) -> Params:
     return jax.tree.map(widen, jax.tree.map(jnp.asarray, params))
 
 
-def narrowed(wide: Params, like: Params) -> Params:
+def in_dtypes_of(wide: Params, like: Params) -> Params:
     """Parameters in the dtypes that they have in ``like``."""
     return jax.tree.map(lambda a, b: a.astype(jnp.result_type(b)), wide, like)
 
 
-def accumulating(cell: Cell, params: Params) -> Cell:
-    """The cell for ``widened(params)``: each step reads them in their own dtypes."""
+def cell_reading_wide(cell: Cell, params: Params) -> Cell:
+    """The cell for ``in_sum_dtypes(params)``: each step reads them in their own dtypes."""
     leaves = [leaf for leaf in jax.tree.leaves(params) if _is_float(leaf)]
     if all(accumulation_dtype(leaf.dtype) == leaf.dtype for leaf in leaves):
         return cell
@@ -41,11 +41,11 @@ def accumulating(cell: Cell, params: Params) -> Cell:
     def reads_narrow(function: Callable | None) -> Callable | None:
         if function is None:
             return None
-        return lambda wide, *rest: function(narrowed(wide, like), *rest)
+        return lambda wide, *rest: function(in_dtypes_of(wide, like), *rest)
 
     return cell._replace(
         update=reads_narrow(cell.update),
-        step=reads_narrow(cell.step),
+        plain_step=reads_narrow(cell.plain_step),
         linear=reads_narrow(cell.linear),
     )
 

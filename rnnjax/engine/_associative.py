@@ -28,13 +28,13 @@ def run(
     """
     assert cell.linear is not None
     assert cell.update is not None
-    params, zs = weights.params, inputs.zs
-    decay, drive = over_steps(cell.linear)(params, zs)
+    params, x_projs = weights.params, inputs.x_projs
+    decay, drive = over_steps(cell.linear)(params, x_projs)
     of_leaf = functools.partial(_carries, loop.reverse, inputs)
-    carries = jax.tree.map(of_leaf, decay, drive, weights.fresh, carry)
-    entered = _enter(inputs.resets, weights.fresh, before(carries, loop.reverse))
-    products = _products(cell, weights, entered, zs)
-    _, ys = over_steps(cell.update)(params, entered, zs, products)
+    carries = jax.tree.map(of_leaf, decay, drive, weights.reset_carry, carry)
+    entered = _reset(inputs.resets, weights.reset_carry, before(carries, loop.reverse))
+    products = _products(cell, weights, entered, x_projs)
+    _, ys = over_steps(cell.update)(params, entered, x_projs, products)
     ys = zero_padding(inputs.valid, ys)
     if loop.all_carries:
         ys = (ys, after(carries, loop.reverse))
@@ -51,15 +51,15 @@ def over_steps(function: Callable) -> Callable:
     return all_steps
 
 
-def _enter(resets: Array | None, fresh: Any, states: Any) -> Any:
+def _reset(resets: Array | None, reset_carry: Any, states: Any) -> Any:
     if resets is None:
         return states
-    fresh = jax.tree.map(lambda a, b: jnp.broadcast_to(a, b.shape), fresh, states)
-    return select(resets, fresh, states)
+    reset_carry = jax.tree.map(lambda a, b: jnp.broadcast_to(a, b.shape), reset_carry, states)
+    return select(resets, reset_carry, states)
 
 
 def _carries(
-    reverse: bool, inputs: Inputs, decay: Array, drive: Array, fresh: Array, carry: Array
+    reverse: bool, inputs: Inputs, decay: Array, drive: Array, reset_carry: Array, carry: Array
 ) -> Array:
     """The history of one leaf of the carry, its initial value as the first of T + 1 drives."""
     decay, drive = decay.astype(carry.dtype), drive.astype(carry.dtype)
@@ -67,20 +67,20 @@ def _carries(
     drive = zero_padding(inputs.valid, drive)
     starts = inputs.resets
     if starts is not None:
-        drive = select(starts, decay * fresh[None] + drive, drive)
+        drive = select(starts, decay * reset_carry[None] + drive, drive)
         starts = history(jnp.ones_like(starts, shape=carry.shape[:1]), starts, reverse)
     decay = history(jnp.zeros_like(carry), decay, reverse)
     return linear_recurrence(decay, history(carry, drive, reverse), starts, reverse=reverse)
 
 
-def _products(cell: Cell, weights: Weights, entered: Carry, zs: tuple) -> tuple[Array, ...]:
-    """``r`` of every step: one product, since all states before a step are known."""
+def _products(cell: Cell, weights: Weights, entered: Carry, x_projs: tuple) -> tuple[Array, ...]:
+    """``h_proj`` of every step: one product, since all states before a step are known."""
     if weights.w_hh is None:
         return ()
     assert cell.hidden is not None
     h = jax.vmap(jax.vmap(cell.hidden))(entered)
     noise = weights.hidden_noise
-    return recur(noisy(h, None if noise is None else noise[None]), weights.w_hh, zs)
+    return recur(noisy(h, None if noise is None else noise[None]), weights.w_hh, x_projs)
 
 
 def linear_recurrence(

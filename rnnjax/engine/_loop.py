@@ -1,14 +1,14 @@
 """The loop over time of a cell written as ``project / recurrent / update``, and its derivative.
 
 Forwards the loop is one ``lax.scan`` that holds nothing but the carry. The derivative is a rule
-of its own, written once for all cells. At step t let ``r_t = h_t W``, and let ``u`` be ``update``
+of its own, written once for all cells. At step t let ``q_t = h_t W``, and let ``u`` be ``update``
 linearised there. Tangents then obey
 
-    dr_t = dh_t W + h_t dW,        (dcarry', dy_t) = u(dparams, dcarry, dz_t, dr_t).
+    dq_t = dh_t W + h_t dW,        (dcarry', dy_t) = u(dparams, dcarry, dp_t, dq_t).
 
 ``h_t dW`` needs no tangent of the carry, so it is one product over all steps before the tangent
 loop. Reverse mode is the transpose of this rule: a loop that carries only the cotangent of the
-carry, and after it the gradient of W as ONE product, the sum of ``h_t^T dr_t`` over all steps.
+carry, and after it the gradient of W as ONE product, the sum of ``h_t^T dq_t`` over all steps.
 Because the rule is made of ordinary operations, forward mode and derivatives of any order work.
 """
 
@@ -32,16 +32,16 @@ class Weights(NamedTuple):
 
     w_hh: Array | None  # [P, G*H]
     params: Any
-    fresh: Any  # the carry after a reset, [B, ...] a leaf
+    reset_carry: Any  # the carry after a reset, [B, ...] a leaf
     hidden_noise: Array | None = None  # [B, P], what h is multiplied by before w_hh
 
 
 class Inputs(NamedTuple):
     """What the loop reads step by step, time first."""
 
-    zs: tuple[Any, ...]  # [T, B, ...] a leaf: the gates, then what only update reads
+    x_projs: tuple[Any, ...]  # [T, B, ...] a leaf: the gates, then what only update reads
     valid: Array | None  # [T, B]
-    resets: Array | None  # [T, B], True: return to the fresh carry before this step
+    resets: Array | None  # [T, B], True: return to reset_carry before this step
 
 
 class Loop(NamedTuple):
@@ -54,7 +54,7 @@ class Loop(NamedTuple):
 
 def run(cell: Cell, loop: Loop, weights: Weights, carry: Any, inputs: Inputs) -> tuple[Any, Any]:
     """Run ``cell`` over time, with one batch axis: ``(carry, ys [T, B, O])``."""
-    if cell.step is not None:
+    if cell.plain_step is not None:
         return _scan(loop, functools.partial(_plain_step, cell, loop, weights), carry, inputs)
     return _differentiable_loop(cell, loop)(weights, carry, inputs)
 
@@ -63,11 +63,11 @@ def _scan(loop: Loop, step: Callable, carry: Any, inputs: Any) -> tuple[Any, Any
     return lax.scan(step, carry, inputs, reverse=loop.reverse, unroll=loop.scan_unroll)
 
 
-def _enter(at: Inputs, fresh: Any, carry: Any) -> Any:
-    return carry if at.resets is None else select(at.resets, fresh, carry)
+def _reset(at: Inputs, reset_carry: Any, carry: Any) -> Any:
+    return carry if at.resets is None else select(at.resets, reset_carry, carry)
 
 
-def _leave(loop: Loop, at: Inputs, held: Any, new: Any, y: Any) -> tuple[Any, Any]:
+def _hold(loop: Loop, at: Inputs, held: Any, new: Any, y: Any) -> tuple[Any, Any]:
     carry, y = select(at.valid, new, held), zero_padding(at.valid, y)
     return carry, (y, carry) if loop.all_carries else y
 
@@ -75,24 +75,24 @@ def _leave(loop: Loop, at: Inputs, held: Any, new: Any, y: Any) -> tuple[Any, An
 def _plain_step(
     cell: Cell, loop: Loop, weights: Weights, carry: Any, at: Inputs
 ) -> tuple[Any, Any]:
-    assert cell.step is not None
-    carry = _enter(at, weights.fresh, carry)
-    step = jax.vmap(cell.step, in_axes=(None, 0, 0))
-    new, y = step(weights.params, carry, at.zs)
-    return _leave(loop, at, carry, new, y)
+    assert cell.plain_step is not None
+    carry = _reset(at, weights.reset_carry, carry)
+    step = jax.vmap(cell.plain_step, in_axes=(None, 0, 0))
+    new, y = step(weights.params, carry, at.x_projs)
+    return _hold(loop, at, carry, new, y)
 
 
-def gate_widths(w_hh: Array | None, zs: tuple[Any, ...]) -> tuple[int, ...]:
-    """The widths of the pieces of ``h @ w_hh``: those of the first pieces of ``zs``.
+def gate_widths(w_hh: Array | None, x_projs: tuple[Any, ...]) -> tuple[int, ...]:
+    """The widths of the pieces of ``h @ w_hh``: those of the first pieces of ``x_projs``.
 
     Raises:
         ValueError: no number of first pieces is as wide as the recurrent weights.
     """
     widths: list[int] = []
     columns = 0 if w_hh is None else w_hh.shape[-1]
-    for z in zs:
-        if sum(widths) < columns and hasattr(z, "shape"):
-            widths.append(z.shape[-1])
+    for x_proj in x_projs:
+        if sum(widths) < columns and hasattr(x_proj, "shape"):
+            widths.append(x_proj.shape[-1])
     if sum(widths) != columns:
         raise ValueError(
             f"a cell's recurrent weights {w_hh.shape if w_hh is not None else ()} must be as wide "
@@ -106,9 +106,9 @@ def _cut(x: Array, widths: tuple[int, ...]) -> tuple[Array, ...]:
     return tuple(jnp.split(x, ends[:-1], axis=-1))
 
 
-def recur(h: Array, w_hh: Array | None, zs: tuple[Any, ...]) -> tuple[Array, ...]:
-    """``h @ w_hh`` in pieces, one for each gate of ``zs``; () without recurrent weights."""
-    return () if w_hh is None else _cut(linear(h, w_hh), gate_widths(w_hh, zs))
+def recur(h: Array, w_hh: Array | None, x_projs: tuple[Any, ...]) -> tuple[Array, ...]:
+    """``h @ w_hh`` in pieces, one for each gate of ``x_projs``; () without recurrent weights."""
+    return () if w_hh is None else _cut(linear(h, w_hh), gate_widths(w_hh, x_projs))
 
 
 def noisy(h: Array, noise: Array | None) -> Array:
@@ -134,10 +134,10 @@ def _differentiable_loop(cell: Cell, loop: Loop) -> Callable:
     @jax.custom_jvp
     def over_time(weights: Weights, carry: Any, inputs: Inputs) -> tuple[Any, Any]:
         def step(carry: Any, at: Inputs) -> tuple[Any, Any]:
-            carry = _enter(at, weights.fresh, carry)
-            r = recur(noisy(hidden(carry), weights.hidden_noise), weights.w_hh, at.zs)
-            new, y = update(weights.params, carry, at.zs, r)
-            return _leave(loop, at, carry, new, y)
+            carry = _reset(at, weights.reset_carry, carry)
+            h_proj = recur(noisy(hidden(carry), weights.hidden_noise), weights.w_hh, at.x_projs)
+            new, y = update(weights.params, carry, at.x_projs, h_proj)
+            return _hold(loop, at, carry, new, y)
 
         return _scan(loop, step, carry, inputs)
 
@@ -146,54 +146,62 @@ def _differentiable_loop(cell: Cell, loop: Loop) -> Callable:
         reads = _reads_of_update(cell, primals, tangents)
         noise_moves = _moves(tangents[0].hidden_noise)
         held = inputs.valid is not None or inputs.resets is not None
-        says_hidden = reads.says_hidden and not (
+        y_is_hidden = reads.y_is_hidden and not (
             held or loop.all_carries or weights.hidden_noise is not None
         )
 
         def step(carry: Any, at: Inputs) -> tuple[Any, Any]:
-            carry = _enter(at, weights.fresh, carry)
+            carry = _reset(at, weights.reset_carry, carry)
             clean, d_hidden = jax.linearize(hidden, carry)
             h = noisy(clean, weights.hidden_noise)
-            r = recur(h, weights.w_hh, at.zs)
+            h_proj = recur(h, weights.w_hh, at.x_projs)
 
-            def pointwise(leaves: list, carry: Any, apart: list, r: Any) -> Any:
+            def pointwise(leaves: list, carry: Any, read_alone: list, h_proj: Any) -> Any:
                 params = reads.params.replace(weights.params, leaves)
-                return update(params, carry, reads.apart.replace(at.zs, apart), r)
+                return update(
+                    params, carry, reads.read_alone.replace(at.x_projs, read_alone), h_proj
+                )
 
             pointwise = jax.checkpoint(pointwise, prevent_cse=False, policy=_is_kept)
             (new, y), d_update = jax.linearize(
-                pointwise, reads.params.of(weights.params), carry, reads.apart.of(at.zs), r
+                pointwise,
+                reads.params.of(weights.params),
+                carry,
+                reads.read_alone.of(at.x_projs),
+                h_proj,
             )
-            carry, y = _leave(loop, at, carry, new, y)
+            carry, y = _hold(loop, at, carry, new, y)
             kept = _Linearised(h, clean if noise_moves else None, d_hidden, d_update)
             # Taking h from the outputs is a copy of them, worth it where y is kept, too.
-            spared = says_hidden and any(leaf is y for leaf in jax.tree.leaves(kept))
-            given = _Given(weights, at, _Said(h, y) if spared else None)
-            return carry, (y, _Saved.of(kept, given))
+            recovered = y_is_hidden and any(leaf is y for leaf in jax.tree.leaves(kept))
+            recoverable = _Recoverable(weights, at, _HiddenHistory(h, y) if recovered else None)
+            return carry, (y, _Residuals.of(kept, recoverable))
 
         final, (ys, steps) = _scan(loop, step, carry, inputs)
-        given = _Given(weights, inputs, None)
-        if steps.reads_beyond(given):
-            given = given._replace(said=_Said(_one_later(loop, hidden(carry), ys), ys))
-        return (final, ys), _tangent_loop(loop, reads, primals, tangents, steps, given)
+        recoverable = _Recoverable(weights, inputs, None)
+        if steps.reads_beyond(recoverable):
+            recoverable = recoverable._replace(
+                hidden_history=_HiddenHistory(_one_later(loop, hidden(carry), ys), ys)
+            )
+        return (final, ys), _tangent_loop(loop, reads, primals, tangents, steps, recoverable)
 
     over_time.defjvp(rule, symbolic_zeros=True)
     return over_time
 
 
-class _Said(NamedTuple):
+class _HiddenHistory(NamedTuple):
     """Outputs that are the hidden state: it is there anyway, and not to be kept again."""
 
     before: Array  # h_{t-1}
     now: Array  # h_t
 
 
-class _Given(NamedTuple):
+class _Recoverable(NamedTuple):
     """What the derivative has without keeping it, of one step or of all."""
 
     weights: Weights
     inputs: Inputs
-    said: _Said | None
+    hidden_history: _HiddenHistory | None
 
 
 def _one_later(loop: Loop, first: Array, ys: Array) -> Array:
@@ -204,15 +212,17 @@ def _one_later(loop: Loop, first: Array, ys: Array) -> Array:
 
 
 @jax.tree_util.register_pytree_node_class
-class _Saved:
+class _Residuals:
     """A tree of residuals in which no array is stored twice, nor one the loop was given anyway."""
 
     def __init__(self, leaves: list, sources: tuple, structure: Any) -> None:
         self.leaves, self.sources, self.structure = leaves, sources, structure
 
     @classmethod
-    def of(cls, tree: Any, given: Any) -> "_Saved":
-        known = {id(leaf): ("given", k) for k, leaf in enumerate(jax.tree.leaves(given))}
+    def of(cls, tree: Any, recoverable: Any) -> "_Residuals":
+        known = {
+            id(leaf): ("recoverable", k) for k, leaf in enumerate(jax.tree.leaves(recoverable))
+        }
         flat, structure = jax.tree.flatten(tree)
         leaves: list = []
         for leaf in flat:
@@ -221,20 +231,20 @@ class _Saved:
                 leaves.append(leaf)
         return cls(leaves, tuple(known[id(leaf)] for leaf in flat), structure)
 
-    def tree(self, given: Any) -> Any:
-        stores = {"given": jax.tree.leaves(given), "saved": self.leaves}
+    def tree(self, recoverable: Any) -> Any:
+        stores = {"recoverable": jax.tree.leaves(recoverable), "saved": self.leaves}
         return jax.tree.unflatten(self.structure, [stores[s][k] for s, k in self.sources])
 
-    def reads_beyond(self, given: Any) -> bool:
-        """Whether it was made of more than ``given``, with arrays that came after these."""
-        count = len(jax.tree.leaves(given))
-        return any(store == "given" and k >= count for store, k in self.sources)
+    def reads_beyond(self, recoverable: Any) -> bool:
+        """Whether it was made of more than ``recoverable``, with arrays that came after these."""
+        count = len(jax.tree.leaves(recoverable))
+        return any(store == "recoverable" and k >= count for store, k in self.sources)
 
     def tree_flatten(self) -> tuple[list, tuple]:
         return self.leaves, (self.sources, self.structure)
 
     @classmethod
-    def tree_unflatten(cls, static: tuple, leaves: Any) -> "_Saved":
+    def tree_unflatten(cls, static: tuple, leaves: Any) -> "_Residuals":
         return cls(list(leaves), *static)
 
 
@@ -257,45 +267,58 @@ def _is_kept(primitive: Any, *operands: Any, **_: Any) -> bool:
 
 
 def _tangent_loop(
-    loop: Loop, reads: "_Reads", primals: tuple, tangents: tuple, steps: _Saved, given: _Given
+    loop: Loop,
+    reads: "_Reads",
+    primals: tuple,
+    tangents: tuple,
+    steps: _Residuals,
+    recoverable: _Recoverable,
 ) -> tuple[Any, Any]:
     weights, carry, inputs = primals
     d_weights, d_carry, d_inputs = tangents
     d_params = _dense(reads.params.of(d_weights.params), reads.params.of(weights.params))
-    d_apart = _dense(reads.apart.of(d_inputs.zs), reads.apart.of(inputs.zs))
-    d_fresh = _dense(d_weights.fresh, weights.fresh)
-    d_sums = _sum_tangents(reads, primals, tangents, steps.tree(given))
+    d_read_alone = _dense(
+        reads.read_alone.of(d_inputs.x_projs), reads.read_alone.of(inputs.x_projs)
+    )
+    d_reset_carry = _dense(d_weights.reset_carry, weights.reset_carry)
+    d_sums = _sum_tangents(reads, primals, tangents, steps.tree(recoverable))
     # Transposed once, before the loop: the backward loop multiplies by this array as it lies.
     w_t = None if weights.w_hh is None else lax.optimization_barrier(weights.w_hh.T)
 
     def step(d_carry: Any, at: tuple) -> tuple[Any, Any]:
-        saved, d_apart, d_sum, now, said = at
-        linearised = saved.tree(_Given(weights, now, said))
-        d_carry = _enter(now, d_fresh, d_carry)
-        d_r = ()
+        saved, d_read_alone, d_sum, now, hidden_history = at
+        linearised = saved.tree(_Recoverable(weights, now, hidden_history))
+        d_carry = _reset(now, d_reset_carry, d_carry)
+        d_h_proj = ()
         if w_t is not None:
             d_h = noisy(linearised.d_hidden(d_carry), weights.hidden_noise)
-            d_r = _cut(_times_transposed(d_h, w_t) + d_sum, gate_widths(weights.w_hh, now.zs))
-        d_new, d_y = linearised.d_update(d_params, d_carry, d_apart, d_r)
-        return _leave(loop, now, d_carry, d_new, d_y)
+            d_h_proj = _cut(
+                _times_transposed(d_h, w_t) + d_sum, gate_widths(weights.w_hh, now.x_projs)
+            )
+        d_new, d_y = linearised.d_update(d_params, d_carry, d_read_alone, d_h_proj)
+        return _hold(loop, now, d_carry, d_new, d_y)
 
-    xs = (steps, d_apart, d_sums, inputs, given.said)
+    xs = (steps, d_read_alone, d_sums, inputs, recoverable.hidden_history)
     return _scan(loop, step, _dense(d_carry, carry), xs)
 
 
 def _sum_tangents(
     reads: "_Reads", primals: tuple, tangents: tuple, steps: _Linearised
 ) -> Array | None:
-    """What is added to ``dh_t W``, for all steps: ``h_t dW``, and dz wherever z only meets r."""
+    """What is added to ``dh_t W``, for all steps: ``h_t dW``, dx_proj where only added."""
     weights, _, inputs = primals
     d_weights, _, d_inputs = tangents
     if weights.w_hh is None:
         return None
     dtype = accumulation_dtype(weights.w_hh.dtype)
-    count = len(gate_widths(weights.w_hh, inputs.zs))
+    count = len(gate_widths(weights.w_hh, inputs.x_projs))
     pieces = [
-        as_rows(_dense(d_z, z).astype(dtype) if meets else jnp.zeros_like(z, dtype))
-        for d_z, z, meets in zip(d_inputs.zs, inputs.zs, reads.meets[:count], strict=False)
+        as_rows(
+            _dense(d_x_proj, x_proj).astype(dtype) if only_added else jnp.zeros_like(x_proj, dtype)
+        )
+        for d_x_proj, x_proj, only_added in zip(
+            d_inputs.x_projs, inputs.x_projs, reads.only_added[:count], strict=False
+        )
     ]
     total = jnp.concatenate(pieces, axis=-1)
     if _moves(d_weights.w_hh):
@@ -352,24 +375,24 @@ class _Reads(NamedTuple):
 
     Attributes:
         params: the leaves of the parameters it reads and that have a tangent.
-        meets: for each leaf of ``z``, whether it is used in nothing but the sum ``z_k + r_k``.
+        only_added: for each leaf of ``x_proj``, whether its one use is a sum with ``h_proj[k]``.
             There the tangents of both are one array, kept once.
-        apart: the other leaves of ``z`` that have a tangent.
-        says_hidden: whether its output is the h that the next step multiplies by W.
+        read_alone: the other leaves of ``x_proj`` that have a tangent.
+        y_is_hidden: whether its output is the h that the next step multiplies by W.
     """
 
     params: _Subset
-    meets: tuple[bool, ...]
-    apart: _Subset
-    says_hidden: bool
+    only_added: tuple[bool, ...]
+    read_alone: _Subset
+    y_is_hidden: bool
 
 
 def _reads_of_update(cell: Cell, primals: tuple, tangents: tuple) -> _Reads:
     assert cell.hidden is not None
     assert cell.update is not None
     weights, carry, inputs = primals
-    zs = _shapes(inputs.zs, axes=2)
-    rs = _recur_shapes(weights.w_hh, inputs.zs)
+    x_projs = _shapes(inputs.x_projs, axes=2)
+    h_projs = _recur_shapes(weights.w_hh, inputs.x_projs)
     params = _shapes(weights.params, axes=0)
     hidden, update = cell.hidden, cell.update
 
@@ -377,21 +400,26 @@ def _reads_of_update(cell: Cell, primals: tuple, tangents: tuple) -> _Reads:
         new, y = update(*operands)
         return hidden(new), y, new
 
-    jaxpr = jax.make_jaxpr(both)(params, _shapes(carry, axes=1), zs, rs).jaxpr
+    jaxpr = jax.make_jaxpr(both)(params, _shapes(carry, axes=1), x_projs, h_projs).jaxpr
     h, *outputs = jaxpr.outvars
     y_is_an_array = len(outputs) == 1 + len(jax.tree.leaves(carry))
-    before_r = len(jaxpr.invars) - len(rs)
-    z_vars = jaxpr.invars[before_r - len(jax.tree.leaves(zs)) : before_r]
-    r_vars = jaxpr.invars[before_r:]
-    d_zs, d_params = _tangent_leaves(tangents[2].zs), _tangent_leaves(tangents[0].params)
-    # The gates come first among the pieces of z, and each is one leaf.
-    meets = [k < len(rs) and _meet_only(jaxpr, z, r_vars[k]) for k, z in enumerate(z_vars)]
+    before_h = len(jaxpr.invars) - len(h_projs)
+    x_vars = jaxpr.invars[before_h - len(jax.tree.leaves(x_projs)) : before_h]
+    h_vars = jaxpr.invars[before_h:]
+    d_x_projs, d_params = _tangent_leaves(tangents[2].x_projs), _tangent_leaves(tangents[0].params)
+    # The gates come first among the pieces of x_proj, and each is one leaf.
+    only_added = [
+        k < len(h_projs) and _are_only_added(jaxpr, x_proj, h_vars[k])
+        for k, x_proj in enumerate(x_vars)
+    ]
     used = [_is_read(jaxpr, v) for v in jaxpr.invars[: len(d_params)]]
     return _Reads(
         params=_Subset(tuple(u and _moves(t) for u, t in zip(used, d_params, strict=True))),
-        meets=tuple(meets),
-        apart=_Subset(tuple(not met and _moves(t) for met, t in zip(meets, d_zs, strict=True))),
-        says_hidden=y_is_an_array and outputs[0] is h,
+        only_added=tuple(only_added),
+        read_alone=_Subset(
+            tuple(not met and _moves(t) for met, t in zip(only_added, d_x_projs, strict=True))
+        ),
+        y_is_hidden=y_is_an_array and outputs[0] is h,
     )
 
 
@@ -404,11 +432,11 @@ def _shapes(tree: Any, axes: int) -> Any:
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[axes:], a.dtype), tree)
 
 
-def _recur_shapes(w_hh: Array | None, zs: tuple[Any, ...]) -> tuple[jax.ShapeDtypeStruct, ...]:
+def _recur_shapes(w_hh: Array | None, x_projs: tuple[Any, ...]) -> tuple[jax.ShapeDtypeStruct, ...]:
     if w_hh is None:
         return ()
     dtype = accumulation_dtype(w_hh.dtype)
-    return tuple(jax.ShapeDtypeStruct((width,), dtype) for width in gate_widths(w_hh, zs))
+    return tuple(jax.ShapeDtypeStruct((width,), dtype) for width in gate_widths(w_hh, x_projs))
 
 
 def _uses(jaxpr: Any, var: Any) -> list:
@@ -427,10 +455,10 @@ def _is_read(jaxpr: Any, var: Any) -> bool:
     return any(matters(use) for use in _uses(jaxpr, var))
 
 
-def _meet_only(jaxpr: Any, z: Any, r: Any) -> bool:
-    """Whether the only use of ``z``, and the only use of ``r``, is the one sum ``z + r``."""
-    uses_z, uses_r = _uses(jaxpr, z), _uses(jaxpr, r)
-    if len(uses_z) != 1 or len(uses_r) != 1 or uses_z[0] is not uses_r[0]:
+def _are_only_added(jaxpr: Any, x_proj: Any, h_proj: Any) -> bool:
+    """Whether ``x_proj`` and ``h_proj`` are used in their one sum and nowhere else."""
+    uses_x, uses_h = _uses(jaxpr, x_proj), _uses(jaxpr, h_proj)
+    if len(uses_x) != 1 or len(uses_h) != 1 or uses_x[0] is not uses_h[0]:
         return False
-    primitive = getattr(uses_z[0], "primitive", None)
+    primitive = getattr(uses_x[0], "primitive", None)
     return primitive is not None and primitive.name in ("add", "add_any")

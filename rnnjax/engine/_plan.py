@@ -24,7 +24,7 @@ SHORTEST_CHUNK = 8
 # From so many steps on the derivative keeps the first carry of each chunk only: there it is memory
 # that runs out. With fewer it keeps the gates: running chunks again makes a step a sixth longer at
 # 512 units and a quarter at 1024, next to nothing at 128.
-LONG = 1024
+RECOMPUTE_FROM_STEPS = 1024
 
 
 class Plan(NamedTuple):
@@ -43,15 +43,15 @@ class Plan(NamedTuple):
     reason: str
 
 
-class Wish(NamedTuple):
+class Request(NamedTuple):
     """What the caller of ``unroll`` asked for, checked."""
 
     implementation: str | None
     remat: int | str | None
 
 
-def check_wish(cell: Cell, implementation: Any, remat: Any) -> Wish:
-    """Refuse what cannot be had.
+def check_request(cell: Cell, implementation: Any, remat: Any) -> Request:
+    """Check what the caller asked for.
 
     Raises:
         ValueError: an unknown name or ``remat``, or a cell the implementation cannot run.
@@ -66,41 +66,45 @@ def check_wish(cell: Cell, implementation: Any, remat: Any) -> Wish:
         )
     if implementation == "associative" and remat is not None:
         raise ValueError(f"remat is for a loop over time; associative has none, got {remat!r}")
-    return Wish(implementation, remat)
+    return Request(implementation, remat)
 
 
-def choose(wish: Wish, time: Any, gates: int, gate_bytes: Any, platform: str) -> Plan:
+def make_plan(request: Request, time: Any, gates: int, gate_bytes: Any, platform: str) -> Plan:
     """The plan for a call.
 
     Args:
-        wish: as the caller said.
+        request: what the caller asked for.
         time: steps.
         gates: arrays that ``project`` gives.
         gate_bytes: their size for all steps of the whole batch; any other type than int where
             shapes are symbolic.
         platform: "cpu", "gpu" or "tpu".
     """
-    if wish.implementation == "associative":
+    if request.implementation == "associative":
         return Plan("associative", None, False, "the carry of every step at once")
-    if wish.remat == "never":
+    if request.remat == "never":
         return Plan("scan", None, False, "remat='never': every step's gates are kept")
-    if wish.remat is not None:
+    if request.remat is not None:
         if not isinstance(time, int):
-            raise ValueError(f"remat={wish.remat!r} needs a T known when compiled, got {time}")
+            raise ValueError(f"remat={request.remat!r} needs a T known when compiled, got {time}")
         named = {"step": 1, "sqrt": max(1, math.isqrt(time))}
-        chunk = named[wish.remat] if isinstance(wish.remat, str) else wish.remat
-        return Plan("scan", chunk, True, f"remat={wish.remat!r}: chunks of {_steps(chunk)}")
+        chunk = named[request.remat] if isinstance(request.remat, str) else request.remat
+        return Plan("scan", chunk, True, f"remat={request.remat!r}: chunks of {_steps(chunk)}")
     if not isinstance(gate_bytes, int):
         return Plan("scan", None, False, "symbolic shapes: all steps projected at once")
     megabytes = f"{gate_bytes / 2**20:.1f} MiB of gate inputs"
     most = HOISTED_BYTES_ON_CPU if gates > 1 else HOISTED_BYTES_OF_ONE_GATE_ON_CPU
-    again = time >= LONG
-    if platform == "cpu" and gate_bytes > most and (gates > 1 or again):
+    recompute = time >= RECOMPUTE_FROM_STEPS
+    if platform == "cpu" and gate_bytes > most and (gates > 1 or recompute):
         chunk = _chunk(time, CHUNK_BYTES_ON_CPU * time // gate_bytes)
         limit = f"above {most / 2**20:.1f} MiB on cpu"
-        kept = f"run again by the derivative from T = {LONG} on" if again else "gates kept"
+        kept = (
+            f"run again by the derivative from T = {RECOMPUTE_FROM_STEPS} on"
+            if recompute
+            else "gates kept"
+        )
         reason = f"{megabytes}, {limit}: chunks of {_steps(chunk)}, {kept}"
-        return Plan("scan", chunk, again, reason)
+        return Plan("scan", chunk, recompute, reason)
     return Plan("scan", None, False, f"{megabytes} on {platform}: all steps projected at once")
 
 

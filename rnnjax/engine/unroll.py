@@ -11,12 +11,12 @@ from jax import Array, lax
 
 from rnnjax import _checks, masking
 from rnnjax._checks import check_floating, check_key, check_size
-from rnnjax._numerics import may_merge_axes, vary_with
+from rnnjax._numerics import may_merge_axes, varying_like
 from rnnjax.base import Carry, Cell, Key, Noise, NoiseShape, Params
 from rnnjax.engine import _associative, _loop
-from rnnjax.engine._accumulation import accumulating, narrowed, widened
+from rnnjax.engine._accumulation import cell_reading_wide, in_dtypes_of, in_sum_dtypes
 from rnnjax.engine._loop import Inputs, Loop, Weights, gate_widths
-from rnnjax.engine._plan import Plan, Wish, check_wish, choose
+from rnnjax.engine._plan import Plan, Request, check_request, make_plan
 
 
 def unroll(
@@ -106,7 +106,7 @@ def unroll(
     _check_bools(reverse=reverse, all_carries=all_carries, include_initial=include_initial)
     if include_initial and not all_carries:
         raise ValueError("include_initial=True needs all_carries=True")
-    wish = check_wish(cell, implementation, remat)
+    request = check_request(cell, implementation, remat)
     loop = Loop(reverse, check_size("scan_unroll", scan_unroll), all_carries)
     key = None if key is None else check_key(key)
     initial_carry = jax.tree.map(_as_carry, initial_carry)
@@ -115,7 +115,7 @@ def unroll(
         _checks.require_finite(name, getattr(call, name))
     _checks.require_finite("xs", xs, valid)
     try:
-        carry, ys = _unroll(cell, loop, wish, include_initial, call)
+        carry, ys = _unroll(cell, loop, request, include_initial, call)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         _check_params(cell, params, xs.shape[-1])
         raise
@@ -149,7 +149,7 @@ def explain(
         memory: remat=2: chunks of 2 steps
     """
     _check_cell(cell)
-    plan = _plan(cell, check_wish(cell, implementation, remat), params, xs)
+    plan = _plan(cell, check_request(cell, implementation, remat), params, xs)
     if plan.implementation == "associative":
         how = "associative scan, parallel over time"
         derivative = "a linear recurrence in the other direction, in parallel over time too"
@@ -157,18 +157,18 @@ def explain(
         how = "scan over time"
         derivative = (
             "one rule for all cells; the weight gradient is one product after the loop"
-            if cell.step is None
+            if cell.plain_step is None
             else "ordinary autodiff of the cell's step, which is slower"
         )
     return f"implementation: {how}\nderivative: {derivative}\nmemory: {plan.reason}"
 
 
-def _plan(cell: Cell, wish: Wish, params: Params, xs: Any) -> Plan:
+def _plan(cell: Cell, request: Request, params: Params, xs: Any) -> Plan:
     x = jax.ShapeDtypeStruct(xs.shape[-1:], xs.dtype)
-    zs = jax.tree.leaves(jax.eval_shape(cell.project, params, x))
+    x_projs = jax.tree.leaves(jax.eval_shape(cell.project, params, x))
     steps = math.prod(xs.shape[:-1])
-    gate_bytes = steps * sum(z.size * z.dtype.itemsize for z in zs)
-    return choose(wish, xs.shape[-2], len(zs), gate_bytes, jax.default_backend())
+    gate_bytes = steps * sum(x_proj.size * x_proj.dtype.itemsize for x_proj in x_projs)
+    return make_plan(request, xs.shape[-2], len(x_projs), gate_bytes, jax.default_backend())
 
 
 class Call(NamedTuple):
@@ -194,7 +194,7 @@ class Steps(NamedTuple):
 class Prepared(NamedTuple):
     """One call with one batch axis and time first, its noise drawn."""
 
-    fresh: Carry  # the carry after a reset, [B, ...] a leaf
+    reset_carry: Carry  # the carry after a reset, [B, ...] a leaf
     carry: Carry  # the carry before the first step
     noise: Noise
     steps: Steps
@@ -211,12 +211,12 @@ def prepare(cell: Cell, reverse: bool, call: Call) -> Prepared:
     resets = masking.resets_before(call.resets, call.valid, reverse)
     xs = time_first(masking.zero_padding(call.valid, call.xs))
     # One carry a sequence, mapped over xs rather than broadcast so that it is sharded as they are.
-    fresh = jax.vmap(lambda _: cell.initial_carry(params), in_axes=1, axis_size=count)(xs)
-    carry = fresh
+    reset_carry = jax.vmap(lambda _: cell.initial_carry(params), in_axes=1, axis_size=count)(xs)
+    carry = reset_carry
     if call.initial_carry is not None:
         given = _check_carry(call.initial_carry, jax.eval_shape(cell.initial_carry, params), batch)
-        carry = jax.tree.map(lambda a, b: a.reshape(b.shape), given, fresh)
-    fresh, carry = vary_with(call, (fresh, carry))
+        carry = jax.tree.map(lambda a, b: a.reshape(b.shape), given, reset_carry)
+    reset_carry, carry = varying_like(call, (reset_carry, carry))
     noise = Noise()
     if call.key is not None:
         assert cell.noise is not None
@@ -225,20 +225,23 @@ def prepare(cell: Cell, reverse: bool, call: Call) -> Prepared:
     if noise.inputs is not None:
         xs = xs * noise.inputs[None]
     valid, resets = jax.tree.map(time_first, (call.valid, resets))
-    return Prepared(fresh, carry, noise, Steps(xs, valid, resets, noise.steps))
+    return Prepared(reset_carry, carry, noise, Steps(xs, valid, resets, noise.steps))
 
 
 def projected(
-    cell: Cell, params: Params, fresh: Carry, noise: Noise, steps: Steps
+    cell: Cell, params: Params, reset_carry: Carry, noise: Noise, steps: Steps
 ) -> tuple[Weights, Inputs]:
     """What a loop reads: the half of every step that needs no carry, computed for all at once."""
     w_hh = cell.recurrent(params) if cell.recurrent else None
     if w_hh is not None and noise.recurrent is not None:
         # In the dtype of the noise, wider than bfloat16, so that its factor is not rounded twice.
         w_hh = (w_hh.astype(noise.recurrent.dtype) * noise.recurrent).astype(w_hh.dtype)
-    weights, zs = Weights(w_hh, params, fresh, noise.hidden), _project_all(cell, params, steps.xs)
-    _check_pieces(weights, zs)
-    return weights, Inputs((*zs, *steps.noise), steps.valid, steps.resets)
+    weights, x_projs = (
+        Weights(w_hh, params, reset_carry, noise.hidden),
+        _project_all(cell, params, steps.xs),
+    )
+    _check_pieces(weights, x_projs)
+    return weights, Inputs((*x_projs, *steps.noise), steps.valid, steps.resets)
 
 
 def _project_all(cell: Cell, params: Params, xs: Array) -> tuple[Any, ...]:
@@ -247,8 +250,8 @@ def _project_all(cell: Cell, params: Params, xs: Array) -> tuple[Any, ...]:
     if not may_merge_axes():
         return jax.vmap(project, in_axes=(None, 0))(params, xs)
     steps = xs.shape[:2]
-    zs = project(params, xs.reshape(math.prod(steps), *xs.shape[2:]))
-    return jax.tree.map(lambda a: a.reshape(*steps, *a.shape[1:]), zs)
+    x_projs = project(params, xs.reshape(math.prod(steps), *xs.shape[2:]))
+    return jax.tree.map(lambda a: a.reshape(*steps, *a.shape[1:]), x_projs)
 
 
 def batch_first(batch: tuple[int, ...], ys: Any) -> Any:
@@ -265,10 +268,10 @@ def unflatten(batch: tuple[int, ...], carry: Carry) -> Carry:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _unroll(
-    cell: Cell, loop: Loop, wish: Wish, include_initial: bool, call: Call
+    cell: Cell, loop: Loop, request: Request, include_initial: bool, call: Call
 ) -> tuple[Carry, Any]:
     batch = call.xs.shape[:-2]
-    plan = _plan(cell, wish, call.params, call.xs)
+    plan = _plan(cell, request, call.params, call.xs)
     prepared = prepare(cell, loop.reverse, call)
     final, ys = _run_plan(cell, loop, plan, call.params, prepared)
     if include_initial:
@@ -280,16 +283,18 @@ def _run_plan(
     cell: Cell, loop: Loop, plan: Plan, params: Params, prepared: Prepared
 ) -> tuple[Carry, Any]:
     run = _associative.run if plan.implementation == "associative" else _loop.run
-    inner, wide = accumulating(cell, params), widened(params)
+    inner, wide = cell_reading_wide(cell, params), in_sum_dtypes(params)
 
-    def some_steps(wide: Params, fresh: Carry, noise: Noise, carry: Carry, some: Steps) -> Any:
-        weights, inputs = projected(cell, narrowed(wide, params), fresh, noise, some)
+    def some_steps(
+        wide: Params, reset_carry: Carry, noise: Noise, carry: Carry, some: Steps
+    ) -> Any:
+        weights, inputs = projected(cell, in_dtypes_of(wide, params), reset_carry, noise, some)
         return run(inner, loop, weights._replace(params=wide), carry, inputs)
 
     if plan.recompute:
         some_steps = jax.checkpoint(some_steps, prevent_cse=False)
-    fresh, carry, noise, steps = prepared
-    from_carry = functools.partial(some_steps, wide, fresh, noise._replace(steps=()))
+    reset_carry, carry, noise, steps = prepared
+    from_carry = functools.partial(some_steps, wide, reset_carry, noise._replace(steps=()))
     if plan.chunk is None or plan.chunk >= steps.xs.shape[0]:
         return from_carry(carry, steps)
     return _in_chunks(from_carry, loop.reverse, plan.chunk, carry, steps)
@@ -330,15 +335,17 @@ def _check_cell(cell: Any) -> None:
     if not isinstance(cell, Cell):
         raise ValueError(f"cell must be a rnnjax.Cell, got {type(cell).__name__}")
     split = cell.update is not None and cell.hidden is not None
-    if (cell.step is not None) == split:
-        raise ValueError("a cell must give either hidden and update (with recurrent), or step")
+    if (cell.plain_step is not None) == split:
+        raise ValueError(
+            "a cell must give either hidden and update (with recurrent), or plain_step"
+        )
 
 
-def _check_pieces(weights: Weights, zs: Any) -> None:
-    if not isinstance(zs, tuple):
-        raise ValueError(f"a cell's project must give a tuple, got {type(zs).__name__}")
-    gate_widths(weights.w_hh, zs)
-    for leaf in jax.tree.leaves(weights.fresh):
+def _check_pieces(weights: Weights, x_projs: Any) -> None:
+    if not isinstance(x_projs, tuple):
+        raise ValueError(f"a cell's project must give a tuple, got {type(x_projs).__name__}")
+    gate_widths(weights.w_hh, x_projs)
+    for leaf in jax.tree.leaves(weights.reset_carry):
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             raise ValueError(
                 f"a cell's carry must be of floating or complex dtype, got {leaf.dtype}"
@@ -350,7 +357,7 @@ def _check_noise(cell: Cell, noise: Noise) -> None:
         if getattr(noise, name) is not None and cell.recurrent is None:
             raise ValueError(
                 f"a cell's noise may not have {name} where the engine multiplies no recurrent "
-                "weights: the cell gives step, or no recurrent"
+                "weights: the cell gives plain_step, or no recurrent"
             )
 
 
@@ -398,10 +405,10 @@ def _check_xs(xs: Any) -> Array:
     return xs
 
 
-def _check_carry(carry: Carry, fresh: Carry, batch: tuple[int, ...]) -> Carry:
-    if jax.tree.structure(carry) != jax.tree.structure(fresh):
+def _check_carry(carry: Carry, reset_carry: Carry, batch: tuple[int, ...]) -> Carry:
+    if jax.tree.structure(carry) != jax.tree.structure(reset_carry):
         raise ValueError(
-            f"initial_carry must have the structure {jax.tree.structure(fresh)}, "
+            f"initial_carry must have the structure {jax.tree.structure(reset_carry)}, "
             f"got {jax.tree.structure(carry)}"
         )
 
@@ -418,4 +425,4 @@ def _check_carry(carry: Carry, fresh: Carry, batch: tuple[int, ...]) -> Carry:
             )
         return given.astype(expected.dtype)
 
-    return jax.tree_util.tree_map_with_path(check, carry, fresh)
+    return jax.tree_util.tree_map_with_path(check, carry, reset_carry)

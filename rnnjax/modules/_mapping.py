@@ -247,8 +247,10 @@ def lstm_cell(features: int, gate_fn: Activation, activation_fn: Activation) -> 
         start = base.initial_carry(params)
         return start.c, start.h
 
-    def update(params: LSTMParams, carry: tuple, z: tuple, r: tuple) -> tuple[tuple, Array]:
-        i, f, g, o = (a + b for a, b in zip(z, r, strict=True))
+    def update(
+        params: LSTMParams, carry: tuple, x_proj: tuple, h_proj: tuple
+    ) -> tuple[tuple, Array]:
+        i, f, g, o = (a + b for a, b in zip(x_proj, h_proj, strict=True))
         c = gate_fn(f) * carry[0] + gate_fn(i) * activation_fn(g)
         h = gate_fn(o) * activation_fn(c)
         return (c, h), h
@@ -263,9 +265,9 @@ def lstm_cell(features: int, gate_fn: Activation, activation_fn: Activation) -> 
 def gru_cell(features: int, gate_fn: Activation, activation_fn: Activation) -> Cell:
     """Flax's GRU on ``GRUParams``, any activations, with or without the hidden bias."""
 
-    def update(params: GRUParams, h: Array, z: tuple, r: tuple) -> tuple[Array, Array]:
-        reset, keep = gate_fn(z[0] + r[0]), gate_fn(z[1] + r[1])
-        candidate = activation_fn(z[2] + reset * _with_bias(r[2], params.hidden_bias))
+    def update(params: GRUParams, h: Array, x_proj: tuple, h_proj: tuple) -> tuple[Array, Array]:
+        reset, keep = gate_fn(x_proj[0] + h_proj[0]), gate_fn(x_proj[1] + h_proj[1])
+        candidate = activation_fn(x_proj[2] + reset * _with_bias(h_proj[2], params.hidden_bias))
         h = (1 - keep) * candidate + keep * h
         return h, h
 
@@ -278,10 +280,10 @@ def mgu_cell(
 ) -> Cell:
     """Flax's minimal gated unit on ``MGUParams``."""
 
-    def update(params: MGUParams, h: Array, z: tuple, r: tuple) -> tuple[Array, Array]:
-        forget = gate_fn(z[0] + r[0])
-        recalled = _with_bias(r[1], params.hidden_bias)
-        candidate = activation_fn(z[1] + (forget * recalled if reset_gate else recalled))
+    def update(params: MGUParams, h: Array, x_proj: tuple, h_proj: tuple) -> tuple[Array, Array]:
+        forget = gate_fn(x_proj[0] + h_proj[0])
+        recalled = _with_bias(h_proj[1], params.hidden_bias)
+        candidate = activation_fn(x_proj[1] + (forget * recalled if reset_gate else recalled))
         h = (1 - forget) * candidate + forget * h
         return h, h
 
@@ -292,13 +294,15 @@ def mgu_cell(
 def simple_cell(features: int, activation_fn: Activation, residual: bool) -> Cell:
     """Flax's simple cell on ``VanillaParams``, with or without its residual connection."""
 
-    def update(params: VanillaParams, h: Array, z: tuple, r: tuple) -> tuple[Array, Array]:
-        total = z[0] + r[0]
+    def update(
+        params: VanillaParams, h: Array, x_proj: tuple, h_proj: tuple
+    ) -> tuple[Array, Array]:
+        total = x_proj[0] + h_proj[0]
         h = activation_fn(total + h if residual else total)
         return h, h
 
     return vanilla(features)._replace(update=update)
 
 
-def _with_bias(r: Array, bias: Array | None) -> Array:
-    return r if bias is None else r + bias.astype(r.dtype)
+def _with_bias(h_proj: Array, bias: Array | None) -> Array:
+    return h_proj if bias is None else h_proj + bias.astype(h_proj.dtype)

@@ -26,18 +26,20 @@ def trace_gates(cell: Cell) -> Cell:
     """
     if cell.gates is None:
         raise ValueError("this cell has no gates to trace: its field gates is None")
-    gates, update, step = cell.gates, cell.update, cell.step
+    gates, update, step = cell.gates, cell.update, cell.plain_step
 
-    def traced_update(params: Params, carry: Carry, z: tuple, r: tuple) -> tuple[Carry, Any]:
+    def traced_update(
+        params: Params, carry: Carry, x_proj: tuple, h_proj: tuple
+    ) -> tuple[Carry, Any]:
         assert update is not None
-        new, y = update(params, carry, z, r)
-        return new, (y, gates(params, carry, z, r))
+        new, y = update(params, carry, x_proj, h_proj)
+        return new, (y, gates(params, carry, x_proj, h_proj))
 
-    def traced_step(params: Params, carry: Carry, z: tuple) -> tuple[Carry, Any]:
+    def traced_step(params: Params, carry: Carry, x_proj: tuple) -> tuple[Carry, Any]:
         assert step is not None
-        new, y = step(params, carry, z)
-        return new, (y, gates(params, carry, z, ()))
+        new, y = step(params, carry, x_proj)
+        return new, (y, gates(params, carry, x_proj, ()))
 
     if step is not None:
-        return cell._replace(step=traced_step)
+        return cell._replace(plain_step=traced_step)
     return cell._replace(update=traced_update)

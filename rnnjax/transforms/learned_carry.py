@@ -64,7 +64,7 @@ def learn_initial_carry(cell: Cell) -> Cell:
         project=_below(cell.project),
         recurrent=_below(cell.recurrent),
         update=_below(cell.update),
-        step=_below(cell.step),
+        plain_step=_below(cell.plain_step),
         gates=_below(cell.gates),
         linear=_below(cell.linear),
         noise=noise if inner_noise else None,

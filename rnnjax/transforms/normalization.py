@@ -86,20 +86,20 @@ def layer_norm(cell: Cell, epsilon: float = 1e-5) -> Cell:
         normed = tuple(shift + _normalise(z - shift, gain, epsilon) for z, shift, gain in pieces)
         return normed + zs[len(gains) :]
 
-    def normalise(params: LayerNormParams, r: tuple) -> tuple:
+    def normalise(params: LayerNormParams, h_proj: tuple) -> tuple:
         if params.hidden_gain is None:
-            return r
-        gains = _like_pieces(params.hidden_gain, r)
-        return tuple(_normalise(a, gain, epsilon) for a, gain in zip(r, gains, strict=True))
+            return h_proj
+        gains = _like_pieces(params.hidden_gain, h_proj)
+        return tuple(_normalise(a, gain, epsilon) for a, gain in zip(h_proj, gains, strict=True))
 
     def normed_update(
-        params: LayerNormParams, carry: Carry, z: tuple, r: tuple
+        params: LayerNormParams, carry: Carry, x_proj: tuple, h_proj: tuple
     ) -> tuple[Carry, Any]:
-        return update(params.cell, carry, z, normalise(params, r))
+        return update(params.cell, carry, x_proj, normalise(params, h_proj))
 
-    def gates(params: LayerNormParams, carry: Carry, z: tuple, r: tuple) -> Any:
+    def gates(params: LayerNormParams, carry: Carry, x_proj: tuple, h_proj: tuple) -> Any:
         assert inner.gates is not None
-        return inner.gates(params.cell, carry, z, normalise(params, r))
+        return inner.gates(params.cell, carry, x_proj, normalise(params, h_proj))
 
     def of_cell(function: Callable | None) -> Callable | None:
         return function and (lambda params, *rest: function(params.cell, *rest))

@@ -100,26 +100,26 @@ def with_policy(cell: Cell, policy: Policy) -> Cell:
         assert inner.recurrent is not None
         return _cast(inner.recurrent(lift(params)), compute)
 
-    def update(params: Params, carry: Carry, z: tuple, r: tuple) -> tuple[Carry, Any]:
+    def update(params: Params, carry: Carry, x_proj: tuple, h_proj: tuple) -> tuple[Carry, Any]:
         assert inner.update is not None
-        return _cast_each(inner.update(operands(params), lift(carry), z, lift(r)), state)
+        return _cast_each(inner.update(operands(params), lift(carry), x_proj, lift(h_proj)), state)
 
-    def step(params: Params, carry: Carry, z: tuple) -> tuple[Carry, Any]:
-        assert inner.step is not None
-        return _cast_each(inner.step(operands(params), lift(carry), z), state)
+    def step(params: Params, carry: Carry, x_proj: tuple) -> tuple[Carry, Any]:
+        assert inner.plain_step is not None
+        return _cast_each(inner.plain_step(operands(params), lift(carry), x_proj), state)
 
-    def gates(params: Params, carry: Carry, z: tuple, r: tuple) -> Any:
+    def gates(params: Params, carry: Carry, x_proj: tuple, h_proj: tuple) -> Any:
         assert inner.gates is not None
-        return _cast_each(inner.gates(operands(params), lift(carry), z, lift(r)), state)
+        return _cast_each(inner.gates(operands(params), lift(carry), x_proj, lift(h_proj)), state)
 
     def noise(key: Key, params: Params, shape: NoiseShape) -> Noise:
         assert inner.noise is not None
         drawn = inner.noise(key, lift(params), shape)
         return drawn._replace(recurrent=jax.tree.map(lambda a: _cast(a, compute), drawn.recurrent))
 
-    def linear(params: Params, z: tuple) -> tuple[Carry, Carry]:
+    def linear(params: Params, x_proj: tuple) -> tuple[Carry, Carry]:
         assert inner.linear is not None
-        return inner.linear(operands(params), z)
+        return inner.linear(operands(params), x_proj)
 
     return cell._replace(
         init=init,
@@ -127,7 +127,7 @@ def with_policy(cell: Cell, policy: Policy) -> Cell:
         project=project,
         recurrent=inner.recurrent and recurrent,
         update=inner.update and update,
-        step=inner.step and step,
+        plain_step=inner.plain_step and step,
         gates=inner.gates and gates,
         noise=inner.noise and noise,
         # A carry rounded at every step does not obey a linear recurrence.

@@ -119,7 +119,7 @@ def recurrent_dropout(cell: Cell, rate: float) -> Cell:
     """
     _check_cell(cell)
     rate = check_rate("rate", rate)
-    finish = _FINISH.get(cell.update or cell.step)
+    finish = _FINISH.get(cell.update or cell.plain_step)
     if finish is None:
         raise ValueError(
             "recurrent_dropout drops the candidate inside lstm(...) or gru(...), so it must be "
@@ -133,22 +133,24 @@ def recurrent_dropout(cell: Cell, rate: float) -> Cell:
         keep = _draw(key, 1 - rate, (shape.time, shape.batch), (cell.output_size,))
         return Noise(steps=(CandidateMask(keep),))
 
-    def dropped(params: Params, carry: Carry, z: tuple, r: tuple) -> tuple[Carry, Any]:
-        z, mask = _split_noise(z, CandidateMask)
+    def dropped(params: Params, carry: Carry, x_proj: tuple, h_proj: tuple) -> tuple[Carry, Any]:
+        x_proj, mask = _split_noise(x_proj, CandidateMask)
 
         def drop(a: Array) -> Array:
             return a if mask is None else jnp.where(mask.keep, a / (1 - rate), jnp.zeros_like(a))
 
-        return finish(gates(params, carry, z, r), carry, drop)
+        return finish(gates(params, carry, x_proj, h_proj), carry, drop)
 
-    def shown(params: Params, carry: Carry, z: tuple, r: tuple) -> Any:
-        return gates(params, carry, _split_noise(z, CandidateMask)[0], r)
+    def shown(params: Params, carry: Carry, x_proj: tuple, h_proj: tuple) -> Any:
+        return gates(params, carry, _split_noise(x_proj, CandidateMask)[0], h_proj)
 
     if not rate:
         return cell
     noisy = cell._replace(noise=_both(cell.noise, draw), gates=shown)
     if update is None:
-        return noisy._replace(step=lambda params, carry, z: dropped(params, carry, z, ()))
+        return noisy._replace(
+            plain_step=lambda params, carry, x_proj: dropped(params, carry, x_proj, ())
+        )
     return noisy._replace(update=dropped)
 
 
@@ -272,31 +274,31 @@ def zoneout(cell: Cell, rate: float | Mapping[str, float]) -> Cell:
         )
         return Noise(steps=(ZoneoutMask(hold),))
 
-    def update(params: Params, carry: Carry, z: tuple, r: tuple) -> tuple[Carry, Any]:
+    def update(params: Params, carry: Carry, x_proj: tuple, h_proj: tuple) -> tuple[Carry, Any]:
         assert cell.update is not None
-        z, mask = _split_noise(z, ZoneoutMask)
-        return _zone_out(rate, mask, carry, *cell.update(params, carry, z, r))
+        x_proj, mask = _split_noise(x_proj, ZoneoutMask)
+        return _zone_out(rate, mask, carry, *cell.update(params, carry, x_proj, h_proj))
 
-    def step(params: Params, carry: Carry, z: tuple) -> tuple[Carry, Any]:
-        assert cell.step is not None
-        z, mask = _split_noise(z, ZoneoutMask)
-        return _zone_out(rate, mask, carry, *cell.step(params, carry, z))
+    def step(params: Params, carry: Carry, x_proj: tuple) -> tuple[Carry, Any]:
+        assert cell.plain_step is not None
+        x_proj, mask = _split_noise(x_proj, ZoneoutMask)
+        return _zone_out(rate, mask, carry, *cell.plain_step(params, carry, x_proj))
 
-    def gates(params: Params, carry: Carry, z: tuple, r: tuple) -> Any:
+    def gates(params: Params, carry: Carry, x_proj: tuple, h_proj: tuple) -> Any:
         assert cell.gates is not None
-        return cell.gates(params, carry, _split_noise(z, ZoneoutMask)[0], r)
+        return cell.gates(params, carry, _split_noise(x_proj, ZoneoutMask)[0], h_proj)
 
-    def linear(params: Params, z: tuple) -> tuple[Carry, Carry]:
+    def linear(params: Params, x_proj: tuple) -> tuple[Carry, Carry]:
         assert cell.linear is not None
-        z, mask = _split_noise(z, ZoneoutMask)
-        decay, drive = cell.linear(params, z)
+        x_proj, mask = _split_noise(x_proj, ZoneoutMask)
+        decay, drive = cell.linear(params, x_proj)
         ones, zeros = jax.tree.map(jnp.ones_like, decay), jax.tree.map(jnp.zeros_like, drive)
         return _blend(rate, mask, ones, decay), _blend(rate, mask, zeros, drive)
 
     return cell._replace(
         noise=_both(cell.noise, draw),
         update=cell.update and update,
-        step=cell.step and step,
+        plain_step=cell.plain_step and step,
         gates=cell.gates and gates,
         linear=cell.linear and linear,
     )
@@ -351,7 +353,8 @@ def _check_recurrent(name: str, cell: Cell) -> None:
     if cell.recurrent is None:
         raise ValueError(
             f"{name} needs a cell with recurrent weights that the engine multiplies; this one has "
-            "none" + (", since it is written as a plain step" if cell.step is not None else "")
+            "none"
+            + (", since it is written as a plain step" if cell.plain_step is not None else "")
         )
 
 
@@ -372,9 +375,9 @@ def _product(a: Array | None, b: Array | None) -> Array | None:
     return a * b if a is not None and b is not None else b if a is None else a
 
 
-def _split_noise(z: tuple, kind: type) -> tuple[tuple, Any]:
+def _split_noise(x_proj: tuple, kind: type) -> tuple[tuple, Any]:
     """The pieces of the cell below, and the transformer's own noise: the last piece, or None."""
-    return (z[:-1], z[-1]) if z and isinstance(z[-1], kind) else (z, None)
+    return (x_proj[:-1], x_proj[-1]) if x_proj and isinstance(x_proj[-1], kind) else (x_proj, None)
 
 
 def _draw(key: Key, probability: float, counts: tuple[int, ...], shape: tuple[int, ...]) -> Array:

@@ -143,14 +143,14 @@ def users_linear_cell() -> rnnjax.Cell:
             TwoLeaves(jax.random.normal(start, (H,)), jnp.array([1.0 + 2j, 0.5j])),
         )
 
-    def linear(params, z):
-        decay = TwoLeaves(jax.nn.sigmoid(z[1]), 0.9 * jnp.exp(1j * params.turn))
-        return decay, TwoLeaves(jnp.tanh(z[0]), z[0][:2] + 1j * z[1][:2])
+    def linear(params, x_proj):
+        decay = TwoLeaves(jax.nn.sigmoid(x_proj[1]), 0.9 * jnp.exp(1j * params.turn))
+        return decay, TwoLeaves(jnp.tanh(x_proj[0]), x_proj[0][:2] + 1j * x_proj[1][:2])
 
-    def update(params, carry, z, r):
-        decay, drive = linear(params, z)
+    def update(params, carry, x_proj, h_proj):
+        decay, drive = linear(params, x_proj)
         new = jax.tree.map(lambda a, s, b: a * s + b, decay, carry, drive)
-        return new, jnp.sin(r[0] + z[0]) + new.slow
+        return new, jnp.sin(h_proj[0] + x_proj[0]) + new.slow
 
     return rnnjax.Cell(
         output_size=H,

@@ -197,10 +197,10 @@ def noisy(cell):
         ]
         return rnnjax.Noise(*normal[:3], steps=({"factor": normal[3]},))
 
-    def update(params, carry, z, r):
-        factor = z[-1]["factor"] if isinstance(z[-1], dict) else 1.0
-        z = z[:-1] if isinstance(z[-1], dict) else z
-        carry, y = cell.update(params.inner, carry, z, r)
+    def update(params, carry, x_proj, h_proj):
+        factor = x_proj[-1]["factor"] if isinstance(x_proj[-1], dict) else 1.0
+        x_proj = x_proj[:-1] if isinstance(x_proj[-1], dict) else x_proj
+        carry, y = cell.update(params.inner, carry, x_proj, h_proj)
         return carry, y * factor
 
     return cell._replace(
@@ -232,11 +232,12 @@ def test_noise_of_every_kind_is_applied_and_differentiated(name, remat):
             )
             ys = []
             for t in range(T):
-                z = inner.project(params.inner, xs[:, t] * noise.inputs)
+                x_proj = inner.project(params.inner, xs[:, t] * noise.inputs)
                 h = inner.hidden(carry) * noise.hidden
-                r = jnp.split(h @ (inner.recurrent(params.inner) * noise.recurrent), len(z), -1)
+                w_hh = inner.recurrent(params.inner) * noise.recurrent
+                h_proj = jnp.split(h @ w_hh, len(x_proj), -1)
                 update = jax.vmap(inner.update, in_axes=(None, 0, 0, 0))
-                carry, y = update(params.inner, carry, z, tuple(r))
+                carry, y = update(params.inner, carry, x_proj, tuple(h_proj))
                 ys.append(y * noise.steps[0]["factor"][t])
             return carry, jnp.stack(ys, 1)
 

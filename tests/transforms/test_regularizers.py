@@ -61,14 +61,15 @@ def with_fixed_noise(cell, params):
 
 def one_step(cell, params, carry, x, row, own):
     """A step with each factor of the noise in its place."""
-    z = (*cell.project(params, x if row.inputs is None else x * row.inputs), *own)
-    if cell.step is not None:
-        return cell.step(params, carry, z)
+    x_proj = (*cell.project(params, x if row.inputs is None else x * row.inputs), *own)
+    if cell.plain_step is not None:
+        return cell.plain_step(params, carry, x_proj)
     h = cell.hidden(carry) if row.hidden is None else cell.hidden(carry) * row.hidden
     w_hh = cell.recurrent(params)
-    r = h @ (w_hh if row.recurrent is None else w_hh * row.recurrent)
-    ends = np.cumsum([piece.size for piece in jax.tree.leaves(z)])
-    return cell.update(params, carry, z, tuple(jnp.split(r, ends[ends < r.size])))
+    h_proj = h @ (w_hh if row.recurrent is None else w_hh * row.recurrent)
+    ends = np.cumsum([piece.size for piece in jax.tree.leaves(x_proj)])
+    pieces = jnp.split(h_proj, ends[ends < h_proj.size])
+    return cell.update(params, carry, x_proj, tuple(pieces))
 
 
 def alone_with_noise(cell, params, noise, b, batch, carry, reverse):
@@ -272,7 +273,7 @@ def assert_drawn_at(rate, factors, scale):
 
 
 def test_variational_masks_are_the_same_at_every_step_and_differ_between_sequences():
-    first = showing(lambda params, carry, z, r: (carry, z[0]), WIDE)
+    first = showing(lambda params, carry, x_proj, h_proj: (carry, x_proj[0]), WIDE)
     ys = masks_shown(variational_dropout(first, inputs=0.3))
     assert np.all(ys == ys[:, :1])
     assert len({row.tobytes() for row in ys[:, 0]}) == len(ys)
@@ -280,7 +281,7 @@ def test_variational_masks_are_the_same_at_every_step_and_differ_between_sequenc
 
     eye = first._replace(
         init=lambda key, size: {"w": jnp.eye(size)},
-        update=lambda params, carry, z, r: (carry, r[0]),
+        update=lambda params, carry, x_proj, h_proj: (carry, h_proj[0]),
     )
     ys = masks_shown(variational_dropout(eye, hidden=0.3))
     assert np.all(ys == ys[:, :1])
@@ -289,7 +290,7 @@ def test_variational_masks_are_the_same_at_every_step_and_differ_between_sequenc
 
 
 def test_weight_drop_has_one_mask_for_all_sequences_and_steps():
-    cell = weight_drop(showing(lambda params, carry, z, r: (carry, r[0]), WIDE), 0.5)
+    cell = weight_drop(showing(lambda params, carry, x_proj, h_proj: (carry, h_proj[0]), WIDE), 0.5)
     noise = cell.noise(KEY, cell.init(KEY, WIDE), rnnjax.NoiseShape(4, 6, WIDE))
     assert_drawn_at(0.5, np.asarray(noise.recurrent), 2.0)
     ys = masks_shown(cell)
@@ -297,8 +298,8 @@ def test_weight_drop_has_one_mask_for_all_sequences_and_steps():
 
 
 def test_zoneout_masks_differ_between_steps_and_parts():
-    def update(params, carry, z, r):
-        return {"seen": jnp.zeros(WIDE), "other": (new := jnp.zeros(WIDE) + z[0])}, new
+    def update(params, carry, x_proj, h_proj):
+        return {"seen": jnp.zeros(WIDE), "other": (new := jnp.zeros(WIDE) + x_proj[0])}, new
 
     cell = showing(update, WIDE)._replace(
         initial_carry=lambda params: {"seen": jnp.ones(WIDE), "other": jnp.zeros(WIDE)},
@@ -352,7 +353,7 @@ def test_a_layer_is_noisy_only_with_a_key_and_the_key_decides_the_noise():
 
 
 def test_the_mean_over_masks_is_what_zoneout_does_without_a_key():
-    update = lambda params, carry, z, r: ((new := z[0] + 0 * r[0]), new)  # noqa: E731
+    update = lambda params, carry, x_proj, h_proj: ((new := x_proj[0] + 0 * h_proj[0]), new)  # noqa: E731
     cell = zoneout(showing(update), 0.3)
     params, xs = cell.init(KEY, D), ragged("plain").xs[:, :1]
     each = jax.vmap(lambda key: rnnjax.unroll(cell, params, xs, key=key)[1])
