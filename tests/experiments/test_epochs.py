@@ -7,11 +7,14 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.epochs import command
-from experiments.epochs.ours import Ours, make_batches
-from experiments.epochs.pytorch import Torch, collate
-from experiments.epochs.task import Settings, make_task
-from rnnjax.data import DataError
+torch = pytest.importorskip("torch", reason="torch is not installed: no epoch to compare with")
+pytest.importorskip("keras", reason="keras is not installed: no epoch to compare with")
+
+from experiments.epochs import command  # noqa: E402
+from experiments.epochs.ours import Ours, make_batches  # noqa: E402
+from experiments.epochs.pytorch import Torch, collate  # noqa: E402
+from experiments.epochs.task import Settings, make_task  # noqa: E402
+from rnnjax.data import DataError  # noqa: E402
 
 
 def sentence(chance, label):
@@ -83,8 +86,6 @@ def test_rnnjax_and_pytorch_learn_alike_from_the_same_batches(csv_path):
 
 
 def collate_rows(ids, labels):
-    import torch
-
     return collate([(torch.tensor(row), label) for row, label in zip(ids, labels, strict=True)])
 
 

@@ -333,7 +333,7 @@ def test_a_vectorizer_fitted_on_less_knows_less(data_dir, tmp_path, monkeypatch)
 
 
 def test_buckets_pad_less_and_read_every_text_once(data_dir, tmp_path):
-    module, settings = small("data_handling", data_dir, tmp_path / "data_handling")
+    module, _ = small("data_handling", data_dir, tmp_path / "data_handling")
     lengths = np.random.default_rng(0).integers(1, 60, 50)
     corpus = Corpus(Encoded([[5] * n for n in lengths], [0] * 50), None, 9, "")
     found = module.batchings(corpus, make_recipe(batch_size=5, multiple=8), 4, seed=0)
@@ -343,6 +343,12 @@ def test_buckets_pad_less_and_read_every_text_once(data_dir, tmp_path):
         steps = sum(len(rows) * corpus.train.width(rows) for rows in batches)
         padding[name] = 1 - lengths.sum() / steps
     assert padding["length buckets"] < 0.7 * padding["plain batches"]
+
+
+def test_padding_and_packing_are_those_of_keras_and_pytorch(data_dir, tmp_path):
+    pytest.importorskip("keras")
+    pytest.importorskip("torch")
+    module, settings = small("data_handling", data_dir, tmp_path / "data_handling")
     rows = run_lesson(module, settings)
     assert [row.figures["the same"] for row in rows if "the same" in row.figures] == [1, 1]
 
