@@ -1,12 +1,15 @@
-"""Settings every test runs under."""
+"""Settings every test runs under, and which of the tests run."""
 
 import os
+from collections import defaultdict
+from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import jax
 import pytest
 from hypothesis import settings
+from sampling import sample
 
 # A silent broadcast between arrays of different rank is how batch axes get mixed up.
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -15,6 +18,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 settings.register_profile("rnnjax", deadline=None, derandomize=True)
 settings.load_profile("rnnjax")
 
+CHECKOUT = Path(__file__).parents[1]
+_sampled = pytest.StashKey[bool]()
+_found_in_checkout = pytest.StashKey[set[str]]()
 _since_cleared = 0
 
 
@@ -48,3 +54,87 @@ def pytest_runtest_logfinish(nodeid, location):
     if _since_cleared >= 300:
         jax.clear_caches()
         _since_cleared = 0
+
+
+# Which tests run: a sample where nobody said which (tests/sampling.py), all with --full.
+
+
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="run every case of every test")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "full: takes long by itself; left out of the sample")
+    if hasattr(config, "workerinput"):  # a process of pytest-xdist
+        config.stash[_sampled] = config.workerinput["sampled"]
+        return
+    named = config.args_source is config.ArgsSource.ARGS or config.option.keyword
+    config.stash[_sampled] = not (config.option.full or named)
+    config.stash[_found_in_checkout] = _entries()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    """A process of pytest-xdist cannot know how its tests were asked for."""
+    node.workerinput["sampled"] = node.config.stash[_sampled]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    if not config.stash[_sampled]:
+        return
+    files = defaultdict(lambda: defaultdict(list))
+    for item in items:
+        if not item.get_closest_marker("full"):
+            files[item.path][item.nodeid.split("[")[0]].append(item)
+    kept = set()
+    for tests in files.values():
+        places = sample([[_values(item) for item in cases] for cases in tests.values()])
+        for cases, chosen in zip(tests.values(), places, strict=True):
+            kept.update(cases[place] for place in chosen)
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = [item for item in items if item in kept]
+
+
+def _values(item):
+    """The parameters of a case by name; where a value has no hash, the object itself counts."""
+    given = item.callspec.params if hasattr(item, "callspec") else {}
+    named = set()
+    for name, value in given.items():
+        try:
+            hash(value)
+        except TypeError:
+            value = id(value)
+        named.add((name, type(value), value))
+    return frozenset(named)
+
+
+def pytest_report_header(config):
+    if config.stash[_sampled]:
+        return "a sample of the tests: pytest --full runs all"
+    return None
+
+
+# Nothing is left behind.
+
+
+def _entries():
+    """What lies in the checkout, and in the folder where scripts put their runs."""
+    own = {".pytest_cache", ".hypothesis", "__pycache__"}  # of pytest, Hypothesis and Python
+    return {
+        str(path.relative_to(CHECKOUT))
+        for folder in (CHECKOUT, CHECKOUT / "runs")
+        if folder.is_dir()
+        for path in folder.iterdir()
+        if path.name not in own
+    }
+
+
+def pytest_sessionfinish(session, exitstatus):
+    """A run of the tests that leaves files in the checkout fails."""
+    before = session.config.stash.get(_found_in_checkout, None)
+    left = sorted(_entries() - before) if before is not None else []
+    if left:
+        reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+        reporter.write_line(f"ERROR: the tests left in the checkout: {', '.join(left)}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
