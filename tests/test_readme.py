@@ -5,11 +5,15 @@ Other fences (``bash``, ``py NAME``) are run by the tests of what they show.
 """
 
 import contextlib
+import inspect
 import io
 import re
 from pathlib import Path
 
+import index
 import pytest
+
+import rnnjax
 
 ROOT = Path(__file__).parents[1]
 FRONT = ROOT / "README.md"
@@ -115,3 +119,30 @@ def test_the_cell_of_the_guide_has_under_fifteen_lines():
     (block,) = [block for block in blocks if "def leaky" in block]
     cell = block[block.index("def leaky") : block.index("layer =")]
     assert len([line for line in cell.splitlines() if line.strip()]) < 15
+
+
+def test_the_index_has_every_public_name_with_the_first_line_of_its_docstring():
+    assert index.written() == index.section(), "python -m tests.index writes it anew"
+
+
+def test_every_public_name_says_what_it_is():
+    silent = [
+        f"{title} {name}"
+        for title, rows in index.tables()
+        for name, line in rows.items()
+        if not line
+    ]
+    assert silent == []
+
+
+def test_the_catalogue_has_every_cell_in_each_of_its_tables():
+    equations, paths = (ROOT / "rnnjax/cells/README.md").read_text("utf-8").split("## Which paths")
+    made = {
+        name
+        for name, value in vars(rnnjax.cells).items()
+        if inspect.isfunction(inspect.unwrap(value))
+        and inspect.signature(value).return_annotation is rnnjax.Cell
+    }
+    assert len(made) >= 12
+    for table in (equations, paths):
+        assert set(re.findall(r"^\| `(\w+)", table, re.MULTILINE)) == made

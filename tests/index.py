@@ -1,0 +1,119 @@
+"""The index of public names in rnnjax/README.md, made from the package itself.
+
+Run:     python -m tests.index     writes the section anew
+
+``tests/test_readme.py`` compares the section with what this makes of the package.
+"""
+
+import importlib
+import inspect
+import re
+import types
+from collections.abc import Mapping
+from pathlib import Path
+
+GUIDE = Path(__file__).parents[1] / "rnnjax" / "README.md"
+BEGIN, END = "<!-- index of names: python -m tests.index -->\n", "<!-- end of the index -->"
+
+# The rooms whose names ``rnnjax`` gives, in the order in which a reader meets them.
+ROOMS = {
+    "cells": "cells",
+    "layers": "layers",
+    "models": "models",
+    "decoding": "writing text",
+    "transforms": "from cell to cell",
+    "engine": "over time",
+    "segments": "segments",
+    "masking": "masks",
+    "training": "training",
+    "checks": "finding a wrong value",
+    "base": "what a cell and a layer are",
+}
+MODULES = [
+    "rnnjax",
+    "rnnjax.initializers",
+    "rnnjax.training",
+    "rnnjax.metrics",
+    "rnnjax.data",
+    "rnnjax.weights",
+    "rnnjax.checkpoint",
+    "rnnjax.exporting",
+    "rnnjax.benchmark",
+    "rnnjax.modules.nnx",
+    "rnnjax.modules.linen",
+    *(
+        f"rnnjax.interop.{name}"
+        for name in ("torch", "keras", "linen", "nnx", "haiku", "equinox", "onnx")
+    ),
+    "rnnjax.interop.classifiers",
+    "rnnjax.interop.onnx_graph",
+]
+
+
+def public_names(module):
+    """The names that a module gives: those of a folder's face, or those defined in the file."""
+    is_face = hasattr(module, "__path__")
+    for name, value in vars(module).items():
+        if name.startswith("_") or name == "TYPE_CHECKING" or isinstance(value, types.ModuleType):
+            continue
+        home = getattr(value, "__module__", None)
+        if is_face or home == module.__name__ or (home is None and name.isupper()):
+            yield name, value
+
+
+def first_line(name, value):
+    """The first paragraph of a docstring; of a constant, what it holds."""
+    if isinstance(value, Mapping | list | tuple):
+        return "Constant: " + ", ".join(f"`{entry}`" for entry in value)
+    if isinstance(value, bool | int | str):
+        return f"Constant: `{value}`"
+    if not inspect.isclass(value) and not inspect.isfunction(inspect.unwrap(value)):
+        return "A type, for annotations."
+    paragraph = (inspect.getdoc(value) or "").split("\n\n")[0].replace("\n", " ")
+    if paragraph.startswith(f"{name}("):  # what NamedTuple and dataclass write by themselves
+        paragraph = ""
+    text = re.sub(r":\w+:`([^`]+)`", r"`\1`", paragraph)
+    return re.sub(r"``", "`", text).replace("|", "\\|")
+
+
+def tables():
+    """``(title, {name: first line})`` for every module; a name is listed where it is found first.
+
+    The names of ``rnnjax`` itself are divided by the room they live in.
+    """
+    listed = set()
+    for path in MODULES:
+        module = importlib.import_module(path)
+        rooms = {room: {} for room in ROOMS} if path == "rnnjax" else {"": {}}
+        for name, value in public_names(module):
+            if (name, id(value)) not in listed:
+                listed.add((name, id(value)))
+                room = value.__module__.split(".")[1].lstrip("_") if path == "rnnjax" else ""
+                rooms.setdefault(room, {})[name] = first_line(name, value)
+        for room, rows in rooms.items():
+            yield f"`{path}`" + (f": {ROOMS.get(room, room)}" if room else ""), rows
+
+
+def section():
+    lines = []
+    for title, rows in tables():
+        if not rows:
+            continue
+        lines += ["", f"### {title}", "", "| name | what it is |", "|---|---|"]
+        lines += [f"| `{name}` | {rows[name]} |" for name in sorted(rows, key=str.casefold)]
+    return "\n".join([*lines, "", ""])
+
+
+def written():
+    """The section as it stands in the guide."""
+    return GUIDE.read_text("utf-8").split(BEGIN)[1].split(END)[0]
+
+
+def main():
+    text = GUIDE.read_text("utf-8")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    GUIDE.write_text(before + BEGIN + section() + END + after, "utf-8")
+
+
+if __name__ == "__main__":
+    main()
