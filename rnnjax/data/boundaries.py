@@ -1,5 +1,6 @@
 """Where to cut a set of lengths into buckets."""
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -45,22 +46,67 @@ def choose_boundaries(
     sizes, counts = np.unique(rounded, return_counts=True)
     if len(sizes) <= count:
         return tuple(sizes.tolist())
-    return tuple(sizes[_best_cuts(sizes.astype(np.float64), counts, count)].tolist())
+    return tuple(sizes[best_cuts(sizes.tolist(), counts.tolist(), count)].tolist())
 
 
-def _best_cuts(sizes: NDArray, counts: NDArray, buckets: int) -> list[int]:
-    upto = np.concatenate([[0], np.cumsum(counts)])
-    # cost[i, j]: one bucket that holds sizes[i : j + 1]; below the diagonal no bucket at all.
-    # float64 holds these whole numbers exactly and has an infinity.
-    cost = sizes * (upto[1:] - upto[:-1, None])
-    cost[np.tri(len(sizes), k=-1, dtype=bool)] = np.inf
-    best, choices = cost[0], []
-    for _ in range(buckets - 1):
-        before = np.concatenate([[np.inf], best[:-1]])
-        total = before[:, None] + cost
-        choices.append(total.argmin(axis=0))
-        best = total.min(axis=0)
+def best_cuts(sizes: Sequence[int], counts: Sequence[int], buckets: int) -> list[int]:
+    """Which of the sizes end a bucket, so that the padded steps are the fewest.
+
+    Args:
+        sizes: r_1 <= ... <= r_m, what a sequence of each kind is padded to at least.
+        counts: how many sequences there are of each kind.
+        buckets: how many buckets to make, at most m.
+
+    Returns:
+        The positions of the last size of each bucket, rising.
+    """
+    upto = [0, *itertools.accumulate(counts)]
+    # costs[j]: the fewest padded steps for the first j + 1 sizes, in one bucket, in two, ...
+    costs = [size * total for size, total in zip(sizes, upto[1:], strict=True)]
+    choices = []
+    for made in range(1, buckets):
+        costs, starts = _one_more_bucket(sizes, upto, costs, made)
+        choices.append(starts)
     cuts = [len(sizes) - 1]
-    for choice in reversed(choices):
-        cuts.append(int(choice[cuts[-1]]) - 1)
+    for starts in reversed(choices):
+        cuts.append(starts[cuts[-1]] - 1)
     return cuts[::-1]
+
+
+def _one_more_bucket(
+    sizes: Sequence[int], upto: Sequence[int], costs: list[int], made: int
+) -> tuple[list[int], list[int]]:
+    """The least costs with one bucket more than the ``made`` ones, and where its last one starts.
+
+    A last bucket from size i to size j costs r_j (N_j - N_i), so the choice of i is the lowest, at
+    r_j, of the lines costs[i - 1] - N_i r. Slopes fall and queries rise: the lower hull of the
+    lines is walked once, and all of it takes time in proportion to the number of sizes.
+    """
+    best, starts = [0] * len(sizes), [0] * len(sizes)
+    hull: list[tuple[int, int, int]] = []  # (slope, intercept, i)
+    place = 0
+    for j in range(made, len(sizes)):  # fewer sizes than buckets cannot be divided
+        line = (-upto[j], costs[j - 1], j)
+        while len(hull) > 1 and _is_never_lowest(hull[-1], hull[-2], line):
+            hull.pop()
+        hull.append(line)
+        place = min(place, len(hull) - 1)
+        r = sizes[j]
+        # Of equally good starts the first is kept.
+        while place + 1 < len(hull) and _at(hull[place + 1], r) < _at(hull[place], r):
+            place += 1
+        best[j] = r * upto[j + 1] + _at(hull[place], r)
+        starts[j] = hull[place][2]
+    return best, starts
+
+
+def _at(line: tuple[int, int, int], r: int) -> int:
+    return line[0] * r + line[1]
+
+
+def _is_never_lowest(
+    middle: tuple[int, int, int], before: tuple[int, int, int], after: tuple[int, int, int]
+) -> bool:
+    """Whether ``after`` has crossed ``before`` where ``middle`` does, or earlier."""
+    (a, b, _), (c, d, _), (e, f, _) = before, middle, after
+    return (f - b) * (a - c) <= (d - b) * (a - e)

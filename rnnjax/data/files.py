@@ -5,10 +5,13 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from rnnjax.data.errors import DataError, rows_error
 from rnnjax.data.examples import Examples
 from rnnjax.data.tables import Table, listed, read_table
+
+_LARGEST_ID = 10**18  # in size; whole numbers up to here fit in 64 bits
 
 
 def read_examples(
@@ -17,6 +20,9 @@ def read_examples(
     text: str | Sequence[str] = "text",
     label: str = "label",
     header: Sequence[str] | None = None,
+    separator: str | None = None,
+    quoting: bool = True,
+    numbers: Literal["ids", "names"] = "ids",
     first_label: int = 0,
     num_classes: int | None = None,
     label_names: Sequence[str] = (),
@@ -26,14 +32,23 @@ def read_examples(
     Every file but Parquet may be gzipped (.csv.gz and so on). Text is UTF-8; CSV and TSV are
     quoted the same way. Empty texts and NUL characters are kept.
 
-    A column of integers holds class ids. A column of words holds class names, which become ids in
-    alphabetical order or, if ``label_names`` is given, in its order.
+    A column of words holds class names, which become ids in alphabetical order. A column of whole
+    numbers (1, or 1.0) holds class ids; with ``numbers="names"`` it holds names, which become ids
+    in the order of the numbers: labels 1 to 5 are the classes "1" to "5".
+
+    ``label_names`` gives the names of all classes in the order of their ids. Where every label of
+    the file is one of them, it is looked up there, numbers and codes such as 0101 too.
 
     Args:
         path: the file.
         text: the column of the text, or several columns to be joined by a space.
         label: the column of the class.
         header: the names of all columns of a CSV or TSV file that has no header line.
+        separator: the one character between the fields of a CSV or TSV file; by default "," and a
+            tab.
+        quoting: False takes quotes in a CSV or TSV file as part of the text, so that every line
+            is a row.
+        numbers: whether whole numbers are class "ids" or class "names".
         first_label: the id in the file of class 0.
         num_classes: if given, the number of classes that the file may have.
         label_names: if given, the names of all classes.
@@ -42,8 +57,9 @@ def read_examples(
         The texts, their class ids from 0 up, and the class names if there are any.
 
     Raises:
-        DataError: naming the file, what was expected, and the first three bad rows; or an argument
-            that is no name, no list of names, or names a class twice.
+        DataError: naming the file, what was expected, and the first three bad rows, among them
+            rows that a stray quote would join to one; or an argument that is no name, no list of
+            names, or names a class twice.
 
     Example:
         >>> import tempfile
@@ -55,19 +71,26 @@ def read_examples(
         Examples(texts=['warm, funny', 'too long'], labels=[1, 0], label_names=('bad', 'good'))
     """
     path = Path(path)
+    _check_label_names(label_names)
+    if numbers not in ("ids", "names"):
+        raise DataError(f"numbers must be 'ids' or 'names', got {numbers!r}")
     if label_names:
         num_classes = len(label_names)
-    _check_label_names(label_names)
     parts = _columns("text", text)
-    table = read_table(path, [*parts, label], header)
+    _columns("label", [label])
+    table = read_table(
+        path, [*parts, label], header, separator=separator, quoting=quoting, labels=label
+    )
     texts = [" ".join(row) for row in zip(*(_texts(path, table, p) for p in parts), strict=True)]
-    values = [_parse_label(value) for value in table.columns[label]]
-    if any(isinstance(value, int) for value in values):
-        labels = _class_ids(path, table, label, values, first_label, num_classes)
-        return Examples(texts, labels, tuple(label_names))
-    names = _class_names(path, table, label, values, label_names, num_classes)
-    ids = {name: index for index, name in enumerate(names)}
-    return Examples(texts, [ids[str(value)] for value in values], names)
+    names = [_parse_name(value) for value in table.columns[label]]
+    if not set(names) <= set(label_names):
+        values = [_parse_number(name) for name in names]
+        if numbers == "ids" and any(value is not None for value in values):
+            labels = _class_ids(path, table, label, values, first_label, num_classes)
+            return Examples(texts, labels, tuple(label_names))
+    classes = _class_names(path, table, label, names, label_names, num_classes)
+    ids = {name: index for index, name in enumerate(classes)}
+    return Examples(texts, [ids[str(name)] for name in names], classes)
 
 
 def _columns(argument: str, names: object) -> list[str]:
@@ -109,16 +132,26 @@ def _text_problem(value: object) -> str | None:
     return None
 
 
-def _parse_label(value: object) -> int | str | None:
-    """An integer, a class name, or None for what is neither."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value if abs(value) < 10**18 else None
+def _parse_name(value: object) -> str | None:
+    """What a label says, as a word: a whole number as such; None for what names no class."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        return str(value) if abs(value) < _LARGEST_ID else None
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() and abs(value) < _LARGEST_ID else None
     if not isinstance(value, str):
         return None
     value = value.strip()
     if re.fullmatch(r"[+-]?[0-9]{1,18}", value):
-        return int(value)
+        return value
+    if whole := re.fullmatch(r"([+-]?[0-9]{1,18})\.0*", value):
+        return whole[1]
     return None if _is_number(value) else value or None
+
+
+def _parse_number(name: str | None) -> int | None:
+    return int(name) if name is not None and re.fullmatch(r"[+-]?[0-9]{1,18}", name) else None
 
 
 def _is_number(value: str) -> bool:
@@ -132,7 +165,7 @@ def _class_ids(
     path: Path,
     table: Table,
     column: str,
-    values: Sequence[int | str | None],
+    values: Sequence[int | None],
     first: int,
     num_classes: int | None,
 ) -> list[int]:
@@ -140,7 +173,7 @@ def _class_ids(
     expected = f"integers from {first} up" if end == math.inf else f"integers in [{first}, {end})"
     ids, bad = [], []
     for i, value in enumerate(values):
-        if isinstance(value, int) and first <= value < end:
+        if value is not None and first <= value < end:
             ids.append(value - first)
         else:
             bad.append(_shown(table, column, i))
@@ -153,23 +186,39 @@ def _class_names(
     path: Path,
     table: Table,
     column: str,
-    values: Sequence[int | str | None],
+    values: Sequence[str | None],
     known: Sequence[str],
     num_classes: int | None,
 ) -> tuple[str, ...]:
     bad = [
         _shown(table, column, i)
         for i, value in enumerate(values)
-        if not isinstance(value, str) or (known and value not in known)
+        if value is None or (known and value not in known)
     ]
     if bad:
         expected = f"one of {listed(known)}" if known else "an integer or a class name"
         raise rows_error(path, f"{expected} in column {column!r}", bad)
-    names = tuple(known) or tuple(sorted({str(value) for value in values}))
+    if not known:
+        _refuse_mixed(path, table, column, values)
+    names = tuple(known) or tuple(sorted({str(value) for value in values}, key=_place))
     if num_classes is not None and len(names) > num_classes:
         found = f"{len(names)} names ({listed(names[:5])} ...)"
         raise DataError(f"{path}: expected {num_classes} classes in column {column!r}, got {found}")
     return names
+
+
+def _refuse_mixed(path: Path, table: Table, column: str, names: Sequence[str | None]) -> None:
+    words = [i for i, name in enumerate(names) if _parse_number(name) is None]
+    if 0 < len(words) < len(names):
+        bad = [_shown(table, column, i) for i in words]
+        expected = f"class names in every row of column {column!r}, or numbers in every row"
+        raise rows_error(path, expected, bad)
+
+
+def _place(name: str) -> tuple[float, str]:
+    """Numbers stand in their own order, words in that of the alphabet."""
+    number = _parse_number(name)
+    return (math.inf if number is None else number, name)
 
 
 def _shown(table: Table, column: str, index: int) -> str:

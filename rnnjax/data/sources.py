@@ -45,6 +45,8 @@ def load(
     seed: int = 0,
     text: str | Sequence[str] = "text",
     label: str = "label",
+    separator: str | None = None,
+    quoting: bool = True,
 ) -> Dataset:
     """Load a data set by name.
 
@@ -59,8 +61,8 @@ def load(
     - ``names``: ``DATA_DIR/names/names.tsv[.gz]``, columns name, language; 20,050 surnames of 18
       languages, divided 80/20 by ``seed``. ``characters`` makes their tokens.
     - ``local``: your own ``DATA_DIR/train.*`` and ``DATA_DIR/test.*``, each .csv, .tsv, .jsonl (or
-      these with .gz) or .parquet, columns text, label. Labels are class names or integers from 0.
-
+      these with .gz) or .parquet, columns text, label. Labels are class names; whole numbers are
+      names too, in their own order.
     - a path that ends in one of those, ``own.csv``: your own file, columns text, label, divided
       80/20 by ``seed``.
 
@@ -68,6 +70,11 @@ def load(
         name: one of the names above, or a path.
         data_dir: the folder of local files; by default the environment variable ``RNNJAX_DATA``.
         seed: decides the division where a data set has none of its own.
+        text: of your own files, the column of the text, or several to be joined by a space.
+        label: of your own files, the column of the class.
+        separator: of your own CSV or TSV files, what stands between the fields.
+        quoting: of your own CSV or TSV files, whether quotes enclose a field; see
+            ``read_examples``.
 
     Returns:
         The data set.
@@ -86,14 +93,16 @@ def load(
         >>> data.label_names, data.test.labels
         (('bad', 'good'), [1, 0])
     """
+    columns = {"text": text, "label": label, "separator": separator, "quoting": quoting}
+    usual = {"text": "text", "label": "label", "separator": None, "quoting": True}
     if name.lower().endswith(SUFFIXES):
-        return _own(Path(name), seed, text, label)
+        return _own(Path(name), seed, columns)
     if name == "local":
-        return _local(data_folder(data_dir), text, label)
+        return _local(data_folder(data_dir), columns)
     if name not in _LOADERS:
         raise DataError(f"data set: expected one of {', '.join(NAMES)}, got {name!r}")
-    for argument, given, usual in (("text", text, "text"), ("label", label, "label")):
-        if given != usual:
+    for argument, given in columns.items():
+        if given != usual[argument]:
             raise DataError(f"{argument}: {name} has columns of its own, got {given!r}")
     return _LOADERS[name](data_folder(data_dir), seed)
 
@@ -195,35 +204,22 @@ def _names(data_dir: Path | None, seed: int) -> Dataset:
     return Dataset("names", train, test, examples.label_names, files_sha256(path), note)
 
 
-def _local(data_dir: Path | None, text: str | Sequence[str], label: str) -> Dataset:
+def _local(data_dir: Path | None, columns: Mapping[str, Any]) -> Dataset:
     if data_dir is None:
         layout = "train.* and test.* (columns text, label)"
         raise DataError(f"local data needs a folder. {put_in(layout)}")
     paths = [find_file(data_dir, stem, SUFFIXES) for stem in _PARTS]
-    train = read_examples(paths[0], text=text, label=label)
-    if train.label_names:
-        test = read_examples(paths[1], text=text, label=label, label_names=train.label_names)
-        return Dataset("local", train, test, train.label_names, files_sha256(*paths), "")
-    names = _names_of_ids(paths[0], train.labels)
-    test = read_examples(paths[1], text=text, label=label, num_classes=len(names))
-    if test.label_names:
-        raise DataError(f"{paths[1]}: expected integer labels as in {paths[0].name}, got names")
+    train = read_examples(paths[0], numbers="names", **columns)
+    names = train.label_names
+    test = read_examples(paths[1], numbers="names", label_names=names, **columns)
     return Dataset("local", train, test, names, files_sha256(*paths), "")
 
 
-def _own(path: Path, seed: int, text: str | Sequence[str], label: str) -> Dataset:
-    examples = read_examples(path, text=text, label=label)
-    names = examples.label_names or _names_of_ids(path, examples.labels)
+def _own(path: Path, seed: int, columns: Mapping[str, Any]) -> Dataset:
+    examples = read_examples(path, numbers="names", **columns)
     train, test = split(examples, _TRAIN_FRACTION, seed, stratified=True)
-    return Dataset(path.name, train, test, names, files_sha256(path), "divided 80/20 by the seed")
-
-
-def _names_of_ids(path: Path, labels: Sequence[int]) -> tuple[str, ...]:
-    found = sorted(set(labels))
-    if found != list(range(len(found))):
-        expected = "integer labels 0, 1, ... without a gap (or class names)"
-        raise DataError(f"{path}: expected {expected}, got {', '.join(map(str, found[:10]))}")
-    return tuple(map(str, found))
+    note = "divided 80/20 by the seed"
+    return Dataset(path.name, train, test, examples.label_names, files_sha256(path), note)
 
 
 def _from_hub(name: str, repository: str, label_names: tuple[str, ...], advice: str) -> Dataset:

@@ -12,7 +12,9 @@ from rnnjax.data.errors import DataError, rows_error
 
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parquet")
 
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_COLUMNS = "text= and label= name others, --text-column and --label-column in a command"
+_NO_QUOTING = "quoting=False takes quotes as text"
 
 
 class Table(NamedTuple):
@@ -27,13 +29,24 @@ class Table(NamedTuple):
         return f"{self.unit} {self.places[index]}"
 
 
-def read_table(path: Path, wanted: Sequence[str], header: Sequence[str] | None = None) -> Table:
+def read_table(
+    path: Path,
+    wanted: Sequence[str],
+    header: Sequence[str] | None = None,
+    *,
+    separator: str | None = None,
+    quoting: bool = True,
+    labels: str | None = None,
+) -> Table:
     """Read the wanted columns of a file.
 
     Args:
         path: a file whose name ends in one of ``SUFFIXES``.
         wanted: the names of the columns.
         header: the names of all columns of a CSV or TSV file that has no header line.
+        separator: what stands between the fields of a CSV or TSV file, if not what its name says.
+        quoting: whether quotes in a CSV or TSV file enclose a field.
+        labels: the column of few values, by which rows that a stray quote has joined are known.
 
     Returns:
         The columns, not yet checked for what their values are.
@@ -46,8 +59,8 @@ def read_table(path: Path, wanted: Sequence[str], header: Sequence[str] | None =
         raise DataError(f"{path}: expected a name that ends in one of {', '.join(SUFFIXES)}")
     require_file(path)
     kind = suffix.removesuffix(".gz")
-    if header is not None and kind not in _DELIMITERS:
-        raise DataError(f"{path}: expected a CSV or TSV file where column names are given")
+    if kind not in _SEPARATORS:
+        _refuse_delimited_only(path, header=header, separator=separator, quoting=quoting)
     if path.stat().st_size == 0:
         raise DataError(f"{path}: expected rows, got an empty file")
     if kind == ".parquet":
@@ -55,44 +68,120 @@ def read_table(path: Path, wanted: Sequence[str], header: Sequence[str] | None =
     elif kind == ".jsonl":
         table = _read_jsonl(path, wanted)
     else:
-        table = _read_csv(path, wanted, header, _DELIMITERS[kind])
+        delimited = _Delimited(path, _checked_separator(separator, _SEPARATORS[kind]), quoting)
+        table = _read_delimited(delimited, wanted, header, labels)
     if not table.places:
         raise DataError(f"{path}: expected rows, got none")
     return table
 
 
-def _read_csv(
-    path: Path, wanted: Sequence[str], header: Sequence[str] | None, delimiter: str
+def _refuse_delimited_only(
+    path: Path, header: Sequence[str] | None, separator: str | None, quoting: bool
+) -> None:
+    for argument, given in (
+        ("column names are", header is not None),
+        ("a separator is", separator is not None),
+        ("quoting is", not quoting),
+    ):
+        if given:
+            raise DataError(f"{path}: expected a CSV or TSV file where {argument} given")
+
+
+def _checked_separator(given: str | None, usual: str) -> str:
+    if given is None:
+        return usual
+    if not isinstance(given, str) or len(given) != 1 or given in '"\r\n':
+        raise DataError(f"separator must be one character, no quote or line end, got {given!r}")
+    return given
+
+
+class _Delimited(NamedTuple):
+    """A CSV or TSV file and how to read it."""
+
+    path: Path
+    separator: str
+    quoting: bool
+
+
+class _Record(NamedTuple):
+    fields: list[str]
+    line: int  # the first, counted from 1
+    end: int  # the line behind the last
+
+
+def _read_delimited(
+    file: _Delimited, wanted: Sequence[str], header: Sequence[str] | None, labels: str | None
 ) -> Table:
-    records = _csv_records(path, delimiter)
+    text = decoded(file.path)
+    records = _records(file, text)
     if header is None:
-        header = records.pop(0)[1] if records else []
-    _require_columns(path, wanted, header)
-    bad = [f"line {n}: {len(fields)}" for n, fields in records if len(fields) != len(header)]
+        header = records.pop(0).fields if records else []
+    _require_columns(file.path, wanted, header, _separator_hint(file, header))
+    bad = [f"line {r.line}: {len(r.fields)}" for r in records if len(r.fields) != len(header)]
     if bad:
-        raise rows_error(path, f"{len(header)} fields a row ({listed(header)})", bad)
+        raise rows_error(file.path, f"{len(header)} fields a row ({listed(header)})", bad)
     indices = {name: header.index(name) for name in wanted}
-    columns = {name: [fields[i] for _, fields in records] for name, i in indices.items()}
-    return Table(columns, [line for line, _ in records], "line")
+    if labels is not None and file.quoting:
+        _refuse_joined_rows(file, text, records, len(header), indices[labels])
+    columns = {name: [record.fields[i] for record in records] for name, i in indices.items()}
+    return Table(columns, [record.line for record in records], "line")
 
 
-def _csv_records(path: Path, delimiter: str) -> list[tuple[int, list[str]]]:
-    lines = io.StringIO(decoded(path), newline="")
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+def _records(file: _Delimited, text: str) -> list[_Record]:
+    quoting = csv.QUOTE_MINIMAL if file.quoting else csv.QUOTE_NONE
+    lines = io.StringIO(text, newline="")
+    reader = csv.reader(lines, delimiter=file.separator, quoting=quoting, strict=True)
     records, start = [], 1
     # The default limit of 131,072 characters a field is below a long review or article.
     previous = csv.field_size_limit(2**31 - 1)
     try:
         for fields in reader:
             if fields:
-                records.append((start, fields))
+                records.append(_Record(fields, start, reader.line_num + 1))
             start = reader.line_num + 1
     except csv.Error as error:
-        found = f"line {start}: {error} (a quote left open or misplaced?)"
-        raise rows_error(path, "well-formed quoted fields", [found]) from None
+        found = f"line {start}: {error} (a quote left open or misplaced? {_NO_QUOTING})"
+        raise rows_error(file.path, "well-formed quoted fields", [found]) from None
     finally:
         csv.field_size_limit(previous)
     return records
+
+
+def _refuse_joined_rows(
+    file: _Delimited, text: str, records: Sequence[_Record], width: int, column: int
+) -> None:
+    """Refuse rows of several lines each of which would be a row, with a label that others have.
+
+    So it looks where a text begins with a stray quote and the next stray one is lines below. A
+    quoted text of several lines is refused only if it looks exactly so, which needs a separator
+    and something like a label in each of its lines.
+    """
+    long = [record for record in records if record.end - record.line > 1]
+    if not long:
+        return
+    lines = io.StringIO(text, newline=None).read().split("\n")
+    known = {record.fields[column] for record in records}
+    numbers = all(map(str.isdecimal, known))
+
+    def is_label(field: str) -> bool:
+        # A tab in a text of several lines is so rare that any label will do.
+        return field in known or file.separator == "\t" or (numbers and field.isdecimal())
+
+    bad = []
+    for record in long:
+        rows = [line.split(file.separator) for line in lines[record.line - 1 : record.end - 1]]
+        if all(len(row) == width and is_label(row[column].strip('"')) for row in rows):
+            bad.append(f"lines {record.line} to {record.end - 1} joined by two quotes")
+    if bad:
+        raise rows_error(file.path, f"a row on every line (stray quotes? {_NO_QUOTING})", bad)
+
+
+def _separator_hint(file: _Delimited, header: Sequence[str]) -> str:
+    """What to try where the header is one field with another separator in it."""
+    if len(header) != 1:
+        return ""
+    found = next((s for s in ",\t;|" if s != file.separator and s in header[0]), None)
+    return "" if found is None else f" (fields separated by {found!r}? give separator={found!r})"
 
 
 def _read_jsonl(path: Path, wanted: Sequence[str]) -> Table:
@@ -108,7 +197,7 @@ def _read_jsonl(path: Path, wanted: Sequence[str]) -> Table:
         if any(name not in row for name in wanted)
     ]
     if bad:
-        raise rows_error(path, f"the fields {', '.join(wanted)} on every line", bad)
+        raise rows_error(path, f"the fields {', '.join(wanted)} on every line ({_COLUMNS})", bad)
     columns = {name: [row[name] for _, row in rows] for name in wanted}
     return Table(columns, [number for number, _ in rows], "line")
 
@@ -157,10 +246,13 @@ def _read_parquet(path: Path, wanted: Sequence[str]) -> Table:
     return Table(columns, range(1, table.num_rows + 1), "row")
 
 
-def _require_columns(path: Path, wanted: Sequence[str], found: Sequence[str]) -> None:
+def _require_columns(
+    path: Path, wanted: Sequence[str], found: Sequence[str], hint: str = ""
+) -> None:
     missing = [name for name in wanted if name not in found]
     if missing:
-        raise DataError(f"{path}: expected the columns {missing}, got [{_quoted(found)}]")
+        hint = hint or (f" ({_COLUMNS})" if len(found) > 1 else "")
+        raise DataError(f"{path}: expected the columns {missing}, got [{_quoted(found)}]{hint}")
     if len(set(found)) != len(found):
         raise DataError(f"{path}: expected each column once, got [{_quoted(found)}]")
 

@@ -175,8 +175,7 @@ def run_classify(folder, train, test=HEADER + b"a,1\nb,0\n"):
         (HEADER + b"a,1\n\x00\n", ["line 3: 1"]),
         (b"\xff\xfe" + HEADER, ["line 1", "byte 0xff"]),
         (HEADER + b"a,1\nb,\n", ["line 3: ''"]),
-        (HEADER + b"a,0\nb,2\n", ["without a gap", "0, 2"]),
-        (HEADER + b"a,1\n", ["without a gap", "got 1"]),
+        (HEADER + b"a,0\nb,two\n", ["names in every row", "line 3: 'two'"]),
     ],
 )
 def test_classify_names_file_and_line_and_leaves_nothing(tmp_path, capsys, train, parts):
