@@ -1,15 +1,15 @@
 """Pretrained word vectors out of text files, read as a stream."""
 
-import gzip
+import itertools
 import os
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rnnjax.data._text_files import opened, raw_lines
 from rnnjax.data.errors import DataError, rows_error
 from rnnjax.data.vocabulary import PADDING, UNKNOWN, Vocabulary
 
@@ -27,12 +27,14 @@ class WordVectors(NamedTuple):
         found: [V], which words it has; never the padding and the unknown token.
         duplicates: lines left out since their word, one of the vocabulary, had come before.
         words: lines of words in the file.
+        odd: what was odd in the file and has been passed over, a sentence each; mostly empty.
     """
 
     table: NDArray[np.float32]
     found: NDArray[np.bool_]
     duplicates: int
     words: int
+    odd: tuple[str, ...] = ()
 
     @property
     def coverage(self) -> float:
@@ -76,15 +78,18 @@ def read_vectors(path: str | os.PathLike[str], vocabulary: Vocabulary) -> WordVe
     (.gz). No more of it than a line is in memory beside the table, so its size does not matter.
 
     Every line must have the right number of fields; the numbers themselves are read for the words
-    of the vocabulary alone. The first line of a word counts.
+    of the vocabulary alone. The first line of a word counts. What is odd but clear is tolerated
+    and told in ``odd``: blank lines, numbers without a word, a header that says one word more
+    than there is or any number fewer.
 
     Args:
         path: the file, in UTF-8.
         vocabulary: whose words to look for, spelled exactly as there.
 
     Raises:
-        DataError: the file is missing, empty, no whole gzip file, or shorter than its header
-            says; or a line is not a word and its finite numbers: names the file and the line.
+        DataError: the file is missing, empty, no whole gzip file, or has fewer words than its
+            header says; or a line is not a word and its finite numbers: names the file and the
+            line, and what is missing in it.
 
     Example:
         >>> import tempfile
@@ -101,21 +106,38 @@ def read_vectors(path: str | os.PathLike[str], vocabulary: Vocabulary) -> WordVe
         al., "Efficient estimation of word representations in vector space", arXiv:1301.3781.
     """
     path = Path(path)
-    lines = _lines(path)
-    first = next(lines, None)
-    if first is None:
-        raise DataError(f"{path}: expected word vectors, got an empty file")
-    count, size = _header(path, first)
-    number = 1
-    if count is None:
-        lines, number = _before(first, lines), 0
-    ids = {word.encode(): place for place, word in enumerate(vocabulary.tokens) if place > UNKNOWN}
+    with opened(path) as file:
+        lines = enumerate(_lines(path, file), 1)
+        first = next(((number, line) for number, line in lines if line), None)
+        if first is None:
+            raise DataError(f"{path}: expected word vectors, got an empty file")
+        count, size = _header(path, *first)
+        rest = lines if count is not None else itertools.chain([first], lines)
+        blank = first[0] - 1
+        return _read_lines(path, rest, count, size, vocabulary, blank)
+
+
+def _read_lines(
+    path: Path,
+    lines: Iterator[tuple[int, str]],
+    count: int | None,
+    size: int,
+    vocabulary: Vocabulary,
+    blank: int,
+) -> WordVectors:
+    ids = {word: place for place, word in enumerate(vocabulary.tokens) if place > UNKNOWN}
     table = np.zeros((len(vocabulary), size), np.float32)
     found = np.zeros(len(vocabulary), bool)
-    duplicates = words = 0
-    for line in lines:
-        number, words = number + 1, words + 1
+    duplicates = words = wordless = 0
+    for number, line in lines:
+        if not line:
+            blank += 1
+            continue
         word, numbers = _fields(path, number, line, size)
+        if not word:
+            wordless += 1
+            continue
+        words += 1
         place = ids.get(word)
         if place is None:
             continue
@@ -123,79 +145,74 @@ def read_vectors(path: str | os.PathLike[str], vocabulary: Vocabulary) -> WordVe
             duplicates += 1
         else:
             table[place], found[place] = _vector(path, number, numbers), True
+    odd = [_counted(blank, "blank line"), _counted(wordless, "line of numbers without a word")]
     if count is not None and words != count:
-        raise DataError(f"{path}: expected {count} words as its first line says, got {words}")
-    return WordVectors(table, found, duplicates, words)
+        if words + wordless < count - 1:
+            raise DataError(f"{path}: expected {count} words as its first line says, got {words}")
+        odd.append(f"its first line says {count} words, the file has {words}")
+    return WordVectors(table, found, duplicates, words, tuple(filter(None, odd)))
 
 
-def _lines(path: Path) -> Iterator[bytes]:
-    if not path.is_file():
-        raise DataError(f"{path}: expected a file, found none")
-    opened = gzip.open if path.suffix.lower() == ".gz" else open
-    number = 0
-    try:
-        with opened(path, "rb") as file:
-            while line := file.readline(_LONGEST_LINE):
-                number += 1
-                if len(line) == _LONGEST_LINE:
-                    raise _error(path, number, f"more than {_LONGEST_LINE - 1:,} bytes")
-                # The program word2vec writes a space behind the last number too.
-                yield line.rstrip(b" \r\n")
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: expected a whole gzip file, got {error}") from None
+def _counted(count: int, what: str) -> str:
+    plural = what.replace("line", "lines", 1)
+    return f"{count} {what if count == 1 else plural} left out" if count else ""
 
 
-def _header(path: Path, line: bytes) -> tuple[int | None, int]:
+def _lines(path: Path, file: BinaryIO) -> Iterator[str]:
+    for number, line in enumerate(raw_lines(file, _LONGEST_LINE), 1):
+        if len(line) >= _LONGEST_LINE - 1:
+            raise _error(path, number, f"more than {_LONGEST_LINE - 2:,} characters")
+        # The program word2vec writes a space behind the last number too.
+        yield line.rstrip(" \r")
+
+
+def _header(path: Path, number: int, line: str) -> tuple[int | None, int]:
     """The number of words, if the first line says it, and the size of a vector."""
-    fields = line.split(b" ")
-    if len(fields) == 2 and all(field.isdigit() for field in fields):
+    fields = line.split(" ")
+    if len(fields) == 2 and all(field.isascii() and field.isdigit() for field in fields):
         # Of more digits than a size has; a line of that many numbers would be too long to read.
         if max(map(len, fields)) > 18 or not 1 <= int(fields[1]) <= _LONGEST_LINE // 2:
-            raise _error(path, 1, f"the sizes {_shown(line)}")
+            raise _error(path, number, f"the sizes {_shown(line)}")
         count, size = map(int, fields)
         return count, size
     if len(fields) < 2:
-        raise _error(path, 1, _shown(line))
+        raise _error(path, number, f"no numbers in {_shown(line)}")
     return None, len(fields) - 1
 
 
-def _before(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    yield from rest
-
-
-def _fields(path: Path, number: int, line: bytes, size: int) -> tuple[bytes, list[bytes]]:
-    word, *numbers = line.rsplit(b" ", size)
-    if len(numbers) != size or not word:
-        given = line.count(b" ") if line else 0
-        raise _error(path, number, f"{given} of {size} numbers in {_shown(line)}")
+def _fields(path: Path, number: int, line: str, size: int) -> tuple[str, list[str]]:
+    """The word, "" where there is none, and its numbers."""
+    word, *numbers = line.rsplit(" ", size)
+    if len(numbers) != size:
+        missing = size - len(numbers)
+        raise _error(path, number, f"{missing} of {size} numbers missing in {_shown(line)}")
     # A word that contains spaces, or one number too many?
-    if b" " in word and _is_number(word.rsplit(b" ", 1)[1]):
+    if " " in word and _is_number(word.rsplit(" ", 1)[1]):
         raise _error(path, number, f"more than {size} numbers in {_shown(line)}")
     return word, numbers
 
 
-def _vector(path: Path, number: int, numbers: list[bytes]) -> list[float]:
+def _vector(path: Path, number: int, numbers: list[str]) -> list[float]:
     bad = next((field for field in numbers if not _is_number(field)), None)
     if bad is not None:
-        raise _error(path, number, _shown(bad))
+        raise _error(path, number, f"{_shown(bad)} where a number should be")
     vector = [float(field) for field in numbers]
     if not all(abs(value) <= _LARGEST for value in vector):  # which NaN is not either
         raise _error(path, number, "a number that is not finite in float32")
     return vector
 
 
-def _is_number(field: bytes) -> bool:
+def _is_number(field: str) -> bool:
     try:
         float(field)
     except ValueError:
         return False
-    return b"_" not in field
+    return "_" not in field and field.isascii()
 
 
 def _error(path: Path, number: int, found: str) -> DataError:
     return rows_error(path, "a word and its numbers on every line", [f"line {number}: {found}"])
 
 
-def _shown(line: bytes) -> str:
-    return repr(line[:40].decode(errors="replace"))
+def _shown(line: str) -> str:
+    return repr(line[:40].encode("utf-8", "surrogateescape").decode(errors="replace"))

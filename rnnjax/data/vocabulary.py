@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from rnnjax.data._text_files import decoded
 from rnnjax.data.errors import DataError
 
 PADDING = 0
@@ -176,13 +177,16 @@ class Vocabulary:
         Raises:
             DataError: if the file is missing, is not such a file, or its tokens are not valid.
         """
+        path = Path(path)
+        if path.is_dir():
+            raise DataError(f"{path}: expected a vocabulary file, found a folder")
+        if not path.is_file():
+            raise DataError(f"{path}: expected a vocabulary file, found none")
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise DataError(f"{path}: expected a vocabulary file, found none") from None
-        except IsADirectoryError:
-            raise DataError(f"{path}: expected a vocabulary file, found a folder") from None
+            content = json.loads(decoded(path))
         except (ValueError, RecursionError) as error:
+            if isinstance(error, DataError):
+                raise
             raise DataError(f"{path}: expected a JSON file in UTF-8, got {error}") from None
         try:
             vocabulary = cls(tuple(_require_format(content)["tokens"]))

@@ -1,5 +1,6 @@
 """Padding, buckets and batches, against brute force and plain loops."""
 
+import tracemalloc
 from itertools import combinations
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rnnjax.data import BucketedBatches, DataError, choose_boundaries, flatten, pad, truncate
+from rnnjax.data.boundaries import best_cuts
 
 IDS = st.integers(-(2**31), 2**31 - 1)
 SEQUENCES = st.lists(st.lists(IDS, max_size=7), max_size=8)
@@ -140,6 +142,41 @@ def test_boundaries_of_a_worked_example():
     assert choose_boundaries([1] * 90 + [9] * 10 + [60], count=2) == (8, 64)
     assert choose_boundaries([5, 12], count=7) == (8, 16)
     assert choose_boundaries(np.array([3, 4], np.int32), count=1, multiple=1) == (4,)
+
+
+def cuts_by_tables(sizes, counts, buckets):
+    """The dynamic programme with a table of every bucket's cost, the first of equal ones."""
+    upto = np.concatenate([[0], np.cumsum(counts)])
+    cost = sizes * (upto[1:] - upto[:-1, None])
+    cost[np.tri(len(sizes), k=-1, dtype=bool)] = np.inf
+    best, choices = cost[0], []
+    for _ in range(buckets - 1):
+        total = np.concatenate([[np.inf], best[:-1]])[:, None] + cost
+        choices.append(total.argmin(axis=0))
+        best = total.min(axis=0)
+    cuts = [len(sizes) - 1]
+    for choice in reversed(choices):
+        cuts.append(int(choice[cuts[-1]]) - 1)
+    return cuts[::-1]
+
+
+@given(st.dictionaries(st.integers(1, 60), st.integers(1, 9), min_size=2), st.data())
+def test_cuts_are_those_of_the_plain_tables(found, data):
+    sizes = sorted(found)
+    counts = [found[size] for size in sizes]
+    buckets = data.draw(st.integers(1, len(sizes)))
+    expected = cuts_by_tables(np.array(sizes, float), counts, buckets)
+    assert best_cuts(sizes, counts, buckets) == expected
+
+
+def test_boundaries_of_many_distinct_lengths_take_little_memory():
+    lengths = np.arange(1, 5001)
+    tracemalloc.start()
+    boundaries = choose_boundaries(lengths, count=8, multiple=1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert boundaries == tuple(range(625, 5001, 625))
+    assert peak < 8 << 20
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def content(**changes):
     [
         (b"", "expected a JSON file"),
         (b"{not json", "expected a JSON file"),
-        (b'"\xff"', "expected a JSON file in UTF-8"),
+        (b'"\xff"', "expected UTF-8 text, got line 1: byte 0xff"),
         (b"[" * 100_000, "expected a JSON file"),
         (b"[1, 2]", "expected the format 'rnnjax-vocabulary', got None"),
         (b"{}", "expected the format"),
@@ -161,6 +161,13 @@ def test_load_refuses_a_bad_file_and_names_it(tmp_path, data, message):
     path.write_bytes(data)
     with pytest.raises(DataError, match=rf"bad\.json: .*{message}"):
         Vocabulary.load(path)
+
+
+def test_a_byte_order_mark_and_line_ends_of_windows_are_no_part_of_a_vocabulary(tmp_path):
+    path = tmp_path / "v.json"
+    WORDS.save(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert Vocabulary.load(path) == WORDS
 
 
 def test_load_says_that_a_file_is_missing(tmp_path):

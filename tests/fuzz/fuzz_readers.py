@@ -14,6 +14,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -170,7 +171,7 @@ def fuzz_vectors(data: bytes) -> None:
     size = found.table.shape[1]
     assert np.isfinite(found.table).all()
     first = {}
-    for line in data.split(b"\n"):
+    for line in re.split(rb"\r\n|\n|\r", data.removeprefix(b"\xef\xbb\xbf")):
         word, *numbers = line.rstrip(b" \r").rsplit(b" ", size)
         if len(numbers) == size:
             first.setdefault(word, numbers)
