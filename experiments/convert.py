@@ -9,10 +9,9 @@ Out:      python -m experiments.convert export runs/NAME --to onnx --out classif
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,8 +23,9 @@ from tyro.conf import Positional, arg, subcommand
 
 from experiments import classify
 from experiments.running import imported
-from experiments.running.console import exit_code, parameter_table
-from experiments.running.imported import Imported, Predictor, Reading, read_json
+from experiments.running.console import command, exit_code, parameter_table
+from experiments.running.imported import Imported, Reading, read_json
+from experiments.running.predicting import Request, predict
 from rnnjax.data import TOKENIZERS, DataError, Vocabulary, pad
 from rnnjax.exporting import PLATFORMS, export_program
 from rnnjax.interop import onnx_graph
@@ -90,16 +90,6 @@ class Import:
 
 
 @dataclass(frozen=True)
-class Predict:
-    """Label texts with an imported classifier."""
-
-    run: Positional[Path]
-    """Folder of the run."""
-    texts: Positional[tuple[str, ...]] = ()
-    """The texts; without any, one is read from each line of standard input."""
-
-
-@dataclass(frozen=True)
 class Export:
     """Write a trained or an imported classifier for another program."""
 
@@ -134,7 +124,10 @@ def import_run(settings: Import) -> None:
     model = Imported(architecture, params, reading, list(settings.classes))
     imported.save(settings.out, model, source)
     parameter_table(params)
-    print(f'try: python -m experiments.convert predict {settings.out} "a text of your own"')
+    text = "a text of your own"
+    print(
+        f"try:\n  {command('python', '-m', 'experiments.classify', 'predict', settings.out, text)}"
+    )
 
 
 def make_reading(settings: Import, vocab_size: int) -> Reading:
@@ -178,19 +171,6 @@ def read_vocabulary(path: Path) -> tuple[str, ...]:
     if len(set(tokens)) != len(tokens):
         raise DataError(f"{path}: expected each token once")
     return tuple(tokens)
-
-
-def predict(request: Predict) -> None:
-    """Print label, probability and text, one text a line."""
-    texts = iter(request.texts) if request.texts else (line.rstrip("\n") for line in sys.stdin)
-    predictor, count = Predictor(request.run), 0
-    for chunk in _chunks(texts, predictor.batch_size):
-        count += len(chunk)
-        for text, probabilities in zip(chunk, predictor(chunk), strict=True):
-            best = int(probabilities.argmax())
-            print(f"{predictor.label_names[best]}\t{probabilities[best]:.3f}\t{text}")
-    if not count:
-        raise DataError("expected texts as arguments or on standard input, got none")
 
 
 def export_run(request: Export) -> None:
@@ -283,18 +263,12 @@ def check_same(
         )
 
 
-def _chunks(items: Iterable[str], size: int) -> Iterator[list[str]]:
-    items = iter(items)
-    while chunk := list(itertools.islice(items, size)):
-        yield chunk
-
-
 COMMANDS = (
     Annotated[Import, subcommand("import")]
-    | Annotated[Predict, subcommand("predict")]
+    | Annotated[Request, subcommand("predict")]
     | Annotated[Export, subcommand("export")]
 )
-ACTIONS = {Import: import_run, Predict: predict, Export: export_run}
+ACTIONS = {Import: import_run, Request: predict, Export: export_run}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
+import textwrap
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
+from experiments.running.interrupts import Interrupted
 from rnnjax.training import Compilation
 from rnnjax.weights import named_parameters
 
@@ -71,41 +76,110 @@ def print_table(rows: Sequence[Mapping[str, str]], file: IO[str] | None = None) 
         print(name.ljust(widths[0]), *cells, sep="  ", file=output)
 
 
-def compiled_line(compilation: Compilation) -> str:
-    """The line that says what was compiled.
+def compiled_line(compilations: Sequence[Compilation]) -> str:
+    """The line that says what was compiled, of several programs together.
 
     Example:
-        >>> compiled_line(Compilation("train step", {"tokens": "int32[64,32]"}, 1.93))
-        'compiled train step for tokens int32[64,32] in 1.9 s'
+        >>> compiled_line([Compilation("train step", {"tokens": "int32[64,32]"}, 1.93)])
+        'compiled train step for 1 shape in 1.9 s'
+        >>> made = [Compilation(name, {}, 0.5) for name in ("train step", "eval step") * 2]
+        >>> compiled_line(made)
+        'compiled train step for 2 shapes, eval step for 2 shapes in 2.0 s'
     """
-    shapes = ", ".join(f"{name} {shape}" for name, shape in compilation.shapes.items())
-    return f"compiled {compilation.name} for {shapes} in {compilation.seconds:.1f} s"
+    counts = Counter(made.name for made in compilations)
+    programs = ", ".join(
+        f"{name} for {count} shape{'s' if count > 1 else ''}" for name, count in counts.items()
+    )
+    seconds = sum(made.seconds for made in compilations)
+    return f"compiled {programs} in {seconds:.1f} s"
 
 
-def epoch_line(record: Mapping[str, Any]) -> str:
-    """The line that sums up an epoch, from its figures and its seconds.
+class EpochTable:
+    """Rows of figures, one an epoch, under a head that names them once.
 
     Example:
+        >>> table = EpochTable()
         >>> record = {"epoch": 2, "seconds": 12.34, "train_loss": 0.5, "validation_loss": 0.625}
-        >>> epoch_line(record)
-        'epoch 2: train loss 0.5000 | validation loss 0.6250 | 12.3 s'
+        >>> print(*table.lines(record), sep="\\n")
+               training  validation
+        epoch      loss        loss  seconds
+            2    0.5000      0.6250     12.3
+        >>> print(*table.lines({**record, "best": True, "skipped": 3}), sep="\\n")
+            2    0.5000      0.6250     12.3  best
+               3 steps were skipped so far as not finite
     """
-    splits = []
-    for split in ("train", "validation"):
-        names = [name for name in record if name.startswith(f"{split}_")]
-        figures = {name.removeprefix(f"{split}_"): record[name] for name in names}
-        splits.append(f"{split} {_figures(figures)}")
-    skipped = record.get("skipped", 0)
-    note = f" | {skipped} steps skipped as not finite" if skipped else ""
-    return f"epoch {record['epoch']}: {' | '.join(splits)} | {record['seconds']:.1f} s{note}"
+
+    def __init__(self) -> None:
+        self._columns: list[tuple[str, int]] = []
+
+    def lines(self, record: Mapping[str, Any]) -> list[str]:
+        """The row of an epoch, before the first one the head.
+
+        Args:
+            record: "epoch", "seconds", figures whose names begin with "train_" or "validation_";
+                "best", whether the epoch is the best so far; "skipped", steps left out so far.
+        """
+        head = [] if self._columns else self._head(record)
+        figures = [f"{record[name]:.4f}".rjust(width) for name, width in self._columns]
+        row = "  ".join([f"{record['epoch']:>5}", *figures, f"{record['seconds']:7.1f}"])
+        if record.get("best"):
+            row += "  best"
+        skipped = record.get("skipped", 0)
+        note = [f"       {skipped} steps were skipped so far as not finite"] if skipped else []
+        return [*head, row, *note]
+
+    def _head(self, record: Mapping[str, Any]) -> list[str]:
+        above, names = " " * 5, "epoch"
+        for split, title in (("train", "training"), ("validation", "validation")):
+            # The loss first, as it is what the steps make smaller.
+            found = sorted(
+                (name for name in record if name.startswith(f"{split}_")),
+                key=lambda name: (not name.endswith("_loss"), name),
+            )
+            short = [name.removeprefix(f"{split}_") for name in found]
+            widths = [max(len(name), 6) for name in short]
+            if found:
+                widths[0] += max(0, len(title) - sum(widths) - 2 * (len(widths) - 1))
+            self._columns += zip(found, widths, strict=True)
+            cells = [name.rjust(width) for name, width in zip(short, widths, strict=True)]
+            names += "".join(f"  {cell}" for cell in cells)
+            above += f"  {title}".ljust(2 + sum(widths) + 2 * (len(widths) - 1)) if found else ""
+        return [above.rstrip(), f"{names}  seconds"]
+
+
+def command(*words: str | os.PathLike[str]) -> str:
+    """A command for a shell, quoted where its words need it.
+
+    Example:
+        >>> command("python", "-m", "experiments.classify", "--out", "runs/my run")
+        "python -m experiments.classify --out 'runs/my run'"
+    """
+    return shlex.join(os.fspath(word) for word in words)
+
+
+def wrapped(sentence: str) -> str:
+    """A long sentence in lines of at most 80 columns, the later ones set in.
+
+    Example:
+        >>> print(wrapped("warning: " + "many words " * 9))
+        warning: many words many words many words many words many words many words many
+          words many words many words
+    """
+    return textwrap.fill(
+        sentence, 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def exit_code(action: Callable[[], object], *also: type[Exception]) -> int:
-    """Does what a command line is for; 0, 2 after an error its user can mend, 130 after Ctrl-C.
+    """Does what a command line is for, and says in one line what its user can mend.
 
     Args:
         action: what it does.
-        also: errors that its user can mend, beside ValueError and OSError.
+        also: errors that its user can mend, beside ValueError, OSError and too little memory.
+
+    Returns:
+        0; 2 after such an error; 130 after Ctrl-C; 143 and the like after a signal at which the
+        run stopped; 141 where nobody reads the output any more, as after ``| head``.
 
     Example:
         >>> exit_code(lambda: print("done"))
@@ -114,13 +188,33 @@ def exit_code(action: Callable[[], object], *also: type[Exception]) -> int:
     """
     try:
         action()
-    except (ValueError, OSError, *also) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except Interrupted as stop:
+        return stop.exit_code
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # Python writes what is left when it ends, and would fail a second time.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13  # SIGPIPE, which Windows has no name for
+    except Exception as error:
+        if not isinstance(error, (ValueError, OSError, *also)) and not is_out_of_memory(error):
+            raise
+        print(f"error: {_message(error)}", file=sys.stderr)
+        return 2
     return 0
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the host or the device had too little memory."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
+def _message(error: Exception) -> str:
+    if not is_out_of_memory(error):
+        return str(error)
+    reason = str(error).partition("\n")[0][:200]
+    return f"out of memory ({reason}): smaller batches, texts or layers need less"
 
 
 class Progress:
@@ -137,6 +231,8 @@ class Progress:
         file: standard output when None.
         clock: seconds that only grow.
         done: steps that were taken before, in a run that goes on.
+        may_end_early: whether the run may end before all steps are taken, so that the time left
+            is only a bound.
     """
 
     def __init__(
@@ -145,9 +241,13 @@ class Progress:
         file: IO[str] | None = None,
         clock: Callable[[], float] = time.monotonic,
         done: int = 0,
+        may_end_early: bool = False,
     ) -> None:
         self.tokens_per_second: float | None = None
         self._total = total_steps
+        self._bound = "at most " if may_end_early else ""
+        self._table = EpochTable()
+        self._compiled: list[Compilation] = []
         self._file = sys.stdout if file is None else file
         self._clock = clock
         self._step = self._begun_at = done
@@ -160,6 +260,7 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._say_compiled()
         if self._bar is not None:
             self._bar.close()
 
@@ -179,15 +280,22 @@ class Progress:
             self._show(figures())
 
     def compiled(self, compilation: Compilation) -> None:
-        """Says what was compiled, and takes the time for it out of the rates."""
+        """Takes the time for it out of the rates; a line says it with the next epoch's."""
         self._started += compilation.seconds
         self._read_at += compilation.seconds
-        self.say(compiled_line(compilation))
+        self._compiled.append(compilation)
 
     def epoch(self, record: Mapping[str, Any]) -> None:
         """Sums up an epoch, and counts tokens anew: the validation before it read none."""
         self._tokens, self._read_at = 0, self._clock()
-        self.say(epoch_line(record))
+        self._say_compiled()
+        for line in self._table.lines(record):
+            self.say(line)
+
+    def _say_compiled(self) -> None:
+        if self._compiled:
+            self.say(compiled_line(self._compiled))
+            self._compiled = []
 
     def say(self, line: str) -> None:
         """Writes a line of its own; a bar stays below it."""
@@ -206,7 +314,9 @@ class Progress:
         if self.tokens_per_second is not None:
             text += f" {self.tokens_per_second:,.0f} tokens/s"
         if self._bar is None:
-            self.say(f"step {self._step}/{self._total} {text}, {self._left(now)} left")
+            # Where the run may end early the total is none, and the line would pass 80 columns.
+            of = "" if self._bound else f"/{self._total}"
+            self.say(f"step {self._step}{of} {text}, {self._bound}{self._left(now)} left")
         else:
             self._bar.set_postfix_str(text)
 

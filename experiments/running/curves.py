@@ -7,8 +7,15 @@ A line of the file is a record; its "kind" says which other fields it has:
     step     step, epoch, loss, accuracy, grad_norm             of one training step; of one left
                                                                 out as not finite: skipped
     epoch    epoch, step, train_loss, train_accuracy,           step: the last one of the epoch
-             validation_loss, validation_accuracy, skipped      skipped: steps so far
-    test     loss, accuracy                                     at the end
+             validation_loss, validation_accuracy,              skipped: steps so far
+             validation_macro_f1, skipped
+    test     epoch, loss, accuracy, macro_f1, chance_loss,      at the end; epoch: the one whose
+             chance_accuracy, recall, f1                        weights were kept; recall and f1
+                                                                in the order of the classes
+
+Validation and test are those of the running average of the weights, training that of the weights
+of each step with dropout, so validation may be better than training. Chance is what one has who
+knows how often each class occurs and reads no text.
 
 Two runs with the same settings leave the same bytes; times are in timings.jsonl beside it.
 Steps and epochs count from 1. A field that is null or not there is a gap in its curve. Unknown
@@ -29,7 +36,7 @@ if TYPE_CHECKING:
 Record = dict[str, Any]
 
 # Blue for training, orange for validation: told apart by the colour-blind, and in grey.
-TRAIN, VALIDATION, TEST = "#1f5fa8", "#e07b00", "#2b2b2b"
+TRAIN, VALIDATION, TEST, CHANCE = "#1f5fa8", "#e07b00", "#2b2b2b", "#8a8a8a"
 
 
 def read_records(metrics_jsonl_path: str | os.PathLike[str]) -> list[Record]:
@@ -92,16 +99,34 @@ def _draw_panel(axes: Axes, records: list[Record], name: str) -> None:
     for kind, field, label, style in (
         ("step", name, "training, one step", step),
         ("epoch", f"train_{name}", "training, mean of the epoch", train),
-        ("epoch", f"validation_{name}", "validation", validation),
+        ("epoch", f"validation_{name}", "validation, averaged weights", validation),
     ):
         steps, values = _curve(records, kind, field)
         if steps:
             axes.plot(steps, values, label=label, **style)
     for record in records:
         if record["kind"] == "test" and record.get(name) is not None:
-            label = f"test, {record[name]:.4g}"
-            axes.axhline(record[name], color=TEST, linestyle=":", linewidth=1.2, label=label)
+            _draw_outcome(axes, records, record, name)
     _tidy(axes, name)
+
+
+def _draw_outcome(axes: Axes, records: list[Record], test: Record, name: str) -> None:
+    """Lines for the test and for chance, and the epoch whose weights were kept."""
+    label = f"test, averaged weights, {test[name]:.4g}"
+    axes.axhline(test[name], color=TEST, linestyle=":", linewidth=1.2, label=label)
+    if (chance := test.get(f"chance_{name}")) is not None:
+        label = f"chance, {chance:.4g}"
+        axes.axhline(chance, color=CHANCE, linestyle="--", linewidth=1.0, label=label)
+    for epoch in records:
+        if epoch["kind"] == "epoch" and epoch["epoch"] == test.get("epoch"):
+            step, value = epoch["step"], epoch.get(f"validation_{name}")
+            axes.axvline(step, color=VALIDATION, linewidth=1.0, alpha=0.5)
+            if value is not None:
+                label = f"weights kept, epoch {epoch['epoch']}"
+                axes.plot(
+                    [step], [value], label=label, linestyle="none", marker="o", markersize=11,
+                    markerfacecolor="none", markeredgecolor=VALIDATION, markeredgewidth=1.8,
+                )  # fmt: skip
 
 
 def _tidy(axes: Axes, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -9,8 +10,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from experiments.running import class_report
 from experiments.running.checkpoints import Saver, Snapshot
 from experiments.running.console import Progress
 from experiments.running.interrupts import Interrupted, Interrupts
@@ -19,7 +22,7 @@ from experiments.running.run_folder import RunFolder
 from experiments.running.text import Splits
 from rnnjax import checked
 from rnnjax.data import UNKNOWN, Batch, BucketedBatches, PackedBatch, PackedBatches
-from rnnjax.metrics import accuracy, compute, cross_entropy, evaluate, merge
+from rnnjax.metrics import accuracy, compute, cross_entropy, merge
 from rnnjax.models import Model
 from rnnjax.training import (
     Compilation,
@@ -44,7 +47,7 @@ class Recipe(NamedTuple):
         optimizer: an Optax transformation.
         average_decay: of the running average of the parameters, which is what is kept.
         word_dropout: the rate at which a token is read as the unknown word in training.
-        epochs: at most.
+        epochs: the bound on them.
         patience: stop after so many epochs without a better validation accuracy.
         prefetch: batches made ahead of the step that reads them.
         max_skipped: end after so many steps in a row whose loss or gradient is not finite.
@@ -62,11 +65,23 @@ class Recipe(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """The best parameters of a run, when they were reached, and how they do on the test set."""
+    """What a run came to.
+
+    Attributes:
+        params: the best parameters, by their validation accuracy.
+        epoch: the one that reached them.
+        last_epoch: the last one that was taken.
+        was_cut: whether the bound on the epochs ended the run, and not patience.
+        test: loss, accuracy and macro_f1 of the best parameters on the test set.
+        classes: their recall, F1 and number of texts by class, see `class_report.summary`.
+    """
 
     params: Any
     epoch: int
+    last_epoch: int
+    was_cut: bool
     test: dict[str, float]
+    classes: dict[str, Any]
 
 
 def hide_words(key: jax.Array, tokens: jax.Array, rate: float) -> jax.Array:
@@ -74,10 +89,11 @@ def hide_words(key: jax.Array, tokens: jax.Array, rate: float) -> jax.Array:
     return jnp.where(jax.random.bernoulli(key, rate, tokens.shape), UNKNOWN, tokens)
 
 
-def classification_loss(model: Model, word_dropout: float) -> Callable:
+def classification_loss(model: Model, word_dropout: float, classes: bool = False) -> Callable:
     """Cross entropy and accuracy of a classifier, as sums and counts over the real examples.
 
-    In training each token is read as the unknown word at the rate of ``word_dropout``.
+    In training each token is read as the unknown word at the rate of ``word_dropout``. With
+    ``classes`` evaluation also counts by class, for `evaluate`.
     """
 
     def loss_fn(params: Any, batch: AnyBatch, key: jax.Array | None) -> tuple[jax.Array, dict]:
@@ -91,9 +107,34 @@ def classification_loss(model: Model, word_dropout: float) -> Callable:
             steps = {"lengths": batch.lengths}
         logits = model.apply(params, tokens, **steps, key=key)
         loss = cross_entropy(logits, labels, batch.weights)
-        return loss.value, {"loss": loss, "accuracy": accuracy(logits, labels, batch.weights)}
+        metrics = {"loss": loss, "accuracy": accuracy(logits, labels, batch.weights)}
+        if classes and key is None:
+            metrics |= _counts_by_class(logits, labels, batch.weights)
+        return loss.value, metrics
 
     return loss_fn
+
+
+def _counts_by_class(logits: jax.Array, labels: jax.Array, weights: Any) -> dict[str, Any]:
+    """Of each class, how many were found, were there, and were named, as whole numbers [C]."""
+    classes = jnp.arange(logits.shape[-1])[None]
+    is_real = jnp.asarray(weights)[:, None] > 0
+    there = (labels[:, None] == classes) & is_real
+    named = (jnp.argmax(logits, axis=-1)[:, None] == classes) & is_real
+    hits, texts, said = (jnp.sum(flags, axis=0) for flags in (there & named, there, named))
+    return {"recall": (hits, texts), "precision": (hits, said)}
+
+
+def evaluate(step: Callable, params: Any, batches: Iterator[AnyBatch]) -> dict[str, Any]:
+    """Loss, accuracy and macro_f1 of a whole set, and under "classes" what is known of each class.
+
+    The sums stay on the device until the last batch.
+    """
+    total = functools.reduce(merge, (step(params, batch) for batch in batches))
+    sums = jax.device_get(dict(total))
+    (hits, texts), (_, named) = sums.pop("recall"), sums.pop("precision")
+    classes = class_report.summary(np.asarray(hits), np.asarray(texts), np.asarray(named))
+    return {**compute(sums), "macro_f1": classes.pop("macro_f1"), "classes": classes}
 
 
 def fit(
@@ -123,7 +164,10 @@ def fit(
         raise ValueError(f"epochs: {begun} were begun already, got {recipe.epochs}")
     run.update_config()  # only now, as what was refused must leave no trace
     total = recipe.epochs * len(splits.train)
-    with Interrupts() as interrupts, Progress(total, done=begin.step) as progress:
+    with (
+        Interrupts() as interrupts,
+        Progress(total, done=begin.step, may_end_early=True) as progress,
+    ):
         for reason in passed_over:
             progress.say(f"passed over checkpoint {reason}")
         if begin.step:
@@ -165,7 +209,7 @@ class _Fitting:
         interrupts: Interrupts,
         progress: Progress,
     ) -> None:
-        loss_fn = classification_loss(model, recipe.word_dropout)
+        loss_fn = classification_loss(model, recipe.word_dropout, classes=True)
         self._train_step = make_train_step(loss_fn, _optimizer(recipe), on_compile=self._on_compile)
         self._eval_step = make_eval_step(loss_fn, on_compile=self._on_compile)
         if recipe.debug_checks:
@@ -178,6 +222,7 @@ class _Fitting:
         self._interrupts = interrupts
         self._progress = progress
         self._records = _StepRecords(run, progress)
+        self._compile_seconds = 0.0
 
     def go_on(self, snapshot: Snapshot) -> Fitted:
         """Does the epochs that are left, and the test."""
@@ -187,42 +232,63 @@ class _Fitting:
             while not self._is_done():
                 self._epoch()
             best = self._snapshot.stopping
-            assert best.best_epoch is not None  # an accuracy is never NaN
+            if best.best_epoch is None:
+                raise NonFiniteError("no epoch ended with weights that are finite: none is kept")
             test = self._evaluate(best.best_params, self._splits.test, epoch=0)
         except (Interrupted, NonFiniteError):
             self._save()
             self._saver.wait()
             raise
-        self._run.write({"kind": "test", **test})
-        return Fitted(best.best_params, best.best_epoch, test)
+        classes = test.pop("classes")
+        guess = class_report.chance(classes["texts"])
+        self._run.write(
+            {
+                "kind": "test",
+                "epoch": best.best_epoch,
+                **test,
+                "chance_accuracy": guess.accuracy,
+                "chance_loss": guess.loss,
+                **{name: classes[name] for name in ("recall", "f1")},
+            }
+        )
+        last, was_cut = self._snapshot.epoch - 1, not best.should_stop
+        return Fitted(best.best_params, best.best_epoch, last, was_cut, test, classes)
 
     def _is_done(self) -> bool:
         return self._snapshot.epoch > self._recipe.epochs or self._snapshot.stopping.should_stop
 
     def _epoch(self) -> None:
-        start = time.perf_counter()
+        start, compiled = time.perf_counter(), self._compile_seconds
         for batch, tokens in self._batches(
             self._splits.train, self._snapshot.epoch, self._snapshot.batch
         ):
             self._step(batch, tokens)
         now = self._snapshot
         check_finite(now.train, self._recipe.max_skipped)
+        trained = _counted(now.totals)
+        if not trained:
+            raise NonFiniteError(
+                f"loss or gradient was NaN or infinite in every step of epoch {now.epoch}: a "
+                "smaller learning rate or clipping may help"
+            )
         average = averaged(now.train.opt_state)
         validation = self._evaluate(average, self._splits.validation, now.epoch)
+        validation.pop("classes")
+        stopping = _updated(now.stopping, now.epoch, validation, average)
         self._records.write()
         record = {
             "kind": "epoch",
             "epoch": now.epoch,
             "step": now.step,
             "skipped": int(now.train.skipped),
-            **{f"train_{name}": value for name, value in compute(_counted(now.totals)).items()},
+            **{f"train_{name}": value for name, value in compute(trained).items()},
             **{f"validation_{name}": value for name, value in validation.items()},
         }
-        seconds = time.perf_counter() - start
-        self._progress.epoch({**record, "seconds": seconds})
+        seconds = time.perf_counter() - start - (self._compile_seconds - compiled)
+        is_best = stopping.best_epoch == now.epoch
+        self._progress.epoch({**record, "seconds": seconds, "best": is_best})
         self._run.write(record)
         self._run.write_timing({"kind": "epoch", "epoch": now.epoch, "seconds": seconds})
-        stopping = now.stopping.update(now.epoch, validation, average)
         self._snapshot = now._replace(
             stopping=stopping, totals=self._zeros, epoch=now.epoch + 1, batch=0
         )
@@ -241,7 +307,7 @@ class _Fitting:
         if self._saver.is_due(now.step):
             self._save()
 
-    def _evaluate(self, params: Any, batches: AnyBatches, epoch: int) -> dict[str, float]:
+    def _evaluate(self, params: Any, batches: AnyBatches, epoch: int) -> dict[str, Any]:
         on_device = (batch for batch, _ in self._batches(batches, epoch))
         with jax.transfer_guard("disallow"):
             return evaluate(self._eval_step, params, on_device)
@@ -259,8 +325,18 @@ class _Fitting:
         self._saver.save(self._snapshot)
 
     def _on_compile(self, made: Compilation) -> None:
+        self._compile_seconds += made.seconds
         self._progress.compiled(made)
         self._run.write_timing({"kind": "compile", **made._asdict()})
+
+
+def _updated(
+    stopping: EarlyStopping, epoch: int, validation: dict[str, float], params: Any
+) -> EarlyStopping:
+    """What is known after an epoch; parameters that are not all finite are never the best."""
+    finite = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(params)))
+    known = validation if finite else {**validation, "accuracy": float("nan")}
+    return stopping.update(epoch, known, params)
 
 
 class _StepRecords:

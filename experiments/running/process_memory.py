@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -54,6 +55,21 @@ def forget_peak() -> None:
     """
     if _CLEAR_REFS.exists():
         _CLEAR_REFS.write_text("5")  # the code for the peak, see "man 5 proc_pid_clear_refs"
+
+
+def device_memory(device: jax.Device) -> int | None:
+    """Bytes that a device has, those of the machine for a CPU; None where nobody says.
+
+    Example:
+        >>> device_memory(jax.devices()[0]) > 100 * MEGABYTE
+        True
+    """
+    stats = device.memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    if device.platform != "cpu" or not hasattr(os, "sysconf"):
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _resident_by_ps() -> int:

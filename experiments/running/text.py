@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
 
+import numpy as np
+
 from rnnjax.data import (
     TOKENIZERS,
     BucketedBatches,
@@ -66,8 +68,11 @@ def fit_encoder(
 
 
 def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Examples, Examples]:
-    """The training examples in two: what is trained on, and what validates."""
-    validation, train = split(dataset.train, fraction, seed)
+    """The training examples in two: what is trained on, and what validates.
+
+    Each class is divided for itself, so that a rare one is in both.
+    """
+    validation, train = split(dataset.train, fraction, seed, stratified=True)
     return train, validation
 
 
@@ -85,7 +90,8 @@ def make_batches(
 
     Every batch holds ``batch_size`` examples: "bucketed" by length, each bucket padded to its
     own; "packed" several in a row as long as the longest text; "padded" to the longest text, in
-    the same order as the packed ones.
+    the same order as the packed ones. Where no bucket has so many texts, a batch holds as many as
+    the fullest has.
 
     Raises:
         DataError: an unknown batching, or whatever the batches refuse.
@@ -96,10 +102,13 @@ def make_batches(
     encoded = [encode(part.texts) for part in parts]
     lengths = [len(ids) for part in encoded for ids in part]
     boundaries = choose_boundaries(lengths, buckets if batching == "bucketed" else 1)
+    training, *others = (_fullest_bucket(ids, boundaries) for ids in encoded)
 
     def make(ids: Sequences, part: Examples, shuffle: bool) -> Any:
+        # What is only evaluated shares one size, and so its compiled programs.
+        most = training if shuffle else max(others)
         options: dict[str, Any] = {
-            "batch_size": batch_size,
+            "batch_size": min(batch_size, most),
             "seed": seed,
             "shuffle": shuffle,
             "vocab_size": len(encode.vocabulary),
@@ -110,6 +119,12 @@ def make_batches(
         return BucketedBatches(ids, part.labels, boundaries=boundaries, **options)
 
     return Splits(*map(make, encoded, parts, (True, False, False)))
+
+
+def _fullest_bucket(ids: Sequences, boundaries: Sequence[int]) -> int:
+    """How many texts the bucket with the most of them has."""
+    buckets = np.searchsorted(boundaries, [len(row) for row in ids])
+    return int(np.bincount(buckets).max())
 
 
 def take(examples: Examples, count: int | None) -> Examples:

@@ -1,21 +1,27 @@
 """The classify experiment from the command line, on sentences made here."""
 
+import dataclasses
+import inspect
 import io
 import json
 import os
 import random
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from experiments import classify
 from experiments.classify import Predictor, Settings, build_model, main
 from experiments.running import fitting
 from rnnjax.data import hub
 
+ROOT = Path(__file__).parents[2]
 GOOD, BAD = ("warm", "funny", "bright", "kind"), ("cold", "dull", "grim", "mean")
 SMALL = ["--hidden-size", "8", "--embedding-size", "8", "--buckets", "2", "--batch-size", "16"]
 QUICK = [*SMALL, "--epochs", "8", "--dropout", "0.0", "--learning-rate", "0.03"]
@@ -39,6 +45,12 @@ def data_dir(tmp_path_factory):
     write_rows(folder / "train.csv", 240, seed=0)
     write_rows(folder / "test.csv", 60, seed=1)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """No run of these tests leaves anything in the checkout."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -139,7 +151,7 @@ def test_the_same_seed_gives_the_same_run_in_another_process(run, data_dir, tmp_
     arguments = ["--dataset", "local", "--data-dir", str(data_dir), "--out", str(tmp_path / "b")]
     command = [sys.executable, "-W", "error", "-m", "experiments.classify", *arguments, *QUICK]
     # Sets and dicts of strings would have another order there, if any mattered.
-    subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": "5"})
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": "5"}, cwd=ROOT)
     assert_same_run(tmp_path / "b", run)
 
 
@@ -257,14 +269,109 @@ def test_a_bad_file_is_named_with_its_row(content, parts, tmp_path, capsys):
 
 def test_wrong_arguments_are_named(tmp_path, capsys):
     assert "rotten_tomatoes" in fails(capsys, ["--dataset", "tomatoes"])
-    assert "take" in fails(capsys, ["--take", "0"])
-    assert "layers: expected 1 to 100, got 1000000000" in fails(capsys, ["--layers", "1000000000"])
     assert "config.json" in fails(capsys, ["predict", str(tmp_path), "a text"])
     for bad in (["--epoch-count", "3"], ["--cell", "transformer"], ["--epochs", "many"]):
         with pytest.raises(SystemExit) as stopped:
             main(bad)
         assert stopped.value.code == 2
         assert bad[0] in capsys.readouterr().err
+
+
+WRONG = {
+    "--take": ["0", "-3"],
+    "--tokenizer": ["words"],
+    "--vocabulary-size": ["1"],
+    "--min-count": ["0"],
+    "--max-length": ["0"],
+    "--hidden-size": ["0", "-64", "1000000000"],
+    "--layers": ["0", "1000000000"],
+    "--embedding-size": ["0"],
+    "--dropout": ["1.5", "1", "-0.1", "nan"],
+    "--word-dropout": ["2", "1", "nan"],
+    "--batch-size": ["0"],
+    "--buckets": ["0"],
+    "--epochs": ["0", "-1"],
+    "--patience": ["0"],
+    "--validation": ["0", "1", "nan"],
+    "--learning-rate": ["nan", "inf", "-1", "0"],
+    "--clip-norm": ["-1", "0", "nan", "inf"],
+    "--max-skipped": ["0"],
+    "--average-decay": ["1", "-0.5", "nan"],
+    "--seed": ["-1", "4294967296"],
+    "--repeat": ["0"],
+    "--prefetch": ["-1"],
+    "--keep": ["0"],
+    "--checkpoint-every": ["soon", "0"],
+}
+
+
+@pytest.mark.parametrize(("flag", "value"), [(f, v) for f, values in WRONG.items() for v in values])
+def test_a_setting_that_cannot_be_is_refused_by_name_and_nothing_is_made(
+    flag, value, tmp_path, capsys
+):
+    message = fails(capsys, ["--out", "run", f"{flag}={value}"])
+    assert flag.removeprefix("--") in message
+    assert value.lstrip("-0").removesuffix("000") in message
+    assert len(message.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_all_wrong_settings_are_named_at_once(capsys):
+    message = fails(capsys, ["--epochs", "0", "--dropout", "1.5"])
+    assert message.splitlines() == [
+        "error: --dropout must be a share from 0 up to but not 1, got 1.5",
+        "  --epochs must be a whole number from 1 up, got 0",
+    ]
+
+
+def test_what_the_machine_has_no_memory_for_is_refused_before_anything_is_made(
+    data_dir, tmp_path, capsys
+):
+    arguments = ["--dataset", "local", "--data-dir", str(data_dir), "--out", "run"]
+    message = fails(capsys, [*arguments, "--hidden-size", "500000"])
+    assert "error: the weights must fit the" in message
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [[], ["--repeat", "2"]])
+def test_data_that_are_not_there_leave_no_folder(arguments, tmp_path, capsys):
+    assert "none.csv: " in fails(capsys, ["--dataset", "none.csv", *arguments])
+    assert not list(tmp_path.iterdir())
+
+
+def test_out_of_memory_is_one_line(data_dir, monkeypatch, capsys):
+    def run_out(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 27 bytes")
+
+    monkeypatch.setattr(fitting._Fitting, "_step", run_out)
+    arguments = ["--dataset", "local", "--data-dir", str(data_dir), "--out", "run"]
+    message = fails(capsys, [*arguments, *QUICK])
+    assert message.startswith("error: out of memory (RESOURCE_EXHAUSTED: Out of memory alloc")
+    assert len(message.splitlines()) == 1
+
+
+def test_a_batch_larger_than_all_texts_pads_no_row(data_dir):
+    settings = Settings(dataset="local", data_dir=data_dir, batch_size=100_000, buckets=2)
+    dataset, parts = classify.read_parts(settings)
+    _, splits = classify.prepare(settings, parts, len(dataset.label_names))
+    fullest = [max(int(batch.weights.sum()) for batch in batches.epoch(0)) for batches in splits]
+    rows = [batches.shapes[0][0] for batches in splits]
+    assert rows == [fullest[0], max(fullest[1:]), max(fullest[1:])]
+
+
+def test_help_says_a_sentence_and_a_reason_of_every_setting(capsys):
+    for command in ([], ["predict"]):
+        with pytest.raises(SystemExit):
+            main([*command, "--help"])
+    out = capsys.readouterr().out
+    for setting in dataclasses.fields(Settings):
+        assert f"--{setting.name.replace('_', '-')}" in out
+    source = inspect.getsource(Settings)
+    sentences = [" ".join(text.split()) for text in re.findall(r'"""(.*?)"""', source, re.S)][1:]
+    of_settings = sentences[: len(dataclasses.fields(Settings))]
+    for sentence in of_settings:
+        assert sentence.endswith("."), sentence
+        assert len(sentence.split()) >= 8, sentence
 
 
 def test_no_texts_is_an_error(run, capsys, monkeypatch):

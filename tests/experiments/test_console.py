@@ -104,9 +104,45 @@ def test_a_rate_counts_the_wait_for_the_device_but_no_compilation():
         progress.advance(figures, tokens=2000)
     assert progress.tokens_per_second == 100
     assert file.getvalue().splitlines() == [
-        "compiled train step for tokens int32[64,32] in 60.0 s",
         "step 1/2  100 tokens/s, 00:20 left",
+        "compiled train step for 1 shape in 60.0 s",
     ]
+
+
+def test_all_that_was_compiled_is_one_line_with_the_epoch_in_which_it_was():
+    file = io.StringIO()
+    record = {"epoch": 1, "train_loss": 0.5, "validation_loss": 0.625, "seconds": 1.0}
+    with Progress(8, file) as progress:
+        for name in ("train step", "train step", "eval step"):
+            progress.compiled(Compilation(name, {"tokens": "int32[64,32]"}, 1.25))
+        for epoch in (1, 2):
+            progress.epoch({**record, "epoch": epoch})
+    compiled, above, head, *epochs = file.getvalue().splitlines()
+    assert compiled == "compiled train step for 2 shapes, eval step for 1 shape in 3.8 s"
+    assert above.split() == ["training", "validation"]
+    assert head.split() == ["epoch", "loss", "loss", "seconds"]
+    assert [line.split() for line in epochs] == [
+        [str(epoch), "0.5000", "0.6250", "1.0"] for epoch in (1, 2)
+    ]
+
+
+def test_no_line_of_a_long_run_is_wider_than_a_terminal():
+    clock, file = Clock(), io.StringIO()
+    figures = {"accuracy": 0.875, "loss": 12.5}
+    record = {"epoch": 1234, "seconds": 1234.5, "best": True, "skipped": 17}
+    for split in ("train", "validation"):
+        record |= {f"{split}_{name}": value for name, value in figures.items()}
+    with Progress(140_000, file, clock, done=123_455, may_end_early=True) as progress:
+        for _ in range(3):
+            clock.now += 20.0
+            progress.advance(lambda: figures, tokens=765_432_1)
+        for name in ("train step", "eval step") * 50:
+            progress.compiled(Compilation(name, {"tokens": "int32[64,32]"}, 11.25))
+        progress.epoch({**record, "validation_macro_f1": 0.75})
+    lines = file.getvalue().splitlines()
+    assert "at most" in lines[0]
+    assert "17 steps were skipped" in lines[-1]
+    assert max(map(len, lines)) <= 80, lines
 
 
 def test_validation_at_the_end_of_an_epoch_does_not_slow_the_rate():
@@ -120,9 +156,7 @@ def test_validation_at_the_end_of_an_epoch_does_not_slow_the_rate():
             clock.now += 1.0
             progress.advance(dict, tokens=300)
     assert progress.tokens_per_second == 300
-    assert file.getvalue().splitlines()[0] == (
-        "epoch 1: train loss 0.5000 | validation loss 0.6250 | 41.0 s"
-    )
+    assert file.getvalue().splitlines()[2].split() == ["1", "0.5000", "0.6250", "41.0"]
 
 
 def test_a_terminal_gets_a_bar_and_whole_lines_above_it():
@@ -132,7 +166,7 @@ def test_a_terminal_gets_a_bar_and_whole_lines_above_it():
             clock.now += 2.0
             progress.advance(lambda: {"loss": 0.25}, tokens=1000)
         progress.compiled(Compilation("eval step", {"x": "f32[2]"}, 1.94))
-    assert "compiled eval step for x f32[2] in 1.9 s\n" in file.getvalue()
+    assert "compiled eval step for 1 shape in 1.9 s\n" in file.getvalue()
     assert "2/4" in file.getvalue()
     assert "loss 0.2500 500 tokens/s" in file.getvalue()
 

@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from experiments import classify, convert
+from experiments.running import classifier
 from experiments.running.imported import Predictor
 from rnnjax.data import Vocabulary, basic_english, strip_punctuation
 from rnnjax.weights import save_weights
@@ -338,7 +339,7 @@ def test_a_run_that_computes_something_else_is_refused(trained, tmp_path, capsys
         model = plain(*arguments)
         return model._replace(apply=lambda *given, **more: 3 * model.apply(*given, **more))
 
-    monkeypatch.setattr(classify, "build_model", steeper)
+    monkeypatch.setattr(classifier, "build_model", steeper)
     message = fails(capsys, "export", trained, "--to", "onnx", "--out", tmp_path / "x")
     assert "predicts otherwise than a plain gru classifier" in message
 
@@ -449,7 +450,7 @@ def test_a_used_folder_a_damaged_and_a_missing_file_are_refused(small, tmp_path,
     assert "not a whole safetensors file" in fails(capsys, *arguments(damaged, small[1]))
     absent = fails(capsys, *arguments(tmp_path / "no.safetensors", small[1]))
     assert "there is no weight file" in absent
-    assert "found no classifier.json" in fails(capsys, "predict", tmp_path, "1")
+    assert "and no classifier.json" in fails(capsys, "predict", tmp_path, "1")
     assert "found no config.json" in fails(
         capsys, "export", tmp_path, "--to", "jax", "--out", tmp_path / "x"
     )

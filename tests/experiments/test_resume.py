@@ -354,10 +354,64 @@ def test_other_data_are_refused(stopped, data_dir, tmp_path, capsys):
     resume = ["--out", str(stopped), "--resume", "--data-dir"]
     message = fails(capsys, [*resume, str(other)])
     assert "data.sha256: '" in message
-    assert "data.examples: [108, 12, 40] then, [117, 13, 40] now" in message
+    assert "data.examples: [108, 12, 40] then, [118, 12, 40] now" in message
     for name in ("train.csv", "test.csv"):
         (other / name).write_bytes((data_dir / name).read_bytes())
     assert main([*resume, str(other)]) == 0  # the same data in another place
+
+
+@pytest.fixture
+def own(data_dir, tmp_path, monkeypatch):
+    """A folder in which a run on own.csv was stopped, as a user would, without whole paths."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "own.csv").write_bytes((data_dir / "train.csv").read_bytes())
+    monkeypatch.chdir(home)
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, terminate)
+        start = ["--dataset", "own.csv", "--out", "run", *MODEL, "--epochs", "2"]
+        assert main(start) == 143
+    return home
+
+
+def test_a_run_goes_on_from_another_folder(own, tmp_path, monkeypatch, capsys):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert main(["--out", str(own / "run"), "--resume"]) == 0
+    assert "going on after step 3" in capsys.readouterr().out
+
+
+def test_a_run_goes_on_with_the_same_data_at_another_path(own, capsys):
+    (own / "own.csv").rename(own / "moved.csv")
+    resume = ["--out", "run", "--resume"]
+    message = fails(capsys, resume)
+    assert "own.csv: the data of this run are not there any more; --dataset says where" in message
+    rows = (own / "moved.csv").read_text()
+    (own / "changed.csv").write_text(rows.replace("warm", "cool"))
+    message = fails(capsys, [*resume, "--dataset", "changed.csv"])
+    assert "data.sha256: '" in message
+    assert main([*resume, "--dataset", "moved.csv"]) == 0
+    assert "going on after step 3" in capsys.readouterr().out
+
+
+def test_a_data_folder_of_the_environment_is_remembered(data_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RNNJAX_DATA", str(data_dir))
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, terminate)
+        assert main(["--dataset", "local", "--out", str(tmp_path / "run"), *MODEL]) == 143
+    monkeypatch.delenv("RNNJAX_DATA")
+    assert main(["--out", str(tmp_path / "run"), "--resume", "--epochs", "1"]) == 0
+
+
+def test_every_printed_command_works_with_a_space_in_the_folder(run, tmp_path, capsys):
+    assert run("my run", "--epochs", "1") == 0
+    lines = capsys.readouterr().out.splitlines()
+    commands = [shlex.split(line) for line in lines if "python -m" in line]
+    assert len(commands) == 2  # to go on, since one epoch was the bound, and to predict
+    more, predict = ([*words[words.index("experiments.classify") + 1 :]] for words in commands)
+    assert main(predict) == 0
+    assert main([*more[:-1], "3"]) == 0
 
 
 def test_another_vocabulary_is_refused(stopped, monkeypatch, capsys):

@@ -1,0 +1,88 @@
+"""Settings of a script, all checked before anything is read or made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from rnnjax.data import DataError
+
+# A seed becomes 32 bits of a JAX key.
+MOST_SEEDS = 1 << 32
+
+
+class Rule(NamedTuple):
+    """What a setting must be, in words and as a test."""
+
+    expected: str
+    holds: Callable[[Any], bool]
+
+
+def whole(least: int, most: int | None = None) -> Rule:
+    """A whole number from ``least`` on, up to ``most`` if that is given.
+
+    Example:
+        >>> whole(1).expected, whole(1, 100).expected
+        ('a whole number from 1 up', 'a whole number from 1 to 100')
+    """
+    end = "up" if most is None else f"to {most:,}"
+    return Rule(
+        f"a whole number from {least} {end}",
+        lambda value: type(value) is int and least <= value and (most is None or value <= most),
+    )
+
+
+def above(bound: float) -> Rule:
+    """A finite number above a bound."""
+    return Rule(
+        f"a finite number above {bound:g}",
+        lambda value: math.isfinite(value) and value > bound,
+    )
+
+
+def share(*, zero: bool = True) -> Rule:
+    """A share of something: below 1, and 0 only where that makes sense."""
+    expected = "from 0 up to but not 1" if zero else "between 0 and 1"
+    return Rule(f"a share {expected}", lambda value: 0 <= value < 1 and (zero or value > 0))
+
+
+def one_of(names: tuple[str, ...]) -> Rule:
+    """One of several names."""
+    return Rule(f"one of {', '.join(names)}", lambda value: value in names)
+
+
+def check_settings(settings: Any, rules: Mapping[str, Rule]) -> None:
+    """Refuse settings of which any breaks its rule; None, for "not given", breaks none.
+
+    Args:
+        settings: an object with the settings as attributes.
+        rules: the rule of each that has one, by its name.
+
+    Raises:
+        DataError: naming all that are wrong, as the command line spells them.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> check_settings(SimpleNamespace(learning_rate=-1.0), {"learning_rate": above(0)})
+        Traceback (most recent call last):
+            ...
+        rnnjax.data.errors.DataError: --learning-rate must be a finite number above 0, got -1.0
+    """
+    wrong = [
+        f"{flag(name)} must be {rule.expected}, got {value!r}"
+        for name, rule in rules.items()
+        if (value := getattr(settings, name)) is not None and not rule.holds(value)
+    ]
+    if wrong:
+        raise DataError("\n  ".join(wrong))
+
+
+def flag(name: str) -> str:
+    """A setting as the command line spells it.
+
+    Example:
+        >>> flag("learning_rate")
+        '--learning-rate'
+    """
+    return f"--{name.replace('_', '-')}"
