@@ -177,12 +177,12 @@ def announce(dataset: Dataset, parts: Sequence[Examples], splits: Splits, vocabu
 
 def report(settings: Settings, fitted: Fitted, label_names: Sequence[str], folder: Path) -> None:
     """Say what the run came to, and why it ended."""
-    bound = f"the bound of {settings.epochs} epochs (--epochs)"
     if not fitted.was_cut:
         passed = fitted.last_epoch - fitted.epoch
         print(f"ended after epoch {fitted.last_epoch}: validation did not rise for {passed}")
     else:
-        print(f"ended at {bound}, and validation may still be rising; go on with")
+        print(f"ended at the bound of {settings.epochs} epochs (--epochs)")
+        print("validation may still be rising; go on with:")
         more = ("--out", folder, "--resume", "--epochs", str(2 * settings.epochs))
         print(f"  {command(*PROGRAM.split(), *more)}")
     guess = class_report.chance(fitted.classes["texts"])
