@@ -24,12 +24,15 @@ except ImportError:
 
 
 def make_model(recipe: Recipe, vocab_size: int) -> Any:
-    """The lesson's sequential model, compiled."""
+    """The lesson's sequential model, compiled.
+
+    The mask is given to each layer by hand: newer versions of Keras do not carry it through one.
+    """
     layers, last = keras.layers, len(recipe.layers) - 1
     make = {"rnn": layers.SimpleRNN, "lstm": layers.LSTM}[recipe.kind]
-    parts: list[Any] = [
-        layers.Embedding(vocab_size, recipe.embedding_size, mask_zero=not recipe.reads_padding)
-    ]
+    tokens = keras.Input((None,), dtype="int32")
+    mask = None if recipe.reads_padding else keras.ops.not_equal(tokens, 0)
+    ys = layers.Embedding(vocab_size, recipe.embedding_size)(tokens)
     for index, (units, both) in enumerate(recipe.layers):
         layer = make(
             units,
@@ -37,10 +40,10 @@ def make_model(recipe: Recipe, vocab_size: int) -> Any:
             dropout=recipe.dropout,
             recurrent_dropout=recipe.recurrent_dropout,
         )
-        parts.append(layers.Bidirectional(layer) if both else layer)
+        ys = (layers.Bidirectional(layer) if both else layer)(ys, mask=mask)
     binary = recipe.num_classes == 1
-    parts.append(layers.Dense(recipe.num_classes, activation="sigmoid" if binary else "softmax"))
-    model = keras.Sequential(parts)
+    head = layers.Dense(recipe.num_classes, activation="sigmoid" if binary else "softmax")
+    model = keras.Model(tokens, head(ys))
     model.compile(
         loss="binary_crossentropy" if binary else "sparse_categorical_crossentropy",
         metrics=["accuracy"],
