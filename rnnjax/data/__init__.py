@@ -29,6 +29,13 @@ from .packing import PackedBatch as PackedBatch
 from .packing import PackedBatches as PackedBatches
 from .packing import PackedRows as PackedRows
 from .packing import pack as pack
+from .pairs import PairBatch as PairBatch
+from .pairs import PairBatches as PairBatches
+from .pairs import PairParts as PairParts
+from .pairs import Pairs as Pairs
+from .pairs import choose_pair_boundaries as choose_pair_boundaries
+from .pairs import load_pairs as load_pairs
+from .pairs import read_pairs as read_pairs
 from .ragged import Ragged as Ragged
 from .ragged import flatten as flatten
 from .ragged import pad as pad

@@ -1,12 +1,12 @@
 """Batches of few shapes from sequences of many lengths."""
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rnnjax.data._bucket_order import BucketOrder
 from rnnjax.data.errors import DataError
 from rnnjax.data.ragged import Ragged, Sequences, flatten, require_at_most
 
@@ -17,9 +17,9 @@ class Batch(NamedTuple):
     Filler rows complete the short last batch of a bucket: length 0, label 0, weight 0.
     """
 
-    tokens: NDArray[np.int32]  # [B, T]
+    tokens: NDArray[Any]  # [B, T] ids, or [B, T, ...] of whatever the steps are, 0 at padding
     lengths: NDArray[np.int32]  # [B]
-    labels: NDArray[np.int32]  # [B]
+    labels: NDArray[Any]  # [B], [B, ...] or, with a label a step, [B, T, ...], 0 at padding
     weights: NDArray[np.float32]  # [B], 1 for a real row, 0 for a filler row
 
 
@@ -31,9 +31,10 @@ class BucketedBatches:
     depends on ``(seed, n)`` alone, so a run that is resumed at epoch ``n`` sees what it would have.
 
     Args:
-        sequences: the ids of each example, none empty; of very many, what ``flatten`` makes of
-            them takes the least memory.
-        labels: the class of each example.
+        sequences: the ids, floats or vectors of each example, none empty; of very many, what
+            ``flatten`` makes of them takes the least memory.
+        labels: what is wanted of each example: classes or floats [N], an array [N, ...], or a list
+            of sequences as long as the examples are, with a label a step.
         batch_size: the number of rows of every batch.
         boundaries: the rising bucket lengths, as ``choose_boundaries`` gives them.
         seed: a whole number, at least 0.
@@ -52,12 +53,22 @@ class BucketedBatches:
         (2, ((2, 2), (2, 4)))
         >>> sorted(batch.tokens.tolist() for batch in batches.epoch(0))[1]
         [[8, 9, 4, 3], [0, 0, 0, 0]]
+
+        A label a step, and vectors in place of ids:
+
+        >>> tagged = BucketedBatches(
+        ...     [[[0.5, 1.0], [1.5, 2.0]], [[2.5, 3.0]]], [[1, 2], [3]], batch_size=2,
+        ...     boundaries=(2,), seed=0, shuffle=False,
+        ... )
+        >>> batch = next(tagged.epoch(0))
+        >>> batch.tokens.shape, batch.labels.tolist()
+        ((2, 2, 2), [[3, 0], [1, 2]])
     """
 
     def __init__(
         self,
         sequences: Sequences | Ragged,
-        labels: Sequence[int] | NDArray[np.integer],
+        labels: Sequence[Any] | NDArray[Any] | Ragged,
         *,
         batch_size: int,
         boundaries: Sequence[int],
@@ -66,41 +77,38 @@ class BucketedBatches:
         vocab_size: int | None = None,
         num_classes: int | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise DataError(f"batch_size: expected at least 1, got {batch_size}")
-        if seed < 0:
-            raise DataError(f"seed: expected at least 0, got {seed}")
         self._ragged = flatten(sequences)
         self._lengths = self._ragged.lengths
-        self._labels = _checked_labels(labels, len(self._lengths), num_classes)
+        self._labels = checked_labels(labels, self._lengths, num_classes)
         self._boundaries = _checked_boundaries(boundaries)
-        _check_lengths(self._lengths, int(self._boundaries[-1]))
+        check_lengths(self._lengths, int(self._boundaries[-1]))
         if vocab_size is not None:
-            _check_ids(self._ragged, vocab_size)
-        self._buckets = np.searchsorted(self._boundaries, self._lengths)
+            check_range(self._ragged, vocab_size, "ids")
+        buckets = np.searchsorted(self._boundaries, self._lengths)
         self._batch_size = batch_size
-        self._seed = seed
-        self._shuffle = shuffle
+        self._order = BucketOrder(
+            buckets, len(self._boundaries), self._lengths, batch_size, seed, shuffle
+        )
 
-    @cached_property
-    def _batches_per_bucket(self) -> NDArray[np.int64]:
-        sizes = np.bincount(self._buckets, minlength=len(self._boundaries))
-        return -(-sizes // self._batch_size)
+    def __repr__(self) -> str:
+        examples = f"{len(self._lengths)} examples in {len(self)} batches"
+        boundaries = tuple(self._boundaries.tolist())
+        return f"BucketedBatches({examples} of {self._batch_size}, boundaries={boundaries})"
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""
-        return int(self._batches_per_bucket.sum())
+        return int(self._order.batches_per_bucket.sum())
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
         """The distinct (B, T) of the batches, by rising T: at most one for each boundary."""
-        used = self._boundaries[self._batches_per_bucket > 0]
+        used = self._boundaries[self._order.batches_per_bucket > 0]
         return tuple((self._batch_size, length) for length in used.tolist())
 
     @property
     def padding_fraction(self) -> float:
         """The share of an epoch's steps that hold no token, filler rows included."""
-        steps = int(self._batches_per_bucket @ self._boundaries) * self._batch_size
+        steps = int(self._order.batches_per_bucket @ self._boundaries) * self._batch_size
         return 1.0 - int(self._lengths.sum()) / steps
 
     def epoch_indices(self, n: int) -> list[NDArray[np.int64]]:
@@ -123,22 +131,7 @@ class BucketedBatches:
             >>> [rows.tolist() for rows in batches.epoch_indices(0)]
             [[1, 2], [0]]
         """
-        if n < 0:
-            raise DataError(f"n: expected an epoch of at least 0, got {n}")
-        if not self._shuffle:
-            return self._grouped(np.argsort(self._lengths, kind="stable"))
-        random = np.random.default_rng([self._seed, n])
-        batches = self._grouped(random.permutation(len(self._lengths)))
-        return [batches[i] for i in random.permutation(len(batches))]
-
-    def _grouped(self, order: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        order = order[np.argsort(self._buckets[order], kind="stable")]
-        ends = np.cumsum(np.bincount(self._buckets, minlength=len(self._boundaries)))
-        return [
-            bucket[start : start + self._batch_size]
-            for bucket in np.split(order, ends[:-1])
-            for start in range(0, len(bucket), self._batch_size)
-        ]
+        return self._order.epoch(n)
 
     def epoch(self, n: int) -> Iterator[Batch]:
         """The batches of epoch ``n``, every example once.
@@ -160,31 +153,76 @@ class BucketedBatches:
         return map(self._build, self.epoch_indices(n))
 
     def _build(self, rows: NDArray[np.int64]) -> Batch:
-        filler = (0, self._batch_size - len(rows))
-        length = int(self._boundaries[self._buckets[rows[0]]])
+        length = int(self._boundaries[self._order.buckets[rows[0]]])
+        count = self._batch_size
+        if isinstance(self._labels, Ragged):
+            labels = self._labels.padded(rows, length)
+        else:
+            labels = self._labels[rows]
         return Batch(
-            tokens=np.pad(self._ragged.padded(rows, length), (filler, (0, 0))),
-            lengths=np.pad(self._lengths[rows], filler),
-            labels=np.pad(self._labels[rows], filler),
-            weights=np.pad(np.ones(len(rows), np.float32), filler),
+            tokens=filled(self._ragged.padded(rows, length), count),
+            lengths=filled(self._lengths[rows], count),
+            labels=filled(labels, count),
+            weights=filled(np.ones(len(rows), np.float32), count),
         )
 
 
-def _checked_labels(
-    labels: Sequence[int] | NDArray[np.integer], count: int, num_classes: int | None
-) -> NDArray[np.int32]:
-    array = np.asarray(labels)
-    if array.shape != (count,):
-        raise DataError(f"labels: expected one for each of {count} sequences, got {array.shape}")
-    if count == 0:
+def filled(rows: NDArray[Any], count: int) -> NDArray[Any]:
+    """The rows [R, ...] with rows of zeros behind them, ``count`` in all."""
+    result = np.zeros((count, *rows.shape[1:]), rows.dtype)
+    result[: len(rows)] = rows
+    return result
+
+
+def checked_labels(
+    labels: Sequence[Any] | NDArray[Any] | Ragged,
+    lengths: NDArray[np.int32],
+    num_classes: int | None,
+) -> Ragged | NDArray[Any]:
+    """Labels a step as a ``Ragged``, labels an example as an array; int32 or float32."""
+    if len(lengths) == 0:
         raise DataError("sequences: expected at least 1, got none")
-    if array.dtype.kind not in "iu":
-        raise DataError(f"labels: expected integers, got {array.dtype}")
+    if isinstance(labels, Ragged) or _has_sequences(labels):
+        return _checked_step_labels(flatten(labels), lengths, num_classes)
+    array = np.asarray(labels)
+    if array.shape[:1] != lengths.shape:
+        expected = f"one for each of {len(lengths)} sequences"
+        raise DataError(f"labels: expected {expected}, got {array.shape}")
+    if array.dtype.kind not in ("iu" if num_classes is not None else "iuf"):
+        expected = "integers or floats" if num_classes is None else "integers"
+        raise DataError(f"labels: expected {expected}, got {array.dtype}")
+    if array.dtype.kind == "f":
+        return array.astype(np.float32)
     end = np.iinfo(np.int32).max if num_classes is None else num_classes
-    bad = np.flatnonzero((array < 0) | (array >= end))
+    bad = np.argwhere((array < 0) | (array >= end))
     if bad.size:
-        raise DataError(f"label {bad[0]}: expected one in [0, {end}), got {array[bad[0]]}")
+        found = array[tuple(bad[0])]
+        raise DataError(f"label {bad[0][0]}: expected one in [0, {end}), got {found}")
     return array.astype(np.int32)
+
+
+def _has_sequences(labels: Sequence[Any] | NDArray[Any]) -> bool:
+    """Whether each label is a list or an array itself; a rectangular array is one label a row."""
+    if isinstance(labels, np.ndarray) and labels.dtype != np.object_:
+        return False
+    return len(labels) > 0 and np.ndim(labels[0]) > 0
+
+
+def _checked_step_labels(
+    labels: Ragged, lengths: NDArray[np.int32], num_classes: int | None
+) -> Ragged:
+    found = labels.lengths
+    if found.shape != lengths.shape:
+        expected = f"one sequence for each of {len(lengths)} sequences"
+        raise DataError(f"labels: expected {expected}, got {len(found)}")
+    bad = np.flatnonzero(found != lengths)
+    if bad.size:
+        row = bad[0]
+        expected = f"one for each of {lengths[row]} steps"
+        raise DataError(f"labels of sequence {row}: expected {expected}, got {found[row]}")
+    if num_classes is not None:
+        check_range(labels, num_classes, "labels")
+    return labels
 
 
 def _checked_boundaries(boundaries: Sequence[int]) -> NDArray[np.int64]:
@@ -194,17 +232,21 @@ def _checked_boundaries(boundaries: Sequence[int]) -> NDArray[np.int64]:
     return array
 
 
-def _check_lengths(lengths: NDArray[np.int32], longest: int) -> None:
+def check_lengths(lengths: NDArray[np.int32], longest: int, what: str = "sequence") -> None:
+    """Refuse empty sequences and those that are longer than ``longest``."""
     empty = np.flatnonzero(lengths == 0)
     if empty.size:
-        raise DataError(f"sequence {empty[0]}: expected at least 1 id, got 0")
-    require_at_most(lengths, longest)
+        raise DataError(f"{what} {empty[0]}: expected at least 1 step, got 0")
+    require_at_most(lengths, longest, what)
 
 
-def _check_ids(ragged: Ragged, vocab_size: int) -> None:
+def check_range(ragged: Ragged, end: int, name: str, what: str = "sequence") -> None:
+    """Refuse floats, and integers outside [0, end)."""
     values = ragged.values
-    if not values.size or (values.min() >= 0 and values.max() < vocab_size):
+    if values.dtype != np.int32:
+        raise DataError(f"{name}: expected integers in [0, {end}), got {values.dtype}")
+    if not values.size or (values.min() >= 0 and values.max() < end):
         return  # without an array of the size of all the values
-    first = np.flatnonzero((values < 0) | (values >= vocab_size))[0]
-    expected = f"sequence {ragged.row_of(first)}: expected ids in [0, {vocab_size})"
-    raise DataError(f"{expected}, got {values[first]}")
+    first = int(np.argwhere((values < 0) | (values >= end))[0][0])
+    expected = f"{what} {ragged.row_of(first)}: expected {name} in [0, {end})"
+    raise DataError(f"{expected}, got {np.ravel(values[first])[0]}")

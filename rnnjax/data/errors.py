@@ -16,7 +16,7 @@ class DataError(ValueError):
         ...     pad([[1, 2, 3]], length=2)
         ... except DataError as error:
         ...     print(error)
-        sequence 0: expected at most 2 ids, got 3
+        sequence 0: expected at most 2 steps, got 3
     """
 
 

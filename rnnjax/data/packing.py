@@ -3,12 +3,13 @@
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rnnjax.data.batching import BucketedBatches
+from rnnjax.data._bucket_order import BucketOrder
+from rnnjax.data.batching import check_lengths, check_range, checked_labels, filled
 from rnnjax.data.errors import DataError
 from rnnjax.data.ragged import Ragged, Sequences, flatten, require_at_most
 
@@ -20,7 +21,7 @@ class PackedRows(NamedTuple):
     were alone.
     """
 
-    tokens: NDArray[np.int32]  # [R, L], 0 at padding
+    tokens: NDArray[Any]  # [R, L], or [R, L, ...] of steps that are no ids, 0 at padding
     segment_ids: NDArray[np.int32]  # [R, L], i + 1 where sequence i lies, 0 at padding
     positions: NDArray[np.int32]  # [R, L], the step within the sequence, 0 at padding
     resets: NDArray[np.bool_]  # [R, L], True at the first step of a sequence
@@ -36,7 +37,8 @@ class PackedRows(NamedTuple):
     @property
     def padding_fraction(self) -> float:
         """The share of the steps that hold no token; 0 where there are no steps."""
-        return 1.0 - int(self.lengths.sum()) / self.tokens.size if self.tokens.size else 0.0
+        steps = self.segment_ids.size
+        return 1.0 - int(self.lengths.sum()) / steps if steps else 0.0
 
     def unpack(self, values: NDArray) -> list[NDArray]:
         """What stands at the steps of each sequence, in the order in which they were given.
@@ -56,14 +58,15 @@ class PackedRows(NamedTuple):
             [[5, 6], [7]]
         """
         values = np.asarray(values)
-        if values.shape[:2] != self.tokens.shape:
-            raise DataError(f"values: expected shape {self.tokens.shape}, got {values.shape[:2]}")
-        flat = values.reshape(self.tokens.size, *values.shape[2:])
+        shape = self.segment_ids.shape
+        if values.shape[:2] != shape:
+            raise DataError(f"values: expected shape {shape}, got {values.shape[:2]}")
+        flat = values.reshape(self.segment_ids.size, *values.shape[2:])
         begins = self.rows.astype(np.int64) * self.tokens.shape[1] + self.starts
         return [flat[a : a + n] for a, n in zip(begins, self.lengths, strict=True)]
 
 
-def pack(sequences: Sequences, row_length: int, *, row_multiple: int = 1) -> PackedRows:
+def pack(sequences: Sequences | Ragged, row_length: int, *, row_multiple: int = 1) -> PackedRows:
     """Puts sequences of unequal length behind each other in rows of equal length.
 
     Best fit decreasing: the longest first, each into the row with the least room that holds it.
@@ -71,7 +74,7 @@ def pack(sequences: Sequences, row_length: int, *, row_multiple: int = 1) -> Pac
     always placed in the same way. None is ever cut.
 
     Args:
-        sequences: the ids of each example, empty ones included.
+        sequences: the ids, floats or vectors of each example, empty ones included.
         row_length: L, at least the length of the longest.
         row_multiple: R is rounded up to a multiple of this by empty rows.
 
@@ -104,10 +107,10 @@ class PackedBatch(NamedTuple):
     Fillers complete a short last batch: length 0, label 0, weight 0, and no step in any row.
     """
 
-    tokens: NDArray[np.int32]  # [R, L]
+    tokens: NDArray[Any]  # [R, L], or [R, L, ...] of steps that are no ids
     segment_ids: NDArray[np.int32]  # [R, L], i + 1 where example i lies, 0 at padding
     lengths: NDArray[np.int32]  # [N]
-    labels: NDArray[np.int32]  # [N]
+    labels: NDArray[Any]  # [N], [N, ...] or, with a label a step, [R, L, ...], 0 at padding
     weights: NDArray[np.float32]  # [N], 1 for an example, 0 for a filler
 
 
@@ -118,8 +121,9 @@ class PackedBatches:
     with ``row_length`` as its only boundary: the same examples in the same order, on fewer steps.
 
     Args:
-        sequences: the ids of each example, none empty.
-        labels: the class of each example.
+        sequences: the ids, floats or vectors of each example, none empty.
+        labels: what is wanted of each example, or of each of its steps, as for
+            ``BucketedBatches``.
         batch_size: N, the number of examples of every batch.
         row_length: L, at least the length of the longest sequence.
         seed: a whole number, at least 0.
@@ -143,8 +147,8 @@ class PackedBatches:
 
     def __init__(
         self,
-        sequences: Sequences,
-        labels: Sequence[int] | NDArray[np.integer],
+        sequences: Sequences | Ragged,
+        labels: Sequence[Any] | NDArray[Any] | Ragged,
         *,
         batch_size: int,
         row_length: int,
@@ -156,24 +160,25 @@ class PackedBatches:
     ) -> None:
         _check_rows(row_length, row_multiple)
         self._ragged = flatten(sequences)
-        self._labels = np.asarray(labels)
-        self._padded = BucketedBatches(
-            sequences,
-            labels,
-            batch_size=batch_size,
-            boundaries=(row_length,),
-            seed=seed,
-            vocab_size=vocab_size,
-            num_classes=num_classes,
-        )
+        lengths = self._ragged.lengths
+        self._labels = checked_labels(labels, lengths, num_classes)
+        check_lengths(lengths, row_length)
+        if vocab_size is not None:
+            check_range(self._ragged, vocab_size, "ids")
+        one_bucket = np.zeros(len(lengths), np.int64)
+        place = np.arange(len(lengths))
+        self._order = BucketOrder(one_bucket, 1, place, batch_size, seed, shuffle)
         self._batch_size = batch_size
         self._row_length = row_length
         self._row_multiple = row_multiple
-        self._shuffle = shuffle
+
+    def __repr__(self) -> str:
+        examples = f"{len(self._ragged.lengths)} examples in {len(self)} batches"
+        return f"PackedBatches({examples} of {self._batch_size}, row_length={self._row_length})"
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""
-        return len(self._padded)
+        return int(self._order.batches_per_bucket.sum())
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
@@ -212,11 +217,7 @@ class PackedBatches:
             >>> [rows.tolist() for rows in batches.epoch_indices(0)]
             [[0, 1], [2]]
         """
-        shuffled = self._padded.epoch_indices(n)
-        if self._shuffle:
-            return shuffled
-        order = np.arange(len(self._labels))
-        return [order[i : i + self._batch_size] for i in range(0, len(order), self._batch_size)]
+        return self._order.epoch(n)
 
     def epoch(self, n: int) -> Iterator[PackedBatch]:
         """The batches of epoch ``n``, every example once.
@@ -239,13 +240,17 @@ class PackedBatches:
 
     def _build(self, chosen: NDArray[np.int64]) -> PackedBatch:
         packed = _lay(self._ragged, chosen, self._row_length, self._row_multiple)
-        filler = (0, self._batch_size - len(chosen))
+        count = self._batch_size
+        if isinstance(self._labels, Ragged):
+            labels = _lay(self._labels, chosen, self._row_length, self._row_multiple).tokens
+        else:
+            labels = filled(self._labels[chosen], count)
         return PackedBatch(
             tokens=packed.tokens,
             segment_ids=packed.segment_ids,
-            lengths=np.pad(packed.lengths, filler),
-            labels=np.pad(self._labels[chosen].astype(np.int32), filler),
-            weights=np.pad(np.ones(len(chosen), np.float32), filler),
+            lengths=filled(packed.lengths, count),
+            labels=labels,
+            weights=filled(np.ones(len(chosen), np.float32), count),
         )
 
 
@@ -258,16 +263,16 @@ def _lay(
     step = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     place = np.repeat(rows * row_length + starts, lengths) + step
 
-    def spread(values: NDArray, dtype: type) -> NDArray:
-        flat = np.zeros(shape[0] * shape[1], dtype)
+    def spread(values: NDArray[Any]) -> NDArray[Any]:
+        flat = np.zeros((shape[0] * shape[1], *values.shape[1:]), values.dtype)
         flat[place] = values
-        return flat.reshape(shape)
+        return flat.reshape(*shape, *values.shape[1:])
 
     return PackedRows(
-        tokens=spread(ragged.values[np.repeat(ragged.offsets[chosen], lengths) + step], np.int32),
-        segment_ids=spread(np.repeat(np.arange(1, len(chosen) + 1), lengths), np.int32),
-        positions=spread(step, np.int32),
-        resets=spread(step == 0, np.bool_),
+        tokens=spread(ragged.values[np.repeat(ragged.offsets[chosen], lengths) + step]),
+        segment_ids=spread(np.repeat(np.arange(1, len(chosen) + 1, dtype=np.int32), lengths)),
+        positions=spread(step.astype(np.int32)),
+        resets=spread(step == 0),
         rows=rows.astype(np.int32),
         starts=starts.astype(np.int32),
         lengths=lengths,

@@ -9,16 +9,23 @@ from numpy.typing import NDArray
 
 from rnnjax.data.errors import DataError
 
-Sequences = Sequence[Sequence[int] | NDArray[np.integer]]
+# Each is a list of ids, of floats or of vectors, or an array [T, ...] of integers or floats.
+Sequences = Sequence[Sequence[Any] | NDArray[Any]]
 
 _AT_A_TIME = 1024  # sequences that are arrays of their own before they are joined
+_INT32 = np.iinfo(np.int32)
 
 
 class Ragged(NamedTuple):
-    """Sequences laid end to end; sequence ``i`` is ``values[offsets[i] : offsets[i + 1]]``."""
+    """Sequences laid end to end; sequence ``i`` is ``values[offsets[i] : offsets[i + 1]]``.
 
-    values: NDArray[np.int32]
-    offsets: NDArray[np.int64]  # [N + 1]
+    Attributes:
+        values: [sum of lengths, ...], int32 or float32.
+        offsets: [N + 1], where each sequence begins, and the end of the last.
+    """
+
+    values: NDArray[Any]
+    offsets: NDArray[np.int64]
 
     @property
     def lengths(self) -> NDArray[np.int32]:
@@ -29,106 +36,133 @@ class Ragged(NamedTuple):
         """The sequence to which ``values[position]`` belongs."""
         return int(np.searchsorted(self.offsets, position, side="right")) - 1
 
-    def padded(self, rows: NDArray[np.integer], length: int, value: int = 0) -> NDArray[np.int32]:
-        """The chosen sequences as an array [len(rows), length], ``value`` behind each."""
+    def padded(self, rows: NDArray[np.integer], length: int, value: float = 0) -> NDArray[Any]:
+        """The chosen sequences as an array [len(rows), length, ...], ``value`` behind each."""
         starts, ends = self.offsets[rows], self.offsets[rows + 1]
         positions = starts[:, None] + np.arange(length)
-        tokens = np.full(positions.shape, value, np.int32)
+        result = np.full(positions.shape + self.values.shape[1:], value, self.values.dtype)
         real = positions < ends[:, None]
-        tokens[real] = self.values[positions[real]]
-        return tokens
+        result[real] = self.values[positions[real]]
+        return result
 
 
-def flatten(sequences: Iterable[Sequence[int] | NDArray[np.integer]] | Ragged) -> Ragged:
-    """Lay sequences end to end in one int32 array.
+def flatten(sequences: Iterable[Sequence[Any] | NDArray[Any]] | Ragged) -> Ragged:
+    """Lay sequences end to end in one array, int32 of integers and float32 of floats.
 
     They may come one by one, from a generator: a sequence is laid down and forgotten, so that
     4 bytes an id and 8 a sequence are kept of it, where a Python list takes several times as much.
 
     Args:
-        sequences: lists or one-dimensional integer arrays, of any lengths, zero included; what is
-            laid end to end already is given back as it is.
+        sequences: lists or arrays of any lengths, zero included: of ids or floats [T], or of
+            vectors or larger arrays [T, ...] of one shape. If any is of floats, all become
+            float32. What is laid end to end already is given back as it is.
 
     Returns:
         The values and where each sequence begins.
 
     Raises:
-        DataError: naming the first sequence that does not hold 32-bit integers.
+        DataError: naming the first sequence that does not hold 32-bit integers or floats, or
+            whose steps have another shape than those before.
 
     Example:
         >>> flatten([[5, 6], [7]]).offsets.tolist()
         [0, 2, 3]
         >>> flatten([n] * n for n in range(4)).values.tolist()
         [1, 2, 2, 3, 3, 3]
+        >>> flatten([[[0.5, 1.0]], [[2.0, 3.0], [4.0, 5.0]]]).values.shape
+        (3, 2)
     """
     if isinstance(sequences, Ragged):
         return sequences
-    values, lengths = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
+    pieces: list[NDArray[Any]] = []
+    lengths = [np.zeros(0, np.int64)]
     rest, count = iter(sequences), 0
-    while arrays := _arrays(islice(rest, _AT_A_TIME), count):
-        values.append(_joined(arrays, count))
+    step: tuple[int, ...] | None = None
+    while given := list(islice(rest, _AT_A_TIME)):
+        arrays = [_array(sequence, index) for index, sequence in enumerate(given, count)]
+        step = _common_step(arrays, count, step)
+        pieces += [_laid(arrays, count)] if any(map(len, arrays)) else []
         lengths.append(np.array([len(array) for array in arrays], np.int64))
         count += len(arrays)
     offsets = np.zeros(count + 1, np.int64)
     np.cumsum(np.concatenate(lengths), out=offsets[1:])
-    return Ragged(np.concatenate(values), offsets)
+    if not pieces:
+        return Ragged(np.zeros((0, *(step or ())), np.int32), offsets)
+    kind = np.float32 if any(piece.dtype == np.float32 for piece in pieces) else np.int32
+    return Ragged(np.concatenate(pieces, dtype=kind, casting="unsafe"), offsets)
 
 
-def _arrays(sequences: Iterable[Any], begin: int) -> list[NDArray[np.integer]]:
-    return [_array(sequence, index) for index, sequence in enumerate(sequences, begin)]
-
-
-def _array(sequence: Sequence[int] | NDArray[np.integer], index: int) -> NDArray[np.integer]:
+def _array(sequence: Sequence[Any] | NDArray[Any], index: int) -> NDArray[Any]:
     if not len(sequence):
         return np.zeros(0, np.int32)
     try:
         array = np.asarray(sequence)
     except ValueError as error:  # lists of unequal length in it
-        raise DataError(f"sequence {index}: expected one axis of integers ({error})") from None
-    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise DataError(
+            f"sequence {index}: expected steps of one shape, of integers or floats ({error})"
+        ) from None
+    if array.ndim < 1 or not (array.dtype.kind in "iu" or _is_float(array.dtype)):
         found = f"{array.ndim} axes of {array.dtype}"
-        raise DataError(f"sequence {index}: expected one axis of integers, got {found}")
-    if array.dtype != np.uint64:
-        return array
-    # Joined with signed integers it would become float64.
-    bad = array[array > np.iinfo(np.int32).max]
-    if bad.size:
-        raise DataError(f"sequence {index}: expected 32-bit ids, got {bad[0]}")
-    return array.astype(np.int32)
+        raise DataError(f"sequence {index}: expected integers or floats, got {found}")
+    return array
 
 
-def _joined(arrays: list[NDArray[np.integer]], begin: int) -> NDArray[np.int32]:
-    given = np.concatenate(arrays)
-    values = given.astype(np.int32)
-    bad = np.flatnonzero(values != given)
-    if bad.size:
-        ends = np.cumsum([len(array) for array in arrays])
-        index = begin + int(np.searchsorted(ends, bad[0], side="right"))
-        raise DataError(f"sequence {index}: expected 32-bit ids, got {given[bad[0]]}")
-    return values
+def _is_float(dtype: np.dtype) -> bool:
+    # bfloat16 is a kind of its own to NumPy.
+    return dtype.kind == "f" or dtype.name == "bfloat16"
+
+
+def _common_step(
+    arrays: list[NDArray[Any]], begin: int, step: tuple[int, ...] | None
+) -> tuple[int, ...] | None:
+    """The shape that every step has; None while all sequences have been empty."""
+    for index, array in enumerate(arrays, begin):
+        if not len(array):
+            continue
+        if step is None:
+            step = array.shape[1:]
+        if array.shape[1:] != step:
+            expected = f"steps of shape {step} as before"
+            raise DataError(f"sequence {index}: expected {expected}, got {array.shape[1:]}")
+    return step
+
+
+def _laid(arrays: list[NDArray[Any]], begin: int) -> NDArray[Any]:
+    """Arrays of one shape of step end to end: int32 if all are integers, or else float32."""
+    filled = [array for array in arrays if len(array)]
+    if any(_is_float(array.dtype) for array in filled):
+        return np.concatenate([array.astype(np.float32) for array in filled])
+    for index, array in enumerate(arrays, begin):
+        if array.size and not _INT32.min <= array.min() <= array.max() <= _INT32.max:
+            bad = array[(array < _INT32.min) | (array > _INT32.max)]
+            raise DataError(f"sequence {index}: expected 32-bit integers, got {bad[0]}")
+    return np.concatenate([array.astype(np.int32) for array in filled])
 
 
 def pad(
-    sequences: Sequences, length: int | None = None, value: int = 0
-) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    sequences: Sequences | Ragged, length: int | None = None, value: float = 0
+) -> tuple[NDArray[Any], NDArray[np.int32]]:
     """Put sequences of unequal length in one array, padded on the right.
 
     Args:
-        sequences: the ids of each example; empty ones are allowed.
-        length: the number of columns; by default the length of the longest.
+        sequences: the ids, floats or vectors of each example, as for ``flatten``; empty ones are
+            allowed.
+        length: the number of steps; by default the length of the longest.
         value: what fills the rest of a row.
 
     Returns:
-        The tokens [B, T] and the true lengths [B], both int32.
+        The padded sequences [B, T, ...], int32 or float32, and the true lengths [B], int32.
 
     Raises:
-        DataError: naming the first sequence that is longer than ``length`` or is not of integers;
-            or ``length`` is below 0, or ``value`` takes more than 32 bits.
+        DataError: naming the first sequence that is longer than ``length`` or is not of numbers;
+            or ``length`` is below 0, or ``value`` is none that the array can hold.
 
     Example:
         >>> tokens, lengths = pad([[1, 6, 9], [2]])
         >>> tokens.tolist(), lengths.tolist()
         ([[1, 6, 9], [2, 0, 0]], [3, 1])
+        >>> pad([[[0.5, 1.5]], []], length=2)[0].tolist()
+        [[[0.5, 1.5], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]]
     """
     ragged = flatten(sequences)
     lengths = ragged.lengths
@@ -136,21 +170,23 @@ def pad(
         length = int(lengths.max(initial=0))
     if length < 0:
         raise DataError(f"length: expected at least 0, got {length}")
-    if not -(1 << 31) <= value < 1 << 31:
-        raise DataError(f"value: expected 32 bits, got {value}")
+    if ragged.values.dtype == np.int32 and not (
+        value == int(value) and _INT32.min <= value <= _INT32.max
+    ):
+        raise DataError(f"value: expected an integer of 32 bits, got {value}")
     require_at_most(lengths, length)
     return ragged.padded(np.arange(len(lengths)), length, value), lengths
 
 
 def truncate(
     sequences: Sequences, max_length: int, keep: Literal["head", "tail"] = "head"
-) -> list[Sequence[int] | NDArray[np.integer]]:
-    """Cut each sequence to at most ``max_length`` ids.
+) -> list[Sequence[Any] | NDArray[Any]]:
+    """Cut each sequence to at most ``max_length`` steps.
 
     Args:
-        sequences: the ids of each example.
+        sequences: the ids, or whatever the steps are, of each example.
         max_length: the greatest length left, at least 1.
-        keep: ``"head"`` keeps the first ids, ``"tail"`` the last.
+        keep: ``"head"`` keeps the first steps, ``"tail"`` the last.
 
     Returns:
         The sequences, each of its own type; one that is short enough is itself, not a copy.
@@ -170,9 +206,9 @@ def truncate(
     return [s if len(s) <= max_length else s[part] for s in sequences]
 
 
-def require_at_most(lengths: NDArray[np.integer], longest: int) -> None:
+def require_at_most(lengths: NDArray[np.integer], longest: int, what: str = "sequence") -> None:
     """Raise a ``DataError`` that names the first sequence longer than ``longest``."""
     bad = np.flatnonzero(lengths > longest)
     if bad.size:
         found = int(lengths[bad[0]])
-        raise DataError(f"sequence {bad[0]}: expected at most {longest} ids, got {found}")
+        raise DataError(f"{what} {bad[0]}: expected at most {longest} steps, got {found}")

@@ -1,5 +1,6 @@
 """Padding, buckets and batches, against brute force and plain loops."""
 
+import pickle
 import tracemalloc
 from itertools import combinations
 
@@ -8,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rnnjax.data import BucketedBatches, DataError, choose_boundaries, flatten, pad, truncate
+from rnnjax.data import (
+    BucketedBatches,
+    DataError,
+    PackedBatches,
+    choose_boundaries,
+    flatten,
+    pad,
+    truncate,
+)
 from rnnjax.data.boundaries import best_cuts
 
 IDS = st.integers(-(2**31), 2**31 - 1)
@@ -76,12 +85,12 @@ def test_pad_takes_arrays_as_it_takes_lists(sequences):
 @pytest.mark.parametrize(
     ("sequences", "message"),
     [
-        ([[1], [2, 3, 4]], "sequence 1: expected at most 2 ids, got 3"),
-        ([[1], [2.5]], "sequence 1: expected one axis of integers, got 1 axes of float64"),
-        ([["a"]], "sequence 0: expected one axis of integers"),
-        ([[True]], "sequence 0: expected one axis of integers, got 1 axes of bool"),
-        ([[[1, 2]]], "sequence 0: expected one axis of integers, got 2 axes"),
-        ([[], [1, 2**31]], "sequence 1: expected 32-bit ids, got 2147483648"),
+        ([[1], [2, 3, 4]], "sequence 1: expected at most 2 steps, got 3"),
+        ([["a"]], "sequence 0: expected integers or floats, got 1 axes of <U1"),
+        ([[True]], "sequence 0: expected integers or floats, got 1 axes of bool"),
+        ([[1], [[1, 2]]], r"sequence 1: expected steps of shape \(\) as before, got \(2,\)"),
+        ([[[1], [1, 2]]], "sequence 0: expected steps of one shape, of integers or floats"),
+        ([[], [1, 2**31]], "sequence 1: expected 32-bit integers, got 2147483648"),
     ],
 )
 def test_pad_names_the_sequence_that_does_not_fit(sequences, message):
@@ -279,14 +288,20 @@ def test_unshuffled_epochs_are_equal_and_rise_in_length():
     [
         ({"labels": [0, 1]}, r"labels: expected one for each of 3 sequences, got \(2,\)"),
         ({"sequences": [], "labels": []}, "sequences: expected at least 1, got none"),
-        ({"sequences": [[1], [], []]}, "sequence 1: expected at least 1 id, got 0"),
-        ({"sequences": [[1], [2], [3] * 5]}, "sequence 2: expected at most 4 ids, got 5"),
+        ({"sequences": [[1], [], []]}, "sequence 1: expected at least 1 step, got 0"),
+        ({"sequences": [[1], [2], [3] * 5]}, "sequence 2: expected at most 4 steps, got 5"),
         ({"sequences": [[1], [2, 10], [11]]}, r"sequence 1: expected ids in \[0, 10\), got 10"),
         ({"sequences": [[1], [2], [-1]]}, r"sequence 2: expected ids in \[0, 10\), got -1"),
         ({"labels": [0, 3, 4]}, r"label 1: expected one in \[0, 3\), got 3"),
         ({"labels": [0, 1, -1]}, r"label 2: expected one in \[0, 3\), got -1"),
         ({"labels": [0, 1, -1], "num_classes": None}, "label 2: expected .* got -1"),
         ({"labels": [0.0, 1.0, 2.0]}, "labels: expected integers, got float64"),
+        ({"labels": ["a", "b", "c"], "num_classes": None}, "labels: expected integers or floats"),
+        ({"labels": [[0], [1], [2]]}, "labels of sequence 0: expected one for each of 2 steps"),
+        ({"labels": [[0, 1], [1]]}, "labels: expected one sequence for each of 3 sequences, got 2"),
+        ({"labels": [[0, 1], [3], [0] * 4]}, r"sequence 1: expected labels in \[0, 3\), got 3"),
+        ({"labels": [[0, 0.5], [1], [0] * 4]}, "labels: expected integers in .*, got float32"),
+        ({"sequences": [[0.5], [2], [3]]}, r"ids: expected integers in \[0, 10\), got float32"),
         ({"boundaries": ()}, "boundaries: expected rising lengths"),
         ({"boundaries": (4, 4)}, "boundaries: expected rising lengths"),
         ({"boundaries": (0, 4)}, "boundaries: expected rising lengths"),
@@ -306,6 +321,89 @@ def test_the_first_thing_that_does_not_fit_is_named(changes, message):
     }
     with pytest.raises(DataError, match=message):
         BucketedBatches(**(arguments | changes))
+
+
+# Floats, vectors, labels a step
+
+STEPS = st.lists(
+    st.lists(st.tuples(*[st.floats(-9, 9, width=32)] * 2), min_size=1, max_size=6),
+    min_size=1,
+    max_size=12,
+)
+
+
+@pytest.mark.parametrize("batches", [BucketedBatches, PackedBatches])
+@given(STEPS, st.integers(1, 5), st.data())
+def test_vectors_and_labels_a_step_come_back_as_they_were(batches, sequences, batch_size, data):
+    labels = [data.draw(st.lists(st.integers(0, 9), min_size=n, max_size=n))
+              for n in map(len, sequences)]  # fmt: skip
+    lengths = {"boundaries": (3, 6)} if batches is BucketedBatches else {"row_length": 6}
+    made = batches(sequences, labels, batch_size=batch_size, seed=0, **lengths)
+    found = []
+    for batch in made.epoch(1):
+        assert batch.tokens.dtype == np.float32
+        assert batch.labels.dtype == np.int32
+        assert batch.labels.shape == batch.tokens.shape[:2]
+        for j in np.flatnonzero(batch.weights):
+            if batches is BucketedBatches:
+                steps = np.arange(batch.tokens.shape[1]) < batch.lengths[j]
+                pieces = batch.tokens[j][steps], batch.labels[j][steps]
+                assert not batch.tokens[j][~steps].any()
+                assert not batch.labels[j][~steps].any()
+            else:
+                here = batch.segment_ids == j + 1
+                pieces = batch.tokens[here], batch.labels[here]
+            found.append(tuple(map(str, (piece.tolist() for piece in pieces))))
+    given_rows = [
+        (str([list(x) for x in s]), str(y)) for s, y in zip(sequences, labels, strict=True)
+    ]
+    assert sorted(found) == sorted(given_rows)
+
+
+def test_targets_of_an_example_may_be_floats_and_vectors():
+    sequences = [[1, 2], [3], [4, 5, 6]]
+    for labels in ([0.5, -1.0, 2.0], np.arange(6.0).reshape(3, 2), np.arange(6).reshape(3, 2)):
+        for made in (
+            BucketedBatches(sequences, labels, batch_size=4, boundaries=(3,), seed=0),
+            PackedBatches(sequences, labels, batch_size=4, row_length=3, seed=0),
+        ):
+            (batch,), (rows,) = made.epoch(0), made.epoch_indices(0)
+            np.testing.assert_array_equal(batch.labels[:3], np.asarray(labels)[rows])
+            assert not batch.labels[3].any()
+            assert batch.labels.dtype == (np.float32 if np.asarray(labels).dtype == float else "i4")
+
+
+def test_pad_takes_floats_and_vectors_of_any_kind():
+    padded, lengths = pad([[0.5], [], [1, 2.5]], value=-1.5)
+    np.testing.assert_array_equal(padded, [[0.5, -1.5], [-1.5, -1.5], [1, 2.5]])
+    np.testing.assert_array_equal(lengths, [1, 0, 2])
+    assert padded.dtype == np.float32
+    assert pad([[1], [2.5]])[0].tolist() == [[1.0], [2.5]]
+    half = np.ones((2, 3), np.float16)
+    images = pad([half, half[:1]], length=4)[0]
+    assert images.shape == (2, 4, 3)
+    assert images.dtype == np.float32
+    assert images.sum(axis=(1, 2)).tolist() == [6, 3]
+    ids = pad([np.ones((2, 3), np.uint8), np.zeros((0,), np.int64)])[0]
+    assert ids.shape == (2, 2, 3)
+    assert ids.dtype == np.int32
+    with pytest.raises(DataError, match=r"value: expected an integer of 32 bits, got 0\.5"):
+        pad([[1]], value=0.5)
+
+
+def test_batches_say_what_they_are_and_go_through_pickle():
+    batches = some_batches()
+    text = "BucketedBatches(100 examples in 26 batches of 4, boundaries=(3, 6, 12))"
+    assert repr(batches) == text
+    again = pickle.loads(pickle.dumps(batches))
+    assert repr(again) == text
+    for first, second in zip(batches.epoch(3), again.epoch(3), strict=True):
+        for one, two in zip(first, second, strict=True):
+            np.testing.assert_array_equal(one, two)
+    packed = PackedBatches([[1], [2, 3]], [0, 1], batch_size=2, row_length=3, seed=0)
+    assert repr(pickle.loads(pickle.dumps(packed))) == (
+        "PackedBatches(2 examples in 1 batches of 2, row_length=3)"
+    )
 
 
 def test_a_negative_epoch_is_refused():

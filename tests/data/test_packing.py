@@ -102,8 +102,8 @@ def test_the_longest_lie_first_each_where_the_least_room_is_left():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([[1], [2, 3, 4]], 2), "sequence 1: expected at most 2 ids, got 3"),
-        (([[1.5]], 2), "sequence 0: expected one axis of integers"),
+        (([[1], [2, 3, 4]], 2), "sequence 1: expected at most 2 steps, got 3"),
+        (([[True]], 2), "sequence 0: expected integers or floats, got 1 axes of bool"),
         (([[1]], 0), "row_length: expected at least 1, got 0"),
     ],
 )
@@ -247,8 +247,8 @@ def test_shapes_and_padding_are_those_of_the_first_epoch(examples):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sequences": [[1], []]}, "sequence 1: expected at least 1 id, got 0"),
-        ({"sequences": [[1], [2] * 5]}, "sequence 1: expected at most 4 ids, got 5"),
+        ({"sequences": [[1], []]}, "sequence 1: expected at least 1 step, got 0"),
+        ({"sequences": [[1], [2] * 5]}, "sequence 1: expected at most 4 steps, got 5"),
         ({"sequences": [[1], [10]]}, r"sequence 1: expected ids in \[0, 10\), got 10"),
         ({"labels": [0, 3]}, r"label 1: expected one in \[0, 3\), got 3"),
         ({"row_length": 0}, "row_length: expected at least 1, got 0"),

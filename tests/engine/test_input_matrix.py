@@ -245,7 +245,7 @@ def test_the_message_names_argument_expectation_and_what_came(case):
         ([[1.0]], [0], "sequence 0: expected .*integers, got .*float64"),
         ([[True]], [0], "sequence 0: expected .*integers, got .*bool"),
         ([["a"]], [0], "sequence 0: expected .*integers, got"),
-        ([[1], []], [0, 0], "sequence 1: expected at least 1 id, got 0"),
+        ([[1], []], [0, 0], "sequence 1: expected at least 1 step, got 0"),
         ([[1]], [3], r"label 0: expected one in \[0, 3\), got 3"),
         ([[1], [2]], [0, -1], r"label 1: expected one in \[0, 3\), got -1"),
         ([[1]], [0.0], "labels: expected integers, got float64"),

@@ -231,7 +231,7 @@ def test_sequences_laid_down_one_by_one_are_those_of_the_list():
     assert flatten(found) is found
     with pytest.raises(DataError, match="sequence 2500: expected 32-bit ids, got 4294967296"):
         flatten(i if n != 2_500 else [1, 2**32] for n, i in enumerate(ids))
-    with pytest.raises(DataError, match="sequence 2500: expected one axis of integers, got 1 axes"):
+    with pytest.raises(DataError, match="sequence 2500: expected integers or floats, got 1 axes"):
         flatten(i if n != 2_500 else [0.5] for n, i in enumerate(ids))
 
 

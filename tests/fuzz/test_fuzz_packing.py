@@ -67,7 +67,7 @@ def test_a_padded_array_is_the_lists_filled_up(sequences, length, value):
         assert tokens.tolist() == [row + [value] * (length - len(row)) for row in expected]
     else:
         first = next(i for i, row in enumerate(expected) if len(row) > length)
-        with pytest.raises(DataError, match=f"^sequence {first}: expected at most {length} ids"):
+        with pytest.raises(DataError, match=f"^sequence {first}: expected at most {length} steps"):
             pad(sequences, length, value)
 
 
@@ -82,12 +82,11 @@ def test_what_is_cut_is_one_end(sequences, max_length, keep):
 
 
 WRONG = st.one_of(
-    st.lists(st.floats(), min_size=1, max_size=3),
     st.lists(st.booleans(), min_size=1, max_size=3),
     st.text(min_size=1, max_size=3),
     st.lists(st.integers(2**31, 2**70), min_size=1, max_size=3),
     st.lists(st.integers(-(2**70), -(2**31) - 1), min_size=1, max_size=3),
-    st.lists(st.lists(st.integers(0, 9), max_size=2), min_size=1, max_size=3),
+    st.just([[1], [2, 3]]),
     st.builds(lambda value: np.array([value], np.uint64), st.integers(2**31, 2**64 - 1)),
 )
 

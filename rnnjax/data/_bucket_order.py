@@ -1,0 +1,61 @@
+"""Which examples make a batch, where those of one batch come from one bucket."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rnnjax.data.errors import DataError
+
+
+@dataclass(frozen=True)
+class BucketOrder:
+    """The batches of every epoch, as positions of examples.
+
+    Attributes:
+        buckets: [N], the bucket of each example.
+        num_buckets: how many buckets there are.
+        lengths: [N], by which examples are ordered if they are not shuffled.
+        batch_size: the rows of a batch.
+        seed: with the number of an epoch, it alone decides the order.
+        shuffle: whether there is any chance in it.
+    """
+
+    buckets: NDArray[np.integer]
+    num_buckets: int
+    lengths: NDArray[np.integer]
+    batch_size: int
+    seed: int
+    shuffle: bool
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise DataError(f"batch_size: expected at least 1, got {self.batch_size}")
+        if self.seed < 0:
+            raise DataError(f"seed: expected at least 0, got {self.seed}")
+
+    @cached_property
+    def batches_per_bucket(self) -> NDArray[np.int64]:
+        """How many batches of each bucket an epoch has."""
+        sizes = np.bincount(self.buckets, minlength=self.num_buckets)
+        return -(-sizes // self.batch_size)
+
+    def epoch(self, n: int) -> list[NDArray[np.int64]]:
+        """For each batch of epoch ``n`` the positions of its examples."""
+        if n < 0:
+            raise DataError(f"n: expected an epoch of at least 0, got {n}")
+        if not self.shuffle:
+            return self._grouped(np.argsort(self.lengths, kind="stable"))
+        random = np.random.default_rng([self.seed, n])
+        batches = self._grouped(random.permutation(len(self.lengths)))
+        return [batches[i] for i in random.permutation(len(batches))]
+
+    def _grouped(self, order: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        order = order[np.argsort(self.buckets[order], kind="stable")]
+        ends = np.cumsum(np.bincount(self.buckets, minlength=self.num_buckets))
+        return [
+            bucket[start : start + self.batch_size]
+            for bucket in np.split(order, ends[:-1])
+            for start in range(0, len(bucket), self.batch_size)
+        ]
