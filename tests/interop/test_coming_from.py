@@ -1,7 +1,8 @@
 """The pages for those who come from another library: both sides run, and agree.
 
 A block fenced ``py NAME`` is of that library, and the ``python`` block after it is ours. Given the
-weights of the first, the model of the second must say the same.
+weights of the first, the model of the second must say the same. Of every table "you write, here you
+write" each row runs, both sides of it.
 """
 
 import itertools
@@ -97,3 +98,105 @@ def test_the_exports_of_the_readme_run():
         pytest.importorskip(module)
     found = run(dict(BLOCKS)["py export"])
     np.testing.assert_allclose(found["same"], found["logits"], **CLOSE)
+
+
+# What the code in the tables may name, on either side.
+SIZES = "B, T, D, H, P, V, E, O, C = 2, 5, 3, 4, 2, 10, 6, 2, 3"
+OURS = f"""
+import jax, jax.numpy as jnp, optax, rnnjax
+from rnnjax import *
+from rnnjax.weights import save_weights
+{SIZES}
+key, cell, optimizer = jax.random.key(0), lstm(H), optax.sgd(0.1)
+layer = recurrent(cell)
+params = layer.init(key, D)
+xs, tokens, lengths = jnp.ones((B, T, D)), jnp.ones((B, T), int), jnp.array([5, 2])
+x, resets, h0, c0 = xs[:, 0], jnp.zeros((B, T), bool), jnp.zeros((B, H)), jnp.zeros((B, H))
+carry, ys = layer.apply(params, xs)
+loss_fn = lambda ys, targets, mask: (ys.mean(), {{}})
+state, batch, step = None, None, lambda state, batch: (state, {{}})
+"""
+THEIRS = {
+    "PyTorch": f"""
+import torch
+from torch.nn import *
+from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+{SIZES}
+xs, lengths, rnn = torch.ones(B, T, D), torch.tensor([5, 2]), LSTM(D, H, batch_first=True)
+x, h0, c0, h = xs[:, 0], torch.zeros(B, H), torch.zeros(B, H), torch.zeros(2, B, H)
+packed = pack_padded_sequence(xs, lengths, batch_first=True)
+""",
+    "Keras": f"""
+import numpy as np
+from keras import Sequential
+from keras.callbacks import EarlyStopping
+from keras.layers import *
+{SIZES}
+xs, labels, built = np.ones((B, D)), np.zeros((B, 1)), LSTM(H)
+built.build((B, T, D))
+kernel, recurrent_kernel = built.cell.kernel, built.cell.recurrent_kernel
+model = Sequential([Dense(1)])
+model.compile("sgd", "mse")
+model.build((B, D))
+""",
+    "Flax": f"""
+import jax, jax.numpy as jnp, optax
+from flax.linen import *
+from flax.training.train_state import TrainState
+{SIZES}
+key, xs, lengths, rnn = jax.random.key(0), jnp.ones((B, T, D)), jnp.array([5, 2]), RNN(LSTMCell(H))
+variables, optimizer = rnn.init(key, xs), optax.sgd(0.1)
+x, h0, c0 = xs[:, 0], jnp.zeros((B, H)), jnp.zeros((B, H))
+""",
+    "Haiku": f"""
+import haiku as hk, jax.numpy as jnp
+{SIZES}
+xs, resets, core = jnp.ones((B, T, D)), jnp.zeros((B, T), bool), hk.LSTM(H)
+x, state = xs[:, 0], core.initial_state(B)
+""",
+}
+
+
+def rows(library):
+    """Both sides of the table's rows, each as the pieces of code that stand in it."""
+    page = README.split(f"## From {library}\n")[1].split("\n## ")[0]
+    table = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    return [[re.findall(r"`([^`]+)`", side) for side in row] for row in table[1:]]
+
+
+def run_each(prelude, rows_of_code):
+    for pieces in rows_of_code:
+        found = {}
+        exec(prelude, found)
+        for code in pieces:
+            exec(code, found)
+
+
+@pytest.mark.parametrize("library", THEIRS)
+def test_what_you_write_here_runs(library, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    table = rows(library)
+    assert len(table) >= 10
+    assert all(len(row) == 2 for row in table)
+    run_each(OURS, [ours for _, ours in table])
+
+
+@pytest.mark.parametrize(
+    ("library", "module"),
+    [("PyTorch", "torch"), ("Keras", "keras"), ("Flax", "flax"), ("Haiku", "haiku")],
+)
+def test_what_you_write_there_runs(library, module, monkeypatch, tmp_path):
+    pytest.importorskip(module)
+    monkeypatch.chdir(tmp_path)
+
+    def run_table():
+        run_each(THEIRS[library], [theirs for theirs, _ in rows(library)])
+
+    with jax.numpy_rank_promotion("allow"):
+        if module == "haiku":
+            import haiku as hk
+
+            hk.transform(run_table).init(jax.random.key(0))
+        else:
+            run_table()
