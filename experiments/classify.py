@@ -165,7 +165,8 @@ def fit_model(
 def announce(dataset: Dataset, parts: Sequence[Examples], splits: Splits, vocabulary: int) -> None:
     """Say what is trained on, and what to beware of."""
     print(dataset.name, *filter(None, [dataset.note]), sep=", ")
-    named = dict(zip(("training", "validation", "test"), parts, strict=True))
+    names = ("training", "validation", "test")
+    named: dict[str, Examples] = dict(zip(names, parts, strict=True))
     class_report.print_counts(named, dataset.label_names)
     batches = splits.train
     rows, lengths = batches.shapes[0][0], ", ".join(str(shape[1]) for shape in batches.shapes)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from experiments.running.console import print_table
 from rnnjax.data import Examples
@@ -155,7 +156,7 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _print_smallest(rows: Sequence[Mapping[str, str]], counts: Sequence[int]) -> None:
+def _print_smallest(rows: Sequence[Mapping[str, str]], counts: ArrayLike) -> None:
     if len(rows) <= MOST_ROWS:
         print_table(rows)
         return

@@ -334,7 +334,9 @@ def _figures(figures: Mapping[str, float]) -> str:
 def _bar(total: int, done: int, file: IO[str]) -> tqdm:
     from tqdm import tqdm
 
-    return tqdm(total=total, initial=done, file=file, unit="step", dynamic_ncols=True)
+    # Without steps a second, for which the figures of the run would be cut at 80 columns.
+    form = "{percentage:3.0f}%|{bar}| {n}/{total}, {remaining} left{postfix}"
+    return tqdm(total=total, initial=done, file=file, dynamic_ncols=True, bar_format=form)
 
 
 def _print_plain(rows: list[tuple[str, ...]], file: IO[str]) -> None:

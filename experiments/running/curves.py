@@ -84,7 +84,7 @@ def draw(metrics_jsonl_path: str | os.PathLike[str], png_path: str | os.PathLike
     if not names:
         raise ValueError(f"{path}: no step or epoch record with a loss or an accuracy to draw")
     # A figure of its own, without pyplot: no window system is asked for, no figure is left open.
-    figure = Figure(figsize=(5.2 * len(names), 4.0), dpi=150, layout="constrained")
+    figure = Figure(figsize=(5.2 * len(names), 5.0), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         _draw_panel(axes, records, name)
@@ -139,7 +139,10 @@ def _tidy(axes: Axes, name: str) -> None:
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize="small")
+    # Below the panel, as no corner of it is free of curves in every run.
+    axes.legend(
+        frameon=False, fontsize="small", ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.15)
+    )
 
 
 def _record(line: str, place: str) -> Record:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import sys
@@ -87,7 +88,7 @@ def read_lines() -> Iterator[str]:
     Raises:
         DataError: a line is not UTF-8.
     """
-    if hasattr(sys.stdin, "reconfigure"):
+    if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8")
     try:
         for number, line in enumerate(sys.stdin):

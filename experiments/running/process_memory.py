@@ -7,9 +7,8 @@ import os
 import subprocess  # nosec B404: it runs ps, and no shell
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -57,7 +56,7 @@ def forget_peak() -> None:
         _CLEAR_REFS.write_text("5")  # the code for the peak, see "man 5 proc_pid_clear_refs"
 
 
-def device_memory(device: jax.Device) -> int | None:
+def device_memory(device: Any) -> int | None:
     """Bytes that a device has, those of the machine for a CPU; None where nobody says.
 
     Example:

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from safetensors.numpy import load_file
 
 from experiments import classify
 from experiments.classify import Predictor, Settings, build_model, main
@@ -229,6 +230,46 @@ def test_a_run_that_explodes_ends_with_its_last_good_state_saved(data_dir, tmp_p
     assert "loss or gradient was NaN or infinite in the last" in again
 
 
+def spoiled(params):
+    return jax.tree.map(lambda leaf: leaf * np.nan, params)
+
+
+def test_weights_that_are_not_finite_are_never_the_ones_chosen(data_dir, tmp_path, monkeypatch):
+    averaged, calls = fitting.averaged, []
+
+    def spoil_the_second(opt_state):
+        calls.append(0)
+        found = averaged(opt_state)
+        return spoiled(found) if len(calls) >= 2 else found
+
+    monkeypatch.setattr(fitting, "averaged", spoil_the_second)
+    arguments = ["--dataset", "local", "--data-dir", str(data_dir), "--out", "run"]
+    assert main([*arguments, *QUICK, "--epochs", "3"]) == 0
+    weights = load_file(tmp_path / "run" / "weights.safetensors")
+    assert all(np.isfinite(array).all() for array in weights.values())
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (last["kind"], last["epoch"]) == ("test", 1)
+
+
+def test_a_run_whose_weights_are_never_finite_fails_and_saves_none(
+    data_dir, tmp_path, monkeypatch, capsys
+):
+    averaged = fitting.averaged
+    monkeypatch.setattr(fitting, "averaged", lambda opt_state: spoiled(averaged(opt_state)))
+    arguments = ["--dataset", "local", "--data-dir", str(data_dir), "--out", "run"]
+    message = fails(capsys, [*arguments, *QUICK, "--epochs", "2"])
+    assert "no epoch ended with weights that are finite" in message
+    assert not (tmp_path / "run" / "weights.safetensors").exists()
+
+
+def test_an_epoch_without_one_finite_step_ends_the_run(data_dir, tmp_path, capsys):
+    arguments = ["--dataset", "local", "--data-dir", str(data_dir), "--out", "run", "--take", "32"]
+    wild = ["--learning-rate", "1e38", "--clip-norm", "1e38", "--max-skipped", "1000"]
+    message = fails(capsys, [*arguments, *SMALL, "--cell", "vanilla", "--buckets", "1", *wild])
+    assert "NaN or infinite in every step of epoch" in message
+    assert not (tmp_path / "run" / "weights.safetensors").exists()
+
+
 def test_a_used_folder_is_refused(run, data_dir, capsys):
     arguments = ["--dataset", "local", "--data-dir", str(data_dir), "--out", str(run), *QUICK]
     message = fails(capsys, arguments)
@@ -256,7 +297,7 @@ def test_the_folder_of_several_seeds_says_which_to_choose(tmp_path, capsys):
         (b"text,label\nfine,0\n\xff\xfe,1\n", ["train.csv", "UTF-8", "line 3"]),
         (b"text,label\nfine,0\nbad\n", ["train.csv", "3"]),
         (b"", ["train.csv", "empty"]),
-        (b"text,label\na,0\nb,5\n", ["train.csv", "5"]),
+        (b"text,label\na,0\nb,5\n", ["test.csv", "expected one of 0, 5", "line 3: '1'"]),
     ],
 )
 def test_a_bad_file_is_named_with_its_row(content, parts, tmp_path, capsys):

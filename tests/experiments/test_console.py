@@ -356,14 +356,30 @@ def test_curves_are_drawn_from_the_lines_and_more_lines_make_another_picture(tmp
     few, many = tmp_path / "few.png", tmp_path / "many.png"
     draw(lines_file(tmp_path, RECORDS[:3]), few)
     draw(lines_file(tmp_path, RECORDS), many)
-    assert picture(many)[:2] == (1560, 600)
+    assert picture(many)[:2] == (1560, 750)
     assert 0 < picture(few)[2] < picture(many)[2]
+
+
+def test_the_figure_marks_the_epoch_that_was_kept_and_says_what_was_measured(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: figures.append(self))
+    last = {**RECORDS[-1], "epoch": 1, "chance_loss": 0.69, "chance_accuracy": 0.5}
+    draw(lines_file(tmp_path, [*RECORDS[:-1], last]), tmp_path / "curves.png")
+    for axes, value, chance in zip(figures[0].axes, (0.65, 0.5), (0.69, 0.5), strict=True):
+        lines = {line.get_label(): line for line in axes.get_lines()}
+        assert "validation, averaged weights" in lines
+        assert any(label.startswith("test, averaged weights, ") for label in lines)
+        assert set(lines[f"chance, {chance}"].get_ydata()) == {chance}
+        kept = lines["weights kept, epoch 1"]
+        assert (list(kept.get_xdata()), list(kept.get_ydata())) == ([2], [value])
 
 
 def test_a_run_without_accuracy_gets_one_panel(tmp_path):
     records = [{"kind": "step", "step": n, "epoch": 1, "loss": 1 / n} for n in range(1, 9)]
     draw(lines_file(tmp_path, records), tmp_path / "curves.png")
-    assert picture(tmp_path / "curves.png")[:2] == (780, 600)
+    assert picture(tmp_path / "curves.png")[:2] == (780, 750)
 
 
 def test_a_file_with_nothing_to_draw_is_refused(tmp_path):
