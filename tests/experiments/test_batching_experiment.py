@@ -71,6 +71,7 @@ def test_an_unknown_batching_is_named():
         splits_of("sorted", examples(4))
 
 
+@pytest.mark.full
 def test_a_classifier_learns_from_packed_batches(data_dir, tmp_path):
     arguments = ["--dataset", "local", "--data-dir", str(data_dir), "--out", str(tmp_path / "run")]
     quick = ["--embedding-size", "8", "--dropout", "0", "--learning-rate", "0.1", "--epochs", "3"]
@@ -81,6 +82,7 @@ def test_a_classifier_learns_from_packed_batches(data_dir, tmp_path):
     assert last["accuracy"] == 1.0
 
 
+@pytest.mark.full
 def test_the_table_has_a_row_for_each_kind_of_batches(data_dir, tmp_path, capsys):
     arguments = ["--dataset", "local", "--data-dir", str(data_dir), "--out", str(tmp_path / "run")]
     assert (

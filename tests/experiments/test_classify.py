@@ -148,6 +148,7 @@ def assert_same_run(first, second):
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
+@pytest.mark.full
 def test_the_same_seed_gives_the_same_run_in_another_process(run, data_dir, tmp_path):
     arguments = ["--dataset", "local", "--data-dir", str(data_dir), "--out", str(tmp_path / "b")]
     command = [sys.executable, "-W", "error", "-m", "experiments.classify", *arguments, *QUICK]

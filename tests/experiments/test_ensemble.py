@@ -37,6 +37,7 @@ def batch(seed):
     return Batch(tokens, lengths, np.arange(6, dtype=np.int32) % 2, np.ones(6, np.float32))
 
 
+@pytest.mark.full
 def test_members_trained_at_once_are_each_trained_alone():
     model, optimizer = build_model(SETTINGS, 9, 2), optax.adam(0.01)
     loss_fn = classification_loss(model, 0.2)
@@ -60,6 +61,7 @@ def test_members_trained_at_once_are_each_trained_alone():
             np.testing.assert_allclose(a[i], b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.full
 def test_the_ensemble_is_the_mean_of_the_probabilities():
     model = build_model(SETTINGS, 9, 3)
     params = jax.vmap(model.init)(jax.random.split(jax.random.key(1), 4))
@@ -83,6 +85,7 @@ def data_dir(tmp_path):
     return tmp_path
 
 
+@pytest.mark.full
 def test_it_learns_and_prints_every_member_and_all_together(data_dir, capsys):
     arguments = ["--dataset", "local", "--data-dir", str(data_dir), "--members", "2"]
     small = ["--hidden-size", "4", "--embedding-size", "8", "--buckets", "1", "--epochs", "6"]

@@ -106,6 +106,7 @@ def kill_somewhere(process, folder, moment, delay):
     assert process.exitcode == -signal.SIGKILL, "the run was over: it is too short"
 
 
+@pytest.mark.full
 def test_twenty_kills_leave_the_run_that_nobody_killed(base, whole, tmp_path):
     # Each life is forked from a process that has imported all there is to import, and no more.
     context = multiprocessing.get_context("forkserver")
@@ -137,6 +138,7 @@ def test_twenty_kills_leave_the_run_that_nobody_killed(base, whole, tmp_path):
     assert timings(folder).count('"session"') > KILLS - 3
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_the_run_after_the_step_with_the_command_to_go_on(
     number, code, base, environment, whole, tmp_path, capsys

@@ -394,6 +394,7 @@ def only(monkeypatch, module, table, *names):
     monkeypatch.setattr(module, table, kept)
 
 
+@pytest.mark.full
 def test_a_bag_cannot_tell_what_a_recurrent_network_can(tmp_path, monkeypatch):
     only(monkeypatch, order_matters, "SYSTEMS", "bag of embeddings", "GRU")
     settings = order_matters.Settings(seeds=1, steps=150, out=tmp_path / "run")
@@ -402,6 +403,7 @@ def test_a_bag_cannot_tell_what_a_recurrent_network_can(tmp_path, monkeypatch):
     assert right["GRU"] > 0.99
 
 
+@pytest.mark.full
 def test_gradients_vanish_explode_and_are_clipped(tmp_path, monkeypatch):
     settings = gradients_through_time.Settings(
         seeds=1,
@@ -428,6 +430,7 @@ def test_gradients_vanish_explode_and_are_clipped(tmp_path, monkeypatch):
     assert {path.name for path in settings.out.glob("*.png")} == {"norms.png", "clipping.png"}
 
 
+@pytest.mark.full
 def test_an_lstm_keeps_a_flag(tmp_path):
     settings = gate_as_flag.Settings(seeds=1, steps=500, longer=80, length=20, out=tmp_path / "run")
     [row] = run_lesson(gate_as_flag, settings)
@@ -471,6 +474,7 @@ def test_a_sweep_finds_rates_too_low_and_too_high(tmp_path):
     assert right > 0.95
 
 
+@pytest.mark.full
 def test_counting_is_learned_without_an_error(tmp_path):
     np.savez(tmp_path / "net.npz", **random_arrays())
     settings = count_to_three.Settings(
@@ -484,6 +488,7 @@ def test_counting_is_learned_without_an_error(tmp_path):
     assert right["weights from the file"] == pytest.approx((said == (targets > 0.5)).mean())
 
 
+@pytest.mark.full
 def test_digits_are_read_row_by_row(tmp_path, monkeypatch):
     pytest.importorskip("sklearn")
     only(monkeypatch, digits, "CELLS", "GRU")
@@ -509,6 +514,7 @@ def write_news(folder, count, seed):
     folder.write_text("".join(lines))
 
 
+@pytest.mark.full
 def test_pretrained_vectors_start_where_the_file_says(tmp_path):
     (tmp_path / "ag_news").mkdir()
     (tmp_path / "glove").mkdir()

@@ -93,6 +93,7 @@ def test_padding_is_invisible_to_the_tuned_model():
     np.testing.assert_array_equal(together[1], params.head.bias)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("class_odds", [True, False])
 def test_networks_tell_apart_what_unigrams_cannot(class_odds, tmp_path, monkeypatch):
     """Classes that differ in the order of two words alone."""

@@ -17,6 +17,7 @@ SMALL = Settings(
 )
 
 
+@pytest.mark.full
 def test_right_resets_solve_the_task_and_wrong_ones_do_not(tmp_path):
     recall = {
         name: train(dataclasses.replace(SMALL, resets=name), tmp_path / name)
@@ -67,6 +68,7 @@ def test_what_is_trained_on_is_what_the_agent_went_through():
         assert jnp.any(resets[:, 0]) == (t == 1)
 
 
+@pytest.mark.full
 def test_from_the_command_line(tmp_path, capsys):
     arguments = ["--updates", "10", "--environments", "4", "--out", str(tmp_path / "run")]
     assert main(arguments) == 0

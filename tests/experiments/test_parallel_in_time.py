@@ -25,6 +25,7 @@ def records(folder):
     return [json.loads(line) for line in (folder / "timings.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.full
 def test_every_way_to_run_every_cell_is_a_record(run):
     found = [(r["cell"], r["run"]) for r in records(run)]
     ways = ("scan", "associative")

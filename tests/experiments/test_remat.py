@@ -2,9 +2,12 @@
 
 import json
 
+import pytest
+
 from experiments.measurements import remat
 
 
+@pytest.mark.full
 def test_the_table_has_a_row_for_each_choice_and_chunks_take_less(tmp_path, capsys):
     out = tmp_path / "rows.json"
     small = "--times 512 --remats never 8 --batch 8 --size 32 --repeats 1"
