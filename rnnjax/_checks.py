@@ -223,7 +223,8 @@ def check_floating(name: str, xs: Array) -> None:
     """
     if not jnp.issubdtype(xs.dtype, jnp.floating):
         raise ValueError(
-            f"{name} must be of floating dtype, got {xs.dtype}: embed or one-hot token ids first"
+            f"{name} must be of floating dtype, got dtype {xs.dtype}: embed or one-hot token ids, "
+            f"and make numbers floats with {name}.astype(float)"
         )
 
 
@@ -247,35 +248,119 @@ def check_range(name: str, values: Array | np.ndarray, end: int, interval: str) 
 
 
 def check_size(name: str, value: Any) -> int:
-    """Return ``value`` if it is a positive integer.
+    """``value``, a positive integer of Python, NumPy or JAX, as an ``int``.
 
     Raises:
         ValueError: naming ``name`` and what came instead.
     """
-    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not is_integer or value < 1:
+    number = _number(name, value)
+    if not isinstance(number, int) or number < 1:
         raise ValueError(f"{name} must be a positive integer, got {value!r}")
-    return int(value)
+    return number
 
 
-def check_key(key: Any) -> Key:
-    """Return ``key`` if it is one typed key.
+def check_number(name: str, value: Any, expected: str, holds: Callable[[float], bool]) -> float:
+    """``value``, an integer or float of Python, NumPy or JAX, as a ``float``.
+
+    Args:
+        name: what it is.
+        value: what came.
+        expected: what it must be, in words.
+        holds: whether a number is that; never asked of NaN.
 
     Raises:
-        ValueError: it is an old-style ``uint32`` key, or no key at all.
+        ValueError: naming ``name``, what was ``expected``, and what came instead.
     """
-    is_typed = isinstance(key, Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    if not is_typed or key.shape != ():
-        raise ValueError(f"key must be a typed key such as jax.random.key(0), got {key!r}")
-    return key
+    number = _number(name, value)
+    if not isinstance(number, int | float) or number != number or not holds(number):
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
+    return float(number)
 
 
 def check_rate(name: str, rate: Any) -> float:
-    """Return ``rate`` if it lies in [0, 1).
+    """``rate``, a number in [0, 1), as a ``float``.
 
     Raises:
         ValueError: naming ``name`` and what came instead.
     """
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
-        raise ValueError(f"{name} must be a rate in [0, 1), got {rate!r}")
-    return float(rate)
+    return check_number(name, rate, "a rate in [0, 1)", lambda p: 0 <= p < 1)
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """``value``, True or False of Python, NumPy or JAX, as a ``bool``.
+
+    Raises:
+        ValueError: naming ``name`` and what came instead.
+    """
+    scalar = _scalar(name, value)
+    if not isinstance(scalar, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+    return scalar
+
+
+def _number(name: str, value: Any) -> int | float | None:
+    """A Python number; None for what is none, and for flags, which Python takes for integers."""
+    scalar = _scalar(name, value)
+    return scalar if isinstance(scalar, int | float) and not isinstance(scalar, bool) else None
+
+
+def _scalar(name: str, value: Any) -> Any:
+    """What a scalar of NumPy or JAX, of any width, is in Python; everything else as it came."""
+    if isinstance(value, Tracer):
+        raise ValueError(f"{name} must be known when compiled, got {value}")
+    is_array = isinstance(value, Array | np.ndarray | np.generic)
+    return value.item() if is_array and value.shape == () else value
+
+
+def check_key(key: Any) -> Key:
+    """``key``, as :func:`jax.random.key` or :func:`jax.random.PRNGKey` makes it, as a typed key.
+
+    Raises:
+        ValueError: it is no key, or several.
+    """
+    dtype = getattr(key, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.shape == ():
+        return key
+    raw = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+    if dtype == raw.dtype and key.shape == raw.shape:
+        return jax.random.wrap_key_data(jnp.asarray(key))
+    raise ValueError(f"key must be one key, such as jax.random.key(0), got {key!r}")
+
+
+def check_carry(name: str, carry: Any, expected: Any) -> Any:
+    """``carry`` in the dtypes of ``expected``, a tree of shapes.
+
+    Raises:
+        ValueError: it has another structure, or a leaf another shape, or is complex where the
+            carry is real.
+    """
+    if jax.tree.structure(carry) != jax.tree.structure(expected):
+        raise ValueError(f"{name} must be {_structure(expected)}, got {_structure(carry)}")
+
+    def check(path: Any, given: Any, leaf: jax.ShapeDtypeStruct) -> Array:
+        place, given = name + jax.tree_util.keystr(path), jnp.asarray(given)
+        if given.shape != leaf.shape:
+            raise ValueError(f"{place} must have shape {leaf.shape}, got shape {given.shape}")
+        if jnp.iscomplexobj(given) and not jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            raise ValueError(f"{place} must be real, got dtype {given.dtype}")
+        return given.astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(check, carry, expected)
+
+
+def _structure(tree: Any) -> str:
+    """What a tree is, as its reader would say it: ``LSTMCarry(h, c)``, ``a tuple of 2``."""
+    if hasattr(tree, "_fields"):
+        parts = [
+            name if hasattr(part, "shape") else f"{name}={_structure(part)}"
+            for name, part in zip(tree._fields, tree, strict=True)
+        ]
+        return f"{type(tree).__name__}({', '.join(parts)})"
+    if isinstance(tree, tuple | list):
+        kind = f"a {type(tree).__name__} of {len(tree)}"
+        if all(hasattr(part, "shape") for part in tree):
+            return kind
+        return f"{kind}: ({', '.join(map(_structure, tree))})"
+    if hasattr(tree, "shape"):
+        return f"an array of shape {tuple(tree.shape)}"
+    return repr(tree) if tree is None else f"{type(tree).__name__} {tree!r:.40}"

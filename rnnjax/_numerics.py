@@ -16,21 +16,22 @@ def accumulation_dtype(dtype: DTypeLike) -> jnp.dtype:
     return jnp.dtype(dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32)
 
 
-def linear(x: Array, w: Array, bias: Array | None = None) -> Array:
+def linear(x: Array, w: Array, bias: Array | None = None, *, name: str = "xs") -> Array:
     """``x @ w + bias``: the product in the dtype of ``w``, accumulated in at least float32.
 
     Args:
         x: [..., D].
         w: [D, O].
         bias: [O], or None.
+        name: what ``x`` is, for the message.
 
     Raises:
         ValueError: ``x`` is not floating, or its size is not the one ``w`` was made for.
     """
-    check_floating("the input", x)
+    check_floating(name, x)
     if x.shape[-1] != w.shape[0]:
         raise ValueError(
-            f"expected an input of size {w.shape[0]} (weights of shape {w.shape}), "
+            f"{name} must have size {w.shape[0]} in the last axis (weights of shape {w.shape}), "
             f"got size {x.shape[-1]}"
         )
     rows, dtype = x.astype(w.dtype), accumulation_dtype(w.dtype)

@@ -18,13 +18,16 @@ C      classes
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from jax import Array
+
+from rnnjax._recipe import Made
 
 Key = Array
 Params = Any
 Carry = Any
+Direction = Literal["forward", "backward", "both", "unknown"]
 
 
 class NoiseShape(NamedTuple):
@@ -53,7 +56,21 @@ class Noise(NamedTuple):
     steps: tuple[Any, ...] = ()
 
 
-class Cell(NamedTuple):
+class _CellFields(NamedTuple):
+    output_size: int
+    init: Callable[[Key, int], Params]
+    initial_carry: Callable[[Params], Carry]
+    project: Callable[[Params, Array], tuple[Array, ...]]
+    recurrent: Callable[[Params], Array] | None = None
+    hidden: Callable[[Carry], Array] | None = None
+    update: Callable[[Params, Carry, tuple, tuple], tuple[Carry, Any]] | None = None
+    plain_step: Callable[[Params, Carry, tuple], tuple[Carry, Any]] | None = None
+    gates: Callable[[Params, Carry, tuple, tuple], Any] | None = None
+    noise: Callable[[Key, Params, NoiseShape], Noise] | None = None
+    linear: Callable[[Params, tuple], tuple[Carry, Carry]] | None = None
+
+
+class Cell(Made, _CellFields):
     """A recurrent cell as pure functions of one example and one time step.
 
     With ``x_proj = project(params, x)`` and ``h_proj = hidden(carry) @ recurrent(params)``, cut
@@ -65,6 +82,10 @@ class Cell(NamedTuple):
 
     A cell that does not fit gives ``plain_step(params, carry, x_proj) -> (carry, y)`` instead
     of ``recurrent``, ``hidden`` and ``update``, and is differentiated by ordinary autodiff.
+
+    Two cells that one function made from equal arguments, as ``lstm(4)`` and ``lstm(4)``, are
+    equal, one static argument of ``jax.jit`` and one compiled program. Cells made by hand, or
+    by ``_replace``, are equal where they have the same functions.
 
     Attributes:
         output_size: O, the size of one step's output.
@@ -86,17 +107,21 @@ class Cell(NamedTuple):
             obeys ``carry' = decay * carry + drive``: such a cell can run in parallel over time.
     """
 
-    output_size: int
-    init: Callable[[Key, int], Params]
-    initial_carry: Callable[[Params], Carry]
-    project: Callable[[Params, Array], tuple[Array, ...]]
-    recurrent: Callable[[Params], Array] | None = None
-    hidden: Callable[[Carry], Array] | None = None
-    update: Callable[[Params, Carry, tuple, tuple], tuple[Carry, Any]] | None = None
-    plain_step: Callable[[Params, Carry, tuple], tuple[Carry, Any]] | None = None
-    gates: Callable[[Params, Carry, tuple, tuple], Any] | None = None
-    noise: Callable[[Key, Params, NoiseShape], Noise] | None = None
-    linear: Callable[[Params, tuple], tuple[Carry, Carry]] | None = None
+    def step(
+        self, params: Params, carry: Carry, x: Any, *, mask: Any = None, resets: Any = None
+    ) -> tuple[Carry, Any]:
+        """The cell on one input of each sequence; see :meth:`Layer.step`.
+
+        Example:
+            >>> import jax, jax.numpy as jnp, rnnjax
+            >>> cell = rnnjax.lstm(4)
+            >>> params = cell.init(jax.random.key(0), 3)
+            >>> carry, y = cell.step(params, None, jnp.ones((2, 3)))
+            >>> carry, y = cell.step(params, carry, y[:, :3])
+            >>> carry.c.shape, y.shape
+            ((2, 4), (2, 4))
+        """
+        return _step(self, params, carry, x, mask, resets)
 
 
 class Apply(Protocol):
@@ -115,19 +140,91 @@ class Apply(Protocol):
     ) -> tuple[Carry, Any]: ...
 
 
-class Layer(NamedTuple):
+def _no_initial_carry(params: Params, batch_shape: tuple[int, ...] = ()) -> Carry:
+    raise ValueError(
+        "this layer was made without initial_carry: give rnnjax.Layer(..., initial_carry=...), "
+        "a function (params, batch_shape) -> carry"
+    )
+
+
+class _LayerFields(NamedTuple):
+    init: Callable[[Key, int], Params]
+    apply: Apply
+    output_size: int
+    last: Callable[[Array, Array], Array]
+    initial_carry: Callable[..., Carry] = _no_initial_carry
+    direction: Direction = "unknown"
+
+
+class Layer(Made, _LayerFields):
     """A whole-sequence layer as a pair of pure functions.
+
+    Two layers that one function made from equal arguments are equal; layers made by hand are
+    equal where they have the same functions.
 
     Attributes:
         init: ``(key, input_size) -> params``.
         apply: ``(params, xs [..., T, D], lengths [...], *, mask, resets, initial_carry, key)
             -> (carry, ys [..., T, O])``. A ``key`` means training; without one nothing is dropped.
         output_size: O.
-        last: ``(ys [..., T, O], valid [..., T]) -> [..., O]``, the output after the layer's own
-            last step: for a reversed direction that is the first valid step in time order.
+        last: ``(ys [..., T, O], valid) -> [..., O]``, the output after the layer's own last step:
+            for a reversed direction that is the first valid step in time order. ``valid`` is the
+            mask [..., T], or the lengths [...].
+        initial_carry: ``(params, batch_shape=()) -> carry``, the carry before the first step, its
+            leaves [*batch_shape, ...].
+        direction: ``"forward"`` where an output depends on its own and on earlier inputs alone,
+            ``"backward"`` where it depends on its own and on later ones, ``"both"`` where on all.
+            It follows from how a layer is put together. ``"unknown"``, for a layer made by hand
+            that does not say, is taken for none of these.
     """
 
-    init: Callable[[Key, int], Params]
-    apply: Apply
-    output_size: int
-    last: Callable[[Array, Array], Array]
+    @property
+    def causal(self) -> bool:
+        """Whether it is known that outputs depend on their own and on earlier inputs alone."""
+        return self.direction == "forward"
+
+    def step(
+        self, params: Params, carry: Carry, x: Any, *, mask: Any = None, resets: Any = None
+    ) -> tuple[Carry, Any]:
+        """The layer on one input of each sequence: for generating, acting and serving.
+
+        The carry after n steps is the one ``apply`` has after n steps, to rounding. By itself, in
+        a compiled loop and in a stream a step gives the same bits. It is compiled once for each
+        shape, or becomes part of the function that is being compiled. There is no dropout.
+
+        Args:
+            params: the parameters of the layer.
+            carry: the carry before the step; None starts anew.
+            x: inputs [..., D], any batch axes in front.
+            mask: bool [...], True where there is an input: elsewhere the carry stays as it is and
+                the output is zero.
+            resets: bool [...], True where a new sequence starts: the carry returns to the initial
+                one before the step.
+
+        Returns:
+            ``(carry, y)``, the carry after the step, and the output [..., O].
+
+        Raises:
+            ValueError: the layer runs in reverse or in both directions, or an argument does not
+                fit.
+
+        Example:
+            >>> import jax, jax.numpy as jnp, rnnjax
+            >>> layer = rnnjax.stack(rnnjax.lstm(4), rnnjax.gru(3))
+            >>> params = layer.init(jax.random.key(0), 3)
+            >>> def write(carry, _):
+            ...     state, x = carry
+            ...     state, y = layer.step(params, state, x)
+            ...     return (state, y), y
+            >>> start = layer.initial_carry(params, (2,)), jnp.ones((2, 3))
+            >>> jax.lax.scan(write, start, length=6)[1].shape
+            (6, 2, 3)
+        """
+        return _step(self, params, carry, x, mask, resets)
+
+
+def _step(part: Cell | Layer, params: Params, carry: Carry, x: Any, mask: Any, resets: Any) -> Any:
+    # The engine stands on this file; a method may call it all the same.
+    from rnnjax.engine.one_step import step
+
+    return step(part, params, carry, x, mask=mask, resets=resets)

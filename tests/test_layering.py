@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "rnnjax"
 
 # From the ground up. A room imports from its own floor only what ALLOWED_BESIDE says.
 FLOORS = [
+    {"_recipe"},
     {"base"},
     {"_checks", "_numerics", "masking", "segments", "initializers"},
     {"engine"},
@@ -23,6 +24,7 @@ FLOORS = [
 # Take a loss, a tree of arrays or a table, and know no cell.
 SIDE = {"training", "weights", "data", "metrics", "checkpoint", "exporting", "benchmark", "graphs"}
 ALLOWED_BESIDE = {
+    "base": {"engine"},  # Cell.step and Layer.step run the engine, loaded when they are called
     "masking": {"_checks"},
     "segments": {"_checks", "masking"},
     "_numerics": {"_checks"},

@@ -12,6 +12,7 @@ from jax.nn import sigmoid
 
 from rnnjax._checks import check_floating, check_key, check_size
 from rnnjax._numerics import accumulation_dtype, split_gates
+from rnnjax._recipe import factory
 from rnnjax.base import Cell
 from rnnjax.cells.lstm import LSTMCarry, LSTMGates
 from rnnjax.initializers import CellInitializer, resolve
@@ -81,6 +82,7 @@ def unflatten_frames(features: Array, spatial_shape: Sequence[int]) -> Array:
     return jnp.moveaxis(channels_first, -1 - len(shape), -1)
 
 
+@factory
 def conv_lstm(
     spatial_shape: Sequence[int],
     hidden_channels: int,

@@ -9,6 +9,7 @@ from jax.nn import sigmoid
 
 from rnnjax._checks import check_key, check_size
 from rnnjax._numerics import accumulation_dtype, linear, split_gates
+from rnnjax._recipe import factory
 from rnnjax.base import Cell
 from rnnjax.cells.lstm import LSTMCarry, LSTMGates
 from rnnjax.initializers import CellInitializer, resolve
@@ -38,6 +39,7 @@ def _update(
     return LSTMCarry(h, c), h
 
 
+@factory
 def coupled_lstm(hidden_size: int, *, initializer: str | CellInitializer = "rnnjax") -> Cell:
     r"""The LSTM cell with coupled input and forget gates (CIFG): what is written is forgotten.
 

@@ -9,6 +9,7 @@ from jax.nn import sigmoid
 
 from rnnjax._checks import check_key, check_size
 from rnnjax._numerics import accumulation_dtype, linear, split_gates
+from rnnjax._recipe import factory
 from rnnjax.base import Cell
 from rnnjax.initializers import CellInitializer, resolve
 
@@ -63,6 +64,7 @@ def _step_before(params: GRUParams, carry: Array, x_proj: tuple) -> tuple[Array,
     return _mix(_gates_before(params, carry, x_proj, ()), carry)
 
 
+@factory
 def gru(
     hidden_size: int,
     reset_after: bool = True,

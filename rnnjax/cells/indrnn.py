@@ -10,6 +10,7 @@ from jax import Array
 
 from rnnjax._checks import check_key, check_size
 from rnnjax._numerics import accumulation_dtype, linear
+from rnnjax._recipe import factory
 from rnnjax.base import Cell
 from rnnjax.initializers import CellInitializer, resolve
 
@@ -22,6 +23,7 @@ class IndRNNParams(NamedTuple):
     bias: Array
 
 
+@factory
 def indrnn(
     hidden_size: int,
     activation: Callable[[Array], Array] = jax.nn.relu,

@@ -9,6 +9,7 @@ from jax import Array, lax
 
 from rnnjax._checks import check_key, check_size
 from rnnjax._numerics import accumulation_dtype, linear
+from rnnjax._recipe import factory
 from rnnjax.base import Cell
 
 
@@ -68,6 +69,7 @@ class _Ring(NamedTuple):
         return jnp.log(-0.5 * jnp.log(square)), jnp.log(phase), 0.5 * jnp.log1p(-square)
 
 
+@factory
 def lru(
     hidden_size: int,
     state_size: int | None = None,

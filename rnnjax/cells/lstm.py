@@ -9,6 +9,7 @@ from jax.nn import sigmoid
 
 from rnnjax._checks import check_key, check_size
 from rnnjax._numerics import accumulation_dtype, linear, split_gates
+from rnnjax._recipe import factory
 from rnnjax.base import Cell
 from rnnjax.initializers import CellInitializer, resolve
 
@@ -51,6 +52,7 @@ def _update(
     return LSTMCarry(h, c), h
 
 
+@factory
 def lstm(hidden_size: int, *, initializer: str | CellInitializer = "rnnjax") -> Cell:
     r"""The LSTM cell with a forget gate, all gates in one matrix.
 

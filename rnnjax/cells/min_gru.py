@@ -9,6 +9,7 @@ from jax.nn import sigmoid
 
 from rnnjax._checks import check_key, check_size
 from rnnjax._numerics import accumulation_dtype, linear, split_gates
+from rnnjax._recipe import factory
 from rnnjax.base import Cell
 from rnnjax.initializers import CellInitializer, resolve
 
@@ -46,6 +47,7 @@ def _update(
     return h, h
 
 
+@factory
 def min_gru(hidden_size: int, *, initializer: str | CellInitializer = "rnnjax") -> Cell:
     r"""The minGRU: a GRU without recurrent weights, and so linear in its state.
 

@@ -8,6 +8,7 @@ from jax import Array, lax
 
 from rnnjax._checks import check_key, check_size
 from rnnjax._numerics import accumulation_dtype, linear, split_gates
+from rnnjax._recipe import factory
 from rnnjax.base import Cell
 from rnnjax.initializers import CellInitializer, resolve
 
@@ -55,6 +56,7 @@ def _update(
     return h, h
 
 
+@factory
 def min_lstm(hidden_size: int, *, initializer: str | CellInitializer = "rnnjax") -> Cell:
     r"""The minLSTM: an LSTM without recurrent weights, its gates normalised to sum to one.
 

@@ -9,6 +9,7 @@ from jax.nn import sigmoid
 
 from rnnjax._checks import check_key, check_size
 from rnnjax._numerics import accumulation_dtype, linear, split_gates
+from rnnjax._recipe import factory
 from rnnjax.base import Cell
 from rnnjax.cells.lstm import LSTMCarry, LSTMGates
 from rnnjax.initializers import CellInitializer, resolve
@@ -48,6 +49,7 @@ def _update(
     return LSTMCarry(h, c), h
 
 
+@factory
 def peephole_lstm(hidden_size: int, *, initializer: str | CellInitializer = "rnnjax") -> Cell:
     r"""The LSTM cell with peepholes: each gate sees the cell state of its own unit.
 

@@ -9,6 +9,7 @@ from jax import Array
 
 from rnnjax._checks import check_key, check_size
 from rnnjax._numerics import accumulation_dtype, linear
+from rnnjax._recipe import factory
 from rnnjax.base import Cell
 from rnnjax.initializers import CellInitializer, resolve
 
@@ -21,6 +22,7 @@ class VanillaParams(NamedTuple):
     bias: Array
 
 
+@factory
 def vanilla(
     hidden_size: int,
     activation: Callable[[Array], Array] = jnp.tanh,

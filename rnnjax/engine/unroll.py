@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from rnnjax import _checks, masking
-from rnnjax._checks import check_floating, check_key, check_size
+from rnnjax._checks import check_carry, check_flag, check_floating, check_key, check_size
 from rnnjax._numerics import may_merge_axes, varying_like
 from rnnjax.base import Carry, Cell, Key, Noise, NoiseShape, Params
 from rnnjax.engine import _associative, _loop
@@ -103,7 +103,9 @@ def unroll(
     valid = masking.valid_steps(lengths, mask, batch, time)
     if resets is not None:
         resets = masking.check_flags("resets", resets, batch, time)
-    _check_bools(reverse=reverse, all_carries=all_carries, include_initial=include_initial)
+    reverse = check_flag("reverse", reverse)
+    all_carries = check_flag("all_carries", all_carries)
+    include_initial = check_flag("include_initial", include_initial)
     if include_initial and not all_carries:
         raise ValueError("include_initial=True needs all_carries=True")
     request = check_request(cell, implementation, remat)
@@ -214,7 +216,7 @@ def prepare(cell: Cell, reverse: bool, call: Call) -> Prepared:
     reset_carry = jax.vmap(lambda _: cell.initial_carry(params), in_axes=1, axis_size=count)(xs)
     carry = reset_carry
     if call.initial_carry is not None:
-        given = _check_carry(call.initial_carry, jax.eval_shape(cell.initial_carry, params), batch)
+        given = check_carry("initial_carry", call.initial_carry, _carry_shapes(cell, params, batch))
         carry = jax.tree.map(lambda a, b: a.reshape(b.shape), given, reset_carry)
     reset_carry, carry = varying_like(call, (reset_carry, carry))
     noise = Noise()
@@ -226,6 +228,13 @@ def prepare(cell: Cell, reverse: bool, call: Call) -> Prepared:
         xs = xs * noise.inputs[None]
     valid, resets = jax.tree.map(time_first, (call.valid, resets))
     return Prepared(reset_carry, carry, noise, Steps(xs, valid, resets, noise.steps))
+
+
+def _carry_shapes(cell: Cell, params: Params, batch: tuple[int, ...]) -> Carry:
+    return jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct((*batch, *a.shape), a.dtype),
+        jax.eval_shape(cell.initial_carry, params),
+    )
 
 
 def projected(
@@ -361,12 +370,6 @@ def _check_noise(cell: Cell, noise: Noise) -> None:
             )
 
 
-def _check_bools(**options: Any) -> None:
-    for name, value in options.items():
-        if not isinstance(value, bool):
-            raise ValueError(f"{name} must be True or False, got {value!r}")
-
-
 def _check_params(cell: Cell, params: Any, input_size: int) -> None:
     """Refuse parameters that ``cell.init`` would not make, be the size of the inputs as it may.
 
@@ -403,26 +406,3 @@ def _check_xs(xs: Any) -> Array:
         raise ValueError(f"xs must have shape [..., T, D], got shape {xs.shape}")
     check_floating("xs", xs)
     return xs
-
-
-def _check_carry(carry: Carry, reset_carry: Carry, batch: tuple[int, ...]) -> Carry:
-    if jax.tree.structure(carry) != jax.tree.structure(reset_carry):
-        raise ValueError(
-            f"initial_carry must have the structure {jax.tree.structure(reset_carry)}, "
-            f"got {jax.tree.structure(carry)}"
-        )
-
-    def check(path: Any, given: Any, expected: jax.ShapeDtypeStruct) -> Array:
-        given = jnp.asarray(given)
-        if given.shape != (*batch, *expected.shape):
-            raise ValueError(
-                f"initial_carry{jax.tree_util.keystr(path)} must have shape "
-                f"{(*batch, *expected.shape)}, got shape {given.shape}"
-            )
-        if jnp.iscomplexobj(given) and not jnp.issubdtype(expected.dtype, jnp.complexfloating):
-            raise ValueError(
-                f"initial_carry{jax.tree_util.keystr(path)} must be real, got {given.dtype}"
-            )
-        return given.astype(expected.dtype)
-
-    return jax.tree_util.tree_map_with_path(check, carry, reset_carry)

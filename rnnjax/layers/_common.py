@@ -1,6 +1,6 @@
 """What all layers share: their signature, their keys, the check of their parts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax._checks import check_key
-from rnnjax.base import Apply, Carry, Key, Params
+from rnnjax.base import Apply, Carry, Direction, Key, Layer, Params
 
 Steps = dict[str, Any]  # lengths, mask and resets, handed on as they came
 
@@ -27,10 +27,10 @@ def apply_dropout(key: Key | None, xs: Array, rate: float) -> Array:
     return jnp.where(keep, xs / (1.0 - rate), jnp.zeros_like(xs))
 
 
-def _public(apply: Callable) -> Apply:
-    """``apply`` under the signature all layers share."""
+def with_signature(apply: Callable) -> Apply:
+    """``apply(params, xs, steps, initial_carry, key)`` with the signature all layers share."""
 
-    def public(
+    def layer_apply(
         params: Params,
         xs: Array,
         lengths: Any = None,
@@ -40,19 +40,34 @@ def _public(apply: Callable) -> Apply:
         initial_carry: Carry = None,
         key: Key | None = None,
     ) -> tuple[Carry, Any]:
+        if hasattr(params, "shape") and isinstance(xs, tuple | dict):
+            raise ValueError(
+                f"xs must be an array [..., T, D], got {type(xs).__name__}, and params an array: "
+                "the order is layer.apply(params, xs, lengths)"
+            )
         steps: Steps = {"lengths": lengths, "mask": mask, "resets": resets}
         return apply(params, xs, steps, initial_carry, key)
 
-    return public
+    # What Python names where an argument is missing or one too many.
+    layer_apply.__name__ = layer_apply.__qualname__ = "layer.apply"
+    return layer_apply
 
 
-def _split_key(key: Key | None, count: int, stream: int = 0) -> Any:
+def joint_direction(layers: Iterable[Layer]) -> Direction:
+    """Which inputs an output depends on that comes of all these layers."""
+    directions: set[Direction] = {layer.direction for layer in layers}
+    if len(directions) == 1:
+        return directions.pop()
+    return "unknown" if "unknown" in directions else "both"
+
+
+def split_key(key: Key | None, count: int, stream: int = 0) -> Any:
     if key is None:
         return [None] * count
     return jax.random.split(jax.random.fold_in(check_key(key), stream), count)
 
 
-def _check_parts(name: str, parts: Any, count: int, kinds: Any = tuple) -> None:
+def check_parts(name: str, parts: Any, count: int, kinds: Any = tuple) -> None:
     if isinstance(parts, kinds) and len(parts) == count:
         return
     length = f" of {len(parts)}" if isinstance(parts, tuple | list) else ""

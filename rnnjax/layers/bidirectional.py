@@ -7,9 +7,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax._checks import check_key
+from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Layer
-from rnnjax.layers._common import Steps, _check_parts, _public, _split_key
-from rnnjax.layers.recurrent import _as_layer
+from rnnjax.layers._common import Steps, check_parts, split_key, with_signature
+from rnnjax.layers.recurrent import as_layer
+from rnnjax.transforms.precision import Policy
 
 
 class Directions(NamedTuple):
@@ -19,7 +21,13 @@ class Directions(NamedTuple):
     backward: Any
 
 
-def bidirectional(forward: Cell | Layer, backward: Cell | Layer | None = None) -> Layer:
+@factory
+def bidirectional(
+    forward: Cell | Layer,
+    backward: Cell | Layer | None = None,
+    *,
+    policy: Policy | None = None,
+) -> Layer:
     r"""Two layers over the same sequence in opposite directions, outputs side by side.
 
     .. math:: y_t = [\overrightarrow{y}_t, \overleftarrow{y}_t]
@@ -32,9 +40,11 @@ def bidirectional(forward: Cell | Layer, backward: Cell | Layer | None = None) -
         forward: a cell, run forwards, or a layer, taken as it is.
         backward: a cell, run in reverse, or a layer that runs in reverse, taken as it is;
             None takes the cell given as ``forward`` for both, with parameters of its own.
+        policy: the dtypes of both, as for ``with_policy``.
 
     Raises:
-        ValueError: ``backward`` is None and ``forward`` is no cell.
+        ValueError: ``backward`` is None and ``forward`` is no cell; or both halves run in the same
+            direction, as do two layers made by ``recurrent`` without ``reverse=True``.
 
     Example:
         >>> import jax, jax.numpy as jnp, rnnjax
@@ -50,9 +60,17 @@ def bidirectional(forward: Cell | Layer, backward: Cell | Layer | None = None) -
     """
     if backward is None:
         if not isinstance(forward, Cell):
-            raise ValueError("backward may be left out only where forward is a cell, got a layer")
+            raise ValueError(
+                "backward may be left out only where forward is a cell, got a layer: give the "
+                "other direction as a cell, or as recurrent(cell, reverse=True)"
+            )
         backward = forward
-    one, two = _as_layer(forward), _as_layer(backward, reverse=True)
+    one, two = as_layer(forward, policy=policy), as_layer(backward, reverse=True, policy=policy)
+    if one.direction == "backward" or two.direction == "forward":
+        half, runs = ("forward", "in reverse")
+        if two.direction == "forward":
+            half, runs = ("backward", "forwards; make it with recurrent(cell, reverse=True)")
+        raise ValueError(f"the {half} half of bidirectional runs {runs}: got {one!r} and {two!r}")
 
     def init(key: Key, input_size: int) -> Directions:
         first, second = jax.random.split(check_key(key))
@@ -62,9 +80,9 @@ def bidirectional(forward: Cell | Layer, backward: Cell | Layer | None = None) -
         params: Directions, xs: Array, steps: Steps, initial_carry: Carry, key: Key | None
     ) -> tuple[Directions, Array]:
         start = Directions(None, None) if initial_carry is None else initial_carry
-        _check_parts("initial_carry", start, 2)
-        _check_parts("params", params, 2, (tuple, list))
-        keys = _split_key(key, 2)
+        check_parts("initial_carry", start, 2)
+        check_parts("params", params, 2, (tuple, list))
+        keys = split_key(key, 2)
         results = [
             layer.apply(p, xs, **steps, initial_carry=c, key=k)
             for layer, p, c, k in zip((one, two), params, start, keys, strict=True)
@@ -76,4 +94,11 @@ def bidirectional(forward: Cell | Layer, backward: Cell | Layer | None = None) -
         ahead, back = jnp.split(ys, [one.output_size], axis=-1)
         return jnp.concatenate([one.last(ahead, valid), two.last(back, valid)], axis=-1)
 
-    return Layer(init, _public(apply), one.output_size + two.output_size, last)
+    def initial_carry(params: Directions, batch_shape: tuple[int, ...] = ()) -> Directions:
+        return Directions(
+            one.initial_carry(params.forward, batch_shape),
+            two.initial_carry(params.backward, batch_shape),
+        )
+
+    size = one.output_size + two.output_size
+    return Layer(init, with_signature(apply), size, last, initial_carry, "both")

@@ -9,10 +9,12 @@ from jax import Array
 from rnnjax import masking
 from rnnjax._checks import check_key, check_size
 from rnnjax._numerics import linear
+from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Layer
 from rnnjax.initializers import draw_linear
-from rnnjax.layers._common import Steps, _public
-from rnnjax.layers.recurrent import _as_layer
+from rnnjax.layers._common import Steps, with_signature
+from rnnjax.layers.recurrent import as_layer
+from rnnjax.transforms.precision import Policy, as_operand, as_state, cast_parameters
 
 
 class HeadParams(NamedTuple):
@@ -23,10 +25,13 @@ class HeadParams(NamedTuple):
     bias: Array
 
 
+@factory
 def output_head(
     layer: Cell | Layer,
     output_size: int,
     activation: Callable[[Array], Array] | None = None,
+    *,
+    policy: Policy | None = None,
 ) -> Layer:
     r"""A layer with a linear map on the output of every step, :math:`Y_t = f(h_t W_o + b_o)`.
 
@@ -37,6 +42,11 @@ def output_head(
         layer: what is below: a cell or a layer.
         output_size: O.
         activation: f; None for the identity.
+        policy: the dtypes of the layer and of the head, as for ``with_policy``. The output is in
+            the state's, after f in at least float32.
+
+    Raises:
+        ValueError: ``output_size`` is not a positive integer, or ``layer`` neither cell nor layer.
 
     Example:
         >>> import jax, jax.numpy as jnp, rnnjax
@@ -45,21 +55,26 @@ def output_head(
         >>> layer.apply(params, jnp.ones((10, 5)))[1].shape
         (10, 1)
     """
-    below = _as_layer(layer)
+    below = as_layer(layer, policy=policy)
     size = check_size("output_size", output_size)
 
     def init(key: Key, input_size: int) -> HeadParams:
         first, second = jax.random.split(check_key(key))
         head = draw_linear(second, below.output_size, size)
-        return HeadParams(below.init(first, input_size), *head)
+        return HeadParams(below.init(first, input_size), *cast_parameters(policy, head))
 
     def apply(
         params: HeadParams, xs: Array, steps: Steps, initial_carry: Carry, key: Key | None
     ) -> tuple[Carry, Array]:
         carry, hs = below.apply(params.layer, xs, **steps, initial_carry=initial_carry, key=key)
-        ys = linear(hs, params.w, params.bias)
-        ys = ys if activation is None else activation(ys)
+        ys = linear(hs, as_operand(policy, params.w), params.bias, name="the output of the layer")
+        ys = as_state(policy, ys if activation is None else activation(ys))
         valid = masking.valid_steps(steps["lengths"], steps["mask"], xs.shape[:-2], xs.shape[-2])
         return carry, masking.zero_padding(valid, ys)
 
-    return Layer(init, _public(apply), size, below.last)
+    def initial_carry(params: HeadParams, batch_shape: tuple[int, ...] = ()) -> Carry:
+        return below.initial_carry(params.layer, batch_shape)
+
+    return below._replace(
+        init=init, apply=with_signature(apply), output_size=size, initial_carry=initial_carry
+    )

@@ -5,12 +5,16 @@ from typing import Any
 from jax import Array
 
 from rnnjax import masking
+from rnnjax._checks import check_flag
+from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Layer, Params
+from rnnjax.engine.one_step import spread
 from rnnjax.engine.unroll import unroll
-from rnnjax.layers._common import Steps, _public
+from rnnjax.layers._common import Steps, with_signature
 from rnnjax.transforms.precision import Policy, with_policy
 
 
+@factory
 def recurrent(
     cell: Cell,
     *,
@@ -44,6 +48,7 @@ def recurrent(
     """
     if not isinstance(cell, Cell):
         raise ValueError(f"cell must be a rnnjax.Cell, got {type(cell).__name__}")
+    reverse = check_flag("reverse", reverse)
     if policy is not None:
         cell = with_policy(cell, policy)
 
@@ -63,13 +68,27 @@ def recurrent(
             scan_unroll=scan_unroll,
         )
 
-    last = masking.take_first if reverse else masking.take_last
-    return Layer(cell.init, _public(apply), cell.output_size, last)
+    def initial_carry(params: Params, batch_shape: tuple[int, ...] = ()) -> Carry:
+        return spread(cell.initial_carry(params), batch_shape)
+
+    return Layer(
+        init=cell.init,
+        apply=with_signature(apply),
+        output_size=cell.output_size,
+        last=masking.take_first if reverse else masking.take_last,
+        initial_carry=initial_carry,
+        direction="backward" if reverse else "forward",
+    )
 
 
-def _as_layer(part: Cell | Layer, reverse: bool = False) -> Layer:
+def as_layer(part: Cell | Layer, *, reverse: bool = False, policy: Policy | None = None) -> Layer:
+    """A cell as a layer, and a layer as it is, with a policy where one is given.
+
+    Raises:
+        ValueError: it is neither.
+    """
     if isinstance(part, Cell):
-        return recurrent(part, reverse=reverse)
+        return recurrent(part, reverse=reverse, policy=policy)
     if isinstance(part, Layer):
-        return part
+        return part if policy is None else with_policy(part, policy)
     raise ValueError(f"expected a rnnjax.Cell or a rnnjax.Layer, got {type(part).__name__}")

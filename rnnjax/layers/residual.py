@@ -8,12 +8,15 @@ from jax import Array
 
 from rnnjax import masking
 from rnnjax._checks import check_key
+from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Layer, Params
-from rnnjax.layers._common import Steps, _check_parts, _public, _split_key
-from rnnjax.layers.recurrent import _as_layer
+from rnnjax.layers._common import Steps, check_parts, joint_direction, split_key, with_signature
+from rnnjax.layers.recurrent import as_layer
+from rnnjax.transforms.precision import Policy
 
 
-def residual(layer: Cell | Layer) -> Layer:
+@factory
+def residual(layer: Cell | Layer, *, policy: Policy | None = None) -> Layer:
     r"""A layer whose input is added to its output, :math:`Y = X + f(X)`.
 
     Parameters and carry are those of ``layer``. A deep residual stack is
@@ -24,6 +27,7 @@ def residual(layer: Cell | Layer) -> Layer:
     Args:
         layer: a cell or a layer f with as many outputs as inputs, D = O; a bidirectional layer of
             two H-unit cells has O = 2H.
+        policy: the dtypes of the layer, as for ``with_policy``; the output is in the state's.
 
     Raises:
         ValueError: the input is not of the size of the output.
@@ -41,7 +45,7 @@ def residual(layer: Cell | Layer) -> Layer:
         Wu et al., "Google's neural machine translation system", 2016, arXiv:1609.08144, for
         residual stacks of LSTM layers.
     """
-    inner = _as_layer(layer)
+    inner = as_layer(layer, policy=policy)
 
     def check(input_size: int) -> None:
         if input_size != inner.output_size:
@@ -61,13 +65,14 @@ def residual(layer: Cell | Layer) -> Layer:
         carry, ys = inner.apply(params, xs, **steps, initial_carry=initial_carry, key=key)
         check(xs.shape[-1])
         valid = masking.valid_steps(steps["lengths"], steps["mask"], xs.shape[:-2], xs.shape[-2])
-        return carry, masking.zero_padding(valid, xs) + ys
+        return carry, (masking.zero_padding(valid, xs) + ys).astype(ys.dtype)
 
-    return Layer(init, _public(apply), inner.output_size, inner.last)
+    return inner._replace(init=init, apply=with_signature(apply))
 
 
-def skip_stack(*layers: Cell | Layer) -> Layer:
-    r"""Layers one upon the other, where every layer sees the input and every output is given.
+@factory
+def skip_stack(*layers: Cell | Layer, policy: Policy | None = None) -> Layer:
+    r"""Layers on top of one another; all of them read the input, and all outputs are given.
 
     .. math::
 
@@ -82,6 +87,7 @@ def skip_stack(*layers: Cell | Layer) -> Layer:
     Args:
         layers: cells or layers, the lowest first. Layer k > 1 has D inputs and the outputs of the
             layer below, in that order.
+        policy: the dtypes of all layers, as for ``with_policy``.
 
     Raises:
         ValueError: no layer.
@@ -102,7 +108,7 @@ def skip_stack(*layers: Cell | Layer) -> Layer:
     """
     if not layers:
         raise ValueError("skip_stack needs at least one layer, got none")
-    floors = [_as_layer(layer) for layer in layers]
+    floors = [as_layer(layer, policy=policy) for layer in layers]
     sizes = [floor.output_size for floor in floors]
 
     def init(key: Key, input_size: int) -> tuple:
@@ -117,11 +123,11 @@ def skip_stack(*layers: Cell | Layer) -> Layer:
         params: tuple, xs: Array, steps: Steps, initial_carry: Carry, key: Key | None
     ) -> tuple[tuple, Array]:
         start = (None,) * len(floors) if initial_carry is None else initial_carry
-        _check_parts("initial_carry", start, len(floors))
-        _check_parts("params", params, len(floors), (tuple, list))
+        check_parts("initial_carry", start, len(floors))
+        check_parts("params", params, len(floors), (tuple, list))
         xs = jnp.asarray(xs)
         carries, outputs = [], []
-        keys = _split_key(key, len(floors))
+        keys = split_key(key, len(floors))
         for floor, p, c, k in zip(floors, params, start, keys, strict=True):
             seen = jnp.concatenate([xs, *outputs[-1:]], axis=-1)
             carry, ys = floor.apply(p, seen, **steps, initial_carry=c, key=k)
@@ -134,4 +140,15 @@ def skip_stack(*layers: Cell | Layer) -> Layer:
         parts = zip(floors, jnp.split(ys, ends, axis=-1), strict=True)
         return jnp.concatenate([floor.last(part, valid) for floor, part in parts], axis=-1)
 
-    return Layer(init, _public(apply), sum(sizes), last)
+    def initial_carry(params: tuple, batch_shape: tuple[int, ...] = ()) -> tuple:
+        parts = zip(floors, params, strict=True)
+        return tuple(floor.initial_carry(p, batch_shape) for floor, p in parts)
+
+    return Layer(
+        init=init,
+        apply=with_signature(apply),
+        output_size=sum(sizes),
+        last=last,
+        initial_carry=initial_carry,
+        direction=joint_direction(floors),
+    )

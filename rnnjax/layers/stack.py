@@ -4,18 +4,31 @@ import jax
 from jax import Array
 
 from rnnjax._checks import check_key, check_rate
+from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Layer
-from rnnjax.layers._common import Steps, _check_parts, _public, _split_key, apply_dropout
-from rnnjax.layers.recurrent import _as_layer
+from rnnjax.layers._common import (
+    Steps,
+    apply_dropout,
+    check_parts,
+    joint_direction,
+    split_key,
+    with_signature,
+)
+from rnnjax.layers.recurrent import as_layer
+from rnnjax.transforms.precision import Policy
 
 
-def stack(*layers: Cell | Layer, dropout: float = 0.0) -> Layer:
-    """Layers one upon the other; parameters and carries are tuples, one entry a layer.
+@factory
+def stack(*layers: Cell | Layer, dropout: float = 0.0, policy: Policy | None = None) -> Layer:
+    """Layers on top of one another: each reads the outputs of the one below it.
+
+    Parameters and carries are tuples, one entry a layer.
 
     Args:
         layers: cells or layers, the lowest first.
         dropout: the rate at which outputs of every layer but the last are dropped in training,
             that is when ``apply`` is given a ``key``.
+        policy: the dtypes of all layers, as for ``with_policy``.
 
     Raises:
         ValueError: no layer, or a rate outside [0, 1).
@@ -33,7 +46,7 @@ def stack(*layers: Cell | Layer, dropout: float = 0.0) -> Layer:
     if not layers:
         raise ValueError("stack needs at least one layer, got none")
     rate = check_rate("dropout", dropout)
-    floors = [_as_layer(layer) for layer in layers]
+    floors = [as_layer(layer, policy=policy) for layer in layers]
 
     def init(key: Key, input_size: int) -> tuple:
         keys = jax.random.split(check_key(key), len(floors))
@@ -46,14 +59,25 @@ def stack(*layers: Cell | Layer, dropout: float = 0.0) -> Layer:
         params: tuple, xs: Array, steps: Steps, initial_carry: Carry, key: Key | None
     ) -> tuple[tuple, Array]:
         start = (None,) * len(floors) if initial_carry is None else initial_carry
-        _check_parts("initial_carry", start, len(floors))
-        _check_parts("params", params, len(floors), (tuple, list))
+        check_parts("initial_carry", start, len(floors))
+        check_parts("params", params, len(floors), (tuple, list))
         carries, ys = [], xs
-        keys = zip(_split_key(key, len(floors)), _split_key(key, len(floors), 1), strict=True)
+        keys = zip(split_key(key, len(floors)), split_key(key, len(floors), 1), strict=True)
         for i, (floor, (inner, drop)) in enumerate(zip(floors, keys, strict=True)):
             ys = apply_dropout(drop, ys, rate) if i else ys
             carry, ys = floor.apply(params[i], ys, **steps, initial_carry=start[i], key=inner)
             carries.append(carry)
         return tuple(carries), ys
 
-    return Layer(init, _public(apply), floors[-1].output_size, floors[-1].last)
+    def initial_carry(params: tuple, batch_shape: tuple[int, ...] = ()) -> tuple:
+        parts = zip(floors, params, strict=True)
+        return tuple(floor.initial_carry(p, batch_shape) for floor, p in parts)
+
+    return Layer(
+        init=init,
+        apply=with_signature(apply),
+        output_size=floors[-1].output_size,
+        last=floors[-1].last,
+        initial_carry=initial_carry,
+        direction=joint_direction(floors),
+    )

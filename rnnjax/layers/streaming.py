@@ -1,54 +1,38 @@
 """A sequence in pieces: the same outputs, bit for bit, however it is cut."""
 
-import functools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from jax.core import Tracer
 
 from rnnjax import masking
 from rnnjax._checks import check_floating, check_size
 from rnnjax.base import Carry, Cell, Layer, Params
-from rnnjax.layers.recurrent import recurrent
+from rnnjax.engine.one_step import Block, require_causal, run_block, run_step
 
 Stream = Callable[..., tuple[Carry, Any]]
-
-
-class Block(NamedTuple):
-    """Up to K steps, time first, so that a step is one stretch of memory.
-
-    Attributes:
-        xs: [K, ..., D].
-        mask: bool [K, ...].
-        resets: bool [K, ...].
-    """
-
-    xs: Any
-    mask: Any
-    resets: Any
 
 
 def make_stream(layer: Cell | Layer, *, block_size: int = 32) -> Stream:
     """Inference on a sequence that comes in pieces, of any lengths.
 
-    The outputs are equal to the last bit to those of the whole sequence fed in one piece.
-    ``unroll`` in pieces does not promise that: a compiler may sum in another order for another
-    number of steps. Here every step, in whatever piece, is run by one and the same compiled loop,
-    over a block of ``block_size`` steps of which it takes as many as there are. A piece of a
-    single step is the path for low latency.
+    The outputs are equal to the last bit to those of the whole sequence fed in one piece, and to
+    those of ``layer.step``. ``unroll`` in pieces does not promise that: a compiler may sum in
+    another order for another number of steps. Here every step, in whatever piece, is one and the
+    same compiled step; a piece of a single step is nothing else, and the path for low latency.
 
-    Every piece must be fed outside of ``jax.jit`` and of other transformations, where it would
-    become part of a larger program, compiled for its length.
+    Every piece must be fed outside of ``jax.jit`` and of other transformations: it is brought to
+    the host, and cut there. Inside, use ``layer.step`` in a ``jax.lax.scan``.
 
     Args:
-        layer: a cell, run forwards, or a layer none of whose parts runs in reverse.
+        layer: a cell, run forwards, or a layer whose outputs depend on past inputs alone
+            (``layer.causal``).
         block_size: K, the most steps that are run by one call of the compiled loop. Larger ones
-            are faster on long pieces, smaller ones on single steps. It does not change the
-            results.
+            are faster on long pieces. It does not change the results.
 
     Returns:
         ``stream(params, xs [..., n, D], lengths=None, *, mask, resets, initial_carry) ->
@@ -56,8 +40,8 @@ def make_stream(layer: Cell | Layer, *, block_size: int = 32) -> Stream:
         ``initial_carry`` of the next piece; None starts anew.
 
     Raises:
-        ValueError: from the stream, where an output depends on a later input, where arguments are
-            traced, and for whatever the layer refuses.
+        ValueError: a layer that reads ahead; from the stream, where arguments are traced, and for
+            whatever the layer refuses.
 
     Example:
         >>> import jax, jax.numpy as jnp, rnnjax
@@ -72,11 +56,8 @@ def make_stream(layer: Cell | Layer, *, block_size: int = 32) -> Stream:
         >>> bool(jnp.all(jnp.concatenate([first, second], axis=1) == whole))
         True
     """
-    whole = recurrent(layer) if isinstance(layer, Cell) else layer
-    if not isinstance(whole, Layer):
-        raise ValueError(f"layer must be a rnnjax.Cell or rnnjax.Layer, got {type(layer).__name__}")
-    size = check_size("block_size", block_size)
-    known_causal = set()
+    require_causal("a stream", layer)
+    size = max(2, check_size("block_size", block_size))
 
     def stream(
         params: Params,
@@ -88,98 +69,51 @@ def make_stream(layer: Cell | Layer, *, block_size: int = 32) -> Stream:
         initial_carry: Carry = None,
     ) -> tuple[Carry, Any]:
         _refuse_tracers(params, xs, lengths, mask, resets, initial_carry)
-        piece = _checked(xs, lengths, mask, resets)
-        *batch, input_size = piece.xs.shape[1:]
-        if input_size not in known_causal:
-            _check_causal(whole, params, input_size, piece.xs.dtype)
-            known_causal.add(input_size)
-        carry = initial_carry
-        if carry is None:
-            nothing = np.zeros((*batch, 0, input_size), piece.xs.dtype)
-            carry = _fresh_carry(whole, params, nothing)
-        results = []
+        xs = _check_xs(xs)
+        batch, time = xs.shape[:-2], xs.shape[-2]
+        valid = masking.valid_steps(lengths, mask, batch, time)
+        if resets is not None:
+            resets = masking.check_flags("resets", resets, batch, time)
+        if time == 1:
+            x, valid, resets = (
+                None if a is None else a[at]
+                for a, at in ((xs, (..., 0, slice(None))), (valid, (..., 0)), (resets, (..., 0)))
+            )
+            carry, y = run_step(layer, params, initial_carry, x, valid, resets)
+            return carry, jax.tree.map(lambda a: jnp.expand_dims(a, len(batch)), y)
+        piece = _time_first(xs, valid, resets)
+        carry, results = initial_carry, []
         for count, block in _blocks(piece, size):
-            carry, ys = _run_block(whole, params, carry, block, count)
+            carry, ys = run_block(layer, params, carry, block, count)
             results.append((count, ys))
         return carry, _joined(results, len(batch))
 
     return stream
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _run_block(
-    layer: Layer, params: Params, carry: Carry, block: Block, count: Array
-) -> tuple[Carry, Any]:
-    """The carry after ``count`` steps of a block, and outputs [K, ..., O], zero beyond them.
-
-    The number of steps is data: what is compiled is one step, of one shape, in a loop.
-    """
-    # No step: the carry as the layer checks it and in the dtype in which it computes.
-    carry, _ = layer.apply(params, block.xs[0][..., None, :][..., :0, :], initial_carry=carry)
-
-    def one(carry: Carry, at: Block) -> tuple[Carry, Any]:
-        step = {"mask": at.mask[..., None], "resets": at.resets[..., None]}
-        carry, ys = layer.apply(params, at.xs[..., None, :], **step, initial_carry=carry)
-        return carry, jax.tree.map(lambda y: jnp.squeeze(y, at.mask.ndim), ys)
-
-    def body(i: Array, held: tuple[Carry, Any]) -> tuple[Carry, Any]:
-        carry, ys = held
-        at = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, i, keepdims=False), block)
-        carry, y = one(carry, at)
-        put = functools.partial(lax.dynamic_update_index_in_dim, index=i, axis=0)
-        return carry, jax.tree.map(put, ys, y)
-
-    first = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), block)
-    _, y = jax.eval_shape(one, carry, first)
-    room = jax.tree.map(lambda a: jnp.zeros((len(block.mask), *a.shape), a.dtype), y)
-    return lax.fori_loop(0, count, body, (carry, room))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _fresh_carry(layer: Layer, params: Params, nothing: Array) -> Carry:
-    return layer.apply(params, nothing)[0]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _first_output(layer: Layer, params: Params, xs: Array) -> Any:
-    _, ys = layer.apply(params, xs)
-    return jax.tree.map(lambda y: y[0], ys)
-
-
-def _check_causal(layer: Layer, params: Params, input_size: int, dtype: Any) -> None:
-    """One program on two inputs that differ in their second step alone."""
-    xs = np.zeros((2, 2, input_size), dtype)
-    xs[1, 1] = 10 * np.cos(np.arange(input_size))
-    one, two = (jax.tree.leaves(_first_output(layer, params, x)) for x in xs)
-    if not all(np.array_equal(a, b, equal_nan=True) for a, b in zip(one, two, strict=True)):
-        raise ValueError(
-            "a stream needs a layer whose outputs depend on past inputs alone: this one is "
-            "bidirectional, or runs in reverse"
-        )
-
-
 def _refuse_tracers(*arguments: Any) -> None:
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arguments)):
         raise ValueError(
-            "a stream must be fed outside of jax.jit, jax.grad and other transformations: within "
-            "one, equality to the last bit could not be promised; use unroll there"
+            "a stream must be fed outside of jax.jit, jax.grad and other transformations; there, "
+            "use layer.step, in a jax.lax.scan for several steps"
         )
 
 
-def _checked(xs: Any, lengths: Any, mask: Any, resets: Any) -> Block:
-    """The steps of a piece, time first, on the host."""
-    xs = np.asarray(xs)
+def _check_xs(xs: Any) -> Any:
+    xs = masking.as_array("xs", xs)
     if xs.ndim < 2:
         raise ValueError(f"xs must have shape [..., n, D], got shape {xs.shape}")
     xs = xs.astype(jax.dtypes.canonicalize_dtype(xs.dtype), copy=False)
     check_floating("xs", xs)
-    batch, time = xs.shape[:-2], xs.shape[-2]
-    valid = masking.valid_steps(lengths, mask, batch, time)
-    mask = np.ones((*batch, time), bool) if valid is None else np.asarray(valid)
-    if resets is None:
-        resets = np.zeros((*batch, time), bool)
-    else:
-        resets = np.asarray(masking.check_flags("resets", resets, batch, time))
+    return xs
+
+
+def _time_first(xs: Any, valid: Any, resets: Any) -> Block:
+    """The steps of a piece, time first, on the host."""
+    shape = xs.shape[:-1]
+    mask = np.ones(shape, bool) if valid is None else np.asarray(valid)
+    resets = np.zeros(shape, bool) if resets is None else np.asarray(resets)
+    xs = np.asarray(xs)
     return Block(np.moveaxis(xs, -2, 0), np.moveaxis(mask, -1, 0), np.moveaxis(resets, -1, 0))
 
 

@@ -10,6 +10,7 @@ from jax import Array
 from rnnjax import masking
 from rnnjax._checks import check_key, check_rate, check_size
 from rnnjax._numerics import linear
+from rnnjax._recipe import Made, factory
 from rnnjax.base import Cell, Key, Layer
 from rnnjax.initializers import draw_linear
 from rnnjax.layers._common import apply_dropout
@@ -18,8 +19,15 @@ from rnnjax.models.embedding import Embedding, check_tokens
 from rnnjax.segments import check_segments, pool_segments, resets_from_segment_ids
 
 
-class Model(NamedTuple):
+class _ModelFields(NamedTuple):
+    init: Callable[[Key], Any]
+    apply: Callable[..., Array]
+
+
+class Model(Made, _ModelFields):
     """A model as a pair of pure functions.
+
+    Two that one function made from equal arguments are equal.
 
     Attributes:
         init: ``(key) -> params``.
@@ -27,9 +35,6 @@ class Model(NamedTuple):
             for several texts in a row, ``(params, tokens [..., T], *, segment_ids [..., T],
             num_segments, key) -> logits [N, C]``, with ids as ``rnnjax.data.pack`` gives them.
     """
-
-    init: Callable[[Key], Any]
-    apply: Callable[..., Array]
 
 
 class ClassifierParams(NamedTuple):
@@ -47,6 +52,7 @@ class LinearParams(NamedTuple):
     bias: Array
 
 
+@factory
 def classifier(
     embedding: Embedding,
     encoder: Cell | Layer,

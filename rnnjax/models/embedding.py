@@ -11,11 +11,21 @@ from jax.typing import ArrayLike
 
 from rnnjax import masking
 from rnnjax._checks import check_key, check_range, check_size
+from rnnjax._recipe import Made, factory
 from rnnjax.base import Key
 
 
-class Embedding(NamedTuple):
+class _EmbeddingFields(NamedTuple):
+    init: Callable[[Key], Any]
+    apply: Callable[[Any, Array], Array]
+    output_size: int
+    vocab_size: int
+
+
+class Embedding(Made, _EmbeddingFields):
     """A map from token ids to vectors, as a pair of pure functions.
+
+    Two that one function made from equal arguments are equal.
 
     Attributes:
         init: ``(key) -> params``.
@@ -23,11 +33,6 @@ class Embedding(NamedTuple):
         output_size: E.
         vocab_size: V; ids lie in [0, V).
     """
-
-    init: Callable[[Key], Any]
-    apply: Callable[[Any, Array], Array]
-    output_size: int
-    vocab_size: int
 
 
 class EmbeddingParams(NamedTuple):
@@ -42,6 +47,7 @@ class FrozenEmbeddingParams(NamedTuple):
     vectors: Array
 
 
+@factory
 def embedding(
     vocab_size: int,
     embedding_size: int | None = None,
@@ -100,6 +106,7 @@ def embedding(
     return Embedding(init, apply, width, size)
 
 
+@factory
 def one_hot(vocab_size: int) -> Embedding:
     """Token ids as unit vectors, without parameters: E = V.
 
@@ -154,7 +161,7 @@ def _check_table(vectors: Any, shape: tuple[int, int]) -> Array:
 
 
 def _check_vectors(vectors: ArrayLike, vocab_size: int, embedding_size: int | None) -> np.ndarray:
-    table = np.asarray(vectors, np.float32)
+    table = np.array(vectors, np.float32)  # a copy: the caller may change theirs
     if table.ndim != 2 or table.shape[0] != vocab_size or table.shape[1] == 0:
         raise ValueError(f"vectors must have shape ({vocab_size}, E), got shape {table.shape}")
     if embedding_size not in (None, table.shape[1]):

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Params
 
 
+@factory
 def trace_gates(cell: Cell) -> Cell:
     """The same cell, whose outputs are ``(y, gates)``: the gate values of every step beside it.
 

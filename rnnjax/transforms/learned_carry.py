@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Noise, NoiseShape
 
 
@@ -14,6 +15,7 @@ class LearnedCarryParams(NamedTuple):
     initial_carry: Carry
 
 
+@factory
 def learn_initial_carry(cell: Cell) -> Cell:
     r"""The same cell with its initial carry as a parameter, :math:`s_0 = \theta`.
 

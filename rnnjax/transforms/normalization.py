@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Noise, NoiseShape, Params
 
 
@@ -19,6 +20,7 @@ class LayerNormParams(NamedTuple):
     hidden_gain: Array | None
 
 
+@factory
 def layer_norm(cell: Cell, epsilon: float = 1e-5) -> Cell:
     r"""A cell whose gates see normalised sums, gate by gate, for any cell the engine can run fast.
 

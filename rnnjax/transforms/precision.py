@@ -1,6 +1,6 @@
 """Which dtypes a cell keeps, computes and remembers in."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from rnnjax._numerics import accumulation_dtype
+from rnnjax._recipe import Made, factory
 from rnnjax.base import Carry, Cell, Key, Noise, NoiseShape, Params
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
@@ -29,8 +30,12 @@ class Policy(NamedTuple):
     state: DTypeLike = "float32"
 
 
-def with_policy(cell: Cell, policy: Policy) -> Cell:
-    r"""A cell that keeps its parameters, computes and remembers in the dtypes of a policy.
+Whole = TypeVar("Whole", bound=Made)
+
+
+@factory
+def with_policy(cell: Whole, policy: Policy) -> Whole:
+    r"""The same cell, layer or model with the dtypes of a policy: kept, computed, remembered.
 
     .. math::
 
@@ -49,14 +54,15 @@ def with_policy(cell: Cell, policy: Policy) -> Cell:
     least.
 
     Args:
-        cell: any cell. Of a cell written as a plain ``step``, or one whose own functions do not
-            use ``rnnjax.base.linear``, the matrices and inputs are cast, and its products are what
-            JAX makes of those.
+        cell: any cell; or a layer or model that a function of this package made: it is made again,
+            with all its cells, heads and tables of vectors under the policy. Of a cell with a
+            ``plain_step``, or one whose own functions do not use ``rnnjax.base.linear``, the
+            matrices and inputs are cast, and its products are what JAX makes of those.
         policy: the dtypes. float64 needs ``jax.config.update("jax_enable_x64", True)``.
 
     Raises:
-        ValueError: no cell, no policy, or a dtype that is none of the four; and once the cell is
-            used, float64 without x64.
+        ValueError: no policy, a dtype that is none of the four, a layer made by hand, or one that
+            has a policy already; and once the cell is used, float64 without x64.
 
     Example:
         >>> import jax, jax.numpy as jnp, rnnjax
@@ -69,12 +75,54 @@ def with_policy(cell: Cell, policy: Policy) -> Cell:
     References:
         Micikevicius et al., "Mixed precision training", ICLR 2018, arXiv:1710.03740.
     """
-    if not isinstance(cell, Cell) or not isinstance(policy, Policy):
+    if not isinstance(cell, Made) or not isinstance(policy, Policy):
         raise ValueError(
-            "with_policy takes a rnnjax.Cell and a Policy, "
+            "with_policy takes a rnnjax.Cell, a layer or a model, and a rnnjax.Policy, "
             f"got {type(cell).__name__} and {type(policy).__name__}"
         )
-    parameter, compute, state = (_check_dtype(*field) for field in policy._asdict().items())
+    named = Policy(*(_check_dtype(*field).name for field in policy._asdict().items()))
+    if not isinstance(cell, Cell):
+        return _made_again(cell, named)
+    if not all(
+        type(dtype) is str and dtype == name for dtype, name in zip(policy, named, strict=True)
+    ):
+        return with_policy(cell, named)  # one recipe for one policy, however it was spelled
+    return _cell_with_policy(cell, named)  # pyright: ignore[reportReturnType]
+
+
+def _made_again(whole: Whole, policy: Policy) -> Whole:
+    """A layer or model from the same arguments, with a policy."""
+    recipe = whole._recipe
+    if recipe is None or "policy" not in recipe.arguments:
+        raise ValueError(
+            "with_policy takes a cell, or a layer or model made by a function that has the "
+            f"argument policy, got {whole!r}: give the policy to its cells"
+        )
+    if recipe.arguments["policy"] is not None:
+        raise ValueError(f"with_policy was given {whole!r}, which has a policy already")
+    return recipe.again(policy=policy)
+
+
+def cast_parameters(policy: Policy | None, params: Params) -> Params:
+    """First parameters in the dtype that a policy keeps them in."""
+    if policy is None:
+        return params
+    _check_enabled(policy)
+    return jax.tree.map(lambda a: _cast(a, jnp.dtype(policy.parameter)), params)
+
+
+def as_operand(policy: Policy | None, w: Array) -> Array:
+    """A matrix in the dtype in which products are to be taken."""
+    return w if policy is None else _cast(w, jnp.dtype(policy.compute))
+
+
+def as_state(policy: Policy | None, y: Array) -> Array:
+    """An output in the dtype that outputs are to have."""
+    return y if policy is None else _cast(y, jnp.dtype(policy.state))
+
+
+def _cell_with_policy(cell: Cell, policy: Policy) -> Cell:
+    parameter, compute, state = (jnp.dtype(dtype) for dtype in policy)
     work = jnp.promote_types(accumulation_dtype(compute), accumulation_dtype(state))
     inner = cell
 

@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 
 from rnnjax._checks import check_rate
 from rnnjax._numerics import accumulation_dtype
+from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Noise, NoiseShape, Params
 from rnnjax.cells.gru import GRUGates
 from rnnjax.cells.gru import _step_before as _gru_step_before
@@ -29,6 +30,7 @@ from rnnjax.cells.lstm import _update as _lstm_update
 Draw = Callable[[Key, Params, NoiseShape], Noise]
 
 
+@factory
 def variational_dropout(cell: Cell, inputs: float = 0.0, hidden: float = 0.0) -> Cell:
     r"""Dropout with one mask a sequence: the same units are missing at every step.
 
@@ -86,6 +88,7 @@ class CandidateMask(NamedTuple):
     keep: Array
 
 
+@factory
 def recurrent_dropout(cell: Cell, rate: float) -> Cell:
     r"""Dropout of what is written to memory, never of memory itself: another mask at every step.
 
@@ -173,6 +176,7 @@ _FINISH = {
 }
 
 
+@factory
 def weight_drop(cell: Cell, rate: float) -> Cell:
     r"""Dropout of the recurrent weights: one mask for all sequences and steps of a call.
 
@@ -219,6 +223,7 @@ class ZoneoutMask(NamedTuple):
     hold: tuple[Array | None, ...]
 
 
+@factory
 def zoneout(cell: Cell, rate: float | Mapping[str, float]) -> Cell:
     r"""Some units of the carry keep their last value, others at every step.
 

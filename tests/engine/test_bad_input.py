@@ -41,13 +41,20 @@ CASES = {
     "resets shape": (lambda: unroll(resets=np.ones(5, bool)), "resets", "(2, 5)", "(5,)"),
     "xs rank": (lambda: unroll(jnp.ones(3)), "xs", "[..., T, D]", "(3,)"),
     "xs dtype": (lambda: unroll(jnp.ones((5, 3), int)), "xs", "floating", "int32"),
-    "xs size": (lambda: unroll(jnp.ones((5, 7))), "input", "size 3", "size 7"),
+    "xs size": (lambda: unroll(jnp.ones((5, 7))), "xs", "size 3", "size 7"),
     "carry structure": (
         lambda: unroll(initial_carry=jnp.zeros((2, 4))),
         "initial_carry",
-        "LSTMCarry",
-        "PyTreeDef(*)",
+        "LSTMCarry(h, c)",
+        "got an array of shape (2, 4)",
     ),
+    "carry tuple": (
+        lambda: unroll(initial_carry=(jnp.zeros((2, 4)),) * 2),
+        "initial_carry",
+        "must be LSTMCarry(h, c)",
+        "got a tuple of 2",
+    ),
+    "xs integers": (lambda: unroll(jnp.ones((5, 3), int)), "xs", "one-hot", "xs.astype(float)"),
     "carry shape": (
         lambda: unroll(initial_carry=rnnjax.LSTMCarry(jnp.zeros((2, 4)), jnp.zeros((4,)))),
         "initial_carry.c",
@@ -85,7 +92,12 @@ CASES = {
     "hidden_size bool": (lambda: rnnjax.vanilla(True), "hidden_size", "positive integer", "True"),
     "input_size": (lambda: CELL.init(KEY, -1), "input_size", "positive integer", "-1"),
     "initializer": (lambda: rnnjax.lstm(4, initializer="x"), "initializer", "pytorch", "'x'"),
-    "old key": (lambda: CELL.init(jax.random.PRNGKey(0), 3), "key", "jax.random.key", "uint32"),
+    "several keys": (
+        lambda: CELL.init(jax.random.split(KEY), 3),
+        "key",
+        "jax.random.key",
+        "Array((2,)",
+    ),
     "no gates": (lambda: rnnjax.trace_gates(rnnjax.vanilla(3)), "cell", "gates", "None"),
     "layer of nothing": (lambda: rnnjax.recurrent("lstm"), "cell", "rnnjax.Cell", "str"),
     "stack of nothing": (lambda: rnnjax.stack(), "stack", "at least one", "none"),
@@ -94,8 +106,8 @@ CASES = {
     "one direction": (
         lambda: rnnjax.bidirectional(rnnjax.recurrent(CELL)),
         "backward",
-        "cell",
-        "layer",
+        "recurrent(cell, reverse=True)",
+        "got a layer",
     ),
     "stack carry": (
         lambda: rnnjax.stack(CELL, CELL).apply((PARAMS, PARAMS), XS, initial_carry=(None,)),
@@ -134,5 +146,5 @@ def test_the_message_names_argument_expectation_and_what_came(case):
 
 def test_a_key_that_is_no_key_is_refused_by_every_combinator():
     for layer in (rnnjax.bidirectional(CELL), rnnjax.stack(CELL), rnnjax.output_head(CELL, 2)):
-        with pytest.raises(ValueError, match="key must be a typed key"):
+        with pytest.raises(ValueError, match="key must be one key"):
             layer.init(0, 3)

@@ -165,7 +165,7 @@ def test_a_classifier_takes_them_as_encoders():
         (lambda: residual(rnnjax.gru(H)).init(KEY, D), f"layer's output, {H}, got size {D}"),
         (lambda: residual("gru"), "expected a rnnjax.Cell or a rnnjax.Layer, got str"),
         (lambda: skip_stack(), "skip_stack needs at least one layer"),
-        (lambda: skip_stack(rnnjax.gru(2)).init(0, D), "key must be a typed key"),
+        (lambda: skip_stack(rnnjax.gru(2)).init(0, D), "key must be one key"),
         (
             lambda: skip_stack(rnnjax.gru(2)).apply((), jnp.ones((T, D)), initial_carry=0.0),
             "initial_carry must be a tuple of 1 parts",

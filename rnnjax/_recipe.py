@@ -1,0 +1,253 @@
+"""How a cell, layer or model was made: what makes two of them equal, and how they are printed.
+
+A cell is made of functions, and functions made by two calls of ``lstm(4)`` are never equal. So a
+function marked with :func:`factory` notes on what it returns who made it, from which arguments:
+its recipe. Things with equal recipes are equal, hash alike (they are one static argument of
+``jax.jit``, and one program), print as the call that made them, and are pickled as that call.
+
+What is made by hand, or changed by ``_replace``, has no recipe. It is equal to what has the very
+same functions.
+"""
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Self, TypeVar
+
+import jax
+import numpy as np
+from jax.core import Tracer
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def factory(make: Function) -> Function:
+    """``make``, a function that returns something :class:`Made`, with its calls noted as recipes.
+
+    What has a recipe already, or is one of the arguments, is returned as it is.
+    """
+    signature = inspect.signature(make)
+
+    @functools.wraps(make)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        made = make(*args, **kwargs)
+        if made._recipe is not None or any(made is a for a in (*args, *kwargs.values())):
+            return made
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        arguments = {name: _snapshot(value) for name, value in bound.arguments.items()}
+        return made._with_recipe(Recipe(call, signature, arguments))
+
+    return call  # pyright: ignore[reportReturnType]
+
+
+class Recipe:
+    """A call of a factory: the function, and all its arguments by name, defaults included."""
+
+    def __init__(
+        self, make: Callable, signature: inspect.Signature, arguments: dict[str, Any]
+    ) -> None:
+        self.make = make
+        self.signature = signature
+        self.arguments = arguments
+        self._key = (make, _comparable(arguments))
+        self._hash = hash(self._key)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Recipe) and self._key == other._key)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __repr__(self) -> str:
+        args, kwargs = self._given()
+        names = [p.name for p in self._parameters(positional=True)]
+        named = [*zip(names, args, strict=False), *kwargs.items()]
+        rest = args[len(names) :]
+        # Parts stand by position, as people write them: stack(lstm(...), gru(...), dropout=...).
+        shown = [_shown(a) if isinstance(a, Made) else f"{n}={_shown(a)}" for n, a in named]
+        return f"rnnjax.{self.make.__name__}({', '.join([*map(_shown, rest), *shown])})"
+
+    def again(self, **changes: Any) -> Any:
+        """What the factory makes with some arguments changed.
+
+        Raises:
+            TypeError: the factory has no argument of such a name.
+        """
+        unknown = sorted(set(changes) - set(self.arguments))
+        if unknown:
+            raise TypeError(f"{self.make.__name__} has no argument {unknown[0]!r}")
+        return _call(self.make, self.signature, self.arguments | changes)
+
+    def reduced(self) -> tuple[Callable, tuple]:
+        """The call, for pickle: arguments that are defaults are left out."""
+        args, kwargs = self._given()
+        return _made_again, (self.make, *jax.tree.map(_by_name, (args, kwargs), is_leaf=_is_leaf))
+
+    def _parameters(self, positional: bool) -> list[inspect.Parameter]:
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        return [p for p in self.signature.parameters.values() if (p.kind in kinds) == positional]
+
+    def _given(self) -> tuple[tuple, dict[str, Any]]:
+        """The arguments that differ from their defaults, each by name where it can be."""
+        bound = inspect.BoundArguments(self.signature, dict(self.arguments))  # pyright: ignore
+        for p in self.signature.parameters.values():
+            default = p.default is not p.empty and _comparable(p.default)
+            if p.default is not p.empty and _comparable(self.arguments[p.name]) == default:
+                del bound.arguments[p.name]
+        return bound.args, bound.kwargs
+
+
+class Made:
+    """Equality, hash, text and pickling by the recipe, for a tuple of functions."""
+
+    _recipe: Recipe | None = None
+
+    def _with_recipe(self, recipe: Recipe) -> Self:
+        """The same functions with a recipe."""
+        made = type(self)(*self)  # pyright: ignore
+        made.__dict__["_recipe"] = recipe
+        return made
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"a {type(self).__name__} cannot be changed; use _replace({name}=...)")
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if type(other) is not type(self) or (self._recipe is None) != (other._recipe is None):
+            return False
+        if self._recipe is None:
+            return tuple.__eq__(self, other)  # pyright: ignore
+        return self._recipe == other._recipe
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return tuple.__hash__(self) if self._recipe is None else hash(self._recipe)  # pyright: ignore
+
+    def __repr__(self) -> str:
+        if self._recipe is not None:
+            return repr(self._recipe)
+        fields = self._asdict().items()  # pyright: ignore
+        shown = ", ".join(f"{n}={_shown(v)}" for n, v in fields if v is not None)
+        return f"rnnjax.{type(self).__name__}({shown})"
+
+    def __reduce__(self) -> tuple:
+        return (type(self), tuple(self)) if self._recipe is None else self._recipe.reduced()  # pyright: ignore
+
+    # Nothing in it can change, so that a copy may be the thing itself.
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict) -> Self:
+        return self
+
+
+class _ArrayKey:
+    """An array that is compared by its values; they are looked at only where shapes agree."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _ArrayKey):
+            return False
+        one, two = self.array, other.array
+        same_kind = (one.shape, one.dtype) == (two.shape, two.dtype)
+        return one is two or (same_kind and np.array_equal(np.asarray(one), np.asarray(two)))
+
+    def __hash__(self) -> int:
+        return hash((self.array.shape, str(self.array.dtype)))
+
+
+class _ById:
+    """What cannot be hashed: equal to itself alone."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ById) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+def _snapshot(value: Any) -> Any:
+    """``value`` as it is now: a copy of what its owner may change later."""
+    if isinstance(value, Made):
+        return value
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if isinstance(value, Mapping):
+        return {key: _snapshot(part) for key, part in value.items()}
+    return list(map(_snapshot, value)) if type(value) is list else value
+
+
+def _comparable(value: Any) -> Any:
+    """Something that can be hashed, and is equal for arguments that mean the same."""
+    if isinstance(value, Mapping):
+        return frozenset((key, _comparable(part)) for key, part in value.items())
+    if isinstance(value, tuple | list) and not isinstance(value, Made):
+        return tuple(map(_comparable, value))
+    if isinstance(value, np.ndarray | jax.Array) and not isinstance(value, Tracer) and value.ndim:
+        return _ArrayKey(value)
+    if isinstance(value, np.ndarray | jax.Array) and not isinstance(value, Tracer):
+        return value.item()
+    try:
+        hash(value)
+    except TypeError:
+        return _ById(value)
+    return value
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, np.ndarray | jax.Array):
+        return f"{value.dtype}{list(value.shape)}"
+    if callable(value) and not isinstance(value, Made) and hasattr(value, "__name__"):
+        return value.__name__
+    text = repr(value)
+    is_long = isinstance(value, list | tuple | dict) and len(text) > 60
+    return f"{text[:57]}..." if is_long and not isinstance(value, Made) else text
+
+
+class _Reference:
+    """A function that pickle does not find by itself, as the place where it stands."""
+
+    def __init__(self, module: str, name: str) -> None:
+        self.module, self.name = module, name
+
+    def found(self) -> Any:
+        return getattr(importlib.import_module(self.module), self.name, None)
+
+
+def _by_name(value: Any) -> Any:
+    """``value``, or its place: jax.numpy.tanh and its like cannot be pickled as they are."""
+    module, name = getattr(value, "__module__", None), getattr(value, "__name__", None)
+    if not callable(value) or not module or not name:
+        return value
+    for place in (module, "jax.nn", "jax.numpy"):
+        reference = _Reference(place, name)
+        if reference.found() is value:
+            return reference
+    return value
+
+
+def _is_leaf(value: Any) -> bool:
+    return isinstance(value, Made)
+
+
+def _made_again(make: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def resolve(value: Any) -> Any:
+        return value.found() if isinstance(value, _Reference) else value
+
+    args, kwargs = jax.tree.map(resolve, (args, kwargs), is_leaf=_is_leaf)
+    return make(*args, **kwargs)
+
+
+def _call(make: Callable, signature: inspect.Signature, arguments: dict[str, Any]) -> Any:
+    bound = inspect.BoundArguments(signature, dict(arguments))  # pyright: ignore
+    return make(*bound.args, **bound.kwargs)

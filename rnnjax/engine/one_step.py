@@ -1,0 +1,182 @@
+"""One step of a cell or layer, and the loop of such steps that gives the same bits for any count.
+
+Inside a larger program a step becomes part of it. By itself it is run by :func:`run_block`, as a
+stream is: there the number of steps is data, so that the compiler sees one step in a loop and
+makes the same operations of it, however many are run. A step compiled by itself would be summed and
+rounded in other places.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.core import Tracer
+
+from rnnjax import masking
+from rnnjax._checks import check_carry, check_floating
+from rnnjax.base import Carry, Cell, Layer, Params
+from rnnjax.engine.unroll import unroll
+
+
+class Block(NamedTuple):
+    """Up to K >= 2 steps, time first, so that a step is one stretch of memory.
+
+    Attributes:
+        xs: [K, ..., D].
+        mask: bool [K, ...].
+        resets: bool [K, ...].
+    """
+
+    xs: Any
+    mask: Any
+    resets: Any
+
+
+def step(
+    part: Cell | Layer,
+    params: Params,
+    carry: Carry,
+    x: Any,
+    *,
+    mask: Any = None,
+    resets: Any = None,
+) -> tuple[Carry, Any]:
+    """``part`` on one input of each sequence; see ``Layer.step``, which is this."""
+    require_causal("step", part)
+    x = masking.as_array("x", x)
+    if not x.ndim:
+        raise ValueError("x must have shape [..., D], got shape ()")
+    check_floating("x", x)
+    batch = x.shape[:-1]
+    mask = None if mask is None else _check_flags("mask", mask, batch)
+    resets = None if resets is None else _check_flags("resets", resets, batch)
+    carry = jax.tree.map(functools.partial(masking.as_array, "carry"), carry)
+    arguments = (params, carry, x, mask, resets)
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arguments)):
+        return _inline_step(part, *arguments)
+    return run_step(part, *arguments)
+
+
+def run_step(
+    part: Cell | Layer, params: Params, carry: Carry, x: Any, mask: Any, resets: Any
+) -> tuple[Carry, Any]:
+    """:func:`step` of checked arguments, none of them traced."""
+    all_true, all_false = _flags(x.shape[:-1])
+    mask = all_true if mask is None else mask
+    return _run_alone(part, params, carry, x, mask, all_false if resets is None else resets, 1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run_block(
+    part: Cell | Layer, params: Params, carry: Carry, block: Block, count: Array
+) -> tuple[Carry, Any]:
+    """The carry after ``count`` steps of a block, and outputs [K, ..., O], zero beyond them."""
+    carry = start(part, params, carry, block.mask.shape[1:])
+
+    def at(i: Any) -> Block:
+        return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, i, keepdims=False), block)
+
+    def body(i: Array, held: tuple[Carry, Any]) -> tuple[Carry, Any]:
+        carry, ys = held
+        carry, y = _inline_step(part, params, carry, *at(i))
+        put = functools.partial(lax.dynamic_update_index_in_dim, index=i, axis=0)
+        return carry, jax.tree.map(put, ys, y)
+
+    _, y = jax.eval_shape(lambda: _inline_step(part, params, carry, *at(0)))
+    room = jax.tree.map(lambda a: jnp.zeros((len(block.mask), *a.shape), a.dtype), y)
+    return lax.fori_loop(0, count, body, (carry, room))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run_alone(
+    part: Cell | Layer,
+    params: Params,
+    carry: Carry,
+    x: Array,
+    mask: Array,
+    resets: Array,
+    count: Array,
+) -> tuple[Carry, Any]:
+    # The shortest block whose step the compiler still takes out by its index.
+    block = Block(*(jnp.stack([a, jnp.zeros_like(a)]) for a in (x, mask, resets)))
+    carry, ys = run_block(part, params, carry, block, count)
+    return carry, jax.tree.map(lambda a: a[0], ys)
+
+
+@functools.lru_cache(maxsize=64)
+def _flags(batch: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """All True and all False, as data: a constant would change the compiled step."""
+    return np.ones(batch, bool), np.zeros(batch, bool)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _inline_step(
+    part: Cell | Layer,
+    params: Params,
+    carry: Carry,
+    x: Array,
+    mask: Array | None,
+    resets: Array | None,
+) -> tuple[Carry, Any]:
+    own = None if carry is not None and resets is None else start(part, params, None, x.shape[:-1])
+    carry = own if carry is None else start(part, params, carry, x.shape[:-1])
+    if resets is not None:  # a flag where there is no step is not read
+        carry = masking.select(resets if mask is None else resets & mask, own, carry)
+    new, y = _advance(part, params, carry, masking.zero_padding(mask, x))
+    return masking.select(mask, new, carry), masking.zero_padding(mask, y)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _advance(part: Cell | Layer, params: Params, carry: Carry, x: Array) -> tuple[Carry, Any]:
+    apply = functools.partial(unroll, part) if isinstance(part, Cell) else part.apply
+    new, ys = apply(params, x[..., None, :], initial_carry=carry)
+    return new, jax.tree.map(lambda a: jnp.squeeze(a, x.ndim - 1), ys)
+
+
+def start(part: Cell | Layer, params: Params, carry: Carry, batch: tuple[int, ...]) -> Carry:
+    """The carry to begin with: the part's own where ``carry`` is None, else ``carry``, checked."""
+
+    def own() -> Carry:
+        if isinstance(part, Cell):
+            return spread(part.initial_carry(params), batch)
+        return part.initial_carry(params, batch)
+
+    return own() if carry is None else check_carry("initial_carry", carry, jax.eval_shape(own))
+
+
+def spread(carry: Carry, batch: tuple[int, ...]) -> Carry:
+    """The carry of one sequence for all of a batch: leaves [...] as [*batch, ...]."""
+    return jax.tree.map(lambda a: jnp.broadcast_to(a, (*batch, *a.shape)), carry)
+
+
+def require_causal(name: str, part: Cell | Layer) -> None:
+    """Refuse what is no cell, and no layer that is known to look at past inputs alone.
+
+    Raises:
+        ValueError: saying which of these it is.
+    """
+    if isinstance(part, Cell):
+        return
+    if not isinstance(part, Layer):
+        raise ValueError(f"layer must be a rnnjax.Cell or rnnjax.Layer, got {type(part).__name__}")
+    if part.causal:
+        return
+    why = {
+        "backward": "runs in reverse",
+        "both": "is bidirectional, or has a part that runs in reverse",
+    }.get(part.direction, "does not say so: give rnnjax.Layer(..., direction='forward')")
+    raise ValueError(
+        f"{name} needs a layer whose outputs depend on past inputs alone; {part!r} {why}"
+    )
+
+
+def _check_flags(name: str, flags: Any, batch: tuple[int, ...]) -> Any:
+    flags = masking.as_array(name, flags)
+    if flags.shape != batch:
+        raise ValueError(f"{name} must have the batch shape of x, {batch}, got shape {flags.shape}")
+    if flags.dtype != bool:
+        raise ValueError(f"{name} must be of dtype bool, got dtype {flags.dtype}")
+    return flags

@@ -1,0 +1,61 @@
+"""Which way a layer runs follows from how it is put together."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import rnnjax
+
+AHEAD = rnnjax.recurrent(rnnjax.gru(2))
+BACK = rnnjax.recurrent(rnnjax.gru(2), reverse=True)
+BY_HAND = rnnjax.Layer(lambda key, size: (), lambda *a, **k: ((), a[1]), 2, lambda ys, valid: ys)
+
+
+@pytest.mark.parametrize(
+    ("layer", "direction"),
+    [
+        (AHEAD, "forward"),
+        (BACK, "backward"),
+        (rnnjax.bidirectional(rnnjax.gru(2)), "both"),
+        (rnnjax.stack(AHEAD, rnnjax.lstm(2)), "forward"),
+        (rnnjax.stack(BACK, BACK), "backward"),
+        (rnnjax.stack(AHEAD, BACK), "both"),
+        (rnnjax.stack(AHEAD, BY_HAND), "unknown"),
+        (rnnjax.skip_stack(AHEAD, AHEAD), "forward"),
+        (rnnjax.skip_stack(AHEAD, BACK), "both"),
+        (rnnjax.residual(BACK), "backward"),
+        (rnnjax.output_head(BACK, 3), "backward"),
+        (rnnjax.output_head(AHEAD, 3), "forward"),
+        (rnnjax.with_policy(rnnjax.stack(BACK), rnnjax.Policy(compute="bfloat16")), "backward"),
+    ],
+)
+def test_the_direction_of_a_composition(layer, direction):
+    assert layer.direction == direction
+    assert layer.causal == (direction == "forward")
+
+
+@pytest.mark.parametrize(
+    ("forward", "backward", "half"),
+    [
+        (AHEAD, AHEAD, "backward"),
+        (rnnjax.gru(2), rnnjax.stack(AHEAD, AHEAD), "backward"),
+        (BACK, BACK, "forward"),
+        (BACK, rnnjax.gru(2), "forward"),
+    ],
+)
+def test_two_halves_of_one_direction_are_refused(forward, backward, half):
+    with pytest.raises(ValueError, match=f"the {half} half of bidirectional runs"):
+        rnnjax.bidirectional(forward, backward)
+
+
+def test_the_refusal_says_how_to_make_the_other_direction():
+    for wrong in ((AHEAD, AHEAD), (AHEAD,)):
+        with pytest.raises(ValueError, match=r"recurrent\(cell, reverse=True\)"):
+            rnnjax.bidirectional(*wrong)
+
+
+def test_two_layers_of_opposite_directions_are_the_two_cells():
+    one, two = rnnjax.bidirectional(AHEAD, BACK), rnnjax.bidirectional(rnnjax.gru(2))
+    params = one.init(jax.random.key(0), 3)
+    xs = jax.random.normal(jax.random.key(1), (4, 3))
+    assert jnp.array_equal(one.apply(params, xs)[1], two.apply(params, xs)[1])

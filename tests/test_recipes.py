@@ -1,0 +1,166 @@
+"""Cells, layers and models made from equal arguments are equal: one key of a cache, one program."""
+
+import copy
+import pickle
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rnnjax
+
+MAKE = {
+    "lstm": lambda: rnnjax.lstm(4),
+    "relu": lambda: rnnjax.vanilla(4, jax.nn.relu),
+    "tanh": lambda: rnnjax.vanilla(4, jnp.tanh),
+    "gru": lambda: rnnjax.gru(4, reset_after=False, initializer="keras"),
+    "mgu": lambda: rnnjax.minimal_gated(4),
+    "indrnn": lambda: rnnjax.indrnn(4, recurrent_range=(0.1, 0.5)),
+    "lru": lambda: rnnjax.lru(4, 6, min_radius=0.5),
+    "conv": lambda: rnnjax.conv_lstm([4, 3], 2, kernel_size=[2, 2]),
+    "projected": lambda: rnnjax.projected_lstm(4, 2),
+    "peephole": lambda: rnnjax.peephole_lstm(4),
+    "coupled": lambda: rnnjax.coupled_lstm(4),
+    "min_gru": lambda: rnnjax.min_gru(4),
+    "min_lstm": lambda: rnnjax.min_lstm(4),
+    "zoneout": lambda: rnnjax.zoneout(rnnjax.lstm(4), {"h": 0.1, "c": np.float32(0.5)}),
+    "dropout": lambda: rnnjax.variational_dropout(rnnjax.lstm(4), 0.1, hidden=0.2),
+    "recurrent_dropout": lambda: rnnjax.recurrent_dropout(rnnjax.lstm(4), 0.1),
+    "weight_drop": lambda: rnnjax.weight_drop(rnnjax.lstm(4), 0.1),
+    "layer_norm": lambda: rnnjax.layer_norm(rnnjax.lstm(4)),
+    "learned": lambda: rnnjax.learn_initial_carry(rnnjax.lstm(4)),
+    "gates": lambda: rnnjax.trace_gates(rnnjax.lstm(4)),
+    "policy": lambda: rnnjax.with_policy(rnnjax.lstm(4), rnnjax.Policy(compute=jnp.bfloat16)),
+    "recurrent": lambda: rnnjax.recurrent(rnnjax.lstm(4), reverse=True, remat=2),
+    "bidirectional": lambda: rnnjax.bidirectional(rnnjax.lstm(4)),
+    "stack": lambda: rnnjax.stack(rnnjax.lstm(4), rnnjax.gru(4), dropout=0.1),
+    "skip_stack": lambda: rnnjax.skip_stack(rnnjax.lstm(4), rnnjax.gru(4)),
+    "residual": lambda: rnnjax.residual(rnnjax.lstm(4)),
+    "output_head": lambda: rnnjax.output_head(rnnjax.lstm(4), 2, jax.nn.softplus),
+    "embedding": lambda: rnnjax.embedding(3, vectors=np.eye(3)),
+    "one_hot": lambda: rnnjax.one_hot(3),
+    "classifier": lambda: rnnjax.classifier(rnnjax.embedding(5, 2), rnnjax.lstm(4), 3),
+}
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_what_is_built_twice_is_equal_and_survives_pickling_and_copying(name):
+    one, two = MAKE[name](), MAKE[name]()
+    assert one is not two
+    assert one == two
+    assert (one != two) is False
+    assert hash(one) == hash(two)
+    assert pickle.loads(pickle.dumps(one)) == one
+    assert copy.deepcopy(one) == copy.copy(one) == one
+
+
+def test_different_things_differ():
+    things = [make() for make in MAKE.values()]
+    assert len(set(things)) == len(things)
+    assert all(a != b for i, a in enumerate(things) for b in things[:i])
+
+
+def test_arguments_by_place_by_name_and_by_default_are_the_same():
+    assert rnnjax.gru(4) == rnnjax.gru(hidden_size=4) == rnnjax.gru(4, True, initializer="rnnjax")
+    assert rnnjax.lstm(np.int64(4)) == rnnjax.lstm(4)
+    assert rnnjax.lstm(4) != rnnjax.lstm(5)
+    names, types = rnnjax.Policy(compute="bfloat16"), rnnjax.Policy(compute=jnp.bfloat16)
+    assert rnnjax.with_policy(rnnjax.gru(4), names) == rnnjax.with_policy(rnnjax.gru(4), types)
+
+
+def test_functions_are_compared_by_identity_and_arrays_by_value():
+    assert rnnjax.vanilla(4, lambda x: x) != rnnjax.vanilla(4, lambda x: x)
+    vectors = np.eye(3)
+    before = rnnjax.embedding(3, vectors=vectors)
+    assert before == rnnjax.embedding(3, vectors=np.eye(3))
+    vectors[0, 0] = 7.0  # the caller's own array, changed afterwards
+    assert before == rnnjax.embedding(3, vectors=np.eye(3))
+    assert before.init(jax.random.key(0)).vectors[0, 0] == 1
+    assert before != rnnjax.embedding(3, vectors=vectors)
+
+
+def test_a_changed_cell_is_no_longer_the_one_it_came_from():
+    cell = rnnjax.lstm(4)
+    changed = cell._replace(update=lambda *a: a)
+    assert changed != cell
+    assert hash(changed) != hash(cell)
+    assert "rnnjax.lstm(" not in repr(changed)
+    assert cell._replace(output_size=5) != cell
+    with pytest.raises(AttributeError, match="_replace"):
+        cell.color = "red"  # pyright: ignore
+
+
+def test_cells_made_by_hand_are_equal_where_their_functions_are_the_same():
+    pieces = rnnjax.lstm(4)
+    other = rnnjax.lstm(4)
+    assert rnnjax.Cell(*pieces) == rnnjax.Cell(*pieces)
+    assert rnnjax.Cell(*pieces) != rnnjax.Cell(*other)
+    assert hash(rnnjax.Cell(*pieces)) == hash(rnnjax.Cell(*pieces))
+    own = rnnjax.Cell(*pieces)
+    assert rnnjax.zoneout(own, 0.1) == rnnjax.zoneout(own, 0.1)
+    assert rnnjax.zoneout(own, 0.0) is own
+
+
+def test_they_are_printed_as_the_call_that_made_them():
+    assert repr(rnnjax.lstm(hidden_size=16)) == "rnnjax.lstm(hidden_size=16)"
+    layer = rnnjax.stack(rnnjax.bidirectional(rnnjax.gru(4)), rnnjax.lstm(2), dropout=0.5)
+    assert repr(layer) == (
+        "rnnjax.stack(rnnjax.bidirectional(rnnjax.gru(hidden_size=4)), "
+        "rnnjax.lstm(hidden_size=2), dropout=0.5)"
+    )
+    assert repr(rnnjax.vanilla(2, jax.nn.relu)) == "rnnjax.vanilla(hidden_size=2, activation=relu)"
+    assert "float64[3, 3]" in repr(MAKE["embedding"]())
+    assert repr(rnnjax.Cell(*rnnjax.lstm(4))).startswith("rnnjax.Cell(output_size=4, init=init, ")
+
+
+def test_forty_builds_are_one_program():
+    traces = []
+
+    def activation(x):
+        traces.append(1)
+        return jnp.tanh(x)
+
+    def build():
+        cell = rnnjax.zoneout(rnnjax.vanilla(3, activation), 0.1)
+        return rnnjax.stack(cell, rnnjax.bidirectional(rnnjax.lstm(2)))
+
+    params, xs = build().init(jax.random.key(0), 2), jnp.ones((2, 4, 2))
+    counts = []
+    for _ in range(40):
+        build().apply(params, xs)
+        counts.append(len(traces))
+    assert counts[0] == counts[-1] > 0
+
+
+def test_a_layer_is_one_static_argument():
+    traces = []
+
+    def run(layer, params, xs):
+        traces.append(1)
+        return layer.apply(params, xs)[1]
+
+    run = jax.jit(run, static_argnums=0)
+    params = rnnjax.lstm(2).init(jax.random.key(0), 2)
+    for _ in range(3):
+        run(rnnjax.recurrent(rnnjax.lstm(2)), params, jnp.ones((4, 2)))
+    assert len(traces) == 1
+
+
+def test_another_process_makes_the_same_model_of_a_pickle(tmp_path):
+    model = rnnjax.classifier(rnnjax.embedding(5, 2), rnnjax.vanilla(3, jax.nn.relu), 2)
+    (tmp_path / "model.pickle").write_bytes(pickle.dumps(model))
+    code = (
+        "import pickle, sys, jax; model = pickle.load(open(sys.argv[1], 'rb')); print(model); "
+        "print(float(model.init(jax.random.key(0)).head.w.sum()))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "model.pickle")],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split("\n")
+    assert found[0] == repr(model)
+    assert float(found[1]) == float(model.init(jax.random.key(0)).head.w.sum())
