@@ -110,8 +110,12 @@ def test_the_first_screen_has_the_two_commands():
 
 def test_ci_runs_the_commands_of_the_readme():
     script = (ROOT / ".ci" / "run").read_text("utf-8")
-    assert re.search(r'^pip install -e "\.\[test\]".* && pytest', script, re.MULTILINE)
-    assert "-m experiments.classify" in script
+    for first, second in (
+        (r'-e "\.\[experiments\]"', r"python -W error -m experiments\.classify"),
+        (r'-e "\.\[test\]"', r"pytest$"),
+        ("torch==", r"pytest --full$"),
+    ):
+        assert re.search(f"pip install --quiet {first}.*?^ *{second}", script, re.M | re.S)
 
 
 def test_the_cell_of_the_guide_has_under_fifteen_lines():
