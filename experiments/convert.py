@@ -107,7 +107,8 @@ def import_run(settings: Import) -> None:
     if settings.library == "torch":
         params = import_torch(settings.kind, read_torch_file(settings.weights))
     else:
-        params = import_keras(settings.kind, read_keras_file(settings.weights))
+        chosen = {"pooling": settings.pooling, "activation": settings.activation}
+        params = import_keras(settings.kind, read_keras_file(settings.weights, **chosen))
     if params.head.bias.shape == (1,) and len(settings.classes) == 2:
         params = two_classes(params)
     chosen = {"pooling": settings.pooling, "activation": settings.activation}

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rnnjax.interop._keras_config import check_config
 from rnnjax.weights._tensor_files import open_tensors
 
 MAX_BYTES = 8 << 30
@@ -42,7 +43,11 @@ def read_torch_file(
 
 
 def read_keras_file(
-    path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES
+    path: str | os.PathLike[str],
+    *,
+    max_bytes: int = MAX_BYTES,
+    activation: str = "tanh",
+    pooling: str | None = None,
 ) -> list[np.ndarray]:
     """The arrays of a Keras model in the order of ``model.get_weights()``.
 
@@ -54,12 +59,18 @@ def read_keras_file(
             - what ``model.save_weights("x.weights.h5")`` writes, for a model of one embedding,
               recurrent layers of one class and one dense layer: of others the file does not say
               in which order they come;
-            - the older .h5 files, which say it; and where they hold the whole model, a recurrent
-              activation or a way to merge two directions that has no counterpart here is refused.
+            - the older .h5 files, which say it; and where they hold the whole model, every layer
+              and every option is looked at: what has no counterpart here (``go_backwards``, other
+              activations or ways to merge two directions, layers side by side ...) or is not known
+              to have one is refused by name.
 
             Files .h5 need the package h5py, which comes with Keras. They have no checksums: of a
             damaged one it is noticed when it cannot be read, not when a number has changed.
         max_bytes: all arrays together may take so much, by default 8 GiB.
+        activation: of ``SimpleRNN`` layers, as the model here will have it; held against a file
+            that holds the whole model.
+        pooling: "last", "mean" or "max", as the model here will have it, held against the file
+            likewise; None does not look.
 
     Raises:
         ValueError: the file is none of these, holds more than ``max_bytes`` or is compressed, or
@@ -68,7 +79,7 @@ def read_keras_file(
     """
     path = Path(path)
     if path.suffix == ".h5":
-        return _read_h5(path, max_bytes)
+        return _read_h5(path, max_bytes, activation, pooling)
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: expected an .h5 or a .safetensors file: {SAVE_KERAS}")
     arrays = _read_safetensors(path, max_bytes)
@@ -92,16 +103,22 @@ def _check_size(path: Path, size: int, max_bytes: int) -> None:
         )
 
 
-def _read_h5(path: Path, max_bytes: int) -> list[np.ndarray]:
+def _read_h5(path: Path, max_bytes: int, activation: str, pooling: str | None) -> list[np.ndarray]:
     try:
         import h5py
     except ModuleNotFoundError:
-        raise ValueError(f"{path}: needs the package h5py; or else {SAVE_KERAS}") from None
+        raise ImportError(
+            f"{path}: needs the package h5py (pip install h5py, or an install of rnnjax with its "
+            f"extra [peers]); or else, without it: {SAVE_KERAS}"
+        ) from None
     if not path.is_file():
         raise FileNotFoundError(f"there is no weight file {str(path)!r}")
     try:
         with h5py.File(path, "r") as file:
             _check_links(path, file)
+            if (config := file.attrs.get("model_config")) is not None:
+                text = config.decode() if isinstance(config, bytes) else str(config)
+                check_config(path, text, activation, pooling)
             found = _datasets_in(path, file)
             _check_size(path, sum(_bytes_of(path, dataset) for dataset in found), max_bytes)
             return [np.asarray(dataset) for dataset in found]
@@ -139,19 +156,10 @@ def _bytes_of(path: Path, dataset: Any) -> int:
 def _datasets_in(path: Path, file: Any) -> list[Any]:
     root: Any = file.get("model_weights", file)
     if "layer_names" in root.attrs:
-        _check_config(path, str(file.attrs.get("model_config", "")))
         layers = [root[name] for name in root.attrs["layer_names"]]
         return [layer[name] for layer in layers for name in layer.attrs["weight_names"]]
     found = {name: _datasets_of(layer) for name, layer in root.get("layers", {}).items()}
     return _in_order(path, {name: datasets for name, datasets in found.items() if datasets})
-
-
-def _check_config(path: Path, config: str) -> None:
-    """Keras before version 2.3 computed the gates with ``hard_sigmoid`` by default."""
-    for setting, known in {"recurrent_activation": "sigmoid", "merge_mode": "concat"}.items():
-        for found in re.findall(rf'"{setting}": "?(\w+)', config):
-            if found != known:
-                raise ValueError(f"{path}: {setting}: only {known!r} is known here, got {found!r}")
 
 
 def _datasets_of(layer: Any) -> list[Any]:

@@ -328,28 +328,170 @@ def test_an_h5_file_that_does_not_say_the_order_is_refused(tmp_path):
         read_keras_file(tmp_path / "w.weights.h5")
 
 
-@pytest.mark.parametrize(
-    ("setting", "value", "message"),
-    [
-        (
-            "recurrent_activation",
-            "hard_sigmoid",
-            "only 'sigmoid' is known here, got 'hard_sigmoid'",
-        ),
-        ("merge_mode", "sum", "only 'concat' is known here, got 'sum'"),
-    ],
-)
-def test_an_old_h5_file_says_what_its_model_computes(setting, value, message, tmp_path):
+def saved_keras(tmp_path, *inner, functional=None, mask_zero=False):
+    """A whole-model .h5 file of a Sequential, or of what ``functional`` makes of an input."""
     keras, _ = pytest.importorskip("keras"), pytest.importorskip("h5py")
-    layers, of_cell = keras.layers, setting == "recurrent_activation"
-    cell = layers.LSTM(H, **({setting: value} if of_cell else {}))
-    both = layers.Bidirectional(cell, **({} if of_cell else {setting: value}))
-    net = keras.Sequential([layers.Embedding(V, E), both, layers.Dense(C)])
     with jax.numpy_rank_promotion("allow"):
-        net.build((None, None))
+        if functional is None:
+            table = keras.layers.Embedding(V, E, mask_zero=mask_zero)
+            net = keras.Sequential([table, *inner])
+            net.build((None, None))
+        else:
+            tokens = keras.Input((None,))
+            net = keras.Model(tokens, functional(keras.layers, tokens))
     net.save(tmp_path / "w.h5")
-    with pytest.raises(ValueError, match=f"{setting}: {message}"):
-        read_keras_file(tmp_path / "w.h5")
+    return tmp_path / "w.h5", net
+
+
+def keras_layers():
+    return pytest.importorskip("keras").layers
+
+
+CHANGED = [
+    ("LSTM", {"go_backwards": True}, "LSTM '.*': go_backwards=True"),
+    ("GRU", {"go_backwards": True}, "GRU '.*': go_backwards=True"),
+    ("LSTM", {"activation": "relu"}, "LSTM '.*': activation='relu'"),
+    ("GRU", {"activation": "linear"}, "GRU '.*': activation='linear'"),
+    ("SimpleRNN", {"activation": "relu"}, r"activation='relu' \(give activation= of the SimpleRNN"),
+    ("LSTM", {"recurrent_activation": "hard_sigmoid"}, "recurrent_activation='hard_sigmoid'"),
+    ("GRU", {"recurrent_activation": "tanh"}, "recurrent_activation='tanh'"),
+    ("LSTM", {"stateful": True}, "stateful=True"),
+    ("LSTM", {"dtype": "mixed_float16"}, "dtype='mixed_float16'"),
+    ("LSTM", {"return_sequences": True}, r"expected Embedding, recurrent layers, .*|return_sequen"),
+]
+
+
+# Bidirectional refuses or turns some of them itself.
+IN_ONE_OR_TWO_DIRECTIONS = [
+    (*case, both)
+    for case in CHANGED
+    for both in (False, True)
+    if not (both and case[1].keys() & {"go_backwards", "stateful"})
+]
+
+
+@pytest.mark.parametrize(("cell", "options", "message", "both"), IN_ONE_OR_TWO_DIRECTIONS)
+def test_an_option_that_changes_what_a_keras_layer_computes_is_named(
+    cell, options, message, both, tmp_path
+):
+    layers = keras_layers()
+    inner = getattr(layers, cell)(H, **options)
+    encoder = layers.Bidirectional(inner) if both else inner
+    batch = 2 if "stateful" in options else None
+    path = saved_config(tmp_path, [encoder, layers.Dense(C)], batch)
+    with pytest.raises(ValueError, match=message):
+        read_keras_file(path)
+
+
+def saved_config(tmp_path, inner, batch=None):
+    keras = pytest.importorskip("keras")
+    pytest.importorskip("h5py")
+    table = keras.layers.Embedding(V, E)
+    with jax.numpy_rank_promotion("allow"):
+        net = keras.Sequential([keras.Input((None,), batch_size=batch), table, *inner])
+    net.save(tmp_path / "w.h5")
+    return tmp_path / "w.h5"
+
+
+@pytest.mark.parametrize("mode", ["sum", "mul", "ave"])
+def test_halves_that_are_not_put_side_by_side_are_named(mode, tmp_path):
+    layers = keras_layers()
+    both = layers.Bidirectional(layers.LSTM(H), merge_mode=mode)
+    path = saved_config(tmp_path, [both, layers.Dense(C)])
+    with pytest.raises(ValueError, match=f"Bidirectional '.*': merge_mode='{mode}'"):
+        read_keras_file(path)
+
+
+def test_layers_that_are_not_known_are_named(tmp_path):
+    layers = keras_layers()
+    inner = [layers.LSTM(H), layers.LayerNormalization(), layers.Dense(C)]
+    with pytest.raises(ValueError, match=r"LayerNormalization '.*': layers of this class are not"):
+        read_keras_file(saved_config(tmp_path, inner))
+    inner = [layers.LSTM(H), layers.Dense(C, activation="relu")]
+    with pytest.raises(ValueError, match=r"Dense '.*': activation='relu'"):
+        read_keras_file(saved_config(tmp_path, inner))
+    inner = [layers.LSTM(H), layers.Dense(C, activation="sigmoid")]
+    with pytest.raises(ValueError, match=f"Dense '.*': activation='sigmoid' of {C} units"):
+        read_keras_file(saved_config(tmp_path, inner))
+
+
+def test_layers_side_by_side_are_refused(tmp_path):
+    def net(layers, tokens):
+        xs = layers.Embedding(V, E)(tokens)
+        halves = layers.LSTM(H)(xs), layers.LSTM(H)(xs)
+        return layers.Dense(C)(layers.Concatenate()(halves))
+
+    path, _ = saved_keras(tmp_path, functional=net)
+    with pytest.raises(ValueError, match=r"Concatenate '.*': layers of this class are not known"):
+        read_keras_file(path)
+
+    def skip(layers, tokens):
+        xs = layers.Embedding(V, E)(tokens)
+        layer = layers.LSTM(E, return_sequences=True)
+        return layers.Dense(C)(layers.LSTM(H)(layer(layer(xs))))
+
+    path, _ = saved_keras(tmp_path, functional=skip)
+    with pytest.raises(ValueError, match=r"takes .*, expected the layer before it alone"):
+        read_keras_file(path)
+
+
+def test_an_option_that_nobody_has_looked_at_is_refused_unless_it_is_none(tmp_path):
+    layers = keras_layers()
+    import h5py
+
+    path = saved_config(tmp_path, [layers.LSTM(H), layers.Dense(C)])
+    with h5py.File(path, "r+") as file:
+        config = file.attrs["model_config"]
+        file.attrs["model_config"] = config.replace('"use_bias"', '"new_option": null, "use_bias"')
+    assert len(read_keras_file(path)) == 6
+    with h5py.File(path, "r+") as file:
+        file.attrs["model_config"] = config.replace('"use_bias"', '"new_option": 3, "use_bias"')
+    with pytest.raises(ValueError, match=r"LSTM '.*': new_option=3\n .*Dense '.*': new_option=3"):
+        read_keras_file(path)
+    with h5py.File(path, "r+") as file:
+        file.attrs["model_config"] = "[" * 100_000
+    with pytest.raises(ValueError, match=r"w\.h5: its model_config cannot be read"):
+        read_keras_file(path)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_a_keras_model_with_everything_that_is_harmless_is_read(pooling, tmp_path):
+    def net(layers, tokens):
+        xs = layers.Embedding(V, E, embeddings_regularizer="l2")(tokens)
+        xs = layers.SpatialDropout1D(0.1)(xs)
+        half = layers.SimpleRNN(H, activation="relu", return_sequences=True, unroll=False)
+        xs = layers.Bidirectional(half)(xs)
+        above = layers.SimpleRNN(
+            H, activation="relu", dropout=0.2, return_sequences=pooling == "mean"
+        )
+        xs = above(xs)
+        xs = xs if pooling == "last" else layers.GlobalAveragePooling1D()(xs)
+        return layers.Dense(C, activation="softmax")(layers.Dropout(0.5)(xs))
+
+    path, keras_net = saved_keras(tmp_path, functional=net)
+    with pytest.raises(ValueError, match=r"activation='relu'"):
+        read_keras_file(path)
+    with pytest.raises(ValueError, match=r"pooling: the model has .*, got pooling='max'"):
+        read_keras_file(path, activation="relu", pooling="max")
+    found = read_keras_file(path, activation="relu", pooling=pooling)
+    for ours, theirs in zip(found, keras_net.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    params = import_keras("rnn", found)
+    model = build(describe("rnn", params, pooling=pooling, activation="relu"))
+    tokens = np.random.default_rng(0).integers(0, V, (3, 5)).astype(np.int32)
+    with jax.numpy_rank_promotion("allow"):
+        theirs = np.asarray(keras_net(tokens))
+    ours = jax.nn.softmax(jax.jit(model.apply)(params, tokens))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:Layer 'global_max_pooling1d':UserWarning")
+def test_a_maximum_over_padding_is_refused(tmp_path):
+    layers = keras_layers()
+    inner = [layers.LSTM(H, return_sequences=True), layers.GlobalMaxPooling1D(), layers.Dense(C)]
+    path, _ = saved_keras(tmp_path, *inner, mask_zero=True)
+    with pytest.raises(ValueError, match="GlobalMaxPooling1D: over padding too in Keras"):
+        read_keras_file(path)
 
 
 def test_more_than_ten_layers_of_an_h5_file_keep_their_order(tmp_path):
