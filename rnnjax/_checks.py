@@ -364,3 +364,18 @@ def _structure(tree: Any) -> str:
     if hasattr(tree, "shape"):
         return f"an array of shape {tuple(tree.shape)}"
     return repr(tree) if tree is None else f"{type(tree).__name__} {tree!r:.40}"
+
+
+def missing_package(user: str, package: str, extra: str, more: str = "") -> ModuleNotFoundError:
+    """The error for a package that is not installed, with what brings it.
+
+    Args:
+        user: what needs the package.
+        package: its name on the index of packages.
+        extra: the extra of ``pyproject.toml`` that has it.
+        more: what else can be done.
+    """
+    return ModuleNotFoundError(
+        f"{user} needs the package {package}: pip install {package}, or "
+        f"pip install -e '.[{extra}]' in a checkout of rnnjax{more}"
+    )

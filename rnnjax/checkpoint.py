@@ -32,6 +32,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rnnjax._checks import missing_package
+
 SUMS, MANIFEST, STATE = "SHA256SUMS", "manifest.json", "state"
 _NAME = re.compile(r"([0-9]+)-step-([0-9]+)(\.tmp)?")
 _ROOM = 1 << 20  # bytes on the disk for what is not arrays
@@ -111,7 +113,7 @@ class Checkpoints:
     thread. Where the disk is slower than the caller, a save that has not begun gives way to the
     next one, so that no more than two copies are ever held and nobody waits.
 
-    Needs orbax-checkpoint (``pip install rnnjax[checkpoint]``), and an operating system with
+    Needs orbax-checkpoint (the extra ``checkpoint`` brings it), and an operating system with
     ``flock``, which Windows lacks.
 
     Args:
@@ -315,9 +317,7 @@ def _import_orbax() -> Any:
     try:
         import orbax.checkpoint
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "rnnjax.checkpoint needs orbax-checkpoint: pip install rnnjax[checkpoint]"
-        ) from error
+        raise missing_package("rnnjax.checkpoint", "orbax-checkpoint", "checkpoint") from error
     return orbax.checkpoint
 
 

@@ -36,7 +36,8 @@ def import_weights(kind: str, cells: Any) -> Any:
         Parameters of NumPy arrays, copies in the dtype that came, in a tree of the same form.
 
     Raises:
-        ValueError: the kind is unknown, or weights are missing or do not fit, all of them named.
+        ValueError: the kind is unknown, an object is none of Equinox's own cells, or weights are
+            missing or do not fit, all of them named.
 
     Example:
         >>> import numpy as np
@@ -47,7 +48,7 @@ def import_weights(kind: str, cells: Any) -> Any:
     check_kind(kind, _SHAPES, "Equinox")
 
     def convert(cell: Any, place: str) -> Any:
-        named = cell if isinstance(cell, Mapping) else {n: getattr(cell, n, None) for n in _FIELDS}
+        named = cell if isinstance(cell, Mapping) else _attributes(kind, cell, place)
         found = {name: array for name, array in named.items() if array is not None}
         biases = [name for name in _SHAPES[kind] if name.startswith("bias")]
         without = not any(name in found for name in biases)
@@ -60,6 +61,19 @@ def import_weights(kind: str, cells: Any) -> Any:
         return make_params(kind, {_FIELDS[name]: array.T for name, array in arrays.items()})
 
     return convert_parts(convert, cells, "cells")
+
+
+def _attributes(kind: str, cell: Any, place: str) -> dict[str, Any]:
+    """What Equinox's own cell holds; another class may use the same names otherwise."""
+    wanted = f"{kind.upper()}Cell"
+    found = type(cell)
+    if found.__name__ != wanted or not found.__module__.startswith("equinox."):
+        got = f"{found.__module__}.{found.__qualname__}"
+        raise ValueError(
+            f"{place}, Equinox {kind!r}: expected an equinox.nn.{wanted} or a mapping with the "
+            f"names of its weights, got {got}"
+        )
+    return {name: getattr(cell, name, None) for name in _FIELDS}
 
 
 def export_weights(kind: str, params: Any, *, bias: bool = True) -> Any:

@@ -17,7 +17,10 @@ def import_tree(kind: str, weights: Any, pieces: Pieces, library: str) -> Any:
     """Parameters from nested mappings; a field without any entry becomes zeros."""
 
     def convert(cell: Mapping[str, Any], place: str) -> Any:
-        arrays = read_entries(_flat(cell), _shapes(kind, pieces), f"{place}, {library} {kind!r}")
+        flat = _flat(cell)
+        if not flat.keys() & {name for names in pieces.values() for name in names}:
+            _suggest_place(cell, pieces, f"{place}, {library} {kind!r}", place)
+        arrays = read_entries(flat, _shapes(kind, pieces), f"{place}, {library} {kind!r}")
         zeros = np.zeros(arrays[pieces["w_hh"][0]].shape[0], arrays[pieces["w_hh"][0]].dtype)
         fields = {
             field: np.concatenate([arrays[name] for name in names], axis=-1) if names else zeros
@@ -26,6 +29,21 @@ def import_tree(kind: str, weights: Any, pieces: Pieces, library: str) -> Any:
         return make_params(kind, fields)
 
     return convert_parts(convert, _cells(weights), "weights")
+
+
+def _suggest_place(weights: Any, pieces: Pieces, what: str, place: str) -> None:
+    """Refuse weights among which the cell lies deeper, and say where."""
+    wanted = {name for names in pieces.values() for name in names}
+
+    def search(node: Any, path: str) -> list[str]:
+        if not isinstance(node, Mapping):
+            return []
+        if wanted <= _flat(node).keys():
+            return [path]
+        return [found for key, inner in node.items() for found in search(inner, f"{path}[{key!r}]")]
+
+    if found := search(weights, place):
+        raise ValueError(f"{what}: no such cell there; did you mean {' or '.join(found[:5])}?")
 
 
 def export_tree(kind: str, params: Any, pieces: Pieces, library: str) -> Any:

@@ -72,6 +72,8 @@ def import_weights(kind: str, weights: Mapping[str, Mapping[str, Any]], modules:
             if name == module or name.startswith(module + "/")
             for leaf, array in arrays.items()
         }
+        if not found:
+            _suggest_module(kind, weights, module)
         if kind == "rnn" and "linear_1/b" in found:
             shapes["linear_1/b"] = "H"
         place = f"Haiku {kind!r}, module {module!r}"
@@ -79,6 +81,19 @@ def import_weights(kind: str, weights: Mapping[str, Mapping[str, Any]], modules:
         return make_params(kind, fields)
 
     return convert_parts(convert, modules, "modules")
+
+
+def _suggest_module(kind: str, weights: Mapping[str, Any], module: str) -> None:
+    """Refuse a name that no module has, with those of modules that could be meant."""
+    inner = {"rnn": "/linear", "lstm": "/linear", "gru_reset_before": ""}[kind]
+    near = [
+        name.removesuffix(inner)
+        for name in weights
+        if name.endswith(inner) and name.removesuffix(inner).split("/")[-1] == module.split("/")[-1]
+    ]
+    hint = f"; did you mean {' or '.join(map(repr, near[:5]))}?" if near else ""
+    found = list(weights)[:20]
+    raise ValueError(f"Haiku {kind!r}: no module {module!r} in the weights, got {found}{hint}")
 
 
 def export_weights(kind: str, params: Any, modules: Any) -> dict[str, dict[str, np.ndarray]]:

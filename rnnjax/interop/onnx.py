@@ -37,6 +37,15 @@ _GATES = {  # theirs, ours
     "gru_reset_before": ("zrn", "rzn"),
 }
 _PEEPHOLES = ("p_i", "p_o", "p_f")
+# What each attribute may be; "activations" is looked at for itself.
+_ANY_SIZE = ("hidden_size", "activations")
+_ATTRIBUTES: dict[str, tuple[Any, ...]] = {
+    "direction": ("forward", "reverse", "bidirectional"),
+    "layout": (0, 1),  # of inputs and outputs, not of the weights
+    "linear_before_reset": (0, 1),
+    "input_forget": (0, 1),
+    "output_sequence": (0, 1),  # in operator sets below 7
+}
 _ACTIVATIONS = {"RNN": ["tanh"], "LSTM": ["sigmoid", "tanh", "tanh"], "GRU": ["sigmoid", "tanh"]}
 
 
@@ -50,8 +59,8 @@ def kind_of(op_type: str, attributes: Mapping[str, Any], peepholes: bool = False
 
     Raises:
         ValueError: the node is none of those, or does not compute what that kind does: it has
-            other activations than the default ones, ``clip``, or ``input_forget`` with
-            peepholes. (An ``RNN`` with
+            other activations than the default ones, ``clip``, ``input_forget`` with peepholes, or
+            an attribute or a value that is not known here. (An ``RNN`` with
             another activation is ``vanilla`` with that one; its weights are those of "rnn".)
 
     Example:
@@ -65,15 +74,26 @@ def kind_of(op_type: str, attributes: Mapping[str, Any], peepholes: bool = False
     default = _ACTIVATIONS[op_type]
     if activations not in ([], default, default * 2):
         raise ValueError(f"{op_type}: expected activations {default}, got {activations}")
+    _refuse_unknown(op_type, attributes)
     coupled = attributes.get("input_forget", 0)
-    if attributes.get("clip") or (coupled and peepholes):
-        what = "clip" if attributes.get("clip") else "input_forget with peepholes"
+    if coupled and peepholes:
+        what = "input_forget with peepholes"
         raise ValueError(f"{op_type}: no cell here has {what}, got {dict(attributes)}")
     if op_type == "GRU":
         return "gru" if attributes.get("linear_before_reset", 0) else "gru_reset_before"
     if op_type == "LSTM" and (coupled or peepholes):
         return "coupled_lstm" if coupled else "peephole_lstm"
     return op_type.lower()
+
+
+def _refuse_unknown(op_type: str, attributes: Mapping[str, Any]) -> None:
+    """The default activations have no alpha and no beta: an attribute with them is refused too."""
+    for name, value in attributes.items():
+        if name in _ANY_SIZE or (name.startswith("activation_") and len(value) == 0):
+            continue
+        value = value.decode() if isinstance(value, bytes) else value
+        if name not in _ATTRIBUTES or value not in _ATTRIBUTES[name]:
+            raise ValueError(f"{op_type}: no cell here has {name}={value!r}")
 
 
 def import_weights(kind: str, nodes: Any) -> Any:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rnnjax._checks import missing_package
 from rnnjax.interop import onnx as onnx_layers
 from rnnjax.interop.classifiers import describe, layers_of, table_of
 from rnnjax.interop.entries import read_entries
@@ -39,10 +40,11 @@ def export_classifier(
 
     Inputs are ``tokens`` int32 [batch, time] and ``lengths`` int32 [batch], which every recurrent
     node takes as ``sequence_lens``; the output is ``logits`` float32 [batch, C]. Batch and time
-    are symbolic. As everywhere here padding is never read, and a length of 0 pools to zeros.
+    are symbolic, and may be 0. As everywhere here padding is never read, and a length of 0 pools
+    to zeros.
     Token ids outside [-V, V) and lengths outside [0, time] are for the runtime to refuse.
 
-    The package ``onnx`` must be installed.
+    The package ``onnx`` must be installed; the extra ``export`` brings it.
 
     Args:
         kind: of cell: "rnn", "lstm", "peephole_lstm", "gru" or "gru_reset_before".
@@ -57,6 +59,7 @@ def export_classifier(
     Raises:
         ValueError: ONNX has no node for the cell, the parameters are those of another one or of
             no such classifier, they are wider than float32, or pooling or activation is unknown.
+        ModuleNotFoundError: the package ``onnx`` is not installed.
 
     Example:
         >>> import jax, rnnjax
@@ -75,7 +78,12 @@ def export_classifier(
             "rnnjax.exporting.export_program takes every cell"
         )
     describe(kind, params, pooling=pooling, activation=activation)
+    try:
+        import onnx  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise missing_package("export_classifier", "onnx", "export") from error
     graph = _Graph()
+    _at_least_one_step(graph)
     _valid_steps(graph)
     xs = _embed(graph, _float32("embedding", {"vectors": table_of(params)}, {"vectors": "V E"}))
     layers = layers_of(params.encoder)
@@ -85,7 +93,8 @@ def export_classifier(
     pooled = xs if pooling == "last" else _pool(graph, xs, pooling)
     head = _float32("head", params.head._asdict(), {"w": "O C", "bias": "C"})
     weights = [graph.constant(f"head.{name}", array) for name, array in head.items()]
-    graph.node("Gemm", [pooled, *weights], "logits")
+    graph.node("Gemm", [pooled, *weights], "logits_of_all_rows")
+    graph.node("Slice", ["logits_of_all_rows", "first", "rows", "first"], "logits")
     return graph.serialize(num_classes=head["bias"].size)
 
 
@@ -140,6 +149,27 @@ def _narrow(place: str, array: np.ndarray) -> np.ndarray:
     return array.astype(np.float32)
 
 
+def _at_least_one_step(graph: _Graph) -> None:
+    """``some_tokens`` [B, T] and ``some_lengths`` [B] with B and T of 1 where they are 0.
+
+    onnxruntime (1.32) aborts the process where a recurrent node has no row or no step. A row and a
+    step of padding change no other row, and the row is cut off behind the head. Where there is a
+    row and a step already nothing is added.
+    """
+    graph.constant("first", np.array([0]))
+    graph.constant("second", np.array([1]))
+    graph.constant("one_each", np.array([1, 1]))
+    graph.node("Shape", ["tokens"], "given")
+    graph.node("Slice", ["given", "first", "second"], "rows")
+    graph.node("Sub", ["one_each", "given"], "short_of_one")
+    graph.node("Max", ["short_of_one", "first"], "missing")
+    graph.node("Concat", ["first", "first", "missing"], "pads", axis=0)
+    graph.node("Pad", ["tokens", "pads"], "some_tokens")
+    graph.node("Slice", ["missing", "first", "second"], "missing_rows")
+    graph.node("Concat", ["first", "missing_rows"], "row_pads", axis=0)
+    graph.node("Pad", ["lengths", "row_pads"], "some_lengths")
+
+
 def _valid_steps(graph: _Graph) -> None:
     """``valid`` [B, T], which steps are real, and the constants that others need too."""
     for name, value in {
@@ -148,18 +178,18 @@ def _valid_steps(graph: _Graph) -> None:
         "last_axis": np.array([-1]),
     }.items():
         graph.constant(name, value)
-    graph.node("Shape", ["tokens"], "shape", start=1)
+    graph.node("Shape", ["some_tokens"], "shape", start=1)
     graph.node("Squeeze", ["shape"], "time64")
     graph.node("CastLike", ["time64", "zero"], "time")
     graph.node("Range", ["zero", "time", "one"], "steps")
-    graph.node("Unsqueeze", ["lengths", "last_axis"], "ends")
+    graph.node("Unsqueeze", ["some_lengths", "last_axis"], "ends")
     graph.node("Less", ["steps", "ends"], "valid")
 
 
 def _embed(graph: _Graph, table: dict[str, np.ndarray]) -> str:
     """Vectors [T, B, E]. Padding may hold any number, so it is not looked up."""
     graph.constant("embedding.vectors", table["vectors"])
-    graph.node("Where", ["valid", "tokens", "zero"], "real_tokens")
+    graph.node("Where", ["valid", "some_tokens", "zero"], "real_tokens")
     graph.node("Gather", ["embedding.vectors", "real_tokens"], "embedded")
     return graph.node("Transpose", ["embedded"], "xs", perm=[1, 0, 2])
 
@@ -176,7 +206,7 @@ def _layer(
         attributes = {"activations": [activation] * directions}
     graph.node(
         op_type,
-        [xs, weights["W"], weights["R"], weights["B"], "lengths"]
+        [xs, weights["W"], weights["R"], weights["B"], "some_lengths"]
         + (["", "", weights["P"]] if "P" in weights else []),
         *(["", f"{name}.Y_h"] if final else [f"{name}.Y"]),
         name=name,
@@ -185,7 +215,8 @@ def _layer(
         **attributes,
     )
     given, perm = (f"{name}.Y_h", [1, 0, 2]) if final else (f"{name}.Y", [0, 2, 1, 3])
-    shape = graph.constant(f"{name}.shape", np.array([0] * (len(perm) - 2) + [-1]))
+    width = directions * arrays["R"].shape[-1]
+    shape = graph.constant(f"{name}.shape", np.array([0] * (len(perm) - 2) + [width]))
     graph.node("Transpose", [given], f"{name}.side_by_side", perm=perm)
     return graph.node("Reshape", [f"{name}.side_by_side", shape], f"{name}.ys")
 

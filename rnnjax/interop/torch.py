@@ -70,8 +70,10 @@ def import_weights(kind: str, weights: Mapping[str, Any], prefix: str = "") -> A
     """
     check_kind(kind, _GATES, "PyTorch")
     own = {name.removeprefix(prefix): a for name, a in weights.items() if name.startswith(prefix)}
-    layout = _layout_of(own)
     place = f"PyTorch {kind!r} at {prefix!r}"
+    if not {"weight_ih", "weight_ih_l0"} & own.keys():
+        _suggest_prefix(weights, place)
+    layout = _layout_of(own)
     arrays = read_entries(own, _shapes(kind, layout), place)
     return _nested([_import_row(kind, arrays, s) for _, s in layout.suffixes()], layout)
 
@@ -159,6 +161,15 @@ def export_carry(kind: str, carry: Any) -> Any:
     if kind.endswith("lstm"):
         return np.stack([row.h for row in rows]), np.stack([row.c for row in rows])
     return np.stack(rows)
+
+
+def _suggest_prefix(names: Mapping[str, Any], place: str) -> None:
+    """Refuse a prefix under which nothing lies, if recurrent modules lie under others."""
+    ends = [re.search(r"weight_ih(_l0)?$", name) for name in names]
+    found = [name[: end.start()] for name, end in zip(names, ends, strict=True) if end]
+    if found:
+        hint = " or ".join(f"prefix={one!r}" for one in found[:5])
+        raise ValueError(f"{place}: no weight_ih_l0 there; did you mean {hint}?")
 
 
 def _layout_of(names: Mapping[str, Any]) -> _Layout:

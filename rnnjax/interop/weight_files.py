@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rnnjax._checks import missing_package
 from rnnjax.interop._keras_config import check_config
 from rnnjax.weights._tensor_files import open_tensors
 
@@ -64,8 +65,8 @@ def read_keras_file(
               activations or ways to merge two directions, layers side by side ...) or is not known
               to have one is refused by name.
 
-            Files .h5 need the package h5py, which comes with Keras. They have no checksums: of a
-            damaged one it is noticed when it cannot be read, not when a number has changed.
+            Files .h5 need the package h5py, which the extra ``h5`` brings. They have no checksums:
+            of a damaged one it is noticed when it cannot be read, not when a number has changed.
         max_bytes: all arrays together may take so much, by default 8 GiB.
         activation: of ``SimpleRNN`` layers, as the model here will have it; held against a file
             that holds the whole model.
@@ -76,6 +77,7 @@ def read_keras_file(
         ValueError: the file is none of these, holds more than ``max_bytes`` or is compressed, or
             leads to another file, as those of HDF5 can.
         FileNotFoundError: there is no such file.
+        ModuleNotFoundError: the package h5py is needed and not installed.
     """
     path = Path(path)
     if path.suffix == ".h5":
@@ -107,10 +109,7 @@ def _read_h5(path: Path, max_bytes: int, activation: str, pooling: str | None) -
     try:
         import h5py
     except ModuleNotFoundError:
-        raise ImportError(
-            f"{path}: needs the package h5py (pip install h5py, or an install of rnnjax with its "
-            f"extra [peers]); or else, without it: {SAVE_KERAS}"
-        ) from None
+        raise missing_package(str(path), "h5py", "h5", f"; or else: {SAVE_KERAS}") from None
     if not path.is_file():
         raise FileNotFoundError(f"there is no weight file {str(path)!r}")
     try:

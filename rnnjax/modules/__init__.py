@@ -23,7 +23,14 @@ Example:
     (2, 5, 4)
 """
 
-from rnnjax.modules import linen as linen
-from rnnjax.modules import nnx as nnx
+from rnnjax._checks import missing_package
+
+try:
+    import flax  # noqa: F401
+except ModuleNotFoundError as error:
+    raise missing_package("rnnjax.modules", "flax", "flax") from error
+
+from . import linen as linen
+from . import nnx as nnx
 
 __all__ = ["linen", "nnx"]

@@ -209,15 +209,53 @@ def test_haiku_rows_must_hold_an_input():
     weights = {"a/linear": {"w": np.zeros((H, 4 * H)), "b": np.zeros(4 * H)}}
     with refuses(f"linear/w: expected input rows above {H} hidden ones, got {H} rows"):
         haiku.import_weights("lstm", weights, "a")
-    with refuses("module 'b'", "linear/b: missing"):
+    with refuses("no module 'b' in the weights, got ['a/linear']"):
         haiku.import_weights("lstm", weights, "b")
 
 
 def test_equinox_cells_are_named_in_their_tree():
     bare = SimpleNamespace(weight_ih=np.zeros((3 * H, D)), bias=np.zeros(3 * H))
     with refuses("cells[0].backward, Equinox 'gru'", "weight_hh: missing", "bias_n: missing"):
-        whole = SimpleNamespace(**equinox.export_weights("gru", GRU))
-        equinox.import_weights("gru", (rnnjax.Directions(whole, bare),))
+        whole = equinox.export_weights("gru", GRU)
+        equinox.import_weights("gru", (rnnjax.Directions(whole, vars(bare)),))
+
+
+def test_an_object_that_is_no_equinox_cell_of_that_kind_is_refused():
+    """Its arrays may have the right names and shapes and yet be used otherwise."""
+    for kind in ("gru", "lstm"):
+        weights = equinox.export_weights(kind, GRU if kind == "gru" else LSTM)
+        with refuses(f"cells, Equinox '{kind}': expected an equinox.nn.{kind.upper()}Cell"):
+            equinox.import_weights(kind, SimpleNamespace(**weights))
+
+
+def test_a_torch_prefix_that_is_not_quite_right_is_corrected():
+    weights = torch.export_weights("lstm", LSTM, "lstm.") | {"head.weight": np.zeros((2, H))}
+    for prefix in ("", "lstm", "encoder."):
+        with refuses(f"PyTorch 'lstm' at {prefix!r}: no weight_ih_l0", "mean prefix='lstm.'?") as e:
+            torch.import_weights("lstm", weights, prefix=prefix)
+        assert len(str(e.value).splitlines()) == 1
+    two = weights | torch.export_weights("gru", GRU, "decoder.rnn.")
+    with refuses("did you mean prefix='lstm.' or prefix='decoder.rnn.'?"):
+        torch.import_weights("lstm", two)
+    cell = torch.export_weights("gru", GRU, "cell.", cell=True)
+    with refuses("did you mean prefix='cell.'?"):
+        torch.import_weights("gru", cell)
+
+
+def test_flax_weights_that_lie_deeper_are_pointed_at():
+    weights = {"params": {"encoder": linen.export_weights("gru", GRU), "head": {}}}
+    with refuses("linen 'gru'", "did you mean weights['params']['encoder']['cell']?") as error:
+        linen.import_weights("gru", weights)
+    assert len(str(error.value).splitlines()) == 1
+    both = linen.export_weights("lstm", rnnjax.Directions(LSTM, LSTM))
+    with refuses("did you mean weights['bi']['forward_rnn']['cell'] or weights['bi']"):
+        linen.import_weights("lstm", {"bi": both, "head": {}})
+
+
+def test_haiku_modules_that_are_there_are_named():
+    core = haiku.export_weights("lstm", LSTM, "net/~/lstm")
+    with refuses("no module 'lstm' in the weights", "did you mean 'net/~/lstm'?"):
+        haiku.import_weights("lstm", core, "lstm")
 
 
 def test_onnx_nodes_have_one_or_two_directions():
@@ -238,8 +276,17 @@ def test_onnx_nodes_that_compute_something_else_are_refused():
         onnx.kind_of("GRU", {"activations": ["HardSigmoid", "Tanh"]})
     with refuses("RNN: expected activations ['tanh'], got ['relu']"):
         onnx.kind_of("RNN", {"activations": ["Relu"]})
-    with refuses("LSTM: no cell here has clip"):
-        onnx.kind_of("LSTM", {"clip": 3.0})
+    for attributes, shown in (
+        ({"clip": 3.0}, "clip=3.0"),
+        ({"clip": 0.0}, "clip=0.0"),
+        ({"direction": b"sideways"}, "direction='sideways'"),
+        ({"layout": 2}, "layout=2"),
+        ({"activation_alpha": [0.2]}, "activation_alpha=[0.2]"),
+        ({"some_new_option": 0}, "some_new_option=0"),
+    ):
+        with refuses(f"LSTM: no cell here has {shown}"):
+            onnx.kind_of("LSTM", {"hidden_size": 5, **attributes})
+    assert onnx.kind_of("LSTM", {"hidden_size": 5, "direction": "reverse", "layout": 1}) == "lstm"
     with refuses("LSTM: no cell here has input_forget with peepholes"):
         onnx.kind_of("LSTM", {"input_forget": 1}, peepholes=True)
     with refuses("op_type must be one of ['RNN', 'LSTM', 'GRU'], got 'Conv'"):

@@ -63,6 +63,26 @@ def test_one_graph_runs_for_every_batch_and_time(batch):
     assert_runtime_agrees(model, params, export_classifier("gru", params), batch)
 
 
+@pytest.mark.parametrize("shape", [(0, 4), (2, 0), (0, 0), (1, 1)])
+@pytest.mark.parametrize("pooling", ["last", "mean", "max"])
+@pytest.mark.parametrize(
+    ("kind", "layers"),
+    [("lstm", "forward"), ("gru", "stacked"), ("gru_reset_before", "forward"), ("rnn", "stacked")],
+)
+def test_a_batch_without_rows_or_steps_has_the_logits_of_empty_rows(kind, layers, pooling, shape):
+    model, params = make(kind, layers, pooling)
+    batch, time = shape
+    tokens, lengths = np.ones(shape, np.int32), np.full(batch, time, np.int32)
+    data = export_classifier(kind, params, pooling=pooling)
+    found = run(data, tokens, lengths)
+    assert found.shape == (batch, CLASSES)
+    if time == 0:
+        empty = np.tile(params.head.bias, (batch, 1))  # of a pool that is zero
+        np.testing.assert_allclose(found, empty, rtol=1e-6)
+    expected = jax.jit(model.apply)(params, tokens, lengths)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("tokens", "lengths", "message"),
     [([[1, 2]], [3], "sequence_lens"), ([[1, VOCAB]], [2], "out of (data )?bounds")],
@@ -110,7 +130,7 @@ def test_each_layer_is_one_native_node_that_takes_the_lengths():
     assert [a["direction"] for a in attributes] == [b"bidirectional", b"forward", b"bidirectional"]
     assert [a["hidden_size"] for a in attributes] == [3, 5, 4]
     assert {a["linear_before_reset"] for a in attributes} == {1}
-    assert {node.input[4] for node in nodes} == {"lengths"}
+    assert {node.input[4] for node in nodes} == {"some_lengths"}
     assert not {"Loop", "Scan", "If"} & {node.op_type for node in graph.node}
 
 
