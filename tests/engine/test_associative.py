@@ -97,6 +97,22 @@ def test_what_is_not_finite_stays_in_its_segment(reverse, bad):
         np.testing.assert_array_equal(a[second], e[second])
 
 
+@pytest.mark.parametrize("time", [2, 7, 8])
+@FORWARD_AND_REVERSE
+def test_no_state_crosses_a_start_wherever_it_is(reverse, time):
+    """The scan joins steps in pairs, pairs of pairs and so on: each pair is asked for."""
+    decay, drive = draw((time, 1, 2), 0, float), draw((time, 1, 2), 1, float)
+    for start in range(time - 1) if reverse else range(1, time):
+        steps = np.arange(time)
+        earlier = steps > start if reverse else steps < start
+        spoiled = np.where(earlier[:, None, None], np.nan, drive)
+        starts = (steps == start)[:, None]
+        states = linear_recurrence(decay, spoiled, starts, reverse=reverse)
+        expected = numpy_recurrence(decay, spoiled, starts, reverse)
+        assert np.all(np.isfinite(expected) == ~earlier[:, None, None])
+        np.testing.assert_allclose(states, expected, **EXACT)
+
+
 def test_the_recurrence_is_solved_for_each_row_of_a_vmap():
     decay, drive = draw((2, 5, 3, 2), 0, float), draw((2, 5, 3, 2), 1, float)
 

@@ -89,6 +89,34 @@ def test_dropout_acts_between_layers_and_only_with_a_key():
     assert np.all(single.apply(((),), many, key=KEY)[1] == 1)
 
 
+def test_the_noise_of_a_layer_is_not_that_of_the_dropout_below_it():
+    ones = rnnjax.Layer(
+        init=lambda key, size: (),
+        apply=lambda params, xs, lengths=None, **_: ((), jnp.ones_like(xs)),
+        output_size=4,
+        last=lambda ys, valid: ys[..., -1, :],
+    )
+
+    def drop_half(params, xs, lengths=None, *, key, **_):
+        return (), jnp.where(jax.random.bernoulli(key, 0.5, xs.shape), xs, 0)
+
+    # Two masks drawn apart leave a quarter; one mask drawn twice leaves a half.
+    layer = rnnjax.stack(ones, ones._replace(apply=drop_half), dropout=0.5)
+    ys = layer.apply(((), ()), jnp.ones((50, 50, 4)), key=KEY)[1]
+    assert abs(np.mean(ys != 0) - 0.25) < 0.02
+
+
+def test_each_direction_draws_noise_of_its_own():
+    # Every input drawn once a sequence; the update is that input, the same in both directions.
+    cell = rnnjax.variational_dropout(rnnjax.indrnn(4, lambda a: a), inputs=0.5)
+    layer = rnnjax.bidirectional(cell)
+    params = layer.init(KEY, 4)
+    params = params._replace(backward=params.forward)
+    ys = layer.apply(params, jnp.ones((50, 1, 4)), key=KEY)[1]
+    assert not np.allclose(ys[..., :4], ys[..., 4:])
+    np.testing.assert_array_equal(*jnp.split(layer.apply(params, jnp.ones((50, 1, 4)))[1], 2, -1))
+
+
 def test_dropout_keeps_padding_zero_and_differs_between_keys():
     layer = rnnjax.stack(rnnjax.lstm(4), rnnjax.lstm(4), dropout=0.5)
     params = layer.init(KEY, 4)

@@ -58,6 +58,26 @@ def test_a_step_that_is_not_finite_changes_no_parameter_and_no_moment(optimizer,
     assert [int(s.step) for s, _ in (sound, skipped, after)] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("slope", [3e38, np.inf, np.nan])
+def test_an_infinite_gradient_of_a_finite_loss_changes_no_parameter(slope):
+    @jax.custom_vjp
+    def flat(w):
+        return jnp.zeros(())
+
+    flat.defvjp(lambda w: (jnp.zeros(()), w), lambda w, g: (jnp.full_like(w, slope),))
+
+    def loss_fn(params, batch, key):
+        loss = flat(params["w"])
+        return loss, {"loss": (loss, jnp.ones(()))}
+
+    # The norm of two gradients of 3e38 overflows, though each of them is finite.
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1))
+    state = init_train_state({"w": jnp.array([3.0, 5.0])}, optimizer, jax.random.key(0))
+    state, metrics = make_train_step(loss_fn, optimizer)(state, jnp.ones(2))
+    assert state.params["w"].tolist() == [3.0, 5.0]
+    assert [int(state.skipped), int(metrics["skipped"][0])] == [1, 1]
+
+
 def test_skipped_steps_are_missing_from_sums_and_are_counted():
     history = run(optax.sgd(0.0), None, ("slope", np.nan), None)
     total = history[0][1]

@@ -289,6 +289,14 @@ def test_variational_masks_are_the_same_at_every_step_and_differ_between_sequenc
     assert_drawn_at(0.3, ys[:, 0], 1 / 0.7)
 
 
+def test_the_masks_of_inputs_and_hidden_units_are_drawn_apart():
+    cell = variational_dropout(LSTM, inputs=0.5, hidden=0.5)
+    noise = cell.noise(KEY, cell.init(KEY, H), rnnjax.NoiseShape(500, T, H))
+    # Of masks drawn apart, half of the places agree; of one mask drawn twice, all.
+    assert noise.inputs.shape == noise.hidden.shape == (500, H)
+    assert abs(np.mean(noise.inputs == noise.hidden) - 0.5) < 0.05
+
+
 def test_weight_drop_has_one_mask_for_all_sequences_and_steps():
     cell = weight_drop(showing(lambda params, carry, x_proj, h_proj: (carry, h_proj[0]), WIDE), 0.5)
     noise = cell.noise(KEY, cell.init(KEY, WIDE), rnnjax.NoiseShape(4, 6, WIDE))

@@ -1,0 +1,478 @@
+"""Small faults put into the code one at a time, and the tests that must notice each of them.
+
+Run:     python -m tests.mutations                       (all; about ten minutes)
+         python -m tests.mutations masking.py stack      (those whose file or text has such a word)
+Expect:  one line a fault, and last "58 of 58 noticed"; exit code 1 where a fault is not noticed
+
+Each fault is made in a copy of the project, and only the tests named with it are run. Before that
+these tests must pass without any fault. A fault that nothing notices needs a test, not another row.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+CHECKOUT = Path(__file__).parents[1]
+PYTEST = [sys.executable, "-m", "pytest", "-n", "0", "-x", "-p", "no:cacheprovider"]
+PASSED, FAILED = 0, 1  # exit codes of pytest; others say that it could not run the tests
+
+
+class Fault(NamedTuple):
+    """A place of the code, what stands there in its stead, and the tests that must fail by it."""
+
+    file: str  # below rnnjax/
+    text: str  # occurs once in the file
+    instead: str
+    tests: tuple[str, ...]  # below tests/
+
+
+def _of(file: str, *rows: tuple[str, str, str | tuple[str, ...]]) -> list[Fault]:
+    """The faults of one file: text, replacement, and the test or tests."""
+    return [
+        Fault(file, text, instead, (tests,) if isinstance(tests, str) else tests)
+        for text, instead, tests in rows
+    ]
+
+
+LAW = "test_sequence_law.py::"
+ALONE = LAW + "test_a_batch_is_each_sequence_alone"
+OPTIONS = "engine/test_unroll_options.py::"
+PARALLEL = "engine/test_associative.py::"
+SEGMENTS = "engine/test_segments.py::"
+LAYERS = "layers/test_layers.py::"
+NOISE = "transforms/test_regularizers.py::"
+TRAIN = "training/test_training.py::"
+FINITE = "training/test_nonfinite.py::"
+TRUNCATED = "training/test_truncated.py::"
+METRICS = "training/test_metrics.py::"
+BATCHES = "data/test_batching.py::"
+PACKING = "data/test_packing.py::"
+MODELS = "models/test_models.py::"
+REFERENCE = "reference/test_reference_numpy.py::"
+
+FAULTS = [
+    *_of(
+        "engine/_loop.py",
+        # A reset is passed over, forwards and in the derivative.
+        (
+            "    carry = _reset(at, weights.reset_carry, carry)\n            h_proj",
+            "    h_proj",
+            f"{ALONE}[lstm-resets]",
+        ),
+        ("d_carry = _reset(now, d_reset_carry, d_carry)", "pass", f"{ALONE}[lstm-resets]"),
+        # The carry runs on through padding; outputs there are not zero.
+        ("select(at.valid, new, held), zero", "new, zero", f"{ALONE}[lstm-lengths]"),
+        ("held), zero_padding(at.valid, y)", "held), y", f"{ALONE}[lstm-lengths]"),
+        (
+            "_hold(loop, now, d_carry, d_new, d_y)",
+            "_hold(loop, now._replace(valid=None), d_carry, d_new, d_y)",
+            f"{ALONE}[lstm-lengths]",
+        ),
+        # The derivative leaves out the weights, or the noise of the hidden state.
+        ("_times_transposed(d_h, w_t) + d_sum", "_times_transposed(d_h, w_t)", f"{ALONE}[gru-all]"),
+        (
+            "if _moves(d_weights.hidden_noise):",
+            "if False:",
+            f"{OPTIONS}test_noise_of_every_kind_is_applied_and_differentiated",
+        ),
+        (
+            "return h if noise is None else h * noise",
+            "return h",
+            f"{NOISE}test_variational_dropout_and_weight_drop_are_their_equations",
+        ),
+        # Outputs stand for the hidden state although padding has put zeros there.
+        (
+            "held = inputs.valid is not None or inputs.resets is not None",
+            "held = inputs.resets is not None",
+            f"{ALONE}[vanilla-lengths]",
+        ),
+        (
+            "((-1, 1, 0), ys.shape[0] - 1) if loop.reverse",
+            "((-1, 1, 0), 0) if loop.reverse",
+            f"{OPTIONS}test_outputs_that_are_the_state_are_found_again_by_the_derivative",
+        ),
+        # A gate is computed again instead of kept: nothing but speed and memory changes.
+        ('"abs", "add",', '"abs", "logistic", "add",', "engine/test_residual_bytes.py"),
+    ),
+    *_of(
+        "engine/_accumulation.py",
+        (
+            "return leaf.astype(accumulation_dtype(leaf.dtype)) if _is_float(leaf) else leaf",
+            "return leaf",
+            f"{OPTIONS}test_bfloat16_gradients_of_parameters_read_in_the_loop_are_summed_wider",
+        ),
+    ),
+    *_of(
+        "engine/_associative.py",
+        # The flags of two halves are not joined: NaN crosses into the next segment.
+        (
+            "flags = (earlier[2] | later[2],)",
+            "flags = (later[2],)",
+            f"{PARALLEL}test_no_state_crosses_a_start_wherever_it_is",
+        ),
+        (
+            "crossings = None if starts is None else shift(starts, not reverse)",
+            "crossings = starts",
+            f"{PARALLEL}test_a_batch_is_each_sequence_alone",
+        ),
+        (
+            "decay = select(inputs.valid, decay, jnp.ones_like(decay))",
+            "pass",
+            f"{PARALLEL}test_a_batch_is_each_sequence_alone",
+        ),
+        (
+            "select(starts, decay * reset_carry[None] + drive, drive)",
+            "select(starts, drive, drive)",
+            f"{PARALLEL}test_a_batch_is_each_sequence_alone",
+        ),
+        (
+            "return jnp.swapaxes(decay, -1, -2) if _is_matrix(decay, drive) else decay",
+            "return decay",
+            f"{PARALLEL}test_derivatives_of_both_orders_equal_finite_differences",
+        ),
+    ),
+    *_of(
+        "engine/unroll.py",
+        (
+            "masking.zero_padding(call.valid, call.xs)",
+            "call.xs",
+            f"{LAW}test_padding_is_never_read[lstm]",
+        ),
+        (
+            "        results.reverse()",
+            "        pass",
+            f"{OPTIONS}test_remat_changes_neither_values_nor_gradients",
+        ),
+        (
+            "if plan.recompute:",
+            "if False:",
+            f"{OPTIONS}test_chunks_keep_one_carry_each_and_not_the_gates",
+        ),
+        (
+            "[rest, start[None]] if loop.reverse else",
+            "[rest, start[None]] if not loop.reverse else",
+            f"{OPTIONS}test_all_carries_are_those_of_single_steps",
+        ),
+        (
+            "xs = xs * noise.inputs[None]",
+            "pass",
+            f"{NOISE}test_variational_dropout_and_weight_drop_are_their_equations",
+        ),
+    ),
+    *_of(
+        "masking.py",
+        # A flag on a masked step is read; in reverse, the step next in time counts, real or not.
+        (
+            "starts = resets if valid is None else resets & valid",
+            "starts = resets",
+            f"{ALONE}[lstm_reverse-all]",
+        ),
+        (
+            "valid & _at_next_real_step(following, _shift_back(valid))",
+            "valid & following",
+            f"{LAW}test_any_mask_with_any_resets_is_the_compact_sequence",
+        ),
+        (
+            "lambda: jnp.argmax(valid, -1))",
+            "lambda: 0 * jnp.argmax(valid, -1))",
+            f"{LAYERS}test_the_last_output_is_what_each_direction_says_at_its_own_end",
+        ),
+        (
+            "return total / jnp.maximum(count, 1)",
+            "return total / ys.shape[-2]",
+            f"{MODELS}test_pools_are_over_valid_steps_only",
+        ),
+        (
+            "select(valid, ys, lowest), axis=-2",
+            "zero_padding(valid, ys), axis=-2",
+            f"{MODELS}test_pools_are_over_valid_steps_only",
+        ),
+    ),
+    *_of(
+        "segments.py",
+        (
+            "~_delayed(dones, previous, delay - 1)",
+            "~_delayed(dones, previous, delay)",
+            f"{SEGMENTS}test_off_by_one_cases",
+        ),
+        (
+            "starts = valid & (resets | (jnp.cumsum(valid, -1) == 1))",
+            "starts = valid & resets",
+            f"{SEGMENTS}test_segments_are_numbered_in_the_order_of_rows_and_time",
+        ),
+        (
+            "return (ids != 0) & (ids != before)",
+            "return ids != before",
+            f"{PACKING}test_resets_can_be_told_from_the_segment_ids",
+        ),
+        (
+            "[0 if reverse else 1], carries)",
+            "[1], carries)",
+            f"{SEGMENTS}test_final_carries_stand_at_the_end_where_the_run_left_the_segment",
+        ),
+    ),
+    *_of(
+        "cells/lstm.py",
+        (
+            "c = f * carry.c + i * g",
+            "c = f * carry.c + (1 - f) * g",
+            f"{REFERENCE}test_unroll_equals_a_numpy_loop_over_the_valid_steps",
+        ),
+    ),
+    *_of(
+        "cells/gru.py",
+        (
+            "h = (1 - gates.z) * gates.n + gates.z * carry",
+            "h = gates.z * gates.n + (1 - gates.z) * carry",
+            f"{REFERENCE}test_unroll_equals_a_numpy_loop_over_the_valid_steps",
+        ),
+    ),
+    *_of(
+        "layers/_common.py",
+        (
+            "jnp.where(keep, xs / (1.0 - rate), jnp.zeros_like(xs))",
+            "jnp.where(keep, xs, jnp.zeros_like(xs))",
+            f"{LAYERS}test_dropout_acts_between_layers_and_only_with_a_key",
+        ),
+    ),
+    *_of(
+        "layers/stack.py",
+        # The noise of a layer and the dropout below it are drawn from one key.
+        (
+            "split_key(key, len(floors), 1)",
+            "split_key(key, len(floors))",
+            f"{LAYERS}test_the_noise_of_a_layer_is_not_that_of_the_dropout_below_it",
+        ),
+        (
+            "apply_dropout(drop, ys, rate) if i else ys",
+            "apply_dropout(drop, ys, rate)",
+            f"{LAYERS}test_dropout_acts_between_layers_and_only_with_a_key",
+        ),
+    ),
+    *_of(
+        "layers/bidirectional.py",
+        (
+            "keys = split_key(key, 2)",
+            "keys = [key, key]",
+            f"{LAYERS}test_each_direction_draws_noise_of_its_own",
+        ),
+    ),
+    *_of(
+        "layers/recurrent.py",
+        (
+            "last=masking.take_first if reverse else masking.take_last",
+            "last=masking.take_last",
+            f"{LAYERS}test_the_last_output_is_what_each_direction_says_at_its_own_end",
+        ),
+    ),
+    *_of(
+        "layers/residual.py",
+        (
+            "(masking.zero_padding(valid, xs) + ys)",
+            "(xs + ys)",
+            "layers/test_residual.py::test_a_residual_layer_adds_its_input",
+        ),
+    ),
+    *_of(
+        "layers/output_head.py",
+        (
+            "return carry, masking.zero_padding(valid, ys)",
+            "return carry, ys",
+            f"{ALONE}[output_head-all]",
+        ),
+    ),
+    *_of(
+        "transforms/regularizers.py",
+        # Two kinds of noise, or that of two parts of the carry, are drawn from one key.
+        (
+            "x_key, h_key = jax.random.split(key)",
+            "x_key = h_key = key",
+            f"{NOISE}test_the_masks_of_inputs_and_hidden_units_are_drawn_apart",
+        ),
+        (
+            "zip(jax.random.split(key, len(leaves)), rates",
+            "zip([key] * len(leaves), rates",
+            f"{NOISE}test_zoneout_masks_differ_between_steps_and_parts",
+        ),
+        (
+            "c = gates.f * carry.c + gates.i * drop(gates.g)",
+            "c = drop(gates.f * carry.c + gates.i * gates.g)",
+            f"{NOISE}test_recurrent_dropout_is_its_equation_for_the_lstm",
+        ),
+    ),
+    *_of(
+        "transforms/normalization.py",
+        (
+            "centred = a - jnp.mean(a, keepdims=True)",
+            "centred = a",
+            "transforms/test_normalization.py::test_the_lstm_is_its_equation",
+        ),
+    ),
+    *_of(
+        "transforms/precision.py",
+        (
+            "return _cast_each(inner.initial_carry(lift(params)), state)",
+            "return inner.initial_carry(lift(params))",
+            "transforms/test_precision.py::test_every_dtype_is_the_one_that_was_asked_for",
+        ),
+    ),
+    *_of(
+        "training/steps.py",
+        # A step is finite by its loss alone, or by its gradient alone.
+        (
+            "finite = jnp.isfinite(norm) & jnp.isfinite(loss)",
+            "finite = jnp.isfinite(loss)",
+            f"{FINITE}test_an_infinite_gradient_of_a_finite_loss_changes_no_parameter",
+        ),
+        (
+            "finite = jnp.isfinite(norm) & jnp.isfinite(loss)",
+            "finite = jnp.isfinite(norm)",
+            f"{FINITE}test_a_step_that_is_not_finite_changes_no_parameter_and_no_moment",
+        ),
+        (
+            "in_a_row = (state.skipped_in_a_row + 1) * skipped",
+            "in_a_row = state.skipped_in_a_row + skipped",
+            f"{FINITE}test_the_limit_counts_only_steps_in_a_row",
+        ),
+    ),
+    *_of(
+        "training/averaging.py",
+        (
+            "jnp.minimum(decay, (1 + steps) / (10 + steps))",
+            "decay",
+            f"{TRAIN}test_the_average_of_parameters_is_that_of_a_numpy_loop",
+        ),
+    ),
+    *_of(
+        "training/truncated.py",
+        (
+            "first_real = batch.mask & (jnp.cumsum(batch.mask, axis=1) == 1)",
+            "first_real = batch.mask & False",
+            f"{TRUNCATED}test_a_learned_start_is_trained_by_the_windows_that_hold_it",
+        ),
+        (
+            "state, end = _where(real, (new, end), (state, last))",
+            "state = new",
+            f"{TRUNCATED}test_masked_steps_at_the_end_change_nothing_whatever_stands_in_them",
+        ),
+    ),
+    *_of(
+        "metrics.py",
+        (
+            "array = jnp.where(scale == 0, 0, array)",
+            "pass",
+            f"{METRICS}test_a_value_of_weight_0_changes_neither_sum_nor_gradient",
+        ),
+        (
+            "labels = jnp.where(labels < 0, logits.shape[-1], labels)",
+            "pass",
+            f"{METRICS}test_a_label_out_of_range_makes_the_loss_nan",
+        ),
+        (
+            "total = metrics if total is None else merge(total, metrics)",
+            "total = metrics",
+            f"{METRICS}test_evaluate_weighs_a_short_last_batch_by_its_rows",
+        ),
+    ),
+    *_of(
+        "data/batching.py",
+        (
+            "weights=filled(np.ones(len(rows), np.float32), count)",
+            "weights=np.ones(count, np.float32)",
+            f"{BATCHES}test_filler_rows_are_empty_in_every_field",
+        ),
+        (
+            "np.searchsorted(self._boundaries, self._lengths)",
+            'np.searchsorted(self._boundaries, self._lengths, "right")',
+            f"{BATCHES}test_each_example_is_in_the_smallest_bucket_that_holds_it",
+        ),
+    ),
+    *_of(
+        "data/_bucket_order.py",
+        (
+            "np.random.default_rng([self.seed, n])",
+            "np.random.default_rng([self.seed, 0])",
+            f"{BATCHES}test_the_order_depends_on_seed_and_epoch_alone",
+        ),
+    ),
+    *_of(
+        "data/packing.py",
+        (
+            "if left > size:",
+            "if left > size + 1:",
+            f"{PACKING}test_the_longest_lie_first_each_where_the_least_room_is_left",
+        ),
+    ),
+    *_of(
+        "models/classifier.py",
+        (
+            "masking.zero_padding(valid, tokens)",
+            "tokens",
+            f"{MODELS}test_ids_in_the_padding_are_never_read",
+        ),
+    ),
+]
+
+
+def run_tests(folder: Path, tests: Iterable[str]) -> subprocess.CompletedProcess[str]:
+    """pytest over ``tests`` in the copy of the project that lies in ``folder``."""
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    paths = [f"tests/{test}" for test in dict.fromkeys(tests)]
+    return subprocess.run(
+        [*PYTEST, *paths], cwd=folder, env=environment, capture_output=True, text=True
+    )
+
+
+def is_noticed(fault: Fault, folder: Path) -> bool:
+    """Whether a test fails with the fault in the copy, which is mended afterwards.
+
+    Raises:
+        RuntimeError: the tests could not be run.
+    """
+    path = folder / "rnnjax" / fault.file
+    right = path.read_text("utf-8")
+    if right.count(fault.text) != 1:
+        raise RuntimeError(f"{fault.file} must have once {fault.text!r}")
+    path.write_text(right.replace(fault.text, fault.instead), "utf-8")
+    try:
+        done = run_tests(folder, fault.tests)
+    finally:
+        path.write_text(right, "utf-8")
+    if done.returncode not in (PASSED, FAILED):
+        raise RuntimeError(f"{fault.file}, {fault.instead!r}: {done.stdout[-2000:]}{done.stderr}")
+    return done.returncode == FAILED
+
+
+def main(words: list[str]) -> int:
+    """Make every fault whose file or text has one of the words, or all of them."""
+    chosen = [f for f in FAULTS if not words or any(w in f.file + f.text for w in words)]
+    unnoticed = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "rnnjax"
+        for part in ("rnnjax", "experiments", "tests"):
+            shutil.copytree(CHECKOUT / part, folder / part)
+        for part in ("pyproject.toml", "README.md"):
+            shutil.copy(CHECKOUT / part, folder)
+        done = run_tests(folder, [test for fault in chosen for test in fault.tests])
+        if done.returncode != PASSED:
+            print(f"the tests must pass without a fault:\n{done.stdout[-5000:]}{done.stderr}")
+            return 1
+        for number, fault in enumerate(chosen, start=1):
+            noticed = is_noticed(fault, folder)
+            unnoticed += [] if noticed else [fault]
+            state = "noticed" if noticed else "NOT NOTICED"
+            print(f"{number:3} {state}: {fault.file}: {fault.instead.strip()}", flush=True)
+    print(f"{len(chosen) - len(unnoticed)} of {len(chosen)} noticed")
+    return 1 if unnoticed else 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("words", nargs="*", help="only faults whose file or text has such a word")
+    sys.exit(main(parser.parse_args().words))
