@@ -112,7 +112,7 @@ class Functional:
     def __init__(self, settings: Settings, sizes: Sizes, params: Any) -> None:
         loss_fn = classification_loss(make_model(settings, sizes), word_dropout=0.0)
         optimizer = optax.adam(settings.learning_rate)
-        self._state = rnnjax.init_train_state(params, optimizer, jax.random.key(settings.seed))
+        self._state = rnnjax.init_train_state(jax.random.key(settings.seed), params, optimizer)
         self._step = rnnjax.make_train_step(loss_fn, optimizer)
         self._measure = rnnjax.make_eval_step(loss_fn)
 

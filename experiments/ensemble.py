@@ -76,7 +76,7 @@ def init_members(
 
     def init(key: jax.Array) -> TrainState:
         init_key, step_key = jax.random.split(key)
-        return init_train_state(model.init(init_key), optimizer, step_key)
+        return init_train_state(step_key, model.init(init_key), optimizer)
 
     return jax.vmap(init)(keys)
 

@@ -207,7 +207,7 @@ def run_truncated() -> Any:
         loss = jnp.sum(jnp.where(mask[..., None], (ys - targets) ** 2, 0))
         return loss, {"loss": (loss, jnp.ones(()))}
 
-    state = rnnjax.init_train_state(layer.init(jax.random.key(0), D), optimizer, jax.random.key(1))
+    state = rnnjax.init_train_state(jax.random.key(1), layer.init(jax.random.key(0), D), optimizer)
     step = make_truncated_step(layer.apply, loss_fn, optimizer, k1=2)
     batch = Sequences(jnp.ones((B, T, D)), jnp.ones((B, T, H)))
     return step(state, batch)[0].params

@@ -176,7 +176,7 @@ def train(settings: Settings, folder: Path) -> float:
     init_key, world_key, step_key, act_key = jax.random.split(jax.random.key(settings.seed), 4)
     params = agent.init(init_key, settings.symbols)
     actor = first_actor(settings, agent, params, world_key)
-    state = rnnjax.init_train_state(params, optimizer, step_key)
+    state = rnnjax.init_train_state(step_key, params, optimizer)
     step = rnnjax.make_train_step(make_loss(settings, agent), optimizer)
     rollout = make_rollout(settings, agent)
     config = {"settings": dataclasses.asdict(settings), "environment": environment()}

@@ -102,7 +102,7 @@ def test_compiler_options_reach_the_train_step():
         return (params * batch).sum(), {}
 
     step = rnnjax.make_train_step(loss_fn, optax.sgd(0.1), compiler_options={"no_such_option": 1})
-    state = rnnjax.init_train_state(jnp.ones(3), optax.sgd(0.1), jax.random.key(0))
+    state = rnnjax.init_train_state(jax.random.key(0), jnp.ones(3), optax.sgd(0.1))
     with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
         step(state, jnp.ones(3))
 

@@ -80,7 +80,7 @@ def test_a_classifier_trains_and_is_evaluated_under(name):
             assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(grads))
             return
         step = rnnjax.make_train_step(loss_fn, optax.adam(0.05))
-        state = rnnjax.init_train_state(params, optax.adam(0.05), jax.random.key(1))
+        state = rnnjax.init_train_state(jax.random.key(1), params, optax.adam(0.05))
         for _ in range(2):
             state, metrics = step(state, batch())
         assert metrics["skipped"][0] == 0

@@ -48,7 +48,7 @@ class Ours:
             classification_loss(self._model, word_dropout=0.0), optimizer
         )
         params = jax.tree.map(jnp.array, task.params)
-        self._state = rnnjax.init_train_state(params, optimizer, jax.random.key(0))
+        self._state = rnnjax.init_train_state(jax.random.key(0), params, optimizer)
 
     @property
     def compile_seconds(self) -> float:

@@ -144,7 +144,7 @@ def fitted(
 ) -> tuple[float, int]:
     """Train for the epochs of the settings: the test accuracy, and the number of steps."""
     init_key, step_key = jax.random.split(jax.random.key(seed))
-    state = init_train_state(model.init(init_key), programs.optimizer, step_key)
+    state = init_train_state(step_key, model.init(init_key), programs.optimizer)
     for epoch in range(settings.epochs):
         for batch in splits.train.epoch(epoch):
             state, _ = programs.train(state, batch)

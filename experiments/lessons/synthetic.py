@@ -85,7 +85,7 @@ def make_trainer(
 
     def begin(key: Array, rate: Array) -> TrainState:
         init_key, run_key = jax.random.split(key)
-        return init_train_state(task.init(init_key), optimizer(rate), run_key)
+        return init_train_state(run_key, task.init(init_key), optimizer(rate))
 
     start = jax.jit(jax.vmap(begin))
     stretch = jax.jit(jax.vmap(_stretch(task, optimizer, every)), donate_argnums=0)

@@ -67,7 +67,7 @@ class Contestant:
         self._step = rnnjax.make_train_step(
             classification_loss(model, recipe.word_dropout), recipe.optimizer
         )
-        self._state = rnnjax.init_train_state(model.init(init_key), recipe.optimizer, step_key)
+        self._state = rnnjax.init_train_state(step_key, model.init(init_key), recipe.optimizer)
 
     def epoch(self, n: int) -> float:
         """The seconds of an epoch from its first batch to the last result, but for compiling."""

@@ -186,7 +186,7 @@ def _beginning(
     loss_fn = classification_loss(model, recipe.word_dropout)
     _, metrics = jax.eval_shape(loss_fn, params, batch, key)
     return Snapshot(
-        init_train_state(params, _optimizer(recipe), key),
+        init_train_state(key, params, _optimizer(recipe)),
         EarlyStopping("accuracy", mode="max", patience=recipe.patience),
         jax.tree.map(lambda figure: jnp.zeros(figure.shape, figure.dtype), metrics),
     )

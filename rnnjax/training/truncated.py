@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from rnnjax.training.steps import Compilation, CompiledStep, Metrics, TrainState, apply_gradients
+from rnnjax._checks import check_size
+from rnnjax.training.compiled import Compilation, CompiledStep
+from rnnjax.training.steps import Metrics, check_result, join_metrics
+from rnnjax.training.updates import TrainState, apply_gradients
 
 if TYPE_CHECKING:
     import optax
-
-TruncatedStep = Callable[..., tuple[TrainState, Any, dict[str, tuple[Array, Array]]]]
 
 
 class Sequences(NamedTuple):
@@ -33,6 +34,36 @@ class Sequences(NamedTuple):
     resets: Any = None
 
 
+class TruncatedStep:
+    """``step(state, batch, carry=None) -> (state, carry, metrics)``; see `make_truncated_step`.
+
+    As a ``CompiledStep``, a plain function inside ``jax.jit``, ``lax.scan`` or ``jax.vmap``.
+
+    Attributes:
+        compilations: what was compiled so far, in order.
+    """
+
+    __name__ = "truncated_step"
+
+    def __init__(
+        self, first_carry: Callable[[Any, Any], Any], step: CompiledStep[TrainState, Any]
+    ) -> None:
+        self._first_carry = first_carry
+        self._step = step
+        self.compilations = step.compilations
+
+    def __call__(
+        self, state: TrainState, batch: Sequences, carry: Any = None
+    ) -> tuple[TrainState, Any, dict[str, tuple[Array, Array]]]:
+        batch = _check_sequences(batch)
+        if carry is None:
+            carry = self._first_carry(state.params, batch.xs)
+            # As a reset, so that a carry that is learned gets its gradient.
+            first_real = batch.mask & (jnp.cumsum(batch.mask, axis=1) == 1)
+            batch = batch._replace(resets=batch.resets | first_real)
+        return self._step(state, batch, carry)
+
+
 def make_truncated_step(
     apply: Callable[..., tuple[Any, Any]],
     loss_fn: Callable[[Any, Any, Array], tuple[Array, Metrics]],
@@ -41,6 +72,7 @@ def make_truncated_step(
     k1: int,
     k2: int | None = None,
     on_compile: Callable[[Compilation], None] | None = None,
+    donate_state: bool = True,
 ) -> TruncatedStep:
     r"""Training on long sequences by an update every k1 steps, from gradients over k2 steps.
 
@@ -68,18 +100,20 @@ def make_truncated_step(
         k1: steps from one update to the next.
         k2: steps that gradients go back, at least k1, which is what None means.
         on_compile: called after each compilation with what was compiled.
+        donate_state: False to keep the state alive, at the price of a second one in memory.
 
     Returns:
-        ``step(state, batch, carry=None) -> (state, carry, metrics)``. ``state`` is a
-        ``TrainState``, donated like that of ``make_train_step``; each update takes its random key
-        from it and counts as one of its steps. ``batch`` is a ``Sequences``. ``carry`` is the one
-        that the call before returned, to go on with the same rows, or None to start them anew,
-        with any number of rows. ``metrics`` are those of ``make_train_step``, summed over the
-        updates: "grad_norm" is the pair (sum of the norms, number of updates).
+        ``step(state, batch, carry=None) -> (state, carry, metrics)``, pure as that of
+        ``make_train_step``. ``state`` is a ``TrainState``, donated like there; each update takes
+        its random key from it and counts as one of its steps. ``batch`` is a ``Sequences``.
+        ``carry`` is the one that the call before returned, to go on with the same rows, or None
+        to start them anew, with any number of rows. ``metrics`` are those of ``make_train_step``,
+        summed over the updates: "grad_norm" is the pair (sum of the norms, number of updates).
 
     Raises:
-        ValueError: k1 or k2 is no such number; or from the step, a batch of unequal shapes, or a
-            metric by a name that the step adds itself.
+        ValueError: k1 or k2 is no such number; or from the step, a batch that is no ``Sequences``
+            or of unequal shapes, a loss function that gives something else, or a metric by a name
+            that the step adds itself.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, rnnjax
@@ -90,7 +124,7 @@ def make_truncated_step(
         ...     return loss.value, {"loss": loss}
         >>> layer, optimizer = rnnjax.recurrent(rnnjax.gru(1)), optax.adam(1e-2)
         >>> params = layer.init(jax.random.key(0), 3)
-        >>> state = rnnjax.init_train_state(params, optimizer, jax.random.key(1))
+        >>> state = rnnjax.init_train_state(jax.random.key(1), params, optimizer)
         >>> step = make_truncated_step(layer.apply, loss_fn, optimizer, k1=4, k2=8)
         >>> batch = Sequences(jnp.ones((2, 10, 3)), jnp.zeros((2, 10)))
         >>> state, carry, metrics = step(state, batch)
@@ -113,7 +147,8 @@ def make_truncated_step(
             ys = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), ys, rest)
         new = _in_time(window, k2 - k1, k2)
         ys = jax.tree.map(lambda a: a[:, k2 - k1 :], ys)
-        loss, metrics = loss_fn(ys, new.targets, new.mask)
+        result = loss_fn(ys, new.targets, new.mask)
+        loss, metrics = check_result(result)
         return loss, (metrics, ahead, end, jnp.any(new.mask))
 
     def update(held: tuple, window: Sequences) -> tuple[tuple, Metrics]:
@@ -123,7 +158,7 @@ def make_truncated_step(
         (loss, parts), grads = with_parts(state.params, carry, window, key)
         metrics, ahead, end, real = parts
         new, figures = apply_gradients(state, optimizer, loss, grads)
-        metrics = _joined(metrics, figures)
+        metrics = join_metrics(metrics, figures)
         state, end = _where(real, (new, end), (state, last))
         return (state, ahead, end), _where(real, metrics, jax.tree.map(jnp.zeros_like, metrics))
 
@@ -133,8 +168,7 @@ def make_truncated_step(
         flags = jnp.zeros((jax.tree.leaves(xs)[0].shape[0], 0), bool)
         return _run(apply, params, None, Sequences(none, (), flags, flags), None)[0]
 
-    def train(state: TrainState, given: tuple[Sequences, Any]) -> tuple[TrainState, Any, Any]:
-        batch, carry = given
+    def train(state: TrainState, batch: Sequences, carry: Any) -> tuple[TrainState, Any, Any]:
         time = batch.mask.shape[1]
         chunks = -(-time // k1)
         padded = _pad_time(batch, k2 - k1, chunks * k1 - time)
@@ -146,18 +180,8 @@ def make_truncated_step(
         state, _, end = held
         return state, end, jax.tree.map(lambda a: jnp.sum(a, axis=0), metrics)
 
-    compiled = CompiledStep("truncated step", train, donate_state=True, on_compile=on_compile)
-
-    def step(state: TrainState, batch: Sequences, carry: Any = None) -> tuple:
-        batch = _checked(batch)
-        if carry is None:
-            carry = first_carry(state.params, batch.xs)
-            # As a reset, so that a carry that is learned gets its gradient.
-            first_real = batch.mask & (jnp.cumsum(batch.mask, axis=1) == 1)
-            batch = batch._replace(resets=batch.resets | first_real)
-        return compiled(state, (batch, carry))
-
-    return step
+    step = CompiledStep("truncated step", train, donate_state=donate_state, on_compile=on_compile)
+    return TruncatedStep(first_carry, step)
 
 
 def _run(
@@ -188,16 +212,12 @@ def _where(condition: Array, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
 
-def _joined(metrics: Metrics, figures: Metrics) -> dict[str, tuple[Array, Array]]:
-    for name in figures:
-        if name in metrics:
-            raise ValueError(f'the train step adds the metric "{name}": name yours otherwise')
-    kept = figures["skipped"][0] == 0
-    return {**jax.tree.map(lambda figure: jnp.where(kept, figure, 0), dict(metrics)), **figures}
-
-
-def _checked(batch: Sequences) -> Sequences:
+def _check_sequences(batch: Any) -> Sequences:
     """``batch`` with mask and resets filled in, if all of it has the same axes B and T."""
+    if not isinstance(batch, Sequences):
+        raise ValueError(
+            f"batch must be Sequences(xs, targets, mask, resets), got {type(batch).__name__}"
+        )
     xs, targets = jax.tree.map(jnp.asarray, (batch.xs, batch.targets))
     shape = next((a.shape[:2] for a in jax.tree.leaves(xs)), ())
     for name, part in (("xs", xs), ("targets", targets)):
@@ -221,7 +241,10 @@ def _check_flags(name: str, flags: Any, shape: tuple[int, ...]) -> Array:
 
 
 def _check_sizes(k1: Any, k2: Any) -> tuple[int, int]:
-    for name, value, least in (("k1", k1, 1), ("k2", k1 if k2 is None else k2, k1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-    return k1, k1 if k2 is None else k2
+    k1 = check_size("k1", k1)
+    if k2 is None:
+        return k1, k1
+    k2 = check_size("k2", k2)
+    if k2 < k1:
+        raise ValueError(f"k2 must be at least k1 ({k1}), got {k2}")
+    return k1, k2

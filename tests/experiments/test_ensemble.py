@@ -47,7 +47,7 @@ def test_members_trained_at_once_are_each_trained_alone():
     singles = []
     for key in keys:
         init_key, step_key = jax.random.split(key)
-        singles.append(init_train_state(model.init(init_key), optimizer, step_key))
+        singles.append(init_train_state(step_key, model.init(init_key), optimizer))
     for seed in range(3):
         states, metrics = step(states, batch(seed))
         outcomes = [alone(state, batch(seed)) for state in singles]

@@ -77,7 +77,7 @@ def test_checks_come_and_go_with_checked_alone():
 
 
 def test_a_training_step_without_checks_holds_none():
-    jaxpr = str(jax.make_jaxpr(STEP._function)(state(), BATCH))
+    jaxpr = str(jax.make_jaxpr(STEP.function)(state(), BATCH))
     assert "check" not in jaxpr
     assert "scan" in jaxpr
 
@@ -227,7 +227,7 @@ CHECKED_EVALUATION = checked(rnnjax.make_eval_step(loss_fn))
 
 
 def state(params=WEIGHTS):
-    return rnnjax.init_train_state(params, OPTIMIZER, jax.random.key(3))
+    return rnnjax.init_train_state(jax.random.key(3), params, OPTIMIZER)
 
 
 def test_a_checked_step_trains_as_the_plain_one_and_gives_no_state_away():
@@ -268,7 +268,7 @@ def test_a_bad_batch_ends_a_checked_step_and_an_evaluation(name, values, message
 def test_a_step_that_would_be_left_out_is_an_error(loss, message):
     optimizer = optax.sgd(0.1)
     step = rnnjax.make_train_step(lambda params, batch, key: (loss(params["w"]), {}), optimizer)
-    begin = rnnjax.init_train_state({"w": jnp.array([1.0, 0.0])}, optimizer, jax.random.key(0))
+    begin = rnnjax.init_train_state(jax.random.key(0), {"w": jnp.array([1.0, 0.0])}, optimizer)
     with pytest.raises(ValueError, match=message):
         checked(step)(begin, jnp.ones(1))
 

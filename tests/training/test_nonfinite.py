@@ -28,7 +28,7 @@ def batches(*spoiled):
 
 
 def run(optimizer, *spoiled):
-    state = init_train_state({"w": jnp.array([3.0, 5.0])}, optimizer, jax.random.key(0))
+    state = init_train_state(jax.random.key(0), {"w": jnp.array([3.0, 5.0])}, optimizer)
     step = make_train_step(quadratic, optimizer)
     history = []
     for batch in batches(*spoiled):
@@ -96,6 +96,52 @@ def test_a_norm_that_overflows_is_not_finite():
     assert history[0][0].params["w"].tolist() == [3.0, 5.0]
 
 
+def test_a_finite_loss_with_an_infinite_gradient_is_left_out():
+    """The loss alone must not decide: here it is 0 and its slope in w is infinite."""
+
+    def loss_fn(params, batch, key):
+        loss = jnp.sqrt(params["w"]).sum()
+        return loss, {"loss": (loss, jnp.ones(()))}
+
+    optimizer = optax.sgd(0.1)
+    state = init_train_state(jax.random.key(0), {"w": jnp.array([0.0, 4.0])}, optimizer)
+    loss, slope = jax.value_and_grad(lambda p: loss_fn(p, None, None)[0])(state.params)
+    assert jnp.isfinite(loss)
+    assert jnp.isinf(slope["w"][0])
+    state, metrics = make_train_step(loss_fn, optimizer)(state, {})
+    assert state.params["w"].tolist() == [0.0, 4.0]
+    assert state.skipped == metrics["skipped"][0] == 1
+    assert metrics["loss"] == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.sgd(np.nan),
+        optax.sgd(np.inf),
+        optax.sgd(lambda step: jnp.where(step == 0, 3e38, 0.1)),  # overflows beside 3 and 5
+        optax.chain(optax.adam(0.1), optax.scale(np.nan)),
+        optax.chain(optax.adamw(0.1), optax.scale(np.inf)),
+    ],
+    ids=["nan rate", "infinite rate", "overflow", "nan last", "infinite last"],
+)
+def test_an_update_that_is_not_finite_is_left_out(optimizer):
+    """Loss and gradient are sound; the parameters after the update would not be."""
+    (state, metrics), *_ = run(optimizer, ("slope", 2.0))
+    assert state.params["w"].tolist() == [3.0, 5.0]
+    assert state.skipped == state.skipped_in_a_row == metrics["skipped"][0] == 1
+    fresh = jax.device_get(optimizer.init({"w": jnp.array([3.0, 5.0])}))
+    jax.tree.map(np.testing.assert_array_equal, state.opt_state, fresh)
+
+
+def test_an_update_that_is_not_finite_is_named_by_checked():
+    state = init_train_state(jax.random.key(0), {"w": jnp.array([3.0, 5.0])}, optax.sgd(np.nan))
+    step = rnnjax.checked(make_train_step(quadratic, optax.sgd(np.nan)))
+    message = r"params after the update\['w'\] must be finite, got nan at index \(0,\)"
+    with pytest.raises(ValueError, match=message):
+        step(state, next(batches(None)))
+
+
 def test_a_learning_rate_of_a_hundred_ends_with_finite_parameters_and_an_error():
     model = rnnjax.classifier(rnnjax.embedding(10, 4), rnnjax.vanilla(8, lambda a: a), 3)
     optimizer = optax.sgd(100.0)
@@ -106,7 +152,7 @@ def test_a_learning_rate_of_a_hundred_ends_with_finite_parameters_and_an_error()
         )
         return losses.mean(), {"loss": (losses.sum(), jnp.array(4.0))}
 
-    state = init_train_state(model.init(jax.random.key(0)), optimizer, jax.random.key(1))
+    state = init_train_state(jax.random.key(1), model.init(jax.random.key(0)), optimizer)
     step = make_train_step(loss_fn, optimizer)
     tokens = jax.random.randint(jax.random.key(2), (4, 40), 2, 10)
     batch = {"tokens": tokens, "labels": jnp.array([0, 1, 2, 0])}
@@ -135,7 +181,7 @@ def test_a_metric_of_a_reserved_name_is_refused(name):
     def loss_fn(params, batch, key):
         return params["w"].sum(), {name: (jnp.ones(()), jnp.ones(()))}
 
-    state = init_train_state({"w": jnp.ones(2)}, optax.sgd(0.1), jax.random.key(0))
+    state = init_train_state(jax.random.key(0), {"w": jnp.ones(2)}, optax.sgd(0.1))
     with pytest.raises(ValueError, match=f'adds the metric "{name}"'):
         make_train_step(loss_fn, optax.sgd(0.1))(state, jnp.ones(2))
 

@@ -42,7 +42,7 @@ def start(dtype=float):
     layer = rnnjax.recurrent(rnnjax.vanilla(H))
     params = layer.init(jax.random.key(0), D)
     params = jax.tree.map(lambda a: a.astype(dtype) + jnp.full(a.shape, 0.1, dtype), params)
-    state = rnnjax.init_train_state(params, optax.sgd(RATE), jax.random.key(1))
+    state = rnnjax.init_train_state(jax.random.key(1), params, optax.sgd(RATE))
     return layer, state
 
 
@@ -146,7 +146,7 @@ def test_one_window_over_all_steps_is_the_plain_train_step():
         make_truncated_step(layer.apply, loss_fn, optimizer, k1=T),
     ):
         params = start(np.float32)[1].params
-        state = rnnjax.init_train_state(params, optimizer, jax.random.key(1))
+        state = rnnjax.init_train_state(jax.random.key(1), params, optimizer)
         for _ in range(2):
             state, *_, metrics = step(state, batch)
         results.append((state.params, state.opt_state, metrics))
@@ -184,7 +184,7 @@ def test_masked_steps_at_the_end_change_nothing_whatever_stands_in_them():
 
     def run(batch):
         params = start(np.float32)[1].params
-        return step(rnnjax.init_train_state(params, optimizer, jax.random.key(1)), batch)
+        return step(rnnjax.init_train_state(jax.random.key(1), params, optimizer), batch)
 
     short, long = as_float32(0, 5), as_float32(0, 8)
     xs, targets = long.xs.copy(), long.targets.copy()
@@ -226,7 +226,7 @@ def test_a_learned_start_is_trained_by_the_windows_that_hold_it():
 
     layer = rnnjax.recurrent(learn_initial_carry(rnnjax.vanilla(H)))
     params = layer.init(jax.random.key(0), D)
-    state = rnnjax.init_train_state(params, optax.sgd(RATE), jax.random.key(1))
+    state = rnnjax.init_train_state(jax.random.key(1), params, optax.sgd(RATE))
     step = make_truncated_step(layer.apply, loss_fn, optax.sgd(RATE), k1=3)
     batch = as_float32(mask=MASK)  # row 2 begins with a masked step
 
@@ -256,7 +256,7 @@ def test_every_update_has_noise_of_its_own_that_the_key_of_the_state_decides():
 
     def run(seed):
         params = layer.init(jax.random.key(0), D)
-        state = rnnjax.init_train_state(params, optax.sgd(RATE), jax.random.key(seed))
+        state = rnnjax.init_train_state(jax.random.key(seed), params, optax.sgd(RATE))
         return step(state, as_float32())[0].params
 
     first = run(1)
@@ -270,9 +270,9 @@ def test_every_update_has_noise_of_its_own_that_the_key_of_the_state_decides():
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"k1": 0}, "k1 must be an integer of at least 1, got 0"),
-        ({"k1": 2.0}, "k1 must be an integer of at least 1, got 2.0"),
-        ({"k1": 4, "k2": 3}, "k2 must be an integer of at least 4, got 3"),
+        ({"k1": 0}, "k1 must be a positive integer, got 0"),
+        ({"k1": 2.0}, "k1 must be a positive integer, got 2.0"),
+        ({"k1": 4, "k2": 3}, r"k2 must be at least k1 \(4\), got 3"),
     ],
 )
 def test_sizes_that_make_no_window_are_named(sizes, message):

@@ -119,14 +119,14 @@ def test_training_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(tmp_path)
         return loss, {"loss": (loss, jnp.ones(()))}
 
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1))
-    state = init_train_state({"w": jnp.ones((3, 2))}, optimizer, jax.random.key(0))
+    state = init_train_state(jax.random.key(0), {"w": jnp.ones((3, 2))}, optimizer)
     step, batches = make_train_step(loss_fn, optimizer), np.eye(3, dtype=np.float32) + 1
     with Checkpoints(tmp_path) as checkpoints:
         for number in range(1, 9):
             state, _ = step(state, jnp.asarray(batches * number))
             if number == 3:
                 checkpoints.save(number, state)  # and the next step is given its memory
-    template = init_train_state({"w": jnp.zeros((3, 2))}, optimizer, jax.random.key(9))
+    template = init_train_state(jax.random.key(9), {"w": jnp.zeros((3, 2))}, optimizer)
     again = restored(tmp_path, template).state
     for number in range(4, 9):
         again, _ = step(again, jnp.asarray(batches * number))

@@ -1,0 +1,256 @@
+"""The state of a training run, and the update that is made of a gradient or left out."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from rnnjax import _checks
+
+if TYPE_CHECKING:
+    import optax
+
+
+class TrainState(NamedTuple):
+    """All that a training step reads and writes; a checkpoint of it is a checkpoint of the run."""
+
+    step: Array  # int32, steps taken, skipped ones counted in
+    params: Any
+    opt_state: Any
+    key: Array  # typed; never changes, each step folds its number in
+    skipped: Array  # int32, steps whose update was left out because a number was not finite
+    skipped_in_a_row: Array  # int32, up to the last step
+
+
+def init_train_state(
+    key: Array, params: Any, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """The state before the first step.
+
+    It owns its arrays: `make_train_step` gives them away to the next state, while the params and
+    the key passed here stay alive.
+
+    The order was (params, optimizer, key) once; it is still taken, with a DeprecationWarning.
+
+    Args:
+        key: the source of all randomness in the steps.
+        params: a tree of floating-point arrays.
+        optimizer: an Optax transformation.
+
+    Raises:
+        ValueError: the key is not one key, a parameter is not floating-point, or the optimizer is
+            ``optax.lookahead``, which trains pairs of parameters.
+
+    Example:
+        >>> import optax
+        >>> state = init_train_state(jax.random.key(0), {"w": jnp.ones(3)}, optax.adam(1e-3))
+        >>> state.step.item()
+        0
+    """
+    if hasattr(optimizer, "dtype") and not hasattr(optimizer, "update"):
+        warnings.warn(
+            "init_train_state takes the key first: init_train_state(key, params, optimizer)",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        key, params, optimizer = optimizer, key, params  # pyright: ignore[reportAssignmentType]
+    key = _checks.check_key(key)
+    _check_floating(params)
+    params = jax.tree.map(_owned, params)
+    opt_state = jax.tree.map(_owned, _init_optimizer(optimizer, params))
+    # One array each: a step gives its state away, and no array can be given away twice.
+    counts = [jnp.zeros((), jnp.int32) for _ in range(3)]
+    return TrainState(counts[0], params, opt_state, _owned(key), *counts[1:])
+
+
+def apply_gradients(
+    state: TrainState,
+    optimizer: optax.GradientTransformation,
+    loss: Array,
+    grads: Any,
+    *,
+    value_fn: Callable[[Any], Array] | None = None,
+) -> tuple[TrainState, dict[str, tuple[Array, Array]]]:
+    """The state after one update, or the same parameters where a number is not finite.
+
+    What :func:`make_train_step` does with a gradient, for a step of one's own. Looked at are the
+    loss, the norm of the gradient, and the parameters after the update.
+
+    Args:
+        state: the state before.
+        optimizer: an Optax transformation. One that takes further arguments, as Optax's protocol
+            has it, gets ``value`` (the loss), ``grad`` and ``value_fn``.
+        loss: a scalar.
+        grads: its gradient, a tree like ``state.params``.
+        value_fn: the loss as a function of the parameters, which line searches call.
+
+    Returns:
+        The state and the metrics "grad_norm" and "skipped".
+
+    Raises:
+        ValueError: the optimizer needs an argument that it cannot get here; names it.
+
+    Example:
+        >>> import optax
+        >>> optimizer = optax.sgd(0.5)
+        >>> state = init_train_state(jax.random.key(0), {"w": jnp.ones(2)}, optimizer)
+        >>> grads = {"w": jnp.array([1.0, jnp.nan])}
+        >>> state, metrics = apply_gradients(state, optimizer, jnp.array(0.3), grads)
+        >>> state.params["w"].tolist(), int(state.skipped)
+        ([1.0, 1.0], 1)
+    """
+    import optax
+
+    norm = _norm(grads)
+    loss = raised(jnp.asarray(loss))
+    held = (state.params, state.opt_state)
+    extra: dict[str, Any] = {"value": loss, "grad": grads}
+    if value_fn is not None:
+        extra["value_fn"] = value_fn
+
+    def update(params: Any, opt_state: Any) -> tuple[Any, Any]:
+        updates, new_opt_state = _update(optimizer, grads, opt_state, params, extra)
+        new = (optax.apply_updates(params, updates), new_opt_state)
+        # A state that drifts to another dtype would not fit the compiled program again.
+        return jax.tree.map(lambda leaf, old: jnp.asarray(leaf, old.dtype), new, held)
+
+    def stays_finite(params: Any, opt_state: Any) -> Array:
+        return all_finite(update(params, opt_state)[0])
+
+    def keep(params: Any, opt_state: Any) -> tuple[Any, Any]:
+        return params, opt_state
+
+    if _checks.is_checking():
+        _checks.require_finite("the loss", loss)
+        _checks.require_finite("the gradient of params", grads)
+        _checks.require_finite("the norm of the gradient", norm)
+        _checks.require_finite("params after the update", update(*held)[0])
+    finite = jnp.isfinite(norm) & jnp.isfinite(loss)
+    # Branches and not a choice between two states, which would have to exist side by side: the
+    # update is computed once to look at it, and once to make it in place.
+    finite = jax.lax.cond(finite, stays_finite, lambda *_: jnp.zeros((), bool), *held)
+    params, opt_state = jax.lax.cond(finite, update, keep, *held)
+    skipped = jnp.where(finite, 0, 1).astype(jnp.int32)
+    one = jnp.ones((), norm.dtype)
+    figures = {
+        "grad_norm": (jnp.where(finite, norm, 0), jnp.where(finite, one, 0)),
+        "skipped": (skipped.astype(norm.dtype), one),
+    }
+    in_a_row = (state.skipped_in_a_row + 1) * skipped
+    counts = (state.skipped + skipped, in_a_row)
+    return TrainState(state.step + 1, params, opt_state, state.key, *counts), figures
+
+
+class NonFiniteError(ArithmeticError):
+    """Too many steps in a row had a loss, gradient or update that was NaN or infinite."""
+
+
+def check_finite(state: TrainState, limit: int) -> None:
+    """End a run whose numbers are lost. Waits for the device.
+
+    The parameters of the state are still good: they are those of the last step that was finite.
+
+    Args:
+        state: the present state.
+        limit: so many skipped steps in a row, up to the last one, are too many.
+
+    Raises:
+        NonFiniteError: there were ``limit`` or more.
+
+    Example:
+        >>> import optax
+        >>> state = init_train_state(jax.random.key(0), {"w": jnp.ones(2)}, optax.sgd(0.5))
+        >>> check_finite(state, limit=10)
+        >>> lost = state._replace(skipped_in_a_row=jnp.array(10))
+        >>> check_finite(lost, limit=10)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        rnnjax.training.updates.NonFiniteError: loss, gradient or update was NaN or infinite in ...
+    """
+    in_a_row = int(state.skipped_in_a_row)
+    if in_a_row >= limit:
+        raise NonFiniteError(
+            f"loss, gradient or update was NaN or infinite in the last {in_a_row} steps "
+            f"(limit {limit}): the parameters are those after step {int(state.step) - in_a_row}; "
+            "a smaller learning rate or clipping may help"
+        )
+
+
+def all_finite(tree: Any) -> Array:
+    """Whether every number in the floating arrays of a tree is finite: a boolean on the device."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if _is_floating(leaf)]
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in leaves], bool))
+
+
+def raised(leaf: Array) -> Array:
+    """Sixteen bits as float32, others as they are."""
+    # NumPy's rule, as JAX's own refuses to promote where promotion is strict.
+    return leaf.astype(np.promote_types(leaf.dtype, np.float32))
+
+
+def _is_floating(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+
+
+def _norm(grads: Any) -> Array:
+    leaves = [raised(leaf) for leaf in jax.tree.leaves(grads)]
+    total = sum((jnp.sum(leaf * leaf) for leaf in leaves), jnp.zeros(()))
+    # The derivative of a root at 0 is infinite, and would be NaN in that of a step.
+    positive = total > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, total, 1)), total)
+
+
+def _init_optimizer(optimizer: Any, params: Any) -> Any:
+    import optax
+
+    refusal = ValueError(
+        "optimizer must train one tree of parameters, got optax.lookahead, which needs pairs of "
+        "fast and slow ones: a step takes the gradient at all parameters"
+    )
+    is_pair = lambda node: isinstance(node, optax.LookaheadParams | optax.LookaheadState)  # noqa: E731
+    if any(map(is_pair, jax.tree.leaves(params, is_leaf=is_pair))):
+        raise refusal
+    opt_state = optimizer.init(params)
+    if any(map(is_pair, jax.tree.leaves(opt_state, is_leaf=is_pair))):
+        raise refusal
+    return opt_state
+
+
+def _update(
+    optimizer: Any, grads: Any, opt_state: Any, params: Any, extra: dict[str, Any]
+) -> tuple[Any, Any]:
+    """What the optimizer makes of a gradient, given all that Optax's protocol lets it ask for."""
+    import optax
+
+    try:
+        return optax.with_extra_args_support(optimizer).update(grads, opt_state, params, **extra)
+    except TypeError as error:
+        missing = re.search(r"missing \d+ required keyword-only arguments?: (.*)", str(error))
+        if missing is None:
+            raise
+        raise ValueError(
+            f"optimizer must need none but {', '.join(extra)} beside the gradient, got one that "
+            f"needs {missing[1]}"
+        ) from error
+
+
+def _check_floating(params: Any) -> None:
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if not _is_floating(leaf):
+            raise ValueError(
+                f"params{jax.tree_util.keystr(path)} must be floating, got "
+                f"{jax.typeof(leaf).str_short()}: what has no gradient belongs in the batch "
+                "or in the loss function"
+            )
+
+
+def _owned(leaf: Any) -> Array:
+    """A copy that nobody else holds, of the leaf's dtype and not weakly typed."""
+    array = jnp.asarray(leaf)
+    return jnp.array(array, array.dtype)

@@ -1,0 +1,99 @@
+"""Optimizers that look at the loss, and what cannot work refused by name."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rnnjax.training import (
+    apply_gradients,
+    init_train_state,
+    make_accumulating_step,
+    make_train_step,
+)
+
+X = jnp.array([[1.0, 0.0], [0.0, 3.0]])
+
+
+def quadratic(params, batch, key):
+    """|X p - 1|², least at (1, 1/3)."""
+    loss = jnp.square(X @ params - 1.0).sum()
+    return loss, {"loss": (loss, jnp.array(1.0))}
+
+
+def run(optimizer, steps, make=make_train_step, batch=None):
+    state = init_train_state(jax.random.key(0), jnp.array([3.0, -2.0]), optimizer)
+    step = make(quadratic, optimizer)
+    for _ in range(steps):
+        state, _ = step(state, batch)
+    assert len(step.compilations) == 1
+    assert state.skipped == 0
+    return state
+
+
+def test_polyak_steps_are_as_long_as_the_loss_says():
+    """Rate = loss / |gradient|², in NumPy."""
+    params, x = np.array([3.0, -2.0]), np.asarray(X, np.float64)
+    for _ in range(4):
+        error = x @ params - 1
+        gradient = 2 * x.T @ error
+        params = params - (error**2).sum() / (gradient**2).sum() * gradient
+    state = run(optax.polyak_sgd(max_learning_rate=10.0), 4)
+    np.testing.assert_allclose(state.params, params, rtol=1e-4)
+
+
+def test_a_plateau_of_the_loss_lowers_the_rate():
+    """The rate of 0 keeps the loss where it is, so that it never improves."""
+    optimizer = optax.chain(
+        optax.sgd(0.0), optax.contrib.reduce_on_plateau(factor=0.5, patience=2, cooldown=0)
+    )
+    state = run(optimizer, 7)
+    # The first loss is the best; each two steps that bring no better one halve the rate.
+    assert state.opt_state[1].scale == 0.5**3
+    assert state.opt_state[1].best_value == pytest.approx(4 + 49)
+
+
+def test_a_line_search_finds_the_least_loss():
+    """Of a quadratic in two variables, in a few steps; the search calls the loss itself."""
+    np.testing.assert_allclose(run(optax.lbfgs(), 6).params, [1, 1 / 3], atol=1e-4)
+    backtracking = optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(20))
+    np.testing.assert_allclose(run(backtracking, 60).params, [1, 1 / 3], atol=1e-3)
+
+
+def test_what_the_loss_decides_works_over_micro_batches_too():
+    halves = jnp.zeros((2, 3))
+    state = run(optax.polyak_sgd(max_learning_rate=10.0), 2, make_accumulating_step, halves)
+    np.testing.assert_allclose(
+        state.params, run(optax.polyak_sgd(max_learning_rate=10.0), 2).params, rtol=1e-6
+    )
+
+
+def test_an_argument_that_no_step_has_is_refused_by_name():
+    def update(updates, state, params=None, *, hessian, **extra):
+        return updates, state
+
+    optimizer = optax.chain(
+        optax.GradientTransformationExtraArgs(lambda params: (), update), optax.sgd(0.1)
+    )
+    message = "optimizer must need none but value, grad, value_fn .* that needs 'hessian'"
+    with pytest.raises(ValueError, match=message):
+        run(optimizer, 1)
+    with pytest.raises(ValueError, match=r"none but value, grad beside .* needs 'value_fn'"):
+        run(optax.lbfgs(), 1, make_accumulating_step, jnp.zeros((2, 3)))
+    state = init_train_state(jax.random.key(0), jnp.ones(2), optax.lbfgs())
+    with pytest.raises(ValueError, match="needs 'value_fn'"):
+        apply_gradients(state, optax.lbfgs(), jnp.array(1.0), jnp.ones(2))
+
+
+@pytest.mark.filterwarnings("ignore")  # Optax itself warns of what is refused here
+def test_lookahead_is_refused_by_name_however_it_is_wrapped():
+    lookahead = optax.lookahead(optax.sgd(0.1), sync_period=2, slow_step_size=0.5)
+    pair = optax.LookaheadParams.init_synced(jnp.ones(2))
+    for optimizer, params in (
+        (lookahead, jnp.ones(2)),
+        (optax.chain(optax.clip_by_global_norm(1.0), lookahead), jnp.ones(2)),
+        (lookahead, pair),
+    ):
+        with pytest.raises(ValueError, match=r"got optax\.lookahead"):
+            init_train_state(jax.random.key(0), params, optimizer)
