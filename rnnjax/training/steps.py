@@ -294,11 +294,11 @@ def _check_leading(batches: Any) -> int:
     }
     first: tuple[int, ...] = next(iter(sizes.values()), ())
     for path, size in sizes.items():
-        if not size or size != first or size == (0,):
+        if len(size) != 1 or size != first or size == (0,):
             raise ValueError(
                 f"batches{path} must have shape [K, ...], K >= 1 micro-batches as in every leaf, "
                 f"got {size[0] if size else 'a scalar'} beside {first[0] if first else 'none'}"
             )
-    if not sizes:
+    if len(first) != 1:
         raise ValueError("batches must have leaves of shape [K, ...], got none")
     return first[0]
