@@ -1,0 +1,19 @@
+"""Texts out of a model: sampling from its logits, and the loop that feeds each token back.
+
+Knows a model's ``step``, and no cell.
+"""
+
+from .generate import Generated as Generated
+from .generate import generate as generate
+from .generate import stream_text as stream_text
+from .sampling import History as History
+from .sampling import Sampling as Sampling
+from .sampling import forbid as forbid
+from .sampling import greedy as greedy
+from .sampling import min_length as min_length
+from .sampling import min_p as min_p
+from .sampling import repetition_penalty as repetition_penalty
+from .sampling import sample as sample
+from .sampling import temperature as temperature
+from .sampling import top_k as top_k
+from .sampling import top_p as top_p

@@ -1,0 +1,303 @@
+"""From logits to a token: transformers of logits, and the two ways to choose.
+
+A transformer is any pure function ``(logits [..., V], history) -> logits [..., V]``; a token whose
+logit it makes -inf cannot be chosen. Those made here are compared by value, so that a sampler
+built twice from equal numbers is one program for ``jax.jit``.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from rnnjax._checks import check_size
+from rnnjax.base import Key
+
+
+class History(NamedTuple):
+    """What a row has read and written so far.
+
+    Attributes:
+        tokens: [..., L], prompt and new tokens from the left; behind them, anything.
+        length: [...], how many tokens of it there are.
+        new: [...], how many of these are new.
+    """
+
+    tokens: Array
+    length: Array
+    new: Array
+
+
+Transform = Callable[[Array, History], Array]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is chosen: the transformers in their order, then a draw, or the largest logit.
+
+    ``sampling(key, logits [V], history) -> token`` for one row; -1 where no token is left.
+    """
+
+    transforms: tuple[Transform, ...] = ()
+    draws: bool = True
+
+    def __call__(self, key: Key, logits: Array, history: History) -> Array:
+        for transform in self.transforms:
+            logits = transform(logits, history)
+        if self.draws:
+            # "low", the default, draws from a grid of 2^-23: rarer tokens would come too often.
+            token = jax.random.categorical(key, logits, mode="high")
+        else:
+            token = jnp.argmax(logits, axis=-1)
+        return jnp.where(jnp.any(logits > -jnp.inf, axis=-1), token, -1).astype(jnp.int32)
+
+
+def sample(*transforms: Transform) -> Sampling:
+    """Draw from the softmax of the logits, after ``transforms`` in the order given.
+
+    The usual order is ``repetition_penalty``, ``temperature``, ``top_k``, ``top_p``.
+
+    Raises:
+        ValueError: one of them cannot be called.
+
+    Example:
+        >>> import rnnjax
+        >>> rnnjax.sample(rnnjax.temperature(0.8), rnnjax.top_k(40))
+        Sampling(transforms=(Temperature(value=0.8), TopK(k=40)), draws=True)
+    """
+    return Sampling(_checked(transforms), draws=True)
+
+
+def greedy(*transforms: Transform) -> Sampling:
+    """Take the largest logit after ``transforms``; of equal ones, the one with the smallest id.
+
+    Example:
+        >>> import rnnjax
+        >>> rnnjax.greedy()
+        Sampling(transforms=(), draws=False)
+    """
+    return Sampling(_checked(transforms), draws=False)
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """See :func:`temperature`."""
+
+    value: float
+
+    def __call__(self, logits: Array, history: History) -> Array:
+        return logits / self.value
+
+
+def temperature(value: float) -> Transform:
+    """Logits divided by ``value``: below 1 likely tokens become likelier, above 1 the law flattens.
+
+    Raises:
+        ValueError: not a finite positive number; 0 is called :func:`greedy`.
+    """
+    number = _number("temperature", value)
+    if not (0 < number < math.inf):
+        hint = ": use greedy() for the most likely token" if number == 0 else ""
+        raise ValueError(f"temperature must be a finite positive number, got {value!r}{hint}")
+    return Temperature(number)
+
+
+@dataclass(frozen=True)
+class TopK:
+    """See :func:`top_k`."""
+
+    k: int
+
+    def __call__(self, logits: Array, history: History) -> Array:
+        if self.k >= logits.shape[-1]:
+            return logits
+        least = jax.lax.top_k(logits, self.k)[0][..., -1:]
+        return jnp.where(logits < least, -jnp.inf, logits)
+
+
+def top_k(k: int) -> Transform:
+    """Only the ``k`` largest logits; those equal to the smallest of them stay, too.
+
+    References:
+        Fan, Lewis and Dauphin, "Hierarchical neural story generation", ACL 2018.
+    """
+    return TopK(check_size("k", k))
+
+
+@dataclass(frozen=True)
+class TopP:
+    """See :func:`top_p`."""
+
+    p: float
+
+    def __call__(self, logits: Array, history: History) -> Array:
+        if self.p == 1.0:
+            return logits
+        order = jnp.flip(jnp.argsort(logits, axis=-1, stable=True), axis=-1)
+        probabilities = jax.nn.softmax(logits, axis=-1)
+        sorted_p = jnp.take_along_axis(probabilities, order, axis=-1)
+        before = jnp.cumsum(sorted_p, axis=-1) - sorted_p
+        # A token stays while what stands before it does not reach p: the first always does.
+        keep_sorted = before < self.p
+        ranks = jnp.argsort(order, axis=-1)
+        return jnp.where(jnp.take_along_axis(keep_sorted, ranks, axis=-1), logits, -jnp.inf)
+
+
+def top_p(p: float) -> Transform:
+    """Only the smallest set of most likely tokens whose probabilities together reach ``p``.
+
+    Raises:
+        ValueError: ``p`` is not in (0, 1].
+
+    References:
+        Holtzman et al., "The curious case of neural text degeneration", ICLR 2020.
+    """
+    return TopP(_share("p", p))
+
+
+@dataclass(frozen=True)
+class MinP:
+    """See :func:`min_p`."""
+
+    p: float
+
+    def __call__(self, logits: Array, history: History) -> Array:
+        least = jnp.max(logits, axis=-1, keepdims=True) + math.log(self.p)
+        return jnp.where(logits < least, -jnp.inf, logits)
+
+
+def min_p(p: float) -> Transform:
+    """Only tokens at least ``p`` times as likely as the most likely one.
+
+    Raises:
+        ValueError: ``p`` is not in (0, 1].
+
+    References:
+        Nguyen et al., "Turning up the heat: min-p sampling for creative and coherent LLM outputs",
+        ICLR 2025.
+    """
+    return MinP(_share("p", p))
+
+
+@dataclass(frozen=True)
+class RepetitionPenalty:
+    """See :func:`repetition_penalty`."""
+
+    penalty: float
+    window: int | None = None
+
+    def __call__(self, logits: Array, history: History) -> Array:
+        places = jnp.arange(history.tokens.shape[-1])
+        length = history.length[..., None]
+        counted = places < length
+        if self.window is not None:
+            counted &= places >= length - self.window
+        # Places that do not count are sent behind the vocabulary, where nothing is written.
+        ids = jnp.where(counted, history.tokens, logits.shape[-1])
+        flat = jnp.zeros((*logits.shape[:-1], logits.shape[-1] + 1), bool)
+        seen = jnp.put_along_axis(flat, ids, True, axis=-1, inplace=False)[..., :-1]
+        lowered = jnp.where(logits > 0, logits / self.penalty, logits * self.penalty)
+        return jnp.where(seen, lowered, logits)
+
+
+def repetition_penalty(penalty: float, window: int | None = None) -> Transform:
+    """Tokens that the row already holds made less likely; a ``penalty`` of 1 changes nothing.
+
+    Positive logits are divided by ``penalty``, negative ones multiplied.
+
+    Args:
+        penalty: at least 1.
+        window: how many of the last tokens count, prompt included; None for all.
+
+    References:
+        Keskar et al., "CTRL: a conditional transformer language model", 2019.
+    """
+    number = _number("penalty", penalty)
+    if not (1 <= number < math.inf):
+        raise ValueError(f"penalty must be a finite number of at least 1, got {penalty!r}")
+    return RepetitionPenalty(number, None if window is None else check_size("window", window))
+
+
+@dataclass(frozen=True)
+class Forbid:
+    """See :func:`forbid`."""
+
+    ids: tuple[int, ...]
+
+    def __call__(self, logits: Array, history: History) -> Array:
+        vocabulary = logits.shape[-1]
+        if max(self.ids) >= vocabulary:
+            raise ValueError(f"forbidden ids must lie in [0, {vocabulary}), got {max(self.ids)}")
+        if len(set(self.ids)) == vocabulary:
+            raise ValueError(f"forbid leaves no token: all {vocabulary} ids are forbidden")
+        return logits.at[..., jnp.array(self.ids)].set(-jnp.inf)
+
+
+def forbid(ids: Iterable[int]) -> Transform:
+    """Tokens that are never chosen, such as padding and the unknown word.
+
+    Raises:
+        ValueError: an id that is no integer or negative; when it is used, an id outside the
+            vocabulary, or all of them.
+    """
+    return Forbid(check_ids("ids", ids))
+
+
+@dataclass(frozen=True)
+class MinLength:
+    """See :func:`min_length`."""
+
+    tokens: int
+    stop: tuple[int, ...]
+
+    def __call__(self, logits: Array, history: History) -> Array:
+        early = (history.new < self.tokens)[..., None]
+        return jnp.where(early, Forbid(self.stop)(logits, history), logits)
+
+
+def min_length(tokens: int, stop: Iterable[int]) -> Transform:
+    """No id of ``stop`` before ``tokens`` new tokens are there."""
+    return MinLength(check_size("tokens", tokens), check_ids("stop", stop))
+
+
+def check_ids(name: str, ids: Any) -> tuple[int, ...]:
+    """Token ids as a tuple of Python integers.
+
+    Raises:
+        ValueError: none, or one that is no integer or negative.
+    """
+    given = tuple(ids) if isinstance(ids, Iterable) else (ids,)
+    if not given:
+        raise ValueError(f"{name} must name at least one token id, got none")
+    return tuple(check_size(name, i + 1) - 1 if _is_integer(i) else check_size(name, i) for i in given)
+
+
+def _is_integer(value: Any) -> bool:
+    return hasattr(value, "__index__") and not isinstance(value, bool)
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a number, got {value!r}") from None
+
+
+def _share(name: str, value: Any) -> float:
+    number = _number(name, value)
+    if not (0 < number <= 1):
+        raise ValueError(f"{name} must lie in (0, 1], got {value!r}")
+    return number
+
+
+def _checked(transforms: tuple[Any, ...]) -> tuple[Transform, ...]:
+    for transform in transforms:
+        if not callable(transform) or isinstance(transform, Sampling):
+            raise ValueError(
+                f"transforms must be functions of logits and history, got {transform!r}"
+            )
+    return transforms

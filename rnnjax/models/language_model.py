@@ -1,0 +1,266 @@
+"""A language model: which token comes next, at every step of a text."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from rnnjax import masking
+from rnnjax._checks import check_key, check_rate
+from rnnjax._numerics import linear
+from rnnjax.base import Carry, Cell, Key, Layer
+from rnnjax.initializers import draw_linear
+from rnnjax.layers.recurrent import recurrent
+from rnnjax.models.embedding import Embedding, check_tokens
+
+
+class Features(NamedTuple):
+    """What the layer of a language model gives, before the head; both [..., T, H].
+
+    Attributes:
+        raw: the outputs of the layer.
+        dropped: the same after dropout, which is what the head reads. Without a key both are one.
+    """
+
+    raw: Array
+    dropped: Array
+
+
+class LanguageModelParams(NamedTuple):
+    """``embedding``, ``layer``, and the head's ``w`` [H, V] (None where it is tied), ``bias`` [V]."""
+
+    embedding: Any
+    layer: Any
+    w: Array | None
+    bias: Array
+
+
+class LanguageModel(NamedTuple):
+    """A language model as pure functions.
+
+    Attributes:
+        init: ``(key) -> params``.
+        apply: ``(params, tokens [..., T], lengths [...], *, mask, resets, initial_carry, key) ->
+            (carry, logits [..., T, V])``: at every step the logits of the token after it.
+        step: ``(params, carry, token [...]) -> (carry, logits [..., V])``; a carry of None is the
+            one before the first token.
+        initial_carry: ``(params, batch_shape) -> carry``.
+        features: as ``apply``, but ``(carry, Features)``, for what needs the outputs of the layer:
+            an activation penalty, or a head of one's own.
+        head: ``(params, hs [..., H]) -> logits [..., V]``.
+        vocab_size: V.
+    """
+
+    init: Callable[[Key], LanguageModelParams]
+    apply: Callable[..., tuple[Carry, Array]]
+    step: Callable[[LanguageModelParams, Carry, Array], tuple[Carry, Array]]
+    initial_carry: Callable[..., Carry]
+    features: Callable[..., tuple[Carry, Features]]
+    head: Callable[[LanguageModelParams, Array], Array]
+    vocab_size: int
+
+
+def language_model(
+    embedding: Embedding,
+    layer: Cell | Layer,
+    *,
+    tie: bool = False,
+    dropout: float = 0.0,
+    word_dropout: float = 0.0,
+) -> LanguageModel:
+    r"""A recurrent language model: embedding, layer, and a linear head on the output of every step.
+
+    .. math:: P(x_{t+1} \mid x_1 \dots x_t) = \mathrm{softmax}(y_t W + b)
+
+    Masked steps have the logits of a zero output, the bias.
+
+    Args:
+        embedding: from token ids to vectors, ``rnnjax.embedding(...)`` or ``rnnjax.one_hot(...)``.
+        layer: a cell or a layer that does not read ahead.
+        tie: the head multiplies by the table of the embedding, :math:`W = E^\top`; the layer's
+            output must then be as wide as a vector of the table.
+        dropout: the rate at which embedded inputs, and outputs of the layer, are dropped in
+            training, that is when ``apply`` is given a ``key``. One mask serves all steps of a
+            sequence ("locked" dropout).
+        word_dropout: the rate at which words are dropped from the embedding in training: a word
+            that is dropped is zeros wherever it stands in the batch.
+
+    Raises:
+        ValueError: a rate outside [0, 1), a layer that reads ahead, or ``tie=True`` where the
+            sizes differ or the embedding has no table.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, rnnjax
+        >>> model = rnnjax.language_model(rnnjax.embedding(50, 8), rnnjax.lstm(16))
+        >>> params = model.init(jax.random.key(0))
+        >>> tokens = jnp.array([[5, 7, 9], [3, 0, 0]])
+        >>> carry, logits = model.apply(params, tokens, lengths=[3, 1])
+        >>> logits.shape
+        (2, 3, 50)
+        >>> carry, next_logits = model.step(params, carry, jnp.array([9, 3]))
+        >>> next_logits.shape
+        (2, 50)
+
+    References:
+        Press and Wolf, "Using the output embedding to improve language models", EACL 2017 (tied
+        weights); Merity, Keskar and Socher, "Regularizing and optimizing LSTM language models",
+        ICLR 2018 (dropout); Gal and Ghahramani, "A theoretically grounded application of dropout
+        in recurrent neural networks", NIPS 2016.
+    """
+    if not isinstance(embedding, Embedding):
+        raise ValueError(f"embedding must be a rnnjax.Embedding, got {type(embedding).__name__}")
+    below = recurrent(layer) if isinstance(layer, Cell) else layer
+    if not isinstance(below, Layer):
+        raise ValueError(f"layer must be a rnnjax.Cell or rnnjax.Layer, got {type(layer).__name__}")
+    if not below.causal:
+        raise ValueError("layer must not read ahead, got one with a part that runs in reverse")
+    if tie:
+        _check_tied(embedding, below)
+    rate, word_rate = check_rate("dropout", dropout), check_rate("word_dropout", word_dropout)
+    vocab_size = embedding.vocab_size
+
+    def init(key: Key) -> LanguageModelParams:
+        table, inner, head_key = jax.random.split(check_key(key), 3)
+        w, bias = draw_linear(head_key, below.output_size, vocab_size)
+        return LanguageModelParams(
+            embedding.init(table),
+            below.init(inner, embedding.output_size),
+            None if tie else w,
+            bias,
+        )
+
+    def head(params: LanguageModelParams, hs: Array) -> Array:
+        w = params.embedding.vectors.T if params.w is None else params.w
+        return linear(hs, w, params.bias)
+
+    def features(
+        params: LanguageModelParams,
+        tokens: Array,
+        lengths: Any = None,
+        *,
+        mask: Any = None,
+        resets: Any = None,
+        initial_carry: Carry = None,
+        key: Key | None = None,
+    ) -> tuple[Carry, Features]:
+        tokens = masking.as_integers("tokens", tokens)
+        if not tokens.ndim:
+            raise ValueError("tokens must have shape [..., T], got a scalar")
+        valid = masking.valid_steps(lengths, mask, tokens.shape[:-1], tokens.shape[-1])
+        tokens = check_tokens(masking.zero_padding(valid, tokens), vocab_size)
+        word_key, in_key, inner, out_key = _split(key)
+        xs = embedding.apply(params.embedding, tokens)
+        xs = _drop_words(word_key, tokens, xs, vocab_size, word_rate)
+        xs = locked_dropout(in_key, xs, rate)
+        carry, ys = below.apply(
+            params.layer, xs, mask=valid, resets=resets, initial_carry=initial_carry, key=inner
+        )
+        return carry, Features(ys, locked_dropout(out_key, ys, rate))
+
+    def apply(
+        params: LanguageModelParams,
+        tokens: Array,
+        lengths: Any = None,
+        *,
+        mask: Any = None,
+        resets: Any = None,
+        initial_carry: Carry = None,
+        key: Key | None = None,
+    ) -> tuple[Carry, Array]:
+        options = {"mask": mask, "resets": resets, "initial_carry": initial_carry, "key": key}
+        carry, outputs = features(params, tokens, lengths, **options)
+        return carry, head(params, outputs.dropped)
+
+    def step(params: LanguageModelParams, carry: Carry, token: Array) -> tuple[Carry, Array]:
+        x = embedding.apply(params.embedding, check_tokens(token, vocab_size))
+        carry, y = below.step(params.layer, carry, x)
+        return carry, head(params, y)
+
+    def initial_carry(params: LanguageModelParams, batch_shape: tuple[int, ...] = ()) -> Carry:
+        return below.initial_carry(params.layer, batch_shape)
+
+    return LanguageModel(init, apply, step, initial_carry, features, head, vocab_size)
+
+
+def locked_dropout(key: Key | None, xs: Array, rate: float) -> Array:
+    """``xs`` [..., T, H] with features dropped at ``rate``, the same ones at all steps of a sequence.
+
+    What is kept is scaled by ``1 / (1 - rate)``. Without a key, or at rate 0, ``xs`` itself.
+
+    References:
+        Gal and Ghahramani, "A theoretically grounded application of dropout in recurrent neural
+        networks", NIPS 2016.
+    """
+    if key is None or rate == 0.0:
+        return xs
+    keep = jax.random.bernoulli(key, 1.0 - rate, (*xs.shape[:-2], 1, xs.shape[-1]))
+    return jnp.where(keep, xs / (1.0 - rate), jnp.zeros_like(xs))
+
+
+def activation_penalty(
+    features: Features, mask: Any = None, *, activity: float = 2.0, change: float = 1.0
+) -> Array:
+    r"""Penalties on the size of outputs and on how much they change from step to step.
+
+    .. math::
+
+        \alpha\, \overline{(m \odot h_t)^2} + \beta\, \overline{(h_{t+1} - h_t)^2}
+
+    The first mean is over the dropped outputs of real steps, the second over the raw outputs of
+    pairs of neighbours that are both real. To be added to the loss.
+
+    Args:
+        features: from ``LanguageModel.features``.
+        mask: bool [..., T], True where a step is real; None means all.
+        activity: :math:`\alpha`.
+        change: :math:`\beta`.
+
+    Returns:
+        A scalar, at least float32.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from rnnjax.models import Features, activation_penalty
+        >>> hs = jnp.array([[1.0], [3.0]])
+        >>> float(activation_penalty(Features(hs, hs), activity=1.0, change=10.0))
+        45.0
+
+    References:
+        Merity, McCann and Socher, "Revisiting activation regularization for language RNNs", 2017.
+    """
+    raw, dropped = features
+    valid = jnp.ones(raw.shape[:-1], bool) if mask is None else jnp.asarray(mask)
+    both = valid[..., 1:] & valid[..., :-1]
+    size = _mean_square(dropped, valid)
+    return activity * size + change * _mean_square(raw[..., 1:, :] - raw[..., :-1, :], both)
+
+
+def _mean_square(xs: Array, valid: Array) -> Array:
+    squares = jnp.where(valid[..., None], xs.astype(jnp.promote_types(xs.dtype, jnp.float32)), 0)
+    count = jnp.maximum(jnp.sum(valid), 1) * xs.shape[-1]
+    return jnp.sum(squares**2) / count
+
+
+def _drop_words(key: Key | None, tokens: Array, xs: Array, vocab_size: int, rate: float) -> Array:
+    """``xs`` [..., T, E] with words dropped: those drawn from the vocabulary, wherever they are."""
+    if key is None or rate == 0.0:
+        return xs
+    keep = jax.random.bernoulli(key, 1.0 - rate, (vocab_size,))[tokens]
+    return jnp.where(keep[..., None], xs / (1.0 - rate), jnp.zeros_like(xs))
+
+
+def _split(key: Key | None) -> Any:
+    return (None,) * 4 if key is None else jax.random.split(check_key(key), 4)
+
+
+def _check_tied(embedding: Embedding, layer: Layer) -> None:
+    shapes = jax.eval_shape(lambda: embedding.init(jax.random.key(0)))
+    if not hasattr(shapes, "vectors"):
+        raise ValueError("tie=True needs an embedding with a table, such as rnnjax.embedding(...)")
+    if layer.output_size != embedding.output_size:
+        raise ValueError(
+            f"tie=True needs a layer whose output is as wide as the embedding, "
+            f"{embedding.output_size}, got {layer.output_size}"
+        )
