@@ -19,6 +19,7 @@ FLOORS = [
     {"transforms"},
     {"layers"},
     {"models"},
+    {"decoding"},
     {"interop", "modules"},
 ]
 # Take a loss, a tree of arrays or a table, and know no cell.

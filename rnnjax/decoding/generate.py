@@ -92,7 +92,9 @@ def generate(
     """
     sampling = sample() if sampling is None else sampling
     if not isinstance(sampling, Sampling):
-        raise ValueError(f"sampling must be rnnjax.sample(...) or greedy(...), got {sampling!r}")
+        raise ValueError(
+            f"sampling must be rnnjax.sample(...) or rnnjax.greedy(), got {sampling!r}"
+        )
     count = check_size("max_new_tokens", max_new_tokens)
     prompt, lengths = _check_prompt(prompt, lengths, model.vocab_size)
     keys = _row_keys(key, prompt.shape[:-1], sampling)
@@ -224,9 +226,13 @@ def _generate(
         lambda now: _write(how, _read(how, params, now)),
         written,
     )
-    new, places = end.history.new, jnp.arange(how.max_new_tokens)
-    tokens = jnp.take_along_axis(end.history.tokens, lengths[:, None] + places, axis=1)
-    tokens = jnp.where(places < new[:, None], tokens, how.pad)
+    new = end.history.new
+
+    def written_in(tokens: Array, begin: Array, count: Array) -> Array:
+        text = lax.dynamic_slice_in_dim(tokens, begin, how.max_new_tokens)
+        return jnp.where(jnp.arange(how.max_new_tokens) < count, text, how.pad)
+
+    tokens = jax.vmap(written_in)(end.history.tokens, lengths, new)
 
     def batched(a: Array) -> Array:
         return a.reshape(*batch, *a.shape[1:])
@@ -292,7 +298,8 @@ def _check_prompt(prompt: Any, lengths: Any, vocab_size: int) -> tuple[Array, Ar
     if not isinstance(lengths, jax.core.Tracer) and np.any(np.asarray(lengths) < 1):
         place = tuple(int(i) for i in np.argwhere(np.asarray(lengths) < 1)[0])
         raise ValueError(
-            f"lengths must be at least 1, got 0 at index {place}: an empty prompt needs a start token"
+            f"lengths must be at least 1, got 0 at index {place}: "
+            "an empty prompt needs a start token"
         )
     return prompt.astype(jnp.int32), jnp.maximum(jnp.asarray(lengths), 1)
 

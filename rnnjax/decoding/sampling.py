@@ -1,7 +1,7 @@
 """From logits to a token: transformers of logits, and the two ways to choose.
 
-A transformer is any pure function ``(logits [..., V], history) -> logits [..., V]``; a token whose
-logit it makes -inf cannot be chosen. Those made here are compared by value, so that a sampler
+A transformer is any pure function ``(logits [V], history) -> logits [V]`` of one row; a token
+whose logit it makes -inf cannot be chosen. Those made here are compared by value, so that a sampler
 built twice from equal numbers is one program for ``jax.jit``.
 """
 
@@ -19,12 +19,12 @@ from rnnjax.base import Key
 
 
 class History(NamedTuple):
-    """What a row has read and written so far.
+    """What one row has read and written so far.
 
     Attributes:
-        tokens: [..., L], prompt and new tokens from the left; behind them, anything.
-        length: [...], how many tokens of it there are.
-        new: [...], how many of these are new.
+        tokens: [L], prompt and new tokens from the left; behind them, anything.
+        length: how many tokens of it there are.
+        new: how many of these are new.
     """
 
     tokens: Array
@@ -52,8 +52,8 @@ class Sampling:
             # "low", the default, draws from a grid of 2^-23: rarer tokens would come too often.
             token = jax.random.categorical(key, logits, mode="high")
         else:
-            token = jnp.argmax(logits, axis=-1)
-        return jnp.where(jnp.any(logits > -jnp.inf, axis=-1), token, -1).astype(jnp.int32)
+            token = jnp.argmax(logits)
+        return jnp.where(jnp.any(logits > -jnp.inf), token, -1).astype(jnp.int32)
 
 
 def sample(*transforms: Transform) -> Sampling:
@@ -113,10 +113,9 @@ class TopK:
     k: int
 
     def __call__(self, logits: Array, history: History) -> Array:
-        if self.k >= logits.shape[-1]:
+        if self.k >= len(logits):
             return logits
-        least = jax.lax.top_k(logits, self.k)[0][..., -1:]
-        return jnp.where(logits < least, -jnp.inf, logits)
+        return jnp.where(logits < jax.lax.top_k(logits, self.k)[0][-1], -jnp.inf, logits)
 
 
 def top_k(k: int) -> Transform:
@@ -137,14 +136,12 @@ class TopP:
     def __call__(self, logits: Array, history: History) -> Array:
         if self.p == 1.0:
             return logits
-        order = jnp.flip(jnp.argsort(logits, axis=-1, stable=True), axis=-1)
-        probabilities = jax.nn.softmax(logits, axis=-1)
-        sorted_p = jnp.take_along_axis(probabilities, order, axis=-1)
-        before = jnp.cumsum(sorted_p, axis=-1) - sorted_p
-        # A token stays while what stands before it does not reach p: the first always does.
-        keep_sorted = before < self.p
-        ranks = jnp.argsort(order, axis=-1)
-        return jnp.where(jnp.take_along_axis(keep_sorted, ranks, axis=-1), logits, -jnp.inf)
+        order = jnp.argsort(-logits, stable=True)
+        probabilities = jax.nn.softmax(logits)[order]
+        before = jnp.cumsum(probabilities) - probabilities
+        # A token stays while those likelier than it do not reach p: so the first always stays.
+        kept = jnp.zeros(len(logits), bool).at[order].set(before < self.p)
+        return jnp.where(kept, logits, -jnp.inf)
 
 
 def top_p(p: float) -> Transform:
@@ -166,8 +163,7 @@ class MinP:
     p: float
 
     def __call__(self, logits: Array, history: History) -> Array:
-        least = jnp.max(logits, axis=-1, keepdims=True) + math.log(self.p)
-        return jnp.where(logits < least, -jnp.inf, logits)
+        return jnp.where(logits < jnp.max(logits) + math.log(self.p), -jnp.inf, logits)
 
 
 def min_p(p: float) -> Transform:
@@ -191,15 +187,13 @@ class RepetitionPenalty:
     window: int | None = None
 
     def __call__(self, logits: Array, history: History) -> Array:
-        places = jnp.arange(history.tokens.shape[-1])
-        length = history.length[..., None]
-        counted = places < length
+        places = jnp.arange(len(history.tokens))
+        counted = places < history.length
         if self.window is not None:
-            counted &= places >= length - self.window
+            counted &= places >= history.length - self.window
         # Places that do not count are sent behind the vocabulary, where nothing is written.
-        ids = jnp.where(counted, history.tokens, logits.shape[-1])
-        flat = jnp.zeros((*logits.shape[:-1], logits.shape[-1] + 1), bool)
-        seen = jnp.put_along_axis(flat, ids, True, axis=-1, inplace=False)[..., :-1]
+        ids = jnp.where(counted, history.tokens, len(logits))
+        seen = jnp.zeros(len(logits), bool).at[ids].set(True, mode="drop")
         lowered = jnp.where(logits > 0, logits / self.penalty, logits * self.penalty)
         return jnp.where(seen, lowered, logits)
 
@@ -229,12 +223,12 @@ class Forbid:
     ids: tuple[int, ...]
 
     def __call__(self, logits: Array, history: History) -> Array:
-        vocabulary = logits.shape[-1]
+        vocabulary = len(logits)
         if max(self.ids) >= vocabulary:
             raise ValueError(f"forbidden ids must lie in [0, {vocabulary}), got {max(self.ids)}")
         if len(set(self.ids)) == vocabulary:
             raise ValueError(f"forbid leaves no token: all {vocabulary} ids are forbidden")
-        return logits.at[..., jnp.array(self.ids)].set(-jnp.inf)
+        return logits.at[jnp.array(self.ids)].set(-jnp.inf)
 
 
 def forbid(ids: Iterable[int]) -> Transform:
@@ -255,8 +249,7 @@ class MinLength:
     stop: tuple[int, ...]
 
     def __call__(self, logits: Array, history: History) -> Array:
-        early = (history.new < self.tokens)[..., None]
-        return jnp.where(early, Forbid(self.stop)(logits, history), logits)
+        return jnp.where(history.new < self.tokens, Forbid(self.stop)(logits, history), logits)
 
 
 def min_length(tokens: int, stop: Iterable[int]) -> Transform:
@@ -273,7 +266,9 @@ def check_ids(name: str, ids: Any) -> tuple[int, ...]:
     given = tuple(ids) if isinstance(ids, Iterable) else (ids,)
     if not given:
         raise ValueError(f"{name} must name at least one token id, got none")
-    return tuple(check_size(name, i + 1) - 1 if _is_integer(i) else check_size(name, i) for i in given)
+    return tuple(
+        check_size(name, i + 1) - 1 if _is_integer(i) else check_size(name, i) for i in given
+    )
 
 
 def _is_integer(value: Any) -> bool:

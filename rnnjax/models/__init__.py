@@ -11,3 +11,9 @@ from .embedding import check_tokens as check_tokens
 from .embedding import embedding as embedding
 from .embedding import one_hot as one_hot
 from .embedding import trainable as trainable
+from .language_model import Features as Features
+from .language_model import LanguageModel as LanguageModel
+from .language_model import LanguageModelParams as LanguageModelParams
+from .language_model import activation_penalty as activation_penalty
+from .language_model import language_model as language_model
+from .language_model import locked_dropout as locked_dropout

@@ -29,7 +29,7 @@ class Features(NamedTuple):
 
 
 class LanguageModelParams(NamedTuple):
-    """``embedding``, ``layer``, and the head's ``w`` [H, V] (None where it is tied), ``bias`` [V]."""
+    """``embedding``, ``layer``, and of the head ``w`` [H, V] (None where tied) and ``bias`` [V]."""
 
     embedding: Any
     layer: Any
@@ -185,7 +185,7 @@ def language_model(
 
 
 def locked_dropout(key: Key | None, xs: Array, rate: float) -> Array:
-    """``xs`` [..., T, H] with features dropped at ``rate``, the same ones at all steps of a sequence.
+    """``xs`` [..., T, H] with features dropped at ``rate``, the same at all steps of a sequence.
 
     What is kept is scaled by ``1 / (1 - rate)``. Without a key, or at rate 0, ``xs`` itself.
 

@@ -1,0 +1,391 @@
+"""What is written is what the law says, row by row, wherever the row stands."""
+
+import itertools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+import rnnjax
+from rnnjax.decoding import History
+from rnnjax.models import Features, LanguageModel
+
+V = 3
+# The logits of the next token after the two before it; a third row for "nothing yet".
+TABLE = np.random.default_rng(0).normal(0.0, 1.5, (V + 1, V + 1, V)).astype(np.float32)
+
+
+def trigram_model(table=TABLE):
+    """A model whose law can be read off a table: its carry is the last two tokens."""
+    vocabulary = table.shape[-1]
+
+    def step(params, carry, token):
+        carry = jnp.stack([carry[..., 1], token], axis=-1)
+        return carry, params[carry[..., 0], carry[..., 1]]
+
+    def initial_carry(params, batch_shape=()):
+        return jnp.full((*batch_shape, 2), vocabulary, jnp.int32)
+
+    def features(params, tokens, lengths=None, *, initial_carry=None, **_):
+        batch, time = tokens.shape[:-1], tokens.shape[-1]
+        carry = start(params, batch) if initial_carry is None else initial_carry
+        lengths = jnp.full(batch, time) if lengths is None else jnp.asarray(lengths)
+        outputs = []
+        for t in range(time):
+            new, logits = step(params, carry, tokens[..., t])
+            carry = jnp.where((t < lengths)[..., None], new, carry)
+            outputs.append(jnp.where((t < lengths)[..., None], logits, 0.0))
+        ys = jnp.stack(outputs, axis=-2)
+        return carry, Features(ys, ys)
+
+    start = initial_carry
+    return LanguageModel(
+        None, None, step, initial_carry, features, lambda params, hs: hs, vocabulary
+    )
+
+
+MODEL, PARAMS = trigram_model(), jnp.asarray(TABLE)
+
+
+def log_softmax(logits):
+    logits = np.asarray(logits, np.float64)
+    return logits - np.log(np.sum(np.exp(logits - logits.max()))) - logits.max()
+
+
+def law(prompt, text, change=lambda logits: logits):
+    """The log probability of a text after a prompt, in NumPy float64."""
+    total, history = 0.0, [V, V, *prompt]
+    for token in text:
+        logits = change(np.asarray(TABLE[history[-2], history[-1]], np.float64))
+        total += log_softmax(logits)[token]
+        history.append(token)
+    return total
+
+
+def keep_top(logits, k):
+    return np.where(logits >= np.sort(logits)[-k], logits, -np.inf)
+
+
+def keep_nucleus(logits, p):
+    order = np.argsort(-logits, kind="stable")
+    probabilities = np.exp(log_softmax(logits))[order]
+    count = np.searchsorted(np.cumsum(probabilities), p) + 1
+    kept = np.full_like(logits, -np.inf)
+    kept[order[:count]] = logits[order[:count]]
+    return kept
+
+
+def keep_likely(logits, p):
+    return np.where(logits >= logits.max() + np.log(p), logits, -np.inf)
+
+
+SAMPLINGS = {
+    "plain": (rnnjax.sample(), lambda logits: logits),
+    "temperature": (rnnjax.sample(rnnjax.temperature(2.0)), lambda logits: logits / 2.0),
+    "top_k": (rnnjax.sample(rnnjax.top_k(2)), lambda logits: keep_top(logits, 2)),
+    "top_p": (rnnjax.sample(rnnjax.top_p(0.7)), lambda logits: keep_nucleus(logits, 0.7)),
+    "min_p": (rnnjax.sample(rnnjax.min_p(0.3)), lambda logits: keep_likely(logits, 0.3)),
+    "forbid": (
+        rnnjax.sample(rnnjax.forbid([1])),
+        lambda logits: np.where(np.arange(V) == 1, -np.inf, logits),
+    ),
+    "both": (
+        rnnjax.sample(rnnjax.temperature(0.5), rnnjax.top_k(2)),
+        lambda logits: keep_top(logits / 0.5, 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLINGS)
+def test_strings_come_as_often_as_the_law_says(name):
+    sampling, change = SAMPLINGS[name]
+    draws, prompt = 50_000, [2, 0]
+    prompts = jnp.tile(jnp.array(prompt), (draws, 1))
+    out = rnnjax.generate(
+        MODEL, PARAMS, prompts, max_new_tokens=3, key=jax.random.key(1), sampling=sampling
+    )
+    strings = list(itertools.product(range(V), repeat=3))
+    expected = draws * np.exp([law(prompt, text, change) for text in strings])
+    codes = np.asarray(out.tokens) @ np.array([V * V, V, 1])
+    seen = np.bincount(codes, minlength=V**3)
+    possible = expected > 0
+    assert seen[~possible].sum() == 0
+    statistic = np.sum((seen[possible] - expected[possible]) ** 2 / expected[possible])
+    assert statistic < scipy.stats.chi2.ppf(0.999, possible.sum() - 1)
+
+
+PROMPTS = jnp.array([[0, 1, 2, 1], [2, 0, 0, 0], [1, 1, 0, 0]])
+LENGTHS = [4, 1, 2]
+KEYS = jax.random.split(jax.random.key(3), 3)
+
+
+def write(rows=(0, 1, 2), count=6, keys=KEYS, lengths=LENGTHS, prompts=PROMPTS, **options):
+    rows = list(rows)
+    return rnnjax.generate(
+        MODEL,
+        PARAMS,
+        prompts[jnp.array(rows)],
+        lengths=[lengths[i] for i in rows],
+        max_new_tokens=count,
+        key=keys[jnp.array(rows)],
+        **options,
+    )
+
+
+@pytest.mark.parametrize("stop", [None, 2])
+def test_log_probs_are_those_of_the_text_scored_again(stop):
+    out = write(stop=stop, sampling=rnnjax.sample(rnnjax.temperature(0.7), rnnjax.top_k(2)))
+    for row, (prompt, length) in enumerate(zip(PROMPTS, LENGTHS, strict=True)):
+        new = int(out.lengths[row])
+        text = [int(t) for t in out.tokens[row, :new]]
+        scored = law([int(t) for t in prompt[:length]], text)
+        np.testing.assert_allclose(np.sum(out.log_probs[row]), scored, rtol=1e-5)
+        assert not np.any(out.log_probs[row, new:])
+
+
+def test_greedy_is_the_loop_of_steps_with_argmax():
+    out = write(sampling=rnnjax.greedy())
+    for row, (prompt, length) in enumerate(zip(PROMPTS, LENGTHS, strict=True)):
+        history = [V, V, *(int(t) for t in prompt[:length])]
+        for token in out.tokens[row]:
+            assert int(token) == int(np.argmax(TABLE[history[-2], history[-1]]))
+            history.append(int(token))
+
+
+def test_a_very_low_temperature_is_greedy():
+    cold = write(sampling=rnnjax.sample(rnnjax.temperature(1e-4)))
+    np.testing.assert_array_equal(cold.tokens, write(sampling=rnnjax.greedy()).tokens)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [rnnjax.top_k(V), rnnjax.top_p(1.0), rnnjax.repetition_penalty(1.0), rnnjax.temperature(1.0)],
+)
+def test_a_transformer_that_keeps_all_changes_nothing(transform):
+    logits = jax.random.normal(jax.random.key(0), (5, V))
+    history = History(jnp.zeros((5, 4), jnp.int32), jnp.full(5, 2), jnp.full(5, 1))
+    np.testing.assert_array_equal(jax.vmap(transform)(logits, history), logits)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 0.999])
+def test_the_nucleus_reaches_p_and_not_without_its_least_member(p):
+    logits = jax.random.normal(jax.random.key(0), (200, 20)) * 3
+    kept = np.isfinite(jax.vmap(lambda row: rnnjax.top_p(p)(row, None))(logits))
+    probabilities = np.asarray(jax.nn.softmax(logits, axis=-1), np.float64)
+    for row, mask in zip(probabilities, kept, strict=True):
+        mass = row[mask].sum()
+        assert mass >= p - 1e-6
+        assert mass - row[mask].min() < p + 1e-6
+        assert row[mask].min() >= row[~mask].max(initial=0.0)
+
+
+def test_a_token_that_was_there_is_made_less_likely_and_no_other():
+    logits = jnp.array([[2.0, -2.0, 1.0, -1.0], [2.0, -2.0, 1.0, -1.0]])
+    history = History(jnp.array([[0, 1, 3], [2, 0, 1]]), jnp.array([2, 3]), jnp.array([0, 0]))
+    penalised = jax.vmap(rnnjax.repetition_penalty(2.0))(logits, history)
+    np.testing.assert_array_equal(penalised, [[1.0, -4.0, 1.0, -1.0], [1.0, -4.0, 0.5, -1.0]])
+    last = jax.vmap(rnnjax.repetition_penalty(2.0, window=1))(logits, history)
+    np.testing.assert_array_equal(last, [[2.0, -4.0, 1.0, -1.0], [2.0, -4.0, 1.0, -1.0]])
+
+
+def test_forbidden_ids_never_come():
+    prompts = jnp.zeros((20_000, 1), jnp.int32)
+    sampling = rnnjax.sample(rnnjax.forbid([0, 2]))
+    out = rnnjax.generate(
+        MODEL, PARAMS, prompts, max_new_tokens=5, key=jax.random.key(0), sampling=sampling
+    )
+    assert np.all(np.asarray(out.tokens) == 1)
+
+
+def test_no_stop_comes_before_the_least_length():
+    prompts = jnp.zeros((500, 1), jnp.int32)
+    sampling = rnnjax.sample(rnnjax.min_length(3, [1]))
+    out = rnnjax.generate(
+        MODEL, PARAMS, prompts, max_new_tokens=8, key=jax.random.key(0), sampling=sampling, stop=1
+    )
+    assert int(out.lengths.min()) == 4
+    assert not np.any(np.asarray(out.tokens)[:, :3] == 1)
+
+
+def same_rows(one, other, rows, count=None):
+    """Whether ``one`` holds what ``other`` holds in ``rows``, as far as ``count`` tokens."""
+    for mine, row in enumerate(rows):
+        np.testing.assert_array_equal(one.tokens[mine, :count], other.tokens[row, :count])
+        np.testing.assert_array_equal(one.log_probs[mine, :count], other.log_probs[row, :count])
+
+
+def test_neighbours_order_padding_and_the_most_tokens_leave_a_row_as_it_was():
+    out = write()
+    same_rows(write(rows=(2, 0)), out, (2, 0))
+    same_rows(write(rows=(1,)), out, (1,))
+    same_rows(write(count=11), out, (0, 1, 2), count=6)
+    wider = jnp.concatenate([PROMPTS, jnp.ones((3, 5), jnp.int32)], axis=1)
+    same_rows(write(prompts=wider), out, (0, 1, 2))
+
+
+def test_a_prompt_by_itself_is_the_prompt_in_a_batch():
+    out = write()
+    for row, length in enumerate(LENGTHS):
+        alone = rnnjax.generate(
+            MODEL, PARAMS, PROMPTS[row, :length], max_new_tokens=6, key=KEYS[row]
+        )
+        np.testing.assert_array_equal(alone.tokens, out.tokens[row])
+
+
+def test_two_calls_write_what_one_longer_call_writes():
+    whole, first = write(count=9), write(count=4)
+    second = rnnjax.generate(
+        MODEL,
+        PARAMS,
+        first.last[:, None],
+        max_new_tokens=5,
+        key=first.keys,
+        initial_carry=first.carry,
+    )
+    both = np.concatenate([first.tokens, second.tokens], axis=1)
+    np.testing.assert_array_equal(both, whole.tokens)
+    np.testing.assert_array_equal(second.carry, whole.carry)
+
+
+def test_a_prompt_in_two_pieces_is_the_prompt_in_one():
+    carry, _ = MODEL.features(PARAMS, PROMPTS[:, :1])
+    rest = rnnjax.generate(
+        MODEL, PARAMS, PROMPTS[:, 1:], max_new_tokens=5, key=KEYS, initial_carry=carry
+    )
+    whole = rnnjax.generate(MODEL, PARAMS, PROMPTS, max_new_tokens=5, key=KEYS)
+    np.testing.assert_array_equal(rest.tokens, whole.tokens)
+
+
+def test_behind_a_stop_there_is_padding_and_the_carry_is_held():
+    out, free = write(count=30, stop=1, pad=2), write(count=30)
+    for row in range(3):
+        new = int(out.lengths[row])
+        assert out.tokens[row, new - 1] == 1
+        assert not np.any(np.asarray(out.tokens[row, : new - 1]) == 1)
+        np.testing.assert_array_equal(out.tokens[row, new:], np.full(30 - new, 2))
+        np.testing.assert_array_equal(out.tokens[row, :new], free.tokens[row, :new])
+        assert int(out.last[row]) == 1
+        history = [V, V, *PROMPTS[row, : LENGTHS[row]].tolist(), *out.tokens[row, :new].tolist()]
+        # The carry has read all but the last token.
+        np.testing.assert_array_equal(out.carry[row], history[-3:-1])
+
+
+def test_the_loop_ends_when_all_rows_have():
+    steps = []
+
+    def counted(params, carry, token):
+        jax.debug.callback(lambda: steps.append(1))
+        return MODEL.step(params, carry, token)
+
+    out = rnnjax.generate(
+        MODEL._replace(step=counted),
+        PARAMS,
+        PROMPTS,
+        LENGTHS,
+        max_new_tokens=1_000,
+        key=KEYS,
+        stop=[0, 1],
+    )
+    jax.effects_barrier()
+    assert len(steps) == int(out.lengths.max()) - 1 < 50
+
+
+def test_a_stop_that_never_comes_gives_the_most_tokens():
+    out = write(count=5, stop=0, sampling=rnnjax.sample(rnnjax.forbid([0])))
+    assert out.lengths.tolist() == [5, 5, 5]
+
+
+def test_a_row_without_a_token_left_ends():
+    def nothing(logits, history):
+        return jnp.where(history.new == 2, -jnp.inf, logits)
+
+    out = write(count=5, sampling=rnnjax.sample(nothing))
+    assert out.lengths.tolist() == [2, 2, 2]
+    assert not np.any(out.log_probs[:, 2:])
+
+
+def test_a_stream_gives_the_tokens_of_one_call():
+    options = {"max_new_tokens": 11, "key": jax.random.key(5)}
+    whole = rnnjax.generate(MODEL, PARAMS, PROMPTS[0], **options)
+    blocks = list(rnnjax.stream_text(MODEL, PARAMS, PROMPTS[0], block_size=4, **options))
+    assert [len(block) for block in blocks] == [4, 4, 3]
+    np.testing.assert_array_equal(np.concatenate(blocks), whole.tokens)
+    stopped = list(rnnjax.stream_text(MODEL, PARAMS, PROMPTS[0], stop=2, block_size=2, **options))
+    text = whole.tokens[: int(np.argmax(np.asarray(whole.tokens) == 2)) + 1]
+    np.testing.assert_array_equal(np.concatenate(stopped), text)
+
+
+def test_it_runs_inside_jit_and_equal_samplers_are_one_program():
+    calls = []
+
+    @jax.jit
+    def outer(key):
+        calls.append(1)
+        sampling = rnnjax.sample(rnnjax.temperature(0.5))
+        return rnnjax.generate(
+            MODEL, PARAMS, PROMPTS, max_new_tokens=4, key=key, sampling=sampling
+        ).tokens
+
+    inside = outer(jax.random.key(0))
+    outer(jax.random.key(1))
+    outside = rnnjax.generate(
+        MODEL,
+        PARAMS,
+        PROMPTS,
+        max_new_tokens=4,
+        key=jax.random.key(0),
+        sampling=rnnjax.sample(rnnjax.temperature(0.5)),
+    )
+    np.testing.assert_array_equal(inside, outside.tokens)
+    assert len(calls) == 1
+    assert rnnjax.sample(rnnjax.top_k(3)) == rnnjax.sample(rnnjax.top_k(3))
+    assert rnnjax.temperature(0.5) != rnnjax.top_p(0.5)
+
+
+def call(**options):
+    given = {"prompt": PROMPTS, "max_new_tokens": 3, "key": jax.random.key(0), **options}
+    return rnnjax.generate(MODEL, PARAMS, **given)
+
+
+BAD = {
+    "an empty prompt": (lambda: call(prompt=jnp.zeros((2, 0), int)), "prompt", "start token"),
+    "a prompt of no tokens": (lambda: call(lengths=[1, 0, 2]), "lengths", "index (1,)"),
+    "an id outside": (lambda: call(prompt=jnp.array([[0, 3]])), "tokens", "[0, 3)"),
+    "floats": (lambda: call(prompt=jnp.ones((1, 2))), "tokens", "integers"),
+    "no key": (lambda: call(key=None), "key", "greedy()"),
+    "no tokens wanted": (lambda: call(max_new_tokens=0), "max_new_tokens", "positive integer"),
+    "a stop outside": (lambda: call(stop=[5]), "stop", "[0, 3)"),
+    "a name for a sampler": (lambda: call(sampling="greedy"), "sampling", "greedy()"),
+    "temperature 0": (lambda: rnnjax.temperature(0.0), "temperature", "greedy()"),
+    "temperature below 0": (lambda: rnnjax.temperature(-1.0), "temperature", "positive"),
+    "temperature NaN": (lambda: rnnjax.temperature(float("nan")), "temperature", "nan"),
+    "top_k of 0": (lambda: rnnjax.top_k(0), "k", "positive integer"),
+    "top_p of 0": (lambda: rnnjax.top_p(0.0), "p", "(0, 1]"),
+    "top_p above 1": (lambda: rnnjax.top_p(1.5), "p", "(0, 1]"),
+    "min_p of a word": (lambda: rnnjax.min_p("a"), "p", "number"),
+    "a penalty below 1": (lambda: rnnjax.repetition_penalty(0.5), "penalty", "at least 1"),
+    "forbid nothing": (lambda: rnnjax.forbid([]), "ids", "at least one"),
+    "all forbidden": (
+        lambda: call(sampling=rnnjax.sample(rnnjax.forbid([0, 1, 2]))),
+        "forbid",
+        "all 3 ids",
+    ),
+    "forbidden outside": (lambda: call(sampling=rnnjax.sample(rnnjax.forbid([9]))), "[0, 3)", "9"),
+    "no function": (lambda: rnnjax.sample(0.8), "transforms", "0.8"),
+    "a batch to stream": (
+        lambda: next(rnnjax.stream_text(MODEL, PARAMS, PROMPTS, max_new_tokens=2)),
+        "prompt",
+        "[T]",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named(case):
+    run, *words = BAD[case]
+    with pytest.raises(ValueError, match=re.escape(words[0])) as caught:
+        run()
+    assert words[1] in str(caught.value)
