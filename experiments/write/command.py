@@ -1,0 +1,270 @@
+"""The command line: train, and write."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+
+import rnnjax
+from experiments.running import curves
+from experiments.running.checkpoints import Saver, parse_every
+from experiments.running.console import parameter_table
+from experiments.running.interrupts import Interrupted
+from experiments.running.run_folder import CONFIG, RunFolder, check_usable, environment
+from experiments.running.run_settings import read_config, require_same, settings_from
+from experiments.write.corpus import (
+    NEVER_WRITTEN,
+    Corpus,
+    decode,
+    encode_prompt,
+    read_corpus,
+)
+from experiments.write.model import build_model
+from experiments.write.ngram import ngram_nats
+from experiments.write.settings import MAY_CHANGE, OF_THE_DAY, Request, Settings
+from experiments.write.training import Fitted, Texts, cut, fit, piece_steps
+from rnnjax.checkpoint import CheckpointError, Checkpoints
+from rnnjax.data import DataError, Vocabulary
+from rnnjax.training import NonFiniteError
+from rnnjax.weights import load_weights, save_weights
+
+PROGRAM = "python -m experiments.write"
+WEIGHTS, VOCABULARY, CURVES, SAMPLES = (
+    "weights.safetensors",
+    "vocabulary.json",
+    "curves.png",
+    "samples.txt",
+)
+_TEMPERATURES = (0.3, 0.8, 1.3)
+
+
+def train(settings: Settings, folder: Path) -> Fitted:
+    """Train, write the run's folder, and say how to use it."""
+    began = time.perf_counter()
+    _check_numbers(settings)
+    every = parse_every(settings.checkpoint_every)
+    check_usable(folder, settings.existing)
+    corpus = read_corpus(settings)
+    model = build_model(settings, len(corpus.vocabulary))
+    texts = Texts(
+        cut(corpus.train, settings.rows, piece_steps(settings)), corpus.validation, corpus.test
+    )
+    identity = {"settings": settings.written(), "sha256": corpus.sha256}
+    stored = _stored(settings, folder)
+    config = {"environment": environment(), **(stored or {}), **identity}
+    if stored is not None:
+        require_same(stored, config, MAY_CHANGE, str(folder))
+    leaves = (WEIGHTS, VOCABULARY, CURVES, SAMPLES)
+    with (
+        RunFolder(folder, config, settings.existing, leaves) as run,
+        Checkpoints(run.checkpoints_path, keep=settings.keep) as checkpoints,
+    ):
+        _announce(corpus, settings)
+        params = model.init(jax.random.key(settings.seed))
+        parameter_table(params)
+        saver = Saver(checkpoints, run, identity, may_change=MAY_CHANGE, every=every)
+        prompt = encode_prompt(corpus.vocabulary, settings.sample_prompt, settings.level)
+
+        def show(params: Any) -> str:
+            return _write(model, params, corpus.vocabulary, settings.level, prompt, 0.8, 160)
+
+        fitted = fit(model, params, texts, settings, run, saver, show)
+        checkpoints.wait()
+        corpus.vocabulary.save(folder / VOCABULARY)
+        save_weights(folder / WEIGHTS, fitted.params)
+        curves.draw(run.metrics_path, folder / CURVES)
+        (folder / SAMPLES).write_text(
+            _samples(model, fitted.params, corpus.vocabulary, settings.level, prompt), "utf-8"
+        )
+    _report(corpus, fitted, time.perf_counter() - began, folder, settings)
+    return fitted
+
+
+def _announce(corpus: Corpus, settings: Settings) -> None:
+    unit = "characters" if settings.level == "chars" else "words"
+    counts = f"{len(corpus.train):,} {unit} to train, {len(corpus.validation):,} to validate"
+    print(f"{corpus.name}: {counts}, {len(corpus.vocabulary) - 2:,} different")
+    if corpus.note:
+        print(corpus.note)
+
+
+def _report(
+    corpus: Corpus, fitted: Fitted, seconds: float, folder: Path, settings: Settings
+) -> None:
+    print(f"validation {fitted.validation:.4f} nats a token, weights of epoch {fitted.epoch}")
+    if settings.level == "chars":
+        print(f"that is {fitted.validation / np.log(2):.3f} bits a character")
+    else:
+        print(f"that is a perplexity of {np.exp(fitted.validation):.1f}")
+    if fitted.test is not None:
+        print(f"test {fitted.test:.4f} nats, perplexity {np.exp(fitted.test):.1f}")
+    order, floor = best_ngram(corpus)
+    print(f"counting alone, the best of n-gram models ({order}-grams): {floor:.4f} nats")
+    print(f"{seconds:.0f} s, compiling included; samples and curves in {folder}")
+    print(f"try: {PROGRAM} generate {shlex.quote(str(folder))} --stream")
+
+
+def best_ngram(corpus: Corpus) -> tuple[int, float]:
+    """The order of the best smoothed n-gram model on the validation part, and its nats a token."""
+    size = len(corpus.vocabulary)
+    orders = [n for n in range(1, 8) if n * np.log2(size) < 60 and n < len(corpus.validation)]
+    scored = [(ngram_nats(corpus.train, corpus.validation, size, n), n) for n in orders]
+    nats, order = min(scored)
+    return order, nats
+
+
+def _write(
+    model: rnnjax.LanguageModel,
+    params: Any,
+    vocabulary: Vocabulary,
+    level: Any,
+    prompt: np.ndarray,
+    temperature: float,
+    length: int,
+    seed: int = 0,
+) -> str:
+    sampling = rnnjax.sample(rnnjax.forbid(NEVER_WRITTEN), rnnjax.temperature(temperature))
+    out = rnnjax.generate(
+        model,
+        params,
+        prompt,
+        max_new_tokens=length,
+        key=jax.random.key(seed),
+        sampling=sampling,
+    )
+    return decode(vocabulary, np.asarray(out.tokens), level)
+
+
+def _samples(
+    model: rnnjax.LanguageModel, params: Any, vocabulary: Vocabulary, level: Any, prompt: np.ndarray
+) -> str:
+    """Texts at three temperatures, each under its heading."""
+    parts = []
+    for temperature in _TEMPERATURES:
+        text = _write(model, params, vocabulary, level, prompt, temperature, 600)
+        parts.append(f"==== temperature {temperature} ====\n{text}\n")
+    return "\n".join(parts)
+
+
+def generate(request: Request) -> None:
+    """Write with the network in a run's folder."""
+    config = read_config(request.run)
+    settings = settings_from(
+        Settings, {**config["settings"], **dict.fromkeys(OF_THE_DAY, False)}, request.run / CONFIG
+    )
+    vocabulary = Vocabulary.load(request.run / VOCABULARY)
+    model = build_model(settings, len(vocabulary))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0)))
+    params = load_weights(request.run / WEIGHTS, shapes)
+    prompt = encode_prompt(vocabulary, request.prompt, settings.level)
+    options: dict[str, Any] = {
+        "max_new_tokens": request.length,
+        "sampling": make_sampling(request),
+        "stop": _stop(request, vocabulary),
+    }
+    for sample in range(request.samples):
+        key = jax.random.fold_in(jax.random.key(request.seed), sample)
+        print(request.prompt, end="")
+        if request.stream:
+            for block in rnnjax.stream_text(model, params, prompt, key=key, **options):
+                print(decode(vocabulary, block, settings.level), end="", flush=True)
+        else:
+            out = rnnjax.generate(model, params, prompt, key=key, **options)
+            written = np.asarray(out.tokens)[: int(out.lengths)]
+            print(decode(vocabulary, written, settings.level), end="")
+        print()
+
+
+def make_sampling(request: Request) -> rnnjax.Sampling:
+    """The sampler that a request describes; temperature 0 is the most likely token."""
+    transforms = [rnnjax.forbid(NEVER_WRITTEN)]
+    if request.repetition_penalty is not None:
+        transforms.append(rnnjax.repetition_penalty(request.repetition_penalty, window=64))
+    if request.temperature == 0:
+        return rnnjax.greedy(*transforms)
+    transforms.append(rnnjax.temperature(request.temperature))
+    for make, value in (
+        (rnnjax.top_k, request.top_k),
+        (rnnjax.top_p, request.top_p),
+        (rnnjax.min_p, request.min_p),
+    ):
+        if value is not None:
+            transforms.append(make(value))
+    return rnnjax.sample(*transforms)
+
+
+def _stop(request: Request, vocabulary: Vocabulary) -> int | None:
+    if request.stop is None:
+        return None
+    if request.stop not in vocabulary.tokens:
+        raise DataError(f"stop: expected a token of the vocabulary, got {request.stop!r}")
+    return vocabulary.tokens.index(request.stop)
+
+
+def _check_numbers(settings: Settings) -> None:
+    """Refuse what no part of the library would, before anything is made."""
+    for name in ("rows", "window", "epochs", "patience", "vocabulary_size", "keep"):
+        value = getattr(settings, name)
+        if value < 1:
+            raise DataError(f"{name}: expected at least 1, got {value}")
+    for name in ("learning_rate", "clip_norm"):
+        value = getattr(settings, name)
+        if not 0 < value < float("inf"):
+            raise DataError(f"{name}: expected a finite positive number, got {value}")
+
+
+def _stored(settings: Settings, folder: Path) -> dict[str, Any] | None:
+    if not settings.resume or not (folder / CONFIG).is_file():
+        return None
+    return read_config(folder)
+
+
+def _default_folder(settings: Settings) -> Path:
+    name = Path(settings.dataset).stem
+    return Path("runs") / f"write-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _parse(given: Sequence[str]) -> Settings:
+    settings = tyro.cli(Settings, prog=PROGRAM, args=given)
+    if settings.resume and settings.replace:
+        raise DataError("expected one of --resume and --replace, got both")
+    if not settings.resume:
+        return settings
+    if settings.out is None:
+        raise DataError("resume: expected the folder of the run in --out, got none")
+    if not (settings.out / CONFIG).is_file():
+        return settings
+    stored = settings_from(
+        Settings,
+        {**read_config(settings.out)["settings"], **dict.fromkeys(OF_THE_DAY, False)},
+        settings.out / CONFIG,
+    )
+    return tyro.cli(Settings, prog=PROGRAM, args=given, default=stored)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if given[:1] == ["generate"]:
+            generate(tyro.cli(Request, prog=f"{PROGRAM} generate", args=given[1:]))
+        else:
+            settings = _parse(given)
+            train(settings, settings.out or _default_folder(settings))
+    except (ValueError, OSError, CheckpointError, NonFiniteError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as stop:
+        return stop.exit_code
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,266 @@
+"""Training by truncated backpropagation along one long text, epoch after epoch."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import rnnjax
+from experiments.running.checkpoints import Saver, Snapshot
+from experiments.running.console import Progress
+from experiments.running.interrupts import Interrupted, Interrupts
+from experiments.running.run_folder import RunFolder
+from experiments.write.settings import Settings
+from rnnjax.data import DataError, contiguous
+from rnnjax.metrics import compute, cross_entropy, merge
+from rnnjax.training import (
+    Compilation,
+    EarlyStopping,
+    NonFiniteError,
+    Sequences,
+    check_finite,
+    init_train_state,
+    make_truncated_step,
+)
+
+# Updates in one call of the compiled step: enough that calls cost nothing beside the work.
+_UPDATES_A_CALL = 8
+# Rows and steps of a validation piece. Each row starts without context, so there are few.
+_VALIDATION_ROWS, _VALIDATION_STEPS = 16, 256
+
+
+class Piece(NamedTuple):
+    """A stretch of all rows of a text, [B, n]; ``mask`` is False behind the end of the text."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    mask: np.ndarray
+
+
+def cut(ids: np.ndarray, rows: int, steps: int) -> list[Piece]:
+    """A text in rows, and these in pieces of equal length, in the order they are read.
+
+    Raises:
+        DataError: the text is shorter than the rows.
+    """
+    stream = contiguous(ids, rows)
+    length = stream.tokens.shape[1]
+    missing = -length % steps
+    widths = ((0, 0), (0, missing))
+    mask = np.pad(np.ones((rows, length), bool), widths)
+    tokens, targets = np.pad(stream.tokens, widths), np.pad(stream.targets, widths)
+    return [
+        Piece(*(part[:, begin : begin + steps] for part in (tokens, targets, mask)))
+        for begin in range(0, length + missing, steps)
+    ]
+
+
+def next_token_loss(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> tuple:
+    """Cross entropy of the next token in nats, as a sum and a count."""
+    loss = cross_entropy(logits, targets, mask)
+    return loss.value, {"loss": loss}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _score(model: Any, params: Any, carry: Any, piece: Piece) -> tuple[Any, dict]:
+    carry, logits = model.apply(params, piece.tokens, mask=piece.mask, initial_carry=carry)
+    return carry, {"loss": cross_entropy(logits, piece.targets, piece.mask)}
+
+
+def score(model: rnnjax.LanguageModel, params: Any, ids: np.ndarray) -> float:
+    """The mean nats a token of a text, read once with the carry handed on."""
+    rows = min(_VALIDATION_ROWS, len(ids) - 1)
+    carry, totals = model.initial_carry(params, (rows,)), None
+    for piece in cut(ids, rows, _VALIDATION_STEPS):
+        carry, figures = _score(model, params, carry, piece)
+        totals = figures if totals is None else merge(totals, figures)
+    if totals is None:
+        raise DataError("expected a text of at least two tokens to score")
+    return compute(totals)["loss"]
+
+
+class Fitted(NamedTuple):
+    """The best parameters of a run, their epoch, and their nats a token on validation and test."""
+
+    params: Any
+    epoch: int
+    validation: float
+    test: float | None
+
+
+class Texts(NamedTuple):
+    """What is read in training, and what is scored."""
+
+    train: list[Piece]
+    validation: np.ndarray
+    test: np.ndarray
+
+
+def fit(
+    model: rnnjax.LanguageModel,
+    params: Any,
+    texts: Texts,
+    settings: Settings,
+    run: RunFolder,
+    saver: Saver,
+    show: Callable[[Any], str],
+) -> Fitted:
+    """Train until the validation loss has not fallen for some epochs, or all are done.
+
+    Goes on from the newest good checkpoint of the run, with the bits it would have had.
+
+    Args:
+        model: what to train.
+        params: where it starts.
+        texts: see there.
+        settings: how.
+        run: the folder of records.
+        saver: keeps checkpoints.
+        show: gives a sample from some parameters, for the console and the records.
+
+    Raises:
+        Interrupted: SIGTERM or Ctrl-C came; what was done so far is saved.
+        NonFiniteError: too many updates in a row were not finite.
+    """
+    optimizer = make_optimizer(settings, len(texts.train))
+    key = jax.random.fold_in(jax.random.key(settings.seed), 1)
+    carry = model.initial_carry(params, (settings.rows,))
+    zeros = {"loss": (jnp.zeros(()), jnp.zeros(()))}
+    begin = Snapshot(
+        init_train_state(params, optimizer, key),
+        EarlyStopping("loss", mode="min", patience=settings.patience),
+        (zeros, carry),
+    )
+    begin, passed_over = saver.restore(begin)
+    run.update_config()
+    total = settings.epochs * len(texts.train)
+    with Interrupts() as interrupts, Progress(total, done=begin.step) as progress:
+        for reason in passed_over:
+            progress.say(f"passed over checkpoint {reason}")
+        fitting = _Fitting(model, optimizer, texts, settings, run, saver, interrupts, progress)
+        return fitting.go_on(begin, show)
+
+
+def make_optimizer(settings: Settings, pieces: int) -> optax.GradientTransformation:
+    """Adam with a rate that falls along a cosine, and gradients of bounded norm."""
+    updates = max(1, settings.epochs * pieces * _UPDATES_A_CALL)
+    rate = optax.cosine_decay_schedule(settings.learning_rate, updates, alpha=0.01)
+    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), optax.adam(rate))
+
+
+def piece_steps(settings: Settings) -> int:
+    """Steps of one call of the compiled training step."""
+    return settings.window * _UPDATES_A_CALL
+
+
+class _Fitting:
+    """A run under way."""
+
+    def __init__(
+        self,
+        model: rnnjax.LanguageModel,
+        optimizer: optax.GradientTransformation,
+        texts: Texts,
+        settings: Settings,
+        run: RunFolder,
+        saver: Saver,
+        interrupts: Interrupts,
+        progress: Progress,
+    ) -> None:
+        self._model = model
+        self._texts = texts
+        self._settings = settings
+        self._run = run
+        self._saver = saver
+        self._interrupts = interrupts
+        self._progress = progress
+        self._train_step = make_truncated_step(
+            model.apply, next_token_loss, optimizer, k1=settings.window, on_compile=self._compiled
+        )
+
+    def go_on(self, snapshot: Snapshot, show: Callable[[Any], str]) -> Fitted:
+        self._snapshot = snapshot
+        try:
+            while not self._is_done():
+                self._epoch(show)
+        except (Interrupted, NonFiniteError):
+            self._saver.save(self._snapshot)
+            self._saver.wait()
+            raise
+        best = self._snapshot.stopping
+        if best.best_epoch is None:
+            raise NonFiniteError("no epoch had a finite validation loss")
+        test = score(self._model, best.best_params, self._texts.test) if self._has_test else None
+        if test is not None:
+            self._run.write({"kind": "test", "loss": test})
+        return Fitted(best.best_params, best.best_epoch, best.best_value, test)
+
+    @property
+    def _has_test(self) -> bool:
+        return len(self._texts.test) > 1
+
+    def _is_done(self) -> bool:
+        now = self._snapshot
+        return now.epoch > self._settings.epochs or now.stopping.should_stop
+
+    def _epoch(self, show: Callable[[Any], str]) -> None:
+        began = time.perf_counter()
+        for piece in self._interrupts.watch(self._pieces_left()):
+            self._read(piece)
+        now = self._snapshot
+        check_finite(now.train, max_skipped=20)
+        validation = score(self._model, now.train.params, self._texts.validation)
+        train = compute(now.totals[0])["loss"] if float(now.totals[0]["loss"][1]) else math.nan
+        record = {
+            "kind": "epoch",
+            "epoch": now.epoch,
+            "step": now.step,
+            "skipped": int(now.train.skipped),
+            "train_loss": train,
+            "validation_loss": validation,
+        }
+        seconds = time.perf_counter() - began
+        self._progress.epoch({**record, "seconds": seconds})
+        sample = show(now.train.params)
+        self._progress.say(sample)
+        self._run.write(record)
+        self._run.write({"kind": "sample", "epoch": now.epoch, "text": sample})
+        self._run.write_timing({"kind": "epoch", "epoch": now.epoch, "seconds": seconds})
+        stopping = now.stopping.update(now.epoch, {"loss": validation}, now.train.params)
+        zeros = jax.tree.map(jnp.zeros_like, now.totals[0])
+        carry = self._model.initial_carry(now.train.params, (self._settings.rows,))
+        self._snapshot = now._replace(
+            stopping=stopping, totals=(zeros, carry), epoch=now.epoch + 1, batch=0
+        )
+        self._saver.save(self._snapshot)
+
+    def _pieces_left(self) -> Iterator[Piece]:
+        yield from self._texts.train[self._snapshot.batch :]
+
+    def _read(self, piece: Piece) -> None:
+        now = self._snapshot
+        totals, carry = now.totals
+        batch = Sequences(piece.tokens, piece.targets, piece.mask)
+        train, carry, metrics = self._train_step(now.train, batch, carry)
+        totals = merge(totals, {"loss": metrics["loss"]})
+        self._snapshot = now._replace(
+            train=train, totals=(totals, carry), batch=now.batch + 1, step=now.step + 1
+        )
+        self._progress.advance(lambda: compute({"loss": metrics["loss"]}), int(piece.mask.sum()))
+        figures = compute({"loss": metrics["loss"]}) if float(metrics["loss"][1]) else {}
+        self._run.write({"kind": "step", "step": now.step + 1, "epoch": now.epoch, **figures})
+        if self._saver.is_due(now.step + 1):
+            check_finite(train, max_skipped=20)
+            self._saver.save(self._snapshot)
+
+    def _compiled(self, made: Compilation) -> None:
+        self._progress.compiled(made)
+        self._run.write_timing({"kind": "compile", **made._asdict()})
