@@ -33,6 +33,8 @@ from rnnjax.training import (
 
 # Updates in one call of the compiled step: enough that calls cost nothing beside the work.
 _UPDATES_A_CALL = 8
+# End after so many updates in a row that were not finite.
+_MOST_SKIPPED = 20
 # Rows and steps of a validation piece. Each row starts without context, so there are few.
 _VALIDATION_ROWS, _VALIDATION_STEPS = 16, 256
 
@@ -216,7 +218,7 @@ class _Fitting:
         for piece in self._interrupts.watch(self._pieces_left()):
             self._read(piece)
         now = self._snapshot
-        check_finite(now.train, max_skipped=20)
+        check_finite(now.train, _MOST_SKIPPED)
         validation = score(self._model, now.train.params, self._texts.validation)
         train = compute(now.totals[0])["loss"] if float(now.totals[0]["loss"][1]) else math.nan
         record = {
@@ -250,7 +252,7 @@ class _Fitting:
         totals, carry = now.totals
         batch = Sequences(piece.tokens, piece.targets, piece.mask)
         train, carry, metrics = self._train_step(now.train, batch, carry)
-        totals = merge(totals, {"loss": metrics["loss"]})
+        totals = merge(totals, {"loss": tuple(metrics["loss"])})
         self._snapshot = now._replace(
             train=train, totals=(totals, carry), batch=now.batch + 1, step=now.step + 1
         )
@@ -258,7 +260,7 @@ class _Fitting:
         figures = compute({"loss": metrics["loss"]}) if float(metrics["loss"][1]) else {}
         self._run.write({"kind": "step", "step": now.step + 1, "epoch": now.epoch, **figures})
         if self._saver.is_due(now.step + 1):
-            check_finite(train, max_skipped=20)
+            check_finite(train, _MOST_SKIPPED)
             self._saver.save(self._snapshot)
 
     def _compiled(self, made: Compilation) -> None:

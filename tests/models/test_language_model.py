@@ -1,0 +1,197 @@
+"""A language model's logits, its one step, its tied table, and what it can learn."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import rnnjax
+from rnnjax.data import contiguous
+from rnnjax.metrics import cross_entropy
+from rnnjax.models import Features, activation_penalty, locked_dropout
+
+V, E, H, B, T = 7, 4, 4, 3, 6
+TOKENS = jax.random.randint(jax.random.key(0), (B, T), 0, V)
+LENGTHS = jnp.array([6, 2, 0])
+
+
+def make(tie=False, **options):
+    model = rnnjax.language_model(rnnjax.embedding(V, E), rnnjax.lstm(H), tie=tie, **options)
+    return model, model.init(jax.random.key(1))
+
+
+def numpy_logits(params, tokens):
+    """An LSTM language model over one text, in NumPy float64."""
+    p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+    w = p.embedding.vectors.T if params.w is None else p.w
+    h = c = np.zeros(H)
+    sigmoid = lambda a: 1 / (1 + np.exp(-a))  # noqa: E731
+    logits = []
+    for token in np.asarray(tokens):
+        gates = p.embedding.vectors[token] @ p.layer.w_ih + h @ p.layer.w_hh + p.layer.bias
+        i, f, g, o = np.split(gates, 4)
+        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+        h = sigmoid(o) * np.tanh(c)
+        logits.append(h @ w + p.bias)
+    return np.array(logits)
+
+
+@pytest.mark.parametrize("tie", [False, True])
+def test_logits_are_those_of_a_loop_in_numpy(tie):
+    model, params = make(tie)
+    params = params._replace(bias=jnp.arange(V, dtype=jnp.float32))
+    _, logits = model.apply(params, TOKENS, lengths=LENGTHS)
+    for row, length in enumerate(LENGTHS):
+        expected = numpy_logits(params, TOKENS[row, :length]).reshape(-1, V)
+        np.testing.assert_allclose(logits[row, :length], expected, rtol=2e-5, atol=2e-5)
+        behind = jnp.broadcast_to(params.bias, (T - length, V))
+        np.testing.assert_array_equal(logits[row, length:], behind)
+
+
+def test_steps_give_the_logits_of_apply():
+    model, params = make()
+    end, logits = model.apply(params, TOKENS)
+    carry = None
+    for t in range(T):
+        carry, one = model.step(params, carry, TOKENS[:, t])
+        np.testing.assert_allclose(one, logits[:, t], rtol=1e-5, atol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), carry, end)
+
+
+def test_the_tables_gradient_is_the_sum_of_both_its_uses(float64):
+    model, params = make(tie=True)
+    params = jax.tree.map(lambda a: a.astype(jnp.float64), params)
+    targets = jnp.roll(TOKENS, -1, axis=1)
+
+    def loss(table):
+        tied = params._replace(embedding=params.embedding._replace(vectors=table))
+        _, logits = model.apply(tied, TOKENS)
+        return cross_entropy(logits, targets).value
+
+    table = params.embedding.vectors
+    gradient = jax.grad(loss)(table)
+    for place in ((0, 0), (3, 2), (6, 3)):
+        nudge = jnp.zeros_like(table).at[place].set(1e-5)
+        slope = (loss(table + nudge) - loss(table - nudge)) / 2e-5
+        np.testing.assert_allclose(gradient[place], slope, rtol=1e-7, atol=1e-11)
+
+
+def test_locked_dropout_drops_the_same_features_at_all_steps():
+    xs = jnp.ones((5, 20, 40))
+    dropped = np.asarray(locked_dropout(jax.random.key(0), xs, 0.4))
+    assert np.all(dropped == dropped[:, :1])
+    np.testing.assert_allclose(np.unique(dropped), [0.0, 1 / 0.6], rtol=1e-6)
+    assert not np.all(dropped[0] == dropped[1])
+    np.testing.assert_array_equal(locked_dropout(None, xs, 0.4), xs)
+
+
+def test_a_dropped_word_is_dropped_wherever_it_stands():
+    model, params = make(word_dropout=0.5)
+    vectors = params.embedding.vectors
+    seen = {}
+
+    def watch(params, xs, *rest, **options):
+        seen["xs"] = xs
+        return layer_apply(params, xs, *rest, **options)
+
+    layer = rnnjax.recurrent(rnnjax.lstm(H))
+    layer_apply = layer.apply
+    watched = rnnjax.language_model(
+        rnnjax.embedding(V, E), layer._replace(apply=watch), word_dropout=0.5
+    )
+    watched.apply(params, TOKENS, key=jax.random.key(3))
+    kept = {}
+    for token, x in zip(TOKENS.reshape(-1), seen["xs"].reshape(-1, E), strict=True):
+        is_kept = bool(jnp.any(x != 0))
+        if is_kept:
+            np.testing.assert_allclose(x, vectors[token] * 2, rtol=1e-6)
+        assert kept.setdefault(int(token), is_kept) == is_kept
+    assert set(kept.values()) == {True, False}
+    del model
+
+
+def test_the_penalty_is_that_of_its_formula():
+    raw = np.random.default_rng(0).normal(size=(2, 5, 3))
+    dropped, mask = raw * 2, np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], bool)
+    size = np.mean(dropped[mask] ** 2)
+    change = np.mean(np.concatenate([np.diff(raw[0, :3], axis=0), np.diff(raw[1], axis=0)]) ** 2)
+    value = activation_penalty(
+        Features(jnp.asarray(raw), jnp.asarray(dropped)), mask, activity=2.0, change=3.0
+    )
+    np.testing.assert_allclose(value, 2 * size + 3 * change, rtol=1e-6)
+
+
+def test_it_learns_a_markov_chain_to_its_entropy_and_writes_it():
+    rng = np.random.default_rng(0)
+    chain = rng.dirichlet(np.ones(4) * 0.5, size=4)
+    tokens = [0]
+    for draw in rng.random(40_000):
+        tokens.append(min(int(np.searchsorted(np.cumsum(chain[tokens[-1]]), draw)), 3))
+    ids = np.array(tokens)
+    held_out = ids[32_000:]
+    rows = contiguous(ids[:32_000], 32)
+    model = rnnjax.language_model(rnnjax.embedding(4, 8), rnnjax.gru(16))
+    optimizer = optax.adam(1e-2)
+
+    @jax.jit
+    def train(params):
+        def update(held, piece):
+            params, state = held
+            xs, ys = piece
+            loss = lambda p: cross_entropy(model.apply(p, xs)[1], ys).value  # noqa: E731
+            updates, state = optimizer.update(jax.grad(loss)(params), state)
+            return (optax.apply_updates(params, updates), state), None
+
+        pieces = [np.stack(np.split(a[:, :980], 49, axis=1)) for a in (rows.tokens, rows.targets)]
+        pieces = [np.tile(a, (6, 1, 1)) for a in pieces]
+        return jax.lax.scan(update, (params, optimizer.init(params)), pieces)[0][0]
+
+    params = train(model.init(jax.random.key(0)))
+    _, logits = model.apply(params, held_out[:-1])
+    loss = float(cross_entropy(logits, held_out[1:]).value)
+    # The entropy of the very same transitions, under the law that made them.
+    entropy = -np.mean(np.log(chain[held_out[:-1], held_out[1:]]))
+    assert entropy - 1e-3 < loss < 1.02 * entropy
+
+    written = rnnjax.generate(
+        model, params, jnp.zeros((64, 1), int), max_new_tokens=300, key=jax.random.key(1)
+    )
+    text = np.concatenate([np.zeros((64, 1), int), written.tokens], axis=1)
+    counts = np.zeros((4, 4))
+    np.add.at(counts, (text[:, :-1].reshape(-1), text[:, 1:].reshape(-1)), 1)
+    np.testing.assert_allclose(counts / counts.sum(1, keepdims=True), chain, atol=0.05)
+
+
+def backwards():
+    return rnnjax.recurrent(rnnjax.lstm(H), reverse=True)
+
+
+BAD = {
+    "tied of other sizes": (
+        lambda: rnnjax.language_model(rnnjax.embedding(V, 5), rnnjax.lstm(H), tie=True),
+        "tie=True needs a layer whose output is as wide as the embedding, 5, got 4",
+    ),
+    "tied one-hot": (
+        lambda: rnnjax.language_model(rnnjax.one_hot(V), rnnjax.lstm(V), tie=True),
+        "tie=True needs an embedding with a table",
+    ),
+    "reading ahead": (
+        lambda: rnnjax.language_model(rnnjax.embedding(V, E), backwards()),
+        "layer must not read ahead",
+    ),
+    "a rate of 1": (
+        lambda: rnnjax.language_model(rnnjax.embedding(V, E), rnnjax.lstm(H), dropout=1.0),
+        "dropout",
+    ),
+    "no embedding": (lambda: rnnjax.language_model(3, rnnjax.lstm(H)), "embedding must be"),
+    "no layer": (lambda: rnnjax.language_model(rnnjax.embedding(V, E), 3), "layer must be"),
+    "ids outside": (lambda: make()[0].apply(make()[1], jnp.array([[V]])), r"\[0, 7\)"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named(case):
+    run, words = BAD[case]
+    with pytest.raises(ValueError, match=words):
+        run()
