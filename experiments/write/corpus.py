@@ -75,9 +75,10 @@ def encode_prompt(vocabulary: Vocabulary, prompt: str, level: Level) -> np.ndarr
     Raises:
         DataError: it is empty, or holds nothing that the vocabulary knows.
     """
-    ids = encode(vocabulary, tokenize(prompt, level))
-    if not ids.size:
+    tokens = tokenize(prompt, level)
+    if not tokens:
         raise DataError("prompt: expected at least one token, got none")
+    ids = encode(vocabulary, tokens)
     if np.all(ids == UNKNOWN):
         raise DataError(f"prompt: no token of {prompt!r} was in the training text")
     return ids

@@ -1,0 +1,131 @@
+"""How fast a character model writes, beside a loop over PyTorch's ``LSTMCell`` with equal weights.
+
+Run:     python -m experiments.measurements.generation
+Prints:  tokens a second of each, one text at a time and many at a time, and the ratio: medians
+         and ranges of interleaved rounds. Both draw from the softmax; both have the same weights,
+         and are first checked to give the same logits.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import rnnjax
+from experiments.running.console import exit_code, print_table
+from rnnjax.benchmark import Timing, interleaved, spread
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured."""
+
+    hidden_size: int = 256
+    """Units of the LSTM; the embedding is as wide."""
+    vocab_size: int = 65
+    """As many as Tiny Shakespeare has characters."""
+    texts: tuple[int, ...] = (1, 256)
+    """How many are written side by side."""
+    tokens: int = 400
+    """Tokens of each text in one call."""
+    rounds: int = 7
+    """Durations kept of each."""
+
+
+def ours(model: Any, params: Any, rows: int, tokens: int) -> Callable[[], Any]:
+    """A call that writes ``tokens`` in ``rows`` texts."""
+    prompt, key = jnp.zeros((rows, 1), jnp.int32), jax.random.key(0)
+    return lambda: rnnjax.generate(
+        model, params, prompt, max_new_tokens=tokens, key=key
+    ).tokens.block_until_ready()
+
+
+def theirs(params: Any, rows: int, tokens: int) -> tuple[Callable[[], Any], Callable]:
+    """The same in PyTorch, and its logits of given ids."""
+    import torch
+
+    from rnnjax.interop import torch as interop
+
+    vocab_size, size = params.embedding.vectors.shape
+    embedding = torch.nn.Embedding(vocab_size, size)
+    cell, head = torch.nn.LSTMCell(size, params.w.shape[0]), torch.nn.Linear(*params.w.shape)
+    state = {
+        name: torch.tensor(np.asarray(value))
+        for name, value in interop.export_weights("lstm", params.layer, cell=True).items()
+    }
+    cell.load_state_dict(state)
+    with torch.no_grad():
+        embedding.weight.copy_(torch.tensor(np.asarray(params.embedding.vectors)))
+        head.weight.copy_(torch.tensor(np.asarray(params.w).T))
+        head.bias.copy_(torch.tensor(np.asarray(params.bias)))
+
+    @torch.inference_mode()
+    def write() -> Any:
+        token, carry, written = torch.zeros(rows, dtype=torch.long), None, []
+        for _ in range(tokens):
+            carry = cell(embedding(token), carry)
+            probabilities = torch.softmax(head(carry[0]), dim=-1)
+            token = torch.multinomial(probabilities, 1)[:, 0]
+            written.append(token)
+        return torch.stack(written, dim=1)
+
+    @torch.inference_mode()
+    def logits(ids: np.ndarray) -> np.ndarray:
+        carry, found = None, []
+        for token in torch.tensor(ids, dtype=torch.long).T:
+            carry = cell(embedding(token), carry)
+            found.append(head(carry[0]).numpy())
+        return np.stack(found, axis=1)
+
+    return write, logits
+
+
+def measure(settings: Settings) -> list[dict[str, str]]:
+    """A row of the table for each number of texts."""
+    size, vocab_size = settings.hidden_size, settings.vocab_size
+    model = rnnjax.language_model(rnnjax.embedding(vocab_size, size), rnnjax.lstm(size))
+    params = model.init(jax.random.key(0))
+    rows = []
+    for texts in settings.texts:
+        write, logits = theirs(params, texts, settings.tokens)
+        _check_equal(model, params, logits, vocab_size)
+        timings = interleaved(
+            {"rnnjax": ours(model, params, texts, settings.tokens), "PyTorch": write},
+            rounds=settings.rounds,
+            pauses={"PyTorch": 0.2},
+        )
+        rows.append(_row(texts, texts * settings.tokens, timings))
+    return rows
+
+
+def _check_equal(model: Any, params: Any, logits: Callable, vocab_size: int) -> None:
+    ids = np.random.default_rng(0).integers(0, vocab_size, (3, 20))
+    mine = model.apply(params, ids)[1]
+    np.testing.assert_allclose(mine, logits(ids), rtol=1e-4, atol=1e-4)
+
+
+def _row(texts: int, tokens: int, timings: dict[str, Timing]) -> dict[str, str]:
+    found = {}
+    for name, timing in timings.items():
+        middle = spread(timing.seconds)
+        fast, slow = tokens / middle.least, tokens / middle.most
+        found[f"{name} tokens/s"] = f"{tokens / middle.median:,.0f} ({slow:,.0f}-{fast:,.0f})"
+    ratio = spread(timings["PyTorch"].seconds).median / spread(timings["rnnjax"].seconds).median
+    return {"texts": str(texts), **found, "ratio": f"{ratio:.1f}"}
+
+
+def main() -> int:
+    """Run the command line; the exit code."""
+    import tyro
+
+    return exit_code(lambda: print_table(measure(tyro.cli(Settings, description=__doc__))))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""The program that trains a network on a text and writes with it."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from experiments.running.interrupts import Interrupted, Interrupts
+from experiments.write import command
+from experiments.write.corpus import decode, encode_prompt, tokenize
+from experiments.write.ngram import ngram_nats
+from experiments.write.settings import Request
+from experiments.write.training import cut
+from rnnjax.data import DataError, Vocabulary
+
+TEXT = "the cat sat on the mat, and the dog sat on the cat.\n" * 60
+QUICK = ["--hidden-size", "16", "--embedding-size", "8", "--rows", "4", "--window", "16"]
+QUICK = [*QUICK, "--epochs", "2", "--learning-rate", "0.02"]
+
+
+@pytest.fixture
+def book(tmp_path):
+    path = tmp_path / "my book.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def run(*arguments):
+    return command.main([str(argument) for argument in arguments])
+
+
+def test_a_text_of_ones_own_is_trained_on_and_written_from(book, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert run("--dataset", book, "--out", folder, *QUICK) == 0
+    said = capsys.readouterr().out
+    assert "counting alone" in said
+    for name in ("weights.safetensors", "vocabulary.json", "curves.png", "config.json"):
+        assert (folder / name).stat().st_size
+    samples = (folder / "samples.txt").read_text()
+    assert [f"temperature {t}" in samples for t in (0.3, 0.8, 1.3)] == [True] * 3
+
+    assert run("generate", folder, "the ", "--length", "30", "--seed", "5") == 0
+    whole = capsys.readouterr().out
+    assert whole.startswith("the ")
+    assert len(whole) == len("the ") + 30 + 1
+    assert run("generate", folder, "the ", "--length", "30", "--seed", "5", "--stream") == 0
+    assert capsys.readouterr().out == whole
+    assert set(whole) <= set(TEXT)
+
+
+def test_a_run_that_was_stopped_comes_to_the_same_bytes(book, tmp_path, monkeypatch):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    arguments = ["--dataset", book, *QUICK]
+    assert run(*arguments, "--out", whole) == 0
+    watch = Interrupts.watch
+
+    def stop_after_five(self, items):
+        for count, item in enumerate(watch(self, items)):
+            if count == 5:
+                raise Interrupted(15)
+            yield item
+
+    monkeypatch.setattr(Interrupts, "watch", stop_after_five)
+    assert run(*arguments, "--out", stopped) == 143
+    monkeypatch.setattr(Interrupts, "watch", watch)
+    assert run("--out", stopped, "--resume") == 0
+    for name in ("metrics.jsonl", "weights.safetensors", "samples.txt"):
+        assert (stopped / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_words_are_written_with_blanks_and_line_ends():
+    tokens = tokenize("a dog\nsat", "words")
+    assert tokens == ["a", "dog", "<eos>", "sat"]
+    vocabulary = Vocabulary.fit([tokens])
+    assert decode(vocabulary, vocabulary.encode(tokens), "words") == "a dog \nsat "
+    assert decode(vocabulary, [], "chars") == ""
+
+
+def test_pieces_hold_every_step_once_in_the_order_of_the_text():
+    pieces = cut(np.arange(100), rows=3, steps=8)
+    tokens = np.concatenate([piece.tokens for piece in pieces], axis=1)
+    targets = np.concatenate([piece.targets for piece in pieces], axis=1)
+    mask = np.concatenate([piece.mask for piece in pieces], axis=1)
+    assert {piece.tokens.shape for piece in pieces} == {(3, 8)}
+    np.testing.assert_array_equal(tokens[mask], np.arange(99))
+    np.testing.assert_array_equal(targets[mask], np.arange(1, 100))
+
+
+def witten_bell(train, test, vocab_size, order):
+    """The same law with dictionaries, one context at a time."""
+    counts = [Counter() for _ in range(order + 1)]
+    for n in range(1, order + 1):
+        for i in range(len(train) - n + 1):
+            counts[n][tuple(train[i : i + n])] += 1
+
+    def probability(context, word):
+        if context is None:
+            return 1 / vocab_size
+        below = probability(context[1:] if context else None, word)
+        grams = counts[len(context) + 1].items()
+        after = {gram[-1]: count for gram, count in grams if gram[:-1] == context}
+        total, kinds = sum(after.values()), len(after)
+        if not total:
+            return below
+        return (after.get(word, 0) + kinds * below) / (total + kinds)
+
+    logs = [
+        math.log(probability(tuple(test[i - order + 1 : i]), test[i]))
+        for i in range(order - 1, len(test))
+    ]
+    return -sum(logs) / len(logs)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_the_ngram_model_is_that_of_its_formula(order):
+    ids = np.random.default_rng(0).integers(0, 5, 300).tolist()
+    expected = witten_bell(ids[:250], ids[250:], 6, order)
+    found = ngram_nats(np.array(ids[:250]), np.array(ids[250:]), 6, order)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_an_ngram_model_is_a_law():
+    ids = np.random.default_rng(0).integers(0, 4, 60)
+    context = ids[-2:]
+    total = sum(math.exp(-ngram_nats(ids, np.array([*context, word]), 4, 3)) for word in range(4))
+    assert total == pytest.approx(1, abs=1e-12)
+
+
+def test_a_temperature_of_zero_is_the_most_likely_token():
+    assert not command.make_sampling(Request(run=None, temperature=0.0)).draws
+    wild = command.make_sampling(Request(run=None, top_k=5, top_p=0.9, repetition_penalty=1.2))
+    assert [type(t).__name__ for t in wild.transforms] == [
+        "Forbid",
+        "RepetitionPenalty",
+        "Temperature",
+        "TopK",
+        "TopP",
+    ]
+
+
+BAD = {
+    "no epochs": (["--epochs", "0"], "epochs"),
+    "a rate that is no number": (["--learning-rate", "nan"], "learning_rate"),
+    "no layers": (["--layers", "0"], "layers"),
+    "a tied head of another width": (["--tie"], "tie=True"),
+    "more rows than text": (["--rows", "100000"], "100001"),
+    "no such file": (["--dataset", "nowhere.txt"], "nowhere.txt"),
+    "two wishes": (["--resume", "--replace"], "--replace"),
+    "nothing to resume": (["--resume"], "--out"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_wrong_settings_are_one_line_and_leave_nothing(case, book, tmp_path, capsys):
+    wrong, words = BAD[case]
+    folder = tmp_path / "run"
+    arguments = ["--dataset", book, *([] if "resume" in wrong[0] else ["--out", folder])]
+    assert run(*arguments, *wrong) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+    assert not folder.exists()
+
+
+def test_a_file_that_is_not_text_is_named(tmp_path, capsys):
+    path = tmp_path / "picture.txt"
+    path.write_bytes(bytes(range(256)) * 50)
+    assert run("--dataset", path, "--out", tmp_path / "run") == 2
+    assert "picture.txt" in capsys.readouterr().err
+
+
+def test_an_unknown_prompt_is_refused():
+    vocabulary = Vocabulary.fit([list("abc")])
+    with pytest.raises(DataError, match="no token of 'xyz'"):
+        encode_prompt(vocabulary, "xyz", "chars")
+    with pytest.raises(DataError, match="got none"):
+        encode_prompt(vocabulary, "", "chars")
+    assert encode_prompt(vocabulary, "ax", "chars").tolist()[1] == 1
+
+
+def test_pad_and_unknown_are_never_written(book, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert run("--dataset", book, "--out", folder, *QUICK) == 0
+    capsys.readouterr()
+    assert run("generate", folder, "t", "--length", "2000", "--temperature", "50") == 0
+    assert "<" not in capsys.readouterr().out
