@@ -71,6 +71,7 @@ from .masking import lengths_to_mask as lengths_to_mask
 from .models import Embedding as Embedding
 from .models import LanguageModel as LanguageModel
 from .models import Model as Model
+from .models import adaptive_softmax as adaptive_softmax
 from .models import classifier as classifier
 from .models import embedding as embedding
 from .models import language_model as language_model

@@ -54,7 +54,10 @@ def theirs(params: Any, rows: int, tokens: int) -> tuple[Callable[[], Any], Call
 
     vocab_size, size = params.embedding.vectors.shape
     embedding = torch.nn.Embedding(vocab_size, size)
-    cell, head = torch.nn.LSTMCell(size, params.w.shape[0]), torch.nn.Linear(*params.w.shape)
+    cell, head = (
+        torch.nn.LSTMCell(size, params.head.w.shape[0]),
+        torch.nn.Linear(*params.head.w.shape),
+    )
     state = {
         name: torch.tensor(np.asarray(value))
         for name, value in interop.export_weights("lstm", params.layer, cell=True).items()
@@ -62,8 +65,8 @@ def theirs(params: Any, rows: int, tokens: int) -> tuple[Callable[[], Any], Call
     cell.load_state_dict(state)
     with torch.no_grad():
         embedding.weight.copy_(torch.tensor(np.asarray(params.embedding.vectors)))
-        head.weight.copy_(torch.tensor(np.asarray(params.w).T))
-        head.bias.copy_(torch.tensor(np.asarray(params.bias)))
+        head.weight.copy_(torch.tensor(np.asarray(params.head.w).T))
+        head.bias.copy_(torch.tensor(np.asarray(params.head.bias)))
 
     @torch.inference_mode()
     def write() -> Any:

@@ -1,5 +1,9 @@
 """Models: an embedding below, layers, a head above."""
 
+from .adaptive_softmax import AdaptiveSoftmax as AdaptiveSoftmax
+from .adaptive_softmax import AdaptiveSoftmaxParams as AdaptiveSoftmaxParams
+from .adaptive_softmax import Cluster as Cluster
+from .adaptive_softmax import adaptive_softmax as adaptive_softmax
 from .classifier import ClassifierParams as ClassifierParams
 from .classifier import LinearParams as LinearParams
 from .classifier import Model as Model

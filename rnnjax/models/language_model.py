@@ -13,6 +13,7 @@ from rnnjax._numerics import linear
 from rnnjax.base import Carry, Cell, Key, Layer
 from rnnjax.initializers import draw_linear
 from rnnjax.layers.recurrent import recurrent
+from rnnjax.models.adaptive_softmax import AdaptiveSoftmax
 from rnnjax.models.embedding import Embedding, check_tokens
 
 
@@ -29,10 +30,16 @@ class Features(NamedTuple):
 
 
 class LanguageModelParams(NamedTuple):
-    """``embedding``, ``layer``, and of the head ``w`` [H, V] (None where tied) and ``bias`` [V]."""
+    """``embedding``, ``layer`` and ``head``: :class:`HeadParams`, or those of a softmax given."""
 
     embedding: Any
     layer: Any
+    head: Any
+
+
+class HeadParams(NamedTuple):
+    """``w`` [H, V], None where it is the embedding's table, and ``bias`` [V]."""
+
     w: Array | None
     bias: Array
 
@@ -50,6 +57,9 @@ class LanguageModel(NamedTuple):
         features: as ``apply``, but ``(carry, Features)``, for what needs the outputs of the layer:
             an activation penalty, or a head of one's own.
         head: ``(params, hs [..., H]) -> logits [..., V]``.
+        score: ``(params, (tokens, targets), lengths, *, ...) -> (carry, log_probs [..., T])``, of the
+            targets alone: all that a loss needs, and the cheaper way to it where the softmax is
+            an adaptive one. Other arguments are those of ``apply``.
         vocab_size: V.
     """
 
@@ -59,6 +69,7 @@ class LanguageModel(NamedTuple):
     initial_carry: Callable[..., Carry]
     features: Callable[..., tuple[Carry, Features]]
     head: Callable[[LanguageModelParams, Array], Array]
+    score: Callable[..., tuple[Carry, Array]]
     vocab_size: int
 
 
@@ -67,6 +78,7 @@ def language_model(
     layer: Cell | Layer,
     *,
     tie: bool = False,
+    softmax: AdaptiveSoftmax | None = None,
     dropout: float = 0.0,
     word_dropout: float = 0.0,
 ) -> LanguageModel:
@@ -81,6 +93,8 @@ def language_model(
         layer: a cell or a layer that does not read ahead.
         tie: the head multiplies by the table of the embedding, :math:`W = E^\top`; the layer's
             output must then be as wide as a vector of the table.
+        softmax: an :func:`rnnjax.adaptive_softmax` in place of the linear head, for many words; the
+            logits of ``apply`` and ``step`` are then log probabilities.
         dropout: the rate at which embedded inputs, and outputs of the layer, are dropped in
             training, that is when ``apply`` is given a ``key``. One mask serves all steps of a
             sequence ("locked" dropout).
@@ -117,23 +131,27 @@ def language_model(
     if not below.causal:
         raise ValueError("layer must not read ahead, got one with a part that runs in reverse")
     if tie:
-        _check_tied(embedding, below)
+        _check_tied(embedding, below, softmax)
+    if softmax is not None:
+        _check_softmax(softmax, below.output_size, embedding.vocab_size)
     rate, word_rate = check_rate("dropout", dropout), check_rate("word_dropout", word_dropout)
     vocab_size = embedding.vocab_size
 
     def init(key: Key) -> LanguageModelParams:
         table, inner, head_key = jax.random.split(check_key(key), 3)
-        w, bias = draw_linear(head_key, below.output_size, vocab_size)
-        return LanguageModelParams(
-            embedding.init(table),
-            below.init(inner, embedding.output_size),
-            None if tie else w,
-            bias,
-        )
+        if softmax is None:
+            w, bias = draw_linear(head_key, below.output_size, vocab_size)
+            top = HeadParams(None if tie else w, bias)
+        else:
+            top = softmax.init(head_key)
+        layer_params = below.init(inner, embedding.output_size)
+        return LanguageModelParams(embedding.init(table), layer_params, top)
 
     def head(params: LanguageModelParams, hs: Array) -> Array:
-        w = params.embedding.vectors.T if params.w is None else params.w
-        return linear(hs, w, params.bias)
+        if softmax is not None:
+            return softmax.log_probs(params.head, hs)
+        w = params.embedding.vectors.T if tie else params.head.w
+        return linear(hs, w, params.head.bias)
 
     def features(
         params: LanguageModelParams,
@@ -173,6 +191,20 @@ def language_model(
         carry, outputs = features(params, tokens, lengths, **options)
         return carry, head(params, outputs.dropped)
 
+    def score(
+        params: LanguageModelParams, pair: tuple[Array, Array], lengths: Any = None, **options: Any
+    ) -> tuple[Carry, Array]:
+        tokens, targets = pair
+        carry, outputs = features(params, tokens, lengths, **options)
+        targets = masking.as_integers("targets", targets)
+        if softmax is not None:
+            return carry, softmax.log_prob(params.head, outputs.dropped, targets)
+        every = jax.nn.log_softmax(head(params, outputs.dropped), axis=-1)
+        places = jnp.clip(targets, 0, vocab_size - 1)[..., None]
+        chosen = jnp.take_along_axis(every, places, axis=-1)[..., 0]
+        outside = (targets < 0) | (targets >= vocab_size)
+        return carry, jnp.where(outside, jnp.nan, chosen)
+
     def step(params: LanguageModelParams, carry: Carry, token: Array) -> tuple[Carry, Array]:
         x = embedding.apply(params.embedding, check_tokens(token, vocab_size))
         carry, y = below.step(params.layer, carry, x)
@@ -181,7 +213,7 @@ def language_model(
     def initial_carry(params: LanguageModelParams, batch_shape: tuple[int, ...] = ()) -> Carry:
         return below.initial_carry(params.layer, batch_shape)
 
-    return LanguageModel(init, apply, step, initial_carry, features, head, vocab_size)
+    return LanguageModel(init, apply, step, initial_carry, features, head, score, vocab_size)
 
 
 def locked_dropout(key: Key | None, xs: Array, rate: float) -> Array:
@@ -255,7 +287,20 @@ def _split(key: Key | None) -> Any:
     return (None,) * 4 if key is None else jax.random.split(check_key(key), 4)
 
 
-def _check_tied(embedding: Embedding, layer: Layer) -> None:
+def _check_softmax(softmax: Any, size: int, vocab_size: int) -> None:
+    if not isinstance(softmax, AdaptiveSoftmax):
+        kind = type(softmax).__name__
+        raise ValueError(f"softmax must be a rnnjax.adaptive_softmax(...), got {kind}")
+    if (softmax.input_size, softmax.vocab_size) != (size, vocab_size):
+        raise ValueError(
+            f"softmax must be made for inputs of size {size} and {vocab_size} words, "
+            f"got {softmax.input_size} and {softmax.vocab_size}"
+        )
+
+
+def _check_tied(embedding: Embedding, layer: Layer, softmax: Any) -> None:
+    if softmax is not None:
+        raise ValueError("tie=True needs the linear head, got a softmax")
     shapes = jax.eval_shape(lambda: embedding.init(jax.random.key(0)))
     if not hasattr(shapes, "vectors"):
         raise ValueError("tie=True needs an embedding with a table, such as rnnjax.embedding(...)")

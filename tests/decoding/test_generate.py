@@ -43,7 +43,14 @@ def trigram_model(table=TABLE):
 
     start = initial_carry
     return LanguageModel(
-        None, None, step, initial_carry, features, lambda params, hs: hs, vocabulary
+        init=None,
+        apply=None,
+        step=step,
+        initial_carry=initial_carry,
+        features=features,
+        head=lambda params, hs: hs,
+        score=None,
+        vocab_size=vocabulary,
     )
 
 

@@ -1,0 +1,80 @@
+"""The softmax in clusters is the one of PyTorch, and a law."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rnnjax
+
+H, V, CUTOFFS = 16, 60, [10, 30]
+SOFTMAX = rnnjax.adaptive_softmax(H, V, CUTOFFS)
+PARAMS = SOFTMAX.init(jax.random.key(0))
+HS = jax.random.normal(jax.random.key(1), (4, 5, H))
+
+
+def test_probabilities_sum_to_one():
+    total = np.exp(np.asarray(SOFTMAX.log_probs(PARAMS, HS), np.float64)).sum(-1)
+    np.testing.assert_allclose(total, 1.0, rtol=1e-5)
+
+
+def test_the_probability_of_a_target_is_that_among_all():
+    targets = jax.random.randint(jax.random.key(2), (4, 5), 0, V)
+    every = np.asarray(SOFTMAX.log_probs(PARAMS, HS))
+    expected = np.take_along_axis(every, np.asarray(targets)[..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(SOFTMAX.log_prob(PARAMS, HS, targets), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("target", [-1, V, V + 7])
+def test_a_target_outside_the_vocabulary_is_nan(target):
+    values = SOFTMAX.log_prob(PARAMS, HS[0, :2], jnp.array([target, 3]))
+    assert np.isnan(values[0])
+    assert np.isfinite(values[1])
+
+
+def test_it_is_that_of_pytorch_with_its_weights():
+    torch = pytest.importorskip("torch")
+    theirs = torch.nn.AdaptiveLogSoftmaxWithLoss(H, V, CUTOFFS, div_value=4.0, head_bias=True)
+    array = lambda tensor: jnp.asarray(tensor.detach().numpy())  # noqa: E731
+    clusters = [
+        rnnjax.models.Cluster(array(down.weight).T, array(up.weight).T, jnp.zeros(up.out_features))
+        for down, up in theirs.tail
+    ]
+    head = theirs.head
+    params = rnnjax.models.AdaptiveSoftmaxParams(
+        array(head.weight).T, array(head.bias), tuple(clusters)
+    )
+    rows = np.array(HS.reshape(-1, H))
+    expected = theirs.log_prob(torch.tensor(rows)).detach().numpy()
+    np.testing.assert_allclose(SOFTMAX.log_probs(params, rows), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_language_model_scores_with_it_what_all_its_logits_say():
+    model = rnnjax.language_model(rnnjax.embedding(V, 8), rnnjax.gru(H), softmax=SOFTMAX)
+    params = model.init(jax.random.key(3))
+    tokens = jax.random.randint(jax.random.key(4), (3, 7), 0, V)
+    targets = jnp.roll(tokens, -1, axis=1)
+    carry, scores = model.score(params, (tokens, targets), lengths=[7, 3, 0])
+    end, logits = model.apply(params, tokens, lengths=[7, 3, 0])
+    every = jax.nn.log_softmax(logits, axis=-1)
+    expected = np.take_along_axis(np.asarray(every), np.asarray(targets)[..., None], -1)[..., 0]
+    np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(carry, end)
+
+
+@pytest.mark.parametrize(
+    ("cutoffs", "words"),
+    [([], "cutoffs"), ([10, 10], "cutoffs"), ([60], "cutoffs"), ([0], "cutoffs")],
+)
+def test_cutoffs_that_do_not_grow_are_refused(cutoffs, words):
+    with pytest.raises(ValueError, match=words):
+        rnnjax.adaptive_softmax(H, V, cutoffs)
+
+
+def test_other_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match="divisor must be at least 1"):
+        rnnjax.adaptive_softmax(H, V, CUTOFFS, divisor=0.5)
+    with pytest.raises(ValueError, match="softmax must be made for inputs of size 4"):
+        rnnjax.language_model(rnnjax.embedding(V, 8), rnnjax.gru(4), softmax=SOFTMAX)
+    with pytest.raises(ValueError, match="tie=True"):
+        rnnjax.language_model(rnnjax.embedding(V, H), rnnjax.gru(H), softmax=SOFTMAX, tie=True)
