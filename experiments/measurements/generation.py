@@ -54,10 +54,8 @@ def theirs(params: Any, rows: int, tokens: int) -> tuple[Callable[[], Any], Call
 
     vocab_size, size = params.embedding.vectors.shape
     embedding = torch.nn.Embedding(vocab_size, size)
-    cell, head = (
-        torch.nn.LSTMCell(size, params.head.w.shape[0]),
-        torch.nn.Linear(*params.head.w.shape),
-    )
+    cell = torch.nn.LSTMCell(size, params.head.w.shape[0])
+    head = torch.nn.Linear(*params.head.w.shape)
     state = {
         name: torch.tensor(np.asarray(value))
         for name, value in interop.export_weights("lstm", params.layer, cell=True).items()

@@ -18,7 +18,7 @@ class AdaptiveSoftmax(NamedTuple):
 
     Attributes:
         init: ``(key) -> params``.
-        log_prob: ``(params, hs [..., H], targets [...]) -> [...]``, without the logits of all words.
+        log_prob: ``(params, hs [..., H], targets [...]) -> [...]``, without all words' logits.
         log_probs: ``(params, hs [..., H]) -> [..., V]``, of all words.
         input_size: H.
         vocab_size: V.
@@ -73,8 +73,8 @@ def adaptive_softmax(
         >>> import jax, jax.numpy as jnp, rnnjax
         >>> softmax = rnnjax.adaptive_softmax(8, 1000, cutoffs=[100, 400])
         >>> params = softmax.init(jax.random.key(0))
-        >>> softmax.log_prob(params, jnp.ones((2, 3, 8)), jnp.array([[1, 2, 3], [99, 100, 999]])).shape
-        (2, 3)
+        >>> softmax.log_prob(params, jnp.ones((3, 8)), jnp.array([1, 100, 999])).shape
+        (3,)
         >>> total = jnp.sum(jnp.exp(softmax.log_probs(params, jnp.ones(8))))
         >>> round(float(total), 5)
         1.0

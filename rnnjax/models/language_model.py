@@ -57,8 +57,8 @@ class LanguageModel(NamedTuple):
         features: as ``apply``, but ``(carry, Features)``, for what needs the outputs of the layer:
             an activation penalty, or a head of one's own.
         head: ``(params, hs [..., H]) -> logits [..., V]``.
-        score: ``(params, (tokens, targets), lengths, *, ...) -> (carry, log_probs [..., T])``, of the
-            targets alone: all that a loss needs, and the cheaper way to it where the softmax is
+        score: ``(params, (tokens, targets), lengths, *, ...) -> (carry, log_probs [..., T])``, of
+            the targets alone: all that a loss needs, and the cheaper way to it where the softmax is
             an adaptive one. Other arguments are those of ``apply``.
         vocab_size: V.
     """
