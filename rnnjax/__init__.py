@@ -43,8 +43,10 @@ from .cells import peephole_lstm as peephole_lstm
 from .cells import projected_lstm as projected_lstm
 from .cells import unflatten_frames as unflatten_frames
 from .cells import vanilla as vanilla
+from .decoding import Beams as Beams
 from .decoding import Generated as Generated
 from .decoding import Sampling as Sampling
+from .decoding import beam_search as beam_search
 from .decoding import forbid as forbid
 from .decoding import generate as generate
 from .decoding import greedy as greedy

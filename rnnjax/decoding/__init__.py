@@ -3,6 +3,8 @@
 Knows a model's ``step``, and no cell.
 """
 
+from .beam_search import Beams as Beams
+from .beam_search import beam_search as beam_search
 from .generate import Generated as Generated
 from .generate import generate as generate
 from .generate import stream_text as stream_text

@@ -69,7 +69,7 @@ def sample(*transforms: Transform) -> Sampling:
         >>> rnnjax.sample(rnnjax.temperature(0.8), rnnjax.top_k(40))
         Sampling(transforms=(Temperature(value=0.8), TopK(k=40)), draws=True)
     """
-    return Sampling(_checked(transforms), draws=True)
+    return Sampling(check_transforms(transforms), draws=True)
 
 
 def greedy(*transforms: Transform) -> Sampling:
@@ -80,7 +80,7 @@ def greedy(*transforms: Transform) -> Sampling:
         >>> rnnjax.greedy()
         Sampling(transforms=(), draws=False)
     """
-    return Sampling(_checked(transforms), draws=False)
+    return Sampling(check_transforms(transforms), draws=False)
 
 
 @dataclass(frozen=True)
@@ -289,7 +289,8 @@ def _share(name: str, value: Any) -> float:
     return number
 
 
-def _checked(transforms: tuple[Any, ...]) -> tuple[Transform, ...]:
+def check_transforms(transforms: tuple[Any, ...]) -> tuple[Transform, ...]:
+    """Refuse what is no transformer of logits."""
     for transform in transforms:
         if not callable(transform) or isinstance(transform, Sampling):
             raise ValueError(

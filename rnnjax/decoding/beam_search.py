@@ -1,0 +1,301 @@
+"""The likeliest texts rather than drawn ones: several hypotheses side by side, in one program."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from rnnjax import masking
+from rnnjax._checks import check_size
+from rnnjax.base import Carry
+from rnnjax.decoding.sampling import History, Transform, check_transforms
+
+
+class Beams(NamedTuple):
+    """The best hypotheses of each row, the best first.
+
+    Attributes:
+        tokens: int32 [..., K, N], the stop included; ``pad`` behind the end.
+        lengths: int32 [..., K]; 0 where there are fewer than K hypotheses.
+        scores: float32 [..., K], what they are sorted by; -inf where there is none.
+        log_probs: float32 [..., K], log of the model's own probability of the whole text.
+        ended: bool [..., K], whether the stop came; if not, the text was cut after N tokens.
+    """
+
+    tokens: Array
+    lengths: Array
+    scores: Array
+    log_probs: Array
+    ended: Array
+
+
+def beam_search(
+    step: Callable[..., tuple],
+    params: Any,
+    carry: Carry,
+    start: Any,
+    memory: Any = None,
+    *,
+    stop: int,
+    beam_size: int,
+    max_length: int,
+    length_penalty: float = 0.6,
+    coverage: float = 0.0,
+    transforms: tuple[Transform, ...] = (),
+    pad: int = 0,
+) -> Beams:
+    r"""The hypotheses with the best score that a beam of width K finds.
+
+    .. math::
+
+        \mathrm{score} = \frac{\log P(y)}{\left(\frac{5 + |y|}{6}\right)^{\alpha}} +
+        \beta \sum_s \log \min\left(\sum_t a_{ts}, 1\right)
+
+    With K = 1 it takes the likeliest token at every step, as greedy generation does, and goes on
+    behind it only as long as that can still win. What a row finds depends on that row alone. The
+    loop ends when no live hypothesis of any row can beat what is finished there.
+
+    Args:
+        step: ``(params, carry, token [...]) -> (carry, logits [..., V])``, such as that of a
+            language model; with a ``memory``, ``(params, carry, token, memory)``; to use
+            ``coverage`` it must return ``(carry, logits, weights [..., S])``.
+        params: its parameters.
+        carry: the carry before ``start``, leaves [..., ...].
+        start: int [...], the token that is read first, such as a start token.
+        memory: what a row reads but never changes, leaves [..., ...]: it is not copied for each
+            hypothesis.
+        stop: the id that ends a text.
+        beam_size: K.
+        max_length: N, the most tokens of a text, the stop included.
+        length_penalty: :math:`\alpha`, at least 0. At 0 short texts win; 1 is nearly the mean.
+        coverage: :math:`\beta`, at least 0: prefers texts that attend to all of the source.
+        transforms: changes of the logits before each choice, such as :func:`rnnjax.forbid`.
+        pad: the id behind the end of a text.
+
+    Raises:
+        ValueError: an argument of wrong shape or value, named in the message.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, rnnjax
+        >>> model = rnnjax.language_model(rnnjax.embedding(50, 8), rnnjax.lstm(16))
+        >>> params = model.init(jax.random.key(0))
+        >>> carry = model.initial_carry(params, (2,))
+        >>> beams = rnnjax.beam_search(model.step, params, carry, jnp.array([3, 7]), stop=1,
+        ...                            beam_size=4, max_length=6)
+        >>> beams.tokens.shape, beams.scores.shape
+        ((2, 4, 6), (2, 4))
+
+    References:
+        Wu et al., "Google's neural machine translation system", 2016, equation 14.
+    """
+    first = masking.as_integers("start", start)
+    how = _How(
+        step,
+        check_size("beam_size", beam_size),
+        check_size("max_length", max_length),
+        _check_id("stop", stop),
+        _check_id("pad", pad),
+        _check_weight("length_penalty", length_penalty),
+        _check_weight("coverage", coverage),
+        check_transforms(tuple(transforms)),
+        memory is not None,
+    )
+    for leaf in jax.tree.leaves((carry, memory)):
+        if leaf.shape[: first.ndim] != first.shape:
+            raise ValueError(
+                f"carry and memory must have the batch shape of start, {first.shape}, "
+                f"got shape {leaf.shape}"
+            )
+    return _search(how, params, carry, first, memory)
+
+
+class _How(NamedTuple):
+    """What is fixed when the search is compiled."""
+
+    step: Callable[..., tuple]
+    beam_size: int
+    max_length: int
+    stop: int
+    pad: int
+    length_penalty: float
+    coverage: float
+    transforms: tuple[Transform, ...]
+    has_memory: bool
+
+
+class _Texts(NamedTuple):
+    """Hypotheses [B, K]: live ones, or finished ones."""
+
+    tokens: Array  # [B, K, N]
+    lengths: Array
+    log_probs: Array
+    scores: Array
+    ended: Array
+
+
+class _Searching(NamedTuple):
+    """The state of the loop."""
+
+    count: Array
+    live: _Texts
+    done: _Texts
+    carry: Carry  # [B, K, ...] a leaf
+    last: Array  # [B, K], the token that is read next
+    covered: Array  # [B, K, S], attention so far; S = 0 without coverage
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _search(how: _How, params: Any, carry: Carry, start: Array, memory: Any) -> Beams:
+    batch = start.shape
+
+    def rows(a: Array) -> Array:
+        return a.reshape(math.prod(batch), *a.shape[len(batch) :])
+
+    carry, start, memory = jax.tree.map(rows, (carry, start, memory))
+    carry, last = jax.tree.map(lambda a: _repeat(a, how.beam_size), (carry, start))
+    step = _over_beams(how, params, memory)
+    _, logits, weights = jax.eval_shape(step, carry, last)
+    if logits.shape[-1] <= max(how.stop, how.pad):
+        raise ValueError(f"stop and pad must lie in [0, {logits.shape[-1]})")
+    empty = _no_texts(how, len(start))
+    # One hypothesis to begin with: K equal ones would stay equal for ever.
+    only = jnp.where(jnp.arange(how.beam_size) == 0, 0.0, -jnp.inf)
+    live = empty._replace(log_probs=jnp.broadcast_to(only, empty.log_probs.shape))
+    covered = jnp.zeros(weights.shape, weights.dtype)
+    begin = _Searching(jnp.zeros((), jnp.int32), live, empty, carry, last, covered)
+    end = lax.while_loop(
+        functools.partial(_may_improve, how), functools.partial(_extend, how, step), begin
+    )
+    # A text that was cut competes with those that ended; nothing is live where all have.
+    cut = end.live._replace(scores=_scores(how, end.live, end.covered))
+    best = _best(_concatenate(end.done, cut), how.beam_size)
+    found = jnp.isfinite(best.scores)
+    lengths = jnp.where(found, best.lengths, 0)
+    written = masking.lengths_to_mask(lengths, how.max_length)
+    tokens = jnp.where(written, best.tokens, how.pad)
+    log_probs = jnp.where(found, best.log_probs, -jnp.inf)
+    beams = Beams(tokens, lengths, best.scores, log_probs, best.ended & found)
+    return jax.tree.map(lambda a: a.reshape(*batch, *a.shape[1:]), beams)
+
+
+def _over_beams(how: _How, params: Any, memory: Any) -> Callable:
+    """``step`` for hypotheses [B, K]: the rows as its batch, mapped over the beam."""
+
+    def step(carry: Carry, token: Array) -> tuple[Carry, Array, Array]:
+        given = (memory,) if how.has_memory else ()
+        carry, logits, *rest = how.step(params, carry, token, *given)
+        if not how.coverage:
+            return carry, logits, jnp.zeros((len(token), 0))
+        if not rest:
+            raise ValueError("coverage needs a step that returns (carry, logits, weights)")
+        return carry, logits, rest[0]
+
+    return jax.vmap(step, in_axes=(1, 1), out_axes=1)
+
+
+def _extend(how: _How, step: Callable, now: _Searching) -> _Searching:
+    """Every live hypothesis with every next token; of these the best go on or are finished."""
+    carry, logits, weights = step(now.carry, now.last)
+    changed = _transformed(how, logits.astype(jnp.float32), now.live)
+    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    totals = jnp.where(changed == -jnp.inf, -jnp.inf, now.live.log_probs[..., None] + log_probs)
+    vocabulary = totals.shape[-1]
+    # 2 K candidates leave K that go on, even if K of them are stops.
+    most = min(2 * how.beam_size, how.beam_size * vocabulary)
+    best, places = lax.top_k(totals.reshape(len(totals), -1), most)
+    parents, tokens = places // vocabulary, (places % vocabulary).astype(jnp.int32)
+    covered = _gather(now.covered + weights, parents)
+    texts = _gather(now.live, parents)
+    texts = texts._replace(
+        tokens=texts.tokens.at[..., now.count].set(tokens),
+        lengths=texts.lengths + 1,
+        log_probs=best,
+        ended=tokens == how.stop,
+    )
+    scores = jnp.where(texts.ended, _scores(how, texts, covered), -jnp.inf)
+    done = _best(_concatenate(now.done, texts._replace(scores=scores)), how.beam_size)
+    going = jnp.where(texts.ended, -jnp.inf, best)
+    _, chosen = lax.top_k(going, how.beam_size)
+    live = _gather(texts._replace(log_probs=going), chosen)
+    kept = jnp.take_along_axis(parents, chosen, axis=1)
+    return _Searching(
+        now.count + 1,
+        live,
+        done,
+        _gather(carry, kept),
+        jnp.take_along_axis(tokens, chosen, axis=1),
+        _gather(covered, chosen),
+    )
+
+
+def _may_improve(how: _How, now: _Searching) -> Array:
+    """Whether some live hypothesis of some row could still beat the worst finished one there."""
+    # Log probabilities only fall, a longer text is divided by more, and coverage is at most 0.
+    most = jnp.max(now.live.log_probs, axis=1) / _penalty(how, jnp.array(how.max_length))
+    return (now.count < how.max_length) & jnp.any(most > jnp.min(now.done.scores, axis=1))
+
+
+def _transformed(how: _How, logits: Array, live: _Texts) -> Array:
+    history = History(live.tokens, live.lengths, live.lengths)
+    for transform in how.transforms:
+        logits = jax.vmap(jax.vmap(transform))(logits, history)
+    return logits
+
+
+def _scores(how: _How, texts: _Texts, covered: Array) -> Array:
+    scores = texts.log_probs / _penalty(how, texts.lengths)
+    if how.coverage:
+        # A source step of weight 0 everywhere is padding, or was never looked at: floored.
+        attended = jnp.log(jnp.clip(covered, 1e-6, 1.0))
+        scores = scores + how.coverage * jnp.sum(attended, axis=-1)
+    return scores
+
+
+def _penalty(how: _How, lengths: Array) -> Array:
+    return ((5.0 + lengths.astype(jnp.float32)) / 6.0) ** how.length_penalty
+
+
+def _no_texts(how: _How, count: int) -> _Texts:
+    shape = (count, how.beam_size)
+    return _Texts(
+        jnp.full((*shape, how.max_length), how.pad, jnp.int32),
+        jnp.zeros(shape, jnp.int32),
+        jnp.full(shape, -jnp.inf),
+        jnp.full(shape, -jnp.inf),
+        jnp.zeros(shape, bool),
+    )
+
+
+def _best(texts: _Texts, count: int) -> _Texts:
+    return _gather(texts, lax.top_k(texts.scores, count)[1])
+
+
+def _concatenate(one: _Texts, other: _Texts) -> _Texts:
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), one, other)
+
+
+def _gather(tree: Any, places: Array) -> Any:
+    """Leaves [B, K, ...] as [B, M, ...], by places [B, M] of their second axis."""
+    pick = jax.vmap(lambda row, i: row[i])
+    return jax.tree.map(lambda a: pick(a, places), tree)
+
+
+def _repeat(a: Array, count: int) -> Array:
+    return jnp.broadcast_to(a[:, None], (len(a), count, *a.shape[1:]))
+
+
+def _check_id(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 0:
+        raise ValueError(f"{name} must be a token id, an integer from 0 on, got {value!r}")
+    return int(value)
+
+
+def _check_weight(name: str, value: Any) -> float:
+    number = float(value)
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
+    return number

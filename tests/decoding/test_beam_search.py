@@ -1,0 +1,227 @@
+"""Beam search finds what a search of all texts finds, and mixes up nothing on the way."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rnnjax
+
+V, N, STOP = 3, 4, 1
+TABLES = np.random.default_rng(0).normal(0.0, 1.5, (2, V + 1, V, V)).astype(np.float32)
+
+
+def step(params, carry, token):
+    """The logits after the last two tokens; the carry is the last one."""
+    return token, params[carry, token]
+
+
+def law(table, start, text):
+    """The log probability of a text, in float64."""
+    total, before, last = 0.0, V, start
+    for token in text:
+        logits = np.asarray(table[before, last], np.float64)
+        total += logits[token] - np.log(np.sum(np.exp(logits)))
+        before, last = last, token
+    return total
+
+
+def all_texts(length):
+    """Every text that ends with the stop, and those that are cut."""
+    for n in range(1, length + 1):
+        for text in itertools.product(range(V), repeat=n):
+            if STOP not in text[:-1] and (text[-1] == STOP or n == length):
+                yield text
+
+
+def brute_force(table, start, alpha):
+    scored = [
+        (law(table, start, text) / ((5 + len(text)) / 6) ** alpha, text) for text in all_texts(N)
+    ]
+    return sorted(scored, reverse=True)
+
+
+def search(table, start, beam_size, alpha=0.6, length=N, **options):
+    start = jnp.asarray(start)
+    return rnnjax.beam_search(
+        step,
+        jnp.asarray(table),
+        jnp.full(start.shape, V),
+        start,
+        stop=STOP,
+        beam_size=beam_size,
+        max_length=length,
+        length_penalty=alpha,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("table", TABLES)
+def test_a_beam_as_wide_as_all_texts_finds_them_in_order(table, alpha):
+    expected = brute_force(table, 0, alpha)
+    beams = search(table, 0, beam_size=V**N, alpha=alpha)
+    for k, (score, text) in enumerate(expected):
+        assert beams.tokens[k, : int(beams.lengths[k])].tolist() == list(text)
+        np.testing.assert_allclose(beams.scores[k], score, rtol=1e-5)
+        np.testing.assert_allclose(beams.log_probs[k], law(table, 0, text), rtol=1e-5)
+        assert bool(beams.ended[k]) == (text[-1] == STOP)
+    assert not np.any(np.isfinite(beams.scores[len(expected) :]))
+    assert not np.any(beams.lengths[len(expected) :])
+
+
+def test_a_beam_of_one_is_greedy_while_that_can_win():
+    starts = jnp.array([0, 2])
+    beams = search(TABLES[0], starts, beam_size=1, alpha=0.0, length=6)
+    for row, start in enumerate(starts.tolist()):
+        text, before, last = [], V, start
+        while (len(text) < 6 and last != STOP) or not text:
+            before, last = last, int(np.argmax(TABLES[0][before, last]))
+            text.append(last)
+        length = int(beams.lengths[row, 0])
+        assert beams.tokens[row, 0, :length].tolist() == text[:length]
+
+
+def test_every_hypothesis_has_the_carry_of_its_own_tokens():
+    def hashed(params, carry, token):
+        """Logits that depend on the whole history, and a carry that writes it down."""
+        history, count = carry
+        history = history.at[jnp.arange(len(token)), count].set(token)
+        count = count + 1
+        code = jnp.sum(history * (jnp.arange(history.shape[1])[None] + 2) ** 2, axis=1)
+        return (history, count), jnp.sin(code[:, None] * params[None])
+
+    params = jnp.array([1.3, 2.7, 0.9])
+    carry = (jnp.zeros((2, 8), jnp.int32), jnp.zeros(2, jnp.int32))
+    beams = rnnjax.beam_search(
+        hashed, params, carry, jnp.array([0, 2]), stop=STOP, beam_size=4, max_length=6
+    )
+    for row, start in enumerate((0, 2)):
+        for k in range(4):
+            text = beams.tokens[row, k, : int(beams.lengths[row, k])].tolist()
+            total, history = 0.0, [start]
+            for token in text:
+                code = sum(t * (i + 2) ** 2 for i, t in enumerate(history))
+                logits = np.sin(code * np.asarray(params, np.float64))
+                total += logits[token] - np.log(np.sum(np.exp(logits)))
+                history.append(token)
+            np.testing.assert_allclose(beams.log_probs[row, k], total, rtol=1e-4)
+
+
+def test_hypotheses_are_sorted_and_none_is_there_twice():
+    beams = search(TABLES[1], jnp.array([0, 2, 0]), beam_size=5, length=6)
+    assert np.all(np.diff(beams.scores, axis=1) <= 0)
+    for row in range(3):
+        texts = {tuple(text.tolist()) for text in beams.tokens[row]}
+        assert len(texts) == 5
+        for k in range(5):
+            text = beams.tokens[row, k, : int(beams.lengths[row, k])].tolist()
+            assert STOP not in text[:-1]
+            assert bool(beams.ended[row, k]) == (text[-1] == STOP)
+
+
+def test_a_row_finds_by_itself_what_it_finds_among_others():
+    starts = jnp.array([0, 2, 2, 0])
+    together = search(TABLES[0], starts, beam_size=3)
+    for row, start in enumerate(starts):
+        alone = search(TABLES[0], start, beam_size=3)
+        np.testing.assert_array_equal(alone.tokens, together.tokens[row])
+        np.testing.assert_allclose(alone.scores, together.scores[row], rtol=1e-6)
+
+
+def test_a_model_that_never_stops_is_cut_and_says_so():
+    table = TABLES[0].copy()
+    table[..., STOP] = -1e9
+    beams = search(table, jnp.array([0, 2]), beam_size=2)
+    assert beams.lengths.tolist() == [[N, N], [N, N]]
+    assert not np.any(beams.ended)
+
+
+def test_the_loop_ends_when_nothing_can_win_any_more():
+    table = TABLES[0].copy()
+    table[..., STOP] = 30.0
+    calls = []
+
+    def counted(params, carry, token):
+        jax.debug.callback(lambda: calls.append(1))
+        return step(params, carry, token)
+
+    start = jnp.array([0])
+    rnnjax.beam_search(
+        counted,
+        jnp.asarray(table),
+        jnp.full((1,), V),
+        start,
+        stop=STOP,
+        beam_size=1,
+        max_length=500,
+    )
+    jax.effects_barrier()
+    assert len(calls) < 10
+
+
+def test_coverage_prefers_the_text_that_looks_everywhere():
+    # Token 0 looks at the first place again and again, token 2 at the second.
+    def looking(params, carry, token, memory):
+        carry, logits = step(params, carry, token)
+        return carry, logits, jax.nn.one_hot(token // 2, 2) * memory
+
+    table = np.zeros((V + 1, V, V), np.float32)
+    found = {}
+    for coverage in (0.0, 5.0):
+        found[coverage] = rnnjax.beam_search(
+            looking,
+            jnp.asarray(table),
+            jnp.full((1,), V),
+            jnp.array([0]),
+            jnp.ones((1, 1)),
+            stop=STOP,
+            beam_size=27,
+            max_length=3,
+            coverage=coverage,
+        )
+    best = found[5.0].tokens[0, 0].tolist()
+    assert 2 in best[:2]
+    uniform = -np.log(3.0)
+    length = int(found[5.0].lengths[0, 0])
+    looks = [0, *best[: length - 1]]
+    covered = [min(sum(t // 2 == s for t in looks), 1) for s in range(2)]
+    expected = length * uniform / ((5 + length) / 6) ** 0.6 + 5 * np.log(covered).sum()
+    np.testing.assert_allclose(found[5.0].scores[0, 0], expected, rtol=1e-5)
+    assert found[0.0].lengths[0, 0] == 1
+
+
+def test_forbidden_tokens_are_in_no_hypothesis():
+    beams = search(TABLES[0], 0, beam_size=4, transforms=(rnnjax.forbid([2]),))
+    for k in range(4):
+        assert 2 not in beams.tokens[k, : int(beams.lengths[k])].tolist()
+
+
+BAD = {
+    "no beam": (lambda: search(TABLES[0], 0, beam_size=0), "beam_size must be a positive integer"),
+    "no length": (lambda: search(TABLES[0], 0, 2, length=0), "max_length must be a positive"),
+    "a penalty below 0": (lambda: search(TABLES[0], 0, 2, alpha=-1.0), "length_penalty must be"),
+    "coverage without weights": (lambda: search(TABLES[0], 0, 2, coverage=1.0), "coverage needs"),
+    "a pad outside": (lambda: search(TABLES[0], 0, 2, pad=7), r"lie in \[0, 3\)"),
+    "a batch of another shape": (
+        lambda: rnnjax.beam_search(
+            step,
+            jnp.asarray(TABLES[0]),
+            jnp.zeros(3, int),
+            jnp.zeros(2, int),
+            stop=1,
+            beam_size=2,
+            max_length=3,
+        ),
+        r"batch shape of start, \(2,\), got shape \(3,\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named(case):
+    run, words = BAD[case]
+    with pytest.raises(ValueError, match=words):
+        run()
