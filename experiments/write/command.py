@@ -191,13 +191,12 @@ def make_sampling(request: Request) -> rnnjax.Sampling:
     if request.temperature == 0:
         return rnnjax.greedy(*transforms)
     transforms.append(rnnjax.temperature(request.temperature))
-    for make, value in (
-        (rnnjax.top_k, request.top_k),
-        (rnnjax.top_p, request.top_p),
-        (rnnjax.min_p, request.min_p),
-    ):
-        if value is not None:
-            transforms.append(make(value))
+    if request.top_k is not None:
+        transforms.append(rnnjax.top_k(request.top_k))
+    if request.top_p is not None:
+        transforms.append(rnnjax.top_p(request.top_p))
+    if request.min_p is not None:
+        transforms.append(rnnjax.min_p(request.min_p))
     return rnnjax.sample(*transforms)
 
 

@@ -74,7 +74,7 @@ def next_token_loss(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> t
 @functools.partial(jax.jit, static_argnums=0)
 def _score(model: Any, params: Any, carry: Any, piece: Piece) -> tuple[Any, dict]:
     carry, logits = model.apply(params, piece.tokens, mask=piece.mask, initial_carry=carry)
-    return carry, {"loss": cross_entropy(logits, piece.targets, piece.mask)}
+    return carry, {"loss": cross_entropy(logits, jnp.asarray(piece.targets), piece.mask)}
 
 
 def score(model: rnnjax.LanguageModel, params: Any, ids: np.ndarray) -> float:
@@ -198,7 +198,7 @@ class _Fitting:
             self._saver.wait()
             raise
         best = self._snapshot.stopping
-        if best.best_epoch is None:
+        if best.best_epoch is None or best.best_value is None:
             raise NonFiniteError("no epoch had a finite validation loss")
         test = score(self._model, best.best_params, self._texts.test) if self._has_test else None
         if test is not None:

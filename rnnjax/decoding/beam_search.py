@@ -140,7 +140,7 @@ class _Texts(NamedTuple):
 class _Searching(NamedTuple):
     """The state of the loop."""
 
-    count: Array
+    written: Array  # tokens of every live hypothesis
     live: _Texts
     done: _Texts
     carry: Carry  # [B, K, ...] a leaf
@@ -211,7 +211,7 @@ def _extend(how: _How, step: Callable, now: _Searching) -> _Searching:
     covered = _gather(now.covered + weights, parents)
     texts = _gather(now.live, parents)
     texts = texts._replace(
-        tokens=texts.tokens.at[..., now.count].set(tokens),
+        tokens=texts.tokens.at[..., now.written].set(tokens),
         lengths=texts.lengths + 1,
         log_probs=best,
         ended=tokens == how.stop,
@@ -223,7 +223,7 @@ def _extend(how: _How, step: Callable, now: _Searching) -> _Searching:
     live = _gather(texts._replace(log_probs=going), chosen)
     kept = jnp.take_along_axis(parents, chosen, axis=1)
     return _Searching(
-        now.count + 1,
+        now.written + 1,
         live,
         done,
         _gather(carry, kept),
@@ -236,7 +236,7 @@ def _may_improve(how: _How, now: _Searching) -> Array:
     """Whether some live hypothesis of some row could still beat the worst finished one there."""
     # Log probabilities only fall, a longer text is divided by more, and coverage is at most 0.
     most = jnp.max(now.live.log_probs, axis=1) / _penalty(how, jnp.array(how.max_length))
-    return (now.count < how.max_length) & jnp.any(most > jnp.min(now.done.scores, axis=1))
+    return (now.written < how.max_length) & jnp.any(most > jnp.min(now.done.scores, axis=1))
 
 
 def _transformed(how: _How, logits: Array, live: _Texts) -> Array:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.core import Tracer
 
 from rnnjax import masking
 from rnnjax._checks import check_key, check_size
@@ -295,7 +296,7 @@ def _check_prompt(prompt: Any, lengths: Any, vocab_size: int) -> tuple[Array, Ar
     if lengths is None:
         return prompt.astype(jnp.int32), jnp.full(batch, time, jnp.int32)
     lengths = masking.check_lengths(lengths, batch, time)
-    if not isinstance(lengths, jax.core.Tracer) and np.any(np.asarray(lengths) < 1):
+    if not isinstance(lengths, Tracer) and np.any(np.asarray(lengths) < 1):
         place = tuple(int(i) for i in np.argwhere(np.asarray(lengths) < 1)[0])
         raise ValueError(
             f"lengths must be at least 1, got 0 at index {place}: "

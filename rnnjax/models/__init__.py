@@ -18,6 +18,7 @@ from .embedding import trainable as trainable
 from .language_model import Features as Features
 from .language_model import LanguageModel as LanguageModel
 from .language_model import LanguageModelParams as LanguageModelParams
+from .language_model import SoftmaxParams as SoftmaxParams
 from .language_model import activation_penalty as activation_penalty
 from .language_model import language_model as language_model
 from .language_model import locked_dropout as locked_dropout

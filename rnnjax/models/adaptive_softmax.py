@@ -9,11 +9,20 @@ from jax import Array
 
 from rnnjax._checks import check_key, check_size
 from rnnjax._numerics import linear
+from rnnjax._recipe import Made, factory
 from rnnjax.base import Key
 from rnnjax.initializers import draw_linear
 
 
-class AdaptiveSoftmax(NamedTuple):
+class _AdaptiveSoftmaxFields(NamedTuple):
+    init: Callable[[Key], Any]
+    log_prob: Callable[[Any, Array, Array], Array]
+    log_probs: Callable[[Any, Array], Array]
+    input_size: int
+    vocab_size: int
+
+
+class AdaptiveSoftmax(Made, _AdaptiveSoftmaxFields):
     """Probabilities of words in clusters, as pure functions.
 
     Attributes:
@@ -23,12 +32,6 @@ class AdaptiveSoftmax(NamedTuple):
         input_size: H.
         vocab_size: V.
     """
-
-    init: Callable[[Key], Any]
-    log_prob: Callable[[Any, Array, Array], Array]
-    log_probs: Callable[[Any, Array], Array]
-    input_size: int
-    vocab_size: int
 
 
 class Cluster(NamedTuple):
@@ -47,6 +50,7 @@ class AdaptiveSoftmaxParams(NamedTuple):
     clusters: tuple[Cluster, ...]
 
 
+@factory
 def adaptive_softmax(
     input_size: int, vocab_size: int, cutoffs: Sequence[int], *, divisor: float = 4.0
 ) -> AdaptiveSoftmax:

@@ -10,6 +10,7 @@ from jax import Array
 from rnnjax import masking
 from rnnjax._checks import check_key, check_rate
 from rnnjax._numerics import linear
+from rnnjax._recipe import Made, factory
 from rnnjax.base import Carry, Cell, Key, Layer
 from rnnjax.initializers import draw_linear
 from rnnjax.layers.recurrent import recurrent
@@ -30,22 +31,35 @@ class Features(NamedTuple):
 
 
 class LanguageModelParams(NamedTuple):
-    """``embedding``, ``layer`` and ``head``: :class:`HeadParams`, or those of a softmax given."""
+    """``embedding``, ``layer``; ``head``: :class:`SoftmaxParams`, or those of a given softmax."""
 
     embedding: Any
     layer: Any
     head: Any
 
 
-class HeadParams(NamedTuple):
+class SoftmaxParams(NamedTuple):
     """``w`` [H, V], None where it is the embedding's table, and ``bias`` [V]."""
 
     w: Array | None
     bias: Array
 
 
-class LanguageModel(NamedTuple):
+class _LanguageModelFields(NamedTuple):
+    init: Callable[[Key], LanguageModelParams]
+    apply: Callable[..., tuple[Carry, Array]]
+    step: Callable[[LanguageModelParams, Carry, Array], tuple[Carry, Array]]
+    initial_carry: Callable[..., Carry]
+    features: Callable[..., tuple[Carry, Features]]
+    head: Callable[[LanguageModelParams, Array], Array]
+    score: Callable[..., tuple[Carry, Array]]
+    vocab_size: int
+
+
+class LanguageModel(Made, _LanguageModelFields):
     """A language model as pure functions.
+
+    Two that were made from equal arguments are equal.
 
     Attributes:
         init: ``(key) -> params``.
@@ -63,16 +77,8 @@ class LanguageModel(NamedTuple):
         vocab_size: V.
     """
 
-    init: Callable[[Key], LanguageModelParams]
-    apply: Callable[..., tuple[Carry, Array]]
-    step: Callable[[LanguageModelParams, Carry, Array], tuple[Carry, Array]]
-    initial_carry: Callable[..., Carry]
-    features: Callable[..., tuple[Carry, Features]]
-    head: Callable[[LanguageModelParams, Array], Array]
-    score: Callable[..., tuple[Carry, Array]]
-    vocab_size: int
 
-
+@factory
 def language_model(
     embedding: Embedding,
     layer: Cell | Layer,
@@ -141,7 +147,7 @@ def language_model(
         table, inner, head_key = jax.random.split(check_key(key), 3)
         if softmax is None:
             w, bias = draw_linear(head_key, below.output_size, vocab_size)
-            top = HeadParams(None if tie else w, bias)
+            top = SoftmaxParams(None if tie else w, bias)
         else:
             top = softmax.init(head_key)
         layer_params = below.init(inner, embedding.output_size)
