@@ -32,6 +32,8 @@ ROOMS = {
 MODULES = [
     "rnnjax",
     "rnnjax.initializers",
+    "rnnjax.models",
+    "rnnjax.decoding",
     "rnnjax.training",
     "rnnjax.metrics",
     "rnnjax.data",
