@@ -2,9 +2,47 @@
 
 From the ground up: a ``Cell`` is the mathematics of one step, ``unroll`` runs it over time, a
 ``Layer`` is a cell over whole sequences and closes under composition, a ``Model`` puts an
-embedding below and a head above. Texts become batches in ``rnnjax.data``; losses and metrics as
-sums and counts are in ``rnnjax.metrics``, safetensors files in ``rnnjax.weights``.
+embedding below and a head above. By subject:
+
+Cells
+    ``lstm`` ``gru`` ``vanilla`` ``minimal_gated`` ``peephole_lstm`` ``projected_lstm``
+    ``coupled_lstm`` ``conv_lstm`` ``indrnn``; linear in their state: ``lru`` ``min_lstm``
+    ``min_gru``; of your own: ``Cell`` with ``Noise`` ``NoiseShape``. Their parameters, carries
+    and gates: ``LSTMParams`` ``LSTMCarry`` ``LSTMGates`` ``GRUParams`` ``GRUGates``
+    ``VanillaParams`` ``MGUParams`` ``MGUGates`` ``PeepholeLSTMParams`` ``ProjectedLSTMParams``
+    ``CoupledLSTMParams`` ``ConvLSTMParams`` ``IndRNNParams`` ``LRUParams`` ``MinLSTMParams``
+    ``MinLSTMGates`` ``MinGRUParams`` ``MinGRUGates``. Frames of ``conv_lstm``:
+    ``flatten_frames`` ``unflatten_frames``.
+From cell to cell
+    ``variational_dropout`` ``recurrent_dropout`` ``weight_drop`` ``zoneout`` ``layer_norm``
+    ``learn_initial_carry`` ``with_policy`` ``trace_gates``; ``Policy`` ``LayerNormParams``
+    ``LearnedCarryParams``.
+Running a cell over time
+    ``unroll`` ``explain``; ``lengths_to_mask``; several sequences in one row:
+    ``resets_from_segment_ids`` ``segment_ids_from_resets`` ``pool_segments``
+    ``segment_carries``; episodes: ``resets_from_dones`` ``valid_from_dones``.
+Layers
+    ``recurrent`` ``bidirectional`` ``stack`` ``residual`` ``skip_stack`` ``output_head``; of
+    your own: ``Layer``; ``Directions``; sequences in pieces: ``make_stream``, and
+    ``Layer.step``.
+Models
+    ``classifier`` ``tagger`` ``language_model`` ``embedding`` ``one_hot`` ``adaptive_softmax``
+    ``trainable``; ``Model`` ``Embedding`` ``LanguageModel`` ``TaggerParams``.
+Training
+    ``make_train_step`` ``make_eval_step`` ``make_truncated_step`` ``init_train_state``
+    ``TrainState`` ``CompiledStep`` ``Sequences`` ``apply_gradients`` ``average_parameters``
+    ``averaged`` ``EarlyStopping`` ``check_finite`` ``NonFiniteError``; values looked at while a
+    function runs: ``checked``.
+Modules, loaded when they are first used
+    ``rnnjax.data`` texts and series as batches; ``rnnjax.metrics`` losses and metrics as sums
+    and counts; ``rnnjax.training`` steps; ``rnnjax.weights`` safetensors files;
+    ``rnnjax.checkpoint`` runs that go on; ``rnnjax.interop`` weights of other libraries, ONNX;
+    ``rnnjax.modules`` Flax modules; ``rnnjax.exporting`` compiled programs as files;
+    ``rnnjax.benchmark`` timing; ``rnnjax.initializers`` first weights; ``rnnjax.segments`` and
+    ``rnnjax.masking``.
 """
+
+import importlib as _importlib
 
 from ._checks import checked as checked
 from .base import Cell as Cell
@@ -73,11 +111,13 @@ from .masking import lengths_to_mask as lengths_to_mask
 from .models import Embedding as Embedding
 from .models import LanguageModel as LanguageModel
 from .models import Model as Model
+from .models import TaggerParams as TaggerParams
 from .models import adaptive_softmax as adaptive_softmax
 from .models import classifier as classifier
 from .models import embedding as embedding
 from .models import language_model as language_model
 from .models import one_hot as one_hot
+from .models import tagger as tagger
 from .models import trainable as trainable
 from .segments import pool_segments as pool_segments
 from .segments import resets_from_dones as resets_from_dones
@@ -110,3 +150,31 @@ from .transforms import variational_dropout as variational_dropout
 from .transforms import weight_drop as weight_drop
 from .transforms import with_policy as with_policy
 from .transforms import zoneout as zoneout
+
+__version__ = "0.1.0"
+
+_MODULES = (
+    "benchmark",
+    "checkpoint",
+    "data",
+    "exporting",
+    "initializers",
+    "interop",
+    "masking",
+    "metrics",
+    "modules",
+    "segments",
+    "training",
+    "weights",
+)
+
+
+def __getattr__(name: str) -> object:
+    """A module of the package, loaded when it is first asked for: importing rnnjax stays cheap."""
+    if name in _MODULES:
+        return _importlib.import_module(f"rnnjax.{name}")
+    raise AttributeError(f"module 'rnnjax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*(name for name in globals() if not name.startswith("_")), *_MODULES})

@@ -189,13 +189,34 @@ def _at_next_real_step(following: Array, real: Array) -> Array:
 
 
 def take_last(ys: Array, valid: Array) -> Array:
-    """The output [..., O] of the last valid step of ``ys`` [..., T, O]; zero without one."""
+    """The output [..., O] of the last valid step of ``ys`` [..., T, O]; zero without one.
+
+    ``valid`` is the mask [..., T], or the lengths [...].
+    """
+    valid = _as_mask(ys, valid)
     return _take(ys, valid, lambda: valid.shape[-1] - 1 - jnp.argmax(jnp.flip(valid, -1), -1))
 
 
 def take_first(ys: Array, valid: Array) -> Array:
-    """The output [..., O] of the first valid step of ``ys`` [..., T, O]; zero without one."""
+    """The output [..., O] of the first valid step of ``ys`` [..., T, O]; zero without one.
+
+    ``valid`` is the mask [..., T], or the lengths [...].
+    """
+    valid = _as_mask(ys, valid)
     return _take(ys, valid, lambda: jnp.argmax(valid, -1))
+
+
+def _as_mask(ys: Array, valid: Any) -> Array:
+    batch, time = ys.shape[:-2], ys.shape[-2]
+    array = as_array("valid", valid)
+    if array.dtype != jnp.bool_ and array.shape == batch:
+        return lengths_to_mask(check_lengths(array, batch, time), time)
+    if array.dtype != jnp.bool_ or array.shape != (*batch, time):
+        raise ValueError(
+            f"valid must be a mask, bool of shape {(*batch, time)}, or lengths, integers of shape "
+            f"{batch}, got dtype {array.dtype} and shape {array.shape}"
+        )
+    return jnp.asarray(array)
 
 
 def _take(ys: Array, valid: Array, index: Callable[[], Array]) -> Array:

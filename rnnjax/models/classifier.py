@@ -3,24 +3,20 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from rnnjax import masking
-from rnnjax._checks import check_key, check_rate, check_size
-from rnnjax._numerics import linear
 from rnnjax._recipe import Made, factory
 from rnnjax.base import Cell, Key, Layer
-from rnnjax.initializers import draw_linear
-from rnnjax.layers._common import apply_dropout
-from rnnjax.layers.recurrent import recurrent
-from rnnjax.models.embedding import Embedding, check_tokens
-from rnnjax.segments import check_segments, pool_segments, resets_from_segment_ids
+from rnnjax.models._encoding import Encoding, LinearParams, packed_steps, split_three
+from rnnjax.models.embedding import Embedding
+from rnnjax.segments import check_segments, pool_segments
+from rnnjax.transforms.precision import Policy
 
 
 class _ModelFields(NamedTuple):
-    init: Callable[[Key], Any]
+    init: Callable[..., Any]
     apply: Callable[..., Array]
 
 
@@ -30,10 +26,13 @@ class Model(Made, _ModelFields):
     Two that one function made from equal arguments are equal.
 
     Attributes:
-        init: ``(key) -> params``.
-        apply: ``(params, tokens [..., T], lengths [...], *, mask, key) -> logits [..., C]``; or,
-            for several texts in a row, ``(params, tokens [..., T], *, segment_ids [..., T],
-            num_segments, key) -> logits [N, C]``, with ids as ``rnnjax.data.pack`` gives them.
+        init: ``(key) -> params``; ``(key, input_size) -> params`` without an embedding.
+        apply: ``(params, tokens [..., T], lengths [...], *, mask, key) -> logits``; or, for
+            several texts in a row, ``(params, tokens [..., T], *, segment_ids [..., T], key)``,
+            with ids as ``rnnjax.data.pack`` gives them. Without an embedding, vectors
+            [..., T, D] stand in place of the tokens. Logits are [..., C] of a classifier,
+            [N, C] of one that is given ``segment_ids`` and ``num_segments``, and [..., T, C] of
+            a tagger.
     """
 
 
@@ -42,26 +41,20 @@ class ClassifierParams(NamedTuple):
 
     embedding: Any
     encoder: Any
-    head: "LinearParams"
-
-
-class LinearParams(NamedTuple):
-    """``w`` [H, C] and ``bias`` [C]."""
-
-    w: Array
-    bias: Array
+    head: LinearParams
 
 
 @factory
 def classifier(
-    embedding: Embedding,
+    embedding: Embedding | None,
     encoder: Cell | Layer,
     num_classes: int,
     *,
     pooling: str = "last",
     dropout: float = 0.0,
+    policy: Policy | None = None,
 ) -> Model:
-    r"""A text classifier: embedding, recurrent layer, pooling over valid steps, linear head.
+    r"""A classifier of texts: embedding, recurrent layer, pooling over valid steps, linear head.
 
     .. math:: \mathrm{logits} = \mathrm{pool}(y_1 \dots y_T) W + b
 
@@ -69,7 +62,9 @@ def classifier(
     logits they have alone; what is drawn once a row in training, they share.
 
     Args:
-        embedding: from token ids to vectors, ``rnnjax.embedding(...)`` or ``rnnjax.one_hot(...)``.
+        embedding: from token ids to vectors, ``rnnjax.embedding(...)`` or ``rnnjax.one_hot(...)``;
+            None for a classifier of sequences of vectors, such as measurements: its ``init``
+            takes the input size too, and its ``apply`` vectors [..., T, D] in place of tokens.
         encoder: a cell or a layer.
         num_classes: C.
         pooling: "last", "mean" or "max". "last" is the output after the layer's own last step:
@@ -77,6 +72,7 @@ def classifier(
             half at the first.
         dropout: the rate at which embedded inputs, and pooled outputs, are dropped in training,
             that is when ``apply`` is given a ``key``.
+        policy: the dtypes of all parts, as for ``with_policy``; logits are at least float32.
 
     Raises:
         ValueError: an unknown pooling, a rate outside [0, 1), or a wrong size.
@@ -94,24 +90,12 @@ def classifier(
     """
     if pooling not in ("last", "mean", "max"):
         raise ValueError(f"pooling must be 'last', 'mean' or 'max', got {pooling!r}")
-    if not isinstance(embedding, Embedding):
-        raise ValueError(f"embedding must be a rnnjax.Embedding, got {type(embedding).__name__}")
-    layer = recurrent(encoder) if isinstance(encoder, Cell) else encoder
-    if not isinstance(layer, Layer):
-        raise ValueError(
-            f"encoder must be a rnnjax.Cell or a rnnjax.Layer, got {type(encoder).__name__}"
-        )
-    classes = check_size("num_classes", num_classes)
-    rate = check_rate("dropout", dropout)
-    pool = {"last": layer.last, "mean": masking.mean_pool, "max": masking.max_pool}[pooling]
+    parts = Encoding.checked(embedding, encoder, num_classes, dropout, policy)
+    last = parts.layer.last
+    pool = {"last": last, "mean": masking.mean_pool, "max": masking.max_pool}[pooling]
 
-    def init(key: Key) -> ClassifierParams:
-        table, encode, head = jax.random.split(check_key(key), 3)
-        return ClassifierParams(
-            embedding.init(table),
-            layer.init(encode, embedding.output_size),
-            LinearParams(*draw_linear(head, layer.output_size, classes)),
-        )
+    def init(key: Key, input_size: int | None = None) -> ClassifierParams:
+        return ClassifierParams(*parts.init(key, input_size))
 
     def apply(
         params: ClassifierParams,
@@ -123,34 +107,19 @@ def classifier(
         num_segments: int | None = None,
         key: Key | None = None,
     ) -> Array:
-        keys = (None,) * 3 if key is None else jax.random.split(check_key(key), 3)
-        drop_in, inner, drop_out = keys
-        tokens, resets, count = _check_rank(masking.as_integers("tokens", tokens)), None, 0
-        if segment_ids is not None:
-            if lengths is not None or mask is not None:
-                raise ValueError("segment_ids say which steps are real: give no lengths or mask")
-            segment_ids, count = check_segments(segment_ids, num_segments)
-            if segment_ids.shape != tokens.shape:
-                raise ValueError(
-                    f"segment_ids must have the shape of tokens, {tokens.shape}, "
-                    f"got {segment_ids.shape}"
-                )
-            resets, mask = resets_from_segment_ids(segment_ids), segment_ids > 0
-        valid = masking.valid_steps(lengths, mask, tokens.shape[:-1], tokens.shape[-1])
-        tokens = check_tokens(masking.zero_padding(valid, tokens), embedding.vocab_size)
-        xs = apply_dropout(drop_in, embedding.apply(params.embedding, tokens), rate)
-        _, ys = layer.apply(params.encoder, xs, mask=valid, resets=resets, key=inner)
-        if segment_ids is not None:
-            pooled = pool_segments(ys, segment_ids, count, pooling, last=layer.last)
+        *keys, head_key = split_three(key)
+        inputs, shape = parts.as_inputs(tokens)
+        resets, ids, count = None, None, 0
+        if segment_ids is None:
+            valid = masking.valid_steps(lengths, mask, shape[:-1], shape[-1])
         else:
-            pooled = pool(ys, jnp.ones(tokens.shape, bool) if valid is None else valid)
-        pooled = apply_dropout(drop_out, pooled, rate)
-        return linear(pooled, params.head.w, params.head.bias)
+            ids, count = check_segments(segment_ids, num_segments)
+            valid, resets = packed_steps(shape, lengths, mask, ids)
+        ys = parts.run(params, inputs, valid, resets, keys)
+        if ids is not None:
+            pooled = pool_segments(ys, ids, count, pooling, last=last)
+        else:
+            pooled = pool(ys, jnp.ones(shape, bool) if valid is None else valid)
+        return parts.logits(params.head, pooled, head_key)
 
     return Model(init, apply)
-
-
-def _check_rank(tokens: Array) -> Array:
-    if not tokens.ndim:
-        raise ValueError("tokens must have shape [..., T], got a scalar")
-    return tokens

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from rnnjax import masking
@@ -58,9 +59,9 @@ def embedding(
 ) -> Embedding:
     """A table of vectors, one a token id.
 
-    Ids are not checked on the device, where JAX clamps them in silence: check them on the host
-    (``rnnjax.data.BucketedBatches`` does) before they reach a compiled function, or look for one
-    with :func:`rnnjax.checked`. Concrete ids are checked here.
+    Concrete ids are checked. In a compiled function their values are not known, and ids outside
+    [0, V) are clamped to it: check them on the host (``rnnjax.data.BucketedBatches`` does) before
+    they get there, or look for one with :func:`rnnjax.checked`.
 
     Args:
         vocab_size: V.
@@ -110,6 +111,14 @@ def embedding(
 def one_hot(vocab_size: int) -> Embedding:
     """Token ids as unit vectors, without parameters: E = V.
 
+    Ids are checked, or clamped, as those of :func:`embedding`.
+
+    Args:
+        vocab_size: V.
+
+    Raises:
+        ValueError: ``vocab_size`` is not a positive integer.
+
     Example:
         >>> import jax, jax.numpy as jnp, rnnjax
         >>> rnnjax.one_hot(3).apply((), jnp.array([2, 0])).tolist()
@@ -142,7 +151,7 @@ def trainable(params: Any) -> Any:
 
 
 def check_tokens(tokens: Any, vocab_size: int) -> Array:
-    """Token ids as an array of integers.
+    """Token ids as an array of integers; traced ones are clamped to [0, vocab_size).
 
     Raises:
         ValueError: they are not integers, or (where the values are concrete) one lies outside
@@ -150,7 +159,8 @@ def check_tokens(tokens: Any, vocab_size: int) -> Array:
     """
     tokens = masking.as_integers("tokens", tokens)
     check_range("tokens", tokens, vocab_size, f"[0, {vocab_size})")
-    return tokens
+    # An index of JAX that is negative counts from the end.
+    return jnp.clip(tokens, 0, vocab_size - 1) if isinstance(tokens, Tracer) else tokens
 
 
 def _check_table(vectors: Any, shape: tuple[int, int]) -> Array:

@@ -196,3 +196,57 @@ def test_parameters_of_more_layers_than_there_are_are_refused(make):
             layer.apply(wrong, jnp.ones((4, 3)))
     with pytest.raises(ValueError, match="params must be a tuple of 2 parts, got NoneType"):
         layer.apply(None, jnp.ones((4, 3)))
+
+
+def test_the_last_output_takes_lengths_as_well_as_a_mask():
+    for layer in (both_ways(), rnnjax.skip_stack(rnnjax.gru(2), both_ways())):
+        _, ys = layer.apply(layer.init(KEY, 4), XS, LENGTHS)
+        mask = rnnjax.lengths_to_mask(LENGTHS, 6)
+        np.testing.assert_array_equal(layer.last(ys, LENGTHS), layer.last(ys, mask))
+    with pytest.raises(ValueError, match=r"valid must be a mask, bool of shape \(3, 6\), or len"):
+        layer.last(ys, LENGTHS[:2])
+
+
+def test_dropout_between_layers_does_not_use_the_noise_of_a_layer_again():
+    """A layer that drops inputs as dropout does, with the same rate and shape: had both one key,
+    the same elements would be missing twice, and none only once."""
+    echo = rnnjax.Layer(
+        init=lambda key, size: (),
+        apply=lambda params, xs, lengths=None, *, key=None, **_: (
+            (),
+            xs * jax.random.bernoulli(key, 0.5, xs.shape),
+        ),
+        output_size=4,
+        last=lambda ys, valid: ys[..., -1, :],
+    )
+    ones = jnp.ones((40, 50, 4))
+    layer = rnnjax.stack(echo, echo, dropout=0.5)
+    _, ys = layer.apply(((), ()), ones, key=KEY)
+    # Independent: two layers and one dropout between them keep an eighth.
+    assert abs(np.mean(ys != 0) - 0.125) < 0.02
+
+
+def test_arguments_in_the_wrong_order_are_named():
+    layer = rnnjax.recurrent(rnnjax.lstm(4))
+    params = layer.init(KEY, 4)
+    with pytest.raises(ValueError, match=r"the order is layer\.apply\(params, xs, lengths\)"):
+        layer.apply(XS, params)
+    with pytest.raises(TypeError, match=r"layer\.apply\(\) missing .* 'xs'"):
+        layer.apply(params)
+    with pytest.raises(TypeError, match=r"layer\.apply\(\) takes from 2 to 3 positional"):
+        layer.apply(params, XS, None, np.ones((3, 6), bool))
+
+
+def test_old_keys_are_taken_and_are_the_new_ones():
+    layer = rnnjax.stack(
+        rnnjax.variational_dropout(rnnjax.lstm(4), 0.5), rnnjax.gru(4), dropout=0.5
+    )
+    params = layer.init(jax.random.PRNGKey(3), 4)
+    jax.tree.map(np.testing.assert_array_equal, params, layer.init(jax.random.key(3), 4))
+    old, new = (
+        layer.apply(params, XS, key=make(5))[1] for make in (jax.random.PRNGKey, jax.random.key)
+    )
+    np.testing.assert_array_equal(old, new)
+    np.testing.assert_array_equal(
+        jax.jit(layer.apply)(params, XS, key=jax.random.PRNGKey(5))[1], new
+    )

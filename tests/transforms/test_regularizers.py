@@ -492,3 +492,13 @@ def test_what_cannot_be_done_is_refused_with_the_reason(make, message):
 
 def run_once(cell):
     rnnjax.unroll(cell, init(cell), jnp.ones((T, D)))
+
+
+def test_variational_dropout_drops_inputs_and_hidden_units_independently():
+    """With as many inputs as units and one rate, one key for both would give one mask twice."""
+    cell = rnnjax.variational_dropout(rnnjax.lstm(50), inputs=0.5, hidden=0.5)
+    params = cell.init(jax.random.key(0), 50)
+    noise = cell.noise(jax.random.key(1), params, rnnjax.NoiseShape(40, 3, 50))
+    assert noise.inputs.shape == noise.hidden.shape == (40, 50)
+    agree = np.mean((noise.inputs == 0) == (noise.hidden == 0))
+    assert abs(agree - 0.5) < 0.05

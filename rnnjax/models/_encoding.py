@@ -1,0 +1,133 @@
+"""What models share: inputs brought to vectors, and vectors through a layer."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from rnnjax import masking
+from rnnjax._checks import check_floating, check_key, check_rate, check_size
+from rnnjax._numerics import linear
+from rnnjax.base import Cell, Key, Layer
+from rnnjax.initializers import draw_linear
+from rnnjax.layers._common import apply_dropout
+from rnnjax.layers.recurrent import as_layer
+from rnnjax.models.embedding import Embedding, check_tokens
+from rnnjax.segments import resets_from_segment_ids
+from rnnjax.transforms.precision import Policy, as_operand, cast_parameters
+
+
+class LinearParams(NamedTuple):
+    """``w`` [H, C] and ``bias`` [C]."""
+
+    w: Array
+    bias: Array
+
+
+class Encoding(NamedTuple):
+    """An embedding (None where inputs are vectors), a layer and a head of C classes."""
+
+    embedding: Embedding | None
+    layer: Layer
+    num_classes: int
+    rate: float
+    policy: Policy | None
+
+    @classmethod
+    def checked(
+        cls,
+        embedding: Any,
+        encoder: Cell | Layer,
+        num_classes: int,
+        dropout: float,
+        policy: Policy | None,
+    ) -> "Encoding":
+        """The parts of a model.
+
+        Raises:
+            ValueError: naming the part that is none.
+        """
+        if not isinstance(embedding, Embedding | None):
+            raise ValueError(
+                f"embedding must be a rnnjax.Embedding or None, got {type(embedding).__name__}"
+            )
+        if not isinstance(encoder, Cell | Layer):
+            raise ValueError(
+                f"encoder must be a rnnjax.Cell or a rnnjax.Layer, got {type(encoder).__name__}"
+            )
+        classes, rate = check_size("num_classes", num_classes), check_rate("dropout", dropout)
+        return cls(embedding, as_layer(encoder, policy=policy), classes, rate, policy)
+
+    def init(self, key: Key, input_size: int | None) -> tuple[Any, Any, LinearParams]:
+        """First parameters of the three parts."""
+        table_key, layer_key, head_key = jax.random.split(check_key(key), 3)
+        table: Any = ()
+        if self.embedding is None:
+            size = check_size("input_size", input_size)
+        elif input_size not in (None, self.embedding.output_size):
+            raise ValueError(
+                f"input_size must be left out, as it is the embedding's, got {input_size}"
+            )
+        else:
+            table, size = self.embedding.init(table_key), self.embedding.output_size
+        head = LinearParams(*draw_linear(head_key, self.layer.output_size, self.num_classes))
+        table, head = cast_parameters(self.policy, (table, head))
+        return table, self.layer.init(layer_key, size), head
+
+    def run(
+        self, params: Any, inputs: Any, valid: Array | None, resets: Array | None, keys: Any
+    ) -> Array:
+        """The outputs of the layer [..., T, H]; ``keys`` are those of the inputs and the layer."""
+        if self.embedding is None:
+            xs = masking.zero_padding(valid, inputs)
+        else:
+            ids = check_tokens(masking.zero_padding(valid, inputs), self.embedding.vocab_size)
+            xs = self.embedding.apply(params.embedding, ids)
+        xs = apply_dropout(keys[0], xs, self.rate)
+        return self.layer.apply(params.encoder, xs, mask=valid, resets=resets, key=keys[1])[1]
+
+    def logits(self, head: LinearParams, ys: Array, key: Key | None) -> Array:
+        """The head on outputs, or on pools of them."""
+        ys = apply_dropout(key, ys, self.rate)
+        return linear(ys, as_operand(self.policy, head.w), head.bias, name="the encoder's output")
+
+    def as_inputs(self, inputs: Any) -> tuple[Array, tuple[int, ...]]:
+        """Token ids [..., T], or vectors [..., T, D], and their shape up to T.
+
+        Raises:
+            ValueError: they are neither.
+        """
+        if self.embedding is not None:
+            tokens = masking.as_integers("tokens", inputs)
+            if not tokens.ndim:
+                raise ValueError("tokens must have shape [..., T], got shape ()")
+            return tokens, tokens.shape
+        xs = jnp.asarray(masking.as_array("xs", inputs))
+        if xs.ndim < 2:
+            raise ValueError(f"xs must have shape [..., T, D], got shape {xs.shape}")
+        check_floating("xs", xs)
+        return xs, xs.shape[:-1]
+
+
+def split_three(key: Key | None) -> Any:
+    """Keys for the inputs, the layer and the head; None three times without one."""
+    return (None,) * 3 if key is None else jax.random.split(check_key(key), 3)
+
+
+def packed_steps(
+    shape: tuple[int, ...], lengths: Any, mask: Any, segment_ids: Array
+) -> tuple[Array, Array]:
+    """The real steps of packed rows, and the steps where a text starts.
+
+    Raises:
+        ValueError: ids of another shape than the inputs, or lengths or a mask beside them.
+    """
+    if lengths is not None or mask is not None:
+        raise ValueError("segment_ids say which steps are real: give no lengths or mask")
+    if segment_ids.shape != shape:
+        raise ValueError(
+            f"segment_ids must have the shape of the inputs up to T, {shape}, "
+            f"got {segment_ids.shape}"
+        )
+    return segment_ids > 0, resets_from_segment_ids(segment_ids)
