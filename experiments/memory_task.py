@@ -49,11 +49,12 @@ class Settings:
     resets: Literal["right", "off_by_one", "none"] = "right"
     """When the agent's memory is wiped: at the first step of an episode, a step late, or never."""
     symbols: int = 4
-    """Guessing is right once in so many times."""
+    """How many symbols there are; guessing is right once in so many times."""
     longest: int = 8
-    """Episodes last from 2 to so many steps, all equally likely, so that none is foreseen."""
+    """Episodes last from 2 to this many steps, each length equally likely, so that their end comes
+    unforeseen."""
     environments: int = 64
-    """Run side by side."""
+    """How many environments run side by side."""
     steps: int = 32
     """Of a rollout, several episodes long; what it cuts in two goes on in the next."""
     hidden_size: int = 32

@@ -64,7 +64,7 @@ class FolderLock:
 
     Raises:
         CheckpointError: another lock is held on the folder; says by which process. Or the file is
-            a link, and to write a process id where it leads would be the end of another file.
+            a link: the process id would be written over the file it leads to.
         OSError: the folder cannot be written.
 
     Example:

@@ -1,4 +1,4 @@
-"""Keras' two bidirectional LSTM(64), one upon the other, with a mask.
+"""Keras' stack of two bidirectional LSTM(64), with a mask.
 
 Run:     python -m experiments.lessons.keras_bilstm --take 2000 --seeds 3
 """

@@ -51,7 +51,7 @@ class WordVectors(NamedTuple):
             seed: a whole number, at least 0.
 
         Raises:
-            DataError: no word was found, so there is nothing to be alike to.
+            DataError: no word was found, so there are no vectors to draw similar ones from.
 
         Example:
             >>> table = np.array([[0, 0], [0, 0], [1, 3], [0, 0]], np.float32)

@@ -1,4 +1,4 @@
-"""Trees of cells: one cell, the two directions of a layer, layers one upon the other."""
+"""Trees of cells: one cell, the two directions of a layer, a stack of layers."""
 
 from collections.abc import Callable
 from typing import Any

@@ -129,7 +129,7 @@ def _normalise(a: Array, gain: Array, epsilon: float) -> Array:
 
 
 def _like_pieces(gain: Array, pieces: tuple) -> list[Array]:
-    """``gain`` cut as the first of the ``pieces`` are, as far as it goes."""
+    """``gain`` cut at the widths of the first ``pieces``, until it is used up."""
     gains, start = [], 0
     while start < gain.size:
         gains.append(gain[start : start + pieces[len(gains)].size])

@@ -48,7 +48,7 @@ def float64():
 
 
 def make(kind, num_layers, bidirectional, **options):
-    """Keras layers with weights, one upon the other; all of them give outputs and states."""
+    """A stack of Keras layers with weights; all of them give outputs and states."""
     make_layer, own = CASES[kind]
     options |= {"return_sequences": True, "return_state": True, "dtype": "float64"}
     layers, size = [], D
