@@ -60,6 +60,7 @@ def device_memory(device: Any) -> int | None:
     """Bytes that a device has, those of the machine for a CPU; None where nobody says.
 
     Example:
+        >>> import jax
         >>> device_memory(jax.devices()[0]) > 100 * MEGABYTE
         True
     """
