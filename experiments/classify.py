@@ -44,6 +44,7 @@ from experiments.running.setting_checks import check_settings
 from experiments.running.text import Encoder, Splits, fit_encoder, hold_out, make_batches, take
 from rnnjax.checkpoint import CheckpointError, Checkpoints
 from rnnjax.data import NAMES, DataError, Dataset, Examples, load
+from rnnjax.data.tables import SUFFIXES
 from rnnjax.training import NonFiniteError
 from rnnjax.weights import save_weights
 
@@ -110,6 +111,13 @@ def read_parts(settings: Settings) -> tuple[Dataset, tuple[Examples, Examples, E
             f"{settings.dataset}: the data of this run are not there any more; --dataset says "
             "where they are now"
         )
+    if settings.text_column == settings.label_column:
+        raise DataError(
+            f"--text-column and --label-column must be two columns, got {settings.text_column!r}"
+        )
+    if Path(settings.dataset).is_file() and not settings.dataset.lower().endswith(SUFFIXES):
+        endings = ", ".join(SUFFIXES)
+        raise DataError(f"{settings.dataset}: a file of your own must end in one of {endings}")
     dataset = load(
         settings.dataset,
         data_dir=settings.data_dir,
@@ -186,13 +194,12 @@ def report(settings: Settings, fitted: Fitted, label_names: Sequence[str], folde
         print("validation may still be rising; go on with:")
         more = ("--out", folder, "--resume", "--epochs", str(2 * settings.epochs))
         print(f"  {command(*PROGRAM.split(), *more)}")
-    guess = class_report.chance(fitted.classes["texts"])
     class_report.print_recalls(fitted.classes, label_names)
     figures = fitted.test
     print(f"test accuracy {figures['accuracy']:.4f}, macro F1 {figures['macro_f1']:.4f}", end="")
     print(f", weights of epoch {fitted.epoch}")
-    largest = class_report.shown(label_names[guess.label])
-    print(f"always saying {largest} would have accuracy {guess.accuracy:.4f}")
+    largest = class_report.shown(label_names[fitted.chance.label])
+    print(f"always saying {largest} would have accuracy {fitted.chance.accuracy:.4f}")
 
 
 def stored_config(settings: Settings, folder: Path) -> dict[str, Any] | None:

@@ -20,12 +20,13 @@ FEW_TO_VALIDATE = 100
 
 
 class Chance(NamedTuple):
-    """How well one does who knows how many texts each class has, and reads none.
+    """How well one does who knows how many training texts each class has, and reads none.
 
     Attributes:
-        label: the number of the largest class.
+        label: the number of the class with the most training texts.
         accuracy: of always naming it.
-        loss: cross entropy of always giving the shares of the classes, in nats.
+        loss: cross entropy of always giving the shares of the classes, in nats; infinite where a
+            class has no training text and one to test.
     """
 
     label: int
@@ -38,20 +39,24 @@ def counts_of(examples: Examples, num_classes: int) -> np.ndarray:
     return np.bincount(np.asarray(examples.labels, int), minlength=num_classes)
 
 
-def chance(counts: Sequence[int]) -> Chance:
+def chance(training: Sequence[int], test: Sequence[int]) -> Chance:
     """What can be had without reading, from how many texts each class has.
 
-    accuracy = max pᵢ,  loss = -Σ pᵢ log pᵢ,  pᵢ = countᵢ / Σ count
+    accuracy = tᵢ with i = argmax p,  loss = -Σ tᵢ log pᵢ
+
+    with p the shares of the classes in the training texts and t those in the test texts.
 
     Example:
-        >>> label, accuracy, loss = chance([5, 15])
+        >>> label, accuracy, loss = chance([10, 30], [5, 5])
         >>> label, accuracy, round(loss, 4)
-        (1, 0.75, 0.5623)
+        (1, 0.5, 0.837)
     """
-    shares = np.asarray(counts) / np.sum(counts)
-    there = shares[shares > 0]
-    loss = -float((there * np.log(there)).sum())
-    return Chance(int(shares.argmax()), float(shares.max()), loss)
+    known, shares = (np.asarray(counts) / np.sum(counts) for counts in (training, test))
+    with np.errstate(divide="ignore"):
+        entropies = -np.log(known)
+    label, there = int(known.argmax()), shares > 0
+    loss = float((shares[there] * entropies[there]).sum())
+    return Chance(label, float(shares[label]), loss)
 
 
 def print_counts(parts: Mapping[str, Examples], label_names: Sequence[str]) -> None:

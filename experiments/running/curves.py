@@ -15,7 +15,7 @@ A line of the file is a record; its "kind" says which other fields it has:
 
 Validation and test are those of the running average of the weights, training that of the weights
 of each step with dropout, so validation may be better than training. Chance is what one has who
-knows how often each class occurs and reads no text.
+knows how often each class occurs in the training texts and reads none.
 
 Two runs with the same settings leave the same bytes; times are in timings.jsonl beside it.
 Steps and epochs count from 1. A field that is null or not there is a gap in its curve. Unknown

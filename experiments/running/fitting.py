@@ -73,6 +73,7 @@ class Fitted(NamedTuple):
         last_epoch: the last one that was taken.
         was_cut: whether the bound on the epochs ended the run, and not patience.
         test: loss, accuracy and macro_f1 of the best parameters on the test set.
+        chance: what can be had there without reading.
         classes: their recall, F1 and number of texts by class, see `class_report.summary`.
     """
 
@@ -81,6 +82,7 @@ class Fitted(NamedTuple):
     last_epoch: int
     was_cut: bool
     test: dict[str, float]
+    chance: class_report.Chance
     classes: dict[str, Any]
 
 
@@ -240,7 +242,7 @@ class _Fitting:
             self._saver.wait()
             raise
         classes = test.pop("classes")
-        guess = class_report.chance(classes["texts"])
+        guess = class_report.chance(_labels_of(self._splits.train, classes), classes["texts"])
         self._run.write(
             {
                 "kind": "test",
@@ -252,7 +254,7 @@ class _Fitting:
             }
         )
         last, was_cut = self._snapshot.epoch - 1, not best.should_stop
-        return Fitted(best.best_params, best.best_epoch, last, was_cut, test, classes)
+        return Fitted(best.best_params, best.best_epoch, last, was_cut, test, guess, classes)
 
     def _is_done(self) -> bool:
         return self._snapshot.epoch > self._recipe.epochs or self._snapshot.stopping.should_stop
@@ -328,6 +330,14 @@ class _Fitting:
         self._compile_seconds += made.seconds
         self._progress.compiled(made)
         self._run.write_timing({"kind": "compile", **made._asdict()})
+
+
+def _labels_of(batches: AnyBatches, classes: dict[str, Any]) -> list[int]:
+    """How many texts of the batches each class has, [C]."""
+    counts = np.zeros(len(classes["texts"]))
+    for batch in batches.epoch(0):
+        counts += np.bincount(batch.labels, batch.weights, len(counts))
+    return counts.astype(int).tolist()
 
 
 def _updated(

@@ -48,10 +48,11 @@ def test_a_class_without_texts_has_no_recall_and_is_not_in_the_mean():
     assert found["macro_f1"] == 1.0
 
 
-def test_chance_is_the_largest_share_and_the_entropy_of_all():
-    label, accuracy, loss = chance([6, 2, 0])
-    assert (label, accuracy) == (0, 0.75)
-    np.testing.assert_allclose(loss, -(0.75 * math.log(0.75) + 0.25 * math.log(0.25)), rtol=1e-12)
+def test_chance_knows_the_shares_of_the_training_texts_and_nothing_of_the_test():
+    label, accuracy, loss = chance([6, 2, 0], [1, 3, 0])
+    assert (label, accuracy) == (0, 0.25)
+    np.testing.assert_allclose(loss, -(0.25 * math.log(0.75) + 0.75 * math.log(0.25)), rtol=1e-12)
+    assert chance([6, 2, 0], [1, 3, 1]).loss == math.inf
 
 
 def test_evaluation_counts_every_class_over_all_batches_and_no_filler_row():

@@ -1,26 +1,50 @@
-"""The table of features: every "yes" of rnnjax runs, every "no" of a peer is shown."""
+"""The tables of features: the evidence of every word holds."""
 
 import jax
 import pytest
 
-from experiments import features
+from experiments.features import command, recurrent, surroundings
+from experiments.features.claims import OURS, PEERS, Feature, claim_of, no, verdict, yes
+
+TABLE = command.table()
 
 
-@pytest.mark.parametrize("feature", features.table(), ids=lambda feature: feature.name)
-def test_rnnjax_has_it(feature):
-    assert feature.ours()
+@pytest.mark.parametrize("feature", TABLE, ids=lambda feature: feature.name)
+def test_what_is_said_of_rnnjax_holds(feature):
+    assert verdict(feature, OURS) in ("yes", "part", "no")
 
 
-@pytest.mark.parametrize("peer", features.PEERS)
-def test_a_peer_lacks_what_it_is_said_to_lack(peer):
+@pytest.mark.parametrize("peer", PEERS)
+def test_what_is_said_of_a_peer_holds(peer):
     pytest.importorskip(peer)
     with jax.numpy_rank_promotion("allow"):
-        words = {features.verdict(feature, peer) for feature in features.table()}
-    assert words <= {"yes", "part", "no"}
+        words = {verdict(feature, peer) for feature in TABLE}
+    assert {"yes", "no"} <= words <= {"yes", "part", "no"}
 
 
-def test_a_peer_that_has_learned_a_feature_fails_the_run():
-    feature = features.Feature("lengths", lambda: True, (features.at_call("seq_lengths")[0],) * 6)
-    pytest.importorskip("flax")
+def test_a_page_is_an_address_and_all_else_is_run():
+    for feature in TABLE:
+        assert len(feature.peers) == len(PEERS)
+        for library in (OURS, *PEERS):
+            evidence = claim_of(feature, library).evidence
+            assert callable(evidence) or evidence.startswith("https://"), feature.name
+
+
+def test_what_a_library_has_learned_or_dropped_fails_the_run():
+    learned = Feature("lengths", yes(lambda: True), (no(lambda: False),) * 6)
     with pytest.raises(AssertionError, match=r"flax\.nnx has it now: lengths"):
-        features.verdict(feature, "flax.nnx")
+        verdict(learned, "flax.nnx")
+    dropped = Feature("lengths", yes(lambda: False), (no(lambda: True),) * 6)
+    with pytest.raises(AssertionError, match="rnnjax has it no longer: lengths"):
+        verdict(dropped, OURS)
+
+
+def test_the_tables_ask_for_what_rnnjax_lacks_too(capsys):
+    words = {verdict(feature, OURS) for feature in recurrent.table()}
+    assert words == {"yes"}
+    missing = [f.name for f in surroundings.table() if verdict(f, OURS) != "yes"]
+    assert len(missing) > 10
+    rows = command.lines(surroundings.table(), [OURS])
+    assert len(rows) == len(surroundings.table()) + 2
+    found = list(command.sources(TABLE, [OURS, *PEERS]))
+    assert all(line.split(", ")[-1].startswith("https://") for line in found)

@@ -1,79 +1,32 @@
-"""What each library of recurrent layers can do, with code that shows every "no".
-
-Run:     python -m experiments.features
-Needs:   flax, dm-haiku, equinox, keras and torch (the extra "peers"); those that are missing are
-         named and left out.
-Prints:  one table, Markdown. "yes" of a peer is taken from its documentation and stated in its
-         favour; "no" is printed only after the line beside it has shown it, here and now. A peer
-         that has learned something since fails the run, with the feature named. So does rnnjax,
-         whose every "yes" is one call.
-"""
+"""What is about recurrence: cells, ragged batches, time."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import inspect
-import os
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import rnnjax
+from experiments.features.claims import (
+    Check,
+    Claim,
+    Feature,
+    at_call,
+    but,
+    everywhere,
+    fails,
+    has,
+    has_arguments,
+    no,
+    part,
+    when_made,
+    yes,
+)
 
-PEERS = ("flax.nnx", "flax.linen", "haiku", "equinox", "keras", "torch")
 B, T, D, H = 2, 5, 3, 4
-Check = Callable[[], bool]
-Verdict = str | Check  # "yes", "part", or what shows the "no"
-
-
-class Feature(NamedTuple):
-    """One row: what shows it of rnnjax, and of every peer its verdict, in the order of PEERS."""
-
-    name: str
-    ours: Check
-    peers: tuple[Verdict, ...]
-
-
-def lacks_arguments(path: str, *names: str) -> Check:
-    """That no argument of a callable has one of these names."""
-    return lambda: not set(names) & set(inspect.signature(find(path)).parameters)
-
-
-def lacks_names(path: str, *parts: str) -> Check:
-    """That nothing public in a module or class has one of these in its name, in any case."""
-    return lambda: (
-        not [
-            name
-            for name in dir(find(path))
-            if not name.startswith("_") and any(part in name.lower() for part in parts)
-        ]
-    )
-
-
-def fails(run: Callable[[], Any]) -> Check:
-    """That a call raises."""
-
-    def check() -> bool:
-        try:
-            run()
-        except Exception:  # whatever it is, the feature cannot be had
-            return True
-        return False
-
-    return check
-
-
-def find(path: str) -> Any:
-    """The object of a dotted path that begins with a module: ``flax.nnx:RNN.__call__``."""
-    module, _, rest = path.partition(":")
-    found = importlib.import_module(module)
-    for name in filter(None, rest.split(".")):
-        found = getattr(found, name)
-    return found
 
 
 def nnx_rnn(xs: Any, **options: Any) -> Any:
@@ -262,182 +215,218 @@ def nan_padding_ignored() -> bool:
     return all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(grads))
 
 
-def everywhere(*names: str) -> tuple[Check, ...]:
-    """No peer has anything of these names."""
-    modules = ("flax.nnx", "flax.linen", "haiku", "equinox.nn", "keras.layers", "torch.nn")
-    return tuple(lacks_names(module, *names) for module in modules)
+def keras_outputs(mask: Any, **options: Any) -> Any:
+    """(outputs, h, c) of a Keras LSTM on ones."""
+    import keras
+
+    layer = keras.layers.LSTM(H, return_sequences=True, return_state=True, **options)
+    with jax.numpy_rank_promotion("allow"):
+        return layer(jnp.ones((B, T, D)), mask=mask)
 
 
-def at_call(*names: str) -> tuple[Check, ...]:
-    """No peer's layer takes an argument of these names."""
-    calls = (
-        "flax.nnx:RNN.__call__",
-        "flax.linen:RNN.__call__",
-        "haiku:dynamic_unroll",
-        "equinox.nn:LSTMCell.__call__",
-        "keras.layers:LSTM.call",
-        "torch.nn:LSTM.forward",
-    )
-    return tuple(lacks_arguments(call, *names) for call in calls)
+def keras_empty_row_stays() -> bool:
+    _, h, c = keras_outputs(jnp.arange(T)[None] < jnp.array([[T], [0]]))
+    return not bool(jnp.any(h[1]) | jnp.any(c[1]))
 
 
-def when_made(*names: str) -> tuple[Check, ...]:
-    """No peer's layer, or cell where that is what it has, can be made with such an argument."""
-    makers = (
-        "flax.nnx:OptimizedLSTMCell.__init__",
-        "flax.linen:OptimizedLSTMCell.__init__",
-        "haiku:LSTM.__init__",
-        "equinox.nn:LSTMCell.__init__",
-        "keras.layers:LSTM.__init__",
-        "torch.nn:RNNBase.__init__",
-    )
-    return tuple(lacks_arguments(maker, *names) for maker in makers)
+def keras_padding_is_zero() -> bool:
+    mask = jnp.arange(T)[None] < jnp.array([[T], [2]])
+    return not bool(jnp.any(keras_outputs(mask, zero_output_for_mask=True)[0][1, 2:]))
 
 
-def but(verdicts: tuple[Check, ...], **others: Verdict) -> tuple[Verdict, ...]:
-    """The verdicts, with those of some peers replaced."""
-    short = [peer.split(".")[-1] for peer in PEERS]
-    return tuple(others.get(name, v) for name, v in zip(short, verdicts, strict=True))
+def torch_packed(xs: Any) -> tuple[Any, Any]:
+    """Outputs and parameters of a torch LSTM on rows of 5 and 2 steps."""
+    import torch
+
+    layer = torch.nn.LSTM(D, H, batch_first=True)
+    packed = torch.nn.utils.rnn.pack_padded_sequence(xs, [T, 2], batch_first=True)
+    ys, _ = torch.nn.utils.rnn.pad_packed_sequence(layer(packed)[0], batch_first=True)
+    return ys, list(layer.parameters())
+
+
+def torch_padding_is_zero() -> bool:
+    import torch
+
+    return not bool(torch_packed(torch.ones(B, T, D))[0][1, 2:].any())
+
+
+def torch_ignores_nan_padding() -> bool:
+    import torch
+
+    xs = torch.ones(B, T, D)
+    xs[1, 2:] = float("nan")
+    ys, params = torch_packed(xs.requires_grad_())
+    ys.sum().backward()
+    return all(bool(torch.isfinite(p.grad).all()) for p in params)
 
 
 NO_LENGTHS = at_call("lengths", "seq_lengths", "sequence_lengths", "mask")
 RESETS = at_call("resets", "reset", "should_reset", "segment_ids")
 
 
+def row(name: str, shown: Check, peers: tuple[Claim, ...]) -> Feature:
+    """A feature that rnnjax has."""
+    return Feature(name, yes(shown), peers)
+
+
 def table() -> list[Feature]:
     lstm = rnnjax.lstm(H)
     flags = jnp.zeros((B, T), bool).at[:, 2].set(True)
     return [
-        Feature(
+        row(
             "lengths of a ragged batch",
             runs(lambda: run_ours(lstm, lengths=[T, 2])),
-            but(NO_LENGTHS, nnx="yes", linen="yes", keras="yes", torch="yes"),
+            but(
+                NO_LENGTHS,
+                nnx=yes(has_arguments("flax.nnx:RNN.__call__", "seq_lengths")),
+                linen=yes(has_arguments("flax.linen:RNN.__call__", "seq_lengths")),
+                keras=yes(has_arguments("keras.layers:LSTM.call", "mask")),
+                torch=yes(has("torch.nn.utils.rnn:pack_padded_sequence")),
+            ),
         ),
-        Feature(
+        row(
             "a mask that is False anywhere",
             runs(lambda: run_ours(lstm, mask=~flags)),
-            but(at_call("mask"), keras="yes"),
+            but(at_call("mask"), keras=yes(has_arguments("keras.layers:LSTM.call", "mask"))),
         ),
-        Feature(
+        row(
             "an empty row keeps its initial carry",
             lambda: not any(jnp.any(c[1]) for c in run_ours(lstm, lengths=[T, 0])[0]),
             but(
                 NO_LENGTHS,
-                nnx=empty_row_is_wrong(nnx_rnn),
-                linen=empty_row_is_wrong(linen_rnn),
-                keras="yes",
-                torch=fails(torch_empty_row),
+                nnx=no(empty_row_is_wrong(nnx_rnn)),
+                linen=no(empty_row_is_wrong(linen_rnn)),
+                keras=yes(keras_empty_row_stays),
+                torch=no(fails(torch_empty_row)),
             ),
         ),
-        Feature(
+        row(
             "padded outputs are exact zeros",
             lambda: not jnp.any(run_ours(lstm, lengths=[T, 2])[1][1, 2:]),
             but(
                 NO_LENGTHS,
-                nnx=padding_is_not_zero(nnx_rnn),
-                linen=padding_is_not_zero(linen_rnn),
-                keras="yes",
-                torch="yes",
+                nnx=no(padding_is_not_zero(nnx_rnn)),
+                linen=no(padding_is_not_zero(linen_rnn)),
+                keras=yes(keras_padding_is_zero),
+                torch=yes(torch_padding_is_zero),
             ),
         ),
-        Feature(
+        row(
             "NaN in padding spoils no gradient",
             nan_padding_ignored,
             but(
                 NO_LENGTHS,
-                nnx=nan_padding_poisons(nnx_rnn),
-                linen=nan_padding_poisons(linen_rnn),
-                keras=keras_nan_padding_poisons,
-                torch="yes",
+                nnx=no(nan_padding_poisons(nnx_rnn)),
+                linen=no(nan_padding_poisons(linen_rnn)),
+                keras=no(keras_nan_padding_poisons),
+                torch=yes(torch_ignores_nan_padding),
             ),
         ),
-        Feature(
+        row(
             "resets inside a sequence",
             runs(lambda: run_ours(lstm, resets=flags)),
-            but(RESETS, haiku="yes"),
+            but(RESETS, haiku=yes(has("haiku:ResetCore"))),
         ),
-        Feature(
+        row(
             "resets together with lengths",
             runs(lambda: run_ours(lstm, resets=flags, lengths=[T, 2])),
             but(RESETS, haiku=NO_LENGTHS[2]),
         ),
-        Feature(
+        row(
             "segments of one row, each with its final carry",
             runs(run_segments),
             everywhere("segment"),
         ),
-        Feature(
+        row(
             "a learned initial carry, for any cell",
             runs(lambda: run_ours(rnnjax.learn_initial_carry(lstm))),
             everywhere("learned", "learn_init", "trainable_state", "trainablestate"),
         ),
-        Feature(
+        row(
             "the carries of all steps",
             runs(lambda: run_ours(lstm, all_carries=True)),
-            but(at_call("all_carries", "return_all_states", "all_states"), haiku="yes"),
+            but(
+                at_call("all_carries", "return_all_states", "all_states"),
+                haiku=yes(has_arguments("haiku:dynamic_unroll", "return_all_states")),
+            ),
         ),
-        Feature(
+        row(
             "checkpoints over time (remat) as an option",
             runs(lambda: run_ours(lstm, remat="sqrt")),
             at_call("remat", "checkpoint", "checkpointing"),
         ),
-        Feature(
+        row(
             "truncated backpropagation through time, as a step",
             runs(run_truncated),
-            but(everywhere("truncated_step", "tbptt", "truncatedb"), keras="part"),
+            but(
+                everywhere("truncated_step", "tbptt", "truncatedb"),
+                keras=part(has_arguments("keras.layers:LSTM.__init__", "stateful")),
+            ),
         ),
-        Feature(
+        row(
             "dropout of one mask for all steps",
             ours_with("variational_dropout", 0.2, 0.2),
             but(
                 when_made("dropout", "recurrent_dropout"),
-                keras="yes",
+                keras=yes(
+                    has_arguments("keras.layers:LSTM.__init__", "dropout", "recurrent_dropout")
+                ),
                 torch=when_made("recurrent_dropout")[5],
             ),
         ),
-        Feature("zoneout", ours_with("zoneout", 0.1), everywhere("zoneout")),
-        Feature(
+        row("zoneout", ours_with("zoneout", 0.1), everywhere("zoneout")),
+        row(
             "weight drop",
             ours_with("weight_drop", 0.2),
             everywhere("weightdrop", "weight_drop", "dropconnect"),
         ),
-        Feature(
+        row(
             "layer normalisation inside the gates",
             ours_with("layer_norm"),
             when_made("layer_norm", "norm", "normalization", "use_layer_norm"),
         ),
-        Feature(
+        row(
             "LSTM with a projection",
             runs(lambda: run_ours(rnnjax.projected_lstm(H, 2))),
-            but(when_made("proj_size", "projection", "projection_size"), torch="yes"),
+            but(
+                when_made("proj_size", "projection", "projection_size"),
+                torch=yes(has_arguments("torch.nn:RNNBase.__init__", "proj_size")),
+            ),
         ),
-        Feature(
+        row(
             "LSTM with peepholes",
             runs(lambda: run_ours(rnnjax.peephole_lstm(H))),
             when_made("peephole", "peepholes", "use_peepholes"),
         ),
-        Feature("IndRNN", runs(lambda: run_ours(rnnjax.indrnn(H))), everywhere("indrnn")),
-        Feature(
+        row("IndRNN", runs(lambda: run_ours(rnnjax.indrnn(H))), everywhere("indrnn")),
+        row(
             "linear recurrences in parallel over time",
             runs(run_linear),
             everywhere("lru", "mingru", "associative", "linear_recurrence"),
         ),
-        Feature(
+        row(
             "parameter, compute and state dtype apart",
             runs(run_bfloat16),
             when_made("state_dtype", "carry_dtype", "policy"),
         ),
-        Feature(
+        row(
             "vmap over the weights of a whole layer",
             runs(run_ensemble),
-            ("yes", "yes", "yes", "yes", "yes", fails(torch_vmap_over_weights)),
+            (
+                yes(has("flax.nnx:vmap", "flax.nnx:split")),
+                yes(has("flax.linen:vmap")),
+                yes(has("haiku:transform")),
+                yes(has("equinox:filter_vmap")),
+                yes(has("keras.layers:LSTM.stateless_call")),
+                no(fails(torch_vmap_over_weights)),
+            ),
         ),
-        Feature(
+        row(
             "weights of other libraries",
             runs(run_torch_weights),
             everywhere("from_torch", "from_keras", "from_pytorch", "import_weights"),
         ),
-        Feature(
+        row(
             "says which path runs, and why",
             lambda: (
                 "chunks of 2"
@@ -446,49 +435,3 @@ def table() -> list[Feature]:
             everywhere("explain"),
         ),
     ]
-
-
-def verdict(feature: Feature, peer: str) -> str:
-    """The word for the table.
-
-    Raises:
-        AssertionError: the peer has what it is said not to have.
-    """
-    given = feature.peers[PEERS.index(peer)]
-    if isinstance(given, str):
-        return given
-    if not given():
-        raise AssertionError(f"{peer} has it now: {feature.name}")
-    return "no"
-
-
-def installed() -> list[str]:
-    """The peers that can be imported here."""
-    os.environ.setdefault("KERAS_BACKEND", "jax")
-    return [peer for peer in PEERS if importlib.util.find_spec(peer.split(".")[0])]
-
-
-def lines(peers: list[str]) -> list[str]:
-    """The table in Markdown.
-
-    Raises:
-        AssertionError: a verdict does not hold.
-    """
-    rows = [["", "rnnjax", *peers], ["---"] * (len(peers) + 2)]
-    for feature in table():
-        if not feature.ours():
-            raise AssertionError(f"rnnjax has it not: {feature.name}")
-        rows.append([feature.name, "yes", *(verdict(feature, peer) for peer in peers)])
-    return [f"| {' | '.join(row)} |" for row in rows]
-
-
-def main() -> None:
-    peers = installed()
-    for peer in PEERS:
-        if peer not in peers:
-            print(f"left out, not installed: {peer}")
-    print("\n".join(lines(peers)))
-
-
-if __name__ == "__main__":
-    main()
