@@ -64,6 +64,7 @@ from .cells import MinGRUGates as MinGRUGates
 from .cells import MinGRUParams as MinGRUParams
 from .cells import MinLSTMGates as MinLSTMGates
 from .cells import MinLSTMParams as MinLSTMParams
+from .cells import MogrifierLSTMParams as MogrifierLSTMParams
 from .cells import PeepholeLSTMParams as PeepholeLSTMParams
 from .cells import ProjectedLSTMParams as ProjectedLSTMParams
 from .cells import VanillaParams as VanillaParams
@@ -77,6 +78,7 @@ from .cells import lstm as lstm
 from .cells import min_gru as min_gru
 from .cells import min_lstm as min_lstm
 from .cells import minimal_gated as minimal_gated
+from .cells import mogrifier_lstm as mogrifier_lstm
 from .cells import peephole_lstm as peephole_lstm
 from .cells import projected_lstm as projected_lstm
 from .cells import unflatten_frames as unflatten_frames

@@ -26,6 +26,8 @@ from .min_lstm import min_lstm as min_lstm
 from .minimal_gated import MGUGates as MGUGates
 from .minimal_gated import MGUParams as MGUParams
 from .minimal_gated import minimal_gated as minimal_gated
+from .mogrifier_lstm import MogrifierLSTMParams as MogrifierLSTMParams
+from .mogrifier_lstm import mogrifier_lstm as mogrifier_lstm
 from .peephole_lstm import PeepholeLSTMParams as PeepholeLSTMParams
 from .peephole_lstm import peephole_lstm as peephole_lstm
 from .projected_lstm import ProjectedLSTMParams as ProjectedLSTMParams
