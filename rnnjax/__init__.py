@@ -101,7 +101,9 @@ from .decoding import top_p as top_p
 from .engine import explain as explain
 from .engine import unroll as unroll
 from .graphs import cuda_graph_options as cuda_graph_options
+from .layers import Attention as Attention
 from .layers import Directions as Directions
+from .layers import attention as attention
 from .layers import bidirectional as bidirectional
 from .layers import make_stream as make_stream
 from .layers import output_head as output_head

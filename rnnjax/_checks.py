@@ -154,11 +154,9 @@ def check_width(name: str, value: Any) -> Any:
     array: Any = np.asarray(value)
     kept = np.iinfo(jax.dtypes.canonicalize_dtype(array.dtype))
     bad = np.argwhere((array < kept.min) | (array > kept.max))
-    if bad.size:
-        place = tuple(int(i) for i in bad[0])
+    if len(bad):
         raise ValueError(
-            f"{name} must fit {kept.dtype} where jax_enable_x64 is off, "
-            f"got {int(array[place])} at index {place}"
+            f"{name} must fit {kept.dtype} where jax_enable_x64 is off, got {_first(array, bad)}"
         )
     return value
 
@@ -240,11 +238,17 @@ def check_range(name: str, values: Array | np.ndarray, end: int, interval: str) 
         return
     values = np.asarray(values)
     bad = np.argwhere((values < 0) | (values >= end))
-    if bad.size:
-        place = tuple(int(i) for i in bad[0])
-        raise ValueError(
-            f"{name} must lie in {interval}, got {int(values[place])} at index {place}"
-        )
+    if len(bad):
+        raise ValueError(f"{name} must lie in {interval}, got {_first(values, bad)}")
+
+
+def _first(values: np.ndarray, bad: np.ndarray) -> str:
+    """The first of the ``bad`` places and what stands there; a scalar has no place to name.
+
+    Ask for the ``len`` of what ``argwhere`` gives: for a bad scalar that is 1, and its size is 0.
+    """
+    place = tuple(int(i) for i in bad[0])
+    return f"{int(values[place])}" + (f" at index {place}" if place else "")
 
 
 def check_size(name: str, value: Any) -> int:

@@ -1,5 +1,7 @@
 """Layers over whole sequences; each combinator takes layers and returns one."""
 
+from .attention import Attention as Attention
+from .attention import attention as attention
 from .bidirectional import Directions as Directions
 from .bidirectional import bidirectional as bidirectional
 from .output_head import HeadParams as HeadParams

@@ -13,6 +13,7 @@ CELL = rnnjax.lstm(4)
 PARAMS = CELL.init(jax.random.key(0), 3)
 XS = jnp.ones((2, 5, 3))
 KEY = jax.random.key(0)
+EMBEDDED = rnnjax.embedding(3, 2).init(KEY)
 
 
 def unroll(xs=XS, *args, **options):
@@ -30,6 +31,24 @@ def classify(tokens, **options):
 
 CASES = {
     "lengths too long": (lambda: unroll(lengths=[5, 6]), "lengths", "[0, 5]", "6 at index (1,)"),
+    "a length alone, too long": (
+        lambda: rnnjax.unroll(CELL, PARAMS, XS[0], lengths=6),
+        "lengths",
+        "[0, 5]",
+        "got 6",
+    ),
+    "a length alone, of 64 bits": (
+        lambda: rnnjax.unroll(CELL, PARAMS, XS[0], lengths=np.int64(2**40)),
+        "lengths",
+        "[0, 5]",
+        str(2**40),
+    ),
+    "a token alone": (
+        lambda: rnnjax.embedding(3, 2).apply(EMBEDDED, 3),
+        "tokens",
+        "[0, 3)",
+        "got 3",
+    ),
     "lengths negative": (lambda: unroll(lengths=[-1, 2]), "lengths", "[0, 5]", "-1 at index (0,)"),
     "lengths shape": (lambda: unroll(lengths=[5]), "lengths", "(2,)", "(1,)"),
     "lengths float": (lambda: unroll(lengths=[5.0, 2.0]), "lengths", "integers", "float64"),

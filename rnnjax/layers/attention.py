@@ -1,0 +1,181 @@
+"""Attention: what of a memory a query needs, for all steps at once."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from rnnjax import masking
+from rnnjax._checks import check_key, check_size
+from rnnjax._numerics import linear
+from rnnjax._recipe import Made, factory
+from rnnjax.base import Key
+from rnnjax.initializers import draw_linear
+
+KINDS = ("dot", "scaled", "general", "additive", "local")
+
+
+class _AttentionFields(NamedTuple):
+    init: Callable[[Key, int, int], Any]
+    apply: Callable[..., tuple[Array, Array]]
+
+
+class Attention(Made, _AttentionFields):
+    """Attention as a pair of pure functions.
+
+    Attributes:
+        init: ``(key, query_size, memory_size) -> params``.
+        apply: ``(params, queries [..., T, H], memory [..., S, D], lengths [...], *, mask [..., S])
+            -> (contexts [..., T, D], weights [..., T, S])``. ``lengths`` and ``mask`` say which
+            places of the memory are real, as for ``unroll``.
+    """
+
+
+class GeneralParams(NamedTuple):
+    """``w`` [H, D]."""
+
+    w: Array
+
+
+class AdditiveParams(NamedTuple):
+    """``query`` [H, A], ``key`` [D, A] and ``v`` [A]."""
+
+    query: Array
+    key: Array
+    v: Array
+
+
+class LocalParams(NamedTuple):
+    """``w`` [H, D] of the scores, and ``place`` [H, A], ``v`` [A] of the place looked at."""
+
+    w: Array
+    place: Array
+    v: Array
+
+
+@factory
+def attention(kind: str = "general", *, size: int | None = None, window: int = 10) -> Attention:
+    r"""Weights over a memory, and the mean of the memory under them.
+
+    .. math::
+
+        a_{ts} = \frac{\exp e_{ts}}{\sum_{s'} \exp e_{ts'}}, \qquad c_t = \sum_s a_{ts} m_s
+
+    with a score by ``kind``:
+
+    .. math::
+
+        \text{dot} &: h_t \cdot m_s \qquad \text{scaled} : h_t \cdot m_s / \sqrt{H} \\
+        \text{general} &: h_t W \cdot m_s \qquad
+        \text{additive} : v \cdot \tanh(h_t W_q + m_s W_k) \\
+        \text{local} &: \text{general, times } \exp(-(s - p_t)^2 / 2 \sigma^2)
+            \text{ after the softmax, } p_t = S \sigma(v \cdot \tanh(h_t W_p)),
+            \ \sigma = \text{window} / 2
+
+    Places that are not real have weight exactly 0 and are never read: NaN there changes nothing.
+    Where no place is real, weights and context are 0.
+
+    Args:
+        kind: see above. Dot and scaled need queries as wide as the memory.
+        size: A, of what is inside the tanh; None for the size of the queries.
+        window: how far from its place a local attention looks.
+
+    Raises:
+        ValueError: an unknown kind, or from ``init``, sizes that the kind does not take.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, rnnjax
+        >>> attend = rnnjax.attention("additive")
+        >>> params = attend.init(jax.random.key(0), 4, 6)
+        >>> queries, memory = jnp.ones((2, 3, 4)), jnp.ones((2, 5, 6))
+        >>> contexts, weights = attend.apply(params, queries, memory, lengths=[5, 2])
+        >>> contexts.shape, weights[1, 0].tolist()
+        ((2, 3, 6), [0.5, 0.5, 0.0, 0.0, 0.0])
+
+    References:
+        Bahdanau, Cho and Bengio, "Neural machine translation by jointly learning to align and
+        translate", ICLR 2015 (additive); Luong, Pham and Manning, "Effective approaches to
+        attention-based neural machine translation", EMNLP 2015 (dot, general, local).
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    inner = None if size is None else check_size("size", size)
+    reach = check_size("window", window)
+
+    def init(key: Key, query_size: int, memory_size: int) -> Any:
+        one, two, three = jax.random.split(check_key(key), 3)
+        queries = check_size("query_size", query_size)
+        places = check_size("memory_size", memory_size)
+        width = queries if inner is None else inner
+        if kind in ("dot", "scaled"):
+            if queries != places:
+                raise ValueError(
+                    f"kind={kind!r} needs queries as wide as the memory, {places}, got {queries}"
+                )
+            return ()
+        if kind == "general":
+            return GeneralParams(draw_linear(one, queries, places)[0])
+        v = draw_linear(three, width, 1)[0][:, 0]
+        if kind == "additive":
+            query, memory = draw_linear(one, queries, width)[0], draw_linear(two, places, width)[0]
+            return AdditiveParams(query, memory, v)
+        return LocalParams(
+            draw_linear(one, queries, places)[0], draw_linear(two, queries, width)[0], v
+        )
+
+    def apply(
+        params: Any, queries: Array, memory: Array, lengths: Any = None, *, mask: Any = None
+    ) -> tuple[Array, Array]:
+        batch, steps = memory.shape[:-2], memory.shape[-2]
+        if queries.ndim < 2 or queries.shape[:-2] != batch:
+            raise ValueError(
+                f"queries must have shape [..., T, H] with the batch axes of memory, {batch}, "
+                f"got shape {queries.shape}"
+            )
+        valid = masking.valid_steps(lengths, mask, batch, steps)
+        memory = masking.zero_padding(valid, memory)
+        real = jnp.ones((*batch, steps), bool) if valid is None else valid
+        weights = masked_softmax(_scores(kind, params, queries, memory), real[..., None, :])
+        if kind == "local":
+            weights = weights * _nearness(params, queries, real, reach)
+        contexts = jnp.einsum("...ts,...sd->...td", weights.astype(memory.dtype), memory)
+        return contexts, weights
+
+    return Attention(init, apply)
+
+
+def masked_softmax(scores: Array, real: Array) -> Array:
+    """The softmax over the last axis of what is ``real``; 0 elsewhere, and where nothing is."""
+    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    scores = jnp.where(real, scores, -jnp.inf)
+    most = jnp.max(scores, axis=-1, keepdims=True, initial=-jnp.inf)
+    # Without a real place the maximum is -inf: subtracting it would be NaN, in gradients too.
+    shifted = jnp.where(real, scores - jnp.where(jnp.isfinite(most), most, 0.0), 0.0)
+    exponents = jnp.where(real, jnp.exp(shifted), 0.0)
+    total = jnp.sum(exponents, axis=-1, keepdims=True)
+    return exponents / jnp.where(total == 0, 1.0, total)
+
+
+def _scores(kind: str, params: Any, queries: Array, memory: Array) -> Array:
+    if kind == "additive":
+        asked = linear(queries, params.query)[..., :, None, :]
+        offered = linear(memory, params.key)[..., None, :, :]
+        return jnp.einsum("...a,a->...", jnp.tanh(asked + offered), params.v)
+    if kind in ("general", "local"):
+        queries = linear(queries, params.w)
+    products = jnp.einsum("...td,...sd->...ts", queries.astype(memory.dtype), memory)
+    return products / queries.shape[-1] ** 0.5 if kind == "scaled" else products
+
+
+def _nearness(params: LocalParams, queries: Array, real: Array, window: int) -> Array:
+    """How near each place is to the one looked at, [..., T, S]."""
+    count = jnp.sum(real, axis=-1, dtype=jnp.float32)[..., None]
+    share = jax.nn.sigmoid(
+        jnp.einsum("...a,a->...", jnp.tanh(linear(queries, params.place)), params.v)
+    )
+    # Places are counted among the real ones, so that a hole in the mask is no distance.
+    places = jnp.cumsum(real, axis=-1).astype(jnp.float32)[..., None, :] - 1
+    distance = places - (count * share)[..., None]
+    return jnp.exp(-(distance**2) / (2 * (window / 2) ** 2))

@@ -1,0 +1,136 @@
+"""Attention beside loops in NumPy float64, and what it never reads."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+import rnnjax
+
+H, D, T, S, B = 4, 6, 3, 5, 3
+KINDS = ("dot", "scaled", "general", "additive", "local")
+LENGTHS = np.array([5, 2, 0])
+
+
+def make(kind, **options):
+    width = H if kind in ("dot", "scaled") else D
+    attend = rnnjax.attention(kind, **options)
+    params = attend.init(jax.random.key(0), H, width)
+    queries = jax.random.normal(jax.random.key(1), (B, T, H))
+    memory = jax.random.normal(jax.random.key(2), (B, S, width))
+    return attend, params, queries, memory
+
+
+def loop(kind, params, queries, memory, lengths, window=10):
+    p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+    queries, memory = np.asarray(queries, np.float64), np.asarray(memory, np.float64)
+    contexts = np.zeros((B, T, memory.shape[-1]))
+    weights = np.zeros((B, T, S))
+    for b, length in enumerate(lengths):
+        for t in range(T):
+            h = queries[b, t]
+            scores = []
+            for s in range(length):
+                m = memory[b, s]
+                if kind == "additive":
+                    scores.append(p.v @ np.tanh(h @ p.query + m @ p.key))
+                else:
+                    asked = h @ p.w if kind in ("general", "local") else h
+                    scores.append(asked @ m / (np.sqrt(H) if kind == "scaled" else 1))
+            if not length:
+                continue
+            e = np.exp(np.array(scores) - max(scores))
+            a = e / e.sum()
+            if kind == "local":
+                place = length / (1 + np.exp(-p.v @ np.tanh(h @ p.place)))
+                a = a * np.exp(-((np.arange(length) - place) ** 2) / (2 * (window / 2) ** 2))
+            weights[b, t, :length] = a
+            contexts[b, t] = a @ memory[b, :length]
+    return contexts, weights
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_contexts_and_weights_are_those_of_a_loop_in_numpy(kind):
+    attend, params, queries, memory = make(kind)
+    found = attend.apply(params, queries, memory, LENGTHS)
+    expected = loop(kind, params, queries, memory, LENGTHS)
+    for mine, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
+    assert not np.any(found[1][1, :, 2:])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_is_never_read_not_even_by_a_gradient(kind):
+    attend, params, queries, memory = make(kind)
+    behind = np.arange(S) >= LENGTHS[:, None]
+    spoiled = jnp.where(behind[..., None], jnp.nan, memory)
+
+    def loss(params, queries, memory):
+        contexts, weights = attend.apply(params, queries, memory, LENGTHS)
+        return jnp.sum(contexts**2) + jnp.sum(weights**3)
+
+    clean = jax.value_and_grad(loss, (0, 1, 2))(params, queries, memory)
+    dirty = jax.value_and_grad(loss, (0, 1, 2))(params, queries, spoiled)
+    jax.tree.map(np.testing.assert_array_equal, clean, dirty)
+    assert not np.any(np.asarray(dirty[1][2])[behind])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_alone_is_the_row_in_a_batch(kind):
+    attend, params, queries, memory = make(kind)
+    contexts, weights = attend.apply(params, queries, memory, LENGTHS)
+    for b, length in enumerate(LENGTHS):
+        alone = attend.apply(params, queries[b], memory[b, :length])
+        np.testing.assert_allclose(alone[0], contexts[b], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(alone[1], weights[b, :, :length], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["dot", "scaled", "general", "additive"])
+def test_places_in_another_order_have_their_weights_in_that_order(kind):
+    attend, params, queries, memory = make(kind)
+    order = np.array([3, 0, 4, 1, 2])
+    contexts, weights = attend.apply(params, queries, memory)
+    moved = attend.apply(params, queries, memory[:, order])
+    np.testing.assert_allclose(moved[0], contexts, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(moved[1], weights[..., order], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(np.sum(weights, -1), 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_are_those_of_finite_differences(kind, float64):
+    attend, params, queries, memory = make(kind, window=3)
+    wide = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), (params, queries, memory))
+    run = lambda *args: attend.apply(*args, LENGTHS)[0]  # noqa: E731
+    check_grads(run, wide, order=1, modes=("fwd", "rev"))
+
+
+def test_large_scores_are_finite():
+    attend, params, queries, memory = make("dot")
+    contexts, weights = attend.apply(params, queries * 1e4, memory * 1e4, LENGTHS)
+    assert np.all(np.isfinite(contexts))
+    np.testing.assert_allclose(np.sum(weights, -1)[:2], 1.0, rtol=1e-6)
+
+
+BAD = {
+    "an unknown kind": (lambda: rnnjax.attention("cosine"), "kind must be one of dot"),
+    "sizes that differ": (
+        lambda: rnnjax.attention("dot").init(jax.random.key(0), 4, 5),
+        "needs queries as wide as the memory, 5, got 4",
+    ),
+    "another batch": (
+        lambda: rnnjax.attention("dot").apply((), jnp.ones((2, 3, 4)), jnp.ones((3, 5, 4))),
+        r"batch axes of memory, \(3,\)",
+    ),
+    "lengths too long": (
+        lambda: rnnjax.attention("dot").apply((), jnp.ones((3, 4)), jnp.ones((5, 4)), 6),
+        "lengths",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named(case):
+    run, words = BAD[case]
+    with pytest.raises(ValueError, match=words):
+        run()
