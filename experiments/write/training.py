@@ -137,7 +137,7 @@ def fit(
     carry = model.initial_carry(params, (settings.rows,))
     zeros = {"loss": (jnp.zeros(()), jnp.zeros(()))}
     begin = Snapshot(
-        init_train_state(params, optimizer, key),
+        init_train_state(key, params, optimizer),
         EarlyStopping("loss", mode="min", patience=settings.patience),
         (zeros, carry),
     )
