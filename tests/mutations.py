@@ -79,7 +79,7 @@ FAULTS = [
         (
             "if _moves(d_weights.hidden_noise):",
             "if False:",
-            f"{OPTIONS}test_noise_of_every_kind_is_applied_and_differentiated",
+            f"{OPTIONS}test_noise_of_every_kind_is_applied_and_differentiated[lstm-None]",
         ),
         (
             "return h if noise is None else h * noise",
@@ -95,17 +95,23 @@ FAULTS = [
         (
             "((-1, 1, 0), ys.shape[0] - 1) if loop.reverse",
             "((-1, 1, 0), 0) if loop.reverse",
-            f"{OPTIONS}test_outputs_that_are_the_state_are_found_again_by_the_derivative",
+            f"{OPTIONS}test_outputs_that_are_the_state_are_found_again_by_the_derivative[5-True]",
         ),
         # A gate is computed again instead of kept: nothing but speed and memory changes.
-        ('"abs", "add",', '"abs", "logistic", "add",', "engine/test_residual_bytes.py"),
+        (
+            '"abs", "add",',
+            '"abs", "logistic", "add",',
+            "engine/test_residual_bytes.py::"
+            "test_a_step_keeps_so_many_numbers_per_hidden_unit_and_its_input[lstm]",
+        ),
     ),
     *_of(
         "engine/_accumulation.py",
         (
             "return leaf.astype(accumulation_dtype(leaf.dtype)) if _is_float(leaf) else leaf",
             "return leaf",
-            f"{OPTIONS}test_bfloat16_gradients_of_parameters_read_in_the_loop_are_summed_wider",
+            f"{OPTIONS}test_bfloat16_gradients_of_parameters_read_in_the_loop_are_summed_wider"
+            "[peephole-None]",
         ),
     ),
     *_of(
@@ -119,17 +125,17 @@ FAULTS = [
         (
             "crossings = None if starts is None else shift(starts, not reverse)",
             "crossings = starts",
-            f"{PARALLEL}test_a_batch_is_each_sequence_alone",
+            f"{PARALLEL}test_a_batch_is_each_sequence_alone[users_own-False]",
         ),
         (
             "decay = select(inputs.valid, decay, jnp.ones_like(decay))",
             "pass",
-            f"{PARALLEL}test_a_batch_is_each_sequence_alone",
+            f"{PARALLEL}test_a_batch_is_each_sequence_alone[users_own-False]",
         ),
         (
             "select(starts, decay * reset_carry[None] + drive, drive)",
             "select(starts, drive, drive)",
-            f"{PARALLEL}test_a_batch_is_each_sequence_alone",
+            f"{PARALLEL}test_a_batch_is_each_sequence_alone[users_own-False]",
         ),
         (
             "return jnp.swapaxes(decay, -1, -2) if _is_matrix(decay, drive) else decay",
@@ -147,7 +153,7 @@ FAULTS = [
         (
             "        results.reverse()",
             "        pass",
-            f"{OPTIONS}test_remat_changes_neither_values_nor_gradients",
+            f"{OPTIONS}test_remat_changes_neither_values_nor_gradients[lstm-True]",
         ),
         (
             "if plan.recompute:",
@@ -157,7 +163,7 @@ FAULTS = [
         (
             "[rest, start[None]] if loop.reverse else",
             "[rest, start[None]] if not loop.reverse else",
-            f"{OPTIONS}test_all_carries_are_those_of_single_steps",
+            f"{OPTIONS}test_all_carries_are_those_of_single_steps[lstm-True]",
         ),
         (
             "xs = xs * noise.inputs[None]",
@@ -176,7 +182,7 @@ FAULTS = [
         (
             "valid & _at_next_real_step(following, _shift_back(valid))",
             "valid & following",
-            f"{LAW}test_any_mask_with_any_resets_is_the_compact_sequence",
+            f"{ALONE}[lstm_reverse-all]",
         ),
         (
             "lambda: jnp.argmax(valid, -1))",
@@ -214,7 +220,7 @@ FAULTS = [
         (
             "[0 if reverse else 1], carries)",
             "[1], carries)",
-            f"{SEGMENTS}test_final_carries_stand_at_the_end_where_the_run_left_the_segment",
+            f"{SEGMENTS}test_final_carries_stand_at_the_end_where_the_run_left_the_segment[True]",
         ),
     ),
     *_of(
@@ -222,7 +228,7 @@ FAULTS = [
         (
             "c = f * carry.c + i * g",
             "c = f * carry.c + (1 - f) * g",
-            f"{REFERENCE}test_unroll_equals_a_numpy_loop_over_the_valid_steps",
+            f"{REFERENCE}test_unroll_equals_a_numpy_loop_over_the_valid_steps[lstm-lengths-forwards]",
         ),
     ),
     *_of(
@@ -230,7 +236,8 @@ FAULTS = [
         (
             "h = (1 - gates.z) * gates.n + gates.z * carry",
             "h = gates.z * gates.n + (1 - gates.z) * carry",
-            f"{REFERENCE}test_unroll_equals_a_numpy_loop_over_the_valid_steps",
+            f"{REFERENCE}test_unroll_equals_a_numpy_loop_over_the_valid_steps"
+            "[gru reset after-lengths-forwards]",
         ),
     ),
     *_of(
@@ -319,7 +326,7 @@ FAULTS = [
         (
             "return _cast_each(inner.initial_carry(lift(params)), state)",
             "return inner.initial_carry(lift(params))",
-            "transforms/test_precision.py::test_every_dtype_is_the_one_that_was_asked_for",
+            "transforms/test_precision.py::test_every_dtype_is_the_one_that_was_asked_for[lstm-bfloat16]",
         ),
     ),
     *_of(
@@ -333,7 +340,8 @@ FAULTS = [
         (
             "finite = jnp.isfinite(norm) & jnp.isfinite(loss)",
             "finite = jnp.isfinite(norm)",
-            f"{FINITE}test_a_step_that_is_not_finite_changes_no_parameter_and_no_moment",
+            f"{FINITE}test_a_step_that_is_not_finite_changes_no_parameter_and_no_moment"
+            "[optimizer1-bad2]",
         ),
         (
             "in_a_row = (state.skipped_in_a_row + 1) * skipped",
