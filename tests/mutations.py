@@ -330,7 +330,7 @@ FAULTS = [
         ),
     ),
     *_of(
-        "training/steps.py",
+        "training/updates.py",
         # A step is finite by its loss alone, or by its gradient alone.
         (
             "finite = jnp.isfinite(norm) & jnp.isfinite(loss)",
@@ -342,6 +342,11 @@ FAULTS = [
             "finite = jnp.isfinite(norm)",
             f"{FINITE}test_a_step_that_is_not_finite_changes_no_parameter_and_no_moment"
             "[optimizer1-bad2]",
+        ),
+        (
+            "finite = jax.lax.cond(finite, stays_finite, lambda *_: jnp.zeros((), bool), *held)",
+            "pass",
+            f"{FINITE}test_an_update_that_is_not_finite_is_left_out",
         ),
         (
             "in_a_row = (state.skipped_in_a_row + 1) * skipped",

@@ -72,7 +72,7 @@ def test_an_infinite_gradient_of_a_finite_loss_changes_no_parameter(slope):
 
     # The norm of two gradients of 3e38 overflows, though each of them is finite.
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1))
-    state = init_train_state({"w": jnp.array([3.0, 5.0])}, optimizer, jax.random.key(0))
+    state = init_train_state(jax.random.key(0), {"w": jnp.array([3.0, 5.0])}, optimizer)
     state, metrics = make_train_step(loss_fn, optimizer)(state, jnp.ones(2))
     assert state.params["w"].tolist() == [3.0, 5.0]
     assert [int(state.skipped), int(metrics["skipped"][0])] == [1, 1]
