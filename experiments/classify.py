@@ -191,7 +191,7 @@ def report(settings: Settings, fitted: Fitted, label_names: Sequence[str], folde
         print(f"ended after epoch {fitted.last_epoch}: validation did not rise for {passed}")
     else:
         print(f"ended at the bound of {settings.epochs} epochs (--epochs)")
-        print("validation may still be rising; go on with:")
+        print("validation may still be rising; for more epochs:")
         more = ("--out", folder, "--resume", "--epochs", str(2 * settings.epochs))
         print(f"  {command(*PROGRAM.split(), *more)}")
     class_report.print_recalls(fitted.classes, label_names)

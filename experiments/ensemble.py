@@ -7,6 +7,7 @@ Expect:  test accuracy 0.7655 ± 0.0131 of four members together over seeds 0, 1
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ import optax
 import tyro
 
 import rnnjax
+from experiments.running.advancing import take_steps
 from experiments.running.console import exit_code
 from experiments.running.fitting import classification_loss
 from experiments.running.text import Splits, fit_encoder, hold_out, make_batches
@@ -143,10 +145,9 @@ def train(settings: Settings) -> dict[str, float]:
     step = make_step(classification_loss(model, settings.word_dropout), optimizer)
     evaluation = make_evaluation(model, settings.members)
     for epoch in range(1, settings.epochs + 1):
-        began, totals = time.perf_counter(), None
-        for batch in splits.train.epoch(epoch):
-            states, metrics = step(states, batch)
-            totals = metrics if totals is None else merge(totals, metrics)
+        began = time.perf_counter()
+        states, metrics = take_steps(step, states, splits.train.epoch(epoch))
+        totals = functools.reduce(merge, metrics)
         validation = evaluate(evaluation, states.params, splits.validation.epoch(0))
         loss = compute(jax.tree.map(jnp.sum, totals))["loss"]
         seconds = time.perf_counter() - began

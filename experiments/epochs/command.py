@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import tyro
 from experiments.epochs.ours import Ours, make_batches
 from experiments.epochs.task import Contestant, Settings, Task, make_task
 from experiments.running.console import exit_code, print_table
+from experiments.running.packages import missing_line
 from experiments.running.run_folder import RunFolder, environment, plain
 from rnnjax.benchmark import spread
 from rnnjax.data import DataError
@@ -42,14 +42,14 @@ def contestants(task: Task, bucketed: BucketedBatches) -> Iterator[Contestant]:
     """rnnjax in two ways, and the other libraries; what is missing is named."""
     yield Ours(task, "rnnjax, bucketed", bucketed)
     yield Ours(task, "rnnjax, padded", make_batches(task, 1))
-    if importlib.util.find_spec("torch") is None:
-        print("PyTorch is left out: it is not installed")
+    if line := missing_line("PyTorch", "torch"):
+        print(line)
     else:
         from experiments.epochs.pytorch import Torch
 
         yield Torch(task)
-    if importlib.util.find_spec("keras") is None:
-        print("Keras is left out: it is not installed")
+    if line := missing_line("Keras", "keras"):
+        print(line)
     else:
         from experiments.epochs.keras_on_jax import Keras
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 import rnnjax
 from experiments.epochs.task import Task
+from experiments.running.advancing import take_steps
 from experiments.running.fitting import classification_loss
-from experiments.running.prefetching import prefetched
 from rnnjax.data import BucketedBatches, choose_boundaries
 from rnnjax.data.batching import Batch
 from rnnjax.interop.classifiers import build
@@ -61,10 +61,7 @@ class Ours:
 
     def epoch(self, n: int) -> float:
         """Train on every text once."""
-        found = []
-        for batch in prefetched(self.batches(n), AHEAD):
-            self._state, metrics = self._step(self._state, batch)
-            found.append(metrics)
+        self._state, found = take_steps(self._step, self._state, self.batches(n), AHEAD)
         jax.block_until_ready(self._state.params)
         return compute(functools.reduce(merge, jax.device_get(found)))["accuracy"]
 

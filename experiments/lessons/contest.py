@@ -12,8 +12,9 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.lessons.lesson import Measured, NotInstalled, Results
+from experiments.lessons.lesson import Measured, Results
 from experiments.lessons.recipes import Corpus, Recipe, Totals, draw, in_order, steps_of
+from experiments.running.packages import NotInstalled
 from rnnjax.models import ClassifierParams
 
 # Turns of an epoch in which the libraries alternate: what else the machine does slows them alike.

@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.lessons import lesson, torch_lstm
-from experiments.lessons.lesson import Measured, NotInstalled, Results
+from experiments.lessons.lesson import Measured, Results
 from experiments.lessons.news import fit_keras, keras_corpus, load_texts, torch_corpus
 from experiments.lessons.ours import Ours
 from experiments.lessons.recipes import Corpus, Encoded, Recipe, draw, in_order, steps_of
 from experiments.lessons.sequences import Side, pack_padded, pad_sequences, unpack
+from experiments.running.packages import require
 from rnnjax.data import BucketedBatches, choose_boundaries
 
 # The batch of the text, and its lengths.
@@ -81,10 +82,9 @@ def described(corpus: Corpus, words: int) -> Measured:
 def padding_agrees(corpus: Corpus, maxlen: int) -> Measured:
     """The share of texts whose row is the same for Keras, on either side."""
     os.environ.setdefault("KERAS_BACKEND", "jax")
-    try:
-        from keras.utils import pad_sequences as keras_pad
-    except ImportError:
-        raise NotInstalled("Keras") from None
+    require("Keras", "keras")
+    from keras.utils import pad_sequences as keras_pad
+
     texts = sequences_of(corpus.train)
     same = [
         (pad_sequences(texts, maxlen, end, cut) == keras_pad(texts, maxlen, "int32", end, cut)).all(
@@ -98,11 +98,10 @@ def padding_agrees(corpus: Corpus, maxlen: int) -> Measured:
 
 def packing_agrees(corpus: Corpus) -> Measured:
     """The share of batches that PyTorch packs alike and that come back whole."""
-    try:
-        import torch
-        from torch.nn.utils.rnn import pack_padded_sequence
-    except ImportError:
-        raise NotInstalled("PyTorch") from None
+    require("PyTorch", "torch")
+    import torch
+    from torch.nn.utils.rnn import pack_padded_sequence
+
     same = []
     for rows in in_order(np.arange(len(corpus.train)), 16):
         lengths = corpus.train.lengths[rows]

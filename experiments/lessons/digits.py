@@ -27,8 +27,9 @@ from jax import Array
 import rnnjax
 from experiments.lessons import lesson
 from experiments.lessons.figures import COLOURS, LINES, REFERENCE, panels, save, tidy
-from experiments.lessons.lesson import LessonSettings, Measured, NotInstalled, Results
+from experiments.lessons.lesson import LessonSettings, Measured, Results
 from experiments.lessons.synthetic import Task, kept, make_trainer, random_rows
+from experiments.running.packages import require
 from rnnjax.metrics import accuracy, compute, cross_entropy
 
 ROWS = COLUMNS = 8
@@ -65,11 +66,10 @@ def load_images(settings: Settings, seed: int) -> tuple[Images, Images]:
     Raises:
         NotInstalled: scikit-learn, which brings them, is missing.
     """
-    try:
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-    except ImportError:
-        raise NotInstalled from None
+    require("scikit-learn", "sklearn")
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     pixels, digits = map(np.asarray, load_digits(return_X_y=True))
     rows = pixels.reshape(-1, ROWS, COLUMNS).astype(np.float32) / 16
     places = np.arange(len(rows))

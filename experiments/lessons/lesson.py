@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import tyro
 
 from experiments.lessons.tables import Row, lesson_table
+from experiments.running.packages import NotInstalled
 from experiments.running.run_folder import CONFIG, TIMINGS, RunFolder, environment, plain
 from experiments.running.run_settings import read_config, require_same
 
@@ -53,10 +54,6 @@ class Measured(NamedTuple):
     steps: int | None = None
     timings: Mapping[str, float] = {}
     note: str = ""
-
-
-class NotInstalled(Exception):  # noqa: N818 (a state of things, which its row tells)
-    """The library that a row compares with is not installed."""
 
 
 class Results:

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from experiments.lessons.lesson import Measured, NotInstalled
+from experiments.lessons.lesson import Measured
+from experiments.running.packages import require
 from rnnjax.data import Examples
 
 
@@ -25,14 +26,13 @@ def linear_model(name: str, train: Examples, test: Examples) -> Callable[[], Mea
 
 
 def _pipeline(name: str) -> Any:
-    try:
-        from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.naive_bayes import MultinomialNB
-        from sklearn.pipeline import make_pipeline
-        from sklearn.svm import LinearSVC
-    except ImportError:
-        raise NotInstalled("scikit-learn") from None
+    require("scikit-learn", "sklearn")
+    from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.naive_bayes import MultinomialNB
+    from sklearn.pipeline import make_pipeline
+    from sklearn.svm import LinearSVC
+
     made = {
         "Naive Bayes": (CountVectorizer(), MultinomialNB()),
         "TF-IDF + logistic regression": (TfidfVectorizer(), LogisticRegression(max_iter=1000)),

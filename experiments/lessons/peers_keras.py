@@ -11,16 +11,14 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.lessons.lesson import NotInstalled
 from experiments.lessons.recipes import Corpus, Encoded, Recipe, Totals
+from experiments.running.packages import require
 from rnnjax.interop.classifiers import export_keras
 from rnnjax.models import ClassifierParams
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
-try:
-    import keras
-except ImportError:
-    raise NotInstalled("Keras") from None
+require("Keras", "keras")
+import keras  # noqa: E402 (after it is told its backend)
 
 
 def make_model(recipe: Recipe, vocab_size: int) -> Any:

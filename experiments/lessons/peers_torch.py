@@ -9,15 +9,13 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.lessons.lesson import NotInstalled
 from experiments.lessons.recipes import Corpus, Encoded, Recipe, Totals
+from experiments.running.packages import require
 from rnnjax.interop.classifiers import export_torch
 from rnnjax.models import ClassifierParams
 
-try:
-    import torch
-except ImportError:
-    raise NotInstalled("PyTorch") from None
+require("PyTorch", "torch")
+import torch  # noqa: E402
 
 
 class Classifier(torch.nn.Module):

@@ -27,6 +27,7 @@ from experiments.lessons.figures import panels, save, tidy
 from experiments.lessons.lesson import LessonSettings, Measured, Results
 from experiments.lessons.news import News, load_texts
 from experiments.lessons.tables import Row
+from experiments.running.advancing import take_steps
 from experiments.running.fitting import classification_loss
 from experiments.running.text import Encoder, Splits, fit_encoder, make_batches
 from rnnjax.data import DataError, Examples
@@ -146,8 +147,7 @@ def fitted(
     init_key, step_key = jax.random.split(jax.random.key(seed))
     state = init_train_state(step_key, model.init(init_key), programs.optimizer)
     for epoch in range(settings.epochs):
-        for batch in splits.train.epoch(epoch):
-            state, _ = programs.train(state, batch)
+        state, _ = take_steps(programs.train, state, splits.train.epoch(epoch))
     test = evaluate(programs.test, state.params, splits.test.epoch(0))
     return test["accuracy"], int(state.step)
 

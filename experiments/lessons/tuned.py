@@ -29,8 +29,8 @@ from experiments.lessons.lesson import LessonSettings, Measured, Results
 from experiments.lessons.linear_models import linear_model
 from experiments.lessons.news import share_note
 from experiments.lessons.recipes import take_both
+from experiments.running.advancing import take_steps
 from experiments.running.fitting import classification_loss, hide_words
-from experiments.running.prefetching import prefetched
 from experiments.running.text import Splits, fit_encoder, make_batches
 from rnnjax._numerics import linear
 from rnnjax.data import DataError, Dataset, load
@@ -196,8 +196,7 @@ def train(settings: Settings, prepared: Prepared, seed: int) -> Measured:
     step = make_step(loss_fn, optimizer)
     began = time.perf_counter()
     for epoch in range(1, tuning.epochs + 1):
-        for batch in prefetched(splits.train.epoch(epoch), 4):
-            states, _ = step(states, batch)
+        states, _ = take_steps(step, states, splits.train.epoch(epoch), 4)
         jax.block_until_ready(states)
         print(f"epoch {epoch}: {time.perf_counter() - began:.0f} s", flush=True)
     compiled = sum(made.seconds for made in step.compilations)

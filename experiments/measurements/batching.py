@@ -19,9 +19,9 @@ import tyro
 
 import rnnjax
 from experiments import classify
+from experiments.running.advancing import take_steps
 from experiments.running.console import exit_code, print_table
 from experiments.running.fitting import classification_loss
-from experiments.running.prefetching import prefetched
 from experiments.running.run_folder import RunFolder, environment, plain
 from experiments.running.text import Batching, Splits, hold_out, take
 from rnnjax.data import DataError, load
@@ -72,8 +72,8 @@ class Contestant:
     def epoch(self, n: int) -> float:
         """The seconds of an epoch from its first batch to the last result, but for compiling."""
         before, began = self.compile_seconds, time.perf_counter()
-        for batch in prefetched(map(jax.device_put, self.batches.epoch(n)), self._prefetch):
-            self._state, _ = self._step(self._state, batch)
+        batches = map(jax.device_put, self.batches.epoch(n))
+        self._state, _ = take_steps(self._step, self._state, batches, self._prefetch)
         jax.block_until_ready(self._state.params)
         return time.perf_counter() - began - (self.compile_seconds - before)
 

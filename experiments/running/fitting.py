@@ -26,13 +26,13 @@ from rnnjax.metrics import accuracy, compute, cross_entropy, merge
 from rnnjax.models import Model
 from rnnjax.training import (
     Compilation,
+    CompiledStep,
     EarlyStopping,
     NonFiniteError,
     average_parameters,
     averaged,
     check_finite,
     init_train_state,
-    make_eval_step,
     make_train_step,
 )
 
@@ -125,6 +125,18 @@ def _counts_by_class(logits: jax.Array, labels: jax.Array, weights: Any) -> dict
     named = (jnp.argmax(logits, axis=-1)[:, None] == classes) & is_real
     hits, texts, said = (jnp.sum(flags, axis=0) for flags in (there & named, there, named))
     return {"recall": (hits, texts), "precision": (hits, said)}
+
+
+def make_eval_step(
+    loss_fn: Callable, *, on_compile: Callable[[Compilation], None] | None = None
+) -> CompiledStep:
+    """The metrics of a batch for `evaluate`, with counts by class, which are no pairs of scalars
+    as those of ``rnnjax.make_eval_step``."""
+
+    def eval_step(params: Any, batch: AnyBatch) -> dict[str, Any]:
+        return loss_fn(params, batch, None)[1]
+
+    return CompiledStep("eval step", eval_step, donate_state=False, on_compile=on_compile)
 
 
 def evaluate(step: Callable, params: Any, batches: Iterator[AnyBatch]) -> dict[str, Any]:

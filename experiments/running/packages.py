@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
+
+
+class NotInstalled(Exception):  # noqa: N818 (a state of things, which a row of a table tells)
+    """A library that is compared with is not installed."""
 
 
 def is_installed(package: str) -> bool:
@@ -15,10 +20,30 @@ def is_installed(package: str) -> bool:
         >>> is_installed("jax.numpy"), is_installed("no_such_package")
         (True, False)
     """
-    return importlib.util.find_spec(package.partition(".")[0]) is not None
+    name = package.partition(".")[0]
+    if name in sys.modules:
+        return sys.modules[name] is not None  # None there forbids its import
+    return importlib.util.find_spec(name) is not None
 
 
-def missing_line(name: str, package: str) -> str | None:
+def require(library: str, package: str) -> None:
+    """Go on only with a library that is installed.
+
+    Raises:
+        NotInstalled: it is not.
+
+    Example:
+        >>> require("JAX", "jax")
+        >>> require("Nothing", "no_such_package")
+        Traceback (most recent call last):
+            ...
+        experiments.running.packages.NotInstalled: Nothing
+    """
+    if not is_installed(package):
+        raise NotInstalled(library)
+
+
+def missing_line(library: str, package: str) -> str | None:
     """The line that says that a library is left out; None if it is installed.
 
     Example:
@@ -28,4 +53,4 @@ def missing_line(name: str, package: str) -> str | None:
     """
     if is_installed(package):
         return None
-    return f"{name} is left out: the package {package.partition('.')[0]} is not installed"
+    return f"{library} is left out: the package {package.partition('.')[0]} is not installed"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import os
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from experiments.running.packages import is_installed
 from experiments.throughput.cases import GATES, Case
 from experiments.throughput.problems import Problem
 from rnnjax.benchmark import interleaved
@@ -41,7 +41,7 @@ def product_seconds(problem: Problem, seconds: float = 0.05) -> float:
 def best_rate(rows: int, inner: int, columns: int, dtype: str, seconds: float) -> float:
     """Operations a second of the quickest product [rows, inner] x [inner, columns], at its best."""
     calls: dict[str, Any] = {"jax": _jax_product(rows, inner, columns, dtype)}
-    if importlib.util.find_spec("torch"):
+    if is_installed("torch"):
         calls["torch"] = _torch_product(rows, inner, columns, dtype)
     pauses = {name: 0.1 for name in calls if name == "torch"}
     timings = interleaved(calls, rounds=5, seconds=seconds, pauses=pauses)

@@ -12,9 +12,8 @@ import rnnjax
 from experiments import classify
 from experiments.running import class_report
 from experiments.running.class_report import chance, summary, warnings
-from experiments.running.fitting import classification_loss, evaluate
+from experiments.running.fitting import classification_loss, evaluate, make_eval_step
 from rnnjax.data import BucketedBatches, Examples
-from rnnjax.training import make_eval_step
 
 
 @pytest.fixture(autouse=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
 
+from experiments.running.packages import is_installed
 from experiments.throughput.libraries.entries import Entry, Refusal
 from experiments.throughput.problems import Problem
 
@@ -33,7 +33,7 @@ class Library(NamedTuple):
     @property
     def missing(self) -> str | None:
         """Why it cannot take part here at all, if so."""
-        if importlib.util.find_spec(self.module) is None:
+        if not is_installed(self.module):
             return "not installed"
         if self.gpu_only and jax.default_backend() != "gpu":
             return "runs on a GPU only"
