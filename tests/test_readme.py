@@ -150,3 +150,6 @@ def test_the_catalogue_has_every_cell_in_each_of_its_tables():
     assert len(made) >= 12
     for table in (equations, paths):
         assert set(re.findall(r"^\| `(\w+)", table, re.MULTILINE)) == made
+    row = re.search(r"^\| cells \|(.*)$", FRONT.read_text("utf-8"), re.MULTILINE)
+    assert row is not None
+    assert set(re.findall(r"`(\w+)`", row.group(1))) == made
