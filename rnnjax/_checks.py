@@ -339,7 +339,7 @@ def check_carry(name: str, carry: Any, expected: Any) -> Any:
             carry is real.
     """
     if jax.tree.structure(carry) != jax.tree.structure(expected):
-        raise ValueError(f"{name} must be {_structure(expected)}, got {_structure(carry)}")
+        raise ValueError(f"{name} must be {describe(expected)}, got {describe(carry)}")
 
     def check(path: Any, given: Any, leaf: jax.ShapeDtypeStruct) -> Array:
         place, given = name + jax.tree_util.keystr(path), jnp.asarray(given)
@@ -352,11 +352,11 @@ def check_carry(name: str, carry: Any, expected: Any) -> Any:
     return jax.tree_util.tree_map_with_path(check, carry, expected)
 
 
-def _structure(tree: Any) -> str:
+def describe(tree: Any) -> str:
     """What a tree is, as its reader would say it: ``LSTMCarry(h, c)``, ``a tuple of 2``."""
     if hasattr(tree, "_fields"):
         parts = [
-            name if hasattr(part, "shape") else f"{name}={_structure(part)}"
+            name if hasattr(part, "shape") else f"{name}={describe(part)}"
             for name, part in zip(tree._fields, tree, strict=True)
         ]
         return f"{type(tree).__name__}({', '.join(parts)})"
@@ -364,7 +364,7 @@ def _structure(tree: Any) -> str:
         kind = f"a {type(tree).__name__} of {len(tree)}"
         if all(hasattr(part, "shape") for part in tree):
             return kind
-        return f"{kind}: ({', '.join(map(_structure, tree))})"
+        return f"{kind}: ({', '.join(map(describe, tree))})"
     if hasattr(tree, "shape"):
         return f"an array of shape {tuple(tree.shape)}"
     return repr(tree) if tree is None else f"{type(tree).__name__} {tree!r:.40}"

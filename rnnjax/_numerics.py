@@ -1,4 +1,4 @@
-"""Products and sums in the right dtype, and where their axes lie."""
+"""Products and sums in the right dtype, over axes laid out as the device multiplies them best."""
 
 import math
 from typing import Any
@@ -9,6 +9,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from rnnjax._checks import check_floating
+from rnnjax._devices import may_merge_axes
 
 
 def accumulation_dtype(dtype: DTypeLike) -> jnp.dtype:
@@ -45,20 +46,7 @@ def linear(x: Array, w: Array, bias: Array | None = None, *, name: str = "xs") -
 
 def as_rows(x: Array) -> Array:
     """``x`` [..., D] as a matrix [N, D] where its axes may be merged, else as it is."""
-    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) if may_merge_axes() else x
-
-
-def may_merge_axes() -> bool:
-    """Whether the axes before the features are better one: where one device has all of them.
-
-    Two matrices XLA multiplies as they lie. Arrays of more axes it copies into another order first,
-    and the gradient of a weight matrix multiplies the largest arrays there are. Where there are
-    more devices an axis may be divided among them, and one that is merged cannot stay so; but in
-    a ``shard_map`` over all of them every device runs a program of its own.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    manual = bool(mesh.manual_axes) and set(mesh.manual_axes) == set(mesh.axis_names)
-    return manual or jax.device_count() == 1
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) if may_merge_axes(x) else x
 
 
 def varying_like(given: Any, tree: Any) -> Any:
@@ -68,10 +56,17 @@ def varying_like(given: Any, tree: Any) -> Any:
     """
     if not jax.sharding.get_abstract_mesh().manual_axes:
         return tree
-    leaves = jax.tree.leaves(given)
-    arrays = [leaf for leaf in leaves if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
-    zero = sum(jnp.sum(jnp.zeros_like(leaf, jnp.float32)) for leaf in arrays)
-    return jax.tree.map(lambda leaf: leaf + jnp.asarray(zero, leaf.dtype), tree)
+    axes: frozenset = frozenset().union(*(_varying_axes(leaf) for leaf in jax.tree.leaves(given)))
+
+    def cast(leaf: Array) -> Array:
+        missing = tuple(axes - _varying_axes(leaf))
+        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(cast, tree)
+
+
+def _varying_axes(leaf: Array) -> frozenset:
+    return frozenset(jax.typeof(leaf).manual_axis_type.varying)
 
 
 def split_gates(x: Array, count: int) -> tuple[Array, ...]:

@@ -60,14 +60,15 @@ class _CellFields(NamedTuple):
     output_size: int
     init: Callable[[Key, int], Params]
     initial_carry: Callable[[Params], Carry]
-    project: Callable[[Params, Array], tuple[Array, ...]]
+    project: Callable[[Params, Any], tuple[Any, ...]]
     recurrent: Callable[[Params], Array] | None = None
     hidden: Callable[[Carry], Array] | None = None
-    update: Callable[[Params, Carry, tuple, tuple], tuple[Carry, Any]] | None = None
-    plain_step: Callable[[Params, Carry, tuple], tuple[Carry, Any]] | None = None
-    gates: Callable[[Params, Carry, tuple, tuple], Any] | None = None
+    update: Callable[..., tuple[Carry, Any]] | None = None
+    plain_step: Callable[..., tuple[Carry, Any]] | None = None
+    gates: Callable[..., Any] | None = None
     noise: Callable[[Key, Params, NoiseShape], Noise] | None = None
     linear: Callable[[Params, tuple], tuple[Carry, Carry]] | None = None
+    context: Callable[[Params, Any], Any] | None = None
 
 
 class Cell(Made, _CellFields):
@@ -93,9 +94,12 @@ class Cell(Made, _CellFields):
         initial_carry: ``(params) -> carry``, the carry before the first step and after a reset: a
             tree of floating arrays, real or complex.
         project: ``(params, x [D]) -> x_proj``, a tuple, one [H] array a gate; never sees the carry.
-            Pieces behind those that meet the recurrent weights may be any tree of arrays.
-        recurrent: ``(params) -> w_hh [P, G*H]``, or None for a cell without recurrent weights.
-        hidden: ``(carry) -> h [P]``, what the recurrent weights multiply.
+            Pieces behind those that meet the recurrent weights may be any tree of arrays. ``x`` is
+            a tree where ``xs`` is one.
+        recurrent: ``(params) -> w_hh [P, G*H]``, or None for a cell without recurrent weights. Or
+            blocks [heads, P/heads, G*H/heads] of a matrix that is zero outside them: head n reads
+            the n-th part of h and gives the n-th part of every gate.
+        hidden: ``(carry) -> h [P]``, what the recurrent weights multiply; not needed without them.
         update: ``(params, carry, x_proj, h_proj) -> (carry, y)``; ``h_proj`` is ``()`` without
             ``recurrent``.
         plain_step: ``(params, carry, x_proj) -> (carry, y)``, the alternative to the three above.
@@ -105,6 +109,10 @@ class Cell(Made, _CellFields):
             ``unroll`` is given a key; None for a cell without noise.
         linear: ``(params, x_proj) -> (decay, drive)``, trees like the carry, for a cell whose carry
             obeys ``carry' = decay * carry + drive``: such a cell can run in parallel over time.
+        context: ``(params, context) -> context``, for a cell that reads constants of a sequence,
+            as attention does: called once a call on what ``unroll`` is given as ``context`` for
+            one sequence. What it gives is a further argument, the last, of ``update``,
+            ``plain_step`` and ``gates``.
     """
 
     def step(

@@ -41,12 +41,12 @@ def lengths_to_mask(lengths: ArrayLike, time: int) -> Array:
     )
 
 
-def check_lengths(lengths: Any, batch: tuple[int, ...], time: int) -> Array:
-    """Lengths as an int32 array of shape ``batch``, each in [0, time].
+def check_lengths(lengths: Any, batch: tuple[int, ...], time: int) -> Any:
+    """Lengths as integers of shape ``batch``: int32 of NumPy, or the array of JAX that came.
 
     Raises:
         ValueError: a wrong shape or dtype, or (where the values are concrete) a length outside
-            [0, time]. Traced lengths are clipped to that range instead.
+            [0, time]. Traced lengths are not looked at; :func:`real_steps` clips them.
     """
     array = _integers("lengths", lengths)
     if array.shape != batch:
@@ -55,24 +55,31 @@ def check_lengths(lengths: Any, batch: tuple[int, ...], time: int) -> Array:
         )
     check_range("lengths", array, time + 1, f"[0, {time}] (xs has {time} steps)")
     if isinstance(array, np.ndarray):  # known to lie in the range
-        return jnp.asarray(array.astype(np.int32))
-    if jnp.iinfo(array.dtype).bits < 32:  # too narrow to be compared with every T
-        array = array.astype(jnp.int32)
-    return jnp.clip(array, 0, time).astype(jnp.int32)
+        return array.astype(np.int32)
+    return array
 
 
 def check_flags(name: str, flags: Any, batch: tuple[int, ...], time: int) -> Array:
-    """``flags`` as a bool array of shape ``batch + (time,)``.
+    """``flags`` as a bool array of JAX of shape ``batch + (time,)``.
 
     Raises:
         ValueError: naming ``name``, what was expected and what came.
+    """
+    return jnp.asarray(flags_as_given(name, flags, batch, time))
+
+
+def flags_as_given(name: str, flags: Any, batch: tuple[int, ...], time: int) -> Any:
+    """What :func:`check_flags` gives, but of NumPy where the flags are not of JAX yet.
+
+    Raises:
+        ValueError: as there.
     """
     array = as_array(name, flags)
     if array.shape != (*batch, time):
         raise ValueError(f"{name} must have shape {(*batch, time)}, got shape {array.shape}")
     if array.dtype != jnp.bool_:
         raise ValueError(f"{name} must be of dtype bool, got dtype {array.dtype}")
-    return jnp.asarray(array)
+    return array
 
 
 def as_array(name: str, value: Any) -> Any:
@@ -123,11 +130,25 @@ def valid_steps(lengths: Any, mask: Any, batch: tuple[int, ...], time: int) -> A
     Raises:
         ValueError: from :func:`check_lengths` and :func:`check_flags`.
     """
-    valid = None
     if lengths is not None:
-        valid = lengths_to_mask(check_lengths(lengths, batch, time), time)
+        lengths = check_lengths(lengths, batch, time)
     if mask is not None:
         mask = check_flags("mask", mask, batch, time)
+    return real_steps(lengths, mask, time)
+
+
+def real_steps(lengths: Any, mask: Any, time: int) -> Array | None:
+    """What :func:`valid_steps` gives for a mask and lengths that were checked, inside a program.
+
+    Lengths that could not be checked, since they were traced, are clipped to [0, time].
+    """
+    valid = None
+    if lengths is not None:
+        lengths = jnp.asarray(lengths)
+        if jnp.iinfo(lengths.dtype).bits < 32:  # too narrow to be compared with every T
+            lengths = lengths.astype(jnp.int32)
+        valid = lengths_to_mask(jnp.clip(lengths, 0, time), time)
+    if mask is not None:
         valid = mask if valid is None else valid & mask
     return valid
 

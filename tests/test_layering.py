@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "rnnjax"
 FLOORS = [
     {"_recipe"},
     {"base"},
-    {"_checks", "_numerics", "masking", "segments", "initializers"},
+    {"_checks", "_devices", "_numerics", "masking", "segments", "initializers"},
     {"engine"},
     {"cells"},
     {"transforms"},
@@ -28,7 +28,7 @@ ALLOWED_BESIDE = {
     "base": {"engine"},  # Cell.step and Layer.step run the engine, loaded when they are called
     "masking": {"_checks"},
     "segments": {"_checks", "masking"},
-    "_numerics": {"_checks"},
+    "_numerics": {"_checks", "_devices"},
     "interop": {"weights"},
 }
 ANYWHERE = {"base", "_checks"}

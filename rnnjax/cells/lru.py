@@ -30,8 +30,10 @@ class LRUParams(NamedTuple):
 
 def _eigenvalues(params: LRUParams) -> Array:
     dtype = accumulation_dtype(params.nu_log.dtype)
-    radius = jnp.exp(-jnp.exp(params.nu_log.astype(dtype)))
-    phase = jnp.exp(params.theta_log.astype(dtype))
+    # At 80 the radius is long since 0 and its gradient too. Above 88 exp overflows: the gradient of
+    # the radius would be 0 times infinity, and an infinite phase has no cosine.
+    radius = jnp.exp(-jnp.exp(jnp.minimum(params.nu_log.astype(dtype), 80)))
+    phase = jnp.exp(jnp.minimum(params.theta_log.astype(dtype), 80))
     return lax.complex(radius * jnp.cos(phase), radius * jnp.sin(phase))
 
 

@@ -14,14 +14,15 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from rnnjax.base import Carry, Cell
-from rnnjax.engine._loop import Inputs, Loop, Weights, noisy, recur
+from rnnjax.engine._products import h_proj_of, noisy
+from rnnjax.engine._step import Inputs, Loop, Weights
 from rnnjax.masking import select, zero_padding
 
 
 def run(
     cell: Cell, loop: Loop, weights: Weights, carry: Carry, inputs: Inputs
 ) -> tuple[Carry, Any]:
-    """What ``engine.run`` gives, in parallel over time, for a cell with ``linear``.
+    """What ``run`` of ``_loop`` gives, in parallel over time, for a cell with ``linear``.
 
     The states are those of the recurrence that ``linear`` describes, to rounding; the outputs are
     those of ``update`` at every step, its carry left aside.
@@ -80,7 +81,7 @@ def _products(cell: Cell, weights: Weights, entered: Carry, x_projs: tuple) -> t
     assert cell.hidden is not None
     h = jax.vmap(jax.vmap(cell.hidden))(entered)
     noise = weights.hidden_noise
-    return recur(noisy(h, None if noise is None else noise[None]), weights.w_hh, x_projs)
+    return h_proj_of(noisy(h, None if noise is None else noise[None]), weights.w_hh, x_projs)
 
 
 def linear_recurrence(

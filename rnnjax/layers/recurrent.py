@@ -22,7 +22,7 @@ def recurrent(
     policy: Policy | None = None,
     remat: int | str | None = None,
     implementation: str | None = None,
-    scan_unroll: int = 1,
+    scan_unroll: int | None = None,
 ) -> Layer:
     """One cell over the whole sequence: :func:`rnnjax.unroll` as a layer.
 
@@ -33,7 +33,7 @@ def recurrent(
             those of the parameters.
         remat: what reverse mode keeps, as for ``unroll``.
         implementation: as for ``unroll``.
-        scan_unroll: steps per iteration of the compiled loop.
+        scan_unroll: steps per iteration of the compiled loop; None chooses, as for ``unroll``.
 
     Raises:
         ValueError: from ``unroll``, when the layer is applied.

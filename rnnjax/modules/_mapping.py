@@ -95,7 +95,8 @@ def run(
     xs = jnp.moveaxis(inputs, 0, -2) if options.time_major else inputs
     batch, time = xs.shape[:-2], xs.shape[-2]
     if seq_lengths is not None:
-        seq_lengths = masking.check_lengths(seq_lengths, batch, time)
+        checked = jnp.asarray(masking.check_lengths(seq_lengths, batch, time), jnp.int32)
+        seq_lengths = jnp.clip(checked, 0, time)
     carry, ys = unroll(
         recurrence.cell,
         cast(recurrence.params, recurrence.dtype),

@@ -1,0 +1,81 @@
+"""Where arrays lie, as far as it can be known while a function is traced.
+
+JAX tells a traced array's mesh in its type, with the platform of its devices, but nothing of an
+array on one device. What is decided here is therefore decided by the arrays, never by how many
+devices a process can see: with everything on one of eight GPUs the program is that of one GPU.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import Array
+from jax.core import Tracer
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+
+def mesh_of(tree: Any) -> Any:
+    """The mesh of more than one device that arrays of ``tree`` lie on, or None.
+
+    The mesh of ``jax.set_mesh`` counts where the arrays have none of their own: they may be
+    divided over it later in the same program.
+    """
+    for leaf in jax.tree.leaves(tree):
+        mesh = jax.typeof(leaf).sharding.mesh
+        if mesh.size > 1:
+            return mesh
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh if mesh.size > 1 else None
+
+
+def may_merge_axes(tree: Any) -> bool:
+    """Whether the axes before the features are better one: where one device has all of them.
+
+    Two matrices XLA multiplies as they lie. Arrays of more axes it copies into another order first,
+    and the gradient of a weight matrix multiplies the largest arrays there are. On a mesh an axis
+    may be divided among the devices, and one that is merged cannot stay so; but in a ``shard_map``
+    over all axes of the mesh every device runs a program of its own.
+    """
+    mesh = mesh_of(tree)
+    if mesh is None:
+        return True
+    return all(kind == AxisType.Manual for kind in mesh.axis_types)
+
+
+def platform_of(tree: Any) -> str:
+    """The platform that a call with these arrays runs on: "cpu", "gpu" or "tpu".
+
+    That of the devices of arrays that are not traced, else of the mesh of traced ones. Of a traced
+    array on one device nothing is known: there it is what JAX uses by default.
+    """
+    leaves = jax.tree.leaves(tree)
+    arrays = [leaf for leaf in leaves if isinstance(leaf, Array) and not isinstance(leaf, Tracer)]
+    # Committed arrays decide where a program runs; the others follow them.
+    for leaf in sorted(arrays, key=lambda leaf: not leaf.committed):
+        return next(iter(leaf.devices())).platform
+    mesh = mesh_of(tree)
+    device = None if mesh is None else mesh.abstract_device
+    device = device or jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    name = getattr(device, "platform", device) or jax.default_backend()
+    return {"cuda": "gpu", "rocm": "gpu"}.get(name, name)
+
+
+def with_automatic_axes(function: Callable, tree: Any, batch_like: Array, batch_axes: int) -> Any:
+    """``function(tree)`` with the partitioning left to XLA, also on a mesh of Explicit axes.
+
+    With Explicit axes JAX asks how every single result is to be divided. Here it is known once for
+    all: results have the batch axes of the input in front and are divided as it is.
+
+    Args:
+        function: of ``tree``; every array it gives begins with the batch axes.
+        tree: arrays.
+        batch_like: the input whose first ``batch_axes`` axes are the batch.
+        batch_axes: their number.
+    """
+    mesh = mesh_of(tree)
+    if mesh is None or AxisType.Explicit not in mesh.axis_types:
+        return function(tree)
+    own = jax.typeof(batch_like).sharding
+    rows = own.spec[:batch_axes] if own.mesh.size > 1 else ()
+    out = NamedSharding(mesh, PartitionSpec(*rows))
+    return jax.sharding.auto_axes(function, out_sharding=out)(tree)

@@ -1,0 +1,193 @@
+"""The checks of what ``unroll`` is given, and of what a cell's functions give."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from rnnjax import masking
+from rnnjax._checks import check_floating, describe
+from rnnjax.base import Carry, Cell, Noise
+from rnnjax.engine._products import gate_widths
+
+
+def check_cell(cell: Any) -> None:
+    """Refuse what is no cell, and one that gives too much or too little.
+
+    Raises:
+        ValueError: saying what is missing.
+    """
+    if not isinstance(cell, Cell):
+        raise ValueError(f"cell must be a rnnjax.Cell, got {type(cell).__name__}")
+    split = cell.update is not None and (cell.hidden is not None or cell.recurrent is None)
+    if (cell.plain_step is not None) == split:
+        raise ValueError(
+            "a cell must give either update (with hidden, where it gives recurrent), or plain_step"
+        )
+
+
+def check_xs(xs: Any) -> Any:
+    """Inputs as one array [..., T, D], or as a tree of such arrays with equal leading axes.
+
+    A dict is a tree, and so is a tuple that holds arrays. Of a tree the leaves may be integers,
+    such as token ids that the cell embeds; a single array must be floating.
+
+    Raises:
+        ValueError: naming the leaf, what was expected and what came.
+    """
+    if not _is_tree(xs):
+        xs = masking.as_array("xs", xs)
+        if xs.ndim < 2:
+            raise ValueError(f"xs must have shape [..., T, D], got shape {xs.shape}")
+        check_floating("xs", xs)
+        return xs
+    leaves, structure = jax.tree.flatten_with_path(xs)
+    named = [(f"xs{jax.tree_util.keystr(path)}", leaf) for path, leaf in leaves]
+    arrays = [masking.as_array(name, leaf) for name, leaf in named]
+    if not arrays:
+        raise ValueError("xs must have at least one array, got none")
+    for (name, _), array in zip(named, arrays, strict=True):
+        if array.ndim < 2:
+            raise ValueError(f"{name} must have shape [..., T, D], got shape {array.shape}")
+        if array.shape[:-1] != arrays[0].shape[:-1]:
+            raise ValueError(
+                f"{name} must have the batch and time axes {arrays[0].shape[:-1]} of "
+                f"{named[0][0]}, got shape {array.shape}"
+            )
+    return structure.unflatten(arrays)
+
+
+def _is_tree(xs: Any) -> bool:
+    if isinstance(xs, tuple):
+        return any(np.ndim(leaf) >= 1 and hasattr(leaf, "shape") for leaf in jax.tree.leaves(xs))
+    return isinstance(xs, dict)
+
+
+def check_order(cell: Cell, params: Any, xs: Any) -> None:
+    """Tell parameters and inputs given in each other's place.
+
+    Raises:
+        ValueError: naming both.
+    """
+    if not isinstance(params, Array | np.ndarray) or params.ndim < 2 or not _is_tree(xs):
+        return
+    made = _init_shapes(cell, params.shape[-1])
+    if made is not None and jax.tree.structure(made) == jax.tree.structure(xs):
+        raise ValueError(
+            f"params must have the structure {describe(made)}, got {describe(params)}, and xs must "
+            f"be an array, got {describe(xs)}: params come before xs"
+        )
+
+
+def check_context(cell: Cell, context: Any, batch: tuple[int, ...]) -> Any:
+    """The constants of each sequence, leaves [..., anything].
+
+    Raises:
+        ValueError: a cell that takes none, or one that needs them; or a leaf of another batch.
+    """
+    if cell.context is None:
+        if context is not None:
+            raise ValueError("context must be None for a cell without the field context")
+        return None
+    if context is None:
+        raise ValueError("context must be given to a cell with the field context, got None")
+    if cell.linear is not None:
+        raise ValueError("a cell must give either linear or context, got both")
+
+    def check(path: Any, leaf: Any) -> Any:
+        name = f"context{jax.tree_util.keystr(path)}"
+        array = masking.as_array(name, leaf)
+        if array.shape[: len(batch)] != batch:
+            raise ValueError(f"{name} must begin with the batch {batch}, got shape {array.shape}")
+        return array
+
+    return jax.tree_util.tree_map_with_path(check, context)
+
+
+def check_pieces(w_hh: Array | None, carry: Carry, x_projs: Any) -> None:
+    """Refuse what a cell's ``project`` and ``initial_carry`` may not give.
+
+    Raises:
+        ValueError: no tuple, pieces that do not fit the recurrent weights, or an integer carry.
+    """
+    if not isinstance(x_projs, tuple):
+        raise ValueError(f"a cell's project must give a tuple, got {type(x_projs).__name__}")
+    gate_widths(w_hh, x_projs)
+    for leaf in jax.tree.leaves(carry):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            raise ValueError(
+                f"a cell's carry must be of floating or complex dtype, got {leaf.dtype}"
+            )
+
+
+def check_noise(cell: Cell, noise: Noise) -> None:
+    """Refuse noise of a product that the engine does not take.
+
+    Raises:
+        ValueError: naming the part of the noise.
+    """
+    for name in ("hidden", "recurrent"):
+        if getattr(noise, name) is not None and cell.recurrent is None:
+            raise ValueError(
+                f"a cell's noise may not have {name} where the engine multiplies no recurrent "
+                "weights: the cell gives plain_step, or no recurrent"
+            )
+
+
+def explain_failure(cell: Cell, params: Any, xs: Any) -> None:
+    """After a run has failed: say which parameter ``cell.init`` would have made otherwise.
+
+    Only then, since a cell may well run with parameters that its ``init`` would not make.
+
+    Raises:
+        ValueError: naming the first leaf of ``params``, or ``xs``, that does not fit.
+    """
+    if _is_tree(xs):
+        return
+    made = _init_shapes(cell, xs.shape[-1])
+    if made is None:
+        return
+    if jax.tree.structure(params) != jax.tree.structure(made):
+        raise ValueError(
+            f"params must have the structure {jax.tree.structure(made)}, as cell.init gives, "
+            f"got {jax.tree.structure(params)}"
+        )
+    leaves = [
+        (f"params{jax.tree_util.keystr(path)}", expected, masking.as_array("params", leaf))
+        for (path, expected), leaf in zip(
+            jax.tree.leaves_with_path(made), jax.tree.leaves(params), strict=True
+        )
+    ]
+    for name, expected, given in leaves:
+        # A leaf with as many rows as the inputs have features says how many it was made for.
+        rows = expected.shape[:1] == xs.shape[-1:] and given.ndim == len(expected.shape)
+        if given.shape[rows:] != expected.shape[rows:]:
+            raise ValueError(f"{name} must have shape {expected.shape}, got shape {given.shape}")
+        if given.dtype.kind in "biu" and jnp.issubdtype(expected.dtype, jnp.inexact):
+            raise ValueError(f"{name} must be of dtype {expected.dtype}, got {given.dtype}")
+    for _, expected, given in leaves:
+        if given.shape != expected.shape:
+            raise ValueError(
+                f"xs must have size {given.shape[0]} in the last axis (weights of shape "
+                f"{given.shape}), got size {xs.shape[-1]}"
+            )
+    _check_one_dtype(leaves)
+
+
+def _check_one_dtype(leaves: list) -> None:
+    floats = [(n, g.dtype) for n, _, g in leaves if jnp.issubdtype(g.dtype, jnp.floating)]
+    for name, dtype in floats:
+        if dtype != floats[0][1]:
+            raise ValueError(
+                f"{name} must be of dtype {floats[0][1]}, as {floats[0][0]} is, got {dtype}"
+            )
+
+
+def _init_shapes(cell: Cell, input_size: int) -> Any:
+    """The shapes of the parameters for inputs of this size; None if there are none."""
+    try:
+        return jax.eval_shape(lambda: cell.init(jax.random.key(0), input_size))
+    except (TypeError, ValueError):  # not of this size; what the run said of it is clearer
+        return None

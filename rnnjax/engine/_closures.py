@@ -1,0 +1,39 @@
+"""Cells that close over a traced value, such as a rate that is itself differentiated.
+
+A ``custom_jvp``, as the loop is, may not read traced values that are not among its arguments: their
+derivative would be lost. So they are found here and handed to the loop beside the parameters.
+"""
+
+from typing import Any
+
+import jax
+from jax.core import Tracer
+
+from rnnjax.base import Cell
+from rnnjax.engine._step import Inputs, Weights
+from rnnjax.engine._usage import operand_shapes
+
+
+def without_traced_closures(cell: Cell, weights: Weights, inputs: Inputs) -> tuple[Cell, Weights]:
+    """The same cell and weights, with what ``update`` closes over among the parameters.
+
+    Raises:
+        ValueError: ``hidden`` closes over a traced value.
+    """
+    params, carry, x_projs, h_projs, context = operand_shapes(weights, inputs)
+    if weights.w_hh is not None and _closes_over_traced(cell.hidden, carry):
+        raise ValueError("a cell's hidden must not close over a traced value: put it into params")
+    operands = (params, carry, x_projs, h_projs, *context)
+    if not _closes_over_traced(cell.update, *operands):
+        return cell, weights
+    converted, found = jax.closure_convert(cell.update, *operands)
+
+    def update(params: Any, *rest: Any) -> Any:
+        own, closed_over = params
+        return converted(own, *rest, *closed_over)
+
+    return cell._replace(update=update), weights._replace(params=(weights.params, tuple(found)))
+
+
+def _closes_over_traced(function: Any, *operands: Any) -> bool:
+    return any(isinstance(c, Tracer) for c in jax.make_jaxpr(function)(*operands).consts)

@@ -1,0 +1,93 @@
+"""Calls of ``unroll`` under ``jax.vmap``: the axis that is mapped counts as batch.
+
+``vmap`` shows the function it maps one example. A loop over one sequence at a time that is mapped
+over many is not the loop over the batch of them: its plan would be that of one sequence, and its
+products would have an axis more, which XLA copies into another order first.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.core import Tracer
+from jax.custom_batching import custom_vmap
+
+from rnnjax.engine._prepare import Call
+
+
+def run_as_one_batch(run: Callable[[Call, int], Any], call: Call) -> Any:
+    """``run(call, mapped)``, with axes that ``jax.vmap`` maps made batch axes where that may be.
+
+    Where nothing but steps and carries is mapped, the axis becomes the first batch axis. Where
+    parameters are (an ensemble), where noise is drawn (each example draws the same), or where the
+    derivative is taken inside of the ``vmap`` (a gradient for each example), the call stays as it
+    is and ``run`` is told how many of them ``vmap`` makes one.
+
+    Args:
+        run: of a call, and the number of such calls that become one.
+        call: its arrays.
+    """
+    sizes = _mapped_sizes(call)
+    if not sizes or call.key is not None or not _is_mapped_directly(call):
+        return run(call, math.prod(sizes))
+
+    @custom_vmap
+    def whole(call: Call) -> Any:
+        return run(call, 1)
+
+    @whole.def_vmap
+    def with_axis(size: int, flags: list, call: Call) -> tuple[Any, Any]:
+        mapped = jax.tree.unflatten(jax.tree.structure(call), jax.tree.leaves(flags))
+        if any(jax.tree.leaves(mapped.params)):
+            axes = jax.tree.map(lambda is_mapped: 0 if is_mapped else None, mapped)
+            results = jax.vmap(lambda one: run(one, math.prod(sizes)), (axes,), axis_size=size)(
+                call
+            )
+        else:
+            results = run_as_one_batch(run, _with_batch_axis(size, mapped, call))
+        return results, jax.tree.map(lambda _: True, results)
+
+    return whole(call)
+
+
+def _with_batch_axis(size: int, mapped: Call, call: Call) -> Call:
+    def lead(is_mapped: bool, leaf: Any) -> Any:
+        return leaf if is_mapped else jnp.broadcast_to(leaf, (size, *jnp.shape(leaf)))
+
+    whole = jax.tree.map(lead, mapped._replace(params=None), call._replace(params=None))
+    return whole._replace(params=call.params)
+
+
+def _mapped_sizes(call: Call) -> list[int]:
+    """The sizes of the axes that ``vmap`` maps here: what the rule of a function without results
+    is told when it is called."""
+    sizes: list[int] = []
+
+    @custom_vmap
+    def look(leaves: list) -> tuple:
+        del leaves
+        return ()
+
+    @look.def_vmap
+    def _(size: int, mapped: Any, leaves: list) -> tuple[tuple, tuple]:
+        del mapped
+        sizes.append(size)
+        return look(leaves), ()
+
+    traced = [leaf for leaf in jax.tree.leaves(call) if isinstance(leaf, Tracer)]
+    if traced:
+        look([lax.stop_gradient(leaf) for leaf in traced])
+    return sizes
+
+
+def _is_mapped_directly(call: Call) -> bool:
+    """Whether ``vmap`` is the innermost transformation here, with no derivative inside of it.
+
+    A ``custom_vmap`` has no derivative. JAX does not say which transformation is innermost; the
+    type of what an operation gives does.
+    """
+    leaves = [leaf for leaf in jax.tree.leaves(call) if isinstance(leaf, jax.Array)]
+    return any(type(out).__name__ == "BatchTracer" for out in lax.optimization_barrier(leaves))

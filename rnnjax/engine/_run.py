@@ -1,0 +1,128 @@
+"""One call as its plan says: all steps at once, or chunk after chunk of them."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from rnnjax._devices import with_automatic_axes
+from rnnjax.base import Carry, Cell
+from rnnjax.engine import _associative, _loop
+from rnnjax.engine._accumulation import cell_reading_wide, in_dtypes_of, in_sum_dtypes
+from rnnjax.engine._plan import Plan, Request, make_plan, size_of
+from rnnjax.engine._prepare import (
+    Call,
+    Prepared,
+    Steps,
+    batch_first,
+    prepare,
+    project,
+    unflatten,
+)
+from rnnjax.engine._step import Loop, scan
+
+IMPLEMENTATIONS = {"scan": _loop.run, "associative": _associative.run}
+
+
+class Static(NamedTuple):
+    """What is fixed when a call is compiled, beside the cell.
+
+    Attributes:
+        reverse: run backwards in time.
+        all_carries: give the carry after every step, too.
+        include_initial: and the one before the first.
+        request: how the caller wants it run.
+        platform: of the devices of the arrays.
+        mapped: how many such calls ``jax.vmap`` makes one.
+    """
+
+    reverse: bool
+    all_carries: bool
+    include_initial: bool
+    request: Request
+    platform: str
+    mapped: int = 1
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def run_call(cell: Cell, static: Static, call: Call) -> tuple[Carry, Any]:
+    """``(carry, ys)`` of one call, as one compiled program."""
+    batch, _ = call.sizes()
+    first = jax.tree.leaves(call.xs)[0]
+    # On a mesh of Explicit axes, JAX would want to be told how each result inside is divided.
+    whole = functools.partial(_run_call, cell, static)
+    return with_automatic_axes(whole, call, first, len(batch))
+
+
+def _run_call(cell: Cell, static: Static, call: Call) -> tuple[Carry, Any]:
+    plan = make_plan(
+        static.request, size_of(cell, call.params, call.xs, static.mapped), static.platform
+    )
+    loop = Loop(static.reverse, plan.scan_unroll, static.all_carries)
+    prepared = prepare(cell, loop.reverse, call)
+    final, ys = _run_plan(cell, loop, plan, call, prepared)
+    if static.include_initial:
+        ys = (ys[0], _with_initial(loop, prepared.carry, ys[1]))
+    batch, _ = call.sizes()
+    return unflatten(batch, final), batch_first(batch, ys)
+
+
+def _run_plan(
+    cell: Cell, loop: Loop, plan: Plan, call: Call, prepared: Prepared
+) -> tuple[Carry, Any]:
+    params = call.params
+    run = IMPLEMENTATIONS[plan.implementation]
+    inner, wide = cell_reading_wide(cell, params), in_sum_dtypes(params)
+
+    def some_steps(wide: Any, prepared: Prepared, carry: Carry, some: Steps) -> Any:
+        weights, inputs = project(cell, in_dtypes_of(wide, params), prepared, some)
+        return run(inner, loop, weights._replace(params=wide), carry, inputs)
+
+    # The steps of all chunks, and the noise of all steps, are read chunk by chunk.
+    constant = prepared._replace(steps=None, noise=prepared.noise._replace(steps=()))
+    inside, outside = some_steps, some_steps
+    if plan.recompute:
+        # Inside a loop nothing could be shared with the first run anyway. Outside of one, XLA would
+        # find both runs equal and keep what was to be computed again: a barrier keeps them apart.
+        inside = jax.checkpoint(some_steps, prevent_cse=False)
+        outside = jax.checkpoint(some_steps, prevent_cse=True)
+    in_loop = functools.partial(inside, wide, constant)
+    alone = functools.partial(outside, wide, constant)
+    if plan.chunk is None or plan.chunk >= call.sizes()[1]:
+        return alone(prepared.carry, prepared.steps)
+    return _in_chunks(in_loop, alone, loop.reverse, plan.chunk, prepared)
+
+
+def _in_chunks(
+    in_loop: Callable, alone: Callable, reverse: bool, chunk: int, prepared: Prepared
+) -> tuple[Carry, Any]:
+    """Run ``chunk`` steps at a time, and the steps left over at the end of time by themselves."""
+    carry, steps = prepared.carry, prepared.steps
+    time = jax.tree.leaves(steps.xs)[0].shape[0]
+    whole = time - time % chunk
+    chunks = jax.tree.map(lambda a: a[:whole].reshape(-1, chunk, *a.shape[1:]), steps)
+    rest = jax.tree.map(lambda a: a[whole:], steps)
+    results = []
+    if reverse and whole < time:
+        carry, ys = alone(carry, rest)
+        results.append(ys)
+    if whole:
+        carry, ys = scan(Loop(reverse), in_loop, carry, chunks)
+        results.append(jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), ys))
+    if not reverse and whole < time:
+        carry, ys = alone(carry, rest)
+        results.append(ys)
+    if reverse:
+        results.reverse()
+    return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *results)
+
+
+def _with_initial(loop: Loop, initial: Carry, carries: Carry) -> Carry:
+    def join(start: Array, rest: Array) -> Array:
+        parts = [rest, start[None]] if loop.reverse else [start[None], rest]
+        return jnp.concatenate(parts)
+
+    return jax.tree.map(join, initial, carries)

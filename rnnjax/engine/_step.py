@@ -1,0 +1,83 @@
+"""One step of the loop over time: what it reads, and what resets, masks and batches do to it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax import Array, lax
+
+from rnnjax.base import Cell
+from rnnjax.masking import select, zero_padding
+
+
+class Weights(NamedTuple):
+    """What the loop reads at every step."""
+
+    w_hh: Array | None  # [P, G*H], or blocks [heads, P/heads, G*H/heads]
+    params: Any  # what update reads of them; in the dtypes their gradients are summed in
+    reset_carry: Any  # the carry after a reset, [B, ...] a leaf
+    hidden_noise: Array | None = None  # [B, P], what h is multiplied by before w_hh
+    context: Any = None  # constants of each sequence, [B, ...] a leaf; None if the cell has none
+
+
+class Inputs(NamedTuple):
+    """What the loop reads step by step, time first."""
+
+    x_projs: tuple[Any, ...]  # [T, B, ...] a leaf: the gates, then what only update reads
+    valid: Array | None  # [T, B]; None where every step is real
+    resets: Array | None  # [T, B], True: return to reset_carry before this step
+
+
+class Loop(NamedTuple):
+    """How to run over time; all of it is fixed when the loop is compiled."""
+
+    reverse: bool = False
+    scan_unroll: int = 1
+    all_carries: bool = False  # outputs are (y, carry)
+
+
+def scan(loop: Loop, step: Callable, carry: Any, inputs: Any) -> tuple[Any, Any]:
+    """``lax.scan`` as ``loop`` says.
+
+    Compiled under ``jax.disable_jit`` too: a Python loop in its place cannot run 0 steps, and the
+    residuals of its steps, which are compared by identity, would not have one structure.
+    """
+    with jax.disable_jit(False):
+        return lax.scan(step, carry, inputs, reverse=loop.reverse, unroll=loop.scan_unroll)
+
+
+def over_batch(function: Callable | None) -> Callable:
+    """``function(params, carry, ...)`` of one example for a batch, parameters shared."""
+    assert function is not None
+
+    def batched(params: Any, *rest: Any) -> Any:
+        return jax.vmap(function, (None, *(0 for _ in rest)))(params, *rest)
+
+    return batched
+
+
+def context_of(weights: Weights) -> tuple:
+    """The further arguments of ``update``: the constants of the sequence, if the cell has any."""
+    return () if weights.context is None else (weights.context,)
+
+
+def hidden_of(cell: Cell, weights: Weights, carry: Any) -> Array | None:
+    """What the recurrent weights multiply, [B, P]; None without recurrent weights."""
+    if weights.w_hh is None:
+        return None
+    assert cell.hidden is not None
+    return jax.vmap(cell.hidden)(carry)
+
+
+def reset(at: Inputs, reset_carry: Any, carry: Any) -> Any:
+    """The carry a step begins with."""
+    return carry if at.resets is None else select(at.resets, reset_carry, carry)
+
+
+def hold(loop: Loop, at: Inputs, held: Any, new: Any, y: Any) -> tuple[Any, Any]:
+    """The carry and the output a step ends with: held, and zero, where it is not real.
+
+    A choice, not a product: NaN that ``update`` made of a masked step goes no further.
+    """
+    carry, y = select(at.valid, new, held), zero_padding(at.valid, y)
+    return carry, (y, carry) if loop.all_carries else y

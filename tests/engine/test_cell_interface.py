@@ -1,0 +1,255 @@
+"""What a cell may be made of beyond one matrix and one array: heads, several inputs, constants."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rnnjax
+
+B, T, D, H, HEADS, S = 3, 6, 4, 6, 2, 5
+LENGTHS = np.array([6, 0, 4])
+
+
+@pytest.fixture(autouse=True)
+def in_float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape, jnp.float64)
+
+
+def assert_same(found, expected):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)
+
+
+def value_and_gradients(function, *args):
+    """The value and the gradients in all arguments of a sum that weighs every result otherwise."""
+
+    def weighed(*args):
+        leaves = jax.tree.leaves(function(*args))
+        return sum(jnp.vdot(normal(k, *a.shape), a) for k, a in enumerate(leaves)), leaves
+
+    gradients, results = jax.grad(weighed, tuple(range(len(args))), has_aux=True)(*args)
+    return results, gradients
+
+
+# Block-diagonal recurrent weights.
+
+
+def dense(blocks):
+    """The matrix [H, 4H] that ``blocks`` [heads, H/heads, 4H/heads] stand for, entry by entry."""
+    heads, rows, columns = blocks.shape
+    matrix, width = jnp.zeros((heads * rows, heads * columns)), columns // 4
+    for n in range(heads):
+        for gate in range(4):
+            begin = gate * heads * width + n * width
+            part = blocks[n, :, gate * width : (gate + 1) * width]
+            matrix = matrix.at[n * rows : (n + 1) * rows, begin : begin + width].set(part)
+    return matrix
+
+
+@pytest.mark.parametrize("options", [{}, {"remat": 2}, {"reverse": True}, {"scan_unroll": 4}])
+def test_blocks_equal_the_dense_matrix_with_zeros_in_it(options):
+    cell = rnnjax.lstm(H)
+    params = jax.tree.map(lambda a: normal(9, *a.shape), cell.init(jax.random.key(0), D))
+    blocks, xs = normal(1, HEADS, H // HEADS, 4 * H // HEADS), normal(2, B, T, D)
+
+    def run(blocks, w_ih, bias, xs, of_blocks):
+        whole = params._replace(w_ih=w_ih, bias=bias, w_hh=of_blocks(blocks))
+        return rnnjax.unroll(cell, whole, xs, LENGTHS, **options)
+
+    args = blocks, params.w_ih, params.bias, xs
+    assert_same(
+        value_and_gradients(lambda *a: run(*a, lambda w: w), *args),
+        value_and_gradients(lambda *a: run(*a, dense), *args),
+    )
+    tangents = jax.tree.map(lambda a: normal(7, *a.shape), args)
+    assert_same(
+        jax.jvp(lambda *a: run(*a, lambda w: w), args, tangents),
+        jax.jvp(lambda *a: run(*a, dense), args, tangents),
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((4, 6, 6), "each gate of a cell with 4 heads must have a width divisible by 4"),
+        ((2, 3, 11), "must be as wide as the first pieces"),
+        ((2, 4, 12), "hidden must give 8 features, as 2 blocks .* got 6"),
+        ((1, 2, 3, 12), r"blocks \[heads, P/heads, G\*H/heads\], got shape"),
+    ],
+)
+def test_blocks_that_do_not_fit_are_refused(shape, message):
+    cell = rnnjax.lstm(H)
+    params = cell.init(jax.random.key(0), D)
+    odd = cell._replace(recurrent=lambda params: jnp.ones(shape), init=lambda key, size: params)
+    with pytest.raises(ValueError, match=message):
+        rnnjax.unroll(odd, params, normal(2, B, T, D))
+
+
+# A tree of inputs.
+
+
+def timed(size):
+    """A cell that reads vectors, the time since the step before, and token ids."""
+    inner = rnnjax.vanilla(size)
+
+    def project(params, x):
+        decayed = x["x"] * jnp.exp(-x["elapsed"])
+        return inner.project(params["cell"], decayed + params["table"][x["token"][0]])
+
+    return inner._replace(
+        init=lambda key, sizes: {"cell": inner.init(key, D), "table": normal(3, 7, D)},
+        initial_carry=lambda params: inner.initial_carry(params["cell"]),
+        recurrent=lambda params: inner.recurrent(params["cell"]),
+        update=lambda params, *rest: inner.update(params["cell"], *rest),
+        project=project,
+    )
+
+
+def test_a_tree_of_inputs_equals_a_python_loop_and_its_padding_is_not_read():
+    cell = timed(H)
+    params = cell.init(jax.random.key(0), None)
+    params = jax.tree.map(lambda a: normal(4, *a.shape), params)
+    real = np.arange(T) < LENGTHS[:, None]
+    tokens = jax.random.randint(jax.random.key(6), (B, T, 1), 0, 7)
+
+    def engine(params, x, elapsed):
+        x = jnp.where(real[..., None], x, jnp.nan)
+        elapsed = jnp.where(real[..., None], elapsed, jnp.inf)
+        return rnnjax.unroll(cell, params, {"x": x, "elapsed": elapsed, "token": tokens}, LENGTHS)
+
+    def loop(params, x, elapsed):
+        carries, rows = [], []
+        for b in range(B):
+            h, ys = jnp.zeros(H), [jnp.zeros(H)] * T
+            for t in range(LENGTHS[b]):
+                at = {"x": x[b, t], "elapsed": elapsed[b, t], "token": tokens[b, t]}
+                x_proj = cell.project(params, at)
+                h, ys[t] = cell.update(params, h, x_proj, (h @ params["cell"].w_hh,))
+            carries.append(h)
+            rows.append(jnp.stack(ys))
+        return jnp.stack(carries), jnp.stack(rows)
+
+    args = params, normal(5, B, T, D), jnp.abs(normal(8, B, T, 1))
+    assert_same(value_and_gradients(engine, *args), value_and_gradients(loop, *args))
+
+
+def test_inputs_of_unequal_leading_axes_are_refused_by_name():
+    cell = timed(H)
+    params = cell.init(jax.random.key(0), None)
+    xs = {"x": normal(5, B, T, D), "elapsed": normal(8, B, T + 1, 1)}
+    message = r"xs\['x'\] must have the batch and time axes \(3, 7\) of xs\['elapsed'\]"
+    with pytest.raises(ValueError, match=message):
+        rnnjax.unroll(cell, params, xs)
+
+
+# Constants of a sequence.
+
+
+def attending(size, plain):
+    """Attention over the context, whose keys are made once a call, before a simple cell."""
+
+    def init(key, input_size):
+        del input_size
+        names = {"x": (D, size), "h": (size, size), "keys": (4, size), "values": (4, size)}
+        return {n: normal(k, *shape) / 2 for k, (n, shape) in enumerate(names.items())}
+
+    def context(params, given):
+        scores = jnp.where(given["real"], 0.0, -jnp.inf)
+        return given["rows"] @ params["keys"], given["rows"] @ params["values"], scores
+
+    def update(params, h, x_proj, h_proj, context):
+        keys, values, scores = context
+        read = jax.nn.softmax(keys @ h + scores) @ values
+        h = jnp.tanh(x_proj[0] + h_proj[0] + read)
+        return h, h
+
+    def plain_step(params, h, x_proj, context):
+        return update(params, h, x_proj, (h @ params["h"],), context)
+
+    cell = rnnjax.Cell(
+        size,
+        init,
+        lambda params: jnp.zeros(size),
+        lambda params, x: (x @ params["x"],),
+        context=context,
+    )
+    if plain:
+        return cell._replace(plain_step=plain_step)
+    return cell._replace(recurrent=lambda p: p["h"], hidden=lambda h: h, update=update)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("remat", [None, 4])
+def test_constants_of_a_sequence_equal_a_python_loop(plain, remat):
+    cell = attending(H, plain)
+    params = cell.init(jax.random.key(0), D)
+    real = jnp.asarray(np.arange(S) < np.array([[5], [3], [1]]))
+
+    def engine(params, xs, rows):
+        given = {"rows": rows, "real": real}
+        return rnnjax.unroll(cell, params, xs, LENGTHS, context=given, remat=remat)
+
+    def loop(params, xs, rows):
+        carries, all_ys = [], []
+        for b in range(B):
+            keys, values = rows[b] @ params["keys"], rows[b] @ params["values"]
+            h, ys = jnp.zeros(H), [jnp.zeros(H)] * T
+            for t in range(LENGTHS[b]):
+                weights = jnp.exp(keys @ h) * real[b]
+                read = weights / weights.sum() @ values
+                ys[t] = h = jnp.tanh(xs[b, t] @ params["x"] + h @ params["h"] + read)
+            carries.append(h)
+            all_ys.append(jnp.stack(ys))
+        return jnp.stack(carries), jnp.stack(all_ys)
+
+    args = params, normal(5, B, T, D), normal(6, B, S, 4)
+    assert_same(value_and_gradients(engine, *args), value_and_gradients(loop, *args))
+
+
+def test_the_context_of_a_row_never_touches_another():
+    cell = attending(H, plain=False)
+    params, xs = cell.init(jax.random.key(0), D), normal(5, B, T, D)
+    real = jnp.ones((B, S), bool)
+
+    def outputs(rows):
+        return rnnjax.unroll(cell, params, xs, context={"rows": rows, "real": real})[1]
+
+    rows = normal(6, B, S, 4)
+    poisoned = outputs(rows.at[1].set(jnp.nan))
+    np.testing.assert_array_equal(poisoned[np.array([0, 2])], outputs(rows)[np.array([0, 2])])
+    gradient = jax.grad(lambda rows: outputs(rows)[0].sum())(rows)
+    np.testing.assert_array_equal(gradient[1:], 0)
+    assert jnp.any(gradient[0] != 0)
+
+
+def test_context_is_checked():
+    cell, plain = attending(H, plain=False), rnnjax.vanilla(H)
+    params, xs = cell.init(jax.random.key(0), D), normal(5, B, T, D)
+    with pytest.raises(ValueError, match="context must be given to a cell with the field context"):
+        rnnjax.unroll(cell, params, xs)
+    with pytest.raises(ValueError, match=r"context\['rows'\] must begin with the batch \(3,\)"):
+        rnnjax.unroll(cell, params, xs, context={"rows": normal(6, 2, S, 4)})
+    with pytest.raises(ValueError, match="context must be None for a cell without"):
+        rnnjax.unroll(plain, plain.init(jax.random.key(0), D), xs, context=normal(6, B, S))
+
+
+# Less than everything.
+
+
+def test_a_cell_without_recurrent_weights_needs_no_hidden():
+    cell = rnnjax.indrnn(H)
+    params, xs = cell.init(jax.random.key(0), D), normal(5, B, T, D)
+    bare = cell._replace(hidden=None)
+
+    def run(cell):
+        return lambda p, x: rnnjax.unroll(cell, p, x, LENGTHS)
+
+    assert_same(
+        value_and_gradients(run(bare), params, xs), value_and_gradients(run(cell), params, xs)
+    )
