@@ -92,7 +92,7 @@ WRONG = {
     "layer: negative": (lambda: layer([5, -1]), "lengths", "[0, 5]", "-1 at index (1,)"),
     "layer: float": (lambda: layer([3.0, 1]), "lengths", "integers", "float64"),
     "layer: bool": (lambda: layer([True, False]), "lengths", "integers", "bool"),
-    "layer: input size": (lambda: layer(xs=jnp.ones((2, 5, 7))), "input", "size 3", "size 7"),
+    "layer: input size": (lambda: layer(xs=jnp.ones((2, 5, 7))), "xs", "size 3", "size 7"),
     "model: too long": (lambda: classify(lengths=[4, 1]), "lengths", "[0, 3]", "4 at index (0,)"),
     "model: float": (lambda: classify(lengths=[3.0, 1]), "lengths", "integers", "float64"),
     "model: mask": (lambda: classify(mask=TOKENS), "mask", "bool", "int64"),
@@ -102,7 +102,7 @@ WRONG = {
     "xs: rows of unequal size": (lambda: unroll([[[1.0]], [[1.0]] * 2]), "xs", "one array", "rows"),
     "xs: complex": (lambda: unroll(XS + 0j), "xs", "floating", "complex64"),
     "xs: bool": (lambda: unroll(XS > 0), "xs", "floating", "bool"),
-    "xs: no features": (lambda: unroll(XS[..., :0]), "input", "size 3", "size 0"),
+    "xs: no features": (lambda: unroll(XS[..., :0]), "xs", "size 3", "size 0"),
     "carry: a word": (lambda: unroll(initial_carry="zeros"), "initial_carry", "numbers", "zeros"),
     "carry: complex": (
         lambda: unroll(initial_carry=rnnjax.LSTMCarry(jnp.zeros((2, 2)) + 1j, jnp.zeros((2, 2)))),
