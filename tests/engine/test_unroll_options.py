@@ -282,11 +282,14 @@ def test_options_that_cannot_be_had_are_refused(options, message):
         rnnjax.unroll(cell, init(One(cell)), ragged("plain").xs, **options)
 
 
-def test_a_key_of_the_old_kind_is_refused_where_there_is_noise():
+def test_a_key_of_the_old_kind_draws_the_noise_of_the_typed_one():
     cell = noisy(CELLS["lstm"])
     params = NoisyParams(init(One(CELLS["lstm"])), jnp.array(0.3))
-    with pytest.raises(ValueError, match="key must be a typed key"):
-        rnnjax.unroll(cell, params, ragged("plain").xs, key=jnp.zeros(2, jnp.uint32))
+    old, new = jax.random.PRNGKey(5), jax.random.key(5)
+    _, found = rnnjax.unroll(cell, params, ragged("plain").xs, key=old)
+    np.testing.assert_array_equal(
+        found, rnnjax.unroll(cell, params, ragged("plain").xs, key=new)[1]
+    )
 
 
 def test_explain_says_which_path_runs_and_why():
