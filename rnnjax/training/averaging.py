@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 if TYPE_CHECKING:
@@ -24,8 +25,10 @@ def average_parameters(decay: float) -> optax.GradientTransformation:
 
     .. math:: a_t = d_t a_{t-1} + (1 - d_t) \theta_t, \qquad d_t = \min(d, (1 + t) / (10 + t))
 
-    Updates pass through unchanged. Read the average with :func:`averaged`; it usually
-    generalises better than the last parameters, most of all when batches are small.
+    The average is kept in at least float32, whatever the parameters are: in 16 bits a small step
+    towards the parameters would be rounded away. Updates pass through unchanged. Read the average
+    with :func:`averaged`; it usually generalises better than the last parameters, most of all
+    when batches are small.
 
     Args:
         decay: d in [0, 1); the average looks back about 1 / (1 - d) steps.
@@ -49,17 +52,17 @@ def average_parameters(decay: float) -> optax.GradientTransformation:
     import optax
 
     if not 0 <= decay < 1:
-        raise ValueError(f"decay: expected a number in [0, 1), got {decay!r}")
+        raise ValueError(f"decay must be a number in [0, 1), got {decay!r}")
 
     def init(params: Any) -> ParameterAverage:
-        return ParameterAverage(jnp.zeros((), jnp.int32), jax.tree.map(jnp.asarray, params))
+        return ParameterAverage(jnp.zeros((), jnp.int32), jax.tree.map(_raised, params))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         steps = state.steps + 1
         weight = jnp.minimum(decay, (1 + steps) / (10 + steps))
         new = optax.apply_updates(params, updates)
         average = jax.tree.map(
-            lambda old, leaf: old + (1 - weight).astype(old.dtype) * (leaf - old),
+            lambda old, leaf: old + (1 - weight).astype(old.dtype) * (leaf.astype(old.dtype) - old),
             state.average,
             new,
         )
@@ -68,8 +71,16 @@ def average_parameters(decay: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
+def _raised(leaf: Any) -> Array:
+    array = jnp.asarray(leaf)
+    return array.astype(np.promote_types(array.dtype, np.float32))
+
+
 def averaged(opt_state: Any) -> Any:
     """The average that :func:`average_parameters` keeps in the state of an optimizer.
+
+    Returns:
+        A tree like the parameters, of at least float32.
 
     Raises:
         ValueError: there is none in it, or more than one.

@@ -10,6 +10,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from rnnjax._checks import check_size
+from rnnjax.training.updates import all_finite
+
+_all_finite = jax.jit(all_finite)  # one program for all leaves
+
 
 @dataclass(frozen=True)
 class EarlyStopping:
@@ -43,14 +48,14 @@ class EarlyStopping:
 
     def __post_init__(self) -> None:
         if self.mode not in ("max", "min"):
-            raise ValueError(f'mode: expected "max" or "min", got {self.mode!r}')
-        if self.patience < 1:
-            raise ValueError(f"patience: expected 1 or more epochs, got {self.patience}")
+            raise ValueError(f'mode must be "max" or "min", got {self.mode!r}')
+        check_size("patience", self.patience)
 
     def update(self, epoch: int, metrics: Mapping[str, float], params: Any) -> EarlyStopping:
         """What is known after one more epoch.
 
-        NaN is no improvement on anything, not even on nothing.
+        NaN is no improvement on anything, not even on nothing; nor are parameters of which a
+        number is NaN or infinite, whatever their metrics.
 
         Args:
             epoch: its number, to be found again in `best_epoch`.
@@ -63,9 +68,9 @@ class EarlyStopping:
         """
         if self.metric not in metrics:
             names = ", ".join(sorted(metrics)) or "none"
-            raise ValueError(f"no metric {self.metric!r} to stop early on; there are: {names}")
+            raise ValueError(f"metrics must have {self.metric!r}, to stop early on, got {names}")
         value = float(metrics[self.metric])
-        if not self._improves(value):
+        if not self._improves(value) or not bool(_all_finite(params)):
             return replace(self, epochs_since_best=self.epochs_since_best + 1)
         copied = jax.tree.map(jnp.copy, params)
         return replace(

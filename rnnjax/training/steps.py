@@ -268,9 +268,10 @@ def check_result(result: Any) -> tuple[Array, dict[str, tuple[Array, Array]]]:
     if loss.shape or not jnp.issubdtype(loss.dtype, jnp.floating):
         raise ValueError(f"the loss of loss_fn must be a floating scalar, got {_described(loss)}")
     for name, pair in result[1].items():
-        if not isinstance(pair, tuple | list) or len(pair) != 2 or any(map(jnp.shape, pair)):
+        is_pair = isinstance(pair, tuple | list) and len(pair) == 2
+        if not is_pair or jnp.shape(pair[0]) != jnp.shape(pair[1]):
             raise ValueError(
-                f"the metric {name!r} of loss_fn must be a pair (total, count) of scalars, as "
+                f"the metric {name!r} of loss_fn must be a pair (total, count) of one shape, as "
                 f"rnnjax.metrics.Mean is, got {_described(pair)}"
             )
     return loss, jax.tree.map(jnp.asarray, dict(result[1]))

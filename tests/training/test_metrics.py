@@ -7,7 +7,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rnnjax.metrics import Mean, accuracy, compute, cross_entropy, evaluate, merge
+from rnnjax.metrics import (
+    Mean,
+    Sum,
+    absolute_error,
+    accuracy,
+    bits,
+    compute,
+    cross_entropy,
+    evaluate,
+    f1_by_class,
+    huber_error,
+    merge,
+    perplexity,
+    quantile_error,
+    recall_by_class,
+    squared_error,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -64,8 +80,8 @@ def test_a_mask_is_a_weight_and_hits_are_values():
 def test_half_precision_is_summed_in_float32():
     # In bfloat16 the sum would stay at 256: 257 is no bfloat16.
     mean = Mean.of(jnp.ones(1000, jnp.bfloat16))
-    assert mean.total.dtype == mean.count.dtype == jnp.float32
-    assert mean.total == 1000
+    assert mean.total.dtype == jnp.float32
+    assert mean.total == mean.count == 1000
 
 
 def test_sums_are_float64_under_x64():
@@ -76,7 +92,7 @@ def test_sums_are_float64_under_x64():
 
 
 def test_weights_of_another_shape_are_refused():
-    with pytest.raises(ValueError, match=r"weights: expected shape \(3,\), got \(1,\)"):
+    with pytest.raises(ValueError, match=r"weights must have shape \(3,\), got \(1,\)"):
         Mean.of(jnp.ones(3), jnp.ones(1))
 
 
@@ -111,9 +127,21 @@ def test_a_row_of_weight_0_is_never_read_and_has_gradient_0(poison):
     assert np.all(gradient[0] != 0)
 
 
-@pytest.mark.parametrize("label", [-1, 3])
-def test_a_label_out_of_range_makes_the_loss_nan(label):
-    assert jnp.isnan(cross_entropy(device(LOGITS), jnp.array([0, 1, label, 2])).total)
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("label", [-1, -3, 3, 2**31 - 1, -(2**31)])
+def test_a_label_out_of_range_makes_the_loss_nan_and_is_never_another_class(label, compiled):
+    """-1 must not be the last class, also where nobody can look at it."""
+    logits, labels = device(LOGITS), jnp.array([0, 1, label, 2])
+
+    def measure(labels):
+        entropy = cross_entropy(logits, labels).total
+        return entropy, accuracy(logits, labels), recall_by_class(logits, labels)
+
+    entropy, hits, recall = (jax.jit(measure) if compiled else measure)(labels)
+    assert jnp.isnan(entropy)
+    assert hits.total == 2  # rows 0 and 3; row 2 is a miss, though it counts
+    assert hits.count == 4
+    np.testing.assert_array_equal(recall, [[1, 0, 1], [1, 1, 1]])
 
 
 def test_cross_entropy_of_bfloat16_logits_is_float32():
@@ -132,9 +160,9 @@ def test_accuracy_counts_hits_of_the_rows_that_count():
 
 @pytest.mark.parametrize("metric", [accuracy, cross_entropy])
 def test_labels_of_another_shape_are_refused_rather_than_broadcast(metric):
-    with pytest.raises(ValueError, match=r"labels: expected shape \(4,\).*got \(4, 1\)"):
+    with pytest.raises(ValueError, match=r"labels must have shape \(4,\).*got \(4, 1\)"):
         metric(device(LOGITS), jnp.asarray(LABELS)[:, None])
-    with pytest.raises(ValueError, match="weights: expected shape"):
+    with pytest.raises(ValueError, match="weights must have shape"):
         metric(device(LOGITS), jnp.asarray(LABELS), jnp.ones(3))
 
 
@@ -185,7 +213,7 @@ def test_evaluate_reads_nothing_from_the_device_before_the_last_batch():
         return {"loss": Mean.of(params * batch)}
 
     # Under jit whatever needs a number fails, so that the first reading shows itself.
-    with pytest.raises(jax.errors.ConcretizationTypeError):
+    with pytest.raises(jax.errors.JAXTypeError):
         jax.jit(lambda params: evaluate(step, params, batches()))(jnp.ones(2))
     assert seen == [0, 1, 2, 3]
 
@@ -193,3 +221,170 @@ def test_evaluate_reads_nothing_from_the_device_before_the_last_batch():
 def test_evaluate_refuses_no_batches():
     with pytest.raises(ValueError, match="no batches"):
         evaluate(lambda params, batch: {}, None, [])
+
+
+def test_a_count_goes_on_beyond_two_to_the_24():
+    """Where the next float32 is two away: (2^24, then 101 batches of one row, then 2^24 more)."""
+    total, one = Mean(jnp.array(2.0**24), jnp.array(2.0**24)), Mean(jnp.array(1.0), jnp.array(1.0))
+    assert total.count + one.count == 2**24  # what one float makes of it
+    for _ in range(101):
+        total = merge(total, one)
+    assert total.count == total.total == 2**24 + 101
+    assert merge(total, total).count == 2**25 + 202
+    assert float(merge(total, total).total) == 2**25 + 202
+    assert compute({"mean": total}) == {"mean": 1.0}
+
+
+def test_a_count_is_exact_over_billions_of_rows():
+    """Doubled 40 times, one row added in between, against Python's integers."""
+    total, expected = Mean.of(jnp.ones(3)), 3
+    for _ in range(40):
+        total, expected = merge(merge(total, total), Mean.of(jnp.ones(1))), 2 * expected + 1
+        assert int(total.count) == int(total.total) == expected
+    assert expected > 2**40
+
+
+@pytest.mark.parametrize("number", [0, 1, -1, 2**24 + 1, 2**31 - 1, -(2**31), 123456789])
+def test_integers_of_any_size_are_merged_exactly(number):
+    total = merge(jnp.array(number), jnp.array(1))
+    assert int(total) == number + 1
+    assert merge(jnp.array(number), jnp.array(True)) == number + 1
+
+
+def test_merged_totals_are_those_of_float64():
+    """A hundred thousand small numbers beside a large one, which one float32 would forget."""
+    small = jnp.float32(0.1)
+    total = merge(jnp.float32(1e7), jnp.float32(0))
+    total = jax.lax.fori_loop(0, 100_000, lambda _, held: merge(held, small), total)
+    assert float(total) == pytest.approx(1e7 + 100_000 * float(small), abs=1e-3)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_what_is_not_finite_stays_what_it_is(value):
+    np.testing.assert_array_equal(merge(merge(value, 1.0), 2.0), value)
+
+
+def test_a_merged_mean_is_used_as_any_other():
+    total = merge(Mean.of(device([1.0, 2.0])), Mean.of(device([6.0])))
+    assert isinstance(total.count, Sum)
+    assert total.value == 3
+    assert total.total / total.count == 3
+    assert jnp.sqrt(total.total) == 3
+    assert total.total.item() == 9
+    assert f"{total.total:.1f}" == "9.0"
+    with jax.numpy_dtype_promotion("strict"):
+        assert total.value == 3
+    assert merge(total, Mean(jnp.array(1.0), jnp.array(1))) == (10, 4)  # on either side
+    assert merge(Mean(jnp.array(1.0), jnp.array(1)), total) == (10, 4)
+
+
+def test_merging_is_one_program_however_often_it_is_done():
+    one = {"a": Mean.of(device([1.0])), "b": (jnp.array(1.0), jnp.array(2.0))}
+    total = merge(merge(one, one), one)
+    with jax.no_tracing():
+        for _ in range(3):
+            total = merge(total, one)
+    assert total["b"] == (6, 12)
+
+
+def test_the_entropy_of_equal_chances_in_other_units():
+    entropy = cross_entropy(jnp.zeros((3, 5, 8)), jnp.zeros((3, 5), int))
+    assert perplexity(entropy).item() == pytest.approx(8, rel=1e-6)
+    assert bits(entropy).value.item() == pytest.approx(3, rel=1e-6)
+    merged = merge(entropy, cross_entropy(jnp.zeros((1, 1, 2)), jnp.zeros((1, 1), int)))
+    assert perplexity(merged).item() == pytest.approx(2 ** (46 / 16), rel=1e-6)
+    assert bits(merged).count == 16
+
+
+ERRORS = {
+    "squared": (squared_error, {}, lambda e: e**2),
+    "absolute": (absolute_error, {}, np.abs),
+    "huber": (
+        huber_error,
+        {"delta": 0.7},
+        lambda e: np.where(np.abs(e) <= 0.7, e**2 / 2, 0.7 * (np.abs(e) - 0.35)),
+    ),
+    "quantile": (
+        quantile_error,
+        {"quantile": 0.9},
+        lambda e: np.where(e < 0, 0.9 * -e, 0.1 * e),  # too low costs nine times as much
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_of_numbers_are_those_of_numpy_over_the_steps_that_are_real(name):
+    metric, options, loss = ERRORS[name]
+    rng = np.random.default_rng(0)
+    predictions, targets = rng.normal(size=(2, 3, 5, 2))
+    mask = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]], bool)
+    expected = loss(predictions - targets)
+    mean = metric(device(predictions), device(targets), **options)
+    assert mean.count == 30
+    assert mean.value.item() == pytest.approx(expected.mean(), rel=1e-5)
+
+    spoiled = device(np.where(mask[..., None], predictions, np.nan))
+    unknown = device(np.where(mask[..., None], targets, np.inf))
+    mean = metric(spoiled, unknown, jnp.asarray(mask), **options)
+    assert mean.count == 16
+    assert mean.value.item() == pytest.approx(expected[mask].mean(), rel=1e-5)
+    slope = jax.grad(lambda p: metric(p, unknown, jnp.asarray(mask), **options).total)(spoiled)
+    clean = jax.grad(lambda p: metric(p, device(targets), **options).total)(device(predictions))
+    np.testing.assert_array_equal(slope, np.where(mask[..., None], clean, 0))
+
+    weights = rng.uniform(size=(3, 5, 2))
+    mean = metric(device(predictions), device(targets), device(weights), **options)
+    assert mean.total.item() == pytest.approx((weights * expected).sum(), rel=1e-5)
+    assert mean.count.item() == pytest.approx(weights.sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_of_numbers_of_sixteen_bits_are_taken_in_thirty_two(name):
+    """300 and 1 differ by 299, which is no bfloat16."""
+    metric, options, loss = ERRORS[name]
+    mean = metric(jnp.array([300.0], jnp.bfloat16), jnp.array([1.0], jnp.bfloat16), **options)
+    assert mean.total.dtype == jnp.float32
+    assert mean.value.item() == pytest.approx(loss(np.array(299.0)), rel=1e-6)
+
+
+def test_the_best_constant_for_a_quantile_is_that_quantile():
+    targets = device(np.arange(101.0))
+    guesses = jnp.arange(0, 101, 5.0)
+    costs = [quantile_error(jnp.full(101, g), targets, quantile=0.8).value for g in guesses]
+    assert guesses[np.argmin(costs)] == 80
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda a: squared_error(a, a[:, 0]), r"targets must have shape \(2, 3\).* got \(2,\)"),
+        (lambda a: squared_error(a, a, a[0]), r"weights must have the shape .* got \(3,\)"),
+        (lambda a: absolute_error(a.astype(int), a), "predictions must be floating, got int32"),
+        (lambda a: huber_error(a, a, delta=0.0), "delta must be a positive number, got 0.0"),
+        (lambda a: quantile_error(a, a, quantile=1), r"quantile must lie in \(0, 1\), got 1"),
+        (lambda a: huber_error(a, a, delta=float("nan")), "delta must be .* got nan"),
+    ],
+)
+def test_errors_of_numbers_refuse_what_does_not_fit(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(jnp.ones((2, 3)))
+
+
+def test_recall_and_f1_by_class_are_those_of_counting():
+    rng = np.random.default_rng(1)
+    logits, labels = rng.normal(size=(40, 5)), rng.integers(0, 4, 40)
+    weights = rng.integers(0, 2, 40)
+    guesses = logits.argmax(axis=-1)
+    real = weights == 1
+    parts = [slice(0, 17), slice(17, 40)]
+    for metric, ratio in (
+        (recall_by_class, lambda hits, guessed, there: (hits, there)),
+        (f1_by_class, lambda hits, guessed, there: (2 * hits, guessed + there)),
+    ):
+        found = [metric(device(logits)[p], labels[p], jnp.asarray(weights)[p]) for p in parts]
+        got = compute({"it": merge(*found)})["it"]
+        for c in range(5):
+            hits = (real & (guesses == c) & (labels == c)).sum()
+            top, bottom = ratio(hits, (real & (guesses == c)).sum(), (real & (labels == c)).sum())
+            np.testing.assert_allclose(got[c], top / bottom if bottom else np.nan)
+    assert np.isnan(compute({"it": recall_by_class(device(logits), labels)})["it"][4])

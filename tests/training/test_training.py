@@ -374,15 +374,34 @@ def test_the_best_parameters_outlive_the_donated_state():
     np.testing.assert_array_equal(stopping.best_params["w"], expected)
 
 
+@pytest.mark.parametrize("lost", [np.nan, np.inf, -np.inf])
+def test_parameters_that_are_not_finite_are_never_the_best(lost):
+    stopping = EarlyStopping("score", mode="max", patience=2)
+    sound = {"w": jnp.ones(3), "count": jnp.array(7)}
+    stopping = stopping.update(0, {"score": 0.9}, sound | {"w": jnp.array([1.0, lost, 1.0])})
+    assert stopping.best_epoch is stopping.best_params is None
+    stopping = stopping.update(1, {"score": 0.5}, sound)
+    stopping = stopping.update(2, {"score": 0.8}, sound | {"w": jnp.array([[lost]], jnp.bfloat16)})
+    assert (stopping.best_epoch, stopping.best_value, stopping.should_stop) == (1, 0.5, False)
+    assert stopping.update(3, {"score": 1.0}, sound | {"w": jnp.array(lost)}).should_stop
+
+
 def test_an_unknown_metric_is_answered_with_those_there_are():
     stopping = EarlyStopping("f1", mode="max", patience=1)
-    with pytest.raises(ValueError, match=r"no metric 'f1'.*: accuracy, loss$"):
+    with pytest.raises(ValueError, match=r"metrics must have 'f1', .* got accuracy, loss$"):
         stopping.update(1, {"loss": 1.0, "accuracy": 0.5}, None)
 
 
-@pytest.mark.parametrize(("mode", "patience"), [("maximum", 1), ("max", 0)])
-def test_early_stopping_checks_what_it_is_given(mode, patience):
-    with pytest.raises(ValueError, match="expected"):
+@pytest.mark.parametrize(
+    ("mode", "patience", "message"),
+    [
+        ("maximum", 1, 'mode must be "max" or "min", got '),
+        ("max", 0, "patience must be a positive integer, got 0"),
+        ("max", 1.5, "patience must be a positive integer, got 1.5"),
+    ],
+)
+def test_early_stopping_checks_what_it_is_given(mode, patience, message):
+    with pytest.raises(ValueError, match=message):
         EarlyStopping("loss", mode=mode, patience=patience)
 
 
@@ -398,6 +417,29 @@ def test_the_average_of_parameters_is_that_of_a_numpy_loop():
         average = decay * average + (1 - decay) * params
         np.testing.assert_allclose(averaged(state.opt_state), average, rtol=1e-5)
     np.testing.assert_allclose(state.params, params, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_a_slow_average_of_sixteen_bits_is_that_of_thirty_two(dtype):
+    """2.0 for 10,000 steps, then 1.0 for 3,001: 1 + .999^3001 in float64."""
+    link = average_parameters(0.999)
+
+    @jax.jit
+    def run(first, second):
+        def move(target):
+            def step(held, _):
+                params, state = held
+                updates, state = link.update(target - params, state, params)
+                return (params + updates, state), None
+
+            return step
+
+        held = jax.lax.scan(move(first), (first, link.init(first)), None, 10_000)[0]
+        return averaged(jax.lax.scan(move(second), held, None, 3_001)[0][1])
+
+    average = run(jnp.array(2.0, dtype), jnp.array(1.0, dtype))
+    assert average.dtype == jnp.float32
+    assert average.item() == pytest.approx(1 + 0.999**3001, rel=1e-4)
 
 
 def test_the_average_is_found_once_or_not_at_all():
