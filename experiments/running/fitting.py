@@ -147,7 +147,7 @@ def evaluate(step: Callable, params: Any, batches: Iterator[AnyBatch]) -> dict[s
     total = functools.reduce(merge, (step(params, batch) for batch in batches))
     sums = jax.device_get(dict(total))
     (hits, texts), (_, named) = sums.pop("recall"), sums.pop("precision")
-    classes = class_report.summary(np.asarray(hits), np.asarray(texts), np.asarray(named))
+    classes = class_report.summary(*(np.asarray(a).astype(int) for a in (hits, texts, named)))
     return {**compute(sums), "macro_f1": classes.pop("macro_f1"), "classes": classes}
 
 
@@ -199,10 +199,11 @@ def _beginning(
     batch = next(iter(splits.validation.epoch(0)))
     loss_fn = classification_loss(model, recipe.word_dropout)
     _, metrics = jax.eval_shape(loss_fn, params, batch, key)
+    zeros = jax.tree.map(lambda figure: jnp.zeros(figure.shape, figure.dtype), metrics)
     return Snapshot(
         init_train_state(key, params, _optimizer(recipe)),
         EarlyStopping("accuracy", mode="max", patience=recipe.patience),
-        jax.tree.map(lambda figure: jnp.zeros(figure.shape, figure.dtype), metrics),
+        merge(zeros, zeros),  # in the form of sums, as a checkpoint after some batches has them
     )
 
 
