@@ -11,7 +11,7 @@ A test that takes long by itself is marked ``full`` and is no part of the sample
 from collections import Counter
 from collections.abc import Hashable, Sequence
 
-CASES = 3
+CASES = 2
 
 # The parameters of a case, each by its name and value; empty where a test has none.
 Values = frozenset[Hashable]

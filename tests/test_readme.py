@@ -38,7 +38,9 @@ def python_blocks(path):
 
 
 BLOCKS = [
-    pytest.param(path, *block, id=f"{named(path)}-{number}")
+    pytest.param(
+        path, *block, id=f"{named(path)}-{number}", marks=() if path == FRONT else pytest.mark.full
+    )
     for path in DOCUMENTS
     for number, block in enumerate(python_blocks(path), start=1)
 ]
