@@ -13,12 +13,14 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from rnnjax import masking
-from rnnjax.base import Carry, Cell, Key, Params
+from rnnjax._recipe import factory
+from rnnjax.base import Carry, Cell, Key, Layer, Params
 from rnnjax.cells.gru import GRUParams, gru
 from rnnjax.cells.lstm import LSTMParams, lstm
 from rnnjax.cells.minimal_gated import MGUParams, minimal_gated
 from rnnjax.cells.vanilla import VanillaParams, vanilla
 from rnnjax.engine.unroll import unroll
+from rnnjax.initializers import CellInitializer, resolve
 
 Activation = Callable[[Array], Array]
 Take = Callable[[str], Array]
@@ -100,7 +102,7 @@ def run(
     carry, ys = unroll(
         recurrence.cell,
         cast(recurrence.params, recurrence.dtype),
-        xs if recurrence.dtype is None else xs.astype(recurrence.dtype),
+        as_floats(xs, recurrence.dtype, recurrence.params),
         seq_lengths,
         initial_carry=initial_carry,
         reverse=options.reverse,
@@ -115,6 +117,87 @@ def run(
     if options.time_major:
         ys = jax.tree.map(lambda y: jnp.moveaxis(y, len(batch), 0), ys)
     return (carry, ys) if options.return_carry else ys
+
+
+def as_floats(xs: Array, dtype: DTypeLike | None, params: Params) -> Array:
+    """``xs`` in ``dtype``; where that is None integers become floats, as they do in Flax."""
+    if dtype is None and not jnp.issubdtype(xs.dtype, jnp.inexact):
+        dtype = compute_dtype(None, xs, params)
+    return xs if dtype is None else xs.astype(dtype)
+
+
+def run_by_steps(
+    scan: Callable[[Carry, Array, Array | None], tuple[Carry, Any]],
+    inputs: Array,
+    options: Options,
+    *,
+    feature_axes: int,
+    seq_lengths: Any,
+    carry: Carry,
+) -> Any:
+    """What :func:`run` gives, of a cell that is known by its ``__call__`` alone.
+
+    Args:
+        scan: ``(carry, xs [T, ..., features], valid [T, ...]) -> (carry, ys [T, ...])``, a loop
+            over :func:`masked_step`; ``valid`` is None where all steps are real.
+        inputs: [..., T, features], or [T, ..., features] where the options say ``time_major``.
+        options: of the call.
+        feature_axes: how many axes the features of one step have.
+        seq_lengths: [...], or None.
+        carry: before the first step, leaves [..., anything].
+    """
+    inputs = jnp.asarray(inputs)
+    axis = inputs.ndim - feature_axes - 1
+    if axis < 0:
+        expected = f"a time axis and {feature_axes} feature axes"
+        raise ValueError(f"inputs must have {expected}, got shape {inputs.shape}")
+    xs = jnp.moveaxis(inputs, 0, axis) if options.time_major else inputs
+    batch, time = xs.shape[:axis], xs.shape[axis]
+    lengths = valid = None
+    if seq_lengths is not None:
+        lengths = masking.check_lengths(seq_lengths, batch, time)
+        valid = jnp.moveaxis(masking.lengths_to_mask(lengths, time), -1, 0)
+        _check_rows(carry, batch)
+    if options.reverse:
+        xs = _in_order_of_steps(xs, lengths, axis)
+    carry, ys = scan(carry, jnp.moveaxis(xs, axis, 0), valid)
+    ys = jax.tree.map(lambda y: jnp.moveaxis(y, 0, axis), ys)
+    if options.reverse and options.keep_order:
+        ys = jax.tree.map(lambda y: _in_order_of_steps(y, lengths, axis), ys)
+    if options.time_major:
+        ys = jax.tree.map(lambda y: jnp.moveaxis(y, axis, 0), ys)
+    return (carry, ys) if options.return_carry else ys
+
+
+def masked_step(
+    cell: Callable[[Carry, Array], tuple[Carry, Any]], carry: Carry, x: Array, valid: Array | None
+) -> tuple[Carry, Any]:
+    """One step of ``cell`` that at padding reads zeros, holds the carry and gives zeros."""
+    if valid is None:
+        return cell(carry, x)
+    new, y = cell(carry, _zero_padding(x, valid))
+    held = jax.tree.map(lambda a, b: jnp.where(_like(valid, a), a, b), new, carry)
+    return held, jax.tree.map(lambda a: _zero_padding(a, valid), y)
+
+
+def _zero_padding(values: Array, valid: Array) -> Array:
+    return jnp.where(_like(valid, values), values, jnp.zeros((), values.dtype))
+
+
+def _like(valid: Array, values: Array) -> Array:
+    """``valid`` with axes behind its own, for values that have them."""
+    return valid.reshape(valid.shape + (1,) * (values.ndim - valid.ndim))
+
+
+def _check_rows(carry: Carry, batch: tuple[int, ...]) -> None:
+    """Held at padding, a carry must have a part for each sequence."""
+    for path, leaf in jax.tree.leaves_with_path(carry):
+        if jnp.shape(leaf)[: len(batch)] != batch:
+            place = f"carry{jax.tree_util.keystr(path)}"
+            raise ValueError(
+                f"{place} must have the batch axes {batch} in front where seq_lengths are given, "
+                f"got shape {jnp.shape(leaf)}"
+            )
 
 
 def _in_order_of_steps(ys: Array, lengths: Array | None, axis: int) -> Array:
@@ -151,10 +234,11 @@ def typed_key(key: Array) -> Key:
     return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
 
 
-def step_shape(inputs: Any, time_major: bool) -> tuple[int, ...]:
+def step_shape(inputs: Any, time_major: bool, feature_axes: int = 1) -> tuple[int, ...]:
     """The shape of the inputs without time: what Flax's ``initialize_carry`` is given."""
     shape = jnp.shape(inputs)
-    return shape[1:] if time_major else (*shape[:-2], *shape[-1:])
+    axis = 0 if time_major else len(shape) - feature_axes - 1
+    return (*shape[:axis], *shape[axis + 1 :])
 
 
 def spread_carry(
@@ -183,51 +267,54 @@ def check_names(argument: str, given: Iterable[str], params: Params) -> None:
         raise ValueError(f"{argument} must name parameters, {sorted(names)}, got {sorted(unknown)}")
 
 
-def unknown_cell(cell: Any, known: Iterable[type]) -> str:
-    """Why ``RNN`` cannot run ``cell``, and what can be done."""
-    names = ", ".join(kind.__name__ for kind in known)
-    return (
-        f"RNN runs cells of rnnjax and exactly Flax's {names}, got {type(cell).__name__}: its "
-        "step is unknown to the engine. Write it as a rnnjax.Cell and wrap it in RNNCell, or keep "
-        "Flax's RNN for it"
-    )
+def check_runs(cell: Any) -> None:
+    """Refuse what is no Flax cell, and say what to do with a cell or a layer of rnnjax."""
+    if isinstance(cell, Cell):
+        raise ValueError(
+            "cell must be a Flax cell, got a rnnjax.Cell: wrap it, RNN(RNNCell(cell, ...)), or "
+            "call rnnjax.unroll"
+        )
+    if isinstance(cell, Layer):
+        raise ValueError(
+            "cell must be a Flax cell, got a rnnjax.Layer, which runs over sequences by itself: "
+            "layer.apply(params, xs, lengths)"
+        )
+    missing = [
+        name
+        for name in ("__call__", "initialize_carry", "num_feature_axes")
+        if not hasattr(type(cell), name)
+    ]
+    if missing:
+        raise ValueError(
+            f"cell must be a Flax cell, with __call__, initialize_carry and num_feature_axes, got "
+            f"{type(cell).__name__} without {', '.join(missing)}"
+        )
 
 
-def check_activations(cell: Any, module: type) -> None:
-    """Refuse activations that are Flax modules: their parameters are not those of the cell."""
-    for name in ("gate_fn", "activation_fn"):
-        if isinstance(getattr(cell, name, None), module):
-            raise ValueError(
-                f"{type(cell).__name__}: {name} must be a plain function, got a module, whose "
-                "parameters and state the engine does not know"
-            )
+def has_plain_activations(cell: Any, module: type) -> bool:
+    """Whether gates are plain functions: the parameters of modules are not those of the cell."""
+    names = ("gate_fn", "activation_fn")
+    return not any(isinstance(getattr(cell, name, None), module) for name in names)
 
 
 def read_all(
     read: Callable[[Any, Take], tuple[Cell, Params]], cell: Any, values: Mapping[str, Array]
-) -> tuple[Cell, Params]:
-    """What ``read`` makes of a Flax cell, if the cell has just the parameters that it takes.
+) -> tuple[Cell, Params] | None:
+    """What ``read`` makes of a Flax cell; None if the cell has other parameters than it takes.
+
+    So it is where a layer inside the cell was replaced.
 
     Args:
         read: ``(cell, take) -> (rnnjax.Cell, parameters)``; ``take`` gives a parameter by name.
         cell: the Flax cell.
         values: its parameters by path.
-
-    Raises:
-        ValueError: a parameter is missing or left over.
     """
-    left, missing, result = dict(values), set(), None
+    left = dict(values)
     try:
         result = read(cell, left.pop)
-    except KeyError as error:
-        missing = set(error.args)
-    if result is None or left:
-        raise ValueError(
-            f"{type(cell).__name__} has the parameters {sorted(values)}, "
-            + (f"without {sorted(missing)}" if missing else f"{sorted(left)} too many")
-            + ": a layer inside it was replaced, and the engine does not know what it computes"
-        )
-    return result
+    except KeyError:
+        return None
+    return None if left else result
 
 
 def reads_parameters(function: Callable[[Params], Any], params: Params) -> bool:
@@ -237,11 +324,17 @@ def reads_parameters(function: Callable[[Params], Any], params: Params) -> bool:
     return any(v is given for given in jaxpr.invars for v in read)
 
 
-# Cells are cached: each is compiled for by its identity, and a Flax module is read at every call.
+# A Flax module is read at every call: as factories these make equal cells of equal settings, which
+# are compiled for once.
 
 
-@functools.lru_cache(maxsize=256)
-def lstm_cell(features: int, gate_fn: Activation, activation_fn: Activation) -> Cell:
+@factory
+def lstm_cell(
+    features: int,
+    gate_fn: Activation,
+    activation_fn: Activation,
+    initializer: str | CellInitializer = "rnnjax",
+) -> Cell:
     """Flax's LSTM on ``LSTMParams``, any activations; the carry is Flax's ``(c, h)``."""
 
     def initial_carry(params: LSTMParams) -> tuple[Array, Array]:
@@ -256,14 +349,19 @@ def lstm_cell(features: int, gate_fn: Activation, activation_fn: Activation) -> 
         h = gate_fn(o) * activation_fn(c)
         return (c, h), h
 
-    base = lstm(features)
+    base = lstm(features, initializer=initializer)
     return base._replace(
         initial_carry=initial_carry, hidden=lambda carry: carry[1], update=update, gates=None
     )
 
 
-@functools.lru_cache(maxsize=256)
-def gru_cell(features: int, gate_fn: Activation, activation_fn: Activation) -> Cell:
+@factory
+def gru_cell(
+    features: int,
+    gate_fn: Activation,
+    activation_fn: Activation,
+    initializer: str | CellInitializer = "rnnjax",
+) -> Cell:
     """Flax's GRU on ``GRUParams``, any activations, with or without the hidden bias."""
 
     def update(params: GRUParams, h: Array, x_proj: tuple, h_proj: tuple) -> tuple[Array, Array]:
@@ -272,10 +370,29 @@ def gru_cell(features: int, gate_fn: Activation, activation_fn: Activation) -> C
         h = (1 - keep) * candidate + keep * h
         return h, h
 
-    return gru(features)._replace(update=update, gates=None)
+    return gru(features, initializer=initializer)._replace(update=update, gates=None)
 
 
-@functools.lru_cache(maxsize=256)
+def our_gru(
+    features: int,
+    reset_after: bool,
+    gate_fn: Activation,
+    activation_fn: Activation,
+    initializer: str | CellInitializer,
+) -> Cell:
+    """The GRU of the modules here, of either form.
+
+    Raises:
+        ValueError: the reset-before form with other activations than its own.
+    """
+    if reset_after:
+        return gru_cell(features, gate_fn, activation_fn, initializer)
+    if gate_fn is not jax.nn.sigmoid or activation_fn is not jnp.tanh:
+        raise ValueError("gate_fn and activation_fn must be sigmoid and tanh for reset_after=False")
+    return gru(features, reset_after=False, initializer=initializer)
+
+
+@factory
 def mgu_cell(
     features: int, gate_fn: Activation, activation_fn: Activation, reset_gate: bool
 ) -> Cell:
@@ -291,8 +408,13 @@ def mgu_cell(
     return minimal_gated(features)._replace(update=update, gates=None)
 
 
-@functools.lru_cache(maxsize=256)
-def simple_cell(features: int, activation_fn: Activation, residual: bool) -> Cell:
+@factory
+def simple_cell(
+    features: int,
+    activation_fn: Activation,
+    residual: bool,
+    initializer: str | CellInitializer = "rnnjax",
+) -> Cell:
     """Flax's simple cell on ``VanillaParams``, with or without its residual connection."""
 
     def update(
@@ -302,7 +424,55 @@ def simple_cell(features: int, activation_fn: Activation, residual: bool) -> Cel
         h = activation_fn(total + h if residual else total)
         return h, h
 
-    return vanilla(features)._replace(update=update)
+    return vanilla(features, initializer=initializer)._replace(update=update)
+
+
+def initializer_of(
+    initializer: str | CellInitializer,
+    kernel_init: Any,
+    recurrent_kernel_init: Any,
+    bias_init: Any,
+) -> str | CellInitializer:
+    """``initializer``, with Flax's functions in place of its own where they are given.
+
+    As in Flax each gate has a matrix [D, H] or [H, H] and a bias [H] of its own. With a
+    ``bias_init`` nothing is added to the bias of the forget gate.
+    """
+    given = (kernel_init, recurrent_kernel_init, bias_init)
+    if all(one is None for one in given):
+        return initializer
+    return _flax_initializer(initializer, *given)
+
+
+# Cached by its functions, so that cells of equal settings are equal.
+@functools.lru_cache(maxsize=256)
+def _flax_initializer(
+    initializer: str | CellInitializer,
+    kernel_init: Any,
+    recurrent_kernel_init: Any,
+    bias_init: Any,
+) -> CellInitializer:
+    rule = resolve(initializer)
+    if kernel_init is not None:
+        rule = rule._replace(
+            w_ih=lambda key, d, h, gates: _each_gate(kernel_init, key, (d, h), gates)
+        )
+    if recurrent_kernel_init is not None:
+        rule = rule._replace(
+            w_hh=lambda key, h, gates: _each_gate(recurrent_kernel_init, key, (h, h), gates)
+        )
+    if bias_init is not None:
+        rule = rule._replace(
+            bias=lambda key, h, gates: _each_gate(bias_init, key, (h,), gates),
+            hidden_bias=lambda key, h: bias_init(key, (h,), jnp.float32),
+            forget_bias=0.0,
+        )
+    return rule
+
+
+def _each_gate(init: Any, key: Key, shape: tuple[int, ...], gates: int) -> Array:
+    keys = jax.random.split(key, gates)
+    return jnp.concatenate([init(k, shape, jnp.float32) for k in keys], axis=-1)
 
 
 def _with_bias(h_proj: Array, bias: Array | None) -> Array:

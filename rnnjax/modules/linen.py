@@ -4,7 +4,6 @@
 computes by :func:`rnnjax.unroll`. ``nn.Bidirectional`` takes it as it is.
 """
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,17 +17,14 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from rnnjax.base import Carry, Cell, Params
-from rnnjax.cells.gru import GRUParams, gru
-from rnnjax.cells.lstm import LSTMParams, lstm
+from rnnjax.cells.gru import GRUParams
+from rnnjax.cells.lstm import LSTMParams
 from rnnjax.cells.minimal_gated import MGUParams
-from rnnjax.cells.vanilla import VanillaParams, vanilla
+from rnnjax.cells.vanilla import VanillaParams
 from rnnjax.engine.unroll import unroll
 from rnnjax.initializers import CellInitializer
 from rnnjax.modules import _mapping as mapping
-from rnnjax.modules._mapping import Options, Recurrence
-
-# Modules of equal settings hold one and the same cell, so that they are compiled for once.
-_lstm, _gru, _vanilla = (functools.cache(make) for make in (lstm, gru, vanilla))
+from rnnjax.modules._mapping import Activation, Options, Recurrence
 
 
 class _EngineCell(nn.RNNCellBase, kw_only=True):
@@ -36,6 +32,7 @@ class _EngineCell(nn.RNNCellBase, kw_only=True):
 
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
+    carry_init: Callable[..., Array] | None = None
     partitioning: Mapping[str, tuple] = FrozenDict()
     deterministic: bool = False
 
@@ -60,15 +57,19 @@ class _EngineCell(nn.RNNCellBase, kw_only=True):
                 "this cell draws noise for whole sequences: train it in rnnjax.modules.linen.RNN, "
                 "or set deterministic=True to run it step by step"
             )
-        carry, ys = unroll(cell, params, inputs[..., None, :], initial_carry=carry)
-        return carry, jax.tree.map(lambda y: y[(slice(None),) * (inputs.ndim - 1) + (0,)], ys)
+        xs = mapping.as_floats(jnp.asarray(inputs)[..., None, :], self.dtype, params)
+        new, ys = unroll(cell, params, xs, initial_carry=carry)
+        ys = jax.tree.map(lambda y: y[(slice(None),) * (inputs.ndim - 1) + (0,)], ys)
+        wide = jnp.result_type(self.param_dtype, *jax.tree.leaves(carry))
+        return mapping.cast((new, ys), wide)
 
     @nn.nowrap
     def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> Carry:
         """The cell's own initial carry.
 
         Args:
-            rng: as in Flax; used for nothing but a learned carry before there are parameters.
+            rng: as in Flax; for ``carry_init``, and for a learned carry before there are
+                parameters.
             input_shape: (..., D), of the input of one step.
 
         Raises:
@@ -87,7 +88,9 @@ class _EngineCell(nn.RNNCellBase, kw_only=True):
             params = self._parameters(size)
         else:
             params = cell.init(mapping.typed_key(rng), size)
-        return mapping.spread_carry(cell.initial_carry(params), input_shape[:-1], None, None)
+        start = mapping.cast(cell.initial_carry(params), self.param_dtype)
+        keys = iter(jax.random.split(rng, max(1, len(jax.tree.leaves(start)))))
+        return mapping.spread_carry(start, input_shape[:-1], lambda: next(keys), self.carry_init)
 
     @property
     def num_feature_axes(self) -> int:
@@ -133,14 +136,16 @@ class RNNCell(_EngineCell):
     nested). :class:`RNN` runs it over sequences by the engine; ``nn.RNN`` and
     ``nn.Bidirectional`` take it too, and then step by step.
 
-    The carry is the cell's: ``LSTMCarry(h, c)`` for the LSTM, where Flax's own cell has
-    ``(c, h)``. A cell with noise (dropout) draws it for a whole sequence from the stream
+    The carry is the cell's: ``LSTMCarry(h, c)`` for ``rnnjax.lstm``, where :class:`LSTMCell` has
+    Flax's ``(c, h)``. A cell with noise (dropout) draws it for a whole sequence from the stream
     ``dropout``, so only :class:`RNN` trains it.
 
     Attributes:
         cell: a ``rnnjax.Cell``.
         dtype: of the computation; None for that of the parameters.
-        param_dtype: of the parameters.
+        param_dtype: of the parameters, and of carry and outputs.
+        carry_init: ``(key, shape, dtype) -> array``, draws the initial carry; None for the cell's
+            own.
         partitioning: axis names of the parameters named, as for ``nn.with_partitioning``.
         deterministic: True for no noise.
 
@@ -168,8 +173,16 @@ class RNNCell(_EngineCell):
 class LSTMCell(_EngineCell):
     """:func:`rnnjax.lstm` as a cell of ``flax.linen``; see :class:`RNNCell`.
 
+    It has the attributes of ``nn.LSTMCell``, in their order, its carry ``(c, h)``, and the initial
+    weights of rnnjax (a forget bias of 1) unless told otherwise.
+
     Attributes:
         features: H.
+        gate_fn: of the three gates.
+        activation_fn: of the candidate and of the output.
+        kernel_init: draws the input weights [D, H] of each gate in place of the initializer.
+        recurrent_kernel_init: draws the recurrent weights [H, H] of each gate.
+        bias_init: draws the biases [H] of each gate; then none is added to the forget gate's.
         initializer: as for ``rnnjax.lstm``; ``"flax"`` has the initial weights of ``nn.LSTMCell``.
 
     Example:
@@ -181,19 +194,29 @@ class LSTMCell(_EngineCell):
     """
 
     features: int
+    gate_fn: Activation = jax.nn.sigmoid
+    activation_fn: Activation = jnp.tanh
+    kernel_init: Any = None
+    recurrent_kernel_init: Any = None
+    bias_init: Any = None
     initializer: str | CellInitializer = "rnnjax"
 
     @nn.nowrap
     def _cell(self) -> Cell:
-        return _lstm(self.features, initializer=self.initializer)
+        rule = _rule(self)
+        return mapping.lstm_cell(self.features, self.gate_fn, self.activation_fn, rule)
 
 
 class GRUCell(_EngineCell):
-    """:func:`rnnjax.gru` as a cell of ``flax.linen``; see :class:`RNNCell`.
+    """:func:`rnnjax.gru` as a cell of ``flax.linen``; see :class:`RNNCell`, :class:`LSTMCell`.
 
     Attributes:
         features: H.
-        reset_after: as for ``rnnjax.gru``.
+        gate_fn: of the two gates.
+        activation_fn: of the candidate.
+        kernel_init, recurrent_kernel_init, bias_init: as for :class:`LSTMCell`.
+        reset_after: as for ``rnnjax.gru``; False has no other ``gate_fn`` and ``activation_fn``
+            than the default ones.
         initializer: as for ``rnnjax.gru``.
 
     Example:
@@ -205,12 +228,18 @@ class GRUCell(_EngineCell):
     """
 
     features: int
+    gate_fn: Activation = jax.nn.sigmoid
+    activation_fn: Activation = jnp.tanh
+    kernel_init: Any = None
+    recurrent_kernel_init: Any = None
+    bias_init: Any = None
     reset_after: bool = True
     initializer: str | CellInitializer = "rnnjax"
 
     @nn.nowrap
     def _cell(self) -> Cell:
-        return _gru(self.features, self.reset_after, initializer=self.initializer)
+        functions = self.gate_fn, self.activation_fn
+        return mapping.our_gru(self.features, self.reset_after, *functions, _rule(self))
 
 
 class SimpleCell(_EngineCell):
@@ -219,6 +248,8 @@ class SimpleCell(_EngineCell):
     Attributes:
         features: H.
         activation_fn: pointwise.
+        kernel_init, recurrent_kernel_init, bias_init: as for :class:`LSTMCell`.
+        residual: whether the carry is added to what ``activation_fn`` is given.
         initializer: as for ``rnnjax.vanilla``.
 
     Example:
@@ -230,12 +261,21 @@ class SimpleCell(_EngineCell):
     """
 
     features: int
-    activation_fn: Callable[[Array], Array] = jnp.tanh
+    activation_fn: Activation = jnp.tanh
+    kernel_init: Any = None
+    recurrent_kernel_init: Any = None
+    bias_init: Any = None
+    residual: bool = False
     initializer: str | CellInitializer = "rnnjax"
 
     @nn.nowrap
     def _cell(self) -> Cell:
-        return _vanilla(self.features, self.activation_fn, initializer=self.initializer)
+        return mapping.simple_cell(self.features, self.activation_fn, self.residual, _rule(self))
+
+
+def _rule(cell: Any) -> str | CellInitializer:
+    given = (cell.kernel_init, cell.recurrent_kernel_init, cell.bias_init)
+    return mapping.initializer_of(cell.initializer, *given)
 
 
 class RNN(nn.RNN):
@@ -243,28 +283,23 @@ class RNN(nn.RNN):
 
     ``nn.RNN(cell)`` becomes ``modules.linen.RNN(cell)`` and nothing else changes: the parameters
     and their names are the same, so checkpoints keep loading. At valid steps it gives what Flax
-    gives, and the sequence law of :func:`rnnjax.unroll` holds:
+    gives, and the sequence law of :func:`rnnjax.unroll` holds, for every cell. What differs from
+    Flax is listed in :mod:`rnnjax.modules`.
 
-    - outputs at padded steps are zero; Flax's are those of a cell that has run on;
-    - the final carry of an empty sequence is its initial carry; Flax takes that of the whole row;
-    - padding is never read: NaN there reaches no output and no gradient;
-    - any number of batch axes, also with ``seq_lengths`` and ``return_carry``;
-    - ``seq_lengths`` whose values are known are checked, not clamped.
-
-    It takes :class:`RNNCell` and its kin, and Flax's ``LSTMCell``, ``OptimizedLSTMCell``,
-    ``GRUCell``, ``MGUCell`` and ``SimpleCell``, with their own carry (``(c, h)`` for an LSTM) and
-    in the dtypes they give, though sums are taken in float32 or wider.
+    :class:`RNNCell` and its kin run by :func:`rnnjax.unroll`, and so do Flax's ``LSTMCell``,
+    ``OptimizedLSTMCell``, ``GRUCell``, ``MGUCell`` and ``SimpleCell`` as they come. Any other cell
+    runs by its own ``__call__`` step by step and is differentiated by ordinary autodiff.
 
     Attributes:
-        cell: as above.
+        cell: a Flax cell.
         time_major: inputs are [T, ..., D], not [..., T, D].
         return_carry: give ``(carry, outputs)``.
         reverse: run from the last valid step down to the first.
         keep_order: with ``reverse``, leave outputs in the order of time; else they come in the
             order they were made, padding at the end.
         unroll: steps per iteration of the compiled loop.
-        variable_axes, variable_broadcast, variable_carry, split_rngs: only Flax's defaults, since
-            the parameters are the same at every step.
+        variable_axes, variable_broadcast, variable_carry, split_rngs: as in ``nn.RNN``; with
+            others than the default ones a cell runs by its own ``__call__``.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -302,15 +337,20 @@ class RNN(nn.RNN):
             The outputs, or ``(carry, outputs)`` with ``return_carry``.
 
         Raises:
-            ValueError: the cell, or one of its settings, is not one the engine computes, or an
-                argument has a wrong shape or value. ``seq_lengths`` are named ``lengths`` there.
+            ValueError: what should be a cell is none, or an argument has a wrong shape or value.
+                ``seq_lengths`` are named ``lengths`` there.
         """
-        self._check_scan()
+        mapping.check_runs(self.cell)
         options = Options(
             self.return_carry, self.time_major, self.reverse, self.keep_order, self.unroll
         ).override(return_carry, time_major, reverse, keep_order)
-        input_shape = mapping.step_shape(inputs, options.time_major)
-        recurrence = _read(self.cell, inputs, input_shape)
+        cell: Any = self.cell
+        input_shape = mapping.step_shape(inputs, options.time_major, cell.num_feature_axes)
+        recurrence = _read(cell, inputs, input_shape) if self._scans_as_usual() else None
+        if recurrence is None:
+            return self._run_by_steps(
+                inputs, input_shape, options, seq_lengths, initial_carry, init_key
+            )
         if initial_carry is None and not _starts_as_the_engine_does(self.cell):
             key = jax.random.key(0) if init_key is None else init_key
             initial_carry = self.cell.initialize_carry(key, input_shape)
@@ -323,18 +363,49 @@ class RNN(nn.RNN):
             key=_noise_key(self.cell),
         )
 
-    def _check_scan(self) -> None:
+    def _scans_as_usual(self) -> bool:
+        """Whether the parameters are the same at every step and nothing else is carried."""
         given = (self.variable_axes, self.variable_broadcast, self.variable_carry, self.split_rngs)
-        if given != ({}, "params", False, {"params": False}):
-            raise ValueError(
-                "variable_axes, variable_broadcast, variable_carry and split_rngs must be left at "
-                "their defaults: the engine reads the parameters once for all steps, got "
-                f"{', '.join(map(repr, given))}"
-            )
+        return given == ({}, "params", False, {"params": False})
+
+    def _run_by_steps(
+        self,
+        inputs: Array,
+        input_shape: tuple[int, ...],
+        options: Options,
+        seq_lengths: Any,
+        initial_carry: Carry | None,
+        init_key: Array | None,
+    ) -> Any:
+        """As ``nn.RNN`` runs a cell, under the sequence law."""
+        cell: Any = self.cell
+        if initial_carry is None:
+            key = jax.random.key(0) if init_key is None else init_key
+            initial_carry = cell.initialize_carry(key, input_shape)
+        scan: Any = nn.scan(
+            mapping.masked_step,
+            in_axes=0,
+            out_axes=0,
+            unroll=options.unroll,
+            variable_axes=self.variable_axes,
+            variable_broadcast=self.variable_broadcast,
+            variable_carry=self.variable_carry,
+            split_rngs=self.split_rngs,
+        )
+        return mapping.run_by_steps(
+            lambda carry, xs, valid: scan(cell, carry, xs, valid),
+            inputs,
+            options,
+            feature_axes=cell.num_feature_axes,
+            seq_lengths=seq_lengths,
+            carry=initial_carry,
+        )
 
 
 def _starts_as_the_engine_does(cell: Any) -> bool:
-    return isinstance(cell, _EngineCell) or cell.carry_init is nn.initializers.zeros_init()
+    if isinstance(cell, _EngineCell):
+        return cell.carry_init is None
+    return cell.carry_init is nn.initializers.zeros_init()
 
 
 def _noise_key(cell: Any) -> Array | None:
@@ -345,21 +416,23 @@ def _noise_key(cell: Any) -> Array | None:
     return mapping.typed_key(cell.make_rng("dropout"))
 
 
-def _read(cell: Any, inputs: Any, input_shape: tuple[int, ...]) -> Recurrence:
+def _read(cell: Any, inputs: Any, input_shape: tuple[int, ...]) -> Recurrence | None:
     if isinstance(cell, _EngineCell):
-        return Recurrence(cell._cell(), cell._parameters(input_shape[-1]), cell.dtype)
+        params = cell._parameters(input_shape[-1])
+        return Recurrence(cell._cell(), params, cell.dtype, cell.param_dtype)
     read = _READERS.get(type(cell))
-    if read is None:
-        raise ValueError(mapping.unknown_cell(cell, _READERS))
-    mapping.check_activations(cell, nn.Module)
+    if read is None or not mapping.has_plain_activations(cell, nn.Module):
+        return None
     if not cell.variables.get("params"):
         # The cell makes its parameters itself, under its own names, by running one step.
         carry = cell.initialize_carry(jax.random.key(0), input_shape)
         cell(carry, jnp.zeros(input_shape, jnp.result_type(inputs)))
     values: dict = flatten_dict(meta.unbox(cell.variables["params"]), sep=".")
-    found, params = mapping.read_all(read, cell, values)
-    dtype = mapping.compute_dtype(cell.dtype, inputs, params)
-    return Recurrence(found, params, dtype, cell.param_dtype)
+    found = mapping.read_all(read, cell, values)
+    if found is None:
+        return None
+    dtype = mapping.compute_dtype(cell.dtype, inputs, found[1])
+    return Recurrence(*found, dtype, cell.param_dtype)
 
 
 def _join(take: mapping.Take, half: str, gates: str, leaf: str) -> Array:

@@ -4,8 +4,8 @@
 computes by :func:`rnnjax.unroll`. ``nnx.Bidirectional`` takes it as it is.
 """
 
-import functools
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -16,18 +16,20 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from rnnjax.base import Carry, Cell, Params
-from rnnjax.cells.gru import GRUParams, gru
-from rnnjax.cells.lstm import LSTMParams, lstm
-from rnnjax.cells.vanilla import VanillaParams, vanilla
+from rnnjax.cells.gru import GRUParams
+from rnnjax.cells.lstm import LSTMParams
+from rnnjax.cells.vanilla import VanillaParams
 from rnnjax.engine.unroll import unroll
 from rnnjax.initializers import CellInitializer
 from rnnjax.modules import _mapping as mapping
-from rnnjax.modules._mapping import Options, Recurrence
+from rnnjax.modules._mapping import Activation, Options, Recurrence
+
+# Flax's own RNN uses this one; versions before 0.12.8 have it under its plain name alone.
+_scan: Any = getattr(nnx, "compat", nnx).scan
 
 Streams = nnx.Rngs | nnx.RngStream | None
 
-# Modules of equal settings hold one and the same cell, so that their graph definitions are equal.
-_lstm, _gru, _vanilla = (functools.cache(make) for make in (lstm, gru, vanilla))
+_NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 class RNNCell(nnx.RNNCellBase):
@@ -37,9 +39,10 @@ class RNNCell(nnx.RNNCellBase):
     ``params``. :class:`RNN` runs it over sequences by the engine; ``nnx.RNN`` and
     ``nnx.Bidirectional`` take it too, and then step by step.
 
-    The carry is the cell's: ``LSTMCarry(h, c)`` for the LSTM, where Flax's own cell has
-    ``(c, h)``. A cell with noise (dropout) draws it for a whole sequence, so only :class:`RNN`
-    trains it; ``deterministic``, which ``train()`` and ``eval()`` set, turns the noise off.
+    The carry is the cell's: ``LSTMCarry(h, c)`` for ``rnnjax.lstm``, where :class:`LSTMCell` has
+    Flax's ``(c, h)``. A cell with noise (dropout) draws it for a whole sequence, so only
+    :class:`RNN` trains it; ``deterministic``, which ``train()`` and ``eval()`` set, turns the noise
+    off.
 
     Args:
         cell: a ``rnnjax.Cell``.
@@ -48,6 +51,8 @@ class RNNCell(nnx.RNNCellBase):
         param_dtype: of the parameters.
         metadata: metadata of the ``nnx.Param`` of each name, such as
             ``{"w_hh": {"out_sharding": (None, "model")}}``.
+        carry_init: ``(key, shape, dtype) -> array``, draws the initial carry; None for the cell's
+            own.
         deterministic: True for no noise.
         rngs: the stream ``params`` draws the parameters; a cell with noise also takes ``dropout``.
 
@@ -75,6 +80,7 @@ class RNNCell(nnx.RNNCellBase):
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         metadata: Mapping[str, Mapping[str, Any]] | None = None,
+        carry_init: Callable[..., Array] | None = None,
         deterministic: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
@@ -83,6 +89,8 @@ class RNNCell(nnx.RNNCellBase):
         self.cell = nnx.static(cell)
         self.in_features = in_features
         self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.carry_init = carry_init
         drawn = mapping.cast(cell.init(mapping.typed_key(rngs.params()), in_features), param_dtype)
         self.params = nnx.data(_as_variables(drawn, metadata or {}))
         self.deterministic = deterministic
@@ -106,8 +114,11 @@ class RNNCell(nnx.RNNCellBase):
                 "or call eval() before running it step by step"
             )
         params = mapping.cast(_values(self.params), self.dtype)
-        carry, ys = unroll(self.cell, params, inputs[..., None, :], initial_carry=carry)
-        return carry, jax.tree.map(lambda y: y[(slice(None),) * (inputs.ndim - 1) + (0,)], ys)
+        xs = mapping.as_floats(jnp.asarray(inputs)[..., None, :], self.dtype, params)
+        new, ys = unroll(self.cell, params, xs, initial_carry=carry)
+        ys = jax.tree.map(lambda y: y[(slice(None),) * (inputs.ndim - 1) + (0,)], ys)
+        wide = jnp.result_type(self.param_dtype, *jax.tree.leaves(carry))
+        return mapping.cast((new, ys), wide)
 
     def initialize_carry(
         self,
@@ -125,8 +136,9 @@ class RNNCell(nnx.RNNCellBase):
         Raises:
             ValueError: ``carry_init`` without ``rngs``.
         """
-        start = self.cell.initial_carry(_values(self.params))
-        return mapping.spread_carry(start, input_shape[:-1], _keys(rngs), carry_init)
+        start = mapping.cast(self.cell.initial_carry(_values(self.params)), self.param_dtype)
+        draw = self.carry_init if carry_init is None else carry_init
+        return mapping.spread_carry(start, input_shape[:-1], _keys(rngs), draw)
 
     @property
     def num_feature_axes(self) -> int:
@@ -137,20 +149,30 @@ class RNNCell(nnx.RNNCellBase):
 class LSTMCell(RNNCell):
     """:func:`rnnjax.lstm` as a cell of ``flax.nnx``; see :class:`RNNCell`.
 
-    Called as ``nnx.LSTMCell`` is, with the initial weights of rnnjax (a forget bias of 1) unless
-    ``initializer`` names others: ``"flax"`` has Flax's.
+    Called as ``nnx.LSTMCell`` is, with its arguments and its carry ``(c, h)``, and with the
+    initial weights of rnnjax (a forget bias of 1) unless told otherwise: ``initializer="flax"``
+    has Flax's.
 
     Args:
         in_features: D.
         hidden_features: H.
+        gate_fn: of the three gates.
+        activation_fn: of the candidate and of the output.
         initializer: as for ``rnnjax.lstm``.
+        kernel_init: draws the input weights [D, H] of each gate in place of the initializer.
+        recurrent_kernel_init: draws the recurrent weights [H, H] of each gate.
+        bias_init: draws the biases [H] of each gate; then none is added to the forget gate's.
+        kernel_metadata: metadata of the input weights, ``w_ih``.
+        recurrent_kernel_metadata: metadata of ``w_hh``.
+        bias_metadata: metadata of ``bias``.
         options: ``rngs``, and the other keyword arguments of :class:`RNNCell`.
 
     Example:
         >>> from flax import nnx
         >>> from rnnjax import modules
-        >>> modules.nnx.LSTMCell(3, 4, rngs=nnx.Rngs(0)).params.bias.shape
-        (16,)
+        >>> cell = modules.nnx.LSTMCell(3, 4, rngs=nnx.Rngs(0))
+        >>> cell.params.bias.shape, len(cell.initialize_carry((2, 3)))
+        ((16,), 2)
     """
 
     def __init__(
@@ -158,21 +180,40 @@ class LSTMCell(RNNCell):
         in_features: int,
         hidden_features: int,
         *,
+        gate_fn: Activation = jax.nn.sigmoid,
+        activation_fn: Activation = jnp.tanh,
         initializer: str | CellInitializer = "rnnjax",
+        kernel_init: Any = None,
+        recurrent_kernel_init: Any = None,
+        bias_init: Any = None,
+        kernel_metadata: Mapping[str, Any] = _NONE,
+        recurrent_kernel_metadata: Mapping[str, Any] = _NONE,
+        bias_metadata: Mapping[str, Any] = _NONE,
         **options: Any,
     ) -> None:
-        super().__init__(_lstm(hidden_features, initializer=initializer), in_features, **options)
+        rule = mapping.initializer_of(initializer, kernel_init, recurrent_kernel_init, bias_init)
+        cell = mapping.lstm_cell(hidden_features, gate_fn, activation_fn, rule)
+        given = (kernel_metadata, recurrent_kernel_metadata, bias_metadata)
+        super().__init__(cell, in_features, **_with_metadata(options, *given))
 
 
 class GRUCell(RNNCell):
-    """:func:`rnnjax.gru` as a cell of ``flax.nnx``; see :class:`RNNCell`.
+    """:func:`rnnjax.gru` as a cell of ``flax.nnx``; see :class:`RNNCell` and :class:`LSTMCell`.
 
     Args:
         in_features: D.
         hidden_features: H.
-        reset_after: as for ``rnnjax.gru``.
+        gate_fn: of the two gates.
+        activation_fn: of the candidate.
+        reset_after: as for ``rnnjax.gru``; False has no other ``gate_fn`` and ``activation_fn``
+            than the default ones.
         initializer: as for ``rnnjax.gru``.
+        kernel_init, recurrent_kernel_init, bias_init: as for :class:`LSTMCell`.
+        kernel_metadata, recurrent_kernel_metadata, bias_metadata: likewise.
         options: ``rngs``, and the other keyword arguments of :class:`RNNCell`.
+
+    Raises:
+        ValueError: other activations with ``reset_after=False``.
 
     Example:
         >>> from flax import nnx
@@ -186,22 +227,35 @@ class GRUCell(RNNCell):
         in_features: int,
         hidden_features: int,
         *,
+        gate_fn: Activation = jax.nn.sigmoid,
+        activation_fn: Activation = jnp.tanh,
         reset_after: bool = True,
         initializer: str | CellInitializer = "rnnjax",
+        kernel_init: Any = None,
+        recurrent_kernel_init: Any = None,
+        bias_init: Any = None,
+        kernel_metadata: Mapping[str, Any] = _NONE,
+        recurrent_kernel_metadata: Mapping[str, Any] = _NONE,
+        bias_metadata: Mapping[str, Any] = _NONE,
         **options: Any,
     ) -> None:
-        cell = _gru(hidden_features, reset_after, initializer=initializer)
-        super().__init__(cell, in_features, **options)
+        rule = mapping.initializer_of(initializer, kernel_init, recurrent_kernel_init, bias_init)
+        cell = mapping.our_gru(hidden_features, reset_after, gate_fn, activation_fn, rule)
+        given = (kernel_metadata, recurrent_kernel_metadata, bias_metadata)
+        super().__init__(cell, in_features, **_with_metadata(options, *given))
 
 
 class SimpleCell(RNNCell):
-    """:func:`rnnjax.vanilla` as a cell of ``flax.nnx``; see :class:`RNNCell`.
+    """:func:`rnnjax.vanilla` as a cell of ``flax.nnx``; see :class:`RNNCell`, :class:`LSTMCell`.
 
     Args:
         in_features: D.
         hidden_features: H.
         activation_fn: pointwise; tanh by default.
+        residual: whether the carry is added to what ``activation_fn`` is given.
         initializer: as for ``rnnjax.vanilla``.
+        kernel_init, recurrent_kernel_init, bias_init: as for :class:`LSTMCell`.
+        kernel_metadata, recurrent_kernel_metadata, bias_metadata: likewise.
         options: ``rngs``, and the other keyword arguments of :class:`RNNCell`.
 
     Example:
@@ -216,12 +270,33 @@ class SimpleCell(RNNCell):
         in_features: int,
         hidden_features: int,
         *,
-        activation_fn: Callable[[Array], Array] = jnp.tanh,
+        activation_fn: Activation = jnp.tanh,
+        residual: bool = False,
         initializer: str | CellInitializer = "rnnjax",
+        kernel_init: Any = None,
+        recurrent_kernel_init: Any = None,
+        bias_init: Any = None,
+        kernel_metadata: Mapping[str, Any] = _NONE,
+        recurrent_kernel_metadata: Mapping[str, Any] = _NONE,
+        bias_metadata: Mapping[str, Any] = _NONE,
         **options: Any,
     ) -> None:
-        cell = _vanilla(hidden_features, activation_fn, initializer=initializer)
-        super().__init__(cell, in_features, **options)
+        rule = mapping.initializer_of(initializer, kernel_init, recurrent_kernel_init, bias_init)
+        cell = mapping.simple_cell(hidden_features, activation_fn, residual, rule)
+        given = (kernel_metadata, recurrent_kernel_metadata, bias_metadata)
+        super().__init__(cell, in_features, **_with_metadata(options, *given))
+
+
+def _with_metadata(
+    options: dict[str, Any],
+    kernel: Mapping[str, Any],
+    recurrent_kernel: Mapping[str, Any],
+    bias: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The options of ``RNNCell``, with Flax's three kinds of metadata under our names."""
+    named = {"w_ih": kernel, "w_hh": recurrent_kernel, "bias": bias}
+    given = {name: metadata for name, metadata in named.items() if metadata}
+    return options | {"metadata": {**given, **(options.get("metadata") or {})}}
 
 
 class RNN(nnx.RNN):
@@ -229,29 +304,24 @@ class RNN(nnx.RNN):
 
     ``nnx.RNN(cell)`` becomes ``modules.nnx.RNN(cell)`` and nothing else changes: the cell and its
     state are the same, so checkpoints keep loading. At valid steps it gives what Flax gives, and
-    the sequence law of :func:`rnnjax.unroll` holds:
+    the sequence law of :func:`rnnjax.unroll` holds, for every cell. What differs from Flax is
+    listed in :mod:`rnnjax.modules`.
 
-    - outputs at padded steps are zero; Flax's are those of a cell that has run on;
-    - the final carry of an empty sequence is its initial carry; Flax takes that of the whole row;
-    - padding is never read: NaN there reaches no output and no gradient;
-    - any number of batch axes, also with ``seq_lengths`` and ``return_carry``;
-    - ``seq_lengths`` whose values are known are checked, not clamped.
-
-    It takes :class:`RNNCell` and its kin, and Flax's ``LSTMCell``, ``OptimizedLSTMCell``,
-    ``GRUCell`` and ``SimpleCell``, with their own carry (``(c, h)`` for an LSTM) and in the dtypes
-    they give, though sums are taken in float32 or wider. A carry of zeros is made without random
-    numbers, so ``rngs`` advance only for a Flax cell with a ``carry_init``.
+    :class:`RNNCell` and its kin run by :func:`rnnjax.unroll`, and so do Flax's ``LSTMCell``,
+    ``OptimizedLSTMCell``, ``GRUCell`` and ``SimpleCell`` as they come. Any other cell runs by its
+    own ``__call__`` step by step and is differentiated by ordinary autodiff.
 
     Args:
-        cell: as above.
+        cell: a Flax cell.
         time_major: inputs are [T, ..., D], not [..., T, D].
         return_carry: give ``(carry, outputs)``.
         reverse: run from the last valid step down to the first.
         keep_order: with ``reverse``, leave outputs in the order of time; else they come in the
             order they were made, padding at the end.
         unroll: steps per iteration of the compiled loop.
-        state_axes: only Flax's default, since the parameters are the same at every step.
-        broadcast_rngs: has no effect: the noise of a cell is drawn once a call.
+        state_axes: as in ``nnx.RNN``; with others than the default ones a cell runs by its own
+            ``__call__``.
+        broadcast_rngs: as in ``nnx.RNN``; the noise of an :class:`RNNCell` is drawn once a call.
         rngs: as in ``nnx.RNN``.
 
     Example:
@@ -290,18 +360,16 @@ class RNN(nnx.RNN):
             The outputs, or ``(carry, outputs)`` with ``return_carry``.
 
         Raises:
-            ValueError: the cell, or one of its settings, is not one the engine computes, or an
-                argument has a wrong shape or value. ``seq_lengths`` are named ``lengths`` there.
+            ValueError: what should be a cell is none, or an argument has a wrong shape or value.
+                ``seq_lengths`` are named ``lengths`` there.
         """
-        if self.state_axes != nnx.StateAxes({...: nnx.Carry}):
-            raise ValueError(
-                "state_axes must be left at its default: the engine reads the parameters once "
-                f"for all steps, got {self.state_axes!r}"
-            )
+        mapping.check_runs(self.cell)
         options = Options(
             self.return_carry, self.time_major, self.reverse, self.keep_order, self.unroll
         ).override(return_carry, time_major, reverse, keep_order)
-        recurrence = _read(self.cell, inputs)
+        recurrence = self._recurrence(inputs)
+        if recurrence is None:
+            return self._run_by_steps(inputs, options, seq_lengths, initial_carry, rngs)
         if initial_carry is None:
             initial_carry = self._drawn_carry(mapping.step_shape(inputs, options.time_major), rngs)
         return mapping.run(
@@ -313,9 +381,50 @@ class RNN(nnx.RNN):
             key=_noise_key(self.cell),
         )
 
+    def _recurrence(self, inputs: Any) -> Recurrence | None:
+        """The cell for the engine; None where it is known by its ``__call__`` alone."""
+        if self.state_axes != nnx.StateAxes({...: nnx.Carry}):
+            return None
+        return _read(self.cell, inputs)
+
+    def _run_by_steps(
+        self,
+        inputs: Array,
+        options: Options,
+        seq_lengths: Any,
+        initial_carry: Carry | None,
+        rngs: Streams,
+    ) -> Any:
+        """As ``nnx.RNN`` runs a cell, under the sequence law."""
+        cell: Any = self.cell
+        if initial_carry is None:
+            shape = mapping.step_shape(inputs, options.time_major, cell.num_feature_axes)
+            rngs = self.rngs if rngs is None else rngs
+            stream = rngs.carry.fork() if isinstance(rngs, nnx.Rngs) else rngs
+            initial_carry = cell.initialize_carry(shape, stream)
+        broadcast = nnx.All(nnx.RngState, self.broadcast_rngs)
+        state_axes = nnx.StateAxes({broadcast: None, **self.state_axes})
+
+        # Keys of the broadcast streams are the same at every step and others in every call.
+        @nnx.split_rngs(splits=1, only=self.broadcast_rngs, squeeze=True)
+        @_scan(
+            in_axes=(state_axes, nnx.Carry, 0, 0), out_axes=(nnx.Carry, 0), unroll=options.unroll
+        )
+        def scan(cell: Any, carry: Carry, x: Array, valid: Array | None) -> tuple[Carry, Any]:
+            return mapping.masked_step(cell, carry, x, valid)
+
+        return mapping.run_by_steps(
+            lambda carry, xs, valid: scan(cell, carry, xs, valid),
+            inputs,
+            options,
+            feature_axes=cell.num_feature_axes,
+            seq_lengths=seq_lengths,
+            carry=initial_carry,
+        )
+
     def _drawn_carry(self, input_shape: tuple[int, ...], rngs: Streams) -> Carry | None:
         cell: Any = self.cell
-        if isinstance(cell, RNNCell) or cell.carry_init is None:
+        if cell.carry_init is None:
             return None
         rngs = self.rngs if rngs is None else rngs
         stream = rngs.carry.fork() if isinstance(rngs, nnx.Rngs) else rngs
@@ -348,22 +457,23 @@ def _noise_key(cell: Any) -> Array | None:
     return mapping.typed_key(cell.rngs())
 
 
-def _read(cell: Any, inputs: Any) -> Recurrence:
+def _read(cell: Any, inputs: Any) -> Recurrence | None:
     if isinstance(cell, RNNCell):
-        return Recurrence(cell.cell, _values(cell.params), cell.dtype)
+        return Recurrence(cell.cell, _values(cell.params), cell.dtype, cell.param_dtype)
     read = _READERS.get(type(cell))
-    if read is None:
-        raise ValueError(mapping.unknown_cell(cell, _READERS))
-    if cell.promote_dtype is not dtypes.promote_dtype:
-        raise ValueError(
-            f"{type(cell).__name__}: a promote_dtype of your own cannot be computed by the engine"
-        )
-    mapping.check_activations(cell, nnx.Module)
+    if (
+        read is None
+        or cell.promote_dtype is not dtypes.promote_dtype
+        or not mapping.has_plain_activations(cell, nnx.Module)
+    ):
+        return None
     state = nnx.to_flat_state(nnx.state(cell, nnx.Param))
     values = {".".join(map(str, path)): variable[...] for path, variable in state}
-    found, params = mapping.read_all(read, cell, values)
-    dtype = mapping.compute_dtype(cell.dtype, inputs, params)
-    return Recurrence(found, params, dtype, cell.param_dtype)
+    found = mapping.read_all(read, cell, values)
+    if found is None:
+        return None
+    dtype = mapping.compute_dtype(cell.dtype, inputs, found[1])
+    return Recurrence(*found, dtype, cell.param_dtype)
 
 
 def _read_lstm(cell: nnx.LSTMCell, take: mapping.Take) -> tuple[Cell, LSTMParams]:
