@@ -4,7 +4,7 @@ Flax's files are ``tests/nnx/nn/recurrent_test.py`` and ``tests/linen/linen_recu
 What they assert is asserted here of our ``RNN``, with Flax's cells and with ours, against a loop
 of single steps, against live Flax, or both; where they look at shapes alone, values are compared.
 
-Flax compares with ``assert_allclose(..., rtol=R)`` and atol 0: R is 1e-5, for one row at a time 1e-6
+Flax compares with ``assert_allclose(..., rtol=R)`` and atol 0: R is 1e-5, for single rows 1e-6
 and for ``jax.lax.scan`` 1e-4. The same R are used here, and an atol of 2e-7 beside them, two units
 in the last place of 1: the engine adds in another order, and inputs here are normal numbers, so
 that outputs come nearer to zero than those of Flax's tests.
