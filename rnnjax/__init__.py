@@ -28,11 +28,15 @@ Layers
 Models
     ``classifier`` ``tagger`` ``language_model`` ``embedding`` ``one_hot`` ``adaptive_softmax``
     ``trainable``; ``Model`` ``Embedding`` ``LanguageModel`` ``TaggerParams``.
+Writing and choosing
+    ``generate`` ``beam_search`` ``stream_text``; ``sample`` ``greedy`` from scores changed by
+    ``temperature`` ``top_k`` ``top_p`` ``min_p`` ``repetition_penalty`` ``forbid``
+    ``min_length``; ``Sampling`` ``Generated`` ``Beams``.
 Training
-    ``make_train_step`` ``make_eval_step`` ``make_truncated_step`` ``init_train_state``
-    ``TrainState`` ``CompiledStep`` ``Sequences`` ``apply_gradients`` ``average_parameters``
-    ``averaged`` ``EarlyStopping`` ``check_finite`` ``NonFiniteError``; values looked at while a
-    function runs: ``checked``.
+    ``make_train_step`` ``make_accumulating_step`` ``make_eval_step`` ``make_truncated_step``
+    ``init_train_state`` ``TrainState`` ``CompiledStep`` ``Sequences`` ``apply_gradients``
+    ``average_parameters`` ``averaged`` ``EarlyStopping`` ``check_finite`` ``NonFiniteError``;
+    values looked at while a function runs: ``checked``.
 Modules, loaded when they are first used
     ``rnnjax.data`` texts and series as batches; ``rnnjax.metrics`` losses and metrics as sums
     and counts; ``rnnjax.training`` steps; ``rnnjax.weights`` safetensors files;

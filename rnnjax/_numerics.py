@@ -17,6 +17,14 @@ def accumulation_dtype(dtype: DTypeLike) -> jnp.dtype:
     return jnp.dtype(dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32)
 
 
+def carry_dtype(params: Any) -> jnp.dtype:
+    """The dtype of a carry, and of sums of products, for these parameters: the widest of all."""
+    leaves = [a.dtype for a in jax.tree.leaves(params) if jnp.issubdtype(a.dtype, jnp.inexact)]
+    # The widest, found without JAX's promotion, which refuses where promotion is strict.
+    floats = [jnp.dtype("bfloat16"), *(jnp.finfo(dtype).dtype for dtype in leaves)]
+    return accumulation_dtype(max(floats, key=lambda dtype: dtype.itemsize))
+
+
 def linear(x: Array, w: Array, bias: Array | None = None, *, name: str = "xs") -> Array:
     """``x @ w + bias``: the product in the dtype of ``w``, accumulated in at least float32.
 

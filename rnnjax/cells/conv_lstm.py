@@ -8,13 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.nn import sigmoid
 
 from rnnjax._checks import check_floating, check_key, check_size
-from rnnjax._numerics import accumulation_dtype, split_gates
+from rnnjax._numerics import accumulation_dtype, carry_dtype, split_gates
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
-from rnnjax.cells.lstm import LSTMCarry, LSTMGates
+from rnnjax.cells.lstm import LSTMCarry, LSTMGates, finish_lstm, lstm_gates
 from rnnjax.initializers import CellInitializer, resolve
 
 
@@ -157,7 +156,7 @@ def conv_lstm(
         )
 
     def initial_carry(params: ConvLSTMParams) -> LSTMCarry:
-        zeros = jnp.zeros((*shape, size), accumulation_dtype(params.w_hh.dtype))
+        zeros = jnp.zeros((*shape, size), carry_dtype(params))
         return LSTMCarry(zeros, zeros)
 
     def project(params: ConvLSTMParams, x: Array) -> tuple[Array, ...]:
@@ -167,10 +166,8 @@ def conv_lstm(
         return split_gates(out + bias, 4)
 
     def step(params: ConvLSTMParams, carry: LSTMCarry, x_proj: tuple) -> tuple[LSTMCarry, Array]:
-        i, f, g, o = _gates(params, carry, x_proj, ())
-        c = f * carry.c + i * g
-        h = o * jnp.tanh(c)
-        return LSTMCarry(h, c), flatten_frames(h, shape)
+        new, h = finish_lstm(_gates(params, carry, x_proj, ()), carry)
+        return new, flatten_frames(h, shape)
 
     return Cell(
         math.prod(shape) * size, init, initial_carry, project, plain_step=step, gates=_gates
@@ -179,8 +176,7 @@ def conv_lstm(
 
 def _gates(params: ConvLSTMParams, carry: LSTMCarry, x_proj: tuple, h_proj: tuple) -> LSTMGates:
     recurrent = split_gates(_convolve(carry.h, params.w_hh), 4)
-    i, f, g, o = (a + b for a, b in zip(x_proj, recurrent, strict=True))
-    return LSTMGates(sigmoid(i), sigmoid(f), jnp.tanh(g), sigmoid(o))
+    return lstm_gates(x_proj, recurrent)
 
 
 def _convolve(frame: Array, kernel: Array) -> Array:

@@ -8,10 +8,9 @@ from jax import Array
 from jax.nn import sigmoid
 
 from rnnjax._checks import check_key, check_size
-from rnnjax._numerics import accumulation_dtype, linear, split_gates
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
-from rnnjax.cells.lstm import LSTMCarry, LSTMGates
+from rnnjax.cells.lstm import LSTMCarry, LSTMGates, finish_lstm, lstm_like
 from rnnjax.initializers import CellInitializer, resolve
 
 
@@ -33,10 +32,7 @@ def _gates(params: CoupledLSTMParams, carry: LSTMCarry, x_proj: tuple, h_proj: t
 def _update(
     params: CoupledLSTMParams, carry: LSTMCarry, x_proj: tuple, h_proj: tuple
 ) -> tuple[LSTMCarry, Array]:
-    i, f, g, o = _gates(params, carry, x_proj, h_proj)
-    c = f * carry.c + i * g
-    h = o * jnp.tanh(c)
-    return LSTMCarry(h, c), h
+    return finish_lstm(_gates(params, carry, x_proj, h_proj), carry)
 
 
 @factory
@@ -85,20 +81,4 @@ def coupled_lstm(hidden_size: int, *, initializer: str | CellInitializer = "rnnj
             bias.at[:size].add(-draw.forget_bias),
         )
 
-    def initial_carry(params: CoupledLSTMParams) -> LSTMCarry:
-        zeros = jnp.zeros((size,), accumulation_dtype(params.w_hh.dtype))
-        return LSTMCarry(zeros, zeros)
-
-    def project(params: CoupledLSTMParams, x: Array) -> tuple[Array, ...]:
-        return split_gates(linear(x, params.w_ih, params.bias), 3)
-
-    return Cell(
-        output_size=size,
-        init=init,
-        initial_carry=initial_carry,
-        project=project,
-        recurrent=lambda params: params.w_hh,
-        hidden=lambda carry: carry.h,
-        update=_update,
-        gates=_gates,
-    )
+    return lstm_like(size, init, _update, _gates, gates=3)

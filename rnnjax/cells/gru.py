@@ -8,9 +8,10 @@ from jax import Array
 from jax.nn import sigmoid
 
 from rnnjax._checks import check_key, check_size
-from rnnjax._numerics import accumulation_dtype, linear, split_gates
+from rnnjax._numerics import linear, split_gates
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
+from rnnjax.cells._common import packed_cell, project_packed, zeros_of
 from rnnjax.initializers import CellInitializer, resolve
 
 
@@ -118,23 +119,13 @@ def gru(
             draw.hidden_bias(hb, size) if reset_after else None,
         )
 
-    def initial_carry(params: GRUParams) -> Array:
-        return jnp.zeros((size,), accumulation_dtype(params.w_hh.dtype))
-
-    def project(params: GRUParams, x: Array) -> tuple[Array, ...]:
-        return split_gates(linear(x, params.w_ih, params.bias), 3)
-
-    if not reset_after:
-        return Cell(
-            size, init, initial_carry, project, plain_step=_step_before, gates=_gates_before
-        )
+    if reset_after:
+        return packed_cell(3, size, init, _update_after, gate_values=_gates_after)
     return Cell(
         output_size=size,
         init=init,
-        initial_carry=initial_carry,
-        project=project,
-        recurrent=lambda params: params.w_hh,
-        hidden=lambda carry: carry,
-        update=_update_after,
-        gates=_gates_after,
+        initial_carry=zeros_of(size),
+        project=project_packed(3),
+        plain_step=_step_before,
+        gates=_gates_before,
     )

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax._checks import check_key, check_size
-from rnnjax._numerics import accumulation_dtype, linear
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
+from rnnjax.cells._common import project_packed, zeros_of
 from rnnjax.initializers import CellInitializer, resolve
 
 
@@ -81,12 +81,6 @@ def indrnn(
             draw.bias(b, size, 1),
         )
 
-    def initial_carry(params: IndRNNParams) -> Array:
-        return jnp.zeros((size,), accumulation_dtype(params.w_hh.dtype))
-
-    def project(params: IndRNNParams, x: Array) -> tuple[Array, ...]:
-        return (linear(x, params.w_ih, params.bias),)
-
     def update(
         params: IndRNNParams, carry: Array, x_proj: tuple, h_proj: tuple
     ) -> tuple[Array, Array]:
@@ -96,8 +90,8 @@ def indrnn(
     return Cell(
         output_size=size,
         init=init,
-        initial_carry=initial_carry,
-        project=project,
+        initial_carry=zeros_of(size),
+        project=project_packed(1),
         hidden=lambda carry: carry,
         update=update,
     )

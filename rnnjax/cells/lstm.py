@@ -1,6 +1,7 @@
 """The long short-term memory cell."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,9 @@ from jax import Array
 from jax.nn import sigmoid
 
 from rnnjax._checks import check_key, check_size
-from rnnjax._numerics import accumulation_dtype, linear, split_gates
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
+from rnnjax.cells._common import draw_packed, packed_cell, zeros_of
 from rnnjax.initializers import CellInitializer, resolve
 
 
@@ -38,18 +39,29 @@ class LSTMGates(NamedTuple):
     o: Array
 
 
-def _gates(params: LSTMParams, carry: LSTMCarry, x_proj: tuple, h_proj: tuple) -> LSTMGates:
+def lstm_gates(x_proj: tuple, h_proj: tuple) -> LSTMGates:
+    """The four gates of an LSTM, from the two halves of their sums."""
     i, f, g, o = (a + b for a, b in zip(x_proj, h_proj, strict=True))
     return LSTMGates(sigmoid(i), sigmoid(f), jnp.tanh(g), sigmoid(o))
+
+
+def finish_lstm(
+    gates: LSTMGates, carry: LSTMCarry, candidate: Array | None = None
+) -> tuple[LSTMCarry, Array]:
+    """The step of an LSTM once its gates are there; the candidate may be another than ``g``."""
+    c = gates.f * carry.c + gates.i * (gates.g if candidate is None else candidate)
+    h = gates.o * jnp.tanh(c)
+    return LSTMCarry(h, c), h
+
+
+def _gates(params: Any, carry: LSTMCarry, x_proj: tuple, h_proj: tuple) -> LSTMGates:
+    return lstm_gates(x_proj, h_proj)
 
 
 def _update(
     params: LSTMParams, carry: LSTMCarry, x_proj: tuple, h_proj: tuple
 ) -> tuple[LSTMCarry, Array]:
-    i, f, g, o = _gates(params, carry, x_proj, h_proj)
-    c = f * carry.c + i * g
-    h = o * jnp.tanh(c)
-    return LSTMCarry(h, c), h
+    return finish_lstm(lstm_gates(x_proj, h_proj), carry)
 
 
 @factory
@@ -89,27 +101,31 @@ def lstm(hidden_size: int, *, initializer: str | CellInitializer = "rnnjax") -> 
     draw = resolve(initializer)
 
     def init(key: Array, input_size: int) -> LSTMParams:
-        ih, hh, b = jax.random.split(check_key(key), 3)
-        return LSTMParams(
-            draw.w_ih(ih, check_size("input_size", input_size), size, 4),
-            draw.w_hh(hh, size, 4),
-            draw.bias(b, size, 4).at[size : 2 * size].add(draw.forget_bias),
-        )
+        keys = jax.random.split(check_key(key), 3)
+        w_ih, w_hh, bias = draw_packed(draw, keys, check_size("input_size", input_size), size, 4)
+        return LSTMParams(w_ih, w_hh, bias.at[size : 2 * size].add(draw.forget_bias))
 
-    def initial_carry(params: LSTMParams) -> LSTMCarry:
-        zeros = jnp.zeros((size,), accumulation_dtype(params.w_hh.dtype))
-        return LSTMCarry(zeros, zeros)
+    return lstm_like(size, init, _update, _gates)
 
-    def project(params: LSTMParams, x: Array) -> tuple[Array, ...]:
-        return split_gates(linear(x, params.w_ih, params.bias), 4)
 
-    return Cell(
-        output_size=size,
-        init=init,
-        initial_carry=initial_carry,
-        project=project,
-        recurrent=lambda params: params.w_hh,
+def lstm_like(
+    size: int,
+    init: Callable,
+    update: Callable,
+    gate_values: Callable,
+    *,
+    gates: int = 4,
+    projection_size: int | None = None,
+) -> Cell:
+    """A cell with an LSTM's carry and packed gates; ``h`` may be of another size than ``c``."""
+    h_size = size if projection_size is None else projection_size
+    return packed_cell(
+        gates,
+        size,
+        init,
+        update,
+        initial_carry=zeros_of(h_size, size, carry=LSTMCarry),
         hidden=lambda carry: carry.h,
-        update=_update,
-        gates=_gates,
+        output_size=h_size,
+        gate_values=gate_values,
     )

@@ -3,14 +3,13 @@
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 from jax.nn import sigmoid
 
 from rnnjax._checks import check_key, check_size
-from rnnjax._numerics import accumulation_dtype, linear, split_gates
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
+from rnnjax.cells._common import project_packed, zeros_of
 from rnnjax.initializers import CellInitializer, resolve
 
 
@@ -88,17 +87,11 @@ def min_gru(hidden_size: int, *, initializer: str | CellInitializer = "rnnjax") 
             draw.bias(b, size, 2),
         )
 
-    def initial_carry(params: MinGRUParams) -> Array:
-        return jnp.zeros((size,), accumulation_dtype(params.w_ih.dtype))
-
-    def project(params: MinGRUParams, x: Array) -> tuple[Array, ...]:
-        return split_gates(linear(x, params.w_ih, params.bias), 2)
-
     return Cell(
         output_size=size,
         init=init,
-        initial_carry=initial_carry,
-        project=project,
+        initial_carry=zeros_of(size),
+        project=project_packed(2),
         hidden=lambda carry: carry,
         update=_update,
         gates=_gates,

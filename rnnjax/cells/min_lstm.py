@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from rnnjax._checks import check_key, check_size
-from rnnjax._numerics import accumulation_dtype, linear, split_gates
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
+from rnnjax.cells._common import project_packed, zeros_of
 from rnnjax.initializers import CellInitializer, resolve
 
 
@@ -99,17 +99,11 @@ def min_lstm(hidden_size: int, *, initializer: str | CellInitializer = "rnnjax")
             draw.bias(b, size, 3).at[size : 2 * size].add(draw.forget_bias),
         )
 
-    def initial_carry(params: MinLSTMParams) -> Array:
-        return jnp.zeros((size,), accumulation_dtype(params.w_ih.dtype))
-
-    def project(params: MinLSTMParams, x: Array) -> tuple[Array, ...]:
-        return split_gates(linear(x, params.w_ih, params.bias), 3)
-
     return Cell(
         output_size=size,
         init=init,
-        initial_carry=initial_carry,
-        project=project,
+        initial_carry=zeros_of(size),
+        project=project_packed(3),
         hidden=lambda carry: carry,
         update=_update,
         gates=_gates,

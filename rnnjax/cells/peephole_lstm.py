@@ -8,10 +8,10 @@ from jax import Array
 from jax.nn import sigmoid
 
 from rnnjax._checks import check_key, check_size
-from rnnjax._numerics import accumulation_dtype, linear, split_gates
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
-from rnnjax.cells.lstm import LSTMCarry, LSTMGates
+from rnnjax.cells._common import draw_packed
+from rnnjax.cells.lstm import LSTMCarry, LSTMGates, lstm_like
 from rnnjax.initializers import CellInitializer, resolve
 
 
@@ -85,28 +85,9 @@ def peephole_lstm(hidden_size: int, *, initializer: str | CellInitializer = "rnn
     draw = resolve(initializer)
 
     def init(key: Array, input_size: int) -> PeepholeLSTMParams:
-        ih, hh, b = jax.random.split(check_key(key), 3)
-        return PeepholeLSTMParams(
-            draw.w_ih(ih, check_size("input_size", input_size), size, 4),
-            draw.w_hh(hh, size, 4),
-            draw.bias(b, size, 4).at[size : 2 * size].add(draw.forget_bias),
-            *(jnp.zeros((size,)) for _ in range(3)),
-        )
+        keys = jax.random.split(check_key(key), 3)
+        w_ih, w_hh, bias = draw_packed(draw, keys, check_size("input_size", input_size), size, 4)
+        bias = bias.at[size : 2 * size].add(draw.forget_bias)
+        return PeepholeLSTMParams(w_ih, w_hh, bias, *(jnp.zeros((size,)) for _ in range(3)))
 
-    def initial_carry(params: PeepholeLSTMParams) -> LSTMCarry:
-        zeros = jnp.zeros((size,), accumulation_dtype(params.w_hh.dtype))
-        return LSTMCarry(zeros, zeros)
-
-    def project(params: PeepholeLSTMParams, x: Array) -> tuple[Array, ...]:
-        return split_gates(linear(x, params.w_ih, params.bias), 4)
-
-    return Cell(
-        output_size=size,
-        init=init,
-        initial_carry=initial_carry,
-        project=project,
-        recurrent=lambda params: params.w_hh,
-        hidden=lambda carry: carry.h,
-        update=_update,
-        gates=_gates,
-    )
+    return lstm_like(size, init, _update, _gates)

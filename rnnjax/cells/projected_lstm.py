@@ -3,15 +3,13 @@
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import Array
-from jax.nn import sigmoid
 
 from rnnjax._checks import check_key, check_size
-from rnnjax._numerics import accumulation_dtype, linear, split_gates
+from rnnjax._numerics import linear
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
-from rnnjax.cells.lstm import LSTMCarry, LSTMGates
+from rnnjax.cells.lstm import LSTMCarry, LSTMGates, finish_lstm, lstm_gates, lstm_like
 from rnnjax.initializers import CellInitializer, resolve
 
 
@@ -28,17 +26,15 @@ class ProjectedLSTMParams(NamedTuple):
 def _gates(
     params: ProjectedLSTMParams, carry: LSTMCarry, x_proj: tuple, h_proj: tuple
 ) -> LSTMGates:
-    i, f, g, o = (a + b for a, b in zip(x_proj, h_proj, strict=True))
-    return LSTMGates(sigmoid(i), sigmoid(f), jnp.tanh(g), sigmoid(o))
+    return lstm_gates(x_proj, h_proj)
 
 
 def _update(
     params: ProjectedLSTMParams, carry: LSTMCarry, x_proj: tuple, h_proj: tuple
 ) -> tuple[LSTMCarry, Array]:
-    i, f, g, o = _gates(params, carry, x_proj, h_proj)
-    c = f * carry.c + i * g
-    h = linear(o * jnp.tanh(c), params.w_hr)
-    return LSTMCarry(h, c), h
+    new, large = finish_lstm(lstm_gates(x_proj, h_proj), carry)
+    h = linear(large, params.w_hr)
+    return LSTMCarry(h, new.c), h
 
 
 @factory
@@ -100,20 +96,4 @@ def projected_lstm(
             draw.w_hh(hr, size, 1)[:, :narrow],
         )
 
-    def initial_carry(params: ProjectedLSTMParams) -> LSTMCarry:
-        dtype = accumulation_dtype(params.w_hh.dtype)
-        return LSTMCarry(jnp.zeros((narrow,), dtype), jnp.zeros((size,), dtype))
-
-    def project(params: ProjectedLSTMParams, x: Array) -> tuple[Array, ...]:
-        return split_gates(linear(x, params.w_ih, params.bias), 4)
-
-    return Cell(
-        output_size=narrow,
-        init=init,
-        initial_carry=initial_carry,
-        project=project,
-        recurrent=lambda params: params.w_hh,
-        hidden=lambda carry: carry.h,
-        update=_update,
-        gates=_gates,
-    )
+    return lstm_like(size, init, _update, _gates, projection_size=narrow)

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax._checks import check_key, check_size
-from rnnjax._numerics import accumulation_dtype, linear
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
+from rnnjax.cells._common import draw_packed, packed_cell
 from rnnjax.initializers import CellInitializer, resolve
 
 
@@ -55,18 +55,10 @@ def vanilla(
     draw = resolve(initializer)
 
     def init(key: Array, input_size: int) -> VanillaParams:
-        ih, hh, b = jax.random.split(check_key(key), 3)
+        keys = jax.random.split(check_key(key), 3)
         return VanillaParams(
-            draw.w_ih(ih, check_size("input_size", input_size), size, 1),
-            draw.w_hh(hh, size, 1),
-            draw.bias(b, size, 1),
+            *draw_packed(draw, keys, check_size("input_size", input_size), size, 1)
         )
-
-    def initial_carry(params: VanillaParams) -> Array:
-        return jnp.zeros((size,), accumulation_dtype(params.w_hh.dtype))
-
-    def project(params: VanillaParams, x: Array) -> tuple[Array, ...]:
-        return (linear(x, params.w_ih, params.bias),)
 
     def update(
         params: VanillaParams, carry: Array, x_proj: tuple, h_proj: tuple
@@ -74,12 +66,4 @@ def vanilla(
         h = activation(x_proj[0] + h_proj[0])
         return h, h
 
-    return Cell(
-        output_size=size,
-        init=init,
-        initial_carry=initial_carry,
-        project=project,
-        recurrent=lambda params: params.w_hh,
-        hidden=lambda carry: carry,
-        update=update,
-    )
+    return packed_cell(1, size, init, update)

@@ -18,13 +18,13 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from rnnjax._checks import check_rate
-from rnnjax._numerics import accumulation_dtype
+from rnnjax._numerics import accumulation_dtype, carry_dtype
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Noise, NoiseShape, Params
 from rnnjax.cells.gru import GRUGates
 from rnnjax.cells.gru import _step_before as _gru_step_before
 from rnnjax.cells.gru import _update_after as _gru_update_after
-from rnnjax.cells.lstm import LSTMCarry, LSTMGates
+from rnnjax.cells.lstm import LSTMCarry, LSTMGates, finish_lstm
 from rnnjax.cells.lstm import _update as _lstm_update
 
 Draw = Callable[[Key, Params, NoiseShape], Noise]
@@ -70,7 +70,7 @@ def variational_dropout(cell: Cell, inputs: float = 0.0, hidden: float = 0.0) ->
         _check_recurrent("variational_dropout(hidden=...)", cell)
 
     def draw(key: Key, params: Params, shape: NoiseShape) -> Noise:
-        dtype, batch = _float_dtype(params), (shape.batch,)
+        dtype, batch = carry_dtype(params), (shape.batch,)
         x_key, h_key = jax.random.split(key)
         x = h = None
         if inputs:
@@ -158,9 +158,7 @@ def recurrent_dropout(cell: Cell, rate: float) -> Cell:
 
 
 def _finish_lstm(gates: LSTMGates, carry: LSTMCarry, drop: Callable) -> tuple[LSTMCarry, Array]:
-    c = gates.f * carry.c + gates.i * drop(gates.g)
-    h = gates.o * jnp.tanh(c)
-    return LSTMCarry(h, c), h
+    return finish_lstm(gates, carry, drop(gates.g))
 
 
 def _finish_gru(gates: GRUGates, carry: Array, drop: Callable) -> tuple[Array, Array]:
@@ -407,12 +405,3 @@ def _factor(
 def _recurrent(cell: Cell, params: Params) -> jax.ShapeDtypeStruct:
     assert cell.recurrent is not None
     return jax.eval_shape(cell.recurrent, params)
-
-
-def _float_dtype(params: Params) -> jnp.dtype:
-    """The real dtype that products with these parameters are summed in."""
-    leaves = [a.dtype for a in jax.tree.leaves(params) if jnp.issubdtype(a.dtype, jnp.inexact)]
-    # The widest, found without JAX's promotion, which refuses where promotion is strict.
-    floats = [jnp.dtype("bfloat16"), *(jnp.finfo(dtype).dtype for dtype in leaves)]
-    widest = max(floats, key=lambda dtype: dtype.itemsize)
-    return accumulation_dtype(widest)

@@ -1,0 +1,66 @@
+"""What cells share: gates packed side by side in one matrix, and the two usual carries."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from rnnjax._numerics import carry_dtype, linear, split_gates
+from rnnjax.base import Carry, Cell, Params
+from rnnjax.initializers import CellInitializer
+
+
+def draw_packed(
+    draw: CellInitializer, keys: Any, input_size: int, size: int, gates: int
+) -> tuple[Array, Array, Array]:
+    """``w_ih`` [D, G*H], ``w_hh`` [H, G*H] and ``bias`` [G*H], each from its key."""
+    ih, hh, b = keys
+    return (
+        draw.w_ih(ih, input_size, size, gates),
+        draw.w_hh(hh, size, gates),
+        draw.bias(b, size, gates),
+    )
+
+
+def project_packed(gates: int) -> Callable[[Any, Array], tuple[Array, ...]]:
+    """``x @ w_ih + bias`` in pieces, one for each gate."""
+
+    def project(params: Any, x: Array) -> tuple[Array, ...]:
+        return split_gates(linear(x, params.w_ih, params.bias), gates)
+
+    return project
+
+
+def zeros_of(*sizes: int, carry: Callable[..., Carry] = lambda h: h) -> Callable[[Params], Carry]:
+    """An initial carry of zeros, ``carry(...)`` of arrays of these sizes."""
+
+    def initial_carry(params: Params) -> Carry:
+        dtype = carry_dtype(params)
+        return carry(*(jnp.zeros((size,), dtype) for size in sizes))
+
+    return initial_carry
+
+
+def packed_cell(
+    gates: int,
+    size: int,
+    init: Callable,
+    update: Callable,
+    *,
+    initial_carry: Callable[[Params], Carry] | None = None,
+    hidden: Callable[[Carry], Array] = lambda carry: carry,
+    output_size: int | None = None,
+    gate_values: Callable | None = None,
+) -> Cell:
+    """A cell of parameters ``w_ih``, ``w_hh``, ``bias`` and others: [h] its carry, unless told."""
+    return Cell(
+        output_size=size if output_size is None else output_size,
+        init=init,
+        initial_carry=zeros_of(size) if initial_carry is None else initial_carry,
+        project=project_packed(gates),
+        recurrent=lambda params: params.w_hh,
+        hidden=hidden,
+        update=update,
+        gates=gate_values,
+    )
