@@ -296,7 +296,7 @@ def check_flag(name: str, value: Any) -> bool:
     Raises:
         ValueError: naming ``name`` and what came instead.
     """
-    scalar = _scalar(name, value)
+    scalar = python_scalar(name, value)
     if not isinstance(scalar, bool):
         raise ValueError(f"{name} must be True or False, got {value!r}")
     return scalar
@@ -304,12 +304,16 @@ def check_flag(name: str, value: Any) -> bool:
 
 def _number(name: str, value: Any) -> int | float | None:
     """A Python number; None for what is none, and for flags, which Python takes for integers."""
-    scalar = _scalar(name, value)
+    scalar = python_scalar(name, value)
     return scalar if isinstance(scalar, int | float) and not isinstance(scalar, bool) else None
 
 
-def _scalar(name: str, value: Any) -> Any:
-    """What a scalar of NumPy or JAX, of any width, is in Python; everything else as it came."""
+def python_scalar(name: str, value: Any) -> Any:
+    """What a scalar of NumPy or JAX, of any width, is in Python; everything else as it came.
+
+    Raises:
+        ValueError: a traced one: settings must be known when a function is compiled.
+    """
     if isinstance(value, Tracer):
         raise ValueError(f"{name} must be known when compiled, got {value}")
     is_array = isinstance(value, Array | np.ndarray | np.generic)

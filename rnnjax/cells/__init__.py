@@ -4,6 +4,9 @@ from .conv_lstm import ConvLSTMParams as ConvLSTMParams
 from .conv_lstm import conv_lstm as conv_lstm
 from .conv_lstm import flatten_frames as flatten_frames
 from .conv_lstm import unflatten_frames as unflatten_frames
+from .cornn import CoRNNCarry as CoRNNCarry
+from .cornn import CoRNNParams as CoRNNParams
+from .cornn import cornn as cornn
 from .coupled_lstm import CoupledLSTMParams as CoupledLSTMParams
 from .coupled_lstm import coupled_lstm as coupled_lstm
 from .gru import GRUGates as GRUGates
@@ -11,6 +14,9 @@ from .gru import GRUParams as GRUParams
 from .gru import gru as gru
 from .indrnn import IndRNNParams as IndRNNParams
 from .indrnn import indrnn as indrnn
+from .lmu import LMUCarry as LMUCarry
+from .lmu import LMUParams as LMUParams
+from .lmu import lmu as lmu
 from .lru import LRUParams as LRUParams
 from .lru import lru as lru
 from .lstm import LSTMCarry as LSTMCarry
@@ -32,5 +38,10 @@ from .peephole_lstm import PeepholeLSTMParams as PeepholeLSTMParams
 from .peephole_lstm import peephole_lstm as peephole_lstm
 from .projected_lstm import ProjectedLSTMParams as ProjectedLSTMParams
 from .projected_lstm import projected_lstm as projected_lstm
+from .rg_lru import RGLRUParams as RGLRUParams
+from .rg_lru import rg_lru as rg_lru
+from .slstm import SLSTMCarry as SLSTMCarry
+from .slstm import SLSTMParams as SLSTMParams
+from .slstm import slstm as slstm
 from .vanilla import VanillaParams as VanillaParams
 from .vanilla import vanilla as vanilla

@@ -217,7 +217,7 @@ def _check_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def _check_kernel(kernel_size: int | Sequence[int], shape: tuple[int, ...]) -> tuple[int, ...]:
-    if isinstance(kernel_size, int | np.integer):
+    if np.ndim(kernel_size) == 0 and not isinstance(kernel_size, str):
         return (check_size("kernel_size", kernel_size),) * len(shape)
     kernel = _check_shape("kernel_size", kernel_size)
     if len(kernel) != len(shape):

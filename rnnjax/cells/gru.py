@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.nn import sigmoid
 
-from rnnjax._checks import check_key, check_size
+from rnnjax._checks import check_flag, check_key, check_size
 from rnnjax._numerics import linear, split_gates
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
@@ -94,7 +94,8 @@ def gru(
         initializer: a name in ``rnnjax.initializers.PRESETS``, or one of your own.
 
     Raises:
-        ValueError: a size is not a positive integer, or the initializer is unknown.
+        ValueError: a size is not a positive integer, ``reset_after`` is neither True nor False,
+            or the initializer is unknown.
 
     Example:
         >>> import jax, rnnjax
@@ -108,6 +109,7 @@ def gru(
         arXiv:1406.1078 (revised from the reset-after to the reset-before form).
     """
     size = check_size("hidden_size", hidden_size)
+    reset_after = check_flag("reset_after", reset_after)
     draw = resolve(initializer)
 
     def init(key: Array, input_size: int) -> GRUParams:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from rnnjax._checks import check_key, check_size
+from rnnjax._checks import check_key, check_number, check_size
 from rnnjax._numerics import accumulation_dtype, linear
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
@@ -122,13 +122,17 @@ def lru(
     """
     size = check_size("hidden_size", hidden_size)
     states = size if state_size is None else check_size("state_size", state_size)
-    if not 0 <= min_radius <= max_radius <= 1:
+    min_radius, max_radius = (
+        check_number(name, radius, "a number in [0, 1]", lambda r: 0 <= r <= 1)
+        for name, radius in (("min_radius", min_radius), ("max_radius", max_radius))
+    )
+    if min_radius > max_radius:
         raise ValueError(
-            "min_radius and max_radius must be in order and within [0, 1], "
-            f"got {min_radius!r} and {max_radius!r}"
+            f"min_radius and max_radius must be in order, got {min_radius!r} and {max_radius!r}"
         )
-    if not 0 < max_phase <= 2 * math.pi:
-        raise ValueError(f"max_phase must lie in (0, 2 pi], got {max_phase!r}")
+    max_phase = check_number(
+        "max_phase", max_phase, "a phase in (0, 2 pi]", lambda phase: 0 < phase <= 2 * math.pi
+    )
     ring = _Ring(min_radius, max_radius, max_phase)
 
     def init(key: Array, input_size: int) -> LRUParams:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.nn import sigmoid
 
-from rnnjax._checks import check_key, check_size
+from rnnjax._checks import check_flag, check_key, check_size
 from rnnjax._numerics import linear, split_gates
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
@@ -100,7 +100,8 @@ def minimal_gated(
             paper's. (``"flax"`` has the bias 0 of Flax's ``LSTMCell``; ``MGUCell`` starts at 1.)
 
     Raises:
-        ValueError: a size is not a positive integer, or the initializer is unknown.
+        ValueError: a size is not a positive integer, ``reset_after`` is neither True nor False,
+            or the initializer is unknown.
 
     Example:
         >>> import jax, rnnjax
@@ -114,6 +115,7 @@ def minimal_gated(
         International Journal of Automation and Computing 13 (2016), arXiv:1603.09420.
     """
     size = check_size("hidden_size", hidden_size)
+    reset_after = check_flag("reset_after", reset_after)
     draw = resolve(initializer)
     keep = draw.forget_bias if reset_after else -draw.forget_bias
 

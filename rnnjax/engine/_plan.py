@@ -10,9 +10,8 @@ import math
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
-from rnnjax._checks import check_size
+from rnnjax._checks import check_size, python_scalar
 from rnnjax.base import Cell, Params
 
 IMPLEMENTATIONS = ("scan", "associative")
@@ -96,7 +95,7 @@ def check_request(cell: Cell, implementation: Any, remat: Any, scan_unroll: Any 
         ValueError: an unknown name or number, or a cell the implementation cannot run.
     """
     _check_implementation(cell, implementation)
-    remat = int(remat) if isinstance(remat, np.integer) else remat
+    remat = python_scalar("remat", remat)
     steps = isinstance(remat, int) and not isinstance(remat, bool) and remat >= 1
     if remat is not None and not steps and remat not in REMAT:
         raise ValueError(

@@ -1,5 +1,6 @@
 """From token ids to vectors: learned, given, frozen, or one-hot."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from rnnjax import masking
-from rnnjax._checks import check_key, check_range, check_size
+from rnnjax._checks import check_flag, check_key, check_number, check_range, check_size
 from rnnjax._recipe import Made, factory
 from rnnjax.base import Key
 
@@ -84,7 +85,8 @@ def embedding(
         >>> table.apply(params, jnp.array([2, 1])).tolist()
         [[3.0, 4.0], [1.0, 2.0]]
     """
-    size = check_size("vocab_size", vocab_size)
+    size, frozen = check_size("vocab_size", vocab_size), check_flag("frozen", frozen)
+    scale = check_number("scale", scale, "finite and at least 0", lambda s: 0 <= s < math.inf)
     if vectors is None:
         if frozen:
             raise ValueError("frozen needs vectors: an untrained random table is of no use")
@@ -174,7 +176,10 @@ def _check_vectors(vectors: ArrayLike, vocab_size: int, embedding_size: int | No
     table = np.array(vectors, np.float32)  # a copy: the caller may change theirs
     if table.ndim != 2 or table.shape[0] != vocab_size or table.shape[1] == 0:
         raise ValueError(f"vectors must have shape ({vocab_size}, E), got shape {table.shape}")
-    if embedding_size not in (None, table.shape[1]):
+    if (
+        embedding_size is not None
+        and check_size("embedding_size", embedding_size) != table.shape[1]
+    ):
         raise ValueError(
             f"embedding_size is {embedding_size}, but vectors have size {table.shape[1]}"
         )

@@ -1,5 +1,6 @@
 """Layer normalisation inside the gates of a cell."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from rnnjax._checks import check_number
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Noise, NoiseShape, Params
 
@@ -64,8 +66,7 @@ def layer_norm(cell: Cell, epsilon: float = 1e-5) -> Cell:
     """
     if not isinstance(cell, Cell):
         raise ValueError(f"cell must be a rnnjax.Cell, got {type(cell).__name__}")
-    if not epsilon > 0:
-        raise ValueError(f"epsilon must be positive, got {epsilon!r}")
+    epsilon = check_number("epsilon", epsilon, "positive and finite", lambda e: 0 < e < math.inf)
     if cell.update is None:
         raise ValueError(
             "layer_norm needs a cell that gives project and update; this one is a plain step, and "

@@ -279,8 +279,8 @@ BAD = {
     "state_size must be a positive integer, got 0": lambda: lru(3, 0),
     "initializer must be one of": lambda: min_lstm(3, initializer="mine"),
     "min_radius and max_radius must be in order": lambda: lru(3, min_radius=0.9, max_radius=0.5),
-    "within \\[0, 1\\], got 0.0 and 1.5": lambda: lru(3, max_radius=1.5),
-    "max_phase must lie in \\(0, 2 pi\\], got 0": lambda: lru(3, max_phase=0),
+    "max_radius must be a number in \\[0, 1\\], got 1.5": lambda: lru(3, max_radius=1.5),
+    "max_phase must be a phase in \\(0, 2 pi\\], got 0": lambda: lru(3, max_phase=0),
     "input_size must be a positive integer": lambda: lru(3).init(jax.random.key(0), 0),
 }
 

@@ -1,0 +1,108 @@
+"""The sLSTM of xLSTM: exponential gates, a normaliser, and a stabiliser that keeps them finite."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.nn import log_sigmoid, sigmoid
+
+from rnnjax._checks import check_key, check_size
+from rnnjax._recipe import factory
+from rnnjax.base import Cell
+from rnnjax.cells._common import draw_packed, packed_cell, zeros_of
+from rnnjax.initializers import CellInitializer, resolve
+
+
+class SLSTMParams(NamedTuple):
+    """``w_ih`` [D, 4H], ``w_hh`` [H, 4H], ``bias`` [4H]; gates packed i, f, z, o."""
+
+    w_ih: Array
+    w_hh: Array
+    bias: Array
+
+
+class SLSTMCarry(NamedTuple):
+    """``h`` [H], the output of the last step; ``c``, ``n`` [H], cell state and normaliser, both
+    divided by exp(m); ``m`` [H], the stabiliser."""
+
+    h: Array
+    c: Array
+    n: Array
+    m: Array
+
+
+def _update(
+    params: SLSTMParams, carry: SLSTMCarry, x_proj: tuple, h_proj: tuple
+) -> tuple[SLSTMCarry, Array]:
+    i, f, z, o = (a + b for a, b in zip(x_proj, h_proj, strict=True))
+    kept = log_sigmoid(f) + carry.m
+    # Before the first step there is nothing to keep. After it n is at least 1.
+    m = jnp.where(carry.n == 0, i, jnp.maximum(kept, i))
+    # Never above 1; the bound acts where there is nothing to keep, and i may be far below zero.
+    write, keep = jnp.exp(i - m), jnp.exp(jnp.minimum(kept - m, 0.0))
+    c = keep * carry.c + write * jnp.tanh(z)
+    n = keep * carry.n + write
+    h = sigmoid(o) * c / n
+    return SLSTMCarry(h, c, n, m), h
+
+
+@factory
+def slstm(hidden_size: int, *, initializer: str | CellInitializer = "rnnjax") -> Cell:
+    r"""The sLSTM: an LSTM whose input gate is exponential, with a normalised cell state.
+
+    .. math::
+
+        (i, f, z, o) &= x_t W_{ih} + h_{t-1} W_{hh} + b \\
+        m_t &= \max(\log\sigma(f) + m_{t-1},\ i) \\
+        i' &= \exp(i - m_t), \quad f' = \exp(\log\sigma(f) + m_{t-1} - m_t) \\
+        c_t &= f' c_{t-1} + i' \tanh(z) \\
+        n_t &= f' n_{t-1} + i' \\
+        h_t &= \sigma(o)\, c_t / n_t
+
+    with :math:`m_1 = i` at the first step. A new input may outweigh all that was stored before,
+    which the gates of an LSTM cannot bring about. The stabiliser m cancels in the output; c and n
+    are kept divided by exp(m), and nothing overflows however large the gates are. The carry is
+    ``SLSTMCarry(h, c, n, m)``, the output is ``h``.
+
+    Args:
+        hidden_size: H.
+        initializer: a name in ``rnnjax.initializers.PRESETS``, or one of your own, for the
+            weights and biases. To the forget gates is added, in place of its forget bias, the
+            power law of the authors' code, :math:`5 - 12\,(k / (H - 1))^{0.3}` for unit k:
+            some units start with a long memory, others with none.
+
+    Raises:
+        ValueError: a size is not a positive integer, or the initializer is unknown.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, rnnjax
+        >>> cell = rnnjax.slstm(3)
+        >>> params = cell.init(jax.random.key(0), 5)
+        >>> params.w_ih.shape, params.bias[3:6].round(2).tolist()
+        ((5, 12), [5.0, -4.75, -7.0])
+        >>> carry, ys = rnnjax.unroll(cell, params, 1e4 * jnp.ones((7, 5)))
+        >>> bool(jnp.all(jnp.isfinite(ys)))
+        True
+
+    References:
+        Beck et al., "xLSTM: extended long short-term memory", NeurIPS 2024, arXiv:2405.04517;
+        here with one head, whose recurrent matrix is whole.
+    """
+    size = check_size("hidden_size", hidden_size)
+    draw = resolve(initializer)
+
+    def init(key: Array, input_size: int) -> SLSTMParams:
+        keys = jax.random.split(check_key(key), 3)
+        w_ih, w_hh, bias = draw_packed(draw, keys, check_size("input_size", input_size), size, 4)
+        places = jnp.linspace(0.0, 1.0, size)
+        return SLSTMParams(w_ih, w_hh, bias.at[size : 2 * size].add(5 - 12 * places**0.3))
+
+    return packed_cell(
+        4,
+        size,
+        init,
+        _update,
+        initial_carry=zeros_of(*(size,) * 4, carry=SLSTMCarry),
+        hidden=lambda carry: carry.h,
+    )

@@ -1,0 +1,197 @@
+"""sLSTM, RG-LRU, coRNN and LMU against their equations in NumPy, in float64, and at their ends."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+from numpy.testing import assert_allclose
+
+import rnnjax
+from rnnjax.cells.lmu import legendre_memory
+
+D, H, N, T = 3, 4, 5, 9
+CELLS = {
+    "slstm": rnnjax.slstm(H),
+    "rg_lru": rnnjax.rg_lru(H),
+    "cornn": rnnjax.cornn(H, time_step=0.3, frequency=1.5, damping=0.7),
+    "lmu": rnnjax.lmu(H, N, theta=6.5),
+}
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def slstm(p, xs):
+    """Without the stabiliser: what it must cancel from."""
+    h, c, n, ys = np.zeros(H), np.zeros(H), np.zeros(H), []
+    for x in xs:
+        i, f, z, o = np.split(x @ p.w_ih + h @ p.w_hh + p.bias, 4)
+        c = sigmoid(f) * c + np.exp(i) * np.tanh(z)
+        n = sigmoid(f) * n + np.exp(i)
+        h = sigmoid(o) * c / n
+        ys.append(h)
+    return np.stack(ys)
+
+
+def rg_lru(p, xs):
+    h, ys = np.zeros(H), []
+    for x in xs:
+        u = x @ p.w_ih
+        r, i = np.split(sigmoid(u @ p.w_gates + p.bias), 2)
+        a = np.exp(-8 * np.log1p(np.exp(p.decay)) * r)
+        h = a * h + np.sqrt(1 - a**2) * (i * u)
+        ys.append(h)
+    return np.stack(ys)
+
+
+def cornn(p, xs):
+    y, z, ys = np.zeros(H), np.zeros(H), []
+    for x in xs:
+        force = np.tanh(x @ p.w_ih + np.concatenate([y, z]) @ p.w_hh + p.bias)
+        z = z + 0.3 * (force - 1.5 * y - 0.7 * z)
+        y = y + 0.3 * z
+        ys.append(y)
+    return np.stack(ys)
+
+
+def lmu(p, xs):
+    a = np.zeros((N, N))
+    for i in range(N):
+        for j in range(N):
+            a[i, j] = (2 * i + 1) * (-1 if i < j else (-1) ** (i - j + 1)) / 6.5
+    b = np.array([(2 * i + 1) * (-1) ** i / 6.5 for i in range(N)])
+    step = scipy.linalg.expm(a)
+    hold = np.linalg.solve(a, (step - np.eye(N)) @ b)
+    h, m, ys = np.zeros(H), np.zeros(N), []
+    for x in xs:
+        m = step @ m + hold * (x @ p.e_x + h @ p.e_h + m @ p.e_m)
+        h = np.tanh(x @ p.w_ih + h @ p.w_hh + m @ p.w_mh)
+        ys.append(h)
+    return np.stack(ys)
+
+
+REFERENCE = {"slstm": slstm, "rg_lru": rg_lru, "cornn": cornn, "lmu": lmu}
+
+
+def random_params(name, scale=1.0):
+    params = CELLS[name].init(jax.random.key(0), D)
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    moved = [a + 0.3 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
+    return jax.tree.map(lambda a: scale * a, jax.tree.unflatten(structure, moved))
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_outputs_are_those_of_the_equations(name):
+    params = random_params(name)
+    xs = np.asarray(jax.random.normal(jax.random.key(2), (T, D)))
+    _, ys = rnnjax.unroll(CELLS[name], params, xs)
+    wide = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+    assert_allclose(ys, REFERENCE[name](wide, xs.astype(np.float64)), rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("size", [1e4, -1e4])
+def test_values_and_gradients_are_finite_at_extreme_inputs(name, size):
+    params, xs = random_params(name), jnp.full((2, T, D), size)
+
+    def loss(params, xs):
+        return jnp.sum(rnnjax.unroll(CELLS[name], params, xs)[1])
+
+    value, gradients = jax.value_and_grad(loss, (0, 1))(params, xs)
+    assert np.isfinite(value)
+    assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(gradients))
+
+
+@pytest.mark.parametrize("gate", [0, 1])
+@pytest.mark.parametrize("size", [1e4, -1e4])
+def test_one_extreme_gate_of_the_slstm(gate, size):
+    """Input gate, forget gate: from the first step on, one of them open or closed for good."""
+    params = random_params("slstm")
+    params = params._replace(bias=params.bias.at[gate * H : (gate + 1) * H].set(size))
+    xs = jax.random.normal(jax.random.key(2), (T, D))
+
+    def loss(params):
+        return jnp.sum(rnnjax.unroll(CELLS["slstm"], params, xs)[1] ** 2)
+
+    value, gradients = jax.value_and_grad(loss)(params)
+    assert value > 0
+    assert np.isfinite(value)
+    assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(gradients))
+
+
+def test_the_slstm_averages_what_it_keeps_for_good():
+    """Forget gate open, input gates alike: the output is the mean of the candidates so far."""
+    cell = rnnjax.slstm(1)
+    params = jax.tree.map(jnp.zeros_like, cell.init(jax.random.key(0), 1))
+    w_ih = jnp.array([[0.0, 0.0, 1.0, 0.0]])
+    params = params._replace(w_ih=w_ih, bias=jnp.array([0.0, 1e4, 0.0, 1e4]))
+    xs = np.array([[1.0], [-2.0], [0.5]], np.float32)
+    _, ys = rnnjax.unroll(cell, params, xs)
+    assert_allclose(ys[:, 0], np.cumsum(np.tanh(xs[:, 0])) / [1, 2, 3], rtol=1e-6)
+
+
+def test_the_rg_lru_in_parallel_is_the_loop():
+    cell, params = CELLS["rg_lru"], random_params("rg_lru")
+    xs = jax.random.normal(jax.random.key(2), (2, T, D))
+
+    def run(implementation):
+        def loss(params, xs):
+            _, ys = rnnjax.unroll(cell, params, xs, [T, 4], implementation=implementation)
+            return jnp.sum(jnp.sin(ys)), ys
+
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(params, xs)
+
+    jax.tree.map(
+        lambda a, b: assert_allclose(a, b, rtol=1e-4, atol=1e-6), run("associative"), run("scan")
+    )
+
+
+def test_decays_of_the_rg_lru_start_where_they_are_told_to():
+    cell = rnnjax.rg_lru(200, min_decay=0.5, max_decay=0.6)
+    decay = np.asarray(cell.init(jax.random.key(0), D).decay, np.float64)
+    start = np.exp(-8 * np.log1p(np.exp(decay)))
+    assert np.all((start >= 0.5 - 1e-5) & (start <= 0.6 + 1e-5))
+    assert np.ptp(start) > 0.09
+
+
+@pytest.mark.parametrize(("size", "theta"), [(1, 1.0), (6, 3.0), (40, 784.0), (8, 0.5)])
+def test_the_memory_is_the_zero_order_hold(size, theta):
+    """By an ordinary differential equation solved in many small steps of a matrix exponential."""
+    a, b = legendre_memory(size, theta)
+    row, column = np.indices((size, size))
+    continuous = (2 * row + 1) / theta * np.where(row < column, -1.0, (-1.0) ** (row - column + 1))
+    drive = (2 * np.arange(size) + 1) * (-1.0) ** np.arange(size) / theta
+    assert_allclose(a, scipy.linalg.expm(continuous), rtol=1e-9, atol=1e-9)
+    hold = np.linalg.solve(continuous, (scipy.linalg.expm(continuous) - np.eye(size)) @ drive)
+    assert_allclose(b, hold, rtol=1e-7, atol=1e-9)
+
+
+def test_the_memory_recovers_a_signal_of_the_past():
+    """A slow wave 20 steps ago, read from 8 numbers by the Legendre polynomials at the far end."""
+    theta, a, b = 20.0, *legendre_memory(8, 20.0)
+    wave = np.sin(np.arange(120) * 2 * np.pi / 40)
+    m = np.zeros(8)
+    for u in wave:
+        m = a @ m + b * u
+    delayed = np.polynomial.legendre.legval(1.0, m)  # P_i(2 * theta' / theta - 1), at theta' = theta
+    assert abs(delayed - wave[-1 - int(theta)]) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: rnnjax.slstm(0), "hidden_size must be a positive integer"),
+        (lambda: rnnjax.rg_lru(2, min_decay=0.9, max_decay=0.8), "min_decay must be at most"),
+        (lambda: rnnjax.rg_lru(2, max_decay=1.0), r"max_decay must be a number in \(0, 1\)"),
+        (lambda: rnnjax.cornn(2, time_step=0), "time_step must be positive and finite"),
+        (lambda: rnnjax.cornn(2, damping=-1.0), "damping must be finite and at least 0"),
+        (lambda: rnnjax.lmu(2, 3, float("nan")), "theta must be positive and finite"),
+        (lambda: rnnjax.lmu(2, 0, 1.0), "memory_size must be a positive integer"),
+    ],
+)
+def test_settings_out_of_range_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
