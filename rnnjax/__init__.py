@@ -6,13 +6,15 @@ embedding below and a head above. By subject:
 
 Cells
     ``lstm`` ``gru`` ``vanilla`` ``minimal_gated`` ``peephole_lstm`` ``projected_lstm``
-    ``coupled_lstm`` ``conv_lstm`` ``indrnn``; linear in their state: ``lru`` ``min_lstm``
-    ``min_gru``; of your own: ``Cell`` with ``Noise`` ``NoiseShape``. Their parameters, carries
-    and gates: ``LSTMParams`` ``LSTMCarry`` ``LSTMGates`` ``GRUParams`` ``GRUGates``
-    ``VanillaParams`` ``MGUParams`` ``MGUGates`` ``PeepholeLSTMParams`` ``ProjectedLSTMParams``
-    ``CoupledLSTMParams`` ``ConvLSTMParams`` ``IndRNNParams`` ``LRUParams`` ``MinLSTMParams``
-    ``MinLSTMGates`` ``MinGRUParams`` ``MinGRUGates``. Frames of ``conv_lstm``:
-    ``flatten_frames`` ``unflatten_frames``.
+    ``coupled_lstm`` ``mogrifier_lstm`` ``slstm`` ``conv_lstm`` ``indrnn`` ``cornn`` ``lmu``;
+    linear in their state: ``lru`` ``rg_lru`` ``min_lstm`` ``min_gru``; of your own: ``Cell``
+    with ``Noise`` ``NoiseShape``. Their parameters, carries and gates: ``LSTMParams``
+    ``LSTMCarry`` ``LSTMGates`` ``GRUParams`` ``GRUGates`` ``VanillaParams`` ``MGUParams``
+    ``MGUGates`` ``PeepholeLSTMParams`` ``ProjectedLSTMParams`` ``CoupledLSTMParams``
+    ``ConvLSTMParams`` ``IndRNNParams`` ``LRUParams`` ``MinLSTMParams`` ``MinLSTMGates``
+    ``MinGRUParams`` ``MinGRUGates`` ``MogrifierLSTMParams`` ``SLSTMParams`` ``SLSTMCarry``
+    ``CoRNNParams`` ``CoRNNCarry`` ``LMUParams`` ``LMUCarry`` ``RGLRUParams``. Frames of
+    ``conv_lstm``: ``flatten_frames`` ``unflatten_frames``.
 From cell to cell
     ``variational_dropout`` ``recurrent_dropout`` ``weight_drop`` ``zoneout`` ``layer_norm``
     ``learn_initial_carry`` ``with_policy`` ``trace_gates``; ``Policy`` ``LayerNormParams``
@@ -54,10 +56,14 @@ from .base import Layer as Layer
 from .base import Noise as Noise
 from .base import NoiseShape as NoiseShape
 from .cells import ConvLSTMParams as ConvLSTMParams
+from .cells import CoRNNCarry as CoRNNCarry
+from .cells import CoRNNParams as CoRNNParams
 from .cells import CoupledLSTMParams as CoupledLSTMParams
 from .cells import GRUGates as GRUGates
 from .cells import GRUParams as GRUParams
 from .cells import IndRNNParams as IndRNNParams
+from .cells import LMUCarry as LMUCarry
+from .cells import LMUParams as LMUParams
 from .cells import LRUParams as LRUParams
 from .cells import LSTMCarry as LSTMCarry
 from .cells import LSTMGates as LSTMGates
@@ -71,12 +77,17 @@ from .cells import MinLSTMParams as MinLSTMParams
 from .cells import MogrifierLSTMParams as MogrifierLSTMParams
 from .cells import PeepholeLSTMParams as PeepholeLSTMParams
 from .cells import ProjectedLSTMParams as ProjectedLSTMParams
+from .cells import RGLRUParams as RGLRUParams
+from .cells import SLSTMCarry as SLSTMCarry
+from .cells import SLSTMParams as SLSTMParams
 from .cells import VanillaParams as VanillaParams
 from .cells import conv_lstm as conv_lstm
+from .cells import cornn as cornn
 from .cells import coupled_lstm as coupled_lstm
 from .cells import flatten_frames as flatten_frames
 from .cells import gru as gru
 from .cells import indrnn as indrnn
+from .cells import lmu as lmu
 from .cells import lru as lru
 from .cells import lstm as lstm
 from .cells import min_gru as min_gru
@@ -85,6 +96,8 @@ from .cells import minimal_gated as minimal_gated
 from .cells import mogrifier_lstm as mogrifier_lstm
 from .cells import peephole_lstm as peephole_lstm
 from .cells import projected_lstm as projected_lstm
+from .cells import rg_lru as rg_lru
+from .cells import slstm as slstm
 from .cells import unflatten_frames as unflatten_frames
 from .cells import vanilla as vanilla
 from .decoding import Beams as Beams

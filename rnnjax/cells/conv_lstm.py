@@ -219,7 +219,7 @@ def _check_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
 def _check_kernel(kernel_size: int | Sequence[int], shape: tuple[int, ...]) -> tuple[int, ...]:
     if np.ndim(kernel_size) == 0 and not isinstance(kernel_size, str):
         return (check_size("kernel_size", kernel_size),) * len(shape)
-    kernel = _check_shape("kernel_size", kernel_size)
+    kernel = _check_shape("kernel_size", kernel_size)  # pyright: ignore[reportArgumentType]
     if len(kernel) != len(shape):
         raise ValueError(
             f"kernel_size must have one size for each of the {len(shape)} spatial axes, "

@@ -176,7 +176,9 @@ def test_the_memory_recovers_a_signal_of_the_past():
     m = np.zeros(8)
     for u in wave:
         m = a @ m + b * u
-    delayed = np.polynomial.legendre.legval(1.0, m)  # P_i(2 * theta' / theta - 1), at theta' = theta
+    delayed = np.polynomial.legendre.legval(
+        1.0, m
+    )  # P_i(2 * theta' / theta - 1), at theta' = theta
     assert abs(delayed - wave[-1 - int(theta)]) < 0.1
 
 
