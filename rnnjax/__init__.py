@@ -25,8 +25,8 @@ Running a cell over time
     ``segment_carries``; episodes: ``resets_from_dones`` ``valid_from_dones``.
 Layers
     ``recurrent`` ``bidirectional`` ``stack`` ``residual`` ``skip_stack`` ``output_head``; of
-    your own: ``Layer``; ``Directions``; sequences in pieces: ``make_stream``, and
-    ``Layer.step``.
+    your own: ``Layer``; ``Directions``; over a memory: ``attention`` ``Attention``; sequences in
+    pieces: ``make_stream``, and ``Layer.step``.
 Models
     ``classifier`` ``tagger`` ``language_model`` ``embedding`` ``one_hot`` ``adaptive_softmax``
     ``trainable``; ``Model`` ``Embedding`` ``LanguageModel`` ``TaggerParams``.
