@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rnnjax._checks import missing_package
+from rnnjax._checks import check_size, missing_package
 
 SUMS, MANIFEST, STATE = "SHA256SUMS", "manifest.json", "state"
 _NAME = re.compile(r"([0-9]+)-step-([0-9]+)(\.tmp)?")
@@ -78,15 +78,13 @@ class FolderLock:
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        import fcntl
-
         path = Path(folder, "lock")
         if path.is_symlink():
-            raise CheckpointError(f"{path}: expected a file, found a link")
+            raise CheckpointError(f"{path}: must be a file, found a link")
         self._file = open(path, "a+", encoding="utf-8", opener=_open_no_link)  # noqa: SIM115
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            _lock(self._file.fileno())
+        except (BlockingIOError, PermissionError):
             self._file.seek(0)
             holder = self._file.read().strip() or "?"
             self._file.close()
@@ -113,8 +111,7 @@ class Checkpoints:
     thread. Where the disk is slower than the caller, a save that has not begun gives way to the
     next one, so that no more than two copies are ever held and nobody waits.
 
-    Needs orbax-checkpoint (the extra ``checkpoint`` brings it), and an operating system with
-    ``flock``, which Windows lacks.
+    Needs orbax-checkpoint; the extra ``checkpoint`` brings it.
 
     Args:
         folder: made if need be. What an earlier process left half-written in it is removed.
@@ -139,12 +136,10 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, keep: int = 3) -> None:
-        if keep < 1:
-            raise ValueError(f"keep: expected 1 or more checkpoints, got {keep}")
+        self._keep = check_size("keep", keep)
         _import_orbax()
         self.folder = Path(folder).absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._keep = keep
         self._lock = FolderLock(self.folder)
         for path in self.folder.glob("*.tmp"):
             if _NAME.fullmatch(path.name):
@@ -183,25 +178,26 @@ class Checkpoints:
         such as a full disk, is raised by the next call of :meth:`save` or :meth:`wait`.
 
         Args:
-            step: a whole number, at least 0; the same one may be saved again.
+            step: a whole number, at least 0, of Python, NumPy or JAX; the same one may be saved
+                again.
             state: a tree of arrays, typed keys among them.
-            extra: what JSON can say. It is written later, so leave it as it is.
+            extra: what JSON can say: numbers, strings, flags, None, and lists and dicts of them,
+                copied here. Scalars of NumPy and JAX come back as Python's.
 
         Raises:
             CheckpointError: an earlier save failed.
-            TypeError: a leaf is no array; names it.
-            ValueError: the step is below 0, two leaves have the same path, or a leaf is spread
-                over other processes.
+            ValueError: the step is no such number, a leaf is no array or spread over other
+                processes, two leaves have the same path, or JSON cannot say the extra; names it.
         """
         self._raise_failure()
-        if step < 0:
-            raise ValueError(f"step: expected 0 or more, got {step}")
+        step = _checked_step(step)
+        plain_extra = _plain("extra", {} if extra is None else dict(extra))
         leaves = _named(state)
         manifest = {
             **_FORMAT,
             "step": step,
             "leaves": {name: _kind(leaf) for name, leaf in leaves.items()},
-            "extra": dict(extra or {}),
+            "extra": plain_extra,
         }
         self._jobs = [job for job in self._jobs if not job.cancel()]
         arrays = _to_host(leaves)
@@ -233,7 +229,7 @@ class Checkpoints:
             template: a tree like the saved one: arrays, or `jax.ShapeDtypeStruct`s, as
                 `jax.eval_shape` gives them. Leaves come back where its leaves are: on their
                 devices, or in NumPy arrays.
-            step: only look at the checkpoints of this step.
+            step: only look at the checkpoints of this step; all when None.
             accept: gets the ``extra`` of a whole checkpoint and raises a CheckpointError (or an
                 OSError) to have it passed over too. Other errors go through to the caller.
 
@@ -253,6 +249,7 @@ class Checkpoints:
               ['b']: expected float32[4], found nothing
               ['w']: expected float32[4], found float32[3]
         """
+        step = None if step is None else _checked_step(step)
         self.wait()
         rejected: list[str] = []
         for path in reversed(self._saved()):
@@ -359,15 +356,49 @@ def _require_kinds(found: Mapping[str, Any], expected: Mapping[str, str]) -> Non
         raise CheckpointError(f"{MANIFEST} and {STATE} disagree on {', '.join(sorted(wrong))}")
 
 
+def _checked_step(step: Any) -> int:
+    scalar = step.item() if _is_scalar_array(step) else step
+    if isinstance(scalar, bool) or not isinstance(scalar, int) or scalar < 0:
+        raise ValueError(f"step must be a whole number of at least 0, got {step!r}")
+    return scalar
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A copy in the types of JSON.
+
+    Raises:
+        ValueError: JSON cannot say it; names the part.
+    """
+    if _is_scalar_array(value):
+        value = value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(f"{name}[{number}]", part) for number, part in enumerate(value)]
+    if isinstance(value, Mapping):
+        wrong = [key for key in value if not isinstance(key, str)]
+        if wrong:
+            raise ValueError(f"{name} must have strings for names, got {wrong[0]!r}")
+        return {key: _plain(f"{name}[{key!r}]", part) for key, part in value.items()}
+    raise ValueError(
+        f"{name} must be a number, a string, a flag, None, or a list or dict of them, "
+        f"got {type(value).__name__}"
+    )
+
+
+def _is_scalar_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray | np.generic | jax.Array) and value.shape == ()
+
+
 def _named(state: Any) -> dict[str, Any]:
     """The leaves under their paths, as in ".params['w']"."""
     leaves = [(jax.tree_util.keystr(p), leaf) for p, leaf in jax.tree.leaves_with_path(state)]
     for name, leaf in leaves:
         if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
-            raise TypeError(f"state{name}: expected an array, got {leaf!r}")
+            raise ValueError(f"state{name} must be an array, got {leaf!r}")
     doubled = [name for name, times in Counter(name for name, _ in leaves).items() if times > 1]
     if doubled:
-        raise ValueError(f"several leaves have the same path: {', '.join(doubled)}")
+        raise ValueError(f"state must have one leaf a path, got several at {', '.join(doubled)}")
     return dict(leaves)
 
 
@@ -383,7 +414,9 @@ def _to_host(leaves: dict[str, Any]) -> dict[str, np.ndarray]:
     plain = {n: jax.random.key_data(leaf) if _is_key(leaf) else leaf for n, leaf in leaves.items()}
     for name, leaf in plain.items():
         if not getattr(leaf, "is_fully_addressable", True):
-            raise ValueError(f"state{name}: expected an array of this process alone")
+            raise ValueError(
+                f"state{name} must be an array of this process alone, got one on {leaf.sharding}"
+            )
     # Orbax refuses arrays without elements, and the manifest says all there is to know of them.
     host = jax.device_get({name: leaf for name, leaf in plain.items() if leaf.size})
     # Copied: on a CPU this may be the very memory that the next step donates.
@@ -460,7 +493,25 @@ def _remove(path: Path) -> None:
 
 
 def _open_no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)  # Windows has no such flag
+
+
+def _lock(descriptor: int) -> None:
+    """Lock an open file until it is closed or the process ends.
+
+    Raises:
+        OSError: another process has it.
+    """
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # on Windows, where a range of bytes is locked instead
+        import msvcrt
+
+        # Far behind what is written: Windows lets nobody read a byte that is locked.
+        os.lseek(descriptor, 1 << 30, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # pyright: ignore[reportAttributeAccessIssue]
+    else:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _number(path: Path) -> int:
@@ -492,6 +543,8 @@ def _seal(checkpoint: Path) -> None:
 
 
 def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

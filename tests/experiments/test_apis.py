@@ -32,7 +32,7 @@ def data_dir(tmp_path_factory):
 @pytest.mark.full
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_the_three_interfaces_have_one_loss_curve(cell, data_dir, tmp_path, capsys):
-    settings = Settings(dataset="local", data_dir=data_dir, cell=cell, learning_rate=0.02, **SMALL)
+    settings = Settings(dataset="local", data_dir=data_dir, cell=cell, learning_rate=0.05, **SMALL)
     outcomes = compare(settings, tmp_path)
     assert list(outcomes) == list(TRAINERS) == ["functional", "nnx", "linen"]
     for name in ("nnx", "linen"):

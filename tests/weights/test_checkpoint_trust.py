@@ -68,7 +68,7 @@ def test_a_lock_that_is_a_link_leaves_the_other_file_as_it_was(tmp_path):
     (tmp_path / "elsewhere").write_text("kept")
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "lock").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(CheckpointError, match="lock: expected a file, found a link"):
+    with pytest.raises(CheckpointError, match="lock: must be a file, found a link"):
         FolderLock(tmp_path / "c")
     assert (tmp_path / "elsewhere").read_text() == "kept"
 
