@@ -9,6 +9,8 @@ import pytest
 
 import rnnjax
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 V, N, STOP = 3, 4, 1
 TABLES = np.random.default_rng(0).normal(0.0, 1.5, (2, V + 1, V, V)).astype(np.float32)
 

@@ -13,6 +13,8 @@ import rnnjax
 from rnnjax.decoding import History
 from rnnjax.models import Features, LanguageModel
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 V = 3
 # The logits of the next token after the two before it; a third row for "nothing yet".
 TABLE = np.random.default_rng(0).normal(0.0, 1.5, (V + 1, V + 1, V)).astype(np.float32)
