@@ -220,7 +220,7 @@ def test_a_run_that_explodes_ends_with_its_last_good_state_saved(data_dir, tmp_p
     arguments = ["--dataset", "local", "--data-dir", str(data_dir), "--out", str(tmp_path)]
     wild = ["--cell", "vanilla", "--buckets", "1", "--learning-rate", "1e38", "--max-skipped", "5"]
     message = fails(capsys, [*arguments, *SMALL, *wild])
-    assert "loss or gradient was NaN or infinite in the last" in message
+    assert "was NaN or infinite in the last" in message
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     skipped = [record for record in records if record.get("skipped") is True]
     assert len(skipped) >= 5
@@ -228,7 +228,7 @@ def test_a_run_that_explodes_ends_with_its_last_good_state_saved(data_dir, tmp_p
     saved = sorted((tmp_path / "checkpoints").glob("*-step-*"))
     assert len(saved) > 0
     again = fails(capsys, ["--out", str(tmp_path), "--resume"])
-    assert "loss or gradient was NaN or infinite in the last" in again
+    assert "was NaN or infinite in the last" in again
 
 
 def spoiled(params):
