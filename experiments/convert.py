@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -26,7 +26,7 @@ from experiments.running import imported
 from experiments.running.console import command, exit_code, parameter_table
 from experiments.running.imported import Imported, Reading, read_json
 from experiments.running.predicting import Request, predict
-from rnnjax.data import TOKENIZERS, DataError, Vocabulary, pad
+from rnnjax.data import TOKENIZERS, DataError, Vocabulary, pad, read_text
 from rnnjax.exporting import PLATFORMS, export_program
 from rnnjax.interop import onnx_graph
 from rnnjax.interop.classifiers import (
@@ -65,12 +65,13 @@ class Import:
     out: Path
     """Folder of the run."""
     vocabulary: Path | None = None
-    """Tokens by id: JSON (a list, or an object of token: id) or text, one token a line. Without
-    it texts are token ids with spaces between."""
+    """Tokens by id: JSON (a list, an object of token: id, or a tokenizer.json of whole words) or
+    text, one token a line. Without it texts are token ids with spaces between."""
     tokenizer: Literal["basic_english", "strip_punctuation", "characters"] | None = None
     """By default basic_english for torch and strip_punctuation for keras."""
     unknown_id: int | None = None
-    """The id of words outside the vocabulary; by default 0 for torch and 1 for keras."""
+    """The id of words outside the vocabulary; by default the one that a tokenizer.json says, or
+    0 for torch and 1 for keras."""
     pooling: Literal["last", "mean", "max"] = "last"
     """How the outputs of all steps become one vector, which the weights do not show."""
     activation: Literal["tanh", "relu", "sigmoid"] = "tanh"
@@ -107,8 +108,10 @@ def import_run(settings: Import) -> None:
     if settings.library == "torch":
         params = import_torch(settings.kind, read_torch_file(settings.weights))
     else:
-        chosen = {"pooling": settings.pooling, "activation": settings.activation}
-        params = import_keras(settings.kind, read_keras_file(settings.weights, **chosen))
+        arrays = read_keras_file(
+            settings.weights, activation=settings.activation, pooling=settings.pooling
+        )
+        params = import_keras(settings.kind, arrays)
     if params.head.bias.shape == (1,) and len(settings.classes) == 2:
         params = two_classes(params)
     chosen = {"pooling": settings.pooling, "activation": settings.activation}
@@ -134,7 +137,11 @@ def import_run(settings: Import) -> None:
 def make_reading(settings: Import, vocab_size: int) -> Reading:
     """How the settings say that the model reads a text."""
     torch = settings.library == "torch"
-    tokens = None if settings.vocabulary is None else read_vocabulary(settings.vocabulary)
+    words = None if settings.vocabulary is None else read_vocabulary(settings.vocabulary)
+    tokens = None if words is None else words.tokens
+    usual_unknown = 0 if torch else 1
+    if words is not None and words.unknown_id is not None:
+        usual_unknown = words.unknown_id
     if tokens is not None and len(tokens) > vocab_size:
         raise DataError(
             f"{settings.vocabulary}: expected at most {vocab_size} tokens, the rows of the "
@@ -143,7 +150,7 @@ def make_reading(settings: Import, vocab_size: int) -> Reading:
     reading = Reading(
         tokenizer=settings.tokenizer or ("basic_english" if torch else "strip_punctuation"),
         tokens=tokens,
-        unknown_id=(0 if torch else 1) if settings.unknown_id is None else settings.unknown_id,
+        unknown_id=usual_unknown if settings.unknown_id is None else settings.unknown_id,
         padding=settings.padding,
         pad_id=settings.pad_id,
         length=settings.length,
@@ -159,16 +166,62 @@ def make_reading(settings: Import, vocab_size: int) -> Reading:
     return reading
 
 
-def read_vocabulary(path: Path) -> tuple[str, ...]:
-    """Tokens by id, from JSON or from lines of text."""
-    text = path.read_text("utf-8")
-    tokens = json.loads(text) if path.suffix == ".json" else text.removesuffix("\n").split("\n")
-    if isinstance(tokens, dict):
-        if sorted(tokens.values()) != list(range(len(tokens))):
-            raise DataError(f"{path}: expected the ids 0 to {len(tokens) - 1}, each once")
-        tokens = sorted(tokens, key=tokens.__getitem__)
+class WordList(NamedTuple):
+    """A vocabulary read from a file; ``unknown_id`` is None where the file does not say it."""
+
+    tokens: tuple[str, ...]
+    unknown_id: int | None
+
+
+def read_vocabulary(path: Path) -> WordList:
+    """Tokens by id, from JSON, from a file of Hugging Face tokenizers, or from lines of text.
+
+    Raises:
+        DataError: it is none of these, or its ids have gaps; names the file.
+    """
+    text = read_text(path)
+    if path.suffix != ".json":
+        return WordList(_each_once(path, text.removesuffix("\n").split("\n")), None)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: expected JSON, got {error}") from None
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        return _read_tokenizer(path, content)
+    tokens = _by_id(path, content) if isinstance(content, dict) else content
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         raise DataError(f"{path}: expected a list of strings, or an object of string: id")
+    return WordList(_each_once(path, tokens), None)
+
+
+def _read_tokenizer(path: Path, content: dict[str, Any]) -> WordList:
+    """The words of a tokenizer.json; one that cuts words into pieces has its own way to do so."""
+    model = content["model"]
+    kind = model.get("type", "WordLevel")
+    if kind != "WordLevel" or not isinstance(model.get("vocab"), dict):
+        raise DataError(
+            f"{path}: expected a tokenizer of kind WordLevel, got {kind!r}, whose tokens are no "
+            "words: give token ids as texts, without --vocabulary"
+        )
+    added = content.get("added_tokens") or []
+    try:
+        ids = {token["content"]: token["id"] for token in added} | model["vocab"]
+    except (TypeError, LookupError):
+        raise DataError(f"{path}: expected content and id of every added token") from None
+    tokens = _by_id(path, ids)
+    return WordList(tuple(tokens), ids.get(model.get("unk_token")))
+
+
+def _by_id(path: Path, ids: dict[str, Any]) -> list[str]:
+    if any(type(index) is not int for index in ids.values()):
+        found = next(index for index in ids.values() if type(index) is not int)
+        raise DataError(f"{path}: expected a whole number for every token, got {found!r:.60}")
+    if sorted(ids.values()) != list(range(len(ids))):
+        raise DataError(f"{path}: expected the ids 0 to {len(ids) - 1}, each once")
+    return sorted(ids, key=ids.__getitem__)
+
+
+def _each_once(path: Path, tokens: list[str]) -> tuple[str, ...]:
     if len(set(tokens)) != len(tokens):
         raise DataError(f"{path}: expected each token once")
     return tuple(tokens)

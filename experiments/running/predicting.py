@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 import sys
@@ -16,7 +15,7 @@ from tyro.conf import Positional
 
 from experiments.running import classifier, imported
 from experiments.running.run_folder import CONFIG
-from rnnjax.data import DataError
+from rnnjax.data import DataError, read_lines
 
 # What stands for label and probability of a line without text.
 NOTHING = "-"
@@ -71,7 +70,7 @@ def open_run(folder: Path, debug_checks: bool = False) -> tuple[Predictor, int]:
 
 def predict(request: Request) -> None:
     """Print what the classifier says of each text, one a line."""
-    texts = iter(request.texts) if request.texts else read_lines()
+    texts = iter(request.texts) if request.texts else read_lines(sys.stdin)
     predictor, size = open_run(request.run, request.debug_checks)
     row, count = json_row if request.json else tabbed_row, 0
     for chunk in chunks(texts, size):
@@ -80,21 +79,6 @@ def predict(request: Request) -> None:
             print(row(predictor.label_names, text, probabilities))
     if not count:
         raise DataError("expected texts as arguments or on standard input, got none")
-
-
-def read_lines() -> Iterator[str]:
-    """The lines of standard input, without the mark that some editors put before the first.
-
-    Raises:
-        DataError: a line is not UTF-8.
-    """
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(encoding="utf-8")
-    try:
-        for number, line in enumerate(sys.stdin):
-            yield (line.removeprefix("\ufeff") if number == 0 else line).rstrip("\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"standard input: expected UTF-8 text, got {error}") from None
 
 
 def tabbed_row(names: Sequence[str], text: str, probabilities: np.ndarray) -> str:

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from experiments import classify, convert
 from experiments.running import classifier
 from experiments.running.imported import Predictor
-from rnnjax.data import Vocabulary, basic_english, strip_punctuation
+from rnnjax.data import DataError, Vocabulary, basic_english, strip_punctuation
 from rnnjax.weights import save_weights
 
 # Keras reads its own variables in a way that NumPy 2 warns of.
@@ -428,7 +428,33 @@ def test_classes_are_counted(small, capsys):
         ("v.txt", "\n".join("abcdefghijkl"), "expected at most 11 tokens"),
         ("v.json", '{"a": 0, "b": 2}', "expected the ids 0 to 1, each once"),
         ("v.json", '["a", 3]', "expected a list of strings"),
-        ("v.json", "[", "Expecting value"),
+        ("v.json", "[", "v.json: expected JSON, got Expecting value"),
+        ("v.json", "[" * 100_000, "v.json: expected JSON, got maximum recursion depth"),
+        ("v.json", '{"a": 0, "b": "one"}', "v.json: expected a whole number for every token, got"),
+        (
+            "v.json",
+            '{"a": 0, "b": 1.0}',
+            "expected a whole number for every token, got 1.0",
+        ),
+        ("v.json", '{"a": 0, "b": true}', "expected a whole number for every token, got True"),
+        ("v.json", '{"a": 0, "b": [1, 2]}', "v.json: expected a whole number for every token"),
+        ("v.json", "3", "v.json: expected a list of strings, or an object"),
+        ("v.json", "", "v.json: expected text, got an empty file"),
+        (
+            "tokenizer.json",
+            '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}',
+            "tokenizer.json: expected a tokenizer of kind WordLevel, got 'BPE', whose tokens are",
+        ),
+        (
+            "tokenizer.json",
+            '{"model": {"type": "WordLevel", "vocab": {"a": "b"}}}',
+            "tokenizer.json: expected a whole number for every token, got 'b'",
+        ),
+        (
+            "tokenizer.json",
+            '{"added_tokens": [3], "model": {"type": "WordLevel", "vocab": {"a": 0}}}',
+            "tokenizer.json: expected content and id of every added token",
+        ),
     ],
 )
 def test_a_bad_vocabulary_is_named(name, content, message, small, tmp_path, capsys):
@@ -446,7 +472,43 @@ def test_vocabularies_of_lines_lists_and_ids_are_the_same(tmp_path):
     }
     for name, content in files.items():
         (tmp_path / name).write_text(content)
-        assert convert.read_vocabulary(tmp_path / name) == ("", "b", "a")
+        assert convert.read_vocabulary(tmp_path / name) == (("", "b", "a"), None)
+
+
+@pytest.mark.parametrize("name", ["v.txt", "v.json"])
+def test_marks_and_line_ends_of_windows_are_no_part_of_a_vocabulary(name, tmp_path):
+    content = "b\r\na\r\n" if name == "v.txt" else '["b",\r\n"a"]\r\n'
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content.encode())
+    assert convert.read_vocabulary(tmp_path / name).tokens == ("b", "a")
+    (tmp_path / name).write_bytes(b"\xff" + content.encode())
+    with pytest.raises(DataError, match=rf"{name}: expected UTF-8 text, got line 1: byte 0xff"):
+        convert.read_vocabulary(tmp_path / name)
+
+
+def test_a_tokenizer_of_words_gives_its_tokens_and_its_unknown_one(tmp_path):
+    """The form of the file that tokenizers.Tokenizer(WordLevel(...)).save writes."""
+    path = tmp_path / "tokenizer.json"
+    special = {"single_word": False, "lstrip": False, "rstrip": False, "special": True}
+    content = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": 0, "content": "[PAD]", **special},
+            {"id": 3, "content": "[UNK]", **special},
+        ],
+        "normalizer": {"type": "Lowercase"},
+        "pre_tokenizer": {"type": "Whitespace"},
+        "post_processor": None,
+        "decoder": None,
+        "model": {
+            "type": "WordLevel",
+            "vocab": {"film": 2, "[PAD]": 0, "a": 1, "[UNK]": 3},
+            "unk_token": "[UNK]",
+        },
+    }
+    path.write_text(json.dumps(content))
+    assert convert.read_vocabulary(path) == (("[PAD]", "a", "film", "[UNK]"), 3)
 
 
 @pytest.mark.parametrize("name", ["model.pt", "model.bin", "model.pkl"])
