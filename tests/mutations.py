@@ -243,8 +243,8 @@ FAULTS = [
     *_of(
         "cells/lstm.py",
         (
-            "c = f * carry.c + i * g",
-            "c = f * carry.c + (1 - f) * g",
+            "c = gates.f * carry.c + gates.i * (",
+            "c = gates.f * carry.c + (1 - gates.f) * (",
             f"{REFERENCE}test_unroll_equals_a_numpy_loop_over_the_valid_steps[lstm-lengths-forwards]",
         ),
     ),
@@ -325,8 +325,8 @@ FAULTS = [
             f"{NOISE}test_zoneout_masks_differ_between_steps_and_parts",
         ),
         (
-            "c = gates.f * carry.c + gates.i * drop(gates.g)",
-            "c = drop(gates.f * carry.c + gates.i * gates.g)",
+            "return finish_lstm(gates, carry, drop(gates.g))",
+            "return finish_lstm(gates, carry._replace(c=drop(carry.c)), gates.g)",
             f"{NOISE}test_recurrent_dropout_is_its_equation_for_the_lstm",
         ),
     ),
