@@ -29,7 +29,7 @@ def fetch(repository: str, instead: str) -> Any:
         import datasets
         from datasets import config
     except ImportError:
-        message = "needs the package datasets (pip install 'rnnjax[experiments]')"
+        message = "needs the package datasets: pip install datasets"
         raise DataError(f"{repository} from the Hugging Face hub {message}. {instead}") from None
     problem = _probe(repository)
     if problem is not None and not _is_cached(repository, Path(config.HF_DATASETS_CACHE)):
