@@ -148,7 +148,7 @@ COMPOSED: dict[str, Any] = {
     "stack": Tower((One(CELLS["gru"]), One(CELLS["lstm"], True))),
     "bidirectional_stack": Tower((both("lstm", "lstm"), both("users_own", "vanilla"))),
     "output_head": Head(One(CELLS["lstm"])),
-    # The other cells run in reverse here, one upon the other.
+    # The other cells run in reverse here, on top of one another.
     "reversed_lstms": reversed_stack("projected", "coupled", "peephole"),
     "reversed_units": reversed_stack("minimal_gated", "indrnn", "learned_carry"),
     "reversed_steps": reversed_stack(

@@ -92,7 +92,6 @@ def indrnn(
         init=init,
         initial_carry=zeros_of(size),
         project=project_packed(1),
-        hidden=lambda carry: carry,
         update=update,
     )
 

@@ -155,7 +155,6 @@ def lru(
         init=init,
         initial_carry=initial_carry,
         project=_project,
-        hidden=lambda carry: carry,
         update=_update,
         linear=_linear,
     )

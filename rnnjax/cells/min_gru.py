@@ -92,7 +92,6 @@ def min_gru(hidden_size: int, *, initializer: str | CellInitializer = "rnnjax") 
         init=init,
         initial_carry=zeros_of(size),
         project=project_packed(2),
-        hidden=lambda carry: carry,
         update=_update,
         gates=_gates,
         linear=_linear,

@@ -104,7 +104,6 @@ def min_lstm(hidden_size: int, *, initializer: str | CellInitializer = "rnnjax")
         init=init,
         initial_carry=zeros_of(size),
         project=project_packed(3),
-        hidden=lambda carry: carry,
         update=_update,
         gates=_gates,
         linear=_linear,

@@ -119,7 +119,6 @@ def rg_lru(
         init=init,
         initial_carry=zeros_of(size),
         project=_project,
-        hidden=lambda carry: carry,
         update=_update,
         linear=_linear,
     )

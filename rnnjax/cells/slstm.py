@@ -10,12 +10,13 @@ from jax.nn import log_sigmoid, sigmoid
 from rnnjax._checks import check_key, check_size
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
-from rnnjax.cells._common import draw_packed, packed_cell, zeros_of
+from rnnjax.cells._common import packed_cell, zeros_of
 from rnnjax.initializers import CellInitializer, resolve
 
 
 class SLSTMParams(NamedTuple):
-    """``w_ih`` [D, 4H], ``w_hh`` [H, 4H], ``bias`` [4H]; gates packed i, f, z, o."""
+    """``w_ih`` [D, 4H], ``w_hh`` [H, 4H], or blocks [heads, H/heads, 4H/heads], ``bias`` [4H];
+    gates packed i, f, z, o."""
 
     w_ih: Array
     w_hh: Array
@@ -48,7 +49,12 @@ def _update(
 
 
 @factory
-def slstm(hidden_size: int, *, initializer: str | CellInitializer = "rnnjax") -> Cell:
+def slstm(
+    hidden_size: int,
+    *,
+    num_heads: int = 1,
+    initializer: str | CellInitializer = "rnnjax",
+) -> Cell:
     r"""The sLSTM: an LSTM whose input gate is exponential, with a normalised cell state.
 
     .. math::
@@ -67,13 +73,16 @@ def slstm(hidden_size: int, *, initializer: str | CellInitializer = "rnnjax") ->
 
     Args:
         hidden_size: H.
+        num_heads: the units are in so many groups, and see the last outputs of their own group
+            alone: the recurrent matrix is block-diagonal.
         initializer: a name in ``rnnjax.initializers.PRESETS``, or one of your own, for the
             weights and biases. To the forget gates is added, in place of its forget bias, the
-            power law of the authors' code, :math:`5 - 12\,(k / (H - 1))^{0.3}` for unit k:
-            some units start with a long memory, others with none.
+            power law of the authors' code, :math:`5 - 12\,(k / (K - 1))^{0.3}` for unit k
+            of the K of a head: some units start with a long memory, others with none.
 
     Raises:
-        ValueError: a size is not a positive integer, or the initializer is unknown.
+        ValueError: a size is not a positive integer, the heads do not divide the units, or the
+            initializer is unknown.
 
     Example:
         >>> import jax, jax.numpy as jnp, rnnjax
@@ -86,17 +95,26 @@ def slstm(hidden_size: int, *, initializer: str | CellInitializer = "rnnjax") ->
         True
 
     References:
-        Beck et al., "xLSTM: extended long short-term memory", NeurIPS 2024, arXiv:2405.04517;
-        here with one head, whose recurrent matrix is whole.
+        Beck et al., "xLSTM: extended long short-term memory", NeurIPS 2024, arXiv:2405.04517.
     """
     size = check_size("hidden_size", hidden_size)
+    heads = check_size("num_heads", num_heads)
+    if size % heads:
+        raise ValueError(f"num_heads must divide hidden_size {size}, got {heads}")
     draw = resolve(initializer)
 
     def init(key: Array, input_size: int) -> SLSTMParams:
-        keys = jax.random.split(check_key(key), 3)
-        w_ih, w_hh, bias = draw_packed(draw, keys, check_size("input_size", input_size), size, 4)
-        places = jnp.linspace(0.0, 1.0, size)
-        return SLSTMParams(w_ih, w_hh, bias.at[size : 2 * size].add(5 - 12 * places**0.3))
+        ih, hh, b = jax.random.split(check_key(key), 3)
+        if heads == 1:
+            w_hh = draw.w_hh(hh, size, 4)
+        else:
+            w_hh = jax.vmap(lambda k: draw.w_hh(k, size // heads, 4))(jax.random.split(hh, heads))
+        places = jnp.tile(jnp.linspace(0.0, 1.0, size // heads), heads)
+        return SLSTMParams(
+            draw.w_ih(ih, check_size("input_size", input_size), size, 4),
+            w_hh,
+            draw.bias(b, size, 4).at[size : 2 * size].add(5 - 12 * places**0.3),
+        )
 
     return packed_cell(
         4,

@@ -31,16 +31,18 @@ def trace_gates(cell: Cell) -> Cell:
     gates, update, step = cell.gates, cell.update, cell.plain_step
 
     def traced_update(
-        params: Params, carry: Carry, x_proj: tuple, h_proj: tuple
+        params: Params, carry: Carry, x_proj: tuple, h_proj: tuple, *context: Any
     ) -> tuple[Carry, Any]:
         assert update is not None
-        new, y = update(params, carry, x_proj, h_proj)
-        return new, (y, gates(params, carry, x_proj, h_proj))
+        new, y = update(params, carry, x_proj, h_proj, *context)
+        return new, (y, gates(params, carry, x_proj, h_proj, *context))
 
-    def traced_step(params: Params, carry: Carry, x_proj: tuple) -> tuple[Carry, Any]:
+    def traced_step(
+        params: Params, carry: Carry, x_proj: tuple, *context: Any
+    ) -> tuple[Carry, Any]:
         assert step is not None
-        new, y = step(params, carry, x_proj)
-        return new, (y, gates(params, carry, x_proj, ()))
+        new, y = step(params, carry, x_proj, *context)
+        return new, (y, gates(params, carry, x_proj, (), *context))
 
     if step is not None:
         return cell._replace(plain_step=traced_step)

@@ -83,7 +83,7 @@ def layer_norm(cell: Cell, epsilon: float = 1e-5) -> Cell:
 
     def project(params: LayerNormParams, x: Array) -> tuple:
         zs = inner.project(params.cell, x)
-        shifts = inner.project(params.cell, jnp.zeros_like(x))
+        shifts = inner.project(params.cell, jax.tree.map(jnp.zeros_like, x))
         gains = _like_pieces(params.input_gain, zs)
         pieces = zip(zs, shifts, gains, strict=False)
         normed = tuple(shift + _normalise(z - shift, gain, epsilon) for z, shift, gain in pieces)
@@ -96,13 +96,15 @@ def layer_norm(cell: Cell, epsilon: float = 1e-5) -> Cell:
         return tuple(_normalise(a, gain, epsilon) for a, gain in zip(h_proj, gains, strict=True))
 
     def normed_update(
-        params: LayerNormParams, carry: Carry, x_proj: tuple, h_proj: tuple
+        params: LayerNormParams, carry: Carry, x_proj: tuple, h_proj: tuple, *context: Any
     ) -> tuple[Carry, Any]:
-        return update(params.cell, carry, x_proj, normalise(params, h_proj))
+        return update(params.cell, carry, x_proj, normalise(params, h_proj), *context)
 
-    def gates(params: LayerNormParams, carry: Carry, x_proj: tuple, h_proj: tuple) -> Any:
+    def gates(
+        params: LayerNormParams, carry: Carry, x_proj: tuple, h_proj: tuple, *context: Any
+    ) -> Any:
         assert inner.gates is not None
-        return inner.gates(params.cell, carry, x_proj, normalise(params, h_proj))
+        return inner.gates(params.cell, carry, x_proj, normalise(params, h_proj), *context)
 
     def of_cell(function: Callable | None) -> Callable | None:
         return function and (lambda params, *rest: function(params.cell, *rest))
@@ -120,6 +122,7 @@ def layer_norm(cell: Cell, epsilon: float = 1e-5) -> Cell:
         gates=inner.gates and gates,
         noise=inner.noise and noise,
         linear=of_cell(inner.linear),
+        context=of_cell(inner.context),
     )
 
 
@@ -140,7 +143,8 @@ def _like_pieces(gain: Array, pieces: tuple) -> list[Array]:
 
 def _normalised_size(cell: Cell, params: Params, x: jax.ShapeDtypeStruct) -> int:
     if cell.recurrent is not None:
-        return jax.eval_shape(cell.recurrent, params).shape[1]
+        *heads, _, columns = jax.eval_shape(cell.recurrent, params).shape
+        return math.prod(heads) * columns
     zs = jax.eval_shape(cell.project, params, x)
     for k, z in enumerate(zs):
         if not isinstance(z, jax.ShapeDtypeStruct) or not jnp.issubdtype(z.dtype, jnp.floating):

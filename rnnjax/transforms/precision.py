@@ -142,23 +142,34 @@ def _cell_with_policy(cell: Cell, policy: Policy) -> Cell:
         return _cast_each(inner.initial_carry(lift(params)), state)
 
     def project(params: Params, x: Array) -> tuple:
-        return lift(inner.project(operands(params), _cast(x, compute)))
+        narrow = jax.tree.map(lambda a: _cast(a, compute), x)
+        return lift(inner.project(operands(params), narrow))
 
     def recurrent(params: Params) -> Array:
         assert inner.recurrent is not None
         return _cast(inner.recurrent(lift(params)), compute)
 
-    def update(params: Params, carry: Carry, x_proj: tuple, h_proj: tuple) -> tuple[Carry, Any]:
+    def update(
+        params: Params, carry: Carry, x_proj: tuple, h_proj: tuple, *context: Any
+    ) -> tuple[Carry, Any]:
         assert inner.update is not None
-        return _cast_each(inner.update(operands(params), lift(carry), x_proj, lift(h_proj)), state)
+        new = inner.update(operands(params), lift(carry), x_proj, lift(h_proj), *context)
+        return _cast_each(new, state)
 
-    def step(params: Params, carry: Carry, x_proj: tuple) -> tuple[Carry, Any]:
+    def step(params: Params, carry: Carry, x_proj: tuple, *context: Any) -> tuple[Carry, Any]:
         assert inner.plain_step is not None
-        return _cast_each(inner.plain_step(operands(params), lift(carry), x_proj), state)
+        new = inner.plain_step(operands(params), lift(carry), x_proj, *context)
+        return _cast_each(new, state)
 
-    def gates(params: Params, carry: Carry, x_proj: tuple, h_proj: tuple) -> Any:
+    def gates(params: Params, carry: Carry, x_proj: tuple, h_proj: tuple, *context: Any) -> Any:
         assert inner.gates is not None
-        return _cast_each(inner.gates(operands(params), lift(carry), x_proj, lift(h_proj)), state)
+        values = inner.gates(operands(params), lift(carry), x_proj, lift(h_proj), *context)
+        return _cast_each(values, state)
+
+    def context(params: Params, given: Any) -> Any:
+        assert inner.context is not None
+        narrow = jax.tree.map(lambda a: _cast(a, compute), given)
+        return lift(inner.context(operands(params), narrow))
 
     def noise(key: Key, params: Params, shape: NoiseShape) -> Noise:
         assert inner.noise is not None
@@ -177,6 +188,7 @@ def _cell_with_policy(cell: Cell, policy: Policy) -> Cell:
         update=inner.update and update,
         plain_step=inner.plain_step and step,
         gates=inner.gates and gates,
+        context=inner.context and context,
         noise=inner.noise and noise,
         # A carry rounded at every step does not obey a linear recurrence.
         linear=linear if inner.linear and work == state else None,

@@ -9,6 +9,7 @@ The functions compose in any order, except that :func:`recurrent_dropout` must k
 comes first.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -76,7 +77,8 @@ def variational_dropout(cell: Cell, inputs: float = 0.0, hidden: float = 0.0) ->
         if inputs:
             x = _factor(x_key, inputs, batch, (shape.input_size,), dtype)
         if hidden:
-            h = _factor(h_key, hidden, batch, _recurrent(cell, params).shape[:1], dtype)
+            *heads, rows, _ = _recurrent(cell, params).shape
+            h = _factor(h_key, hidden, batch, (math.prod(heads) * rows,), dtype)
         return Noise(inputs=x, hidden=h)
 
     return cell._replace(noise=_both(cell.noise, draw)) if inputs or hidden else cell
@@ -277,19 +279,24 @@ def zoneout(cell: Cell, rate: float | Mapping[str, float]) -> Cell:
         )
         return Noise(steps=(ZoneoutMask(hold),))
 
-    def update(params: Params, carry: Carry, x_proj: tuple, h_proj: tuple) -> tuple[Carry, Any]:
+    def update(
+        params: Params, carry: Carry, x_proj: tuple, h_proj: tuple, *context: Any
+    ) -> tuple[Carry, Any]:
         assert cell.update is not None
         x_proj, mask = _split_noise(x_proj, ZoneoutMask)
-        return _zone_out(rate, mask, carry, *cell.update(params, carry, x_proj, h_proj))
+        new, y = cell.update(params, carry, x_proj, h_proj, *context)
+        return _zone_out(rate, mask, carry, new, y)
 
-    def step(params: Params, carry: Carry, x_proj: tuple) -> tuple[Carry, Any]:
+    def step(params: Params, carry: Carry, x_proj: tuple, *context: Any) -> tuple[Carry, Any]:
         assert cell.plain_step is not None
         x_proj, mask = _split_noise(x_proj, ZoneoutMask)
-        return _zone_out(rate, mask, carry, *cell.plain_step(params, carry, x_proj))
+        new, y = cell.plain_step(params, carry, x_proj, *context)
+        return _zone_out(rate, mask, carry, new, y)
 
-    def gates(params: Params, carry: Carry, x_proj: tuple, h_proj: tuple) -> Any:
+    def gates(params: Params, carry: Carry, x_proj: tuple, h_proj: tuple, *context: Any) -> Any:
         assert cell.gates is not None
-        return cell.gates(params, carry, _split_noise(x_proj, ZoneoutMask)[0], h_proj)
+        x_proj, _ = _split_noise(x_proj, ZoneoutMask)
+        return cell.gates(params, carry, x_proj, h_proj, *context)
 
     def linear(params: Params, x_proj: tuple) -> tuple[Carry, Carry]:
         assert cell.linear is not None

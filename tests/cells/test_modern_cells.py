@@ -197,3 +197,37 @@ def test_the_memory_recovers_a_signal_of_the_past():
 def test_settings_out_of_range_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_heads_of_the_slstm_are_a_matrix_that_is_zero_between_them():
+    cell = rnnjax.slstm(H, num_heads=2)
+    params = cell.init(jax.random.key(0), D)
+    assert params.w_hh.shape == (2, 2, 8)
+    whole = np.zeros((H, 4, H))  # [from, gate, to]
+    for head in range(2):
+        units = slice(2 * head, 2 * head + 2)
+        whole[units, :, units] = np.asarray(params.w_hh[head]).reshape(2, 4, 2)
+    dense = params._replace(w_hh=jnp.asarray(whole.reshape(H, 4 * H), jnp.float32))
+    xs = jax.random.normal(jax.random.key(2), (2, T, D))
+    _, expected = rnnjax.unroll(CELLS["slstm"], dense, xs)
+    _, found = rnnjax.unroll(cell, params, xs)
+    assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="num_heads must divide hidden_size 4, got 3"):
+        rnnjax.slstm(H, num_heads=3)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        rnnjax.layer_norm,
+        lambda cell: rnnjax.variational_dropout(cell, hidden=0.5),
+        lambda cell: rnnjax.weight_drop(cell, 0.5),
+        lambda cell: rnnjax.with_policy(cell, rnnjax.Policy(compute="bfloat16")),
+    ],
+)
+def test_transforms_take_cells_with_heads(transform):
+    cell = transform(rnnjax.slstm(H, num_heads=2))
+    params = cell.init(jax.random.key(0), D)
+    _, ys = rnnjax.unroll(cell, params, jnp.ones((2, T, D)), key=jax.random.key(1))
+    assert ys.shape == (2, T, H)
+    assert np.all(np.isfinite(ys))
