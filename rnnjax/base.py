@@ -196,9 +196,11 @@ class Layer(Made, _LayerFields):
     ) -> tuple[Carry, Any]:
         """The layer on one input of each sequence: for generating, acting and serving.
 
-        The carry after n steps is the one ``apply`` has after n steps, to rounding. By itself, in
-        a compiled loop and in a stream a step gives the same bits. It is compiled once for each
-        shape, or becomes part of the function that is being compiled. There is no dropout.
+        The carry after n steps is the one ``apply`` has after n steps, to rounding. Called by
+        itself a step is compiled once for each shape and gives the bits of a stream
+        (:func:`rnnjax.make_stream`). Inside ``jax.jit`` or ``jax.lax.scan`` it becomes part of that
+        program, equal to rounding; ``jax.jit(layer.step)`` has the lowest latency. There is no
+        dropout.
 
         Args:
             params: the parameters of the layer.

@@ -106,7 +106,7 @@ def lmu(hidden_size: int, memory_size: int, theta: float) -> Cell:
         return LMUParams(
             _lecun_uniform(keys[0], inputs),
             _lecun_uniform(keys[1], size),
-            jnp.zeros((order,)),
+            jnp.zeros((order,), jnp.float32),
             draw_linear(keys[2], inputs, size)[0],
             draw_linear(keys[3], size, size)[0],
             draw_linear(keys[4], order, size)[0],

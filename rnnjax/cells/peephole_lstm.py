@@ -88,6 +88,8 @@ def peephole_lstm(hidden_size: int, *, initializer: str | CellInitializer = "rnn
         keys = jax.random.split(check_key(key), 3)
         w_ih, w_hh, bias = draw_packed(draw, keys, check_size("input_size", input_size), size, 4)
         bias = bias.at[size : 2 * size].add(draw.forget_bias)
-        return PeepholeLSTMParams(w_ih, w_hh, bias, *(jnp.zeros((size,)) for _ in range(3)))
+        return PeepholeLSTMParams(
+            w_ih, w_hh, bias, *(jnp.zeros((size,), jnp.float32) for _ in range(3))
+        )
 
     return lstm_like(size, init, _update, _gates)

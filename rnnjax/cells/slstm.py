@@ -109,7 +109,7 @@ def slstm(
             w_hh = draw.w_hh(hh, size, 4)
         else:
             w_hh = jax.vmap(lambda k: draw.w_hh(k, size // heads, 4))(jax.random.split(hh, heads))
-        places = jnp.tile(jnp.linspace(0.0, 1.0, size // heads), heads)
+        places = jnp.tile(jnp.linspace(0.0, 1.0, size // heads, dtype=jnp.float32), heads)
         return SLSTMParams(
             draw.w_ih(ih, check_size("input_size", input_size), size, 4),
             w_hh,

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jax.core import Tracer
 
@@ -64,9 +63,9 @@ def run_step(
     part: Cell | Layer, params: Params, carry: Carry, x: Any, mask: Any, resets: Any
 ) -> tuple[Carry, Any]:
     """:func:`step` of checked arguments, none of them traced."""
-    all_true, all_false = _flags(x.shape[:-1])
+    all_true, all_false, one = _constants(x.shape[:-1])
     mask = all_true if mask is None else mask
-    return _run_alone(part, params, carry, x, mask, all_false if resets is None else resets, 1)
+    return _run_alone(part, params, carry, x, mask, all_false if resets is None else resets, one)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -107,9 +106,11 @@ def _run_alone(
 
 
 @functools.lru_cache(maxsize=64)
-def _flags(batch: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """All True and all False, as data: a constant would change the compiled step."""
-    return np.ones(batch, bool), np.zeros(batch, bool)
+def _constants(batch: tuple[int, ...]) -> tuple[Array, Array, Array]:
+    """All True, all False, and 1, on the device: as constants they would change the compiled step,
+    and from the host they would be copied at every step."""
+    with jax.ensure_compile_time_eval():
+        return jnp.ones(batch, bool), jnp.zeros(batch, bool), jnp.asarray(1, jnp.int32)
 
 
 @functools.partial(jax.jit, static_argnums=0)
