@@ -21,9 +21,9 @@ def make_stream(layer: Cell | Layer, *, block_size: int = 32) -> Stream:
     """Inference on a sequence that comes in pieces, of any lengths.
 
     The outputs are equal to the last bit to those of the whole sequence fed in one piece, and to
-    those of ``layer.step`` called by itself. ``unroll`` in pieces does not promise that: a compiler may sum in
-    another order for another number of steps. Here every step, in whatever piece, is one and the
-    same compiled step; a piece of a single step is nothing else, and the path for low latency.
+    those of ``layer.step`` called by itself. ``unroll`` in pieces does not promise that: a compiler
+    may sum in another order for another number of steps. Here every step, in whatever piece, is
+    one and the same compiled step.
 
     Every piece must be fed outside of ``jax.jit`` and of other transformations: it is brought to
     the host, and cut there. Inside, use ``layer.step`` in a ``jax.lax.scan``.
