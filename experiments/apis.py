@@ -30,9 +30,10 @@ from experiments.running import curves
 from experiments.running.console import Progress, exit_code
 from experiments.running.fitting import classification_loss
 from experiments.running.run_folder import RunFolder, environment
+from experiments.running.setting_checks import check_settings
 from experiments.running.text import Splits, fit_encoder, hold_out, make_batches, take
 from rnnjax import modules
-from rnnjax.data import Batch, DataError, load
+from rnnjax.data import Batch, load
 from rnnjax.masking import mean_pool
 from rnnjax.metrics import compute, evaluate
 
@@ -321,8 +322,7 @@ def largest_difference(outcomes: dict[str, Outcome]) -> float:
 
 def compare(settings: Settings, folder: Path) -> dict[str, Outcome]:
     """Train through every interface asked for, and print how they compare."""
-    if settings.epochs < 1:
-        raise DataError(f"epochs: expected 1 or more, got {settings.epochs}")
+    check_settings(settings)
     splits, sizes = prepare(settings)
     params = make_model(settings, sizes).init(jax.random.key(settings.seed))
     outcomes = {}

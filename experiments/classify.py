@@ -25,7 +25,6 @@ from experiments.running import class_report, curves
 from experiments.running.checkpoints import Saver, parse_every
 from experiments.running.classifier import CELLS as CELLS
 from experiments.running.classifier import (
-    RULES,
     VOCABULARY,
     WEIGHTS,
     Settings,
@@ -273,7 +272,7 @@ def make_recipe(settings: Settings) -> Recipe:
 
 def train_all(settings: Settings) -> None:
     """Train with one seed, or with several and report how far they lie apart."""
-    check_settings(settings, RULES)
+    check_settings(settings)
     parse_every(settings.checkpoint_every)
     settings = located(settings)
     folder = settings.out

@@ -24,10 +24,13 @@ import rnnjax
 from experiments.running.advancing import take_steps
 from experiments.running.console import exit_code
 from experiments.running.fitting import classification_loss
+from experiments.running.setting_checks import check_settings, whole
 from experiments.running.text import Splits, fit_encoder, hold_out, make_batches
-from rnnjax.data import DataError, load
+from rnnjax.data import load
 from rnnjax.metrics import accuracy, compute, evaluate, merge
 from rnnjax.training import CompiledStep, TrainState, apply_gradients, init_train_state
+
+MEMBERS = whole(1, 1_000)
 
 
 @dataclass(frozen=True)
@@ -124,19 +127,9 @@ def make_evaluation(model: rnnjax.Model, members: int) -> Callable:
     return step
 
 
-def check_members(count: int) -> None:
-    """Refuse an ensemble of nobody.
-
-    Raises:
-        DataError: there is not one member.
-    """
-    if count < 1:
-        raise DataError(f"members: expected 1 or more, got {count}")
-
-
 def train(settings: Settings) -> dict[str, float]:
     """Train the members; the test accuracy of each, and of the ensemble."""
-    check_members(settings.members)
+    check_settings(settings, members=MEMBERS)
     splits, vocab_size, num_classes = prepare(settings)
     model = build_model(settings, vocab_size, num_classes)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(settings.learning_rate))

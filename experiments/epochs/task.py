@@ -11,8 +11,9 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.running.setting_checks import check_settings
 from experiments.running.text import fit_encoder, take
-from rnnjax.data import DataError, load
+from rnnjax.data import load
 from rnnjax.data.batching import Batch
 from rnnjax.data.ragged import Sequences
 from rnnjax.interop.classifiers import Architecture, LayerSize, build
@@ -24,31 +25,33 @@ class Settings:
     """Time whole epochs of one bidirectional LSTM classifier in every library that is installed."""
 
     dataset: str = "rotten_tomatoes"
-    """As for experiments.classify."""
+    """What to train on, as for experiments.classify: rotten_tomatoes needs no network."""
     data_dir: Path | None = None
-    """As for experiments.classify."""
+    """The folder of local data sets; without it the environment variable RNNJAX_DATA says it."""
     take: int | None = None
-    """Train on this many examples only."""
+    """Train on this many examples only, to try something out quickly."""
     vocabulary_size: int = 20_000
-    """Most frequent words kept, of those that come twice."""
+    """Keep this many of the most frequent words, of those that come twice: the size of the table of
+    vectors, which Adam updates whole."""
     max_length: int = 400
-    """Longer texts are cut."""
+    """Cut texts to this many words, so that one very long text does not decide the time."""
     embedding_size: int = 100
-    """Size of a word vector."""
+    """The size of a word vector, which is what the LSTM reads in each step."""
     hidden_size: int = 64
-    """Units of the LSTM in each direction; the last outputs of both are read."""
+    """Units of the LSTM in each direction; the last outputs of both are what the head reads."""
     batch_size: int = 32
-    """Texts in a batch."""
+    """Texts in a batch, the same in every library, so that all take as many steps."""
     buckets: int = 4
-    """Lengths of the bucketed batches."""
+    """Lengths that bucketed batches are padded to: more pad less, but each is compiled once."""
     learning_rate: float = 1e-3
-    """Of Adam."""
+    """The step size of Adam, the same in every library, so that all learn alike."""
     epochs: int = 3
-    """Timed; in each of them all take turns."""
+    """How many epochs are timed; in each the libraries take turns, so that a slow minute of the
+    machine meets all of them."""
     seed: int = 0
     """Decides the order of the examples and the weights at the start."""
     out: Path | None = None
-    """Folder of the run; by default runs/epochs-DATASET-TIME."""
+    """The folder of the run, so that it can be found again; by default runs/epochs-DATASET-TIME."""
 
 
 class Task(NamedTuple):
@@ -94,8 +97,7 @@ class Contestant(Protocol):
 
 def make_task(settings: Settings) -> Task:
     """Load and encode the training texts, and draw the weights."""
-    if settings.epochs < 1:
-        raise DataError(f"epochs: expected 1 or more, got {settings.epochs}")
+    check_settings(settings)
     dataset = load(settings.dataset, data_dir=settings.data_dir, seed=settings.seed)
     train = take(dataset.train, settings.take)
     encode = fit_encoder(

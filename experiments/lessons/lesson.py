@@ -29,13 +29,15 @@ class LessonSettings:
     """The settings that every lesson has; a lesson's own inherit from them."""
 
     take: int | None = None
-    """Use this many training examples only, and as many test examples."""
+    """Use this many training examples only, and as many test examples, to be done sooner."""
     seeds: int = 3
-    """Repeat what depends on chance so often, with the seeds 0, 1, 2, ..."""
+    """Repeat what depends on chance so often, with the seeds 0, 1, 2, ..., since one result does
+    not show its spread."""
     data_dir: Path | None = None
-    """Folder of local data sets; the environment variable RNNJAX_DATA if not given."""
+    """The folder of local data sets; without it the environment variable RNNJAX_DATA says it."""
     out: Path | None = None
-    """Folder of the run, gone on with if it has begun; by default runs/LESSON-TIME."""
+    """The folder of the run, which goes on where it was if it has begun; by default
+    runs/LESSON-TIME."""
 
 
 class Measured(NamedTuple):

@@ -22,7 +22,7 @@ import optax
 from jax import Array
 
 import rnnjax
-from experiments.ensemble import check_members, init_members, make_evaluation, make_step, names
+from experiments.ensemble import MEMBERS, init_members, make_evaluation, make_step, names
 from experiments.lessons import lesson
 from experiments.lessons.class_odds import Odds, count_odds, fold_of, read_odds
 from experiments.lessons.lesson import LessonSettings, Measured, Results
@@ -31,6 +31,7 @@ from experiments.lessons.news import share_note
 from experiments.lessons.recipes import take_both
 from experiments.running.advancing import take_steps
 from experiments.running.fitting import classification_loss, hide_words
+from experiments.running.setting_checks import check_settings
 from experiments.running.text import Splits, fit_encoder, make_batches
 from rnnjax._numerics import linear
 from rnnjax.data import DataError, Dataset, load
@@ -248,7 +249,7 @@ def _check(settings: Settings) -> None:
     expected = ", ".join(TUNINGS)
     if unknown := [name for name in settings.datasets if name not in TUNINGS]:
         raise DataError(f"datasets: expected some of {expected}, got {', '.join(unknown)}")
-    check_members(settings.members)
+    check_settings(settings, members=MEMBERS)
     buckets = settings.buckets_of_pairs
     if buckets < 1 or buckets & (buckets - 1):
         raise DataError(f"buckets_of_pairs: expected a power of two, got {buckets}")

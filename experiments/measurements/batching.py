@@ -23,8 +23,9 @@ from experiments.running.advancing import take_steps
 from experiments.running.console import exit_code, print_table
 from experiments.running.fitting import classification_loss
 from experiments.running.run_folder import RunFolder, environment, plain
+from experiments.running.setting_checks import check_settings
 from experiments.running.text import Batching, Splits, hold_out, take
-from rnnjax.data import DataError, load
+from rnnjax.data import load
 
 Table = list[dict[str, Any]]
 
@@ -144,8 +145,7 @@ def compare(settings: Settings, folder: Path) -> None:
     Raises:
         DataError: there is no epoch to take.
     """
-    if settings.epochs < 1:
-        raise DataError(f"epochs: expected 1 or more, got {settings.epochs}")
+    check_settings(settings)
     config = {"settings": plain(dataclasses.asdict(settings)), "environment": environment()}
     with RunFolder(folder, config) as run:
         table = measure(settings, run)

@@ -14,18 +14,10 @@ import numpy as np
 import rnnjax
 from experiments.running.run_folder import CONFIG, plain
 from experiments.running.run_settings import read_config, settings_from
-from experiments.running.setting_checks import (
-    MOST_SEEDS,
-    Rule,
-    above,
-    check_settings,
-    one_of,
-    share,
-    whole,
-)
+from experiments.running.setting_checks import check_settings
 from experiments.running.text import Encoder
 from rnnjax import checked
-from rnnjax.data import TOKENIZERS, BucketedBatches, DataError, Vocabulary
+from rnnjax.data import BucketedBatches, DataError, Vocabulary
 from rnnjax.weights import load_weights
 
 CELLS = {"vanilla": rnnjax.vanilla, "lstm": rnnjax.lstm, "gru": rnnjax.gru}
@@ -161,38 +153,10 @@ class Settings:
 
 OF_THE_DAY = ("resume", "replace", "debug_checks")
 
-# Upper ends are where a number can only be a slip of the keyboard: the size of all weights is
-# held against the memory of the machine in any case.
-RULES: dict[str, Rule] = {
-    "take": whole(1),
-    "tokenizer": one_of(tuple(TOKENIZERS)),
-    "vocabulary_size": whole(2),
-    "min_count": whole(1),
-    "max_length": whole(1),
-    "hidden_size": whole(1, 1_000_000),
-    "layers": whole(1, 100),
-    "embedding_size": whole(1, 1_000_000),
-    "dropout": share(),
-    "word_dropout": share(),
-    "batch_size": whole(1),
-    "buckets": whole(1, 1_000),
-    "epochs": whole(1),
-    "patience": whole(1),
-    "validation": share(zero=False),
-    "learning_rate": above(0),
-    "clip_norm": above(0),
-    "max_skipped": whole(1),
-    "average_decay": share(),
-    "seed": whole(0, MOST_SEEDS - 1),
-    "repeat": whole(1),
-    "prefetch": whole(0, 1_000),
-    "keep": whole(1),
-}
-
 
 def build_model(settings: Settings, vocab_size: int, num_classes: int) -> rnnjax.Model:
     """The classifier that the settings describe."""
-    check_settings(settings, RULES)
+    check_settings(settings)
     cell = CELLS[settings.cell](settings.hidden_size)
     layer = rnnjax.bidirectional(cell) if settings.bidirectional else rnnjax.recurrent(cell)
     return rnnjax.classifier(

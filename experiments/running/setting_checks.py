@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from rnnjax.data import DataError
+from rnnjax.data import TOKENIZERS, DataError
 
 # A seed becomes 32 bits of a JAX key.
 MOST_SEEDS = 1 << 32
@@ -52,27 +52,57 @@ def one_of(names: tuple[str, ...]) -> Rule:
     return Rule(f"one of {', '.join(names)}", lambda value: value in names)
 
 
-def check_settings(settings: Any, rules: Mapping[str, Rule]) -> None:
+# What a setting must be in every script that has it. Upper ends are where a number can only be a
+# slip of the keyboard: the size of all weights is held against the memory of the machine anyway.
+RULES: dict[str, Rule] = {
+    "take": whole(1),
+    "tokenizer": one_of(tuple(TOKENIZERS)),
+    "vocabulary_size": whole(2),
+    "min_count": whole(1),
+    "max_length": whole(1),
+    "hidden_size": whole(1, 1_000_000),
+    "layers": whole(1, 100),
+    "embedding_size": whole(1, 1_000_000),
+    "dropout": share(),
+    "word_dropout": share(),
+    "batch_size": whole(1),
+    "buckets": whole(1, 1_000),
+    "epochs": whole(1),
+    "patience": whole(1),
+    "validation": share(zero=False),
+    "learning_rate": above(0),
+    "clip_norm": above(0),
+    "max_skipped": whole(1),
+    "average_decay": share(),
+    "seed": whole(0, MOST_SEEDS - 1),
+    "repeat": whole(1),
+    "prefetch": whole(0, 1_000),
+    "keep": whole(1),
+}
+
+
+def check_settings(settings: Any, **others: Rule) -> None:
     """Refuse settings of which any breaks its rule; None, for "not given", breaks none.
 
     Args:
-        settings: an object with the settings as attributes.
-        rules: the rule of each that has one, by its name.
+        settings: an object with the settings as attributes; those that `RULES` names have its
+            rules.
+        others: rules of further ones, by their names.
 
     Raises:
         DataError: naming all that are wrong, as the command line spells them.
 
     Example:
         >>> from types import SimpleNamespace
-        >>> check_settings(SimpleNamespace(learning_rate=-1.0), {"learning_rate": above(0)})
+        >>> check_settings(SimpleNamespace(learning_rate=-1.0, members=4), members=whole(1))
         Traceback (most recent call last):
             ...
         rnnjax.data.errors.DataError: --learning-rate must be a finite number above 0, got -1.0
     """
     wrong = [
         f"{flag(name)} must be {rule.expected}, got {value!r}"
-        for name, rule in rules.items()
-        if (value := getattr(settings, name)) is not None and not rule.holds(value)
+        for name, rule in {**RULES, **others}.items()
+        if (value := getattr(settings, name, None)) is not None and not rule.holds(value)
     ]
     if wrong:
         raise DataError("\n  ".join(wrong))

@@ -98,4 +98,4 @@ def test_the_table_has_a_row_for_each_kind_of_batches(data_dir, tmp_path, capsys
     kinds = [(record["batching"], record["n"]) for record in map(json.loads, records)]
     assert kinds == [(kind, n) for n in range(3) for kind in ("bucketed", "packed", "padded")]
     assert batching.main([*arguments, "--epochs", "0"]) == 2
-    assert "epochs: expected 1 or more, got 0" in capsys.readouterr().err
+    assert "--epochs must be a whole number from 1 up, got 0" in capsys.readouterr().err

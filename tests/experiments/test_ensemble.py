@@ -99,4 +99,6 @@ def test_it_learns_and_prints_every_member_and_all_together(data_dir, capsys):
 
 def test_no_members_are_refused(capsys):
     assert main(["--members", "0"]) == 2
-    assert capsys.readouterr().err == "error: members: expected 1 or more, got 0\n"
+    assert capsys.readouterr().err == (
+        "error: --members must be a whole number from 1 to 1,000, got 0\n"
+    )

@@ -99,4 +99,4 @@ def test_a_library_that_answers_otherwise_is_not_timed(csv_path):
 
 def test_no_epoch_is_refused(csv_path, capsys):
     assert command.main(["--dataset", str(csv_path), "--epochs", "0"]) == 2
-    assert "epochs: expected 1 or more, got 0" in capsys.readouterr().err
+    assert "--epochs must be a whole number from 1 up, got 0" in capsys.readouterr().err

@@ -137,7 +137,7 @@ def test_networks_tell_apart_what_unigrams_cannot(class_odds, tmp_path, monkeypa
     ("change", "message"),
     [
         ({"datasets": ("imdb", "mail")}, "datasets: expected some of ag_news, imdb, .* got mail"),
-        ({"members": 0}, "members: expected 1 or more, got 0"),
+        ({"members": 0}, "--members must be a whole number from 1 to 1,000, got 0"),
         ({"buckets_of_pairs": 1000}, "buckets_of_pairs: expected a power of two, got 1000"),
     ],
 )
