@@ -117,7 +117,6 @@ from .decoding import top_k as top_k
 from .decoding import top_p as top_p
 from .engine import explain as explain
 from .engine import unroll as unroll
-from .graphs import cuda_graph_options as cuda_graph_options
 from .layers import Attention as Attention
 from .layers import Directions as Directions
 from .layers import attention as attention

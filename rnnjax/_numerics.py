@@ -9,7 +9,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from rnnjax._checks import check_floating
-from rnnjax._devices import may_merge_axes
+from rnnjax._devices import may_merge_axes, with_automatic_axes
 
 
 def accumulation_dtype(dtype: DTypeLike) -> jnp.dtype:
@@ -43,13 +43,18 @@ def linear(x: Array, w: Array, bias: Array | None = None, *, name: str = "xs") -
             f"{name} must have size {w.shape[0]} in the last axis (weights of shape {w.shape}), "
             f"got size {x.shape[-1]}"
         )
-    rows, dtype = x.astype(w.dtype), accumulation_dtype(w.dtype)
-    if x.ndim > 2:
-        rows = as_rows(rows)
-    out = jnp.matmul(rows, w, preferred_element_type=dtype).reshape(*x.shape[:-1], w.shape[-1])
+    out = with_automatic_axes(_product, (x, w), x, x.ndim - 1)
     if bias is None:
         return out
     return out + bias.astype(out.dtype).reshape((1,) * (out.ndim - 1) + bias.shape)
+
+
+def _product(pair: tuple[Array, Array]) -> Array:
+    x, w = pair
+    rows, dtype = x.astype(w.dtype), accumulation_dtype(w.dtype)
+    if x.ndim > 2:
+        rows = as_rows(rows)
+    return jnp.matmul(rows, w, preferred_element_type=dtype).reshape(*x.shape[:-1], w.shape[-1])
 
 
 def as_rows(x: Array) -> Array:

@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 
 from rnnjax import _checks
 from rnnjax._checks import check_range
+from rnnjax._devices import with_automatic_axes
 
 
 def lengths_to_mask(lengths: ArrayLike, time: int) -> Array:
@@ -243,7 +244,11 @@ def _as_mask(ys: Array, valid: Any) -> Array:
 def _take(ys: Array, valid: Array, index: Callable[[], Array]) -> Array:
     if ys.shape[-2] == 0:  # there is no step to look at, not even in place of a missing one
         return jnp.zeros((*ys.shape[:-2], ys.shape[-1]), ys.dtype)
-    picked = jnp.take_along_axis(ys, index()[..., None, None], axis=-2)[..., 0, :]
+
+    def pick(pair: tuple[Array, Array]) -> Array:
+        return jnp.take_along_axis(pair[0], pair[1][..., None, None], axis=-2)[..., 0, :]
+
+    picked = with_automatic_axes(pick, (ys, index()), ys, ys.ndim - 2)
     return zero_padding(jnp.any(valid, -1), picked)
 
 

@@ -23,10 +23,10 @@ FLOORS = [
     {"interop", "modules"},
 ]
 # Take a loss, a tree of arrays or a table, and know no cell.
-SIDE = {"training", "weights", "data", "metrics", "checkpoint", "exporting", "benchmark", "graphs"}
+SIDE = {"training", "weights", "data", "metrics", "checkpoint", "exporting", "benchmark"}
 ALLOWED_BESIDE = {
     "base": {"engine"},  # Cell.step and Layer.step run the engine, loaded when they are called
-    "masking": {"_checks"},
+    "masking": {"_checks", "_devices"},
     "segments": {"_checks", "masking"},
     "_numerics": {"_checks", "_devices"},
     "interop": {"weights"},

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import textwrap
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -88,15 +87,6 @@ def test_a_training_step_lowers_for_cuda_and_tpu():
     assert program.platforms == ("cuda", "tpu")
 
 
-@pytest.mark.parametrize("unrolled", [False, True])
-def test_xla_knows_the_options_of_cuda_graphs(unrolled):
-    """It refuses names and values that it does not know, whatever it compiles for."""
-    layer = rnnjax.recurrent(rnnjax.gru(4))
-    params, xs = layer.init(jax.random.key(0), 3), jnp.ones((2, 5, 3))
-    run = jax.jit(layer.apply, compiler_options=rnnjax.cuda_graph_options(unrolled=unrolled))
-    np.testing.assert_array_equal(run(params, xs)[1], jax.jit(layer.apply)(params, xs)[1])
-
-
 def test_compiler_options_reach_the_train_step():
     def loss_fn(params, batch, key):
         return (params * batch).sum(), {}
@@ -105,9 +95,3 @@ def test_compiler_options_reach_the_train_step():
     state = rnnjax.init_train_state(jax.random.key(0), jnp.ones(3), optax.sgd(0.1))
     with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
         step(state, jnp.ones(3))
-
-
-def test_the_form_of_a_cuda_graph_is_chosen_by_a_flag():
-    steps: Any = 8
-    with pytest.raises(ValueError, match="unrolled must be True or False, got 8"):
-        rnnjax.cuda_graph_options(unrolled=steps)

@@ -23,7 +23,7 @@ def public_names():
 
 def test_help_lists_every_public_name_by_subject():
     listed = set(re.findall(r"``(?:rnnjax\.)?(\w+)``", rnnjax.__doc__))
-    assert public_names() - {"cuda_graph_options"} <= listed  # on its way out
+    assert public_names() <= listed
     assert all(hasattr(rnnjax, name) for name in listed)
 
 

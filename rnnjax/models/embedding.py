@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 
 from rnnjax import masking
 from rnnjax._checks import check_flag, check_key, check_number, check_range, check_size
+from rnnjax._devices import with_automatic_axes
 from rnnjax._recipe import Made, factory
 from rnnjax.base import Key
 
@@ -104,7 +105,9 @@ def embedding(
 
     def apply(params: Any, tokens: Array) -> Array:
         table = jax.lax.stop_gradient(params.vectors) if frozen else params.vectors
-        return _check_table(table, (size, width))[check_tokens(tokens, size)]
+        tokens = check_tokens(tokens, size)
+        given = _check_table(table, (size, width)), tokens
+        return with_automatic_axes(lambda pair: pair[0][pair[1]], given, tokens, tokens.ndim)
 
     return Embedding(init, apply, width, size)
 

@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import rnnjax
 from experiments.throughput import cases, command, limits, measuring, problems, report
 from experiments.throughput.cases import Case, Shape
-from experiments.throughput.libraries import LIBRARIES, ours
+from experiments.throughput.libraries import LIBRARIES
 from experiments.throughput.libraries.entries import Entry, Refusal, Running, reversed_in_time
 from experiments.throughput.measuring import Effort, measure
 from experiments.throughput.results import Results, changes, differences
@@ -305,31 +304,3 @@ def test_a_library_that_cannot_take_part_says_why():
     assert LIBRARIES["rnnjax"]._replace(module="no_such_library").missing == "not installed"
     if jax.default_backend() != "gpu":
         assert LIBRARIES["jax.experimental.rnn"].missing == "runs on a GPU only"
-
-
-def test_on_a_gpu_the_loop_as_a_graph_is_a_library_of_its_own(problem, monkeypatch):
-    on_cpu = [entry.name for entry in ours.enter(problem)]
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    entries = list(ours.enter(problem))
-    assert [entry.name for entry in entries] == [*on_cpu, "rnnjax graph"]
-    plain, graph = (entry.make() for entry in (entries[0], entries[-1]))
-    np.testing.assert_array_equal(graph.read(graph.call()), plain.read(plain.call()))
-
-
-@pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.usefixtures("float64", "quick_compile")
-def test_the_vector_for_cudnn_means_the_same_to_the_reference_of_jax(bidirectional):
-    from jax.experimental import rnn
-
-    from experiments.throughput.libraries.cudnn import _flat_weights
-
-    one = rnnjax.recurrent(rnnjax.lstm(4))
-    layer = rnnjax.stack(*[rnnjax.bidirectional(rnnjax.lstm(4)) if bidirectional else one] * 2)
-    params = jax.tree.map(jnp.float64, layer.init(jax.random.key(0), 3))
-    xs = jax.random.normal(jax.random.key(1), (2, 5, 3))
-    zeros = jnp.zeros((4 if bidirectional else 2, 2, 4))
-    lengths = jnp.array([5, 3], jnp.int32)
-    flat = jnp.asarray(_flat_weights(params))
-    weights = rnn.unpack_lstm_weights(flat, 3, 4, 2, bidirectional)
-    ys, *_ = rnn.lstm_ref(xs, zeros, zeros, *weights, lengths, 3, 4, 2, 0.0, bidirectional)
-    np.testing.assert_allclose(layer.apply(params, xs, lengths)[1], ys, rtol=1e-12, atol=1e-12)

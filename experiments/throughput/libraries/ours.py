@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 import rnnjax
@@ -26,13 +25,9 @@ def enter(problem: Problem) -> Iterator[Entry]:
             continue
         if not same:
             yield _entry(f"rnnjax {name}", problem, name)
-    if jax.default_backend() == "gpu" and not case.streaming:
-        yield _entry("rnnjax graph", problem, None, rnnjax.cuda_graph_options())
 
 
-def _entry(
-    name: str, problem: Problem, implementation: str | None, options: dict | None = None
-) -> Entry:
+def _entry(name: str, problem: Problem, implementation: str | None) -> Entry:
     layer = rnnjax_layer(problem.case, implementation=implementation)
 
     def sequence(params: Any, xs: Any, lengths: Any) -> Any:
@@ -44,7 +39,7 @@ def _entry(
 
     def make() -> Program | Step:
         if not problem.case.streaming:
-            return Program(sequence, problem.params, time_first=True, compiler_options=options)
+            return Program(sequence, problem.params, time_first=True)
         carry, _ = layer.apply(problem.params, jnp.zeros((1, 0, problem.xs.shape[-1])))
         return Step(step, problem.params, carry, axes=(1, 1))
 

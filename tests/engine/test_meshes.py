@@ -1,0 +1,99 @@
+"""Batches divided over devices, on meshes as ``jax.make_mesh`` makes them.
+
+Each case runs in a process of its own, since the number of devices is fixed when JAX starts.
+"""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+COMMON = """
+    import contextlib, jax, jax.numpy as jnp, numpy as np, rnnjax
+    from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+    layers = rnnjax.stack(rnnjax.bidirectional(rnnjax.lstm(8)), rnnjax.gru(4))
+    vectors = jax.random.normal(jax.random.key(1), (8, 6, 3))
+    tokens = jax.random.randint(jax.random.key(2), (8, 6), 0, 10)
+    lengths = jnp.array([6, 5, 4, 3, 2, 1, 0, 6])
+    parts = rnnjax.embedding(10, 3), rnnjax.bidirectional(rnnjax.lstm(8)), 3
+"""
+
+DIVIDED = """
+    def of_layers(params, xs, lengths):
+        carry, ys = layers.apply(params, xs, lengths)
+        return ys, carry[0]
+
+    def of_embedding(params, xs, lengths):
+        return parts[0].apply(params, xs)
+
+    def of_model(params, xs, lengths):
+        return models[NAME].apply(params, xs, lengths)
+
+    models = {
+        "classifier " + pooling: rnnjax.classifier(*parts, pooling=pooling)
+        for pooling in ("last", "mean", "max")
+    }
+    function, xs, params = {
+        "layers": (of_layers, vectors, layers.init(jax.random.key(0), 3)),
+        "embedding": (of_embedding, tokens, parts[0].init(jax.random.key(0))),
+    }.get(NAME) or (of_model, tokens, models[NAME].init(jax.random.key(0)))
+
+    def values_and_gradients(params, xs, lengths):
+        def loss(params):
+            results = function(params, xs, lengths)
+            return sum((leaf ** 2).sum() for leaf in jax.tree.leaves(results)), results
+        gradients, results = jax.grad(loss, has_aux=True)(params)
+        return results, gradients
+
+    expected = jax.jit(values_and_gradients)(params, xs, lengths)
+    mesh = jax.make_mesh((4,), ("batch",), axis_types=(AxisType.Explicit,))
+    rows = NamedSharding(mesh, PartitionSpec("batch"))
+    with jax.set_mesh(mesh) if SET_MESH else contextlib.nullcontext():
+        given = params, jax.device_put(xs, rows), jax.device_put(lengths, rows)
+        calls = [jax.jit(values_and_gradients)]
+        if SET_MESH:  # without, JAX itself has no gradient of a sum over Explicit axes outside jit
+            calls.append(values_and_gradients)
+        for call in calls:
+            found = call(*given)
+            for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+            for leaf in jax.tree.leaves(found[0]):
+                assert leaf.sharding.spec[0] == "batch", leaf.sharding
+"""
+
+
+def run(code, devices, monkeypatch, **names):
+    monkeypatch.setenv("XLA_FLAGS", f"--xla_force_host_platform_device_count={devices}")
+    monkeypatch.setenv("JAX_NUMPY_RANK_PROMOTION", "raise")
+    header = "".join(f"{name} = {value!r}\n" for name, value in names.items())
+    whole = header + textwrap.dedent(COMMON) + textwrap.dedent(code)
+    command = [sys.executable, "-W", "error", "-c", whole]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("set_mesh", [False, True])
+@pytest.mark.parametrize(
+    "name", ["layers", "embedding", "classifier last", "classifier mean", "classifier max"]
+)
+def test_on_explicit_axes_values_and_gradients_are_those_of_one_device(name, set_mesh, monkeypatch):
+    run(DIVIDED, 4, monkeypatch, NAME=name, SET_MESH=set_mesh)
+
+
+PROGRAM = """
+    def loss(params, xs, lengths):
+        return (layers.apply(params, xs, lengths)[1] ** 2).sum()
+
+    params = layers.init(jax.random.key(0), 3)
+    program = jax.jit(jax.grad(loss)).lower(params, vectors, lengths)
+    print(program.as_text())
+"""
+
+
+def test_with_everything_on_one_of_several_devices_the_program_is_that_of_one(monkeypatch):
+    alone = run(PROGRAM, 1, monkeypatch)
+    assert "stablehlo.while" in alone
+    assert run(PROGRAM, 2, monkeypatch) == alone

@@ -1,0 +1,74 @@
+"""What is chosen for a call, and by what: the devices of its arrays, never those in sight."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rnnjax
+from rnnjax._devices import platform_of
+from rnnjax.engine._plan import Request, Size, make_plan
+
+SIZE = Size(time=128, gates=4, gate_bytes=2**20)
+
+
+@pytest.mark.parametrize(
+    ("platform", "asked", "steps"),
+    [("gpu", None, 8), ("cpu", None, 1), ("tpu", None, 1), ("gpu", 1, 1), ("cpu", 4, 4)],
+)
+def test_several_steps_an_iteration_are_taken_on_a_gpu_unless_the_caller_says(
+    platform, asked, steps
+):
+    assert make_plan(Request(None, None, asked), SIZE, platform).scan_unroll == steps
+
+
+def test_explain_says_how_many_steps_an_iteration_takes(monkeypatch):
+    cell = rnnjax.lstm(4)
+    params = cell.init(jax.random.key(0), 3)
+    assert "loop: 1 step an iteration on cpu" in rnnjax.explain(cell, params, (2, 5, 3))
+    said = rnnjax.explain(cell, params, (2, 5, 3), scan_unroll=4)
+    assert "loop: 4 steps an iteration on cpu" in said
+
+
+def test_the_default_backend_decides_nothing_where_arrays_lie_elsewhere(monkeypatch):
+    on_cpu = jnp.ones(3)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert platform_of(on_cpu) == "cpu"
+    assert platform_of(jax.ShapeDtypeStruct((3,), jnp.float32)) == "gpu"
+    with jax.default_device(jax.devices("cpu")[0]):
+        assert platform_of(jax.ShapeDtypeStruct((3,), jnp.float32)) == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("xs", "message"),
+    [
+        (
+            jnp.ones(3),
+            r"xs must be arrays \[..., T, D\] or a shape such as \(B, T, D\)",
+        ),
+        ((5,), r"got an array of shape \(5,\)"),
+        ("many", "got str"),
+        ((2, 5, 7), "xs must have size 3 in the last axis"),
+    ],
+)
+def test_explain_says_what_it_expects(xs, message):
+    cell = rnnjax.lstm(4)
+    with pytest.raises(ValueError, match=message):
+        rnnjax.explain(cell, cell.init(jax.random.key(0), 3), xs)
+
+
+def test_parameters_and_inputs_in_each_others_place_are_named():
+    cell = rnnjax.lstm(4)
+    params, xs = cell.init(jax.random.key(0), 3), jnp.ones((2, 5, 3))
+    with pytest.raises(ValueError, match=r"params must .* LSTMParams.*: params come before xs"):
+        rnnjax.unroll(cell, xs, params)
+
+
+def test_the_parameter_of_another_dtype_is_named():
+    cell = rnnjax.lstm(4)
+    with jax.enable_x64(True):
+        params = cell.init(jax.random.key(0), 3)
+        params = params._replace(w_ih=params.w_ih.astype(jnp.float64))
+        message = "params.w_hh must be of dtype float64, as params.w_ih is, got float32"
+        with pytest.raises(ValueError, match=message):
+            rnnjax.unroll(cell, params, np.ones((2, 5, 3), np.float32))
