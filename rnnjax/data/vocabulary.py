@@ -20,9 +20,10 @@ UNKNOWN = 1
 _SPECIALS = ("<pad>", "<unk>")
 _FORMAT = "rnnjax-vocabulary"
 _VERSION = 1
+_SHOWN = 8  # tokens in a repr
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Vocabulary:
     """An immutable table of tokens whose position is their id.
 
@@ -100,6 +101,11 @@ class Vocabulary:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(map(repr, self.tokens[:_SHOWN]))
+        more = ", ..." if len(self) > _SHOWN else ""
+        return f"Vocabulary({len(self)} tokens: {shown}{more})"
 
     def encode(self, tokens: Sequence[str]) -> list[int]:
         """The ids of the tokens.

@@ -20,7 +20,7 @@ def import_tree(kind: str, weights: Any, pieces: Pieces, library: str) -> Any:
         flat = _flat(cell)
         if not flat.keys() & {name for names in pieces.values() for name in names}:
             _suggest_place(cell, pieces, f"{place}, {library} {kind!r}", place)
-        arrays = read_entries(flat, _shapes(kind, pieces), f"{place}, {library} {kind!r}")
+        arrays = read_entries(flat, _flax_shapes(kind, pieces), f"{place}, {library} {kind!r}")
         zeros = np.zeros(arrays[pieces["w_hh"][0]].shape[0], arrays[pieces["w_hh"][0]].dtype)
         fields = {
             field: np.concatenate([arrays[name] for name in names], axis=-1) if names else zeros
@@ -69,7 +69,7 @@ def _check_zero(array: np.ndarray, reason: str) -> None:
         raise ValueError(f"{reason}, which is not zero")
 
 
-def _shapes(kind: str, pieces: Pieces) -> dict[str, str]:
+def _flax_shapes(kind: str, pieces: Pieces) -> dict[str, str]:
     """The axes of every entry: those of its field, the last one cut into as many pieces."""
     shapes = {}
     for field, axes in KINDS[kind].shapes.items():

@@ -125,7 +125,7 @@ def import_weights(kind: str, nodes: Any) -> Any:
 
     def convert(node: Mapping[str, Any], place: str) -> Any:
         place = f"{place}, ONNX {kind!r}"
-        arrays = read_entries(node, _shapes(kind, "B" in node), place)
+        arrays = read_entries(node, _onnx_shapes(kind, "B" in node), place)
         directions = len(arrays["R"])
         if directions not in (1, 2):
             raise ValueError(f"{place}: expected one or two directions, got {directions}")
@@ -160,7 +160,7 @@ def export_weights(kind: str, params: Any) -> Any:
     return _export_node(kind, params, "params")
 
 
-def _shapes(kind: str, bias: bool) -> dict[str, str]:
+def _onnx_shapes(kind: str, bias: bool) -> dict[str, str]:
     gates = len(_GATES[kind][0])
     shapes = {"R": f"N {gates}H H", "W": f"N {gates}H D"}
     shapes |= {"B": f"N {2 * gates}H"} if bias else {}

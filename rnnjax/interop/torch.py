@@ -74,7 +74,7 @@ def import_weights(kind: str, weights: Mapping[str, Any], prefix: str = "") -> A
     if not {"weight_ih", "weight_ih_l0"} & own.keys():
         _suggest_prefix(weights, place)
     layout = _layout_of(own)
-    arrays = read_entries(own, _shapes(kind, layout), place)
+    arrays = read_entries(own, _torch_shapes(kind, layout), place)
     return _nested([_import_row(kind, arrays, s) for _, s in layout.suffixes()], layout)
 
 
@@ -117,7 +117,7 @@ def export_weights(
     for row, (layer, suffix) in zip(rows, layout.suffixes(), strict=True):
         fields = read_params(kind, row, f"layer {layer}")
         entries |= _export_row(kind, fields, suffix, bias)
-    read_entries(entries, _shapes(kind, layout), "one PyTorch module for all layers")
+    read_entries(entries, _torch_shapes(kind, layout), "one PyTorch module for all layers")
     return {prefix + name: array for name, array in entries.items()}
 
 
@@ -182,7 +182,7 @@ def _layout_of(names: Mapping[str, Any]) -> _Layout:
     )
 
 
-def _shapes(kind: str, layout: _Layout) -> dict[str, str]:
+def _torch_shapes(kind: str, layout: _Layout) -> dict[str, str]:
     gates, output = _GATES[kind], "P" if kind == "projected_lstm" else "H"
     shapes = {}
     for layer, suffix in layout.suffixes():

@@ -69,7 +69,7 @@ class Options(NamedTuple):
         return self._replace(**{k: value for k, value in given.items() if value is not None})
 
 
-def run(
+def run_by_engine(
     recurrence: Recurrence,
     inputs: Array,
     options: Options,
@@ -135,7 +135,7 @@ def run_by_steps(
     seq_lengths: Any,
     carry: Carry,
 ) -> Any:
-    """What :func:`run` gives, of a cell that is known by its ``__call__`` alone.
+    """What :func:`run_by_engine` gives, of a cell that is known by its ``__call__`` alone.
 
     Args:
         scan: ``(carry, xs [T, ..., features], valid [T, ...]) -> (carry, ys [T, ...])``, a loop

@@ -354,7 +354,7 @@ class RNN(nn.RNN):
         if initial_carry is None and not _starts_as_the_engine_does(self.cell):
             key = jax.random.key(0) if init_key is None else init_key
             initial_carry = self.cell.initialize_carry(key, input_shape)
-        return mapping.run(
+        return mapping.run_by_engine(
             recurrence,
             inputs,
             options,

@@ -372,7 +372,7 @@ class RNN(nnx.RNN):
             return self._run_by_steps(inputs, options, seq_lengths, initial_carry, rngs)
         if initial_carry is None:
             initial_carry = self._drawn_carry(mapping.step_shape(inputs, options.time_major), rngs)
-        return mapping.run(
+        return mapping.run_by_engine(
             recurrence,
             inputs,
             options,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 from collections import Counter
 
 import numpy as np
@@ -161,6 +162,14 @@ def test_load_refuses_a_bad_file_and_names_it(tmp_path, data, message):
     path.write_bytes(data)
     with pytest.raises(DataError, match=rf"bad\.json: .*{message}"):
         Vocabulary.load(path)
+
+
+def test_a_vocabulary_says_what_it_is_in_a_line_and_goes_through_pickle():
+    many = Vocabulary.fit([[f"w{n}" for n in range(1000)]])
+    shown = "'<pad>', '<unk>', 'w999', 'w998', 'w997', 'w996', 'w995', 'w994', ..."
+    assert repr(many) == f"Vocabulary(1002 tokens: {shown})"
+    assert pickle.loads(pickle.dumps(many)) == many
+    assert repr(Vocabulary.fit([["a"]])) == "Vocabulary(3 tokens: '<pad>', '<unk>', 'a')"
 
 
 def test_a_byte_order_mark_and_line_ends_of_windows_are_no_part_of_a_vocabulary(tmp_path):
