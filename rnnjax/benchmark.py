@@ -9,6 +9,7 @@ least and the most. Compiling is timed apart.
 import math
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -197,6 +198,13 @@ def interleaved(
         for name in calls if number % 2 == 0 else reversed(list(calls)):
             durations[name].append(turn(name, counts[name]))
     return {name: Timing(tuple(found), counts[name]) for name, found in durations.items()}
+
+
+def time_in_turns(*args: Any, **options: Any) -> dict[str, Timing]:
+    """The name of `interleaved` in the release before."""
+    message = "rnnjax.benchmark.time_in_turns is called interleaved now"
+    warnings.warn(message, DeprecationWarning, stacklevel=2)
+    return interleaved(*args, **options)
 
 
 def ratio(timing: Timing, baseline: Timing) -> Spread:

@@ -28,6 +28,11 @@ def export_program(
     one that wrote it, so keep the weights themselves (``rnnjax.weights.save_weights``) as well.
     Both processes need the package ``flatbuffers``.
 
+    Taken are all cells and all layers but those that need T known when they are compiled:
+    ``implementation="associative"``, ``scan_unroll`` above 1, ``remat`` other than None and
+    "never", and ``resets`` of a reversed direction. Build the layer without these options to
+    export it: its parameters and its values are the same.
+
     Args:
         apply: ``(params, inputs, lengths) -> outputs``: the ``apply`` of a model or of a layer.
         params: its parameters.
@@ -41,7 +46,8 @@ def export_program(
         clamped, to [0, V) and to [0, T].
 
     Raises:
-        ValueError: ``platforms`` is empty or names something else.
+        ValueError: ``platforms`` is empty or names something else, or ``apply`` needs T known
+            when it is compiled.
 
     Example:
         >>> import jax, jax.export, jax.numpy as jnp, rnnjax
@@ -67,7 +73,15 @@ def export_program(
         return _plain(apply(constants, inputs, lengths))
 
     make = export.export(jax.jit(program), platforms=_check_platforms(platforms))
-    return bytes(make(inputs, jax.ShapeDtypeStruct((batch,), jnp.int32)).serialize())
+    try:
+        exported = make(inputs, jax.ShapeDtypeStruct((batch,), jnp.int32))
+    except (NotImplementedError, jax.core.InconclusiveDimensionOperation) as error:
+        raise ValueError(
+            "apply must run for a T that is not known when it is compiled, which it does not "
+            f"({str(error).splitlines()[0]}): leave out implementation='associative', scan_unroll, "
+            "and resets of a reversed direction"
+        ) from error
+    return bytes(exported.serialize())
 
 
 def _plain(outputs: Any) -> Any:

@@ -14,8 +14,8 @@ import optax
 from jax import Array
 from numpy.typing import NDArray
 
-from experiments.lessons import deferred_adam
-from experiments.lessons.deferred_adam import Moments, Table, Tails
+from experiments.lessons import lazy_adam
+from experiments.lessons.lazy_adam import Moments, Table, Tails
 from experiments.lessons.recipes import Corpus, Encoded, Recipe, Totals, build
 from experiments.running.prefetching import prefetched
 from rnnjax.models import ClassifierParams, EmbeddingParams
@@ -93,10 +93,10 @@ class Ours:
         rest = params._replace(embedding=())
         self._state = State(
             jnp.zeros((), jnp.int32),
-            deferred_adam.init_table(params.embedding.vectors),
+            lazy_adam.init_table(params.embedding.vectors),
             rest,
             Moments(*(jax.tree.map(jnp.zeros_like, rest) for _ in range(2))),
-            deferred_adam.make_tails(capacity, self._recipe.form),
+            lazy_adam.make_tails(capacity, self._recipe.form),
             jax.random.key(seed + 1),
             jnp.zeros(2),
         )
@@ -172,7 +172,7 @@ def make_step(recipe: Recipe) -> Any:
 
     def step(state: State, batch: Batch) -> State:
         rows = jnp.asarray(batch.rows)
-        values = deferred_adam.read(state.table, rows, state.step, state.tails, rate, form)
+        values = lazy_adam.read(state.table, rows, state.step, state.tails, rate, form)
         key = jax.random.fold_in(state.key, state.step) if noisy else None
         model = build(recipe, len(batch.rows))
 
@@ -185,13 +185,13 @@ def make_step(recipe: Recipe) -> Any:
         (loss, hits), (of_vectors, of_rest) = grad(values[:, 0], state.rest)
         now = state.step + 1
         read = Moments(values[:, 1], values[:, 2])
-        vectors, read = deferred_adam.adam(values[:, 0], read, of_vectors, now, rate, form)
+        vectors, read = lazy_adam.adam(values[:, 0], read, of_vectors, now, rate, form)
         written = jnp.stack([vectors, read.mean, read.square], axis=1)
         rates = learning_rates(recipe, state.rest)
-        rest, moments = deferred_adam.adam(state.rest, state.moments, of_rest, now, rates, form)
+        rest, moments = lazy_adam.adam(state.rest, state.moments, of_rest, now, rates, form)
         return state._replace(
             step=now,
-            table=deferred_adam.write(state.table, rows, written, now),
+            table=lazy_adam.write(state.table, rows, written, now),
             rest=rest,
             moments=moments,
             totals=state.totals + jnp.stack([loss, hits]),
@@ -216,7 +216,7 @@ def make_settle(recipe: Recipe) -> Any:
     rate, form = recipe.learning_rate, recipe.form
 
     def settle(state: State) -> ClassifierParams:
-        vectors = deferred_adam.settle(state.table, state.step, state.tails, rate, form)
+        vectors = lazy_adam.settle(state.table, state.step, state.tails, rate, form)
         return state.rest._replace(embedding=EmbeddingParams(vectors))
 
     return settle

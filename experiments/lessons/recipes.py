@@ -14,7 +14,7 @@ from jax import Array
 from numpy.typing import NDArray
 
 import rnnjax
-from experiments.lessons.deferred_adam import Form
+from experiments.lessons.lazy_adam import Form
 from rnnjax.data import Examples, flatten
 from rnnjax.data.ragged import Ragged, Sequences
 from rnnjax.interop.classifiers import LayerSize

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from experiments.lessons import LESSONS, __main__, contest, news, ours, sequences, tables
-from experiments.lessons import deferred_adam as deferred
+from experiments.lessons import lazy_adam
 from experiments.lessons.lesson import (
     LessonSettings,
     Measured,
@@ -70,11 +70,11 @@ def test_a_row_is_brought_up_to_date_as_if_each_step_had_moved_it(form, begun, l
     random = np.random.default_rng(0)
     p, m = random.normal(size=(2, 1, 6))
     v = m**2 * random.uniform(0.5, 50, (1, 6)) + 1e-9
-    tails = deferred.make_tails(begun + lag, form)
-    table = deferred.Table(
+    tails = lazy_adam.make_tails(begun + lag, form)
+    table = lazy_adam.Table(
         jnp.asarray(np.stack([p, m, v], 1), jnp.float32), jnp.array([begun], jnp.int32)
     )
-    got = deferred.settle(table, jnp.int32(begun + lag), tails, RATE, form)
+    got = lazy_adam.settle(table, jnp.int32(begun + lag), tails, RATE, form)
     for s in range(begun + 1, begun + lag + 1):
         m, v = 0.9 * m, 0.999 * v
         correct = np.sqrt(1 - 0.999**s)
@@ -83,7 +83,7 @@ def test_a_row_is_brought_up_to_date_as_if_each_step_had_moved_it(form, begun, l
     np.testing.assert_allclose(got, p, atol=2e-6)
 
 
-def test_deferred_rows_end_where_pytorch_has_them():
+def test_lazy_rows_end_where_pytorch_has_them():
     pytest.importorskip("torch")
     from experiments.lessons.peers_torch import Torch
 
@@ -95,7 +95,7 @@ def test_deferred_rows_end_where_pytorch_has_them():
     assert 0 < np.abs(params.head.bias).max() <= 3**-0.5
 
 
-def test_deferred_rows_end_where_keras_has_them(keras):
+def test_lazy_rows_end_where_keras_has_them(keras):
     from experiments.lessons.peers_keras import Keras, values_of
 
     mine, theirs, params = trained_alike(make_recipe(), Keras)

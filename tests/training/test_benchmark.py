@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from rnnjax import benchmark
+from rnnjax import benchmark
 from rnnjax.benchmark import CallError, Memory, Spread, Timing, interleaved, ratio
 
 
@@ -136,3 +137,10 @@ def test_memory_written_in_place_is_counted_once():
             )
 
     assert benchmark.compiled_memory(Compiled()) == Memory(100, 10, 7)
+
+
+def test_the_name_of_the_release_before_is_taken_with_a_warning():
+    clock = Clock()
+    with pytest.warns(DeprecationWarning, match="called interleaved now"):
+        timings = benchmark.time_in_turns({"a": clock.call("a", 0.5)}, rounds=2, clock=clock)
+    assert timings["a"].seconds == (0.5, 0.5)

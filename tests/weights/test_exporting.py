@@ -118,3 +118,23 @@ def test_other_platforms_are_named(platforms):
     model, params = make()
     with pytest.raises(ValueError, match=r"platforms must be some of .*'cuda'.*, got"):
         export_program(model.apply, params, platforms=platforms)
+
+
+@pytest.mark.parametrize(
+    ("cell", "options"),
+    [
+        (rnnjax.min_gru(3), {"implementation": "associative"}),
+        (rnnjax.lstm(3), {"scan_unroll": 2}),
+        (rnnjax.lstm(3), {"remat": "step"}),
+    ],
+    ids=["associative", "scan_unroll", "remat"],
+)
+def test_what_needs_to_know_the_number_of_steps_is_refused_and_without_it_exported(cell, options):
+    layer = rnnjax.recurrent(cell, **options)
+    params = layer.init(jax.random.key(0), 4)
+    with pytest.raises(ValueError, match="known when"):
+        export_program(layer.apply, params, input_size=4)
+    data = export_program(rnnjax.recurrent(cell).apply, params, input_size=4)
+    xs, lengths = jax.random.normal(jax.random.key(1), (2, 5, 4)), jnp.array([5, 3])
+    got = jax.export.deserialize(data).call(xs, lengths)
+    np.testing.assert_allclose(got["1"], layer.apply(params, xs, lengths)[1], atol=1e-5)
