@@ -75,7 +75,7 @@ def export_program(
     make = export.export(jax.jit(program), platforms=_check_platforms(platforms))
     try:
         exported = make(inputs, jax.ShapeDtypeStruct((batch,), jnp.int32))
-    except (NotImplementedError, jax.core.InconclusiveDimensionOperation) as error:
+    except (NotImplementedError, jax.errors.InconclusiveDimensionOperation) as error:
         raise ValueError(
             "apply must run for a T that is not known when it is compiled, which it does not "
             f"({str(error).splitlines()[0]}): leave out implementation='associative', scan_unroll, "

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.lessons import LESSONS, __main__, contest, news, ours, sequences, tables
-from experiments.lessons import lazy_adam
+from experiments.lessons import LESSONS, __main__, contest, lazy_adam, news, ours, sequences, tables
 from experiments.lessons.lesson import (
     LessonSettings,
     Measured,

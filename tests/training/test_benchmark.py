@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import pytest
 
 from rnnjax import benchmark
-from rnnjax import benchmark
 from rnnjax.benchmark import CallError, Memory, Spread, Timing, interleaved, ratio
 
 

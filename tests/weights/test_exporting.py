@@ -135,6 +135,6 @@ def test_what_needs_to_know_the_number_of_steps_is_refused_and_without_it_export
     with pytest.raises(ValueError, match="known when"):
         export_program(layer.apply, params, input_size=4)
     data = export_program(rnnjax.recurrent(cell).apply, params, input_size=4)
-    xs, lengths = jax.random.normal(jax.random.key(1), (2, 5, 4)), jnp.array([5, 3])
+    xs, lengths = jax.random.normal(jax.random.key(1), (2, 5, 4)), np.array([5, 3])
     got = jax.export.deserialize(data).call(xs, lengths)
     np.testing.assert_allclose(got["1"], layer.apply(params, xs, lengths)[1], atol=1e-5)
