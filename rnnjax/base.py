@@ -205,7 +205,7 @@ class Layer(Made, _LayerFields):
         Args:
             params: the parameters of the layer.
             carry: the carry before the step; None starts anew.
-            x: inputs [..., D], any batch axes in front.
+            x: inputs [..., D], any batch axes in front; a tree of them where ``xs`` is one.
             mask: bool [...], True where there is an input: elsewhere the carry stays as it is and
                 the output is zero.
             resets: bool [...], True where a new sequence starts: the carry returns to the initial

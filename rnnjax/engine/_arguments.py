@@ -37,7 +37,7 @@ def check_xs(xs: Any) -> Any:
     Raises:
         ValueError: naming the leaf, what was expected and what came.
     """
-    if not _is_tree(xs):
+    if not is_tree_of_inputs(xs):
         xs = masking.as_array("xs", xs)
         if xs.ndim < 2:
             raise ValueError(f"xs must have shape [..., T, D], got shape {xs.shape}")
@@ -59,7 +59,8 @@ def check_xs(xs: Any) -> Any:
     return structure.unflatten(arrays)
 
 
-def _is_tree(xs: Any) -> bool:
+def is_tree_of_inputs(xs: Any) -> bool:
+    """Whether ``xs`` is several inputs: a dict, or a tuple that holds arrays."""
     if isinstance(xs, tuple):
         return any(np.ndim(leaf) >= 1 and hasattr(leaf, "shape") for leaf in jax.tree.leaves(xs))
     return isinstance(xs, dict)
@@ -71,7 +72,7 @@ def check_order(cell: Cell, params: Any, xs: Any) -> None:
     Raises:
         ValueError: naming both.
     """
-    if not isinstance(params, Array | np.ndarray) or params.ndim < 2 or not _is_tree(xs):
+    if not isinstance(params, Array | np.ndarray) or params.ndim < 2 or not is_tree_of_inputs(xs):
         return
     made = _init_shapes(cell, params.shape[-1])
     if made is not None and jax.tree.structure(made) == jax.tree.structure(xs):
@@ -144,7 +145,7 @@ def explain_failure(cell: Cell, params: Any, xs: Any) -> None:
     Raises:
         ValueError: naming the first leaf of ``params``, or ``xs``, that does not fit.
     """
-    if _is_tree(xs):
+    if is_tree_of_inputs(xs):
         return
     made = _init_shapes(cell, xs.shape[-1])
     if made is None:

@@ -17,6 +17,7 @@ from jax.core import Tracer
 from rnnjax import masking
 from rnnjax._checks import check_carry, check_floating
 from rnnjax.base import Carry, Cell, Layer, Params
+from rnnjax.engine._arguments import is_tree_of_inputs
 from rnnjax.engine.unroll import unroll
 
 
@@ -45,11 +46,8 @@ def step(
 ) -> tuple[Carry, Any]:
     """``part`` on one input of each sequence; see ``Layer.step``, which is this."""
     require_causal("step", part)
-    x = masking.as_array("x", x)
-    if not x.ndim:
-        raise ValueError("x must have shape [..., D], got shape ()")
-    check_floating("x", x)
-    batch = x.shape[:-1]
+    x = _check_x(x)
+    batch = _batch_of(x)
     mask = None if mask is None else _check_flags("mask", mask, batch)
     resets = None if resets is None else _check_flags("resets", resets, batch)
     carry = jax.tree.map(functools.partial(masking.as_array, "carry"), carry)
@@ -63,7 +61,7 @@ def run_step(
     part: Cell | Layer, params: Params, carry: Carry, x: Any, mask: Any, resets: Any
 ) -> tuple[Carry, Any]:
     """:func:`step` of checked arguments, none of them traced."""
-    all_true, all_false, one = _constants(x.shape[:-1])
+    all_true, all_false, one = _constants(_batch_of(x))
     mask = all_true if mask is None else mask
     return _run_alone(part, params, carry, x, mask, all_false if resets is None else resets, one)
 
@@ -100,7 +98,7 @@ def _run_alone(
     count: Array,
 ) -> tuple[Carry, Any]:
     # The shortest block whose step the compiler still takes out by its index.
-    block = Block(*(jnp.stack([a, jnp.zeros_like(a)]) for a in (x, mask, resets)))
+    block = jax.tree.map(lambda a: jnp.stack([a, jnp.zeros_like(a)]), Block(x, mask, resets))
     carry, ys = run_block(part, params, carry, block, count)
     return carry, jax.tree.map(lambda a: a[0], ys)
 
@@ -122,8 +120,9 @@ def _inline_step(
     mask: Array | None,
     resets: Array | None,
 ) -> tuple[Carry, Any]:
-    own = None if carry is not None and resets is None else start(part, params, None, x.shape[:-1])
-    carry = own if carry is None else start(part, params, carry, x.shape[:-1])
+    batch = _batch_of(x)
+    own = None if carry is not None and resets is None else start(part, params, None, batch)
+    carry = own if carry is None else start(part, params, carry, batch)
     if resets is not None:  # a flag where there is no step is not read
         carry = masking.select(resets if mask is None else resets & mask, own, carry)
     new, y = _advance(part, params, carry, masking.zero_padding(mask, x))
@@ -133,8 +132,9 @@ def _inline_step(
 @functools.partial(jax.jit, static_argnums=0)
 def _advance(part: Cell | Layer, params: Params, carry: Carry, x: Array) -> tuple[Carry, Any]:
     apply = functools.partial(unroll, part) if isinstance(part, Cell) else part.apply
-    new, ys = apply(params, x[..., None, :], initial_carry=carry)
-    return new, jax.tree.map(lambda a: jnp.squeeze(a, x.ndim - 1), ys)
+    xs = jax.tree.map(lambda a: jnp.expand_dims(a, -2), x)
+    new, ys = apply(params, xs, initial_carry=carry)
+    return new, jax.tree.map(lambda a: jnp.squeeze(a, len(_batch_of(x))), ys)
 
 
 def start(part: Cell | Layer, params: Params, carry: Carry, batch: tuple[int, ...]) -> Carry:
@@ -151,6 +151,36 @@ def start(part: Cell | Layer, params: Params, carry: Carry, batch: tuple[int, ..
 def spread(carry: Carry, batch: tuple[int, ...]) -> Carry:
     """The carry of one sequence for all of a batch: leaves [...] as [*batch, ...]."""
     return jax.tree.map(lambda a: jnp.broadcast_to(a, (*batch, *a.shape)), carry)
+
+
+def _check_x(x: Any) -> Any:
+    """One array [..., D], or a tree of arrays with equal leading axes.
+
+    Raises:
+        ValueError: naming the leaf, what was expected and what came.
+    """
+    is_tree = is_tree_of_inputs(x)
+    named = jax.tree.leaves_with_path(x) if is_tree else [((), x)]
+    arrays = []
+    for path, leaf in named:
+        name = f"x{jax.tree_util.keystr(path)}"
+        array = masking.as_array(name, leaf)
+        if not array.ndim:
+            raise ValueError(f"{name} must have shape [..., D], got shape ()")
+        if array.shape[:-1] != (arrays or [array])[0].shape[:-1]:
+            raise ValueError(
+                f"{name} must have the batch axes {arrays[0].shape[:-1]} of the first input, "
+                f"got shape {array.shape}"
+            )
+        arrays.append(array)
+    if is_tree:
+        return jax.tree.unflatten(jax.tree.structure(x), arrays)
+    check_floating("x", arrays[0])
+    return arrays[0]
+
+
+def _batch_of(x: Any) -> tuple[int, ...]:
+    return jax.tree.leaves(x)[0].shape[:-1]
 
 
 def require_causal(name: str, part: Cell | Layer) -> None:

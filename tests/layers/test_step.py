@@ -177,3 +177,25 @@ def test_a_layer_made_by_hand_steps_once_it_says_that_it_is_causal():
     np.testing.assert_array_equal(causal.step((), None, XS[:, 0])[1], 2 * XS[:, 0])
     with pytest.raises(ValueError, match="made without initial_carry"):
         layer._replace(direction="forward").step((), None, XS[:, 0])
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_several_inputs_a_step(compiled):
+    """A cell that embeds a token beside its vector."""
+    plain = rnnjax.gru(H)
+
+    def project(params, x):
+        return plain.project(params, x["vector"] + params.bias[:D] * x["token"].astype(float))
+
+    cell = plain._replace(project=project)
+    params = cell.init(KEY, D)
+    params = params._replace(bias=params.bias + 0.3)
+    xs = {"vector": XS, "token": jnp.arange(B * T).reshape(B, T, 1)}
+    expected, ys = rnnjax.unroll(cell, params, xs)
+    step, carry = jax.jit(cell.step) if compiled else cell.step, None
+    for t in range(T):
+        carry, y = step(params, carry, jax.tree.map(lambda a, t=t: a[:, t], xs))
+        close(y, ys[:, t])
+    close(carry, expected)
+    with pytest.raises(ValueError, match=r"x\['vector'\] must have the batch axes \(2,\)"):
+        cell.step(params, None, {"token": jnp.ones((B, 1), int), "vector": XS[0, 0]})
