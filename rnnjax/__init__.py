@@ -153,12 +153,14 @@ from .training import TrainState as TrainState
 from .training import apply_gradients as apply_gradients
 from .training import average_parameters as average_parameters
 from .training import averaged as averaged
+from .training import averaged_from as averaged_from
 from .training import check_finite as check_finite
 from .training import init_train_state as init_train_state
 from .training import make_accumulating_step as make_accumulating_step
 from .training import make_eval_step as make_eval_step
 from .training import make_train_step as make_train_step
 from .training import make_truncated_step as make_truncated_step
+from .training import no_longer_improves as no_longer_improves
 from .transforms import LayerNormParams as LayerNormParams
 from .transforms import LearnedCarryParams as LearnedCarryParams
 from .transforms import Policy as Policy

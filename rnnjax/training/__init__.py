@@ -6,6 +6,8 @@ Knows no cell and no layer: a step takes any loss function of parameters and a b
 from .averaging import ParameterAverage as ParameterAverage
 from .averaging import average_parameters as average_parameters
 from .averaging import averaged as averaged
+from .averaging import averaged_from as averaged_from
+from .averaging import no_longer_improves as no_longer_improves
 from .compiled import Compilation as Compilation
 from .compiled import CompiledStep as CompiledStep
 from .early_stopping import EarlyStopping as EarlyStopping

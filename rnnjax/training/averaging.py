@@ -1,7 +1,8 @@
-"""A running average of the parameters, as the last link of an Optax chain."""
+"""Averages of the parameters, as the last link of an Optax chain."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -9,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from rnnjax._checks import check_size
+
 if TYPE_CHECKING:
     import optax
 
 
 class ParameterAverage(NamedTuple):
-    """State of :func:`average_parameters`."""
+    """State of :func:`average_parameters` and of :func:`averaged_from`."""
 
     steps: Array  # int32
     average: Any
@@ -49,20 +52,83 @@ def average_parameters(decay: float) -> optax.GradientTransformation:
         Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", SIAM
         Journal on Control and Optimization 30 (1992).
     """
-    import optax
-
     if not 0 <= decay < 1:
         raise ValueError(f"decay must be a number in [0, 1), got {decay!r}")
+
+    return _average(lambda t: 1 - jnp.minimum(decay, (1 + t) / (10 + t)))
+
+
+def averaged_from(start: int | None) -> optax.GradientTransformation:
+    r"""The mean of the parameters from one step on, kept beside them; the last link of a chain.
+
+    .. math:: a_t = \theta_t \quad (t < s), \qquad
+        a_t = \frac{1}{t - s + 1} \sum_{j = s}^{t} \theta_j \quad (t \ge s)
+
+    with :math:`\theta_t` the parameters after t steps. Read it with :func:`averaged`. Where the
+    step to start from is only known during the run, begin with None and make the optimizer and
+    the step anew with the number of steps taken once :func:`no_longer_improves` is true: the
+    state fits both.
+
+    Args:
+        start: s, a positive number of steps; None for an average that is the last parameters.
+
+    Raises:
+        ValueError: the start is no such number.
+
+    Example:
+        >>> link = averaged_from(2)
+        >>> state = link.init(jnp.array(0.0))
+        >>> for params in (1.0, 4.0, 6.0):  # after steps 1, 2 and 3
+        ...     _, state = link.update(jnp.array(0.0), state, jnp.array(params))
+        >>> float(averaged(state))
+        5.0
+
+    References:
+        Merity, Keskar and Socher, "Regularizing and optimizing LSTM language models" (2017), there
+        NT-ASGD.
+    """
+    if start is None:
+        return _average(lambda t: jnp.ones(()))
+    start = check_size("start", start)
+    return _average(lambda t: 1 / jnp.maximum(1, t - start + 1))
+
+
+def no_longer_improves(losses: Sequence[float], patience: int = 5) -> bool:
+    """Whether the last loss is above the least of those at least ``patience`` checks before it.
+
+    The trigger of NT-ASGD: a loss that goes up and down while it falls does not set it off.
+
+    Args:
+        losses: of the validations so far, in their order.
+        patience: n, a positive number of checks.
+
+    Raises:
+        ValueError: the patience is no such number.
+
+    Example:
+        >>> no_longer_improves([5.0, 3.0, 4.0], patience=2), no_longer_improves([3.0, 4.0, 4.5], 2)
+        (False, True)
+
+    References:
+        As of :func:`averaged_from`.
+    """
+    earlier = losses[: -check_size("patience", patience)]
+    return bool(earlier) and losses[-1] > min(earlier)
+
+
+def _average(weight_of: Callable[[Array], Array]) -> optax.GradientTransformation:
+    """a ← a + w (θ - a), with the weight w of the step's number, from 1."""
+    import optax
 
     def init(params: Any) -> ParameterAverage:
         return ParameterAverage(jnp.zeros((), jnp.int32), jax.tree.map(_raised, params))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         steps = state.steps + 1
-        weight = jnp.minimum(decay, (1 + steps) / (10 + steps))
+        weight = weight_of(steps)
         new = optax.apply_updates(params, updates)
         average = jax.tree.map(
-            lambda old, leaf: old + (1 - weight).astype(old.dtype) * (leaf.astype(old.dtype) - old),
+            lambda old, leaf: old + weight.astype(old.dtype) * (leaf.astype(old.dtype) - old),
             state.average,
             new,
         )
@@ -77,7 +143,7 @@ def _raised(leaf: Any) -> Array:
 
 
 def averaged(opt_state: Any) -> Any:
-    """The average that :func:`average_parameters` keeps in the state of an optimizer.
+    """The average that :func:`average_parameters` or :func:`averaged_from` keeps.
 
     Returns:
         A tree like the parameters, of at least float32.

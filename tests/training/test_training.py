@@ -13,9 +13,11 @@ from rnnjax.training import (
     apply_gradients,
     average_parameters,
     averaged,
+    averaged_from,
     init_train_state,
     make_eval_step,
     make_train_step,
+    no_longer_improves,
 )
 
 RNG = np.random.default_rng(0)
@@ -451,3 +453,36 @@ def test_the_average_is_found_once_or_not_at_all():
         averaged(twice.init(params))
     with pytest.raises(ValueError, match="decay"):
         average_parameters(1.0)
+
+
+def test_the_mean_from_a_step_on_is_that_of_numpy_and_may_begin_in_the_middle():
+    """The step that starts it is only decided after the third: the state goes on."""
+    history, optimizer = [], optax.chain(optax.sgd(0.1), averaged_from(None))
+    state = init_train_state(jax.random.key(0), jnp.array([1.0, -2.0]), optimizer)
+    for number in range(1, 10):
+        if number == 4:
+            optimizer = optax.chain(optax.sgd(0.1), averaged_from(4))
+        step = make_train_step(lambda p, batch, key: ((p**2).sum(), {}), optimizer)
+        state, _ = step(state, {})
+        history.append(np.asarray(state.params, np.float64))
+        expected = history[-1] if number < 4 else np.mean(history[3:], axis=0)
+        np.testing.assert_allclose(averaged(state.opt_state), expected, rtol=1e-6)
+    with pytest.raises(ValueError, match="start must be a positive integer, got 0"):
+        averaged_from(0)
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "expected"),
+    [
+        ([], 1, False),
+        ([3.0], 1, False),
+        ([3.0, 2.0], 1, False),
+        ([3.0, 4.0], 1, True),
+        ([3.0, 4.0, 3.5], 3, False),  # nothing is long enough ago
+        ([3.0, 2.0, 9.0, 2.5], 2, True),  # above 2.0, two checks before
+        ([3.0, 2.0, 9.0, 2.0], 2, False),  # no better, but no worse
+        ([3.0, 2.0, 2.5], 2, False),  # 2.0 is not long enough ago
+    ],
+)
+def test_a_loss_that_wavers_while_it_falls_goes_on(losses, patience, expected):
+    assert no_longer_improves(losses, patience) is expected
