@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.core import Tracer
 
 from rnnjax import masking
 from rnnjax._checks import check_range, check_size
@@ -193,7 +194,7 @@ def pool_segments(
     Args:
         ys: outputs [..., T, O].
         segment_ids: integers [..., T] in [0, num_segments], 0 where a step is masked. Traced ones
-            cannot be checked; steps of a larger id are left out.
+            cannot be checked; steps of an id outside the range are left out.
         num_segments: N.
         pooling: "last", "mean" or "max" over the steps of a segment.
         last: what "last" means to the layer that gave ``ys``: its ``Layer.last``. A bidirectional
@@ -359,4 +360,7 @@ def check_segments(segment_ids: Any, num_segments: Any) -> tuple[Array, int]:
     """
     ids, count = _check_ids(segment_ids), check_size("num_segments", num_segments)
     check_range("segment_ids", ids, count + 1, f"[0, {count}] (num_segments is {count})")
+    if isinstance(ids, Tracer):
+        # Not to be checked, so left out: as an index of JAX, -1 would be the last segment.
+        ids = jnp.where((ids < 0) | (ids > count), 0, ids)
     return ids.astype(jnp.int32), count

@@ -289,3 +289,21 @@ def test_ids_of_64_bits_are_not_cut_before_they_are_looked_at():
         with pytest.raises(ValueError, match=r"segment_ids must lie in .* got 4294967297"):
             pool_segments(outputs(), wide, COUNT)
         assert resets_from_segment_ids(np.array([1, 2**32 + 1])).tolist() == [True, True]
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "max"])
+@pytest.mark.parametrize("wrong", [-1, -3, 4, 2**31 - 1])
+def test_steps_of_traced_ids_outside_the_range_are_left_out(pooling, wrong):
+    """A negative index of JAX counts from the end: the steps would go to another segment."""
+    ys = jax.random.normal(jax.random.key(0), (2, 4, 3))
+    ids = jnp.array([[1, 1, 0, 2], [3, 0, 3, 0]], jnp.int32)
+    bad = jnp.where(ids == 0, wrong, ids)
+
+    @jax.jit
+    def both(ids):
+        pooled = pool_segments(ys, ids, 3, pooling)
+        return pooled, segment_carries(ys, ids, 3, jnp.zeros(3))
+
+    for found, expected in zip(both(bad), both(ids), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(both(ids)[0], pool_segments(ys, ids, 3, pooling))
