@@ -261,9 +261,11 @@ def mean_pool(ys: Array, valid: Array) -> Array:
         >>> mean_pool(jnp.array([[1.0], [3.0], [jnp.nan]]), jnp.array([True, True, False])).tolist()
         [2.0]
     """
-    total = jnp.sum(zero_padding(valid, ys), axis=-2)
+    # Sums and counts of 16 bits would stop at 256 or be rounded; the mean comes back as it came.
+    steps = zero_padding(valid, ys).astype(jnp.promote_types(ys.dtype, jnp.float32))
+    total = jnp.sum(steps, axis=-2)
     count = jnp.sum(valid, axis=-1, keepdims=True, dtype=total.dtype)
-    return total / jnp.maximum(count, 1)
+    return (total / jnp.maximum(count, 1)).astype(ys.dtype)
 
 
 def max_pool(ys: Array, valid: Array) -> Array:

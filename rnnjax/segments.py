@@ -293,9 +293,12 @@ def _at_ends(values: Array, ids: Array, count: int) -> tuple[Array, Array]:
 
 
 def _mean(steps: Array, ids: Array, count: int) -> Array:
-    total = jax.ops.segment_sum(masking.zero_padding(ids > 0, steps), ids, count + 1)[1:]
+    # Added up in 16 bits, a sum of ones would stay at 256.
+    real = masking.zero_padding(ids > 0, steps)
+    real = real.astype(jnp.promote_types(steps.dtype, jnp.float32))
+    total = jax.ops.segment_sum(real, ids, count + 1)[1:]
     sizes = _sizes(ids, count).astype(total.dtype)
-    return total / jnp.maximum(sizes, 1)[:, None]
+    return (total / jnp.maximum(sizes, 1)[:, None]).astype(steps.dtype)
 
 
 def _max(steps: Array, ids: Array, count: int) -> Array:

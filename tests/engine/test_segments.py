@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rnnjax
+from rnnjax import masking
 from rnnjax.segments import (
     pool_segments,
     resets_from_dones,
@@ -307,3 +308,14 @@ def test_steps_of_traced_ids_outside_the_range_are_left_out(pooling, wrong):
     for found, expected in zip(both(bad), both(ids), strict=True):
         np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(both(ids)[0], pool_segments(ys, ids, 3, pooling))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_means_of_many_steps_of_sixteen_bits_are_taken_in_thirty_two(dtype):
+    """5,000 steps: added up in bfloat16 they would be 256, and 4,992 of them be counted."""
+    ys = jnp.full((1, 5000, 1), 1.5, dtype).at[0, 4000:].set(0.5)
+    mean = masking.mean_pool(ys, jnp.ones((1, 5000), bool))
+    segments = rnnjax.pool_segments(ys, jnp.ones((1, 5000), int), 1, pooling="mean")
+    for got in (mean, segments):
+        assert got.dtype == dtype
+        np.testing.assert_allclose(got.astype(float), [[1.3]], rtol=float(jnp.finfo(dtype).eps))
