@@ -108,8 +108,8 @@ class Settings:
     """Scale gradients down to this norm, since a rare large one of a recurrent network would undo
     many steps."""
     max_skipped: int = 20
-    """End after this many steps in a row that were left out because their loss or gradient was NaN
-    or infinite: such a run does not recover."""
+    """End after this many steps in a row that were left out because their loss, gradient or update
+    was NaN or infinite: such a run does not recover."""
     average_decay: float = 0.99
     """The decay of the running average of the parameters, which validates and is kept: it evens
     out the noise of small batches. With 0 the last parameters are kept."""

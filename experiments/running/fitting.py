@@ -50,7 +50,7 @@ class Recipe(NamedTuple):
         epochs: the bound on them.
         patience: stop after so many epochs without a better validation accuracy.
         prefetch: batches made ahead of the step that reads them.
-        max_skipped: end after so many steps in a row whose loss or gradient is not finite.
+        max_skipped: end after so many steps in a row that were left out as not finite.
         debug_checks: run every step through ``rnnjax.checked``; its times mean nothing.
     """
 
@@ -283,7 +283,7 @@ class _Fitting:
         trained = _counted(now.totals)
         if not trained:
             raise NonFiniteError(
-                f"loss or gradient was NaN or infinite in every step of epoch {now.epoch}: a "
+                f"loss, gradient or update was NaN or infinite in every step of epoch {now.epoch}: a "
                 "smaller learning rate or clipping may help"
             )
         average = averaged(now.train.opt_state)
