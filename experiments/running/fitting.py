@@ -283,8 +283,8 @@ class _Fitting:
         trained = _counted(now.totals)
         if not trained:
             raise NonFiniteError(
-                f"loss, gradient or update was NaN or infinite in every step of epoch {now.epoch}: a "
-                "smaller learning rate or clipping may help"
+                f"loss, gradient or update was NaN or infinite in every step of epoch {now.epoch}: "
+                "a smaller learning rate or clipping may help"
             )
         average = averaged(now.train.opt_state)
         validation = self._evaluate(average, self._splits.validation, now.epoch)
