@@ -15,17 +15,23 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
 def mesh_of(tree: Any) -> Any:
-    """The mesh of more than one device that arrays of ``tree`` lie on, or None.
+    """The mesh that arrays of ``tree`` lie on, or None.
+
+    One of a single device counts only with Explicit axes, which are part of the types there too.
 
     The mesh of ``jax.set_mesh`` counts where the arrays have none of their own: they may be
     divided over it later in the same program.
     """
     for leaf in jax.tree.leaves(tree):
         mesh = jax.typeof(leaf).sharding.mesh
-        if mesh.size > 1:
+        if _counts(mesh):
             return mesh
     mesh = jax.sharding.get_abstract_mesh()
-    return mesh if mesh.size > 1 else None
+    return mesh if _counts(mesh) else None
+
+
+def _counts(mesh: Any) -> bool:
+    return mesh.size > 1 or AxisType.Explicit in mesh.axis_types
 
 
 def may_merge_axes(tree: Any) -> bool:
@@ -76,6 +82,6 @@ def with_automatic_axes(function: Callable, tree: Any, batch_like: Array, batch_
     if mesh is None or AxisType.Explicit not in mesh.axis_types:
         return function(tree)
     own = jax.typeof(batch_like).sharding
-    rows = own.spec[:batch_axes] if own.mesh.size > 1 else ()
+    rows = own.spec[:batch_axes] if _counts(own.mesh) else ()
     out = NamedSharding(mesh, PartitionSpec(*rows))
     return jax.sharding.auto_axes(function, out_sharding=out)(tree)

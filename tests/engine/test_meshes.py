@@ -48,7 +48,7 @@ DIVIDED = """
         return results, gradients
 
     expected = jax.jit(values_and_gradients)(params, xs, lengths)
-    mesh = jax.make_mesh((4,), ("batch",), axis_types=(AxisType.Explicit,))
+    mesh = jax.make_mesh((jax.device_count(),), ("batch",), axis_types=(AxisType.Explicit,))
     rows = NamedSharding(mesh, PartitionSpec("batch"))
     with jax.set_mesh(mesh) if SET_MESH else contextlib.nullcontext():
         given = params, jax.device_put(xs, rows), jax.device_put(lengths, rows)
@@ -81,6 +81,11 @@ def run(code, devices, monkeypatch, **names):
 )
 def test_on_explicit_axes_values_and_gradients_are_those_of_one_device(name, set_mesh, monkeypatch):
     run(DIVIDED, 4, monkeypatch, NAME=name, SET_MESH=set_mesh)
+
+
+@pytest.mark.parametrize("name", ["layers", "classifier last"])
+def test_a_mesh_of_one_device_has_explicit_axes_too(name, monkeypatch):
+    run(DIVIDED, 1, monkeypatch, NAME=name, SET_MESH=False)
 
 
 PROGRAM = """
