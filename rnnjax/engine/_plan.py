@@ -14,7 +14,7 @@ import jax
 from rnnjax._checks import check_size, python_scalar
 from rnnjax.base import Cell, Params
 
-IMPLEMENTATIONS = ("scan", "associative")
+IMPLEMENTATIONS = ("scan", "associative", "persistent")
 REMAT = ("never", "step", "sqrt")
 
 # A block of 32 MiB and more is given back to the system by malloc of the GNU C library whenever it

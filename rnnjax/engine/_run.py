@@ -23,8 +23,7 @@ from rnnjax.engine._prepare import (
     unflatten,
 )
 from rnnjax.engine._step import Loop, scan
-
-IMPLEMENTATIONS = {"scan": _loop.run, "associative": _associative.run}
+from rnnjax.engine.kernels import persistent
 
 
 class Static(NamedTuple):
@@ -36,6 +35,7 @@ class Static(NamedTuple):
         include_initial: and the one before the first.
         request: how the caller wants it run.
         platform: of the devices of the arrays.
+        device: the GPU that the persistent kernel would run on, or why it does not.
         mapped: how many such calls ``jax.vmap`` makes one.
     """
 
@@ -44,6 +44,7 @@ class Static(NamedTuple):
     include_initial: bool
     request: Request
     platform: str
+    device: persistent.Device | str
     mapped: int = 1
 
 
@@ -63,18 +64,46 @@ def _run_call(cell: Cell, static: Static, call: Call) -> tuple[Carry, Any]:
     )
     loop = Loop(static.reverse, plan.scan_unroll, static.all_carries)
     prepared = prepare(cell, loop.reverse, call)
-    final, ys = _run_plan(cell, loop, plan, call, prepared)
+    final, ys = _run_plan(cell, loop, _implementation(static, plan), plan, call, prepared)
     if static.include_initial:
         ys = (ys[0], _with_initial(loop, prepared.carry, ys[1]))
     batch, _ = call.sizes()
     return unflatten(batch, final), batch_first(batch, ys)
 
 
+def _implementation(static: Static, plan: Plan) -> Callable:
+    """What runs the loop: of the scan and the persistent kernel, the arrays decide in the end."""
+    if plan.implementation == "associative":
+        return _associative.run
+    if static.request.implementation == "scan":
+        return _loop.run
+    by_name = static.request.implementation == "persistent"
+    # An ensemble would run member after member in the kernel, and in the scan all at once.
+    if static.mapped > 1 and not by_name:
+        return _loop.run
+    return functools.partial(persistent.run_chosen, by_name, static.device)
+
+
+def kernel_for(cell: Cell, static: Static, call: Call) -> persistent.Launch | str:
+    """The persistent kernel for a call, of which shapes are enough, or why there is none."""
+    if isinstance(static.device, str) and static.request.implementation is None:
+        return static.device
+
+    def arguments(call: Call) -> tuple[Any, Any, Any]:
+        prepared = prepare(cell, static.reverse, call)
+        weights, inputs = project(cell, call.params, prepared, prepared.steps)
+        return weights._replace(params=in_sum_dtypes(call.params)), prepared.carry, inputs
+
+    loop = Loop(static.reverse, 1, static.all_carries)
+    inner = cell_reading_wide(cell, call.params)
+    by_name = static.request.implementation == "persistent"
+    return persistent.choose(inner, loop, jax.eval_shape(arguments, call), static.device, by_name)
+
+
 def _run_plan(
-    cell: Cell, loop: Loop, plan: Plan, call: Call, prepared: Prepared
+    cell: Cell, loop: Loop, run: Callable, plan: Plan, call: Call, prepared: Prepared
 ) -> tuple[Carry, Any]:
     params = call.params
-    run = IMPLEMENTATIONS[plan.implementation]
     inner, wide = cell_reading_wide(cell, params), in_sum_dtypes(params)
 
     def some_steps(wide: Any, prepared: Prepared, carry: Carry, some: Steps) -> Any:

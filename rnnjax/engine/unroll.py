@@ -14,7 +14,8 @@ from rnnjax.engine import _arguments
 from rnnjax.engine._mapped import run_as_one_batch
 from rnnjax.engine._plan import check_request, make_plan, size_of
 from rnnjax.engine._prepare import Call
-from rnnjax.engine._run import Static, run_call
+from rnnjax.engine._run import Static, kernel_for, run_call
+from rnnjax.engine.kernels import persistent
 
 
 def unroll(
@@ -91,7 +92,10 @@ def unroll(
             every k-th step, and the steps between are run again. None chooses; see
             :func:`explain`. Values and gradients are the same.
         implementation: ``"scan"``, step after step; ``"associative"``, in parallel over time, for
-            a cell that is linear in its carry (:class:`rnnjax.Cell`, ``linear``). None chooses.
+            a cell that is linear in its carry (:class:`rnnjax.Cell`, ``linear``);
+            ``"persistent"``, the whole loop as one kernel, on an NVIDIA GPU of compute capability
+            9.0, for a cell whose ``update`` acts unit by unit (``rnnjax.engine.kernels`` says what
+            is promised there). None chooses; see :func:`explain`.
         scan_unroll: steps per iteration of the compiled loop; the result is the same. None
             chooses: several on a GPU, one elsewhere.
         context: constants of each sequence for a cell with the field ``context``: a tree of arrays
@@ -124,7 +128,8 @@ def unroll(
     if include_initial and not all_carries:
         raise ValueError("include_initial=True needs all_carries=True")
     request = check_request(cell, implementation, remat, scan_unroll)
-    static = Static(reverse, all_carries, include_initial, request, platform_of(call))
+    device = persistent.find_device(call)
+    static = Static(reverse, all_carries, include_initial, request, platform_of(call), device)
 
     def run(call: Call, mapped: int) -> tuple[Carry, Any]:
         return run_call(cell, static._replace(mapped=mapped), call)
@@ -216,10 +221,17 @@ def explain(
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         _arguments.explain_failure(cell, params, xs)
         raise
-    lines = {"memory": plan.reason}
+    lines, kernel = {"memory": plan.reason}, None
+    if plan.implementation == "scan" and implementation != "scan" and cell.context is None:
+        device = persistent.find_device((params, xs))
+        static = Static(False, False, False, request, platform, device)
+        kernel = kernel_for(cell, static, Call(params, xs, *(None for _ in Call._fields[2:])))
     if plan.implementation == "associative":
         lines["implementation"] = "associative scan, parallel over time"
         lines["derivative"] = "a linear recurrence in the other direction, in parallel too"
+    elif isinstance(kernel, persistent.Launch):
+        lines["implementation"] = f"one persistent kernel: {kernel.tiling.describe()}"
+        lines["derivative"] = "a kernel of its own; the weight gradient is one product after it"
     else:
         lines["implementation"] = "scan over time"
         lines["derivative"] = (
@@ -229,7 +241,9 @@ def explain(
             lines["derivative"] = "ordinary autodiff of the cell's plain_step, which is slower"
         steps = "1 step" if plan.scan_unroll == 1 else f"{plan.scan_unroll} steps"
         lines["loop"] = f"{steps} an iteration on {platform}"
-    order = ("implementation", "derivative", "memory", "loop")
+        if platform == "gpu" and kernel is not None:
+            lines["no persistent kernel"] = kernel
+    order = ("implementation", "derivative", "memory", "loop", "no persistent kernel")
     return "\n".join(f"{name}: {lines[name]}" for name in order if name in lines)
 
 

@@ -1,0 +1,31 @@
+"""Loops over time as one GPU kernel: ``unroll(..., implementation="persistent")``.
+
+What is promised, on an NVIDIA GPU of the Hopper generation (H100, H200) and JAX 0.11 or later:
+
+- **Which cells.** All whose ``project`` gives pieces of one size H, whose carry and outputs have
+  that size, and whose ``update`` and ``hidden`` act unit by unit, as found in their jaxpr: LSTM,
+  GRU, simple, minimal gated, coupled and peephole cells, a user's own, and these under variational
+  dropout, recurrent dropout, zoneout, weight drop, a learned carry and gate traces. Lengths, masks,
+  resets, both directions, given carries, all carries, noise and ``remat`` are as in the scan.
+- **Which results differ from the scan, and why.** With bfloat16 or float16 weights the products are
+  of that dtype and the sums float32, as in the scan; sigmoid and tanh are the processor's own
+  (error 5e-4), and the cotangents of ``h W`` are rounded to the dtype of the weights once, before
+  the input's gradient is taken of them, too. With float32 weights a product is three of bfloat16
+  (hi hi + hi lo + lo hi): on a CPU their error is a twentieth of that of TF32, which the scan's
+  products have on a GPU unless JAX is told otherwise; sigmoid and tanh are exact to float32. On a
+  GPU that error is not measured yet (a first run showed weights that XLA had rounded to bfloat16;
+  that is mended), so float32 runs in the kernel only when it is asked for by name.
+- **When it is chosen by itself.** For bfloat16 and float16 weights, from 16 steps on, where all
+  tiles of the batch fit on the device at once. ``rnnjax.explain`` says so, or why not.
+- **How fast.** Tables by device are in ``experiments/gpu_check/measured``; they and all that is
+  said here are made and checked by ``python -m experiments.gpu_check``.
+- **The same bits.** Two runs on one device give equal bits: no sum depends on an order in time.
+- **What is refused**, by name with the reason, and left to the scan where it was not asked for by
+  name: other cells, dtypes and devices; float32 where ``jax_default_matmul_precision`` asks for
+  more; more than four gates; sizes that need more processors or shared memory than the device has
+  (the kernel's parts wait for each other, so all must run at once); several devices outside of
+  ``jax.shard_map``.
+- **Derivatives.** Reverse mode runs in a kernel of its own. The derivative of that, once more by
+  either mode, is the scan's. Forward mode through the loop itself is refused by JAX
+  (``jax.custom_vjp``): ask for ``implementation="scan"``.
+"""

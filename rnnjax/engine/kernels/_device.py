@@ -1,0 +1,50 @@
+"""What is known of the GPU that a computation is for."""
+
+from typing import Any, NamedTuple
+
+import jax
+
+HOPPER = "9.0"
+# Shared memory that a CTA may have, by compute capability, where the device does not say.
+SHARED_MEMORY = {HOPPER: 232_448}
+
+
+class Device(NamedTuple):
+    """A GPU as the kernels see it.
+
+    Attributes:
+        name: as the driver calls it.
+        capability: its compute capability, such as "9.0".
+        processors: streaming multiprocessors: CTAs of the kernels' size that run at once.
+        shared_memory: bytes that a CTA may have.
+    """
+
+    name: str
+    capability: str
+    processors: int
+    shared_memory: int
+
+
+def describe(device: Any) -> Device | str:
+    """The GPU ``device``, or why the kernels do not run on it."""
+    if device.platform != "gpu":
+        return f"it runs on an NVIDIA GPU, and this computation is for {device.platform}"
+    capability = str(getattr(device, "compute_capability", ""))
+    if capability != HOPPER:
+        return (
+            f"it is written for GPUs of compute capability {HOPPER} (Hopper), and "
+            f"{device.device_kind} has {capability or 'none'}"
+        )
+    processors = getattr(device, "core_count", None)
+    if not processors:
+        return f"the driver does not say how many processors {device.device_kind} has"
+    memory = getattr(device, "shared_memory_per_block_optin", None) or SHARED_MEMORY[capability]
+    return Device(device.device_kind, capability, int(processors), int(memory))
+
+
+def default_device() -> Any:
+    """The device that arrays which lie nowhere yet are computed on."""
+    chosen = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(chosen, str):
+        return jax.devices(chosen)[0]
+    return jax.local_devices()[0] if chosen is None else chosen
