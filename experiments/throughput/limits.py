@@ -80,21 +80,38 @@ class Device(NamedTuple):
     latencies: tuple[tuple[float, float], ...]
 
 
-_H100 = Device(
-    flops={"bfloat16": 800e12, "float32": 60e12},
-    bandwidth=3.0e12,
-    latencies=((64, 0.5e-6), (160, 0.7e-6), (440, 0.9e-6), (768, 1.3e-6), (float("inf"), 2.0e-6)),
+# A model of Hopper GPUs; of others only products and copies are known, which are measured.
+HOPPER_LATENCIES = (
+    *((64, 0.5e-6), (160, 0.7e-6), (440, 0.9e-6), (768, 1.3e-6)),
+    (float("inf"), 2.0e-6),
 )
-DEVICES = {"H100": _H100}
+UNKNOWN_LATENCIES = ((float("inf"), 0.0),)
 
 # A step backwards waits one and a half times as long: it has two products in a row.
 BACKWARD = 1.5
 
 
-def find_device() -> Device | None:
-    """The figures of the device in use, where they are known."""
-    kind = jax.devices()[0].device_kind
-    return next((device for name, device in DEVICES.items() if name in kind), None)
+@functools.lru_cache(maxsize=8)
+def measure_device(size: int = 8192, copied: int = 2**28, seconds: float = 0.05) -> Device:
+    """The figures of the device in use: its products, as JAX takes them by default, and copies.
+
+    Args:
+        size: of the square matrices.
+        copied: float32 numbers that are read and written.
+        seconds: of a round.
+    """
+    block = jnp.ones((copied,), jnp.float32)
+    copy = jax.jit(lambda a: a + 1).lower(block).compile()
+    calls: dict[str, Any] = {"copy": lambda: copy(block)}
+    calls |= {dtype: _jax_product(size, size, size, dtype) for dtype in ("bfloat16", "float32")}
+    timings = interleaved(calls, rounds=5, seconds=seconds)
+    least = {name: timing.spread.least for name, timing in timings.items()}
+    capability = str(getattr(jax.devices()[0], "compute_capability", ""))
+    return Device(
+        flops={dtype: 2 * size**3 / least[dtype] for dtype in ("bfloat16", "float32")},
+        bandwidth=8 * copied / least["copy"],
+        latencies=HOPPER_LATENCIES if capability == "9.0" else UNKNOWN_LATENCIES,
+    )
 
 
 def floor_seconds(case: Case, flops: float, device: Device) -> float:
@@ -129,7 +146,6 @@ def limits(problem: Problem, seconds: float) -> dict[str, float]:
     """What a run of this problem can be held against here, in seconds by name."""
     if jax.default_backend() == "cpu":
         return {"products": product_seconds(problem, seconds)}
-    device = find_device()
-    if device is None or problem.bidirectional:
+    if problem.bidirectional:
         return {}
-    return {"floor": floor_seconds(problem.case, problem.flops, device)}
+    return {"floor": floor_seconds(problem.case, problem.flops, measure_device())}

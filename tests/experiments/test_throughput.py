@@ -266,10 +266,20 @@ def test_floating_point_operations_are_those_of_the_products():
 def test_the_floor_of_a_device_is_the_larger_of_its_three_limits(shape, forward, training):
     batch, steps, size, hidden = shape
     flops = 8 * batch * steps * hidden * (size + hidden)
+    hopper = limits.Device({"bfloat16": 800e12}, 3.0e12, limits.HOPPER_LATENCIES)
     for mode, factor, expected in (("forward", 1, forward), ("training", 3, training)):
         case = Case("lstm", shape, dtype="bfloat16", mode=mode)
-        found = limits.floor_seconds(case, factor * flops, limits.DEVICES["H100"])
+        found = limits.floor_seconds(case, factor * flops, hopper)
         assert 1e6 * found == pytest.approx(expected, rel=0.01)
+
+
+def test_of_a_device_that_is_not_known_products_and_copies_are_measured():
+    device = limits.measure_device(size=64, copied=2**16, seconds=0.001)
+    assert device.flops["float32"] > 0
+    assert device.bandwidth > 0
+    case = Case("lstm", Shape(16, 50, 64, 32), mode="forward")
+    # Here the model of how long a step waits is not known, so it does not count.
+    assert limits.floor_seconds(case, 0, device._replace(bandwidth=float("inf"))) == 0
 
 
 def test_the_cases_of_a_run_are_those_asked_for():

@@ -63,6 +63,8 @@ def _module(problem: Problem, cell: bool) -> torch.nn.Module:
     module = module.to(_device(), DTYPES[problem.case.dtype])
     weights = interop.export_weights(problem.kind, problem.params, cell=cell)
     module.load_state_dict({n: _tensor(a, problem.case.dtype) for n, a in weights.items()})
+    if isinstance(module, torch.nn.RNNBase):
+        module.flatten_parameters()  # cuDNN is quickest where the weights are one chunk of memory
     return module
 
 
