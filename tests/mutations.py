@@ -194,7 +194,7 @@ FAULTS = [
         (
             "starts = resets if valid is None else resets & valid",
             "starts = resets",
-            f"{ALONE}[lstm_reverse-all]",
+            f"{ALONE}[lstm-all]",
         ),
         (
             "valid & _at_next_real_step(following, _shift_back(valid))",

@@ -85,7 +85,7 @@ def test_dropout_acts_between_layers_and_only_with_a_key():
     assert set(np.unique(dropped)) == {np.float32(0), np.float32(1 / 0.75)}
     assert abs(np.mean(dropped == 0) - 0.25) < 0.02
     np.testing.assert_array_equal(dropped, layer.apply(((), ()), many, key=KEY)[1])
-    single = rnnjax.stack(ones, dropout=0.25)
+    single = rnnjax.stack(echo, dropout=0.25)  # neither its input nor its output is dropped
     assert np.all(single.apply(((),), many, key=KEY)[1] == 1)
 
 
