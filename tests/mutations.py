@@ -207,8 +207,8 @@ FAULTS = [
             f"{LAYERS}test_the_last_output_is_what_each_direction_says_at_its_own_end",
         ),
         (
-            "return total / jnp.maximum(count, 1)",
-            "return total / ys.shape[-2]",
+            "return (total / jnp.maximum(count, 1))",
+            "return (total / ys.shape[-2])",
             f"{MODELS}test_pools_are_over_valid_steps_only",
         ),
         (
@@ -374,8 +374,8 @@ FAULTS = [
     *_of(
         "training/averaging.py",
         (
-            "jnp.minimum(decay, (1 + steps) / (10 + steps))",
-            "decay",
+            "1 - jnp.minimum(decay, (1 + t) / (10 + t))",
+            "1 - decay",
             f"{TRAIN}test_the_average_of_parameters_is_that_of_a_numpy_loop",
         ),
     ),
