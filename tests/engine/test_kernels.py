@@ -397,6 +397,7 @@ def test_what_the_scan_does_as_well_is_left_to_it_unless_asked_for():
     assert reason_for(rnnjax.lstm(64), **chosen) == ""
     assert "too few" in reason_for(rnnjax.lstm(64), time=4, **chosen)
     assert "rounds" in reason_for(rnnjax.lstm(512), batch=300, **chosen)
+    assert "half of the device" in reason_for(rnnjax.lstm(512), batch=64, **chosen)
 
 
 @NEW_JAX

@@ -16,7 +16,9 @@ What is promised, on an NVIDIA GPU of the Hopper generation (H100, H200) and JAX
   GPU that error is not measured yet (a first run showed weights that XLA had rounded to bfloat16;
   that is mended), so float32 runs in the kernel only when it is asked for by name.
 - **When it is chosen by itself.** For bfloat16 and float16 weights, from 16 steps on, where all
-  tiles of the batch fit on the device at once. ``rnnjax.explain`` says so, or why not.
+  tiles of the batch fit on half of the device at once: two loops that do not depend on each other,
+  as the directions of a layer, may then run side by side. Asked for by name it takes the whole
+  device. ``rnnjax.explain`` says what is chosen, and why.
 - **How fast.** Tables by device are in ``experiments/gpu_check/measured``; they and all that is
   said here are made and checked by ``python -m experiments.gpu_check``.
 - **The same bits.** Two runs on one device give equal bits: no sum depends on an order in time.

@@ -120,6 +120,10 @@ def plan(problem: Problem, device: Device | str, by_itself: bool) -> Launch | st
         return "float32 is run when asked for by name: its errors are not measured on a GPU yet"
     if by_itself and launch.tiling.rounds > 1:
         return f"{problem.batch} sequences would take {launch.tiling.rounds} rounds"
+    if by_itself and 2 * launch.tiling.at_once * launch.tiling.groups > device.processors:
+        # Two launches that each wait for room which the other has would wait for ever. By name, the
+        # caller says that nothing like it runs beside; the two directions of a layer might.
+        return "it would take more than half of the device, and two such loops may run at once"
     if by_itself and problem.time < FEWEST_STEPS:
         return f"{problem.time} steps are too few to gain by it"
     return launch
