@@ -37,7 +37,8 @@ Writing and choosing
 Training
     ``make_train_step`` ``make_accumulating_step`` ``make_eval_step`` ``make_truncated_step``
     ``init_train_state`` ``TrainState`` ``CompiledStep`` ``Sequences`` ``apply_gradients``
-    ``average_parameters`` ``averaged`` ``EarlyStopping`` ``check_finite`` ``NonFiniteError``;
+    ``average_parameters`` ``averaged`` ``averaged_from`` ``no_longer_improves``
+    ``EarlyStopping`` ``check_finite`` ``NonFiniteError``;
     values looked at while a function runs: ``checked``.
 Modules, loaded when they are first used
     ``rnnjax.data`` texts and series as batches; ``rnnjax.metrics`` losses and metrics as sums

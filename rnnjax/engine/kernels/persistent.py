@@ -646,11 +646,12 @@ def run_chosen(
 ) -> tuple[Any, Any]:
     """Run the kernels where they are asked for, or known to be right and faster; else the scan."""
     arguments = (weights, carry, inputs)
-    if isinstance(device, str) and not by_name:
+    if isinstance(device, str):
+        if by_name:
+            choose(cell, loop, arguments, device, by_name)  # raises with the reason
         return _loop.run(cell, loop, *arguments)
     if isinstance(choose(cell, loop, arguments, device, by_name), str):
         return _loop.run(cell, loop, *arguments)
-    assert isinstance(device, Device)
     return run(cell, loop, *arguments, device=device, by_itself=not by_name)
 
 
