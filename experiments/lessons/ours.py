@@ -14,12 +14,16 @@ import optax
 from jax import Array
 from numpy.typing import NDArray
 
-from experiments.lessons import lazy_adam
-from experiments.lessons.lazy_adam import Moments, Table, Tails
 from experiments.lessons.recipes import Corpus, Encoded, Recipe, Totals, build
 from experiments.running.prefetching import prefetched
 from rnnjax.models import ClassifierParams, EmbeddingParams
-from rnnjax.training import CompiledStep
+from rnnjax.training import (
+    CompiledStep,
+    LazyAdamState,
+    init_lazy_adam,
+    lazy_adam_params,
+    make_lazy_adam_step,
+)
 
 
 class Batch(NamedTuple):
@@ -33,13 +37,9 @@ class Batch(NamedTuple):
 
 
 class State(NamedTuple):
-    """All that a step reads and writes; the table has the vectors, ``rest`` all else."""
+    """All that a step reads and writes; the table in ``adam`` has the vectors."""
 
-    step: Array
-    table: Table
-    rest: ClassifierParams
-    moments: Moments
-    tails: Tails
+    adam: LazyAdamState
     key: Array
     totals: Array  # [2], sums of mean losses and of hits
 
@@ -90,16 +90,9 @@ class Ours:
         capacity = 1 << max(steps, 1023).bit_length()
         self._programs = programs(self._recipe, self._corpus.vocab_size, capacity)
         params = jax.tree.map(jnp.array, params)  # copies, as a step gives its state away
-        rest = params._replace(embedding=())
-        self._state = State(
-            jnp.zeros((), jnp.int32),
-            lazy_adam.init_table(params.embedding.vectors),
-            rest,
-            Moments(*(jax.tree.map(jnp.zeros_like, rest) for _ in range(2))),
-            lazy_adam.make_tails(capacity, self._recipe.form),
-            jax.random.key(seed + 1),
-            jnp.zeros(2),
-        )
+        rest, form = params._replace(embedding=()), self._recipe.form
+        adam = init_lazy_adam(params.embedding.vectors, rest, max_steps=capacity, form=form)
+        self._state = State(adam, jax.random.key(seed + 1), jnp.zeros(2))
 
     def prepare(self, batches: Sequence[NDArray[np.int64]]) -> None:
         """Nothing: a step is compiled, and timed apart, when its shape comes for the first time."""
@@ -167,35 +160,25 @@ def make_batch(
 
 def make_step(recipe: Recipe) -> Any:
     """A training step: state and batch to state."""
-    rate, form = recipe.learning_rate, recipe.form
     noisy = recipe.dropout > 0 or recipe.recurrent_dropout > 0
 
+    def loss_of(vectors: Array, rest: ClassifierParams, batch: Batch, key: Any) -> tuple:
+        params = rest._replace(embedding=EmbeddingParams(vectors))
+        model = build(recipe, len(vectors))
+        logits = model.apply(params, batch.tokens, lengths=batch.lengths, key=key)
+        return loss_and_hits(logits, batch)
+
+    advance = make_lazy_adam_step(
+        loss_of,
+        recipe.learning_rate,
+        form=recipe.form,
+        rates=functools.partial(learning_rates, recipe),
+    )
+
     def step(state: State, batch: Batch) -> State:
-        rows = jnp.asarray(batch.rows)
-        values = lazy_adam.read(state.table, rows, state.step, state.tails, rate, form)
-        key = jax.random.fold_in(state.key, state.step) if noisy else None
-        model = build(recipe, len(batch.rows))
-
-        def loss_of(vectors: Array, rest: ClassifierParams) -> tuple[Array, Array]:
-            params = rest._replace(embedding=EmbeddingParams(vectors))
-            logits = model.apply(params, batch.tokens, lengths=batch.lengths, key=key)
-            return loss_and_hits(logits, batch)
-
-        grad = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
-        (loss, hits), (of_vectors, of_rest) = grad(values[:, 0], state.rest)
-        now = state.step + 1
-        read = Moments(values[:, 1], values[:, 2])
-        vectors, read = lazy_adam.adam(values[:, 0], read, of_vectors, now, rate, form)
-        written = jnp.stack([vectors, read.mean, read.square], axis=1)
-        rates = learning_rates(recipe, state.rest)
-        rest, moments = lazy_adam.adam(state.rest, state.moments, of_rest, now, rates, form)
-        return state._replace(
-            step=now,
-            table=lazy_adam.write(state.table, rows, written, now),
-            rest=rest,
-            moments=moments,
-            totals=state.totals + jnp.stack([loss, hits]),
-        )
+        key = jax.random.fold_in(state.key, state.adam.step) if noisy else None
+        adam, figures = advance(state.adam, batch.rows, batch, key)
+        return state._replace(adam=adam, totals=state.totals + jnp.stack(figures))
 
     return step
 
@@ -213,11 +196,10 @@ def make_answers(recipe: Recipe) -> Any:
 
 def make_settle(recipe: Recipe) -> Any:
     """A state to its parameters, every row up to date."""
-    rate, form = recipe.learning_rate, recipe.form
 
     def settle(state: State) -> ClassifierParams:
-        vectors = lazy_adam.settle(state.table, state.step, state.tails, rate, form)
-        return state.rest._replace(embedding=EmbeddingParams(vectors))
+        vectors, rest = lazy_adam_params(state.adam, recipe.learning_rate, form=recipe.form)
+        return rest._replace(embedding=EmbeddingParams(vectors))
 
     return settle
 

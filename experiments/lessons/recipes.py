@@ -14,11 +14,11 @@ from jax import Array
 from numpy.typing import NDArray
 
 import rnnjax
-from experiments.lessons.lazy_adam import Form
 from rnnjax.data import Examples, flatten
 from rnnjax.data.ragged import Ragged, Sequences
 from rnnjax.interop.classifiers import LayerSize
 from rnnjax.models import ClassifierParams, EmbeddingParams, LinearParams, Model
+from rnnjax.training.lazy_adam import Form
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,10 @@ from .averaging import no_longer_improves as no_longer_improves
 from .compiled import Compilation as Compilation
 from .compiled import CompiledStep as CompiledStep
 from .early_stopping import EarlyStopping as EarlyStopping
+from .lazy_adam import LazyAdamState as LazyAdamState
+from .lazy_adam import init_lazy_adam as init_lazy_adam
+from .lazy_adam import lazy_adam_params as lazy_adam_params
+from .lazy_adam import make_lazy_adam_step as make_lazy_adam_step
 from .steps import LossFn as LossFn
 from .steps import Metrics as Metrics
 from .steps import make_accumulating_step as make_accumulating_step

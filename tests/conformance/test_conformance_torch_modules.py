@@ -52,7 +52,7 @@ REFUSED = {
     "input_size should be of type int, got: str": "input_size must be a positive .* got '10'",
     "num_layers must be greater than zero": "stack needs at least one layer, got none",
     "input has inconsistent input_size: got 11 expected 10": (
-        r"expected an input of size 10 \(weights of shape \(10, \d+\)\), got size 11"
+        r"xs must have size 10 in the last axis \(weights of shape \(10, \d+\)\), got size 11"
     ),
     "hidden0 has inconsistent hidden_size: got 21, expected 20": (
         r"initial_carry(\.h)? must have shape \(3, 20\), got shape \(3, 21\)"

@@ -9,11 +9,10 @@ import sys
 import types
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.lessons import LESSONS, __main__, contest, lazy_adam, news, ours, sequences, tables
+from experiments.lessons import LESSONS, __main__, contest, news, ours, sequences, tables
 from experiments.lessons.lesson import (
     LessonSettings,
     Measured,
@@ -61,25 +60,6 @@ def make_corpus(count=38, words=90):
         return Encoded(rows, random.integers(0, 4, n).tolist())
 
     return Corpus(part(count), part(9), words, "")
-
-
-@pytest.mark.parametrize("form", ["pytorch", "keras"])
-@pytest.mark.parametrize(("begun", "lag"), [(1, 1), (1, 40), (7, 300), (900, 250)])
-def test_a_row_is_brought_up_to_date_as_if_each_step_had_moved_it(form, begun, lag):
-    random = np.random.default_rng(0)
-    p, m = random.normal(size=(2, 1, 6))
-    v = m**2 * random.uniform(0.5, 50, (1, 6)) + 1e-9
-    tails = lazy_adam.make_tails(begun + lag, form)
-    table = lazy_adam.Table(
-        jnp.asarray(np.stack([p, m, v], 1), jnp.float32), jnp.array([begun], jnp.int32)
-    )
-    got = lazy_adam.settle(table, jnp.int32(begun + lag), tails, RATE, form)
-    for s in range(begun + 1, begun + lag + 1):
-        m, v = 0.9 * m, 0.999 * v
-        correct = np.sqrt(1 - 0.999**s)
-        root = np.sqrt(v) + 1e-7 if form == "keras" else np.sqrt(v) + 1e-8 * correct
-        p = p - RATE * correct / (1 - 0.9**s) * m / root
-    np.testing.assert_allclose(got, p, atol=2e-6)
 
 
 def test_lazy_rows_end_where_pytorch_has_them():

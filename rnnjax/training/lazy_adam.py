@@ -1,4 +1,4 @@
-r"""Adam over a table of vectors, at the cost of the rows that a step reads.
+r"""Adam over a large table of vectors, at the cost of the rows that a step reads.
 
 Adam moves every row of an embedding at every step, also those that the batch does not hold: their
 gradient is zero, but their averages go on. Nobody looks at such a row until it is read again, so
@@ -20,6 +20,7 @@ PyTorch corrects the bias of v before it adds epsilon, Keras after; otherwise th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -27,6 +28,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from rnnjax._checks import check_size
+
+# The decay rates that Kingma and Ba recommend, and the defaults of PyTorch and Keras.
 B1, B2 = 0.9, 0.999
 EPSILON = {"pytorch": 1e-8, "keras": 1e-7}
 Form = Literal["pytorch", "keras"]
@@ -56,6 +60,117 @@ class Moments(NamedTuple):
 
     mean: Any
     square: Any
+
+
+class LazyAdamState(NamedTuple):
+    """All that a step of :func:`make_lazy_adam_step` reads and writes.
+
+    Attributes:
+        step: int32, steps taken.
+        table: the vectors, with their averages.
+        rest: all other parameters.
+        moments: the averages of these.
+        tails: tables for the steps that were left out.
+    """
+
+    step: Array
+    table: Table
+    rest: Any
+    moments: Moments
+    tails: Tails
+
+
+def init_lazy_adam(
+    vectors: Array, rest: Any, *, max_steps: int, form: Form = "pytorch"
+) -> LazyAdamState:
+    """The state before the first step.
+
+    Args:
+        vectors: the table [V, E].
+        rest: all other parameters, a tree.
+        max_steps: the most steps that are ever taken: two tables are as long.
+        form: whose Adam, see the top of this file.
+
+    Raises:
+        ValueError: ``max_steps`` is not a positive integer, or the form is unknown.
+    """
+    if form not in EPSILON:
+        raise ValueError(f"form must be 'pytorch' or 'keras', got {form!r}")
+    return LazyAdamState(
+        jnp.zeros((), jnp.int32),
+        init_table(jnp.asarray(vectors)),
+        rest,
+        Moments(*(jax.tree.map(jnp.zeros_like, rest) for _ in range(2))),
+        make_tails(check_size("max_steps", max_steps), form),
+    )
+
+
+def make_lazy_adam_step(
+    loss_fn: Callable[..., tuple[Array, Any]],
+    learning_rate: float,
+    *,
+    form: Form = "pytorch",
+    rates: Callable[[Any], Any] | None = None,
+) -> Callable[..., tuple[LazyAdamState, Any]]:
+    """A training step by Adam that costs as much as the rows of the table it reads.
+
+    What it computes is Adam over all parameters, but for the approximation at the top of this
+    file. It is a pure function, to be compiled by ``jax.jit`` with the state donated.
+
+    Args:
+        loss_fn: ``(vectors [U, E], rest, batch, key) -> (loss, aux)``: the loss from the vectors of
+            the rows that the batch reads, so that its tokens are places among these rows.
+        learning_rate: of Adam.
+        form: as for :func:`init_lazy_adam`.
+        rates: ``(rest) -> tree`` of learning rates, one for each parameter outside the table; None
+            for ``learning_rate`` everywhere.
+
+    Returns:
+        ``step(state, rows, batch, key=None) -> (state, (loss, aux))``, with ``rows`` int32 [U] the
+        distinct ids that the batch reads. Ids outside the table fill ``rows`` up to one shape.
+
+    Example:
+        >>> import numpy as np
+        >>> def loss_fn(vectors, rest, places, key):
+        ...     return jnp.sum((vectors[places] @ rest - 1.0) ** 2), ()
+        >>> state = init_lazy_adam(jnp.full((100, 2), 0.5), jnp.full(2, 0.5), max_steps=50)
+        >>> step = jax.jit(make_lazy_adam_step(loss_fn, 0.05), donate_argnums=0)
+        >>> rows = np.array([3, 7, 100], np.int32)  # 100 is outside: it only fills the shape
+        >>> for _ in range(50):
+        ...     state, (loss, _) = step(state, rows, np.array([0, 1, 1]))
+        >>> vectors, rest = lazy_adam_params(state, 0.05)
+        >>> round(float(vectors[3] @ rest), 1), float(vectors[5, 0])
+        (1.0, 0.5)
+
+    References:
+        Kingma and Ba, "Adam: a method for stochastic optimization", ICLR 2015.
+    """
+
+    def step(
+        state: LazyAdamState, rows: Array, batch: Any, key: Any = None
+    ) -> tuple[LazyAdamState, Any]:
+        rows = jnp.asarray(rows)
+        values = read(state.table, rows, state.step, state.tails, learning_rate, form)
+        with_aux = jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True)
+        result, (of_vectors, of_rest) = with_aux(values[:, 0], state.rest, batch, key)
+        now = state.step + 1
+        of_rows = Moments(values[:, 1], values[:, 2])
+        vectors, of_rows = adam(values[:, 0], of_rows, of_vectors, now, learning_rate, form)
+        written = jnp.stack([vectors, of_rows.mean, of_rows.square], axis=1)
+        each = learning_rate if rates is None else rates(state.rest)
+        rest, moments = adam(state.rest, state.moments, of_rest, now, each, form)
+        table = write(state.table, rows, written, now)
+        return LazyAdamState(now, table, rest, moments, state.tails), result
+
+    return step
+
+
+def lazy_adam_params(
+    state: LazyAdamState, learning_rate: float, *, form: Form = "pytorch"
+) -> tuple[Array, Any]:
+    """The whole table [V, E], every row up to date, and all other parameters."""
+    vectors = settle(state.table, state.step, state.tails, learning_rate, form)
+    return vectors, state.rest
 
 
 def make_tails(steps: int, form: Form) -> Tails:
@@ -135,7 +250,7 @@ def adam(
     learning_rate: Any,
     form: Form,
 ) -> tuple[Any, Moments]:
-    """One step of Adam, the ``step``-th from 1; the learning rate may be a tree like the params."""
+    """One step of Adam, the ``step``-th from 1; the learning rate is one for all, or a tree."""
     s = step.astype(jnp.float32)
     correct_mean, correct_square = 1 - B1**s, jnp.sqrt(1 - B2**s)
     mean = jax.tree.map(lambda m, g: B1 * m + (1 - B1) * g, moments.mean, grads)
@@ -146,4 +261,7 @@ def adam(
             return p - rate * correct_square / correct_mean * m / (jnp.sqrt(v) + EPSILON[form])
         return p - rate / correct_mean * m / (jnp.sqrt(v) / correct_square + EPSILON[form])
 
-    return jax.tree.map(move, params, mean, square, learning_rate), Moments(mean, square)
+    if not isinstance(learning_rate, float):
+        return jax.tree.map(move, params, mean, square, learning_rate), Moments(mean, square)
+    moved = jax.tree.map(lambda p, m, v: move(p, m, v, learning_rate), params, mean, square)
+    return moved, Moments(mean, square)

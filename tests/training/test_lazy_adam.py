@@ -1,0 +1,67 @@
+"""A row that was not read ends where every step would have moved it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rnnjax.training import init_lazy_adam, lazy_adam, lazy_adam_params, make_lazy_adam_step
+
+RATE = 0.01
+
+
+@pytest.mark.parametrize("form", ["pytorch", "keras"])
+@pytest.mark.parametrize(("begun", "lag"), [(1, 1), (1, 40), (7, 300), (900, 250)])
+def test_a_row_is_brought_up_to_date_as_if_each_step_had_moved_it(form, begun, lag):
+    random = np.random.default_rng(0)
+    p, m = random.normal(size=(2, 1, 6))
+    v = m**2 * random.uniform(0.5, 50, (1, 6)) + 1e-9
+    tails = lazy_adam.make_tails(begun + lag, form)
+    table = lazy_adam.Table(
+        jnp.asarray(np.stack([p, m, v], 1), jnp.float32), jnp.array([begun], jnp.int32)
+    )
+    got = lazy_adam.settle(table, jnp.int32(begun + lag), tails, RATE, form)
+    for s in range(begun + 1, begun + lag + 1):
+        m, v = 0.9 * m, 0.999 * v
+        correct = np.sqrt(1 - 0.999**s)
+        root = np.sqrt(v) + 1e-7 if form == "keras" else np.sqrt(v) + 1e-8 * correct
+        p = p - RATE * correct / (1 - 0.9**s) * m / root
+    np.testing.assert_allclose(got, p, atol=2e-6)
+
+
+def test_the_step_is_adam_over_the_whole_table():
+    random = np.random.default_rng(0)
+    vectors = jnp.asarray(random.normal(size=(12, 3)), jnp.float32)
+    rest = {"w": jnp.asarray(random.normal(size=3), jnp.float32)}
+    batches = [random.choice(12, 4, replace=False) for _ in range(60)]
+
+    def loss_fn(rows, rest, places, key):
+        return jnp.sum((rows[places] @ rest["w"] - 1.0) ** 2), {}
+
+    step = jax.jit(make_lazy_adam_step(loss_fn, RATE))
+    state = init_lazy_adam(vectors, rest, max_steps=len(batches))
+    dense, optimizer = {"vectors": vectors, **rest}, optax.adam(RATE)
+    held = optimizer.init(dense)
+    for ids in batches:
+        # Two ids outside the table fill the rows up.
+        rows = np.concatenate([ids, [12, 13]]).astype(np.int32)
+        state, (loss, _) = step(state, rows, jnp.arange(4))
+
+        def whole(p, ids=ids):
+            return loss_fn(p["vectors"], p, ids, None)[0]
+
+        expected, grads = jax.value_and_grad(whole)(dense)
+        updates, held = optimizer.update(grads, held)
+        dense = optax.apply_updates(dense, updates)
+        np.testing.assert_allclose(loss, expected, rtol=2e-3)
+    found, others = lazy_adam_params(state, RATE)
+    np.testing.assert_allclose(found, dense["vectors"], atol=2e-4)
+    np.testing.assert_allclose(others["w"], dense["w"], atol=2e-4)
+
+
+def test_wrong_settings_are_named():
+    with pytest.raises(ValueError, match="max_steps must be a positive integer"):
+        init_lazy_adam(jnp.ones((2, 2)), (), max_steps=0)
+    with pytest.raises(ValueError, match="form must be 'pytorch' or 'keras', got 'optax'"):
+        init_lazy_adam(jnp.ones((2, 2)), (), max_steps=1, form="optax")
