@@ -154,7 +154,7 @@ def test_more_tiles_than_fit_run_in_rounds():
     cell = rnnjax.lstm(512)
     args = problem(cell, 2, 300, 512, dtype="bfloat16")
     shapes = persistent.problem_of(cell, PLAIN, *args)
-    assert persistent.plan(shapes, H100, by_itself=False).tiling.rounds > 1
+    assert persistent._launch(shapes, H100).tiling.rounds > 1
     given = values_and_gradients(emulated(cell, PLAIN), args)
     assert_close(given, values_and_gradients(scanned(cell, PLAIN), args), TOLERANCE["bfloat16"])
 
