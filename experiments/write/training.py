@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -139,7 +138,8 @@ def fit(
     begin = Snapshot(
         init_train_state(key, params, optimizer),
         EarlyStopping("loss", mode="min", patience=settings.patience),
-        (zeros, carry),
+        # In the form of merged sums, as a checkpoint after some pieces has them.
+        (merge(zeros, zeros), carry),
     )
     begin, passed_over = saver.restore(begin)
     run.update_config()
@@ -220,7 +220,7 @@ class _Fitting:
         now = self._snapshot
         check_finite(now.train, _MOST_SKIPPED)
         validation = score(self._model, now.train.params, self._texts.validation)
-        train = compute(now.totals[0])["loss"] if float(now.totals[0]["loss"][1]) else math.nan
+        train = compute(now.totals[0])["loss"]
         record = {
             "kind": "epoch",
             "epoch": now.epoch,

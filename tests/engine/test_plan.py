@@ -64,11 +64,15 @@ def test_parameters_and_inputs_in_each_others_place_are_named():
         rnnjax.unroll(cell, xs, params)
 
 
-def test_the_parameter_of_another_dtype_is_named():
+def test_parameters_of_two_dtypes_have_a_carry_of_the_wider_one():
     cell = rnnjax.lstm(4)
     with jax.enable_x64(True):
         params = cell.init(jax.random.key(0), 3)
-        params = params._replace(w_ih=params.w_ih.astype(jnp.float64))
-        message = "params.w_hh must be of dtype float64, as params.w_ih is, got float32"
-        with pytest.raises(ValueError, match=message):
-            rnnjax.unroll(cell, params, np.ones((2, 5, 3), np.float32))
+        mixed = params._replace(w_ih=params.w_ih.astype(jnp.float64))
+        xs = np.linspace(-1, 1, 30, dtype=np.float32).reshape(2, 5, 3)
+        carry, ys = rnnjax.unroll(cell, mixed, xs)
+        wide = jax.tree.map(lambda a: a.astype(jnp.float64), params)
+        expected = rnnjax.unroll(cell, wide, xs)[1]
+    assert (carry.c.dtype, ys.dtype) == (jnp.float64, jnp.float64)
+    # Products with the float32 weights are taken in float32.
+    np.testing.assert_allclose(ys, expected, rtol=1e-6, atol=1e-7)
