@@ -9,7 +9,7 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 import jax
 import pytest
 from hypothesis import settings
-from sampling import sample
+from sampling import Case, read_times, sample, write_times
 
 # A silent broadcast between arrays of different rank is how batch axes get mixed up.
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -21,6 +21,7 @@ settings.load_profile("rnnjax")
 CHECKOUT = Path(__file__).parents[1]
 _sampled = pytest.StashKey[bool]()
 _found_in_checkout = pytest.StashKey[set[str]]()
+_started = pytest.StashKey[float]()
 _since_cleared = 0
 
 
@@ -61,16 +62,22 @@ def pytest_runtest_logfinish(nodeid, location):
 
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="run every case of every test")
+    parser.addoption(
+        "--record-times", action="store_true", help="write tests/times.json: which cases take long"
+    )
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "full: takes long by itself; left out of the sample")
+    config.addinivalue_line("markers", "full: no part of the sample")
+    config.addinivalue_line("markers", "every_value: also of parameters whose cases take long")
     if hasattr(config, "workerinput"):  # a process of pytest-xdist
         config.stash[_sampled] = config.workerinput["sampled"]
         return
     named = config.args_source is config.ArgsSource.ARGS or config.option.keyword
     config.stash[_sampled] = not (config.option.full or named)
     config.stash[_found_in_checkout] = _entries()
+    if config.option.record_times:
+        config.pluginmanager.register(Times())
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -87,9 +94,11 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if not item.get_closest_marker("full"):
             files[item.path][item.nodeid.split("[")[0]].append(item)
-    kept = set()
+    kept, seconds = set(), read_times()
     for tests in files.values():
-        places = sample([[_values(item) for item in cases] for cases in tests.values()])
+        table = [[Case(_values(i), seconds.get(i.nodeid, 0)) for i in t] for t in tests.values()]
+        first = next(iter(tests.values()))[0]
+        places = sample(table, every_value=first.get_closest_marker("every_value") is not None)
         for cases, chosen in zip(tests.values(), places, strict=True):
             kept.update(cases[place] for place in chosen)
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
@@ -113,6 +122,41 @@ def pytest_report_header(config):
     if config.stash[_sampled]:
         return "a sample of the tests: pytest --full runs all"
     return None
+
+
+# How long each case takes, setting up included and with the processes it starts.
+
+
+def _processor_time():
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    item.stash[_started] = _processor_time()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if call.when == "teardown" and _started in item.stash:
+        report.user_properties.append(("processor", _processor_time() - item.stash[_started]))
+    return report
+
+
+class Times:
+    """The times of all cases, from every process of pytest-xdist, written at the end."""
+
+    def __init__(self):
+        self.seconds = {}
+
+    def pytest_runtest_logreport(self, report):
+        for _, seconds in report.user_properties:
+            self.seconds[report.nodeid] = seconds
+
+    def pytest_sessionfinish(self):
+        write_times(self.seconds)
 
 
 # Nothing is left behind.

@@ -27,7 +27,7 @@ from trees import EXACT, assert_trees_equal
 
 import rnnjax
 
-pytestmark = pytest.mark.usefixtures("float64", "quick_compile")
+pytestmark = [pytest.mark.usefixtures("float64", "quick_compile"), pytest.mark.every_value]
 
 USERS = ("users_own", "no_recurrent_matrix")
 OF_THE_LIBRARY = [*(r for r in LAYERS if not r.startswith(USERS) and r != "bidirectional_stack")]

@@ -1,0 +1,58 @@
+"""The sample of the tests keeps what it promises."""
+
+from pathlib import Path
+
+import sampling
+from sampling import LONG, Case, sample
+
+ROOT = Path(__file__).parents[1]
+
+
+def table(**parameters):
+    """The cases of a test over all combinations."""
+    cases = [frozenset()]
+    for name, values in parameters.items():
+        cases = [case | {(name, value)} for case in cases for value in values]
+    return [Case(case) for case in cases]
+
+
+def kept(tests, **options):
+    places = sample(tests, **options)
+    return [[test[p] for p in chosen] for test, chosen in zip(tests, places, strict=True)]
+
+
+def values_of(tests):
+    return {value for test in tests for case in test for value in case.values}
+
+
+def test_every_test_is_run_and_every_value_in_some_case_of_the_file():
+    tests = [table(cell="abcdefg", option="xyz"), table(cell="abcdefg"), [Case()]]
+    chosen = kept(tests, cases=2)
+    assert [len(cases) for cases in chosen[1:]] == [2, 1]
+    assert values_of(chosen) == values_of(tests)
+    assert len(chosen[0]) <= 7  # of 21
+
+
+def test_a_test_of_few_cases_is_run_whole_and_in_order():
+    assert sample([table(reverse=[False, True])], cases=2) == [[0, 1]]
+
+
+def test_long_cases_are_left_out_but_for_values_that_nothing_shorter_has():
+    test = table(cell="abc")
+    test = [case._replace(seconds=LONG * k) for k, case in enumerate(test)]
+    assert sample([test, [Case(seconds=9)]]) == [[0, 1], []]
+    assert sample([test, [Case(seconds=9)]], every_value=True) == [[0, 1, 2], []]
+
+
+def test_what_was_measured_as_long_is_written_and_the_rest_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(sampling, "TIMES", tmp_path / "times.json")
+    (tmp_path / "times.json").write_text('{"now short": 5.0, "not run": 4.0}')
+    sampling.write_times({"now short": LONG, "a[\u00e9]": 3.14})
+    assert sampling.read_times() == {"a[\u00e9]": 3.1, "not run": 4.0}
+
+
+def test_the_times_are_of_tests_that_are_there():
+    for name in sampling.read_times():
+        file, _, test = name.partition("::")
+        source = (ROOT / file).read_text("utf-8")
+        assert file.startswith("rnnjax/") or f"def {test.split('[')[0]}(" in source, name
