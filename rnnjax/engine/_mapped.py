@@ -79,8 +79,15 @@ def _mapped_sizes(call: Call) -> list[int]:
 
     traced = [leaf for leaf in jax.tree.leaves(call) if isinstance(leaf, Tracer)]
     if traced:
-        look([lax.stop_gradient(leaf) for leaf in traced])
+        look([_unused(leaf) for leaf in traced])
     return sizes
+
+
+def _unused(leaf: Tracer) -> Any:
+    """``leaf`` to be looked at alone: no derivative goes through, and a key stays unused."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.clone(leaf)
+    return lax.stop_gradient(leaf)
 
 
 def _is_mapped_directly(call: Call) -> bool:
