@@ -199,6 +199,7 @@ def test_padding_is_never_read():
     assert_close((last, ys), expected[0], 0.0)
 
 
+@pytest.mark.full
 def test_an_axis_mapped_by_vmap_joins_the_batch():
     cell = rnnjax.gru(16)
     weights, carry, inputs = problem(cell, 4, 6, 16, flags=True)
@@ -230,6 +231,7 @@ def test_an_axis_mapped_by_vmap_joins_the_batch():
             np.testing.assert_allclose(a.reshape(b.shape), b, rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.full
 def test_an_ensemble_is_its_members():
     cell = rnnjax.lstm(16)
     members = [problem(cell, 4, 3, 16), problem(cell, 4, 3, 16)]
@@ -248,6 +250,7 @@ def test_an_ensemble_is_its_members():
     assert_close(jax.tree.map(lambda a: a[1], gradient), one, 1e-5)
 
 
+@pytest.mark.full
 def test_second_derivatives_are_the_scans():
     cell = rnnjax.gru(16)
     weights, carry, inputs = problem(cell, 3, 2, 16)

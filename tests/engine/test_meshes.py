@@ -79,6 +79,7 @@ def run(code, devices, monkeypatch, **names):
 @pytest.mark.parametrize(
     "name", ["layers", "embedding", "classifier last", "classifier mean", "classifier max"]
 )
+@pytest.mark.full
 def test_on_explicit_axes_values_and_gradients_are_those_of_one_device(name, set_mesh, monkeypatch):
     run(DIVIDED, 4, monkeypatch, NAME=name, SET_MESH=set_mesh)
 

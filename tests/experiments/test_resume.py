@@ -167,6 +167,7 @@ def test_a_run_stopped_at_any_step_goes_on_bit_for_bit(
 
 
 @pytest.mark.parametrize("evaluation", [1, 2, 4])
+@pytest.mark.full
 def test_a_run_stopped_while_it_evaluates_goes_on_bit_for_bit(
     evaluation, run, whole, tmp_path, monkeypatch, capsys
 ):

@@ -49,6 +49,7 @@ def test_a_text_of_ones_own_is_trained_on_and_written_from(book, tmp_path, capsy
     assert set(whole) <= set(TEXT)
 
 
+@pytest.mark.full
 def test_a_run_that_was_stopped_comes_to_the_same_bytes(book, tmp_path, monkeypatch):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     arguments = ["--dataset", book, *QUICK]
@@ -179,6 +180,7 @@ def test_an_unknown_prompt_is_refused():
     assert encode_prompt(vocabulary, "ax", "chars").tolist()[1] == 1
 
 
+@pytest.mark.full
 def test_pad_and_unknown_are_never_written(book, tmp_path, capsys):
     folder = tmp_path / "run"
     assert run("--dataset", book, "--out", folder, *QUICK) == 0

@@ -70,6 +70,7 @@ def test_keras():
     np.testing.assert_allclose(logits, before["logits"], **CLOSE)
 
 
+@pytest.mark.full
 def test_flax():
     before, after = both("flax", "flax")
     params = linen.import_weights("lstm", before["params"])

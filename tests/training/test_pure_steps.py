@@ -150,6 +150,7 @@ def test_without_jit_the_step_is_taken_and_nothing_reported():
     assert_close(got, step(start(), take(0)))
 
 
+@pytest.mark.full
 def test_a_truncated_step_within_jit_vmap_and_scan_is_the_step():
     layer, optimizer = rnnjax.recurrent(rnnjax.gru(2)), optax.adam(0.1)
 
