@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 CASES = 2
-LONG = 1.0
+LONG = 1.5
 TIMES = Path(__file__).with_name("times.json")
 
 
