@@ -147,8 +147,8 @@ class _Residuals:
 _CHEAP = frozenset({
     "abs", "add", "add_any", "and", "broadcast_in_dim", "complex", "concatenate", "conj",
     "convert_element_type", "copy", "div", "eq", "ge", "gt", "imag", "integer_pow", "le", "lt",
-    "max", "min", "mul", "ne", "neg", "not", "or", "real", "reshape", "select_n", "sign", "slice",
-    "split", "square", "squeeze", "sub", "transpose",
+    "max", "min", "mul", "ne", "neg", "not", "one_minus_square", "or", "real", "reshape",
+    "select_n", "sign", "slice", "split", "square", "squeeze", "sub", "transpose",
 })
 # fmt: on
 

@@ -13,11 +13,8 @@ import rnnjax
 B, D, H = 3, 5, 7
 
 # Numbers a step, a sequence and a hidden unit. An LSTM keeps h, c, tanh(c) and its four gates in
-# what its derivative is made of; a GRU h and five; a vanilla cell h and its output. JAX from
-# 0.11 on keeps more of the same steps: one number for a GRU, two for an LSTM.
+# what its derivative is made of; a GRU h and five; a vanilla cell h and its output.
 KEPT = {"vanilla": 2, "gru": 6, "lstm": 7}
-if jax.__version_info__ >= (0, 11):
-    KEPT = {"vanilla": 2, "gru": 7, "lstm": 9}
 CARRIES = {"vanilla": 1, "gru": 1, "lstm": 2}
 
 
