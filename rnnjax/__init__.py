@@ -25,8 +25,9 @@ Running a cell over time
     ``segment_carries``; episodes: ``resets_from_dones`` ``valid_from_dones``.
 Layers
     ``recurrent`` ``bidirectional`` ``stack`` ``residual`` ``skip_stack`` ``output_head``; of
-    your own: ``Layer``; ``Directions``; over a memory: ``attention`` ``Attention``; sequences in
-    pieces: ``make_stream``, and ``Layer.step``.
+    your own: ``Layer``; ``Directions``; over a memory: ``attention`` ``Attention``, and inside
+    the loop ``attention_cell`` ``Memory`` ``Attended`` ``prepare_memory``; sequences in pieces:
+    ``make_stream``, and ``Layer.step``.
 Models
     ``classifier`` ``tagger`` ``language_model`` ``embedding`` ``one_hot`` ``adaptive_softmax``
     ``trainable``; ``Model`` ``Embedding`` ``LanguageModel`` ``TaggerParams``.
@@ -118,12 +119,16 @@ from .decoding import top_k as top_k
 from .decoding import top_p as top_p
 from .engine import explain as explain
 from .engine import unroll as unroll
+from .layers import Attended as Attended
 from .layers import Attention as Attention
 from .layers import Directions as Directions
+from .layers import Memory as Memory
 from .layers import attention as attention
+from .layers import attention_cell as attention_cell
 from .layers import bidirectional as bidirectional
 from .layers import make_stream as make_stream
 from .layers import output_head as output_head
+from .layers import prepare_memory as prepare_memory
 from .layers import recurrent as recurrent
 from .layers import residual as residual
 from .layers import skip_stack as skip_stack

@@ -2,6 +2,13 @@
 
 from .attention import Attention as Attention
 from .attention import attention as attention
+from .attention_cell import Attended as Attended
+from .attention_cell import AttentionCellParams as AttentionCellParams
+from .attention_cell import FeedingCarry as FeedingCarry
+from .attention_cell import InputFeedingParams as InputFeedingParams
+from .attention_cell import Memory as Memory
+from .attention_cell import attention_cell as attention_cell
+from .attention_cell import prepare_memory as prepare_memory
 from .bidirectional import Directions as Directions
 from .bidirectional import bidirectional as bidirectional
 from .output_head import HeadParams as HeadParams

@@ -9,7 +9,7 @@ from jax import Array
 
 from rnnjax import masking
 from rnnjax._checks import check_key, check_size
-from rnnjax._numerics import linear
+from rnnjax._numerics import accumulation_dtype, linear
 from rnnjax._recipe import Made, factory
 from rnnjax.base import Key
 from rnnjax.initializers import draw_linear
@@ -20,16 +20,25 @@ KINDS = ("dot", "scaled", "general", "additive", "local")
 class _AttentionFields(NamedTuple):
     init: Callable[[Key, int, int], Any]
     apply: Callable[..., tuple[Array, Array]]
+    query_weights: Callable[[Any], Array | None]
+    keys: Callable[[Any, Array], Array]
+    weigh: Callable[[Any, Array, Array, Array], Array]
 
 
 class Attention(Made, _AttentionFields):
-    """Attention as a pair of pure functions.
+    """Attention as pure functions.
 
     Attributes:
         init: ``(key, query_size, memory_size) -> params``.
         apply: ``(params, queries [..., T, H], memory [..., S, D], lengths [...], *, mask [..., S])
             -> (contexts [..., T, D], weights [..., T, S])``. ``lengths`` and ``mask`` say which
             places of the memory are real, as for ``unroll``.
+        query_weights: ``(params) -> [H, A]``, what a query is multiplied by, so that a recurrent
+            loop can do it together with its own product; None where a query is used as it is.
+        keys: ``(params, memory [..., S, D]) -> [..., S, K]``, what a query meets: made once for
+            each memory, of which places that are not real must be finite.
+        weigh: ``(params, queries [..., T, A], keys [..., S, K], real [..., S]) ->
+            weights [..., T, S]``, of queries that ``query_weights`` has multiplied.
     """
 
 
@@ -125,6 +134,26 @@ def attention(kind: str = "general", *, size: int | None = None, window: int = 1
             draw_linear(one, queries, places)[0], draw_linear(two, queries, width)[0], v
         )
 
+    def query_weights(params: Any) -> Array | None:
+        if kind in ("dot", "scaled"):
+            return None
+        if kind == "additive":
+            return params.query
+        if kind == "general":
+            return params.w
+        return jnp.concatenate([params.w, params.place], axis=-1)
+
+    def keys(params: Any, memory: Array) -> Array:
+        return linear(memory, params.key, name="memory") if kind == "additive" else memory
+
+    def weigh(params: Any, queries: Array, keys: Array, real: Array) -> Array:
+        places = None
+        if kind == "local":
+            width = keys.shape[-1]
+            queries, places = queries[..., :width], queries[..., width:]
+        weights = masked_softmax(_scores(kind, params, queries, keys), real[..., None, :])
+        return weights if places is None else weights * _nearness(params.v, places, real, reach)
+
     def apply(
         params: Any, queries: Array, memory: Array, lengths: Any = None, *, mask: Any = None
     ) -> tuple[Array, Array]:
@@ -137,13 +166,20 @@ def attention(kind: str = "general", *, size: int | None = None, window: int = 1
         valid = masking.valid_steps(lengths, mask, batch, steps)
         memory = masking.zero_padding(valid, memory)
         real = jnp.ones((*batch, steps), bool) if valid is None else valid
-        weights = masked_softmax(_scores(kind, params, queries, memory), real[..., None, :])
-        if kind == "local":
-            weights = weights * _nearness(params, queries, real, reach)
-        contexts = jnp.einsum("...ts,...sd->...td", weights.astype(memory.dtype), memory)
-        return contexts, weights
+        w_q = query_weights(params)
+        queries = queries if w_q is None else linear(queries, w_q, name="queries")
+        weights = weigh(params, queries, keys(params, memory), real)
+        return weighted_mean(weights, memory), weights
 
-    return Attention(init, apply)
+    return Attention(init, apply, query_weights, keys, weigh)
+
+
+def weighted_mean(weights: Array, values: Array) -> Array:
+    """Values [..., S, D] under weights [..., T, S]: [..., T, D], summed in at least float32."""
+    dtype = accumulation_dtype(values.dtype)
+    return jnp.einsum(
+        "...ts,...sd->...td", weights.astype(values.dtype), values, preferred_element_type=dtype
+    )
 
 
 def masked_softmax(scores: Array, real: Array) -> Array:
@@ -158,24 +194,23 @@ def masked_softmax(scores: Array, real: Array) -> Array:
     return exponents / jnp.where(total == 0, 1.0, total)
 
 
-def _scores(kind: str, params: Any, queries: Array, memory: Array) -> Array:
+def _scores(kind: str, params: Any, queries: Array, keys: Array) -> Array:
+    """How well each query [..., T, A] meets each key [..., S, K]: [..., T, S]."""
     if kind == "additive":
-        asked = linear(queries, params.query)[..., :, None, :]
-        offered = linear(memory, params.key)[..., None, :, :]
-        return jnp.einsum("...a,a->...", jnp.tanh(asked + offered), params.v)
-    if kind in ("general", "local"):
-        queries = linear(queries, params.w)
-    products = jnp.einsum("...td,...sd->...ts", queries.astype(memory.dtype), memory)
+        meeting = jnp.tanh(queries[..., :, None, :] + keys[..., None, :, :])
+        return jnp.einsum("...a,a->...", meeting, params.v.astype(meeting.dtype))
+    dtype = accumulation_dtype(keys.dtype)
+    products = jnp.einsum(
+        "...td,...sd->...ts", queries.astype(keys.dtype), keys, preferred_element_type=dtype
+    )
     return products / queries.shape[-1] ** 0.5 if kind == "scaled" else products
 
 
-def _nearness(params: LocalParams, queries: Array, real: Array, window: int) -> Array:
+def _nearness(v: Array, places: Array, real: Array, window: int) -> Array:
     """How near each place is to the one looked at, [..., T, S]."""
     count = jnp.sum(real, axis=-1, dtype=jnp.float32)[..., None]
-    share = jax.nn.sigmoid(
-        jnp.einsum("...a,a->...", jnp.tanh(linear(queries, params.place)), params.v)
-    )
+    share = jax.nn.sigmoid(jnp.einsum("...a,a->...", jnp.tanh(places), v.astype(places.dtype)))
     # Places are counted among the real ones, so that a hole in the mask is no distance.
-    places = jnp.cumsum(real, axis=-1).astype(jnp.float32)[..., None, :] - 1
-    distance = places - (count * share)[..., None]
+    counted = jnp.cumsum(real, axis=-1).astype(jnp.float32)[..., None, :] - 1
+    distance = counted - (count * share)[..., None]
     return jnp.exp(-(distance**2) / (2 * (window / 2) ** 2))

@@ -1,0 +1,395 @@
+"""Attention inside the recurrence: what a step reads of a memory depends on the steps before it."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from rnnjax import masking
+from rnnjax._checks import check_flag, check_key, check_size
+from rnnjax._numerics import accumulation_dtype, linear
+from rnnjax._recipe import factory
+from rnnjax.base import Carry, Cell, Key, Noise, NoiseShape, Params
+from rnnjax.engine._products import gate_widths
+from rnnjax.initializers import draw_linear
+from rnnjax.layers.attention import Attention, weighted_mean
+from rnnjax.layers.attention import attention as make_attention
+
+_ADDITIVE = make_attention("additive")
+
+
+class Memory(NamedTuple):
+    """What is attended to, for each sequence of a batch.
+
+    Made by hand it is ``Memory(states, mask)``. What only depends on it, keys and values, is made
+    of it once (``prepare_memory``), not at every step.
+
+    Attributes:
+        states: [..., S, M], such as the outputs of an encoder.
+        mask: bool [..., S], True where a place is real; the others are never read.
+        keys: [..., S, K], what queries meet.
+        values: [..., S, G*H], the states through the matrix of the gates; None where attention is
+            outside the recurrence or reads the states themselves.
+    """
+
+    states: Array
+    mask: Array
+    keys: Array | None = None
+    values: Array | None = None
+
+
+class Attended(NamedTuple):
+    """What a cell with attention gives at every step.
+
+    Attributes:
+        output: [..., T, O].
+        weights: [..., T, S], how much of each place of the memory was read.
+    """
+
+    output: Array
+    weights: Array
+
+
+class AttentionCellParams(NamedTuple):
+    """``cell`` and ``attention`` are those of the two parts; ``context`` [M, G*H] is the matrix
+    from what is read of the memory to the gates."""
+
+    cell: Any
+    attention: Any
+    context: Array
+
+
+class InputFeedingParams(NamedTuple):
+    """``cell`` and ``attention`` are those of the two parts; ``feed`` [A, G*H] is the matrix from
+    the last attentional output to the gates, ``output`` [M + O, A] makes that output."""
+
+    cell: Any
+    attention: Any
+    feed: Array
+    output: Array
+
+
+class FeedingCarry(NamedTuple):
+    """``cell``: the carry of the cell; ``fed`` [A]: the attentional output of the step before."""
+
+    cell: Any
+    fed: Array
+
+
+@factory
+def attention_cell(
+    cell: Cell,
+    memory_size: int,
+    attention: Attention = _ADDITIVE,
+    *,
+    input_feeding: bool = False,
+    output_size: int | None = None,
+) -> Cell:
+    r"""A cell that reads from a memory at every step.
+
+    The state before the step asks, and what is read enters every gate (Bahdanau):
+
+    .. math::
+
+        a_t = \mathrm{attention}(h_{t-1}, m), \qquad c_t = \sum_s a_{ts} m_s, \qquad
+        s_t, y_t = \mathrm{cell}(s_{t-1}, x_t; \text{ gates} + c_t W_c)
+
+    For a cell whose gates are linear in their input this is the cell on :math:`[x_t, c_t]`. The
+    query is computed in one product with the recurrent weights, and since
+    :math:`c_t W_c = \sum_s a_{ts} (m_s W_c)`, keys and :math:`m W_c` are made once before the loop.
+
+    With ``input_feeding`` the state after the step asks, and the answer is an input of the next
+    step (Luong):
+
+    .. math::
+
+        s_t, y_t &= \mathrm{cell}(s_{t-1}, x_t; \text{ gates} + \tilde h_{t-1} W_f) \\
+        c_t &= \sum_s \mathrm{attention}(y_t, m)_s m_s, \qquad
+        \tilde h_t = \tanh([c_t, y_t] W)
+
+    Here products follow one another, so it runs as a plain step, with ordinary autodiff.
+
+    The memory is the ``context`` of ``unroll``: ``Memory(states, mask)``, or the same from
+    :func:`prepare_memory`. Outputs are :class:`Attended`: with the weights, contexts for a head
+    are one product over all steps, :math:`a m`.
+
+    Args:
+        cell: a cell that gives ``recurrent`` weights as one matrix, ``hidden`` and ``update``.
+        memory_size: M, the size of a state of the memory.
+        attention: of any kind; by default additive.
+        input_feeding: which of the two.
+        output_size: A, of the attentional output; None for that of the cell. For input feeding
+            alone.
+
+    Raises:
+        ValueError: a cell that is written as a plain step or has no recurrent weights, or another
+            argument that does not fit.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, rnnjax
+        >>> cell = rnnjax.attention_cell(rnnjax.gru(4), memory_size=6)
+        >>> params = cell.init(jax.random.key(0), 3)
+        >>> memory = rnnjax.Memory(jnp.ones((2, 5, 6)), rnnjax.lengths_to_mask([5, 2], 5))
+        >>> carry, ys = rnnjax.unroll(cell, params, jnp.ones((2, 7, 3)), context=memory)
+        >>> ys.output.shape, ys.weights.shape, ys.weights[1, 0].tolist()
+        ((2, 7, 4), (2, 7, 5), [0.5, 0.5, 0.0, 0.0, 0.0])
+
+    References:
+        Bahdanau, Cho and Bengio, "Neural machine translation by jointly learning to align and
+        translate", ICLR 2015; Luong, Pham and Manning, "Effective approaches to attention-based
+        neural machine translation", EMNLP 2015 (input feeding).
+    """
+    _check_parts(cell, attention)
+    size = check_size("memory_size", memory_size)
+    if check_flag("input_feeding", input_feeding):
+        width = cell.output_size if output_size is None else check_size("output_size", output_size)
+        return _feeding(cell, attention, size, width)
+    if output_size is not None:
+        raise ValueError("output_size must be None without input_feeding: outputs are the cell's")
+    return _asking_before(cell, attention, size)
+
+
+def prepare_memory(cell: Cell, params: Params, memory: Memory) -> Memory:
+    """A memory [...] with what the cell makes of it once, for many calls that read it.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, rnnjax
+        >>> cell = rnnjax.attention_cell(rnnjax.gru(4), memory_size=6)
+        >>> params = cell.init(jax.random.key(0), 3)
+        >>> memory = rnnjax.Memory(jnp.ones((2, 5, 6)), jnp.ones((2, 5), bool))
+        >>> memory = rnnjax.prepare_memory(cell, params, memory)
+        >>> memory.values.shape
+        (2, 5, 12)
+    """
+    if not isinstance(cell, Cell) or cell.context is None:
+        raise ValueError(f"cell must be one that takes a context, got {cell!r}")
+    make = cell.context
+    for _ in memory.states.shape[:-2]:
+        make = jax.vmap(make, in_axes=(None, 0))
+    return make(params, memory)
+
+
+def _asking_before(cell: Cell, attention: Attention, memory_size: int) -> Cell:
+    """The state before the step asks: one product, of the recurrent weights and the query's."""
+
+    def init(key: Key, input_size: int) -> AttentionCellParams:
+        inner, asking, context = jax.random.split(check_key(key), 3)
+        params = cell.init(inner, input_size)
+        widths, state_size = _sizes(cell, params, input_size)
+        return AttentionCellParams(
+            params,
+            attention.init(asking, state_size, memory_size),
+            _draw_gates(context, memory_size, widths),
+        )
+
+    def recurrent(params: AttentionCellParams) -> Array:
+        w_hh, w_q = _recurrent(cell, params.cell), attention.query_weights(params.attention)
+        return w_hh if w_q is None else jnp.concatenate([w_hh, w_q.astype(w_hh.dtype)], axis=-1)
+
+    def project(params: AttentionCellParams, x: Any) -> tuple:
+        pieces = cell.project(params.cell, x)
+        w_hh, w_q = _recurrent(cell, params.cell), attention.query_weights(params.attention)
+        if w_q is None:
+            return pieces
+        gates = len(gate_widths(w_hh, pieces))
+        # The engine's product is divided as these pieces are: the query is the last of them.
+        query = jnp.zeros((w_q.shape[-1],), accumulation_dtype(w_q.dtype))
+        return (*pieces[:gates], query, *pieces[gates:])
+
+    def context(params: AttentionCellParams, given: Any) -> Memory:
+        memory = _checked_memory(given, memory_size)
+        if memory.values is not None:
+            return memory
+        states = memory.states
+        values = linear(states, params.context, name="memory.states")
+        return memory._replace(keys=attention.keys(params.attention, states), values=values)
+
+    def read(
+        params: AttentionCellParams, carry: Carry, x_proj: tuple, h_proj: tuple, memory: Memory
+    ) -> tuple[tuple, tuple, Array]:
+        """The pieces that the cell gets, with what was read of the memory, and the weights."""
+        assert memory.keys is not None
+        assert memory.values is not None
+        assert cell.hidden is not None
+        if attention.query_weights(params.attention) is None:
+            query = cell.hidden(carry)
+        else:
+            last = len(h_proj) - 1
+            query = x_proj[last] + h_proj[last]
+            x_proj, h_proj = (*x_proj[:last], *x_proj[last + 1 :]), h_proj[:last]
+        weights = attention.weigh(params.attention, query[None], memory.keys, memory.mask)
+        answer = weighted_mean(weights, memory.values)[0]
+        return _add_to_gates(x_proj, h_proj, answer), h_proj, weights[0]
+
+    def update(
+        params: AttentionCellParams, carry: Carry, x_proj: tuple, h_proj: tuple, memory: Memory
+    ) -> tuple[Carry, Attended]:
+        assert cell.update is not None
+        x_proj, h_proj, weights = read(params, carry, x_proj, h_proj, memory)
+        new, y = cell.update(params.cell, carry, x_proj, h_proj)
+        return new, Attended(y, weights)
+
+    def gates(
+        params: AttentionCellParams, carry: Carry, x_proj: tuple, h_proj: tuple, memory: Memory
+    ) -> Any:
+        assert cell.gates is not None
+        x_proj, h_proj, _ = read(params, carry, x_proj, h_proj, memory)
+        return cell.gates(params.cell, carry, x_proj, h_proj)
+
+    def noise(key: Key, params: AttentionCellParams, shape: NoiseShape) -> Noise:
+        assert cell.noise is not None
+        drawn = cell.noise(key, params.cell, shape)
+        w_q = attention.query_weights(params.attention)
+        if drawn.recurrent is None or w_q is None:
+            return drawn
+        # The weights of the cell are noisy, those of the query are not.
+        ones = jnp.ones((len(drawn.recurrent), w_q.shape[-1]), drawn.recurrent.dtype)
+        return drawn._replace(recurrent=jnp.concatenate([drawn.recurrent, ones], axis=-1))
+
+    return Cell(
+        output_size=cell.output_size,
+        init=init,
+        initial_carry=lambda params: cell.initial_carry(params.cell),
+        project=project,
+        recurrent=recurrent,
+        hidden=cell.hidden,
+        update=update,
+        gates=cell.gates and gates,
+        noise=cell.noise and noise,
+        context=context,
+    )
+
+
+def _feeding(cell: Cell, attention: Attention, memory_size: int, output_size: int) -> Cell:
+    """The state after the step asks, and the answer is an input of the next step."""
+
+    def init(key: Key, input_size: int) -> InputFeedingParams:
+        inner, asking, feed, output = jax.random.split(check_key(key), 4)
+        params = cell.init(inner, input_size)
+        widths, _ = _sizes(cell, params, input_size)
+        return InputFeedingParams(
+            params,
+            attention.init(asking, cell.output_size, memory_size),
+            _draw_gates(feed, output_size, widths),
+            draw_linear(output, memory_size + cell.output_size, output_size)[0],
+        )
+
+    def initial_carry(params: InputFeedingParams) -> FeedingCarry:
+        zeros = jnp.zeros((output_size,), accumulation_dtype(params.output.dtype))
+        return FeedingCarry(cell.initial_carry(params.cell), zeros)
+
+    def context(params: InputFeedingParams, given: Any) -> Memory:
+        memory = _checked_memory(given, memory_size)
+        if memory.keys is not None:
+            return memory
+        return memory._replace(keys=attention.keys(params.attention, memory.states))
+
+    def plain_step(
+        params: InputFeedingParams, carry: FeedingCarry, x_proj: tuple, memory: Memory
+    ) -> tuple[FeedingCarry, Attended]:
+        assert cell.update is not None
+        assert cell.hidden is not None
+        assert memory.keys is not None
+        w_hh = _recurrent(cell, params.cell)
+        widths = gate_widths(w_hh, x_proj)
+        h_proj = _cut(linear(cell.hidden(carry.cell), w_hh), widths)
+        x_proj = _add_to_gates(x_proj, h_proj, linear(carry.fed, params.feed))
+        new, y = cell.update(params.cell, carry.cell, x_proj, h_proj)
+        w_q = attention.query_weights(params.attention)
+        query = y if w_q is None else linear(y, w_q)
+        weights = attention.weigh(params.attention, query[None], memory.keys, memory.mask)
+        answer = weighted_mean(weights, memory.states)[0]
+        joined = jnp.concatenate([answer.astype(y.dtype), y])
+        fed = jnp.tanh(linear(joined, params.output))
+        return FeedingCarry(new, fed), Attended(fed, weights[0])
+
+    def noise(key: Key, params: InputFeedingParams, shape: NoiseShape) -> Noise:
+        assert cell.noise is not None
+        return cell.noise(key, params.cell, shape)
+
+    return Cell(
+        output_size=output_size,
+        init=init,
+        initial_carry=initial_carry,
+        project=lambda params, x: cell.project(params.cell, x),
+        plain_step=plain_step,
+        noise=cell.noise and noise,
+        context=context,
+    )
+
+
+def _check_parts(cell: Any, attention: Any) -> None:
+    if not isinstance(cell, Cell):
+        raise ValueError(f"cell must be a rnnjax.Cell, got {type(cell).__name__}")
+    if cell.recurrent is None or cell.update is None:
+        raise ValueError(
+            "cell must be one that gives recurrent weights and update, so that its gates are "
+            f"known, got {cell!r}"
+        )
+    if cell.context is not None:
+        raise ValueError(f"cell must take no context of its own, got {cell!r}")
+    if not isinstance(attention, Attention):
+        raise ValueError(
+            f"attention must be a rnnjax.attention(...), got {type(attention).__name__}"
+        )
+
+
+def _recurrent(cell: Cell, params: Params) -> Array:
+    assert cell.recurrent is not None
+    w_hh = cell.recurrent(params)
+    if w_hh.ndim != 2:
+        raise ValueError(
+            f"cell must have recurrent weights [P, G*H] of one head, got shape {w_hh.shape}"
+        )
+    return w_hh
+
+
+def _sizes(cell: Cell, params: Params, input_size: int) -> tuple[tuple[int, ...], int]:
+    """The widths of the gates, and that of the state that the recurrent weights multiply."""
+    x = jax.ShapeDtypeStruct((input_size,), jnp.float32)
+    w_hh = jax.eval_shape(lambda p: _recurrent(cell, p), params)
+    return gate_widths(w_hh, jax.eval_shape(cell.project, params, x)), w_hh.shape[0]
+
+
+def _draw_gates(key: Key, rows: int, widths: tuple[int, ...]) -> Array:
+    keys = jax.random.split(key, len(widths))
+    return jnp.concatenate(
+        [draw_linear(k, rows, width)[0] for k, width in zip(keys, widths, strict=True)], axis=-1
+    )
+
+
+def _cut(packed: Array, widths: tuple[int, ...]) -> tuple[Array, ...]:
+    """A vector of all gates as one a gate."""
+    ends = [sum(widths[: i + 1]) for i in range(len(widths))]
+    return tuple(jnp.split(packed, ends[:-1], axis=-1))
+
+
+def _add_to_gates(x_proj: tuple, h_proj: tuple, packed: Array) -> tuple:
+    """The pieces of ``x_proj`` that are gates, as those of ``h_proj`` are, with a further input."""
+    added = _cut(packed, tuple(piece.shape[-1] for piece in h_proj))
+    gates = (x + a for x, a in zip(x_proj, added, strict=False))
+    return (*gates, *x_proj[len(added) :])
+
+
+def _checked_memory(given: Any, memory_size: int) -> Memory:
+    """The memory of one sequence, zeros where it is not real.
+
+    Raises:
+        ValueError: it is no memory, or of another size.
+    """
+    if not isinstance(given, Memory):
+        raise ValueError(
+            f"context must be a rnnjax.Memory(states, mask), got {type(given).__name__}"
+        )
+    states, mask = given.states, given.mask
+    if states.ndim != 2 or states.shape[-1] != memory_size:
+        raise ValueError(
+            f"context.states must have shape [..., S, {memory_size}], got size {states.shape[-1]}"
+        )
+    if mask.shape != states.shape[:1] or mask.dtype != bool:
+        raise ValueError(
+            "context.mask must be bool of shape [..., S] as context.states, "
+            f"got {mask.dtype} for {mask.shape[-1:]} places of {states.shape[0]}"
+        )
+    return given._replace(states=masking.zero_padding(mask, states))
