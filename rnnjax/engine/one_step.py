@@ -50,20 +50,28 @@ def step(
     batch = _batch_of(x)
     mask = None if mask is None else _check_flags("mask", mask, batch)
     resets = None if resets is None else _check_flags("resets", resets, batch)
-    carry = jax.tree.map(functools.partial(masking.as_array, "carry"), carry)
+    if not all(isinstance(leaf, Array) for leaf in jax.tree.leaves(carry)):
+        carry = jax.tree.map(functools.partial(masking.as_array, "carry"), carry)
     arguments = (params, carry, x, mask, resets)
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arguments)):
         return _inline_step(part, *arguments)
-    return run_step(part, *arguments)
+    return _run_alone(part, params, carry, *_with_flags(batch, x, mask, resets))
 
 
-def run_step(
-    part: Cell | Layer, params: Params, carry: Carry, x: Any, mask: Any, resets: Any
+def run_only_step(
+    part: Cell | Layer, params: Params, carry: Carry, xs: Any, valid: Any, resets: Any
 ) -> tuple[Carry, Any]:
-    """:func:`step` of checked arguments, none of them traced."""
-    all_true, all_false, one = _constants(_batch_of(x))
-    mask = all_true if mask is None else mask
-    return _run_alone(part, params, carry, x, mask, all_false if resets is None else resets, one)
+    """:func:`step` of checked arguments, none of them traced, each with a time axis of one step."""
+    batch = jax.tree.leaves(xs)[0].shape[:-2]
+    return _run_with_time(part, params, carry, *_with_flags((*batch, 1), xs, valid, resets))
+
+
+def _with_flags(
+    shape: tuple[int, ...], xs: Any, mask: Any, resets: Any
+) -> tuple[Any, Any, Any, Array]:
+    """The inputs, their flags and the number of steps, as the compiled step takes them."""
+    all_true, all_false, one = _constants(shape)
+    return xs, all_true if mask is None else mask, all_false if resets is None else resets, one
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -101,6 +109,24 @@ def _run_alone(
     block = jax.tree.map(lambda a: jnp.stack([a, jnp.zeros_like(a)]), Block(x, mask, resets))
     carry, ys = run_block(part, params, carry, block, count)
     return carry, jax.tree.map(lambda a: a[0], ys)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run_with_time(
+    part: Cell | Layer,
+    params: Params,
+    carry: Carry,
+    xs: Any,
+    valid: Array,
+    resets: Array,
+    count: Array,
+) -> tuple[Carry, Any]:
+    # Taken out and put back in the compiled program: by itself each would be a call of its own,
+    # as long as the step.
+    x = jax.tree.map(lambda a: jnp.squeeze(a, -2), xs)
+    flags = (jnp.squeeze(a, -1) for a in (valid, resets))
+    carry, y = _run_alone(part, params, carry, x, *flags, count)
+    return carry, jax.tree.map(lambda a: jnp.expand_dims(a, valid.ndim - 1), y)
 
 
 @functools.lru_cache(maxsize=64)

@@ -12,7 +12,7 @@ from jax.core import Tracer
 from rnnjax import masking
 from rnnjax._checks import check_floating, check_size
 from rnnjax.base import Carry, Cell, Layer, Params
-from rnnjax.engine.one_step import Block, require_causal, run_block, run_step
+from rnnjax.engine.one_step import Block, require_causal, run_block, run_only_step
 
 Stream = Callable[..., tuple[Carry, Any]]
 
@@ -75,12 +75,7 @@ def make_stream(layer: Cell | Layer, *, block_size: int = 32) -> Stream:
         if resets is not None:
             resets = masking.check_flags("resets", resets, batch, time)
         if time == 1:
-            x, valid, resets = (
-                None if a is None else a[at]
-                for a, at in ((xs, (..., 0, slice(None))), (valid, (..., 0)), (resets, (..., 0)))
-            )
-            carry, y = run_step(layer, params, initial_carry, x, valid, resets)
-            return carry, jax.tree.map(lambda a: jnp.expand_dims(a, len(batch)), y)
+            return run_only_step(layer, params, initial_carry, xs, valid, resets)
         piece = _time_first(xs, valid, resets)
         carry, results = initial_carry, []
         for count, block in _blocks(piece, size):
@@ -103,7 +98,9 @@ def _check_xs(xs: Any) -> Any:
     xs = masking.as_array("xs", xs)
     if xs.ndim < 2:
         raise ValueError(f"xs must have shape [..., n, D], got shape {xs.shape}")
-    xs = xs.astype(jax.dtypes.canonicalize_dtype(xs.dtype), copy=False)
+    dtype = jax.dtypes.canonicalize_dtype(xs.dtype)
+    if xs.dtype != dtype:  # astype would be a call of a program even where it changes nothing
+        xs = xs.astype(dtype)
     check_floating("xs", xs)
     return xs
 
