@@ -24,10 +24,10 @@ Running a cell over time
     ``resets_from_segment_ids`` ``segment_ids_from_resets`` ``pool_segments``
     ``segment_carries``; episodes: ``resets_from_dones`` ``valid_from_dones``.
 Layers
-    ``recurrent`` ``bidirectional`` ``stack`` ``residual`` ``skip_stack`` ``output_head``; of
-    your own: ``Layer``; ``Directions``; over a memory: ``attention`` ``Attention``, and inside
-    the loop ``attention_cell`` ``Memory`` ``Attended`` ``prepare_memory``; sequences in pieces:
-    ``make_stream``, and ``Layer.step``.
+    ``recurrent`` ``bidirectional`` ``stack`` ``residual`` ``skip_stack`` ``output_head``
+    ``grid_lstm``; of your own: ``Layer``; ``Directions`` ``GridLSTMParams`` ``GridSide``; over a
+    memory: ``attention`` ``Attention``, and inside the loop ``attention_cell`` ``Memory``
+    ``Attended`` ``prepare_memory``; sequences in pieces: ``make_stream``, and ``Layer.step``.
 Models
     ``classifier`` ``tagger`` ``language_model`` ``embedding`` ``one_hot`` ``adaptive_softmax``
     ``trainable``; ``Model`` ``Embedding`` ``LanguageModel`` ``TaggerParams``.
@@ -122,10 +122,13 @@ from .engine import unroll as unroll
 from .layers import Attended as Attended
 from .layers import Attention as Attention
 from .layers import Directions as Directions
+from .layers import GridLSTMParams as GridLSTMParams
+from .layers import GridSide as GridSide
 from .layers import Memory as Memory
 from .layers import attention as attention
 from .layers import attention_cell as attention_cell
 from .layers import bidirectional as bidirectional
+from .layers import grid_lstm as grid_lstm
 from .layers import make_stream as make_stream
 from .layers import output_head as output_head
 from .layers import prepare_memory as prepare_memory

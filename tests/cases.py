@@ -129,6 +129,17 @@ class Head(NamedTuple):
     below: Any
 
 
+class Grid(NamedTuple):
+    """A ``grid_lstm`` of H units with these arguments."""
+
+    num_layers: int = 2
+    dimensions: int = 2
+    tied: bool = True
+    priority: str | None = "depth"
+    output: str = "inside"
+    reverse: bool = False
+
+
 # One row each way.
 REVERSED = ("vanilla", "lstm", "gru", "gru_reset_before", "users_own", "no_recurrent_matrix")
 
@@ -155,6 +166,9 @@ COMPOSED: dict[str, Any] = {
         "conv", "minimal_gated_reset_before", "learned_carry_of_a_step"
     ),
     "linear": Tower((One(rnnjax.min_lstm(H)), One(rnnjax.lru(H), True), One(rnnjax.min_gru(H)))),
+    "grids": Tower(
+        (Grid(2), Grid(1, tied=False, priority=None, reverse=True), Grid(1, priority="time"))
+    ),
     "transformed": Tower(
         (
             One(rnnjax.layer_norm(rnnjax.lstm(H))),
@@ -173,6 +187,8 @@ def build(spec: Any, scan_unroll: int = 1) -> rnnjax.Layer:
     """The layer of a row."""
     if isinstance(spec, One):
         return rnnjax.recurrent(spec.cell, reverse=spec.reverse, scan_unroll=scan_unroll)
+    if isinstance(spec, Grid):
+        return rnnjax.grid_lstm(H, **spec._asdict())
     if isinstance(spec, Both):
         return rnnjax.bidirectional(
             build(spec.forward, scan_unroll), build(spec.backward, scan_unroll)
@@ -186,6 +202,9 @@ def initial_carry(spec: Any, params: Any) -> Any:
     """The carry of one sequence before its first step."""
     if isinstance(spec, One):
         return spec.cell.initial_carry(params)
+    if isinstance(spec, Grid):
+        zeros = jnp.zeros((spec.num_layers, H), params.w.dtype)
+        return rnnjax.LSTMCarry(zeros, zeros) if spec.dimensions == 2 else ()
     if isinstance(spec, Both):
         return rnnjax.Directions(
             initial_carry(spec.forward, params.forward),
@@ -212,7 +231,51 @@ def alone(spec: Any, params: Any, xs: list, starts: list[bool], carry: Any) -> t
             c, xs = alone(floor, p, xs, starts, c)
             carries.append(c)
         return tuple(carries), xs
+    if isinstance(spec, Grid):
+        return grid_alone(spec, params, xs, starts, carry)
     return _loop(spec, params, xs, starts, carry)
+
+
+def grid_alone(
+    spec: Grid, params: Any, xs: list, starts: list[bool], carry: Any, np: Any = jnp
+) -> tuple[Any, list]:
+    """The grid block by block, in NumPy or JAX's NumPy."""
+
+    def side(side: Any, h_time: Any, h_depth: Any, c: Any) -> tuple[Any, Any]:
+        outputs = [h_depth] if spec.dimensions == 1 else [h_time, h_depth]
+        i, f, g, o = np.split(np.concatenate(outputs) @ side.w + side.bias, 4)
+        i, f, o = (1 / (1 + np.exp(-gate)) for gate in (i, f, o))
+        c = f * c + i * np.tanh(g)
+        return (np.tanh(o * c) if spec.output == "inside" else o * np.tanh(c)), c
+
+    layers = range(spec.num_layers)
+    parts = (params.time, params.depth)
+    if not spec.tied:
+        parts = [jax.tree.map(lambda a, n=n: a[n], parts) for n in layers]
+    time = [(carry.h[n], carry.c[n]) if spec.dimensions == 2 else None for n in layers]
+    ys: list = [None] * len(xs)
+    order = range(len(xs))
+    for t in reversed(order) if spec.reverse else order:
+        crossing = starts[t] if not spec.reverse else t + 1 < len(xs) and starts[t + 1]
+        h, c = np.split(xs[t] @ params.w + params.bias, 2)
+        for n in layers:
+            of_time, of_depth = parts if spec.tied else parts[n]
+            if spec.dimensions == 1:
+                h, c = side(of_depth, None, h, c)
+                continue
+            h_old, c_old = (np.zeros_like(h), np.zeros_like(h)) if crossing else time[n]
+            if spec.priority == "time":
+                h_new, c_new = side(of_depth, h_old, h, c)
+                time[n] = side(of_time, h_old, h_new, c_old)
+            else:
+                time[n] = side(of_time, h_old, h, c_old)
+                seen = time[n][0] if spec.priority == "depth" else h_old
+                h_new, c_new = side(of_depth, seen, h, c)
+            h, c = h_new, c_new
+        ys[t] = h
+    if spec.dimensions == 1:
+        return (), ys
+    return rnnjax.LSTMCarry(*(np.stack(part) for part in zip(*time, strict=True))), ys
 
 
 def _loop(spec: One, params: Any, xs: list, starts: list[bool], carry: Any) -> tuple[Any, list]:

@@ -40,6 +40,7 @@ MAKE = {
     "skip_stack": lambda: rnnjax.skip_stack(rnnjax.lstm(4), rnnjax.gru(4)),
     "residual": lambda: rnnjax.residual(rnnjax.lstm(4)),
     "output_head": lambda: rnnjax.output_head(rnnjax.lstm(4), 2, jax.nn.softplus),
+    "grid_lstm": lambda: rnnjax.grid_lstm(4, 2, tied=False, policy=rnnjax.Policy()),
     "embedding": lambda: rnnjax.embedding(3, vectors=np.eye(3)),
     "one_hot": lambda: rnnjax.one_hot(3),
     "classifier": lambda: rnnjax.classifier(rnnjax.embedding(5, 2), rnnjax.lstm(4), 3),

@@ -11,6 +11,9 @@ from .attention_cell import attention_cell as attention_cell
 from .attention_cell import prepare_memory as prepare_memory
 from .bidirectional import Directions as Directions
 from .bidirectional import bidirectional as bidirectional
+from .grid_lstm import GridLSTMParams as GridLSTMParams
+from .grid_lstm import GridSide as GridSide
+from .grid_lstm import grid_lstm as grid_lstm
 from .output_head import HeadParams as HeadParams
 from .output_head import output_head as output_head
 from .recurrent import recurrent as recurrent

@@ -22,6 +22,8 @@ BY_HAND = rnnjax.Layer(lambda key, size: (), lambda *a, **k: ((), a[1]), 2, lamb
         (rnnjax.stack(AHEAD, BACK), "both"),
         (rnnjax.stack(AHEAD, BY_HAND), "unknown"),
         (rnnjax.skip_stack(AHEAD, AHEAD), "forward"),
+        (rnnjax.grid_lstm(2, 2), "forward"),
+        (rnnjax.grid_lstm(2, 2, reverse=True), "backward"),
         (rnnjax.skip_stack(AHEAD, BACK), "both"),
         (rnnjax.residual(BACK), "backward"),
         (rnnjax.output_head(BACK, 3), "backward"),

@@ -19,6 +19,8 @@ LAYERS = {
     "skip_stack": rnnjax.skip_stack(rnnjax.lstm(H), rnnjax.gru(H)),
     "output_head": rnnjax.output_head(rnnjax.lstm(H), 2, jnp.tanh),
     "associative": rnnjax.recurrent(rnnjax.min_lstm(H), implementation="associative"),
+    "grid": rnnjax.grid_lstm(H, 2, priority=None),
+    "grid_of_depth": rnnjax.grid_lstm(H, 2, dimensions=1),
     "bfloat16": rnnjax.with_policy(
         rnnjax.stack(rnnjax.lstm(H), rnnjax.gru(H)),
         rnnjax.Policy("bfloat16", "bfloat16", "bfloat16"),
