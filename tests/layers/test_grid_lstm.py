@@ -122,7 +122,10 @@ def test_two_directions_make_one_bidirectional_layer():
     np.testing.assert_allclose(layer.last(ys, lengths)[1, H:], back[0], **EXACT)
 
 
-@pytest.mark.parametrize("options", [{}, {"priority": "time"}, {"dimensions": 1}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, pytest.param({"priority": "time"}, marks=pytest.mark.full), {"dimensions": 1}],
+)
 def test_a_policy_reaches_weights_products_and_state(options):
     layer = rnnjax.grid_lstm(H, 2, **options)
     narrow = rnnjax.with_policy(layer, rnnjax.Policy(*["bfloat16"] * 3))
