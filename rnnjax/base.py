@@ -116,7 +116,14 @@ class Cell(Made, _CellFields):
     """
 
     def step(
-        self, params: Params, carry: Carry, x: Any, *, mask: Any = None, resets: Any = None
+        self,
+        params: Params,
+        carry: Carry,
+        x: Any,
+        *,
+        mask: Any = None,
+        resets: Any = None,
+        context: Any = None,
     ) -> tuple[Carry, Any]:
         """The cell on one input of each sequence; see :meth:`Layer.step`.
 
@@ -129,7 +136,7 @@ class Cell(Made, _CellFields):
             >>> carry.c.shape, y.shape
             ((2, 4), (2, 4))
         """
-        return _step(self, params, carry, x, mask, resets)
+        return _step(self, params, carry, x, mask, resets, context)
 
 
 class Apply(Protocol):
@@ -145,6 +152,7 @@ class Apply(Protocol):
         resets: Any = None,
         initial_carry: Carry = None,
         key: Key | None = None,
+        context: Any = None,
     ) -> tuple[Carry, Any]: ...
 
 
@@ -172,8 +180,10 @@ class Layer(Made, _LayerFields):
 
     Attributes:
         init: ``(key, input_size) -> params``.
-        apply: ``(params, xs [..., T, D], lengths [...], *, mask, resets, initial_carry, key)
-            -> (carry, ys [..., T, O])``. A ``key`` means training; without one nothing is dropped.
+        apply: ``(params, xs [..., T, D], lengths [...], *, mask, resets, initial_carry, key,
+            context) -> (carry, ys [..., T, O])``. A ``key`` means training; without one nothing is
+            dropped. ``context`` is that of the cell, as for ``unroll``; a layer of several parts
+            takes a tuple with one entry a part, as its carry is, None for parts without.
         output_size: O.
         last: ``(ys [..., T, O], valid) -> [..., O]``, the output after the layer's own last step:
             for a reversed direction that is the first valid step in time order. ``valid`` is the
@@ -192,7 +202,14 @@ class Layer(Made, _LayerFields):
         return self.direction == "forward"
 
     def step(
-        self, params: Params, carry: Carry, x: Any, *, mask: Any = None, resets: Any = None
+        self,
+        params: Params,
+        carry: Carry,
+        x: Any,
+        *,
+        mask: Any = None,
+        resets: Any = None,
+        context: Any = None,
     ) -> tuple[Carry, Any]:
         """The layer on one input of each sequence: for generating, acting and serving.
 
@@ -210,6 +227,7 @@ class Layer(Made, _LayerFields):
                 the output is zero.
             resets: bool [...], True where a new sequence starts: the carry returns to the initial
                 one before the step.
+            context: constants of each sequence, as for ``apply``.
 
         Returns:
             ``(carry, y)``, the carry after the step, and the output [..., O].
@@ -230,11 +248,13 @@ class Layer(Made, _LayerFields):
             >>> jax.lax.scan(write, start, length=6)[1].shape
             (6, 2, 3)
         """
-        return _step(self, params, carry, x, mask, resets)
+        return _step(self, params, carry, x, mask, resets, context)
 
 
-def _step(part: Cell | Layer, params: Params, carry: Carry, x: Any, mask: Any, resets: Any) -> Any:
+def _step(
+    part: Cell | Layer, params: Params, carry: Carry, x: Any, mask: Any, resets: Any, context: Any
+) -> Any:
     # The engine stands on this file; a method may call it all the same.
     from rnnjax.engine.one_step import step
 
-    return step(part, params, carry, x, mask=mask, resets=resets)
+    return step(part, params, carry, x, mask=mask, resets=resets, context=context)

@@ -43,6 +43,7 @@ def step(
     *,
     mask: Any = None,
     resets: Any = None,
+    context: Any = None,
 ) -> tuple[Carry, Any]:
     """``part`` on one input of each sequence; see ``Layer.step``, which is this."""
     require_causal("step", part)
@@ -52,18 +53,25 @@ def step(
     resets = None if resets is None else _check_flags("resets", resets, batch)
     if not all(isinstance(leaf, Array) for leaf in jax.tree.leaves(carry)):
         carry = jax.tree.map(functools.partial(masking.as_array, "carry"), carry)
-    arguments = (params, carry, x, mask, resets)
+    arguments = (params, carry, x, mask, resets, context)
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arguments)):
         return _inline_step(part, *arguments)
-    return _run_alone(part, params, carry, *_with_flags(batch, x, mask, resets))
+    return _run_alone(part, params, carry, *_with_flags(batch, x, mask, resets), context)
 
 
 def run_only_step(
-    part: Cell | Layer, params: Params, carry: Carry, xs: Any, valid: Any, resets: Any
+    part: Cell | Layer,
+    params: Params,
+    carry: Carry,
+    xs: Any,
+    valid: Any,
+    resets: Any,
+    context: Any,
 ) -> tuple[Carry, Any]:
     """:func:`step` of checked arguments, none of them traced, each with a time axis of one step."""
     batch = jax.tree.leaves(xs)[0].shape[:-2]
-    return _run_with_time(part, params, carry, *_with_flags((*batch, 1), xs, valid, resets))
+    read = _with_flags((*batch, 1), xs, valid, resets)
+    return _run_with_time(part, params, carry, *read, context)
 
 
 def _with_flags(
@@ -76,7 +84,7 @@ def _with_flags(
 
 @functools.partial(jax.jit, static_argnums=0)
 def run_block(
-    part: Cell | Layer, params: Params, carry: Carry, block: Block, count: Array
+    part: Cell | Layer, params: Params, carry: Carry, block: Block, count: Array, context: Any
 ) -> tuple[Carry, Any]:
     """The carry after ``count`` steps of a block, and outputs [K, ..., O], zero beyond them."""
     carry = start(part, params, carry, block.mask.shape[1:])
@@ -86,11 +94,11 @@ def run_block(
 
     def body(i: Array, held: tuple[Carry, Any]) -> tuple[Carry, Any]:
         carry, ys = held
-        carry, y = _inline_step(part, params, carry, *at(i))
+        carry, y = _inline_step(part, params, carry, *at(i), context)
         put = functools.partial(lax.dynamic_update_index_in_dim, index=i, axis=0)
         return carry, jax.tree.map(put, ys, y)
 
-    _, y = jax.eval_shape(lambda: _inline_step(part, params, carry, *at(0)))
+    _, y = jax.eval_shape(lambda: _inline_step(part, params, carry, *at(0), context))
     room = jax.tree.map(lambda a: jnp.zeros((len(block.mask), *a.shape), a.dtype), y)
     return lax.fori_loop(0, count, body, (carry, room))
 
@@ -104,10 +112,11 @@ def _run_alone(
     mask: Array,
     resets: Array,
     count: Array,
+    context: Any,
 ) -> tuple[Carry, Any]:
     # The shortest block whose step the compiler still takes out by its index.
     block = jax.tree.map(lambda a: jnp.stack([a, jnp.zeros_like(a)]), Block(x, mask, resets))
-    carry, ys = run_block(part, params, carry, block, count)
+    carry, ys = run_block(part, params, carry, block, count, context)
     return carry, jax.tree.map(lambda a: a[0], ys)
 
 
@@ -120,12 +129,13 @@ def _run_with_time(
     valid: Array,
     resets: Array,
     count: Array,
+    context: Any,
 ) -> tuple[Carry, Any]:
     # Taken out and put back in the compiled program: by itself each would be a call of its own,
     # as long as the step.
     x = jax.tree.map(lambda a: jnp.squeeze(a, -2), xs)
     flags = (jnp.squeeze(a, -1) for a in (valid, resets))
-    carry, y = _run_alone(part, params, carry, x, *flags, count)
+    carry, y = _run_alone(part, params, carry, x, *flags, count, context)
     return carry, jax.tree.map(lambda a: jnp.expand_dims(a, valid.ndim - 1), y)
 
 
@@ -145,21 +155,26 @@ def _inline_step(
     x: Array,
     mask: Array | None,
     resets: Array | None,
+    context: Any,
 ) -> tuple[Carry, Any]:
     batch = _batch_of(x)
     own = None if carry is not None and resets is None else start(part, params, None, batch)
     carry = own if carry is None else start(part, params, carry, batch)
     if resets is not None:  # a flag where there is no step is not read
         carry = masking.select(resets if mask is None else resets & mask, own, carry)
-    new, y = _advance(part, params, carry, masking.zero_padding(mask, x))
+    new, y = _advance(part, params, carry, masking.zero_padding(mask, x), context)
     return masking.select(mask, new, carry), masking.zero_padding(mask, y)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _advance(part: Cell | Layer, params: Params, carry: Carry, x: Array) -> tuple[Carry, Any]:
+def _advance(
+    part: Cell | Layer, params: Params, carry: Carry, x: Array, context: Any
+) -> tuple[Carry, Any]:
     apply = functools.partial(unroll, part) if isinstance(part, Cell) else part.apply
     xs = jax.tree.map(lambda a: jnp.expand_dims(a, -2), x)
-    new, ys = apply(params, xs, initial_carry=carry)
+    # A layer made by hand need not take a context.
+    given = {} if context is None else {"context": context}
+    new, ys = apply(params, xs, initial_carry=carry, **given)
     return new, jax.tree.map(lambda a: jnp.squeeze(a, len(_batch_of(x))), ys)
 
 

@@ -10,7 +10,7 @@ from jax import Array
 from rnnjax._checks import check_key
 from rnnjax.base import Apply, Carry, Direction, Key, Layer, Params
 
-Steps = dict[str, Any]  # lengths, mask and resets, handed on as they came
+Steps = dict[str, Any]  # lengths, mask, resets, and context where given, handed on as they came
 
 
 def apply_dropout(key: Key | None, xs: Array, rate: float) -> Array:
@@ -39,6 +39,7 @@ def with_signature(apply: Callable) -> Apply:
         resets: Any = None,
         initial_carry: Carry = None,
         key: Key | None = None,
+        context: Any = None,
     ) -> tuple[Carry, Any]:
         if hasattr(params, "shape") and isinstance(xs, tuple | dict):
             raise ValueError(
@@ -46,6 +47,8 @@ def with_signature(apply: Callable) -> Apply:
                 "the order is layer.apply(params, xs, lengths)"
             )
         steps: Steps = {"lengths": lengths, "mask": mask, "resets": resets}
+        if context is not None:
+            steps["context"] = context
         return apply(params, xs, steps, initial_carry, key)
 
     # What Python names where an argument is missing or one too many.
@@ -65,6 +68,21 @@ def split_key(key: Key | None, count: int, stream: int = 0) -> Any:
     if key is None:
         return [None] * count
     return jax.random.split(jax.random.fold_in(check_key(key), stream), count)
+
+
+def split_context(steps: Steps, count: int) -> list[Steps]:
+    """``steps`` for each of ``count`` parts, with the part's own context.
+
+    Raises:
+        ValueError: the context is no tuple of ``count`` entries.
+    """
+    if "context" not in steps:
+        return [steps] * count
+    shared = {name: value for name, value in steps.items() if name != "context"}
+    check_parts("context", steps["context"], count)
+    # A layer made by hand need not take a context.
+    own = [{} if part is None else {"context": part} for part in steps["context"]]
+    return [shared | part for part in own]
 
 
 def check_parts(name: str, parts: Any, count: int, kinds: Any = tuple) -> None:

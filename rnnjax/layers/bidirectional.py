@@ -9,7 +9,7 @@ from jax import Array
 from rnnjax._checks import check_key
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Layer
-from rnnjax.layers._common import Steps, check_parts, split_key, with_signature
+from rnnjax.layers._common import Steps, check_parts, split_context, split_key, with_signature
 from rnnjax.layers.recurrent import as_layer
 from rnnjax.transforms.precision import Policy
 
@@ -84,8 +84,10 @@ def bidirectional(
         check_parts("params", params, 2, (tuple, list))
         keys = split_key(key, 2)
         results = [
-            layer.apply(p, xs, **steps, initial_carry=c, key=k)
-            for layer, p, c, k in zip((one, two), params, start, keys, strict=True)
+            layer.apply(p, xs, **own, initial_carry=c, key=k)
+            for layer, p, c, k, own in zip(
+                (one, two), params, start, keys, split_context(steps, 2), strict=True
+            )
         ]
         ys = jnp.concatenate([y for _, y in results], axis=-1)
         return Directions(*(carry for carry, _ in results)), ys

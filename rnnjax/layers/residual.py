@@ -10,7 +10,14 @@ from rnnjax import masking
 from rnnjax._checks import check_key
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Layer, Params
-from rnnjax.layers._common import Steps, check_parts, joint_direction, split_key, with_signature
+from rnnjax.layers._common import (
+    Steps,
+    check_parts,
+    joint_direction,
+    split_context,
+    split_key,
+    with_signature,
+)
 from rnnjax.layers.recurrent import as_layer
 from rnnjax.transforms.precision import Policy
 
@@ -128,9 +135,10 @@ def skip_stack(*layers: Cell | Layer, policy: Policy | None = None) -> Layer:
         xs = jnp.asarray(xs)
         carries, outputs = [], []
         keys = split_key(key, len(floors))
-        for floor, p, c, k in zip(floors, params, start, keys, strict=True):
+        steps_of = split_context(steps, len(floors))
+        for floor, p, c, k, own in zip(floors, params, start, keys, steps_of, strict=True):
             seen = jnp.concatenate([xs, *outputs[-1:]], axis=-1)
-            carry, ys = floor.apply(p, seen, **steps, initial_carry=c, key=k)
+            carry, ys = floor.apply(p, seen, **own, initial_carry=c, key=k)
             carries.append(carry)
             outputs.append(ys)
         return tuple(carries), jnp.concatenate(outputs, axis=-1)

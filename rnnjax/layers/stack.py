@@ -11,6 +11,7 @@ from rnnjax.layers._common import (
     apply_dropout,
     check_parts,
     joint_direction,
+    split_context,
     split_key,
     with_signature,
 )
@@ -63,9 +64,10 @@ def stack(*layers: Cell | Layer, dropout: float = 0.0, policy: Policy | None = N
         check_parts("params", params, len(floors), (tuple, list))
         carries, ys = [], xs
         keys = zip(split_key(key, len(floors)), split_key(key, len(floors), 1), strict=True)
+        steps_of = split_context(steps, len(floors))
         for i, (floor, (inner, drop)) in enumerate(zip(floors, keys, strict=True)):
             ys = apply_dropout(drop, ys, rate) if i else ys
-            carry, ys = floor.apply(params[i], ys, **steps, initial_carry=start[i], key=inner)
+            carry, ys = floor.apply(params[i], ys, **steps_of[i], initial_carry=start[i], key=inner)
             carries.append(carry)
         return tuple(carries), ys
 

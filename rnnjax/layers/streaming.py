@@ -35,8 +35,8 @@ def make_stream(layer: Cell | Layer, *, block_size: int = 32) -> Stream:
             are faster on long pieces. It does not change the results.
 
     Returns:
-        ``stream(params, xs [..., n, D], lengths=None, *, mask, resets, initial_carry) ->
-        (carry, ys [..., n, O])``, with the arguments of a layer. Hand the carry on as
+        ``stream(params, xs [..., n, D], lengths=None, *, mask, resets, initial_carry,
+        context) -> (carry, ys [..., n, O])``, with the arguments of a layer. Hand the carry on as
         ``initial_carry`` of the next piece; None starts anew.
 
     Raises:
@@ -67,19 +67,20 @@ def make_stream(layer: Cell | Layer, *, block_size: int = 32) -> Stream:
         mask: Any = None,
         resets: Any = None,
         initial_carry: Carry = None,
+        context: Any = None,
     ) -> tuple[Carry, Any]:
-        _refuse_tracers(params, xs, lengths, mask, resets, initial_carry)
+        _refuse_tracers(params, xs, lengths, mask, resets, initial_carry, context)
         xs = _check_xs(xs)
         batch, time = xs.shape[:-2], xs.shape[-2]
         valid = masking.valid_steps(lengths, mask, batch, time)
         if resets is not None:
             resets = masking.check_flags("resets", resets, batch, time)
         if time == 1:
-            return run_only_step(layer, params, initial_carry, xs, valid, resets)
+            return run_only_step(layer, params, initial_carry, xs, valid, resets, context)
         piece = _time_first(xs, valid, resets)
         carry, results = initial_carry, []
         for count, block in _blocks(piece, size):
-            carry, ys = run_block(layer, params, carry, block, count)
+            carry, ys = run_block(layer, params, carry, block, count, context)
             results.append((count, ys))
         return carry, _joined(results, len(batch))
 
