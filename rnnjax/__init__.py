@@ -29,8 +29,9 @@ Layers
     memory: ``attention`` ``Attention``, and inside the loop ``attention_cell`` ``Memory``
     ``Attended`` ``prepare_memory``; sequences in pieces: ``make_stream``, and ``Layer.step``.
 Models
-    ``classifier`` ``tagger`` ``language_model`` ``embedding`` ``one_hot`` ``adaptive_softmax``
-    ``trainable``; ``Model`` ``Embedding`` ``LanguageModel`` ``TaggerParams``.
+    ``classifier`` ``tagger`` ``language_model`` ``sequence_to_sequence`` ``embedding``
+    ``one_hot`` ``adaptive_softmax`` ``trainable``; ``Model`` ``Embedding`` ``LanguageModel``
+    ``SequenceToSequence`` ``TaggerParams``.
 Writing and choosing
     ``generate`` ``beam_search`` ``stream_text``; ``sample`` ``greedy`` from scores changed by
     ``temperature`` ``top_k`` ``top_p`` ``min_p`` ``repetition_penalty`` ``forbid``
@@ -140,12 +141,14 @@ from .masking import lengths_to_mask as lengths_to_mask
 from .models import Embedding as Embedding
 from .models import LanguageModel as LanguageModel
 from .models import Model as Model
+from .models import SequenceToSequence as SequenceToSequence
 from .models import TaggerParams as TaggerParams
 from .models import adaptive_softmax as adaptive_softmax
 from .models import classifier as classifier
 from .models import embedding as embedding
 from .models import language_model as language_model
 from .models import one_hot as one_hot
+from .models import sequence_to_sequence as sequence_to_sequence
 from .models import tagger as tagger
 from .models import trainable as trainable
 from .segments import pool_segments as pool_segments

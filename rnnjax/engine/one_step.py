@@ -18,6 +18,7 @@ from rnnjax import masking
 from rnnjax._checks import check_carry, check_floating
 from rnnjax.base import Carry, Cell, Layer, Params
 from rnnjax.engine._arguments import is_tree_of_inputs
+from rnnjax.engine._products import h_proj_of
 from rnnjax.engine.unroll import unroll
 
 
@@ -176,6 +177,39 @@ def _advance(
     given = {} if context is None else {"context": context}
     new, ys = apply(params, xs, initial_carry=carry, **given)
     return new, jax.tree.map(lambda a: jnp.squeeze(a, len(_batch_of(x))), ys)
+
+
+def step_in_program(
+    cell: Cell, params: Params, carry: Carry, x: Any, context: Any = None
+) -> tuple[Carry, Any]:
+    """One step of a cell as plain operations, with the constants of each sequence if it has any.
+
+    For a step that stands in a larger program and is mapped there: what is not mapped, such as a
+    memory that all hypotheses of a beam read, is then not copied.
+
+    Args:
+        cell: whose step it is.
+        params: its parameters.
+        carry: leaves [..., ...].
+        x: [..., D].
+        context: leaves [..., ...].
+    """
+    constants = () if context is None else (context,)
+
+    def one(carry: Carry, x: Any, *constants: Any) -> tuple[Carry, Any]:
+        x_proj = cell.project(params, x)
+        if cell.plain_step is not None:
+            return cell.plain_step(params, carry, x_proj, *constants)
+        assert cell.update is not None
+        h_proj = ()
+        if cell.recurrent is not None:
+            assert cell.hidden is not None
+            h_proj = h_proj_of(cell.hidden(carry), cell.recurrent(params), x_proj)
+        return cell.update(params, carry, x_proj, h_proj, *constants)
+
+    for _ in _batch_of(x):
+        one = jax.vmap(one)
+    return one(carry, x, *constants)
 
 
 def start(part: Cell | Layer, params: Params, carry: Carry, batch: tuple[int, ...]) -> Carry:

@@ -22,5 +22,9 @@ from .language_model import SoftmaxParams as SoftmaxParams
 from .language_model import activation_penalty as activation_penalty
 from .language_model import language_model as language_model
 from .language_model import locked_dropout as locked_dropout
+from .sequence_to_sequence import DeepHeadParams as DeepHeadParams
+from .sequence_to_sequence import SequenceToSequence as SequenceToSequence
+from .sequence_to_sequence import SequenceToSequenceParams as SequenceToSequenceParams
+from .sequence_to_sequence import sequence_to_sequence as sequence_to_sequence
 from .tagger import TaggerParams as TaggerParams
 from .tagger import tagger as tagger

@@ -155,15 +155,15 @@ def trainable(params: Any) -> Any:
     return jax.tree.map(mark, params, is_leaf=lambda n: isinstance(n, FrozenEmbeddingParams))
 
 
-def check_tokens(tokens: Any, vocab_size: int) -> Array:
+def check_tokens(tokens: Any, vocab_size: int, name: str = "tokens") -> Array:
     """Token ids as an array of integers; traced ones are clamped to [0, vocab_size).
 
     Raises:
         ValueError: they are not integers, or (where the values are concrete) one lies outside
             [0, vocab_size).
     """
-    tokens = masking.as_integers("tokens", tokens)
-    check_range("tokens", tokens, vocab_size, f"[0, {vocab_size})")
+    tokens = masking.as_integers(name, tokens)
+    check_range(name, tokens, vocab_size, f"[0, {vocab_size})")
     # An index of JAX that is negative counts from the end.
     return jnp.clip(tokens, 0, vocab_size - 1) if isinstance(tokens, Tracer) else tokens
 

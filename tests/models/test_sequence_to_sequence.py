@@ -1,0 +1,300 @@
+"""Encoder, decoder and attention between them: what is taught is what is written step by step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rnnjax
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+V_IN, V_OUT, E, H, START, STOP = 7, 6, 3, 4, 2, 3
+SOURCE = np.array([[4, 5, 6], [1, 3, 9], [9, 9, 9]])  # 9 is no id: it stands where nothing is
+SOURCES = np.array([3, 2, 0])
+TARGET, TARGETS = np.array([[4, 5, STOP], [5, STOP, 9], [1, 9, 9]]), np.array([3, 2, 1])
+
+
+def make(kind, **options):
+    decoder, attention = rnnjax.gru(H), None
+    encoder = rnnjax.bidirectional(rnnjax.gru(3))
+    if kind == "outside":
+        attention, decoder = (
+            rnnjax.attention("general"),
+            rnnjax.stack(rnnjax.gru(5), rnnjax.lstm(H)),
+        )
+    elif kind == "inside":
+        decoder = rnnjax.attention_cell(rnnjax.lstm(H), 6)
+    elif kind == "feeding":
+        decoder = rnnjax.attention_cell(rnnjax.gru(H), 6, input_feeding=True)
+    return rnnjax.sequence_to_sequence(
+        rnnjax.embedding(V_IN, E, scale=1.0),
+        encoder,
+        rnnjax.embedding(V_OUT, E, scale=1.0),
+        decoder,
+        attention=attention,
+        start=START,
+        **options,
+    )
+
+
+KINDS = ("none", "outside", "inside", "feeding")
+
+
+def stepwise(model, params, source, target):
+    """One sequence without padding: the steps of its tokens, in a Python loop."""
+    carry, memory = jax.jit(model.encode)(params, jnp.asarray(source))
+    logits, weights, token, step = [], [], START, jax.jit(model.step)
+    for after in target:
+        carry, row, seen = step(params, carry, jnp.asarray(token), memory)
+        logits.append(row)
+        weights.append(seen)
+        token = after
+    return jnp.stack(logits), None if weights[0] is None else jnp.stack(weights)
+
+
+def close(found, expected, tolerance):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance / 100),
+        found,
+        expected,
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_taught_is_each_row_alone_step_by_step(kind):
+    model = make(kind, head_size=5)
+    params = model.init(jax.random.key(0))
+    logits, weights = jax.jit(model.apply)(params, SOURCE, SOURCES, TARGET, TARGETS)
+    assert logits.shape == (3, 3, V_OUT)
+    for row in (1, 2):
+        places, steps = SOURCES[row], TARGETS[row]
+        alone, seen = stepwise(model, params, SOURCE[row, :places], TARGET[row, :steps])
+        close(logits[row, :steps], alone, 1e-5)
+        if kind == "none":
+            assert weights is seen is None
+            continue
+        close(weights[row, :steps, :places], seen, 1e-5)
+        assert not np.any(weights[row, :, places:])
+        assert not np.any(weights[row, steps:])
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=() if k == "inside" else pytest.mark.full) for k in KINDS]
+)
+def test_gradients_are_those_of_the_steps_in_a_loop(kind, float64):
+    model = make(kind, bridge="tanh")
+    params = jax.tree.map(lambda a: a.astype(jnp.float64), model.init(jax.random.key(0)))
+
+    def of_second_row(params):
+        logits, _ = model.apply(params, SOURCE[:2], SOURCES[:2], TARGET[:2], TARGETS[:2])
+        return jnp.sum(logits[1, : TARGETS[1]] ** 2)
+
+    def alone(params):
+        logits, _ = stepwise(model, params, SOURCE[1, : SOURCES[1]], TARGET[1, : TARGETS[1]])
+        return jnp.sum(logits**2)
+
+    close(jax.jit(jax.grad(of_second_row))(params), jax.jit(jax.grad(alone))(params), 1e-8)
+
+
+@pytest.mark.full
+def test_a_source_without_tokens_has_finite_gradients():
+    model = make("inside")
+
+    def loss(params):
+        logits, weights = model.apply(params, SOURCE, np.zeros(3, int), TARGET, TARGETS)
+        return jnp.sum(logits**2) + jnp.sum(weights)
+
+    value, gradients = jax.jit(jax.value_and_grad(loss))(model.init(jax.random.key(0)))
+    assert np.isfinite(value)
+    assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(gradients))
+
+
+def greedy(model, params, source, length):
+    carry, memory = jax.jit(model.encode)(params, jnp.asarray(source))
+    text, token, step = [], START, jax.jit(model.step)
+    while len(text) < length and token != STOP:
+        carry, logits, _ = step(params, carry, jnp.asarray(token), memory)
+        token = int(jnp.argmax(logits))
+        text.append(token)
+    return text
+
+
+@pytest.mark.parametrize("kind", [pytest.param("outside", marks=pytest.mark.full), "inside"])
+def test_a_beam_of_one_is_greedy(kind):
+    model = make(kind)
+    params = jax.tree.map(lambda a: a * 3, model.init(jax.random.key(1)))
+    carry, memory = model.encode(params, SOURCE, SOURCES)
+    beams = rnnjax.beam_search(
+        model.step,
+        params,
+        carry,
+        jnp.full(3, START),
+        memory,
+        stop=STOP,
+        beam_size=1,
+        max_length=5,
+        length_penalty=0.0,
+    )
+    for row, places in enumerate(SOURCES[:2]):
+        length = int(beams.lengths[row, 0])
+        expected = greedy(model, params, SOURCE[row, :places], 5)
+        assert beams.tokens[row, 0, :length].tolist() == expected
+
+
+def test_a_copied_carry_begins_the_decoder():
+    cell = rnnjax.stack(rnnjax.lstm(H), rnnjax.gru(3))
+    model = rnnjax.sequence_to_sequence(
+        rnnjax.embedding(V_IN, E), cell, rnnjax.embedding(V_OUT, E), cell, bridge="copy", start=2
+    )
+    params = model.init(jax.random.key(0))
+    carry, memory = model.encode(params, SOURCE, SOURCES)
+    clean = np.where(SOURCE == 9, 0, SOURCE)
+    ends, _ = cell.apply(params.encoder, params.source.vectors[clean], SOURCES)
+    close(carry, ends, 1e-6)
+    assert memory is None
+
+
+def test_dropout_is_drawn_in_training_alone():
+    model = make("none", dropout=0.5)
+    params = model.init(jax.random.key(0))
+    arguments = (params, SOURCE[:1], None, TARGET[:1])
+    run = jax.jit(lambda key: model.apply(*arguments, key=key)[0])
+    one, two = map(run, (jax.random.key(1), jax.random.key(2)))
+    assert np.any(one != two)
+    close(model.apply(*arguments)[0], make("none").apply(*arguments)[0], 1e-6)
+
+
+def test_a_tied_head_multiplies_by_the_table():
+    model = make("none", tie=True, head_size=E)
+    params = model.init(jax.random.key(0))
+    assert params.head.output.w is None
+    plain = make("none", head_size=E)
+    same = params._replace(
+        head=params.head._replace(output=params.head.output._replace(w=params.target.vectors.T))
+    )
+    arguments = (SOURCE[:1], None, TARGET[:1])
+    close(model.apply(params, *arguments)[0], plain.apply(same, *arguments)[0], 1e-6)
+
+
+def test_weights_of_pytorch_give_its_logits_and_its_greedy_text():
+    """The usual translator of PyTorch: bidirectional GRU, additive attention inside the loop."""
+    torch = pytest.importorskip("torch")
+    cell = rnnjax.attention_cell(rnnjax.gru(H), 6)
+    model = rnnjax.sequence_to_sequence(
+        rnnjax.embedding(V_IN, E, scale=1.0),
+        rnnjax.bidirectional(rnnjax.gru(3)),
+        rnnjax.embedding(V_OUT, E, scale=1.0),
+        cell,
+        start=START,
+    )
+    params = jax.tree.map(lambda a: a * 2, model.init(jax.random.key(3)))
+    params = params._replace(bridge=tuple(p._replace(bias=p.bias + 0.1) for p in params.bridge))
+
+    def tensor(a):
+        return torch.from_numpy(np.array(a))
+
+    def fill(gru, p, layer=""):
+        zeros = torch.zeros(2 * len(p.hidden_bias))
+        with torch.no_grad():
+            getattr(gru, f"weight_ih{layer}").copy_(tensor(p.w_ih.T))
+            getattr(gru, f"weight_hh{layer}").copy_(tensor(p.w_hh.T))
+            getattr(gru, f"bias_ih{layer}").copy_(tensor(p.bias))
+            getattr(gru, f"bias_hh{layer}").copy_(torch.cat([zeros, tensor(p.hidden_bias)]))
+
+    encoder = torch.nn.GRU(E, 3, bidirectional=True)
+    fill(encoder, params.encoder.forward, "_l0")
+    fill(encoder, params.encoder.backward, "_l0_reverse")
+    inner = params.decoder.cell
+    decoder = torch.nn.GRUCell(E + 6, H)
+    fill(decoder, inner._replace(w_ih=jnp.concatenate([inner.w_ih, params.decoder.context])))
+    attention, head, bridge = params.decoder.attention, params.head.output, params.bridge[0]
+
+    def read(source):
+        states, final = encoder(tensor(params.source.vectors)[source])
+        both = torch.cat([final[0], final[1]])
+        return states, torch.tanh(both @ tensor(bridge.w) + tensor(bridge.bias))
+
+    def write(states, h, token):
+        x = tensor(params.target.vectors)[token]
+        energy = torch.tanh(h @ tensor(attention.query) + states @ tensor(attention.key))
+        weights = torch.softmax(energy @ tensor(attention.v), 0)
+        context = weights @ states
+        h = decoder(torch.cat([x, context])[None], h[None])[0]
+        logits = torch.cat([h, context, x]) @ tensor(head.w) + tensor(head.bias)
+        return h, logits
+
+    source, target = [4, 5, 6, 1], [4, 1, 5, STOP]
+    with torch.no_grad():
+        states, h = read(source)
+        expected, token = [], START
+        for after in target:
+            h, logits = write(states, h, token)
+            expected.append(logits.numpy())
+            token = after
+        states, h = read(source)
+        text, token = [], START
+        while len(text) < 8 and token != STOP:
+            h, logits = write(states, h, token)
+            token = int(logits.argmax())
+            text.append(token)
+    logits, _ = model.apply(params, jnp.array(source), None, jnp.array(target))
+    np.testing.assert_allclose(logits, np.stack(expected), rtol=1e-5, atol=1e-5)
+    assert greedy(model, params, source, 8) == text
+
+
+def build(**changes):
+    parts = {
+        "source": rnnjax.embedding(V_IN, E),
+        "encoder": rnnjax.gru(H),
+        "target": rnnjax.embedding(V_OUT, E),
+        "decoder": rnnjax.gru(H),
+        "start": START,
+    }
+    return rnnjax.sequence_to_sequence(**{**parts, **changes})
+
+
+def run(source=SOURCE, sources=SOURCES, target=TARGET, targets=TARGETS):
+    model = make("inside")
+    return model.apply(model.init(jax.random.key(0)), source, sources, target, targets)
+
+
+BAD = {
+    "no embedding": (lambda: build(source=rnnjax.gru(4)), "source must be a rnnjax.Embedding"),
+    "no decoder": (lambda: build(decoder=None), "decoder must be a rnnjax.Cell or rnnjax.Layer"),
+    "a decoder that reads ahead": (
+        lambda: build(decoder=rnnjax.bidirectional(rnnjax.gru(4))),
+        "decoder must not read ahead",
+    ),
+    "attention twice": (
+        lambda: build(
+            decoder=rnnjax.attention_cell(rnnjax.gru(4), 4), attention=rnnjax.attention("dot")
+        ),
+        "attention must be None",
+    ),
+    "an unknown bridge": (lambda: build(bridge="rope"), "bridge must be one of tanh, copy, zeros"),
+    "a carry of another kind": (
+        lambda: build(bridge="copy", decoder=rnnjax.lstm(4)),
+        r"the carry of the encoder \(bridge='copy'\) must be LSTMCarry",
+    ),
+    "a start that is no id": (lambda: build(start=6), r"start must lie in \[0, 6\), got 6"),
+    "a tied head of another size": (lambda: build(tie=True, head_size=9), "head_size of 3"),
+    "ids of no source": (lambda: run(sources=[3, 3, 3]), r"source must .*\[0, 7\)"),
+    "ids of no target": (lambda: run(targets=[3, 3, 3]), r"target must .*\[0, 6\)"),
+    "sources too long": (lambda: run(sources=[4, 1, 1]), "source_lengths must"),
+    "targets too long": (lambda: run(targets=[4, 1, 1]), "target_lengths must"),
+    "another batch": (lambda: run(target=TARGET[:2], targets=TARGETS[:2]), "batch axes of source"),
+    "a memory that is none": (
+        lambda: make("inside").step(
+            make("inside").init(jax.random.key(0)), None, jnp.array(START), jnp.ones(3)
+        ),
+        "memory must be what encode gave",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named(case):
+    call, words = BAD[case]
+    with pytest.raises(ValueError, match=words):
+        call()
