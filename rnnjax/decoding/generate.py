@@ -14,6 +14,7 @@ from rnnjax import masking
 from rnnjax._checks import check_key, check_size
 from rnnjax.base import Carry, Key
 from rnnjax.decoding.sampling import History, Sampling, check_ids, sample
+from rnnjax.models._token_table import step_with_table, token_table
 from rnnjax.models.embedding import check_tokens
 
 
@@ -91,20 +92,20 @@ def generate(
         >>> out.tokens.shape, out.lengths.tolist()
         ((2, 6), [6, 6])
     """
-    sampling = sample() if sampling is None else sampling
-    if not isinstance(sampling, Sampling):
-        raise ValueError(
-            f"sampling must be rnnjax.sample(...) or rnnjax.greedy(), got {sampling!r}"
-        )
-    count = check_size("max_new_tokens", max_new_tokens)
-    prompt, lengths = _check_prompt(prompt, lengths, model.vocab_size)
-    keys = _row_keys(key, prompt.shape[:-1], sampling)
-    stops = () if stop is None else check_ids("stop", stop)
-    for name, ids in (("stop", stops), ("pad", check_ids("pad", pad))):
-        if any(i >= model.vocab_size for i in ids):
-            raise ValueError(f"{name} must lie in [0, {model.vocab_size}), got {max(ids)}")
-    how = _How(model, sampling, count, stops, int(pad))
-    return _generate(how, params, prompt, lengths, keys, initial_carry)
+    table = token_table(model, params)
+    return _generate_with(
+        table,
+        model,
+        params,
+        prompt,
+        lengths,
+        max_new_tokens=max_new_tokens,
+        key=key,
+        sampling=sampling,
+        stop=stop,
+        pad=pad,
+        initial_carry=initial_carry,
+    )
 
 
 def stream_text(
@@ -151,8 +152,10 @@ def stream_text(
     if jnp.ndim(prompt) != 1:
         raise ValueError(f"prompt must have shape [T], got shape {jnp.shape(prompt)}")
     stops = () if stop is None else check_ids("stop", stop)
+    table = token_table(model, params)
     while left:
-        out = generate(
+        out = _generate_with(
+            table,
             model,
             params,
             prompt,
@@ -171,6 +174,37 @@ def stream_text(
         prompt, lengths, key, initial_carry = out.last[None], None, out.keys, out.carry
 
 
+def _generate_with(
+    table: Any,
+    model: Any,
+    params: Any,
+    prompt: Any,
+    lengths: Any,
+    *,
+    max_new_tokens: int,
+    key: Key | None,
+    sampling: Sampling | None,
+    stop: Any,
+    pad: int = 0,
+    initial_carry: Carry = None,
+) -> Generated:
+    """:func:`generate`, given what :func:`token_table` made."""
+    sampling = sample() if sampling is None else sampling
+    if not isinstance(sampling, Sampling):
+        raise ValueError(
+            f"sampling must be rnnjax.sample(...) or rnnjax.greedy(), got {sampling!r}"
+        )
+    count = check_size("max_new_tokens", max_new_tokens)
+    prompt, lengths = _check_prompt(prompt, lengths, model.vocab_size)
+    keys = _row_keys(key, prompt.shape[:-1], sampling)
+    stops = () if stop is None else check_ids("stop", stop)
+    for name, ids in (("stop", stops), ("pad", check_ids("pad", pad))):
+        if any(i >= model.vocab_size for i in ids):
+            raise ValueError(f"{name} must lie in [0, {model.vocab_size}), got {max(ids)}")
+    how = _How(model, sampling, count, stops, int(pad))
+    return _generate(how, params, table, prompt, lengths, keys, initial_carry)
+
+
 class _How(NamedTuple):
     """What is fixed when the loop is compiled."""
 
@@ -182,21 +216,27 @@ class _How(NamedTuple):
 
 
 class _Writing(NamedTuple):
-    """The state of the loop, for rows [B]."""
+    """The state of the loop, for rows [B]. Rows that go on have all the same number of tokens."""
 
     step: Array  # how many tokens the longest row has
     carry: Carry
-    logits: Array  # [B, V], of the token that comes next
     last: Array  # [B]
     keys: Array  # [B]
     ended: Array  # [B]
     history: History
+    tokens: Array  # [B, N]
     log_probs: Array  # [B, N]
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _generate(
-    how: _How, params: Any, prompt: Array, lengths: Array, keys: Array, initial_carry: Carry
+    how: _How,
+    params: Any,
+    table: Any,
+    prompt: Array,
+    lengths: Array,
+    keys: Array,
+    initial_carry: Carry,
 ) -> Generated:
     batch, time = prompt.shape[:-1], prompt.shape[-1]
     carry, features = how.model.features(params, prompt, lengths, initial_carry=initial_carry)
@@ -213,64 +253,64 @@ def _generate(
     start = _Writing(
         jnp.zeros((), jnp.int32),
         carry,
-        logits,
         jnp.take_along_axis(prompt, lengths[:, None] - 1, axis=1)[:, 0],
         keys,
         jnp.zeros(count, bool),
         History(jnp.concatenate([prompt, room], 1), lengths, jnp.zeros(count, jnp.int32)),
+        room,
         jnp.zeros((count, how.max_new_tokens), jnp.float32),
     )
+
+    def read_and_write(now: _Writing) -> _Writing:
+        carry, logits = step_with_table(how.model, params, table, now.carry, now.last)
+        # With one row the loop ends where the row does.
+        carry = carry if count == 1 else _where(now.ended, now.carry, carry)
+        return _write(how, now._replace(carry=carry), logits)
+
     # The first token needs no step of the model, and the last one is not read.
-    written = _write(how, start)
     end = lax.while_loop(
         lambda now: (now.step < how.max_new_tokens) & ~jnp.all(now.ended),
-        lambda now: _write(how, _read(how, params, now)),
-        written,
+        read_and_write,
+        _write(how, start, logits),
     )
-    new = end.history.new
-
-    def written_in(tokens: Array, begin: Array, count: Array) -> Array:
-        text = lax.dynamic_slice_in_dim(tokens, begin, how.max_new_tokens)
-        return jnp.where(jnp.arange(how.max_new_tokens) < count, text, how.pad)
-
-    tokens = jax.vmap(written_in)(end.history.tokens, lengths, new)
 
     def batched(a: Array) -> Array:
         return a.reshape(*batch, *a.shape[1:])
 
-    result = Generated(tokens, new, end.log_probs, end.carry, end.last, end.keys)
+    new = end.history.new
+    result = Generated(end.tokens, new, end.log_probs, end.carry, end.last, end.keys)
     return jax.tree.map(batched, result)
 
 
-def _read(how: _How, params: Any, now: _Writing) -> _Writing:
-    """The model reads the last token of every row that goes on."""
-    carry, logits = how.model.step(params, now.carry, now.last)
-    keep = functools.partial(_where, now.ended)
-    return now._replace(carry=keep(now.carry, carry), logits=keep(now.logits, logits))
-
-
-def _write(how: _How, now: _Writing) -> _Writing:
+def _write(how: _How, now: _Writing, logits: Array) -> _Writing:
     """A token is chosen in every row that goes on."""
-    split = jax.vmap(jax.random.split)(now.keys)
-    token = jax.vmap(how.sampling)(split[:, 1], now.logits, now.history)
-    log_probs = jax.nn.log_softmax(now.logits.astype(jnp.float32), axis=-1)
-    chosen = jnp.take_along_axis(log_probs, jnp.maximum(token, 0)[:, None], axis=1)[:, 0]
+    keys, draw = now.keys, now.keys
+    if how.sampling.draws:
+        split = jax.vmap(jax.random.split)(now.keys)
+        keys, draw = split[:, 0], split[:, 1]
+    token = jax.vmap(how.sampling)(draw, logits, now.history)
     none_left = token < 0
     going, rows = ~(now.ended | none_left), jnp.arange(len(token))
+    logits = logits.astype(jnp.float32)
+    chosen = jnp.take_along_axis(logits, jnp.maximum(token, 0)[:, None], axis=1)[:, 0]
+    log_probs = chosen - jax.nn.logsumexp(logits, axis=-1)
     history = now.history
-    place = history.length
-    tokens = history.tokens.at[rows, place].set(
-        jnp.where(going, token, history.tokens[rows, place]), mode="drop"
-    )
-    log_probs = now.log_probs.at[:, now.step].set(jnp.where(going, chosen, 0.0))
     stopped = jnp.isin(token, jnp.array(how.stop, jnp.int32)) if how.stop else False
     return now._replace(
         step=now.step + 1,
         last=jnp.where(going, token, now.last),
-        keys=_where(now.ended, now.keys, split[:, 0]),
+        keys=_where(now.ended, now.keys, keys),
         ended=now.ended | stopped | none_left,
-        history=History(tokens, place + going, history.new + going),
-        log_probs=log_probs,
+        # A row that has ended writes behind the end of the array, that is nowhere.
+        history=History(
+            history.tokens.at[rows, jnp.where(going, history.length, history.tokens.shape[1])].set(
+                token, mode="drop"
+            ),
+            history.length + going,
+            history.new + going,
+        ),
+        tokens=now.tokens.at[:, now.step].set(jnp.where(going, token, how.pad)),
+        log_probs=now.log_probs.at[:, now.step].set(jnp.where(going, log_probs, 0.0)),
     )
 
 
