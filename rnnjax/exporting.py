@@ -1,5 +1,6 @@
 """A trained model as one compiled program that needs JAX alone to run."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -82,6 +83,77 @@ def export_program(
             "and resets of a reversed direction"
         ) from error
     return bytes(exported.serialize())
+
+
+def export_step(
+    step: Callable[..., tuple[Any, Any]],
+    initial_carry: Callable[..., Any],
+    params: Any,
+    *,
+    input_size: int | None = None,
+    platforms: Sequence[str] = PLATFORMS,
+) -> bytes:
+    """One step of a model or layer, with its parameters, as a ``jax.export`` artefact.
+
+    For what is read or written one by one: a language model that writes, an agent, a sensor. The
+    batch is symbolic: one artefact runs for every B >= 1. It is called with plain arrays and gives
+    plain arrays, so the process that loads it imports jax and not this package. What
+    :func:`export_program` says of trust and of versions holds here, too.
+
+    The program takes ``(carry, inputs, resets)``: token ids int32 [B], or vectors float32 [B, D],
+    and bool [B], True in rows that start anew: there the carry is not read. So the first carry may
+    be zeros, of the shapes in ``program.in_avals``. It gives ``(carry, outputs)``. A carry of one
+    array is that array; one of several is a dict of names (the path to each, joined by dots) and
+    arrays.
+
+    Args:
+        step: ``(params, carry, inputs) -> (carry, outputs)``: the ``step`` of a language model, a
+            layer or a cell.
+        initial_carry: ``(params, batch_shape) -> carry``: the ``initial_carry`` of the same.
+        params: its parameters.
+        input_size: None for token ids, D for vectors.
+        platforms: as for ``export_program``.
+
+    Raises:
+        ValueError: ``platforms`` is empty or names something else.
+
+    Example:
+        >>> import jax, jax.export, jax.numpy as jnp, rnnjax
+        >>> model = rnnjax.language_model(rnnjax.embedding(9, 4), rnnjax.lstm(3))
+        >>> data = export_step(model.step, model.initial_carry, model.init(jax.random.key(0)))
+        >>> program = jax.export.deserialize(data)
+        >>> carry = {"h": jnp.zeros((2, 3)), "c": jnp.zeros((2, 3))}
+        >>> carry, logits = program.call(carry, jnp.array([5, 7]), jnp.array([True, True]))
+        >>> logits.shape
+        (2, 9)
+    """
+    from jax import export
+
+    (batch,) = export.symbolic_shape("batch")
+    constants = jax.tree.map(jnp.asarray, params)
+
+    def start(rows: Any) -> Any:
+        return initial_carry(constants, (rows,))
+
+    shapes = jax.eval_shape(functools.partial(start, batch))
+    plain = _plain(shapes)
+
+    def begin(resets: Array, new: Array, old: Array) -> Array:
+        return jnp.where(resets.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
+
+    def program(carry: Any, inputs: Array, resets: Array) -> tuple[Any, Any]:
+        # ``jax.tree`` sorts a dict by name; ``plain`` has the order of the carry's own leaves.
+        given = [carry[name] for name in plain] if isinstance(plain, dict) else [carry]
+        held = jax.tree.unflatten(jax.tree.structure(shapes), given)
+        begun = jax.tree.map(functools.partial(begin, resets), start(inputs.shape[0]), held)
+        new, outputs = step(constants, begun, inputs)
+        return _plain(new), _plain(outputs)
+
+    inputs = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    if input_size is not None:
+        inputs = jax.ShapeDtypeStruct((batch, input_size), jnp.float32)
+    make = export.export(jax.jit(program), platforms=_check_platforms(platforms))
+    return bytes(make(plain, inputs, jax.ShapeDtypeStruct((batch,), bool)).serialize())
 
 
 def _plain(outputs: Any) -> Any:

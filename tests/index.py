@@ -49,6 +49,7 @@ MODULES = [
     ),
     "rnnjax.interop.classifiers",
     "rnnjax.interop.onnx_graph",
+    "rnnjax.interop.onnx_step",
 ]
 
 

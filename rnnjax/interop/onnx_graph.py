@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from rnnjax._checks import missing_package
 from rnnjax.interop import onnx as onnx_layers
+from rnnjax.interop._onnx_file import ACTIVATIONS, NODES, Graph, as_float32, narrow
 from rnnjax.interop.classifiers import describe, layers_of, table_of
-from rnnjax.interop.entries import read_entries
 from rnnjax.layers.bidirectional import Directions
 from rnnjax.models.classifier import ClassifierParams
-
-if TYPE_CHECKING:
-    from onnx import NodeProto, TensorProto
-
-OPSET = 17
-# The version of the file format that came with that operator set: runtimes refuse younger ones.
-IR_VERSION = 8
-NODES = {
-    "rnn": ("RNN", {}),
-    "lstm": ("LSTM", {}),
-    "peephole_lstm": ("LSTM", {}),
-    "gru": ("GRU", {"linear_before_reset": 1}),
-    "gru_reset_before": ("GRU", {"linear_before_reset": 0}),
-}
-ACTIVATIONS = {"tanh": "Tanh", "relu": "Relu", "sigmoid": "Sigmoid"}
 
 
 def export_classifier(
@@ -78,78 +62,25 @@ def export_classifier(
             "rnnjax.exporting.export_program takes every cell"
         )
     describe(kind, params, pooling=pooling, activation=activation)
-    try:
-        import onnx  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise missing_package("export_classifier", "onnx", "export") from error
-    graph = _Graph()
+    graph = Graph("export_classifier")
     _at_least_one_step(graph)
     _valid_steps(graph)
-    xs = _embed(graph, _float32("embedding", {"vectors": table_of(params)}, {"vectors": "V E"}))
+    xs = _embed(graph, as_float32("embedding", {"vectors": table_of(params)}, {"vectors": "V E"}))
     layers = layers_of(params.encoder)
     for index, layer in enumerate(layers):
         name, final = f"layer{index}", pooling == "last" and index == len(layers) - 1
         xs = _layer(graph, name, kind, layer, ACTIVATIONS[activation], xs, final=final)
     pooled = xs if pooling == "last" else _pool(graph, xs, pooling)
-    head = _float32("head", params.head._asdict(), {"w": "O C", "bias": "C"})
+    head = as_float32("head", params.head._asdict(), {"w": "O C", "bias": "C"})
     weights = [graph.constant(f"head.{name}", array) for name, array in head.items()]
     graph.node("Gemm", [pooled, *weights], "logits_of_all_rows")
     graph.node("Slice", ["logits_of_all_rows", "first", "rows", "first"], "logits")
-    return graph.serialize(num_classes=head["bias"].size)
+    inputs = {"tokens": (np.int32, ["batch", "time"]), "lengths": (np.int32, ["batch"])}
+    outputs = {"logits": (np.float32, ["batch", head["bias"].size])}
+    return graph.serialize("classifier", inputs, outputs)
 
 
-class _Graph:
-    """Nodes and constants in the order they are added, each under the name that was asked for."""
-
-    def __init__(self) -> None:
-        self._nodes: list[NodeProto] = []
-        self._constants: list[TensorProto] = []
-
-    def constant(self, name: str, value: Any) -> str:
-        from onnx import numpy_helper
-
-        array = np.asarray(value, order="C")
-        self._constants.append(numpy_helper.from_array(array, name))
-        return name
-
-    def node(self, op_type: str, inputs: list[str], *outputs: str, **attributes: Any) -> str:
-        """Adds a node; the name of its first output."""
-        from onnx import helper
-
-        self._nodes.append(helper.make_node(op_type, inputs, outputs, **attributes))
-        return outputs[0]
-
-    def serialize(self, num_classes: int) -> bytes:
-        from onnx import TensorProto, checker, helper
-
-        tensor = helper.make_tensor_value_info
-        inputs = [
-            tensor("tokens", TensorProto.INT32, ["batch", "time"]),
-            tensor("lengths", TensorProto.INT32, ["batch"]),
-        ]
-        outputs = [tensor("logits", TensorProto.FLOAT, ["batch", num_classes])]
-        graph = helper.make_graph(self._nodes, "classifier", inputs, outputs, self._constants)
-        opset = helper.make_opsetid("", OPSET)
-        model = helper.make_model(
-            graph, opset_imports=[opset], ir_version=IR_VERSION, producer_name="rnnjax"
-        )
-        checker.check_model(model, full_check=True)
-        return model.SerializeToString()
-
-
-def _float32(place: str, found: dict[str, Any], shapes: dict[str, str]) -> dict[str, np.ndarray]:
-    return {
-        name: _narrow(place, array) for name, array in read_entries(found, shapes, place).items()
-    }
-
-
-def _narrow(place: str, array: np.ndarray) -> np.ndarray:
-    if array.dtype.itemsize > 4:
-        raise ValueError(f"{place}: the nodes of ONNX runtimes are float32, got {array.dtype}")
-    return array.astype(np.float32)
-
-
-def _at_least_one_step(graph: _Graph) -> None:
+def _at_least_one_step(graph: Graph) -> None:
     """``some_tokens`` [B, T] and ``some_lengths`` [B] with B and T of 1 where they are 0.
 
     onnxruntime (1.32) aborts the process where a recurrent node has no row or no step. A row and a
@@ -170,7 +101,7 @@ def _at_least_one_step(graph: _Graph) -> None:
     graph.node("Pad", ["lengths", "row_pads"], "some_lengths")
 
 
-def _valid_steps(graph: _Graph) -> None:
+def _valid_steps(graph: Graph) -> None:
     """``valid`` [B, T], which steps are real, and the constants that others need too."""
     for name, value in {
         "zero": np.int32(0),
@@ -186,7 +117,7 @@ def _valid_steps(graph: _Graph) -> None:
     graph.node("Less", ["steps", "ends"], "valid")
 
 
-def _embed(graph: _Graph, table: dict[str, np.ndarray]) -> str:
+def _embed(graph: Graph, table: dict[str, np.ndarray]) -> str:
     """Vectors [T, B, E]. Padding may hold any number, so it is not looked up."""
     graph.constant("embedding.vectors", table["vectors"])
     graph.node("Where", ["valid", "some_tokens", "zero"], "real_tokens")
@@ -195,11 +126,11 @@ def _embed(graph: _Graph, table: dict[str, np.ndarray]) -> str:
 
 
 def _layer(
-    graph: _Graph, name: str, kind: str, layer: Any, activation: str, xs: str, *, final: bool
+    graph: Graph, name: str, kind: str, layer: Any, activation: str, xs: str, *, final: bool
 ) -> str:
     """One recurrent node; its outputs [T, B, directions * H], or where final the last [B, ...]."""
     arrays = onnx_layers.export_weights(kind, layer)
-    weights = {key: graph.constant(f"{name}.{key}", _narrow(name, a)) for key, a in arrays.items()}
+    weights = {key: graph.constant(f"{name}.{key}", narrow(name, a)) for key, a in arrays.items()}
     directions = 2 if isinstance(layer, Directions) else 1
     op_type, attributes = NODES[kind]
     if kind == "rnn":
@@ -221,7 +152,7 @@ def _layer(
     return graph.node("Reshape", [f"{name}.side_by_side", shape], f"{name}.ys")
 
 
-def _pool(graph: _Graph, ys: str, pooling: str) -> str:
+def _pool(graph: Graph, ys: str, pooling: str) -> str:
     """The mean or maximum [B, O] over the real steps of ``ys`` [T, B, O]; zero without one."""
     nothing = graph.constant("nothing", np.float32(0))
     lowest = graph.constant("lowest", np.float32(-np.inf if pooling == "max" else 0))

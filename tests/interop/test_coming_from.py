@@ -20,7 +20,7 @@ BLOCKS = re.findall(r"^```(\w[^\n]*)\n(.*?)^```$", README, re.DOTALL | re.MULTIL
 PAIRS = {
     kind.removeprefix("py "): (before, after)
     for (kind, before), (ours, after) in itertools.pairwise(BLOCKS)
-    if kind.startswith("py ") and kind != "py export" and ours == "python"
+    if kind.startswith("py ") and not kind.startswith("py export") and ours == "python"
 }
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -99,6 +99,7 @@ def test_the_exports_of_the_readme_run():
         pytest.importorskip(module)
     found = run(dict(BLOCKS)["py export"])
     np.testing.assert_allclose(found["same"], found["logits"], **CLOSE)
+    assert len(run(dict(BLOCKS)["py export step"])["text"]) == 20
 
 
 # What the code in the tables may name, on either side.

@@ -17,6 +17,12 @@ from rnnjax.interop.onnx_graph import export_classifier
 model = rnnjax.classifier(rnnjax.embedding(9, 4), rnnjax.lstm(3), num_classes=2)
 export_classifier("lstm", model.init(jax.random.key(0)))
 """
+EXPORT_STEP = """
+import jax, rnnjax
+from rnnjax.interop.onnx_step import export_step
+model = rnnjax.language_model(rnnjax.embedding(9, 4), rnnjax.lstm(3))
+export_step(model, model.init(jax.random.key(0)))
+"""
 H5 = "from rnnjax.interop.weight_files import read_keras_file; read_keras_file('no_file.h5')"
 CHECKPOINT = """
 from rnnjax.checkpoint import Checkpoints
@@ -31,6 +37,7 @@ Checkpoints(tempfile.mkdtemp()).save(0, {})
         ("flax", "flax", "flax", "from rnnjax import modules"),
         ("flax", "flax", "flax", "import rnnjax.modules.nnx"),
         ("onnx", "onnx", "export", EXPORT),
+        ("onnx", "onnx", "export", EXPORT_STEP),
         ("h5py", "h5py", "h5", H5),
         ("orbax", "orbax-checkpoint", "checkpoint", CHECKPOINT),
     ],

@@ -9,7 +9,7 @@ import pytest
 from cases import CELLS, D
 
 import rnnjax
-from rnnjax.exporting import PLATFORMS, export_program
+from rnnjax.exporting import PLATFORMS, export_program, export_step
 
 pytest.importorskip("flatbuffers")
 from jax import export
@@ -25,6 +25,31 @@ for case in ("wide", "long"):
 assert "rnnjax" not in sys.modules
 np.savez(sys.argv[3], **found)
 """
+
+WRITER = """
+import sys
+import jax, jax.export, jax.numpy as jnp, numpy as np
+program = jax.export.deserialize(open(sys.argv[1], "rb").read())
+prompt = np.load(sys.argv[2])
+text = list(prompt.T)
+shapes = jax.tree.unflatten(program.in_tree, program.in_avals)[0][0]
+carry = {name: jnp.zeros((len(prompt), shapes[name].shape[1])) for name in shapes}
+for place in range(prompt.shape[1] + 5):
+    fresh = np.full(len(prompt), place == 0)
+    carry, logits = program.call(carry, text[place].astype(np.int32), fresh)
+    if place + 1 >= prompt.shape[1]:
+        text.append(np.argmax(logits, axis=-1))
+assert "rnnjax" not in sys.modules
+np.save(sys.argv[3], np.stack(text[prompt.shape[1]:], axis=1))
+"""
+
+
+def run_alone(code, folder, *names):
+    """Runs code that must not need this package, with files of ``folder`` as arguments."""
+    files = [str(folder / name) for name in names]
+    command = [sys.executable, "-W", "error", "-c", code, *files]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stderr
 
 
 def ragged_tokens(batch, time, lengths):
@@ -51,15 +76,39 @@ def test_a_process_without_rnnjax_gets_equal_outputs_for_two_shapes(tmp_path):
         for part, array in zip(("tokens", "lengths"), pair, strict=True)
     }
     np.savez(tmp_path / "given.npz", **given)
-    files = [str(tmp_path / name) for name in ("program", "given.npz", "found.npz")]
-    command = [sys.executable, "-W", "error", "-c", LOADER, *files]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    found = np.load(files[2])
+    run_alone(LOADER, tmp_path, "program", "given.npz", "found.npz")
+    found = np.load(tmp_path / "found.npz")
     for case, (tokens, lengths) in cases.items():
         np.testing.assert_allclose(
             found[case], model.apply(params, tokens, lengths), rtol=1e-6, atol=1e-6
         )
+
+
+def test_a_process_without_rnnjax_writes_the_text_that_generate_writes(tmp_path):
+    # Starts that are learned: a carry of zeros must not be read in the first step.
+    layer = rnnjax.stack(rnnjax.learn_initial_carry(rnnjax.lstm(4)), rnnjax.gru(3))
+    model = rnnjax.language_model(rnnjax.embedding(11, 5), layer)
+    params = jax.tree.map(lambda a: a * 3 + 0.1, model.init(jax.random.key(0)))
+    data = export_step(model.step, model.initial_carry, params)
+    (tmp_path / "program").write_bytes(data)
+    prompt = np.array([[5, 7, 2], [3, 3, 8]], np.int32)
+    np.save(tmp_path / "prompt.npy", prompt)
+    run_alone(WRITER, tmp_path, "program", "prompt.npy", "text.npy")
+    out = rnnjax.generate(model, params, prompt, max_new_tokens=6, sampling=rnnjax.greedy())
+    np.testing.assert_array_equal(np.load(tmp_path / "text.npy"), out.tokens)
+
+
+def test_a_row_of_an_exported_step_that_starts_anew_does_not_read_its_carry():
+    layer = rnnjax.recurrent(rnnjax.gru(4))
+    params = layer.init(jax.random.key(0), D)
+    data = export_step(layer.step, layer.initial_carry, params, input_size=D, platforms=["cpu"])
+    program = export.deserialize(data)
+    x = np.ones((2, D), np.float32)
+    before = np.array([[np.nan] * 4, [0.5] * 4], np.float32)
+    carry, y = program.call(before, x, np.array([True, False]))
+    np.testing.assert_allclose(y[0], layer.step(params, None, x)[1][0], rtol=1e-6)
+    np.testing.assert_allclose(y[1], layer.step(params, before, x)[1][1], rtol=1e-6)
+    np.testing.assert_array_equal(carry, y)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max"])
