@@ -165,6 +165,10 @@ def grid_lstm(
         params: GridLSTMParams, xs: Array, steps: Steps, initial_carry: Carry, key: Key | None
     ) -> tuple[Carry, Array]:
         _check_params(grid, params)
+        if "context" in steps:
+            raise ValueError(
+                f"context must be None for grid_lstm, got {describe(steps['context'])}"
+            )
         if key is not None:
             check_key(key)
         xs = check_xs(xs)

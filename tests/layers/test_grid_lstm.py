@@ -166,6 +166,7 @@ def test_what_does_not_fit_is_named():
         "xs must be of floating dtype": lambda: layer.apply(params, XS.astype(int)),
         "xs must be an array": lambda: layer.apply(params, (XS, XS)),
         "lengths must lie in": lambda: layer.apply(params, XS, [9, 0, 0]),
+        "context must be None": lambda: layer.apply(params, XS, context=XS),
         "resets must": lambda: layer.apply(params, XS, resets=np.zeros((B, T))),
         r"initial_carry.h must have shape \(3, 2, 4\)": (
             lambda: layer.apply(params, XS, initial_carry=wrong_carry)
