@@ -6,15 +6,15 @@ embedding below and a head above. By subject:
 
 Cells
     ``lstm`` ``gru`` ``vanilla`` ``minimal_gated`` ``peephole_lstm`` ``projected_lstm``
-    ``coupled_lstm`` ``mogrifier_lstm`` ``slstm`` ``conv_lstm`` ``indrnn`` ``cornn`` ``lmu``;
-    linear in their state: ``lru`` ``rg_lru`` ``min_lstm`` ``min_gru``; of your own: ``Cell``
-    with ``Noise`` ``NoiseShape``. Their parameters, carries and gates: ``LSTMParams``
+    ``coupled_lstm`` ``mogrifier_lstm`` ``slstm`` ``conv_lstm`` ``indrnn`` ``cornn`` ``lmu``
+    ``cfc``; linear in their state: ``lru`` ``rg_lru`` ``min_lstm`` ``min_gru``; of your own:
+    ``Cell`` with ``Noise`` ``NoiseShape``. Their parameters, carries and gates: ``LSTMParams``
     ``LSTMCarry`` ``LSTMGates`` ``GRUParams`` ``GRUGates`` ``VanillaParams`` ``MGUParams``
     ``MGUGates`` ``PeepholeLSTMParams`` ``ProjectedLSTMParams`` ``CoupledLSTMParams``
     ``ConvLSTMParams`` ``IndRNNParams`` ``LRUParams`` ``MinLSTMParams`` ``MinLSTMGates``
     ``MinGRUParams`` ``MinGRUGates`` ``MogrifierLSTMParams`` ``SLSTMParams`` ``SLSTMCarry``
-    ``CoRNNParams`` ``CoRNNCarry`` ``LMUParams`` ``LMUCarry`` ``RGLRUParams``. Frames of
-    ``conv_lstm``: ``flatten_frames`` ``unflatten_frames``.
+    ``CoRNNParams`` ``CoRNNCarry`` ``CfCParams`` ``LMUParams`` ``LMUCarry`` ``RGLRUParams``.
+    Frames of ``conv_lstm``: ``flatten_frames`` ``unflatten_frames``.
 From cell to cell
     ``variational_dropout`` ``recurrent_dropout`` ``weight_drop`` ``zoneout`` ``layer_norm``
     ``learn_initial_carry`` ``with_policy`` ``trace_gates``; ``Policy`` ``LayerNormParams``
@@ -58,6 +58,7 @@ from .base import Cell as Cell
 from .base import Layer as Layer
 from .base import Noise as Noise
 from .base import NoiseShape as NoiseShape
+from .cells import CfCParams as CfCParams
 from .cells import ConvLSTMParams as ConvLSTMParams
 from .cells import CoRNNCarry as CoRNNCarry
 from .cells import CoRNNParams as CoRNNParams
@@ -84,6 +85,7 @@ from .cells import RGLRUParams as RGLRUParams
 from .cells import SLSTMCarry as SLSTMCarry
 from .cells import SLSTMParams as SLSTMParams
 from .cells import VanillaParams as VanillaParams
+from .cells import cfc as cfc
 from .cells import conv_lstm as conv_lstm
 from .cells import cornn as cornn
 from .cells import coupled_lstm as coupled_lstm

@@ -104,6 +104,7 @@ CELLS = {
     "rg_lru": rnnjax.rg_lru(H),
     "cornn": rnnjax.cornn(H, time_step=0.3),
     "lmu": rnnjax.lmu(H, 3, theta=4.0),
+    "cfc": rnnjax.cfc(H),
     "indrnn": rnnjax.indrnn(H, jnp.tanh),  # relu is in no_recurrent_matrix, with its kinks
     "conv": rnnjax.conv_lstm((D,), hidden_channels=2, kernel_size=2),
     "learned_carry": rnnjax.learn_initial_carry(rnnjax.lstm(H)),

@@ -1,5 +1,7 @@
 """One cell a file."""
 
+from .cfc import CfCParams as CfCParams
+from .cfc import cfc as cfc
 from .conv_lstm import ConvLSTMParams as ConvLSTMParams
 from .conv_lstm import conv_lstm as conv_lstm
 from .conv_lstm import flatten_frames as flatten_frames

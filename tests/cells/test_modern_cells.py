@@ -1,4 +1,4 @@
-"""sLSTM, RG-LRU, coRNN and LMU against their equations in NumPy, in float64, and at their ends."""
+"""sLSTM, RG-LRU, coRNN, LMU and CfC against their equations in NumPy, and at their ends."""
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ CELLS = {
     "rg_lru": rnnjax.rg_lru(H),
     "cornn": rnnjax.cornn(H, time_step=0.3, frequency=1.5, damping=0.7),
     "lmu": rnnjax.lmu(H, N, theta=6.5),
+    "cfc": rnnjax.cfc(H),
 }
 
 
@@ -72,7 +73,16 @@ def lmu(p, xs):
     return np.stack(ys)
 
 
-REFERENCE = {"slstm": slstm, "rg_lru": rg_lru, "cornn": cornn, "lmu": lmu}
+def cfc(p, xs, elapsed=None):
+    h, ys = np.zeros(H), []
+    for x, time in zip(xs, np.ones(len(xs)) if elapsed is None else elapsed, strict=True):
+        f, g, a, b = np.split(x @ p.w_ih + h @ p.w_hh + p.bias, 4)
+        h = sigmoid(-a * time - b) * np.tanh(f) + sigmoid(a * time + b) * np.tanh(g)
+        ys.append(h)
+    return np.stack(ys)
+
+
+REFERENCE = {"slstm": slstm, "rg_lru": rg_lru, "cornn": cornn, "lmu": lmu, "cfc": cfc}
 
 
 def random_params(name, scale=1.0):
@@ -182,9 +192,51 @@ def test_the_memory_recovers_a_signal_of_the_past():
     assert abs(delayed - wave[-1 - int(theta)]) < 0.1
 
 
+def test_elapsed_times_are_an_input_of_the_cfc():
+    """Ragged, with NaN behind the end of both inputs; the same through a layer and step by step."""
+    params, cell = random_params("cfc"), CELLS["cfc"]
+    xs = np.asarray(jax.random.normal(jax.random.key(2), (2, T, D)))
+    elapsed = np.asarray(jax.random.uniform(jax.random.key(3), (2, T, 1), maxval=3.0))
+    padding = (np.arange(T) >= np.array([[T], [4]]))[..., None]
+    given = np.where(padding, np.nan, xs), np.where(padding, np.nan, elapsed)
+
+    def loss(given):
+        carry, ys = rnnjax.recurrent(cell).apply(params, given, [T, 4])
+        return jnp.sum(ys), (carry, ys)
+
+    ((_, (carry, ys)), (d_xs, d_elapsed)) = jax.value_and_grad(loss, has_aux=True)(given)
+    wide = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+    for row, steps in enumerate((T, 4)):
+        expected = cfc(wide, xs[row, :steps], elapsed[row, :steps, 0])
+        assert_allclose(ys[row, :steps], expected, rtol=2e-5, atol=2e-6)
+        assert_allclose(carry[row], expected[-1], rtol=2e-5, atol=2e-6)
+        half = np.zeros(steps)
+        half[1] = 1e-4
+        slope = [
+            np.sum(cfc(wide, xs[row, :steps], elapsed[row, :steps, 0] + sign * half))
+            for sign in (1, -1)
+        ]
+        assert_allclose(d_elapsed[row, 1, 0], (slope[0] - slope[1]) / 2e-4, rtol=1e-3, atol=1e-5)
+    assert np.all(d_elapsed[1, 4:] == 0)
+    assert np.all(d_xs[1, 4:] == 0)
+    _, y = cell.step(params, None, (xs[:, 0], elapsed[:, 0]))
+    assert_allclose(y, ys[:, 0], rtol=1e-6, atol=1e-7)
+
+
+def test_elapsed_times_of_another_shape_are_refused():
+    cell, xs = CELLS["cfc"], jnp.ones((2, T, D))
+    params = cell.init(jax.random.key(0), D)
+    for given in ((xs, xs), (xs,), (xs, xs[..., :1], xs[..., :1]), {"xs": xs}):
+        with pytest.raises(
+            ValueError, match=r"or a tuple of them and of elapsed times \[..., T, 1\]"
+        ):
+            rnnjax.unroll(cell, params, given)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: rnnjax.cfc(1.5), "hidden_size must be a positive integer"),
         (lambda: rnnjax.slstm(0), "hidden_size must be a positive integer"),
         (lambda: rnnjax.rg_lru(2, min_decay=0.9, max_decay=0.8), "min_decay must be at most"),
         (lambda: rnnjax.rg_lru(2, max_decay=1.0), r"max_decay must be a number in \(0, 1\)"),
