@@ -236,7 +236,7 @@ class _Fitting:
         self._saver = saver
         self._interrupts = interrupts
         self._progress = progress
-        self._records = _StepRecords(run, progress)
+        self._records = StepRecords(run, progress)
         self._compile_seconds = 0.0
 
     def go_on(self, snapshot: Snapshot) -> Fitted:
@@ -362,7 +362,7 @@ def _updated(
     return stopping.update(epoch, known, params)
 
 
-class _StepRecords:
+class StepRecords:
     """Shows each step, and writes the records of steps some at a time.
 
     Reading each figure from the device as it comes would make the host wait for every step.

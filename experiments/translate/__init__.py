@@ -1,0 +1,9 @@
+"""A recurrent network that makes one sequence of another: generated tasks, or sentences.
+
+Generated:   python -m experiments.translate --task reverse       (or copy, add)
+The contrast: python -m experiments.translate --task reverse --attention none
+Multi30k:    python -m experiments.translate --pair de-en --data-dir DATA
+Own pairs:   python -m experiments.translate --pair pairs.tsv
+Go on:       python -m experiments.translate --out RUN --resume
+Translate:   python -m experiments.translate translate RUN "ein Mann schläft ." --beam 5
+"""

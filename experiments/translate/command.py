@@ -1,0 +1,259 @@
+"""The command line: train, and translate."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import tyro
+
+import rnnjax
+from experiments.running import curves
+from experiments.running.checkpoints import Saver, parse_every
+from experiments.running.console import exit_code, parameter_table
+from experiments.running.run_folder import CONFIG, RunFolder, check_usable, environment
+from experiments.running.run_settings import read_config, require_same, settings_from
+from experiments.running.setting_checks import check_settings, whole
+from experiments.translate.corpus import Corpus, joined, read_corpus, tokenizer, tokens_of
+from experiments.translate.decoding import alignments, translate
+from experiments.translate.model import build_model
+from experiments.translate.pictures import Alignment, draw_alignments
+from experiments.translate.scoring import bleu, exact, on_diagonal, sacrebleu
+from experiments.translate.settings import MAY_CHANGE, OF_THE_DAY, Request, Settings
+from experiments.translate.training import Fitted, fit, make_batches
+from rnnjax.checkpoint import CheckpointError, Checkpoints
+from rnnjax.data import UNKNOWN, DataError, Vocabulary
+from rnnjax.training import NonFiniteError
+from rnnjax.weights import load_weights, save_weights
+
+PROGRAM = "python -m experiments.translate"
+WEIGHTS, CURVES, SAMPLES, ALIGNMENT = (
+    "weights.safetensors",
+    "curves.png",
+    "samples.txt",
+    "alignment.png",
+)
+VOCABULARIES = ("source_vocabulary.json", "target_vocabulary.json")
+_SHOWN = 3  # translations after each epoch, and panels of a picture
+_STOP_SHOWN = "·"
+_ALIGNED = 200  # test sequences of which the attention is looked at
+
+
+def train(settings: Settings, folder: Path) -> Fitted:
+    """Train, write the run's folder, and say how to use it."""
+    began = time.perf_counter()
+    _check(settings)
+    every = parse_every(settings.checkpoint_every)
+    check_usable(folder, settings.existing)
+    corpus = read_corpus(settings)
+    model = build_model(settings, len(corpus.source), len(corpus.target))
+    identity = {"settings": settings.written(), "sha256": corpus.sha256}
+    stored = _stored(settings, folder)
+    config = {"environment": environment(), **(stored or {}), **identity}
+    if stored is not None:
+        require_same(stored, config, MAY_CHANGE, str(folder))
+    leaves = (WEIGHTS, *VOCABULARIES, CURVES, SAMPLES, ALIGNMENT)
+    with (
+        RunFolder(folder, config, settings.existing, leaves) as run,
+        Checkpoints(run.checkpoints_path, keep=settings.keep) as checkpoints,
+    ):
+        _announce(corpus)
+        params = model.init(jax.random.key(settings.seed))
+        parameter_table(params)
+        saver = Saver(checkpoints, run, identity, may_change=MAY_CHANGE, every=every)
+
+        def show(params: Any) -> str:
+            sources = corpus.validation.sources[:_SHOWN]
+            found = translate(model, params, sources, beam=1, max_length=settings.max_length)
+            return "\n".join(_lines(corpus, settings, sources, found))
+
+        fitted = fit(model, params, make_batches(corpus, settings), settings, run, saver, show)
+        checkpoints.wait()
+        for name, vocabulary in zip(VOCABULARIES, (corpus.source, corpus.target), strict=True):
+            vocabulary.save(folder / name)
+        save_weights(folder / WEIGHTS, fitted.params)
+        figures = _test(model, fitted, corpus, settings, folder)
+        run.write({"kind": "test", "epoch": fitted.epoch, **figures})
+        curves.draw(run.metrics_path, folder / CURVES)
+    _report(figures, fitted, time.perf_counter() - began, folder, corpus)
+    return fitted
+
+
+def _announce(corpus: Corpus) -> None:
+    counts = [f"{len(part.sources):,}" for part in corpus[5:8]]
+    print(
+        f"{corpus.name}: {counts[0]} pairs to train, {counts[1]} to validate, {counts[2]} to test"
+    )
+    print(corpus.note)
+    print(f"{len(corpus.source):,} tokens of sources, {len(corpus.target):,} of targets")
+
+
+def _lines(
+    corpus: Corpus, settings: Settings, sources: Sequence[list[int]], found: list
+) -> list[str]:
+    return [
+        f"  {joined(tokens_of(corpus.source, source), settings)} -> "
+        f"{joined(tokens_of(corpus.target, texts[0] if texts else []), settings)}"
+        for source, texts in zip(sources, found, strict=True)
+    ]
+
+
+def _test(
+    model: rnnjax.SequenceToSequence,
+    fitted: Fitted,
+    corpus: Corpus,
+    settings: Settings,
+    folder: Path,
+) -> dict[str, Any]:
+    """Figures of the test set; its translations and a picture go to the folder."""
+    sources = corpus.test.sources
+    found = translate(
+        model, fitted.params, sources, beam=settings.beam, max_length=settings.max_length
+    )
+    ids = [texts[0] if texts else [] for texts in found]
+    written = [tokens_of(corpus.target, text) for text in ids]
+    tokenize = tokenizer(settings)
+    references = [tokenize(text) for text in corpus.test_pairs.targets]
+    (folder / SAMPLES).write_text(
+        "\n".join(_lines(corpus, settings, sources[:100], found[:100])) + "\n", "utf-8"
+    )
+    figures: dict[str, Any] = {**fitted.test, "exact": exact(written, references)}
+    if settings.pair:
+        figures |= {"bleu": bleu(written, references), **_with_signature(written, corpus, settings)}
+    if settings.attention == "none":
+        return figures
+    weights = alignments(model, fitted.params, sources[:_ALIGNED], ids[:_ALIGNED])
+    if not settings.pair and settings.task != "add":
+        figures["on_diagonal"] = on_diagonal(weights, settings.name)
+    panels = [
+        Alignment(tokens_of(corpus.source, source), [*text, _STOP_SHOWN], rows)
+        for source, text, rows in zip(sources[:_SHOWN], written, weights, strict=False)
+    ]
+    draw_alignments(panels, folder / ALIGNMENT)
+    return figures
+
+
+def _with_signature(written: list[list[str]], corpus: Corpus, settings: Settings) -> dict[str, Any]:
+    """BLEU of whole texts by sacrebleu, where it is installed."""
+    texts = [joined(tokens, settings) for tokens in written]
+    try:
+        score, signature = sacrebleu(texts, corpus.test_pairs.targets)
+    except ModuleNotFoundError as error:
+        print(f"no sacrebleu score: {error}")
+        return {}
+    return {"sacrebleu": score, "signature": signature}
+
+
+def _report(
+    figures: dict[str, Any], fitted: Fitted, seconds: float, folder: Path, corpus: Corpus
+) -> None:
+    print(f"validation {fitted.validation:.4f} nats a token, weights of epoch {fitted.epoch}")
+    print(f"test: {figures['exact']:.3f} exactly right, {figures['loss']:.4f} nats a token")
+    if "on_diagonal" in figures:
+        print(f"attention on the symbol that is written: {figures['on_diagonal']:.3f}")
+    if "bleu" in figures:
+        print(f"BLEU on tokens {figures['bleu']:.2f}")
+    if "sacrebleu" in figures:
+        print(f"sacrebleu {figures['sacrebleu']:.2f}, {figures['signature']}")
+    print(f"{seconds:.0f} s, compiling included; curves, samples and alignment in {folder}")
+    example = shlex.quote(corpus.test_pairs.sources[0])
+    print(f"try: {PROGRAM} translate {shlex.quote(str(folder))} {example}")
+
+
+def translate_one(request: Request) -> None:
+    """Translate a sentence with the network in a run's folder."""
+    config = read_config(request.run)
+    settings = settings_from(
+        Settings, {**config["settings"], **dict.fromkeys(OF_THE_DAY, False)}, request.run / CONFIG
+    )
+    source, target = (Vocabulary.load(request.run / name) for name in VOCABULARIES)
+    model = build_model(settings, len(source), len(target))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0)))
+    params = load_weights(request.run / WEIGHTS, shapes)
+    tokens = tokenizer(settings)(request.sentence)
+    if not tokens:
+        raise DataError("sentence: expected at least one token, got none")
+    ids = source.encode(tokens)
+    unknown = [token for token, i in zip(tokens, ids, strict=True) if i == UNKNOWN]
+    if unknown:
+        print(f"not in the vocabulary: {', '.join(unknown)}", file=sys.stderr)
+    (found,) = translate(
+        model,
+        params,
+        [ids],
+        beam=request.beam,
+        max_length=settings.max_length,
+        length_penalty=request.length_penalty,
+    )
+    for text in found:
+        print(joined(tokens_of(target, text), settings))
+    if settings.attention == "none" or not found:
+        return
+    (weights,) = alignments(model, params, [ids], found[:1])
+    path = request.picture or request.run / "alignment-of-a-sentence.png"
+    written = [*tokens_of(target, found[0]), _STOP_SHOWN]
+    draw_alignments([Alignment(tokens, written, weights)], path)
+    print(f"where it looked: {path}", file=sys.stderr)
+
+
+def _check(settings: Settings) -> None:
+    """Refuse what no part of the library would, before anything is made."""
+    if settings.pair is not None and settings.task is not None:
+        raise DataError("expected one of --task and --pair, got both")
+    check_settings(
+        settings,
+        examples=whole(1),
+        shortest=whole(1),
+        longest=whole(1),
+        digits=whole(1, 9),
+        max_length=whole(2),
+        head_size=whole(1, 1_000_000),
+        beam=whole(1, 1_000),
+    )
+
+
+def _stored(settings: Settings, folder: Path) -> dict[str, Any] | None:
+    if not settings.resume or not (folder / CONFIG).is_file():
+        return None
+    return read_config(folder)
+
+
+def _default_folder(settings: Settings) -> Path:
+    return Path("runs") / f"translate-{settings.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _parse(given: Sequence[str]) -> Settings:
+    settings = tyro.cli(Settings, prog=PROGRAM, args=given)
+    if settings.resume and settings.replace:
+        raise DataError("expected one of --resume and --replace, got both")
+    if not settings.resume:
+        return settings
+    if settings.out is None:
+        raise DataError("resume: expected the folder of the run in --out, got none")
+    if not (settings.out / CONFIG).is_file():
+        return settings
+    stored = settings_from(
+        Settings,
+        {**read_config(settings.out)["settings"], **dict.fromkeys(OF_THE_DAY, False)},
+        settings.out / CONFIG,
+    )
+    return tyro.cli(Settings, prog=PROGRAM, args=given, default=stored)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+
+    def run() -> None:
+        if given[:1] == ["translate"]:
+            translate_one(tyro.cli(Request, prog=f"{PROGRAM} translate", args=given[1:]))
+            return
+        settings = _parse(given)
+        train(settings, settings.out or _default_folder(settings))
+
+    return exit_code(run, CheckpointError, NonFiniteError)

@@ -1,0 +1,186 @@
+"""Pairs of sequences as token ids: generated tasks, and sentences from files."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.translate.settings import Settings
+from rnnjax.data import DataError, PairParts, Pairs, Vocabulary, load_pairs
+
+START, STOP = 2, 3
+_MARKS = ("<start>", "<stop>")
+_SYMBOLS = "abcdefghijklmnopqrstuvwxyz"
+_HELD_OUT = 1000
+
+
+class _Tokens(NamedTuple):
+    """Pairs as tokens."""
+
+    sources: list[list[str]]
+    targets: list[list[str]]
+
+
+class Encoded(NamedTuple):
+    """Pairs as ids; every target ends with the stop token."""
+
+    sources: list[list[int]]
+    targets: list[list[int]]
+
+
+class Corpus(NamedTuple):
+    """Pairs in three parts, with the vocabularies of both sides.
+
+    Attributes:
+        name: of the task or the data set.
+        note: how it was made or divided.
+        sha256: of its text.
+        source: the tokens of sources.
+        target: the tokens of targets, the start and the stop among them.
+        train: ids.
+        validation: ids.
+        test: ids.
+        test_pairs: the test part as text.
+    """
+
+    name: str
+    note: str
+    sha256: str
+    source: Vocabulary
+    target: Vocabulary
+    train: Encoded
+    validation: Encoded
+    test: Encoded
+    test_pairs: Pairs
+
+
+def read_corpus(settings: Settings) -> Corpus:
+    """The pairs that the settings name, from files or made by the seed."""
+    loaded = _generated(settings) if settings.pair is None else _load(settings)
+    tokenize, note = tokenizer(settings), loaded.note
+    train, validation, test = (
+        _Tokens(*([tokenize(text) for text in side] for side in part))
+        for part in (loaded.train, loaded.validation, loaded.test)
+    )
+    train, left_out = _short(train, settings.max_length)
+    if left_out:
+        note += f"; {left_out:,} pairs of more than {settings.max_length} tokens left out"
+    least = settings.min_count if settings.pair else 1
+    source = Vocabulary.fit(train.sources, min_count=least)
+    target = _with_marks(Vocabulary.fit(train.targets, min_count=least))
+    return Corpus(
+        name=loaded.name,
+        note=note,
+        sha256=loaded.sha256,
+        source=source,
+        target=target,
+        train=_encode(source, target, train),
+        validation=_encode(source, target, validation),
+        test=_encode(source, target, test),
+        test_pairs=loaded.test,
+    )
+
+
+def _load(settings: Settings) -> PairParts:
+    assert settings.pair is not None
+    languages = re.fullmatch(r"([a-z]{2})-([a-z]{2})", settings.pair)
+    if languages is None:
+        return load_pairs(settings.pair, seed=settings.seed)
+    source, target = languages.groups()
+    return load_pairs("multi30k", source=source, target=target, data_dir=settings.data_dir)
+
+
+def _generated(settings: Settings) -> PairParts:
+    """Training, validation and test pairs, no source twice."""
+    if settings.shortest > settings.longest:
+        raise DataError(
+            f"--shortest must be at most --longest, {settings.longest}, got {settings.shortest}"
+        )
+    rng = np.random.default_rng(settings.seed)
+    make = _sum if settings.task == "add" else _symbols
+    count = settings.examples + 2 * _HELD_OUT
+    found: dict[str, str] = {}
+    for _ in range(20 * count):
+        source, target = make(rng, settings)
+        found[source] = target
+        if len(found) == count:
+            break
+    else:
+        raise DataError(f"--examples must leave pairs for the test, got {settings.examples}")
+    sources, targets = list(found), list(found.values())
+    ends = (0, settings.examples, settings.examples + _HELD_OUT, count)
+    train, validation, test = (
+        Pairs(sources[a:b], targets[a:b]) for a, b in itertools.pairwise(ends)
+    )
+    sha256 = hashlib.sha256(repr(found).encode()).hexdigest()
+    note = f"made by seed {settings.seed}"
+    return PairParts(settings.name, train, validation, test, sha256, note)
+
+
+def _symbols(rng: np.random.Generator, settings: Settings) -> tuple[str, str]:
+    length = rng.integers(settings.shortest, settings.longest + 1)
+    symbols = [_SYMBOLS[i] for i in rng.integers(len(_SYMBOLS), size=length)]
+    made = symbols if settings.task == "copy" else symbols[::-1]
+    return " ".join(symbols), " ".join(made)
+
+
+def _sum(rng: np.random.Generator, settings: Settings) -> tuple[str, str]:
+    # As many of one digit as of each other number of digits, of which there are ten times more.
+    a, b = (int(rng.integers(10 ** int(rng.integers(1, settings.digits + 1)))) for _ in "ab")
+    return f"{a}+{b}", str(a + b)
+
+
+def tokenizer(settings: Settings) -> Callable[[str], list[str]]:
+    """From a text to its tokens, on both sides."""
+    if settings.pair is not None:
+        return words
+    return list if settings.task == "add" else str.split
+
+
+def words(text: str) -> list[str]:
+    """Words and signs in lower case.
+
+    Example:
+        >>> words("Ein Mann, der schläft.")
+        ['ein', 'mann', ',', 'der', 'schläft', '.']
+    """
+    return re.findall(r"\w+|[^\w\s]", text.lower())
+
+
+def joined(tokens: Sequence[str], settings: Settings) -> str:
+    """Tokens as a text: signs stand by the word before them."""
+    if settings.pair is None:
+        return ("" if settings.task == "add" else " ").join(tokens)
+    text = re.sub(r" ([.,!?;:)\]])", r"\1", " ".join(tokens))
+    return re.sub(r"([(\[]) | (['-]) ", r"\1\2", text)
+
+
+def _short(pairs: _Tokens, most: int) -> tuple[_Tokens, int]:
+    """The pairs of which neither side is longer than ``most``, and how many others there are."""
+    kept = [pair for pair in zip(*pairs, strict=True) if 0 < len(pair[0]) <= most]
+    kept = [pair for pair in kept if 0 < len(pair[1]) < most]  # the stop is one more
+    if not kept:
+        raise DataError(f"--max-length must leave pairs to train on, got {most}")
+    return _Tokens([s for s, _ in kept], [t for _, t in kept]), len(pairs.sources) - len(kept)
+
+
+def _with_marks(vocabulary: Vocabulary) -> Vocabulary:
+    padding, unknown, *learned = vocabulary.tokens
+    return Vocabulary((padding, unknown, *_MARKS, *learned))
+
+
+def _encode(source: Vocabulary, target: Vocabulary, pairs: _Tokens) -> Encoded:
+    return Encoded(
+        [source.encode(tokens) for tokens in pairs.sources],
+        [[*target.encode(tokens), STOP] for tokens in pairs.targets],
+    )
+
+
+def tokens_of(vocabulary: Vocabulary, ids: Iterable[int]) -> list[str]:
+    """The tokens of some ids."""
+    return [vocabulary.tokens[int(i)] for i in ids]

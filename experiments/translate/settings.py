@@ -1,0 +1,124 @@
+"""What a run is told, and what translating with it is told."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tyro.conf import Positional
+
+from experiments.running.run_folder import plain
+
+# Not settings of the model: what to do with a folder.
+OF_THE_DAY = ("resume", "replace")
+# A run that goes on with others of these comes to what it would have come to with them all along.
+MAY_CHANGE = ("data_dir", "out", "checkpoint_every", "keep", "beam")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Train a network that makes one sequence of another."""
+
+    task: Literal["reverse", "copy", "add"] | None = None
+    """A generated task: symbols in reverse, symbols as they are, or sums of two numbers. Taken to
+    be reverse where there is no --pair."""
+    pair: str | None = None
+    """Sentences in two languages: de-en and the like for those of Multi30k under --data-dir, or the
+    path of a .tsv file of your own, source and target with a tab between."""
+    data_dir: Path | None = None
+    """Folder of local data sets; the environment variable RNNJAX_DATA if not given."""
+    examples: int = 12_800
+    """Generated pairs to train on; 1,000 more are for validation and 1,000 for the test."""
+    shortest: int = 5
+    """Symbols of the shortest generated sequence."""
+    longest: int = 20
+    """Symbols of the longest."""
+    digits: int = 3
+    """Digits of the numbers to add, at most."""
+    min_count: int = 2
+    """Words that are rarer in the training sentences are read as one unknown word."""
+    max_length: int = 50
+    """Longest sentence to train on, in tokens, and longest to write."""
+
+    attention: Literal["none", "outside", "inside", "feeding"] = "inside"
+    """Where the decoder attends: before each step, inside the recurrence (Bahdanau); outside of it
+    (Luong), which trains fastest; inside by input feeding; or not at all."""
+    score: Literal["additive", "general", "scaled", "local"] = "additive"
+    """How a query meets a place of the source."""
+    cell: Literal["gru", "lstm"] = "gru"
+    """The recurrent cell of both sides."""
+    hidden_size: int = 128
+    """Units of the decoder; the encoder has half of them in each direction."""
+    layers: int = 1
+    """Layers of both sides; more than one only where attention is not inside the recurrence."""
+    embedding_size: int = 32
+    """Size of a token's vector, on both sides."""
+    head_size: int | None = None
+    """A layer below the logits: with many words it makes the head smaller."""
+    tie: bool = False
+    """The head is the table of the target's vectors; --head-size must be --embedding-size."""
+    dropout: float = 0.0
+    """Rate at which embedded tokens, and what the head reads, are dropped."""
+
+    batch_size: int = 128
+    """Pairs of one step."""
+    buckets: int = 3
+    """Compiled shapes: pairs of similar lengths share batches."""
+    epochs: int = 10
+    """Times all pairs are read, at most."""
+    patience: int = 3
+    """Stop after so many epochs without a lower validation loss."""
+    learning_rate: float = 3e-3
+    """Of Adam at the start; it falls along a cosine to a hundredth at the last step."""
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    average_decay: float = 0.98
+    """Of the running average of the weights, which is what is kept."""
+    seed: int = 0
+    """Decides the generated pairs, the first weights, dropout and the order of the pairs."""
+
+    beam: int = 1
+    """Hypotheses side by side in the test; 1 takes the likeliest token at every step."""
+    out: Path | None = None
+    """Folder of the run; by default runs/translate-NAME-TIME."""
+    checkpoint_every: str = "60s"
+    """Save after so many steps (50) or seconds (60s), besides after every epoch."""
+    keep: int = 2
+    """Checkpoints that stay on disk."""
+    resume: bool = False
+    """Go on with the run in --out from its newest good checkpoint, with the settings it has."""
+    replace: bool = False
+    """Delete the run in --out, and begin anew."""
+
+    @property
+    def existing(self) -> Literal["refuse", "resume", "replace"]:
+        """What to do with a folder that is not empty."""
+        return "resume" if self.resume else "replace" if self.replace else "refuse"
+
+    @property
+    def name(self) -> str:
+        """The task or the pair, short."""
+        return Path(self.pair).stem if self.pair else self.task or "reverse"
+
+    def written(self) -> dict[str, Any]:
+        """What config.json keeps."""
+        values = plain(dataclasses.asdict(self))
+        return {name: value for name, value in values.items() if name not in OF_THE_DAY}
+
+
+@dataclass(frozen=True)
+class Request:
+    """Translate with a trained network."""
+
+    run: Positional[Path]
+    """Folder of the run."""
+    sentence: Positional[str]
+    """What to translate: words, symbols with blanks between, or a sum such as 347+58."""
+    beam: int = 5
+    """Hypotheses side by side, of which all are printed."""
+    length_penalty: float = 0.6
+    """From 0, where short texts win, to 1, where the mean over the tokens counts."""
+    picture: Path | None = None
+    """Where to draw the alignment; by default alignment-of-a-sentence.png in the run's folder."""

@@ -1,0 +1,169 @@
+"""The program that makes one sequence of another."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments.running.interrupts import Interrupted, Interrupts
+from experiments.translate import command
+from experiments.translate.corpus import STOP, joined, read_corpus, tokens_of, words
+from experiments.translate.scoring import bleu, exact, on_diagonal, sacrebleu
+from experiments.translate.settings import Settings
+
+QUICK = ["--hidden-size", "8", "--embedding-size", "4", "--batch-size", "16", "--buckets", "1"]
+QUICK = [*QUICK, "--epochs", "2", "--max-length", "8", "--min-count", "1"]
+
+
+def run(*arguments):
+    return command.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    path = tmp_path / "my pairs.tsv"
+    numbers = ["ein", "zwei", "drei"], ["one", "two", "three"]
+    things = ["Hund", "Mann", "Baum", "Kind"], ["dog", "man", "tree", "child"]
+    lines = [
+        f"{numbers[0][i]} {things[0][k]}.\t{numbers[1][i]} {things[1][k]}."
+        for i in range(3)
+        for k in range(4)
+    ]
+    path.write_text("\n".join(lines * 4) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("task", ["reverse", "copy", "add"])
+def test_generated_pairs_are_what_they_are_called(task):
+    corpus = read_corpus(Settings(task=task, examples=300))
+    seen = set()
+    for part, count in zip(
+        (corpus.train, corpus.validation, corpus.test), (300, 1000, 1000), strict=True
+    ):
+        assert len(part.sources) == count
+        for source, target in zip(*part, strict=True):
+            assert target[-1] == STOP
+            read = tokens_of(corpus.source, source)
+            written = tokens_of(corpus.target, target[:-1])
+            if task == "add":
+                a, b = "".join(read).split("+")
+                assert int(a) + int(b) == int("".join(written))
+            else:
+                assert written == (read if task == "copy" else read[::-1])
+                assert 5 <= len(read) <= 20
+        rows = {tuple(source) for source in part.sources}
+        assert len(rows) == count
+        assert not rows & seen
+        seen |= rows
+
+
+def test_signs_stand_by_the_words_before_them():
+    settings = Settings(pair="de-en")
+    text = "a man (in a hat), who can't wait: run!"
+    assert joined(words(text), settings) == text
+    assert joined(list("12"), Settings(task="add")) == "12"
+    assert joined(["a", "b"], Settings(task="copy")) == "a b"
+
+
+def test_bleu_is_that_of_sacrebleu():
+    written = ["a b c d e", "a man in a red hat is sitting"]
+    references = ["a b c d f", "a man with a red hat is sitting down"]
+    split = [[text.split() for text in side] for side in (written, references)]
+    # What sacrebleu 2.6.0 gives with tokenize="none" and smooth_method="none".
+    np.testing.assert_allclose(bleu(split[0][:1], split[1][:1]), 66.87403049764218, rtol=1e-12)
+    np.testing.assert_allclose(bleu(*split), 57.28844948871733, rtol=1e-12)
+    assert bleu([["a"]], [["b"]]) == 0.0
+    assert exact(split[0], [split[0][0], split[1][1]]) == 0.5
+
+
+def test_sacrebleu_tells_how_it_counted():
+    pytest.importorskip("sacrebleu")
+    score, signature = sacrebleu(["A man sleeps."], ["a man sleeps."])
+    assert score == pytest.approx(100)
+    assert "case:lc" in signature
+
+
+def test_attention_is_held_against_the_symbol_that_is_written():
+    forwards = np.eye(3)[[0, 1, 2, 2]]
+    assert on_diagonal([forwards], "copy") == 1.0
+    assert on_diagonal([forwards], "reverse") == pytest.approx(1 / 3)
+    assert on_diagonal([np.eye(3)[[2, 1, 0, 0]]], "reverse") == 1.0
+
+
+BAD = {
+    "two wishes at once": (["--task", "copy", "--pair", "de-en"], "--pair"),
+    "no epochs": (["--epochs", "0"], "--epochs"),
+    "an odd size": (["--hidden-size", "7"], "--hidden-size must be even"),
+    "two layers inside": (["--layers", "2"], "--layers must be 1"),
+    "a tied head of another width": (["--tie"], "tie=True"),
+    "no such file": (["--pair", "nowhere.tsv"], "nowhere.tsv"),
+    "no such language": (["--pair", "de-xx"], "'xx'"),
+    "shortest longer than longest": (["--shortest", "30"], "--shortest"),
+    "more sums than there are": (
+        ["--task", "add", "--digits", "1"],
+        "--examples must leave pairs",
+    ),
+    "nothing short enough": (["--max-length", "3"], "--max-length"),
+    "resumed and replaced": (["--resume", "--replace"], "--replace"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_wrong_settings_are_one_line_and_leave_nothing(case, tmp_path, capsys):
+    wrong, expected = BAD[case]
+    folder = tmp_path / "run"
+    assert run("--out", folder, "--examples", "50", *wrong) == 2
+    error = capsys.readouterr().err
+    assert expected in error
+    assert error.count("\n") == 1
+    assert not folder.exists()
+
+
+@pytest.mark.full
+def test_pairs_of_ones_own_are_learned_from_and_translated(pairs, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert run("--pair", pairs, "--out", folder, *QUICK, "--beam", "2") == 0
+    assert "BLEU on tokens" in capsys.readouterr().out
+    for name in ("weights.safetensors", "curves.png", "samples.txt", "alignment.png"):
+        assert (folder / name).stat().st_size
+    test = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert test["kind"] == "test"
+    assert 0 <= test["exact"] <= 1
+
+    assert run("translate", folder, "zwei Hunde .", "--beam", "3") == 0
+    said = capsys.readouterr()
+    assert "not in the vocabulary: hunde" in said.err
+    assert len(said.out.splitlines()) == 3
+    assert (folder / "alignment-of-a-sentence.png").stat().st_size
+    assert run("translate", folder, " ") == 2
+    assert "at least one token" in capsys.readouterr().err
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("attention", ["none", "outside", "feeding"])
+def test_every_kind_of_attention_runs(attention, pairs, tmp_path):
+    folder = tmp_path / "run"
+    assert run("--pair", pairs, "--out", folder, *QUICK, "--attention", attention) == 0
+    assert (folder / "alignment.png").exists() == (attention != "none")
+    assert run("translate", folder, "ein Mann.") == 0
+
+
+@pytest.mark.full
+def test_a_run_that_was_stopped_comes_to_the_same_bytes(pairs, tmp_path, monkeypatch):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    arguments = ["--pair", pairs, *QUICK, "--dropout", "0.2"]
+    assert run(*arguments, "--out", whole) == 0
+    watch = Interrupts.watch
+
+    def stop_after_two(self, items):
+        for count, item in enumerate(watch(self, items)):
+            if count == 2:
+                raise Interrupted(15)
+            yield item
+
+    monkeypatch.setattr(Interrupts, "watch", stop_after_two)
+    assert run(*arguments, "--out", stopped) == 143
+    monkeypatch.setattr(Interrupts, "watch", watch)
+    assert run("--out", stopped, "--resume") == 0
+    for name in ("metrics.jsonl", "weights.safetensors", "samples.txt"):
+        assert (stopped / name).read_bytes() == (whole / name).read_bytes()
