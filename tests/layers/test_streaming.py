@@ -57,6 +57,18 @@ STREAMS = {name: make_stream(layer, block_size=BLOCK) for name, layer in LAYERS.
 PARAMS = {name: layer_of(name).init(jax.random.key(0), D) for name in LAYERS}
 
 
+@pytest.mark.full
+def test_with_jit_disabled_a_stream_gives_the_numbers_of_the_compiled_one():
+    stream, params, xs, given_flags = STREAMS["stack"], PARAMS["stack"], inputs(), flags()
+    cuts = [0, 1, 6]
+    expected = feed(stream, params, xs, cuts, **given_flags)
+    with jax.disable_jit():
+        found = feed(stream, params, xs, cuts, **given_flags)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected
+    )
+
+
 @pytest.mark.parametrize("given_flags", [False, True], ids=["plain", "mask_and_resets"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_pieces_of_any_length_give_the_bits_of_the_whole(name, given_flags):

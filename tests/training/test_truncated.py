@@ -131,6 +131,18 @@ def test_updates_are_those_of_the_loop_by_hand(k1, k2, flags):
         assert state.step == len(norms) == -(-T // k1)
 
 
+@pytest.mark.full
+def test_with_jit_disabled_the_updates_are_those_of_the_compiled_step():
+    expected = trained(3, 4, MASK, RESETS)
+    with jax.disable_jit():
+        found = trained(3, 4, MASK, RESETS)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        (found[0].params, *found[1:]),
+        (expected[0].params, *expected[1:]),
+    )
+
+
 def test_one_window_over_all_steps_is_the_plain_train_step():
     optimizer = optax.adam(0.1)
 
