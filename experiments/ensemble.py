@@ -28,7 +28,7 @@ from experiments.running.setting_checks import check_settings, whole
 from experiments.running.text import Splits, fit_encoder, hold_out, make_batches
 from rnnjax.data import load
 from rnnjax.metrics import accuracy, compute, evaluate, merge
-from rnnjax.training import CompiledStep, TrainState, apply_gradients, init_train_state
+from rnnjax.training import CompiledStep, TrainState, init_train_state, make_train_step
 
 MEMBERS = whole(1, 1_000)
 
@@ -89,14 +89,7 @@ def init_members(
 def make_step(loss_fn: Callable, optimizer: optax.GradientTransformation) -> CompiledStep:
     """A training step of one member, mapped over all of them on the same batch."""
 
-    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict]:
-        key = jax.random.fold_in(state.key, state.step)
-        with_metrics = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, metrics), grads = with_metrics(state.params, batch, key)
-        new, _ = apply_gradients(state, optimizer, loss, grads)
-        return new, metrics
-
-    every = jax.vmap(step, in_axes=(0, None))
+    every = jax.vmap(make_train_step(loss_fn, optimizer), in_axes=(0, None))
     return CompiledStep("train step", every, donate_state=True, on_compile=None)
 
 

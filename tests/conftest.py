@@ -9,7 +9,7 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 import jax
 import pytest
 from hypothesis import settings
-from sampling import Case, read_times, sample, write_times
+from sampling import Case, read_times, sample, seconds_of, write_times
 
 # A silent broadcast between arrays of different rank is how batch axes get mixed up.
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -63,7 +63,7 @@ def pytest_runtest_logfinish(nodeid, location):
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="run every case of every test")
     parser.addoption(
-        "--record-times", action="store_true", help="write tests/times.json: which cases take long"
+        "--record-times", action="store_true", help="write tests/times.json: what each case takes"
     )
 
 
@@ -96,7 +96,11 @@ def pytest_collection_modifyitems(config, items):
             files[item.path][item.nodeid.split("[")[0]].append(item)
     kept, seconds = set(), read_times()
     for tests in files.values():
-        table = [[Case(_values(i), seconds.get(i.nodeid, 0)) for i in t] for t in tests.values()]
+        known = [seconds_of([i.nodeid for i in t], seconds) for t in tests.values()]
+        table = [
+            [Case(_values(item), spent) for item, spent in zip(cases, times, strict=True)]
+            for cases, times in zip(tests.values(), known, strict=True)
+        ]
         first = next(iter(tests.values()))[0]
         places = sample(table, every_value=first.get_closest_marker("every_value") is not None)
         for cases, chosen in zip(tests.values(), places, strict=True):

@@ -5,10 +5,13 @@ compiling a program for each case. Of such a test the sample keeps ``CASES`` cas
 every value of every parameter in some case: every cell, layer and option is run in each file that
 speaks of it, and what is left out are further combinations.
 
-Cases that take longer than ``LONG`` seconds of processor time are no part of the sample, but in
-files marked ``every_value``, where values that nothing shorter has are run all the same. How long a
-case takes is measured and not guessed: ``pytest --full --record-times`` writes ``times.json`` anew.
-A case that is not in it counts as short. One that is marked ``full`` is never part of the sample.
+What a case costs is measured and not guessed: ``pytest --full --record-times`` writes
+``times.json`` anew, with the seconds of processor time of all cases that are not quick.
+
+- Of a test whose cases are not quick, the sample keeps one, the quickest.
+- Cases longer than ``LONG`` are no part of it, but in files marked ``every_value``, where values
+  that nothing shorter has are run all the same.
+- A case that is marked ``full`` is never part of it.
 """
 
 import json
@@ -18,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 CASES = 2
-LONG = 1.5
+QUICK, LONG = 0.3, 0.8  # seconds
 TIMES = Path(__file__).with_name("times.json")
 
 
@@ -36,7 +39,7 @@ def sample(
 
     Args:
         tests: for each test, its cases.
-        cases: how many short cases of each test to run, at the least.
+        cases: how many quick cases of each test to run, at the least.
         every_value: whether values that only long cases have are run, too.
     """
     used: Counter[Hashable] = Counter()
@@ -52,25 +55,45 @@ def sample(
 
 
 def _least_used(test: Sequence[Case], used: Counter[Hashable], cases: int) -> list[int]:
-    """``cases`` places of short cases, one by one: always one whose values are used least."""
+    """``cases`` places of quick cases, one by one: always one whose values are used least.
+
+    Of a test without quick cases, the place of the one that takes the least time.
+    """
     left = [place for place, case in enumerate(test) if case.seconds <= LONG]
     places: list[int] = []
     while left and len(places) < cases:
-        place = min(left, key=lambda place: sum(used[value] for value in test[place].values))
+        place = min(left, key=lambda place: _cost(test[place], used))
+        if places and test[place].seconds > QUICK:
+            break
         left.remove(place)
         places.append(place)
         used.update(test[place].values)
     return places
 
 
+def _cost(case: Case, used: Counter[Hashable]) -> tuple[float, int]:
+    return max(case.seconds, QUICK), sum(used[value] for value in case.values)
+
+
+def seconds_of(names: Sequence[str], times: Mapping[str, float]) -> list[float]:
+    """The seconds of the cases of one test, by what is known of them.
+
+    Where some are known not to be quick, the others may not have been measured yet: they are taken
+    for as long as the shortest of these, but never for too long to be run.
+    """
+    known = [times[name] for name in names if name in times]
+    otherwise = min(*known, LONG) if known else 0.0
+    return [times.get(name, otherwise) for name in names]
+
+
 def read_times() -> dict[str, float]:
-    """Seconds of processor time by the name of the case, of those that were long when measured."""
+    """Seconds of processor time by the name of the case, of those that are not quick."""
     return json.loads(TIMES.read_text("utf-8"))
 
 
 def write_times(seconds: Mapping[str, float]) -> None:
     """Keep what was measured; of cases that were not run, what was known before."""
     others = {name: s for name, s in read_times().items() if name not in seconds}
-    long = others | {name: round(s, 1) for name, s in seconds.items() if s > LONG}
-    text = json.dumps(dict(sorted(long.items())), indent=0, ensure_ascii=False)
+    known = others | {name: round(s, 1) for name, s in seconds.items() if s > QUICK}
+    text = json.dumps(dict(sorted(known.items())), indent=0, ensure_ascii=False)
     TIMES.write_text(text + "\n", "utf-8")

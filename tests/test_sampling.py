@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import sampling
-from sampling import LONG, Case, sample
+from sampling import LONG, QUICK, Case, sample, seconds_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,10 +44,25 @@ def test_long_cases_are_left_out_but_for_values_that_nothing_shorter_has():
     assert sample([test, [Case(seconds=9)]], every_value=True) == [[0, 1, 2], []]
 
 
-def test_what_was_measured_as_long_is_written_and_the_rest_is_kept(tmp_path, monkeypatch):
+def test_of_a_test_without_quick_cases_the_quickest_is_run():
+    seconds = [LONG, QUICK + 0.1, 3 * LONG, QUICK + 0.2]
+    test = [case._replace(seconds=s) for case, s in zip(table(n=range(4)), seconds, strict=True)]
+    cases = [Case(seconds=s) for s in seconds]  # without values: nothing else asks for them
+    assert sample([cases]) == [[1]]
+    assert sample([[*cases, Case(seconds=QUICK)]]) == [[4]]
+    assert sample([test]) == [[0, 1, 3]]  # each value that may be run
+
+
+def test_what_was_not_measured_is_taken_for_as_long_as_what_was():
+    assert seconds_of("abc", {"b": 0.5, "c": 0.7, "d": 0.4}) == [0.5, 0.5, 0.7]
+    assert seconds_of("abc", {"b": 9.0}) == [LONG, 9.0, LONG]
+    assert seconds_of("abc", {}) == [0, 0, 0]
+
+
+def test_what_was_measured_as_not_quick_is_written_and_the_rest_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(sampling, "TIMES", tmp_path / "times.json")
     (tmp_path / "times.json").write_text('{"now short": 5.0, "not run": 4.0}')
-    sampling.write_times({"now short": LONG, "a[\u00e9]": 3.14})
+    sampling.write_times({"now short": QUICK, "a[\u00e9]": 3.14})
     assert sampling.read_times() == {"a[\u00e9]": 3.1, "not run": 4.0}
 
 

@@ -18,7 +18,7 @@ import optax
 from jax import Array
 
 from rnnjax.metrics import compute, merge
-from rnnjax.training import LossFn, TrainState, apply_gradients, init_train_state
+from rnnjax.training import LossFn, TrainState, init_train_state, make_train_step
 
 
 class Task(NamedTuple):
@@ -124,18 +124,22 @@ def _stretch(task: Task, optimizer: Callable[[Any], Any], every: int) -> Callabl
     """The function (state, rate) -> (state, sums) of so many steps."""
 
     def stretch(state: TrainState, rate: Array) -> tuple[TrainState, dict]:
-        def step(state: TrainState, _: None) -> tuple[TrainState, dict]:
-            draw, noise = jax.random.split(jax.random.fold_in(state.key, state.step))
-            batch = task.sample(draw, state.step)
-            with_metrics = jax.value_and_grad(task.loss_fn, has_aux=True)
-            (loss, metrics), grads = with_metrics(state.params, batch, noise)
-            new, figures = apply_gradients(state, optimizer(rate), loss, grads)
-            return new, {**metrics, **figures}
-
-        state, metrics = jax.lax.scan(step, state, None, length=every)
+        step = make_train_step(_sampling(task), optimizer(rate))
+        state, metrics = jax.lax.scan(lambda s, _: step(s, s.step), state, None, length=every)
         return state, jax.tree.map(lambda figures: figures.sum(axis=0), metrics)
 
     return stretch
+
+
+def _sampling(task: Task) -> LossFn:
+    """The loss function of a task whose batch is the number of the step: it draws the examples."""
+
+    def loss_fn(params: Any, step: Array, key: Array | None) -> tuple[Array, Any]:
+        assert key is not None  # only training calls it
+        draw, noise = jax.random.split(key)
+        return task.loss_fn(params, task.sample(draw, step), noise)
+
+    return loss_fn
 
 
 def evaluate(task: Task, params: Any, *, seed: int, batches: int = 1) -> dict[str, float]:
