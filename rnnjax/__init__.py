@@ -7,14 +7,15 @@ embedding below and a head above. By subject:
 Cells
     ``lstm`` ``gru`` ``vanilla`` ``minimal_gated`` ``peephole_lstm`` ``projected_lstm``
     ``coupled_lstm`` ``mogrifier_lstm`` ``slstm`` ``conv_lstm`` ``indrnn`` ``cornn`` ``lmu``
-    ``cfc``; linear in their state: ``lru`` ``rg_lru`` ``min_lstm`` ``min_gru``; of your own:
-    ``Cell`` with ``Noise`` ``NoiseShape``. Their parameters, carries and gates: ``LSTMParams``
-    ``LSTMCarry`` ``LSTMGates`` ``GRUParams`` ``GRUGates`` ``VanillaParams`` ``MGUParams``
-    ``MGUGates`` ``PeepholeLSTMParams`` ``ProjectedLSTMParams`` ``CoupledLSTMParams``
-    ``ConvLSTMParams`` ``IndRNNParams`` ``LRUParams`` ``MinLSTMParams`` ``MinLSTMGates``
-    ``MinGRUParams`` ``MinGRUGates`` ``MogrifierLSTMParams`` ``SLSTMParams`` ``SLSTMCarry``
-    ``CoRNNParams`` ``CoRNNCarry`` ``CfCParams`` ``LMUParams`` ``LMUCarry`` ``RGLRUParams``.
-    Frames of ``conv_lstm``: ``flatten_frames`` ``unflatten_frames``.
+    ``cfc``; linear in their state: ``lru`` ``rg_lru`` ``s5`` ``min_lstm`` ``min_gru``; of your
+    own: ``Cell`` with ``Noise`` ``NoiseShape``. Their parameters, carries and gates:
+    ``LSTMParams`` ``LSTMCarry`` ``LSTMGates`` ``GRUParams`` ``GRUGates`` ``VanillaParams``
+    ``MGUParams`` ``MGUGates`` ``PeepholeLSTMParams`` ``ProjectedLSTMParams``
+    ``CoupledLSTMParams`` ``ConvLSTMParams`` ``IndRNNParams`` ``LRUParams`` ``S5Params``
+    ``MinLSTMParams`` ``MinLSTMGates`` ``MinGRUParams`` ``MinGRUGates`` ``MogrifierLSTMParams``
+    ``SLSTMParams`` ``SLSTMCarry`` ``CoRNNParams`` ``CoRNNCarry`` ``CfCParams`` ``LMUParams``
+    ``LMUCarry`` ``RGLRUParams``. Frames of ``conv_lstm``: ``flatten_frames``
+    ``unflatten_frames``.
 From cell to cell
     ``variational_dropout`` ``recurrent_dropout`` ``weight_drop`` ``zoneout`` ``layer_norm``
     ``learn_initial_carry`` ``with_policy`` ``trace_gates``; ``Policy`` ``LayerNormParams``
@@ -82,6 +83,7 @@ from .cells import MogrifierLSTMParams as MogrifierLSTMParams
 from .cells import PeepholeLSTMParams as PeepholeLSTMParams
 from .cells import ProjectedLSTMParams as ProjectedLSTMParams
 from .cells import RGLRUParams as RGLRUParams
+from .cells import S5Params as S5Params
 from .cells import SLSTMCarry as SLSTMCarry
 from .cells import SLSTMParams as SLSTMParams
 from .cells import VanillaParams as VanillaParams
@@ -102,6 +104,7 @@ from .cells import mogrifier_lstm as mogrifier_lstm
 from .cells import peephole_lstm as peephole_lstm
 from .cells import projected_lstm as projected_lstm
 from .cells import rg_lru as rg_lru
+from .cells import s5 as s5
 from .cells import slstm as slstm
 from .cells import unflatten_frames as unflatten_frames
 from .cells import vanilla as vanilla

@@ -166,7 +166,14 @@ COMPOSED: dict[str, Any] = {
     "reversed_steps": reversed_stack(
         "conv", "minimal_gated_reset_before", "learned_carry_of_a_step"
     ),
-    "linear": Tower((One(rnnjax.min_lstm(H)), One(rnnjax.lru(H), True), One(rnnjax.min_gru(H)))),
+    "linear": Tower(
+        (
+            One(rnnjax.min_lstm(H)),
+            One(rnnjax.lru(H), True),
+            One(rnnjax.min_gru(H)),
+            One(rnnjax.s5(H, 2)),
+        )
+    ),
     "grids": Tower(
         (Grid(2), Grid(1, tied=False, priority=None, reverse=True), Grid(1, priority="time"))
     ),

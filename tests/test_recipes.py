@@ -26,6 +26,7 @@ MAKE = {
     "coupled": lambda: rnnjax.coupled_lstm(4),
     "min_gru": lambda: rnnjax.min_gru(4),
     "min_lstm": lambda: rnnjax.min_lstm(4),
+    "s5": lambda: rnnjax.s5(4, 6, min_step=0.01),
     "cfc": lambda: rnnjax.cfc(4),
     "zoneout": lambda: rnnjax.zoneout(rnnjax.lstm(4), {"h": 0.1, "c": np.float32(0.5)}),
     "dropout": lambda: rnnjax.variational_dropout(rnnjax.lstm(4), 0.1, hidden=0.2),

@@ -42,6 +42,8 @@ from .projected_lstm import ProjectedLSTMParams as ProjectedLSTMParams
 from .projected_lstm import projected_lstm as projected_lstm
 from .rg_lru import RGLRUParams as RGLRUParams
 from .rg_lru import rg_lru as rg_lru
+from .s5 import S5Params as S5Params
+from .s5 import s5 as s5
 from .slstm import SLSTMCarry as SLSTMCarry
 from .slstm import SLSTMParams as SLSTMParams
 from .slstm import slstm as slstm

@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
+from rnnjax._checks import describe
 from rnnjax._numerics import carry_dtype, linear, split_gates
 from rnnjax.base import Carry, Cell, Params
 from rnnjax.initializers import CellInitializer
@@ -30,6 +31,22 @@ def project_packed(gates: int) -> Callable[[Any, Array], tuple[Array, ...]]:
         return split_gates(linear(x, params.w_ih, params.bias), gates)
 
     return project
+
+
+def input_and_elapsed(x: Any) -> tuple[Array, Array | None]:
+    """The input [D] of one step, and the time [1] since the step before, None where none came.
+
+    Raises:
+        ValueError: neither an array nor a tuple of the two.
+    """
+    if hasattr(x, "shape"):
+        return x, None
+    if isinstance(x, tuple) and len(x) == 2 and jnp.shape(x[1]) == (1,):
+        return x
+    raise ValueError(
+        "xs must be inputs [..., T, D], or a tuple of them and of elapsed times [..., T, 1], got "
+        f"for one step {describe(x)}"
+    )
 
 
 def zeros_of(*sizes: int, carry: Callable[..., Carry] = lambda h: h) -> Callable[[Params], Carry]:

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.nn import sigmoid
 
-from rnnjax._checks import check_key, check_size, describe
+from rnnjax._checks import check_key, check_size
 from rnnjax._numerics import linear, split_gates
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
-from rnnjax.cells._common import draw_packed, packed_cell
+from rnnjax.cells._common import draw_packed, input_and_elapsed, packed_cell
 from rnnjax.initializers import CellInitializer, resolve
 
 
@@ -24,19 +24,10 @@ class CfCParams(NamedTuple):
 
 
 def _project(params: CfCParams, x: Any) -> tuple:
-    inputs, elapsed = (x, jnp.ones((1,))) if hasattr(x, "shape") else _two(x)
+    inputs, elapsed = input_and_elapsed(x)
     sums = split_gates(linear(inputs, params.w_ih, params.bias), 4)
-    return *sums, elapsed.astype(sums[0].dtype)
-
-
-def _two(x: Any) -> tuple[Array, Array]:
-    """The input of one step, and the time it took."""
-    if isinstance(x, tuple) and len(x) == 2 and jnp.shape(x[1]) == (1,):
-        return x
-    raise ValueError(
-        "xs must be inputs [..., T, D], or a tuple of them and of elapsed times [..., T, 1], got "
-        f"for one step {describe(x)}"
-    )
+    dtype = sums[0].dtype
+    return *sums, jnp.ones((1,), dtype) if elapsed is None else elapsed.astype(dtype)
 
 
 def _update(params: CfCParams, carry: Array, x_proj: tuple, h_proj: tuple) -> tuple[Array, Array]:

@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.linalg
 
 import rnnjax
 from rnnjax.cells.lru import lru
 from rnnjax.cells.min_gru import min_gru
 from rnnjax.cells.min_lstm import min_lstm
+from rnnjax.cells.s5 import hippo
 
 pytestmark = pytest.mark.usefixtures("float64", "quick_compile")
 
@@ -48,10 +50,18 @@ def lru_step(p, s, x):
     return s, (s @ (p.c_real + 1j * p.c_imag)).real + x @ p.d
 
 
+def s5_step(p, s, x, elapsed=1.0):
+    eigenvalues = -np.exp(p.decay_log) + 1j * p.frequency
+    grown = np.exp(eigenvalues * np.exp(p.step_log) * elapsed)
+    s = grown * s + (grown - 1) / eigenvalues * (x @ (p.b_real + 1j * p.b_imag))
+    return s, 2 * (s @ (p.c_real + 1j * p.c_imag)).real + x @ p.d
+
+
 CASES = {
     "min_gru": (min_gru(H), min_gru_step),
     "min_lstm": (min_lstm(H), min_lstm_step),
     "lru": (lru(H, N), lru_step),
+    "s5": (rnnjax.s5(H, N), s5_step),
 }
 EVERY_CELL = pytest.mark.parametrize("name", CASES)
 
@@ -221,6 +231,60 @@ def test_an_lru_cannot_grow_whatever_its_parameters_are():
         assert np.all(np.abs(decay) <= 1 + 1e-15)
 
 
+@pytest.mark.parametrize("implementation", ["scan", "associative"])
+def test_elapsed_times_of_the_s5_are_those_of_its_equations(implementation):
+    cell, step = CASES["s5"]
+    params, carries, xs = problem(cell)
+    elapsed = np.random.default_rng(9).uniform(0, 3, (B, T, 1))
+    options = {"mask": MASK, "initial_carry": carries, "implementation": implementation}
+    dirt = np.where(MASK[..., None], elapsed, np.nan)
+    carry, ys = rnnjax.unroll(cell, params, (xs, dirt), **options)
+    for b in range(B):
+        state = carries[b]
+        for t in np.flatnonzero(MASK[b]):
+            state, y = step(params, state, xs[b, t], elapsed[b, t])
+            np.testing.assert_allclose(ys[b, t], y, rtol=VALUE, atol=VALUE)
+        np.testing.assert_allclose(carry[b], state, rtol=VALUE, atol=VALUE)
+
+
+def test_two_steps_of_half_the_time_are_one_of_the_whole_for_the_s5():
+    """Also with an input: it is held, and the sampling is exact."""
+    cell, _ = CASES["s5"]
+    params, carries, xs = problem(cell)
+    whole, _ = cell.step(params, carries, (xs[:, 0], np.full((B, 1), 1.4)))
+    half = np.full((B, 1), 0.7)
+    twice, _ = cell.step(params, carries, (xs[:, 0], half))
+    twice, y = cell.step(params, twice, (xs[:, 0], half))
+    np.testing.assert_allclose(twice, whole, rtol=VALUE)
+    held, y_held = cell.step(params, twice, (xs[:, 0], np.zeros((B, 1))))
+    np.testing.assert_allclose(held, twice, rtol=VALUE)
+    np.testing.assert_allclose(y_held, y, rtol=VALUE)
+
+
+def test_the_s5_starts_as_the_real_system_of_hippo():
+    """Of one step time for all states: s' = A s + B u of size 2N, by matrix exponentials of A."""
+    cell = rnnjax.s5(H, N, min_step=0.05, max_step=0.05)
+    params = jax.tree.map(lambda a: np.asarray(a, float), cell.init(jax.random.key(0), D))
+    row, column = np.indices((2 * N, 2 * N))
+    legs = -np.sqrt((2 * row + 1) * (2 * column + 1)) * (row > column) - np.diag(row[:, 0] + 1)
+    root = np.sqrt(np.arange(2 * N) + 0.5)
+    a = legs + np.outer(root, root)
+    eigenvalues, vectors = hippo(N)
+    np.testing.assert_allclose(a @ vectors, vectors * eigenvalues, atol=1e-12)
+    into = 2 * ((params.b_real + 1j * params.b_imag) @ vectors.T).real
+    out = 2 * (vectors.conj() @ (params.c_real + 1j * params.c_imag)).real
+
+    grown = scipy.linalg.expm(a * 0.05)
+    held = np.linalg.solve(a, grown - np.eye(2 * N))
+    xs = np.random.default_rng(0).normal(size=(T, D))
+    state, expected = np.zeros(2 * N), []
+    for x in xs:
+        state = grown @ state + held @ (x @ into)
+        expected.append(state @ out + x @ params.d)
+    _, ys = rnnjax.unroll(cell, params, xs)
+    np.testing.assert_allclose(ys, expected, rtol=1e-5, atol=1e-6)  # drawn in float32
+
+
 def test_an_lru_is_trained_by_optax_as_any_cell():
     """A delay of two steps, which only the state can bridge."""
     cell, optimizer = lru(1, 8), optax.adam(2e-2)
@@ -254,7 +318,7 @@ def test_carries_and_outputs_stay_float32(name, dtype):
     _, expected = rnnjax.unroll(cell, exact, xs.astype(float))
     for implementation in ("scan", "associative"):
         carry, ys = rnnjax.unroll(cell, narrow, xs, implementation=implementation)
-        assert carry.dtype == (jnp.complex64 if name == "lru" else jnp.float32)
+        assert carry.dtype == (jnp.complex64 if name in ("lru", "s5") else jnp.float32)
         assert ys.dtype == jnp.float32
         error = {"bfloat16": 6e-2, "float16": 6e-3, "float32": 3e-6}[dtype]
         np.testing.assert_allclose(ys, expected, atol=error * np.abs(expected).max())
@@ -264,6 +328,7 @@ COUNTS = {
     "min_gru": D * 2 * H + 2 * H,
     "min_lstm": D * 3 * H + 3 * H,
     "lru": 3 * N + 2 * D * N + 2 * N * H + D * H,
+    "s5": 3 * N + 2 * D * N + 2 * N * H + D * H,
 }
 
 
@@ -281,6 +346,8 @@ BAD = {
     "min_radius and max_radius must be in order": lambda: lru(3, min_radius=0.9, max_radius=0.5),
     "max_radius must be a number in \\[0, 1\\], got 1.5": lambda: lru(3, max_radius=1.5),
     "max_phase must be a phase in \\(0, 2 pi\\], got 0": lambda: lru(3, max_phase=0),
+    "min_step must be positive and finite, got 0": lambda: rnnjax.s5(3, min_step=0),
+    "min_step must be at most max_step, 0.1, got 0.2": lambda: rnnjax.s5(3, min_step=0.2),
     "input_size must be a positive integer": lambda: lru(3).init(jax.random.key(0), 0),
 }
 

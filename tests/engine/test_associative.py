@@ -184,6 +184,7 @@ CELLS = {
     "min_gru": min_gru(H),
     "min_lstm": min_lstm(H),
     "lru": lru(H, 3),
+    "s5": rnnjax.s5(H, 3),
     "users_own": users_linear_cell(),
 }
 EVERY_CELL = pytest.mark.parametrize("name", CELLS)
