@@ -69,6 +69,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "full: no part of the sample")
+    config.addinivalue_line("markers", "kept: one case is in the sample however long it takes")
     config.addinivalue_line("markers", "every_value: also of parameters whose cases take long")
     if hasattr(config, "workerinput"):  # a process of pytest-xdist
         config.stash[_sampled] = config.workerinput["sampled"]
@@ -101,8 +102,12 @@ def pytest_collection_modifyitems(config, items):
             [Case(_values(item), spent) for item, spent in zip(cases, times, strict=True)]
             for cases, times in zip(tests.values(), known, strict=True)
         ]
-        first = next(iter(tests.values()))[0]
-        places = sample(table, every_value=first.get_closest_marker("every_value") is not None)
+        first = [cases[0] for cases in tests.values()]
+        places = sample(
+            table,
+            every_value=first[0].get_closest_marker("every_value") is not None,
+            kept={n for n, item in enumerate(first) if item.get_closest_marker("kept")},
+        )
         for cases, chosen in zip(tests.values(), places, strict=True):
             kept.update(cases[place] for place in chosen)
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])

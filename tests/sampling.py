@@ -8,20 +8,21 @@ speaks of it, and what is left out are further combinations.
 What a case costs is measured and not guessed: ``pytest --full --record-times`` writes
 ``times.json`` anew, with the seconds of processor time of all cases that are not quick.
 
-- Of a test whose cases are not quick, the sample keeps one, the quickest.
-- Cases longer than ``LONG`` are no part of it, but in files marked ``every_value``, where values
-  that nothing shorter has are run all the same.
-- A case that is marked ``full`` is never part of it.
+- Of a test whose cases are not quick, the sample keeps one, the quickest, and none where even that
+  is long, unless the test is marked ``kept``.
+- For a value that no other case of the file has, a case of middle length is run and none longer,
+  but in files marked ``every_value``.
+- A case that is marked ``full`` is never part of the sample.
 """
 
 import json
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Container, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 CASES = 2
-QUICK, LONG = 0.3, 0.8  # seconds
+QUICK, MIDDLE, LONG = 0.3, 0.8, 1.5  # seconds, the most that each may take
 TIMES = Path(__file__).with_name("times.json")
 
 
@@ -33,18 +34,25 @@ class Case(NamedTuple):
 
 
 def sample(
-    tests: Sequence[Sequence[Case]], cases: int = CASES, every_value: bool = False
+    tests: Sequence[Sequence[Case]],
+    cases: int = CASES,
+    every_value: bool = False,
+    kept: Container[int] = (),
 ) -> list[list[int]]:
     """The places of the cases to run, for each test of one file.
 
     Args:
         tests: for each test, its cases.
         cases: how many quick cases of each test to run, at the least.
-        every_value: whether values that only long cases have are run, too.
+        every_value: whether values that only longer cases have are run, too.
+        kept: the places of the tests of which one case is run however long it takes.
     """
     used: Counter[Hashable] = Counter()
-    chosen = [_least_used(test, used, cases) for test in tests]
-    lengths = (LONG, float("inf")) if every_value else (LONG,)
+    chosen = [
+        _least_used(test, used, cases, float("inf") if place in kept else LONG)
+        for place, test in enumerate(tests)
+    ]
+    lengths = (MIDDLE, float("inf")) if every_value else (MIDDLE,)
     for longest in lengths:
         for test, places in zip(tests, chosen, strict=True):
             for place, case in sorted(enumerate(test), key=lambda pair: pair[1].seconds):
@@ -54,12 +62,14 @@ def sample(
     return [sorted(places) for places in chosen]
 
 
-def _least_used(test: Sequence[Case], used: Counter[Hashable], cases: int) -> list[int]:
+def _least_used(
+    test: Sequence[Case], used: Counter[Hashable], cases: int, longest: float
+) -> list[int]:
     """``cases`` places of quick cases, one by one: always one whose values are used least.
 
     Of a test without quick cases, the place of the one that takes the least time.
     """
-    left = [place for place, case in enumerate(test) if case.seconds <= LONG]
+    left = [place for place, case in enumerate(test) if case.seconds <= longest]
     places: list[int] = []
     while left and len(places) < cases:
         place = min(left, key=lambda place: _cost(test[place], used))

@@ -74,6 +74,7 @@ def test_one_program_with_free_batch_and_time_lowers_for_cpu_cuda_and_tpu():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
 
 
+@pytest.mark.kept
 def test_a_training_step_lowers_for_cuda_and_tpu():
     layer = rnnjax.stack(rnnjax.lstm(8), rnnjax.gru(4))
     params = layer.init(jax.random.key(0), 3)

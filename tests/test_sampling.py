@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import sampling
-from sampling import LONG, QUICK, Case, sample, seconds_of
+from sampling import LONG, MIDDLE, QUICK, Case, sample, seconds_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,20 +37,23 @@ def test_a_test_of_few_cases_is_run_whole_and_in_order():
     assert sample([table(reverse=[False, True])], cases=2) == [[0, 1]]
 
 
-def test_long_cases_are_left_out_but_for_values_that_nothing_shorter_has():
+def test_values_that_only_longer_cases_have_are_left_out_unless_all_are_asked_for():
     test = table(cell="abc")
-    test = [case._replace(seconds=LONG * k) for k, case in enumerate(test)]
+    test = [case._replace(seconds=MIDDLE * k) for k, case in enumerate(test)]
     assert sample([test, [Case(seconds=9)]]) == [[0, 1], []]
     assert sample([test, [Case(seconds=9)]], every_value=True) == [[0, 1, 2], []]
 
 
 def test_of_a_test_without_quick_cases_the_quickest_is_run():
-    seconds = [LONG, QUICK + 0.1, 3 * LONG, QUICK + 0.2]
-    test = [case._replace(seconds=s) for case, s in zip(table(n=range(4)), seconds, strict=True)]
-    cases = [Case(seconds=s) for s in seconds]  # without values: nothing else asks for them
+    cases = [Case(seconds=s) for s in (LONG, MIDDLE, 9 * LONG, LONG - 0.1)]
     assert sample([cases]) == [[1]]
     assert sample([[*cases, Case(seconds=QUICK)]]) == [[4]]
-    assert sample([test]) == [[0, 1, 3]]  # each value that may be run
+    assert sample([cases[2:3] * 2]) == [[]]
+
+
+def test_of_a_test_that_is_kept_one_case_is_run_however_long_it_takes():
+    long = [Case(seconds=9), Case(seconds=8)]
+    assert sample([long, long], kept={1}) == [[], [1]]
 
 
 def test_what_was_not_measured_is_taken_for_as_long_as_what_was():

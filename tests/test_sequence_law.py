@@ -196,6 +196,7 @@ def test_a_mask_of_true_is_no_mask(row):
     "row",
     [*(r for r in APART if r in CELLS), "no_recurrent_matrix", "projected", "peephole", "conv"],
 )
+@pytest.mark.kept
 def test_forward_mode_and_second_derivatives_are_exact(row):
     layer, params, batch = build(LAYERS[row]), init(LAYERS[row]), ragged("all")
     point, unravel = ravel_pytree((params, batch.xs * batch.valid[..., None]))

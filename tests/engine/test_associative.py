@@ -226,6 +226,7 @@ def everything(run, *args):
 @pytest.mark.parametrize(
     ("name", "reverse"), [*((name, False) for name in CELLS), ("users_own", True)]
 )
+@pytest.mark.kept
 def test_a_batch_is_each_sequence_alone(name, reverse):
     params, batch = parameters(name), ragged("all")
     start = random_carry(name, params)

@@ -186,6 +186,7 @@ def attending(size, plain):
 
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("remat", [None, 4])
+@pytest.mark.kept
 def test_constants_of_a_sequence_equal_a_python_loop(plain, remat):
     cell = attending(H, plain)
     params = cell.init(jax.random.key(0), D)

@@ -81,6 +81,7 @@ def directions(size, count=2):
 
 
 @EVERY_CELL
+@pytest.mark.kept
 def test_jacobian_products_are_those_of_a_plain_loop(name):
     point, engine, *_ = problem(name)
     jacobian = jacobian_of_the_loop(name)

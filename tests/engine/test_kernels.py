@@ -135,6 +135,7 @@ def assert_close(given, expected, tolerance):
     [(PLAIN, {}), (ALL, {"flags": True, "noise": True})],
     ids=["plain", "all"],
 )
+@pytest.mark.kept
 def test_tile_by_tile_a_loop_is_the_scan(name, loop, options):
     cell = CELLS[name](20)
     args = problem(cell, 5, 18, 20, **options)
@@ -384,6 +385,7 @@ def test_other_cells_are_refused_with_the_reason(made, words):
 
 
 @NEW_JAX
+@pytest.mark.full
 def test_sizes_that_could_not_run_at_once_are_refused():
     assert "processors at once" in reason_for(rnnjax.vanilla(2200), time=1, batch=1)
     assert "do not fit" in reason_for(rnnjax.lstm(1400), dtype="float32", time=1, batch=1)
@@ -393,6 +395,7 @@ def test_sizes_that_could_not_run_at_once_are_refused():
 
 
 @NEW_JAX
+@pytest.mark.full
 def test_what_the_scan_does_as_well_is_left_to_it_unless_asked_for():
     assert reason_for(rnnjax.lstm(64)) == ""
     assert "by name" in reason_for(rnnjax.lstm(64), by_itself=True)
@@ -462,6 +465,7 @@ def test_running_a_cell_that_does_not_fit_raises():
         ("traced", 64, 16, PLAIN, {"dtype": "bfloat16"}),
     ],
 )
+@pytest.mark.full
 def test_kernels_compile_for_a_gpu(name, size, batch, loop, options):
     cell = CELLS[name](size)
     weights, carry, inputs = problem(cell, 3, batch, size, **options)
@@ -507,6 +511,7 @@ LENGTHS = [0, 3, 7, 5]
     ],
     ids=["lstm", "gru", "learned", "variational", "recurrent", "drop", "zoneout", "traced", "own"],
 )
+@pytest.mark.full
 def test_every_option_of_unroll_is_the_scans(emulated_gpu, make, reverse):
     cell = make(12)
     keys = jax.random.split(jax.random.key(0), 4)
@@ -534,6 +539,7 @@ def test_every_option_of_unroll_is_the_scans(emulated_gpu, make, reverse):
 
 @NEW_JAX
 @pytest.mark.parametrize("remat", ["step", "sqrt", 3])
+@pytest.mark.full
 def test_remat_over_time_changes_no_result(emulated_gpu, remat):
     cell = rnnjax.gru(12)
     params, xs = cell.init(jax.random.key(0), 3), jax.random.normal(jax.random.key(1), (4, 7, 3))

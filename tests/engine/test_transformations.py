@@ -36,6 +36,7 @@ def assert_same(found, expected):
 
 
 @pytest.mark.parametrize("name", CELLS)
+@pytest.mark.kept
 def test_derivatives_are_those_of_the_compiled_program_with_jit_disabled(name):
     params, xs = made(CELLS[name])
     loss = loss_of(CELLS[name], xs, lengths=[5, 2])

@@ -333,6 +333,7 @@ def test_chunks_are_chosen_by_the_size_of_the_gate_inputs_and_leave_nothing_over
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("time", [16, 19])
+@pytest.mark.kept
 def test_chunks_that_keep_their_gates_change_no_value_and_no_gradient(time, reverse, monkeypatch):
     monkeypatch.setattr(plan, "HOISTED_BYTES_ON_CPU", 0)
     monkeypatch.setattr(plan, "CHUNK_BYTES_ON_CPU", 1)

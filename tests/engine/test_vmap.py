@@ -43,6 +43,7 @@ def test_a_mapped_call_costs_what_a_batch_costs(make):
 
 
 @pytest.mark.parametrize("take", ["grad of vmap", "vmap of grad", "vmap of vmap"])
+@pytest.mark.kept
 def test_a_mapped_call_gives_what_a_batch_gives(take):
     cell = rnnjax.lstm(3)
     params, xs, lengths = made(cell)

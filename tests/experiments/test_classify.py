@@ -112,6 +112,7 @@ def test_each_bucket_compiles_once_for_training_and_once_for_evaluation(run):
     assert {name for name, _ in made} == {"train step", "eval step"}
 
 
+@pytest.mark.kept
 def test_it_learns_and_the_saved_weights_predict_what_was_tested(run, data_dir):
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["accuracy"] == 1.0

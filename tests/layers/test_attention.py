@@ -98,6 +98,7 @@ def test_places_in_another_order_have_their_weights_in_that_order(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.kept
 def test_gradients_are_those_of_finite_differences(kind, float64):
     attend, params, queries, memory = make(kind, window=3)
     wide = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), (params, queries, memory))

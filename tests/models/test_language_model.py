@@ -38,6 +38,7 @@ def numpy_logits(params, tokens):
 
 
 @pytest.mark.parametrize("tie", [False, True])
+@pytest.mark.kept
 def test_logits_are_those_of_a_loop_in_numpy(tie):
     model, params = make(tie)
     bias = jnp.arange(V, dtype=jnp.float32)
