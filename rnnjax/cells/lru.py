@@ -38,8 +38,9 @@ def _eigenvalues(params: LRUParams) -> Array:
 
 
 def _project(params: LRUParams, x: Array) -> tuple[Array, Array]:
-    drive = lax.complex(linear(x, params.b_real), linear(x, params.b_imag))
-    return linear(x, params.d), jnp.exp(params.gamma_log.astype(drive.real.dtype)) * drive
+    real, imag = linear(x, params.b_real), linear(x, params.b_imag)
+    gamma = jnp.exp(params.gamma_log.astype(real.dtype))
+    return linear(x, params.d), lax.complex(gamma * real, gamma * imag)
 
 
 def _linear(params: LRUParams, x_proj: tuple) -> tuple[Array, Array]:

@@ -29,20 +29,21 @@ class S5Params(NamedTuple):
     d: Array
 
 
-def _eigenvalues_and_step(params: S5Params) -> tuple[Array, Array]:
+def _eigenvalues(params: S5Params, elapsed: Array | None = None) -> tuple[Array, Array]:
+    """The eigenvalues, and the exponents of their decay in one step."""
     dtype = accumulation_dtype(params.decay_log.dtype)
     # At 40 all is long since forgotten. The product of two such numbers is finite in float32.
     decay = jnp.exp(jnp.minimum(params.decay_log.astype(dtype), 40))
     step = jnp.exp(jnp.minimum(params.step_log.astype(dtype), 40))
-    return lax.complex(-decay, params.frequency.astype(dtype)), step
+    if elapsed is not None:
+        step = step * elapsed.astype(dtype)
+    frequency = params.frequency.astype(dtype)
+    return lax.complex(-decay, frequency), lax.complex(-decay * step, frequency * step)
 
 
 def _project(params: S5Params, x: Any) -> tuple:
     inputs, elapsed = input_and_elapsed(x)
-    eigenvalues, step = _eigenvalues_and_step(params)
-    if elapsed is not None:
-        step = step * elapsed.astype(step.dtype)
-    exponent = eigenvalues * step
+    eigenvalues, exponent = _eigenvalues(params, elapsed)
     drive = lax.complex(linear(inputs, params.b_real), linear(inputs, params.b_imag))
     held = jnp.expm1(exponent) / eigenvalues * drive
     # Without elapsed times the decay is the same at all steps, and is no array over them.
@@ -52,10 +53,7 @@ def _project(params: S5Params, x: Any) -> tuple:
 
 def _linear(params: S5Params, x_proj: tuple) -> tuple[Array, Array]:
     _, drive, *decay = x_proj
-    if decay:
-        return decay[0], drive
-    eigenvalues, step = _eigenvalues_and_step(params)
-    return jnp.exp(eigenvalues * step), drive
+    return decay[0] if decay else jnp.exp(_eigenvalues(params)[1]), drive
 
 
 def _update(params: S5Params, carry: Array, x_proj: tuple, h_proj: tuple) -> tuple[Array, Array]:

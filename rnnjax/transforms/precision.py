@@ -217,7 +217,8 @@ def _check_enabled(policy: Policy) -> None:
 def _cast(a: Any, dtype: jnp.dtype) -> Any:
     """A real array in ``dtype``, a complex one in its complex dtype, and others as they are."""
     if jnp.issubdtype(a.dtype, jnp.complexfloating):
-        dtype = jnp.promote_types(accumulation_dtype(dtype), jnp.complex64)
+        wide = accumulation_dtype(dtype) == jnp.float64  # no promotion: it may be strict
+        dtype = jnp.dtype("complex128" if wide else "complex64")
     elif not jnp.issubdtype(a.dtype, jnp.floating):
         return a
     return a if a.dtype == dtype else a.astype(dtype)

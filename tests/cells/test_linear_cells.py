@@ -324,6 +324,16 @@ def test_carries_and_outputs_stay_float32(name, dtype):
         np.testing.assert_allclose(ys, expected, atol=error * np.abs(expected).max())
 
 
+@pytest.mark.usefixtures("float32")
+@pytest.mark.parametrize("name", ["lru", "s5"])
+def test_complex_cells_need_no_promotion_of_dtypes(name):
+    cell = rnnjax.with_policy(CASES[name][0], rnnjax.Policy("bfloat16", "bfloat16", "float32"))
+    with jax.numpy_dtype_promotion("strict"):
+        params = cell.init(jax.random.key(0), D)
+        grads = jax.grad(lambda p: jnp.sum(rnnjax.unroll(cell, p, jnp.ones((T, D)))[1]))(params)
+    assert {a.dtype for a in grads} == {jnp.dtype("bfloat16")}
+
+
 COUNTS = {
     "min_gru": D * 2 * H + 2 * H,
     "min_lstm": D * 3 * H + 3 * H,
