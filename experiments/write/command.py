@@ -16,8 +16,7 @@ import tyro
 import rnnjax
 from experiments.running import curves
 from experiments.running.checkpoints import Saver, parse_every
-from experiments.running.console import parameter_table
-from experiments.running.interrupts import Interrupted
+from experiments.running.console import exit_code, parameter_table
 from experiments.running.run_folder import CONFIG, RunFolder, check_usable, environment
 from experiments.running.run_settings import read_config, require_same, settings_from
 from experiments.write.corpus import (
@@ -26,7 +25,9 @@ from experiments.write.corpus import (
     decode,
     encode_prompt,
     read_corpus,
+    tokenize,
 )
+from experiments.write.layout import side_by_side
 from experiments.write.model import build_model
 from experiments.write.ngram import ngram_nats
 from experiments.write.settings import MAY_CHANGE, OF_THE_DAY, Request, Settings
@@ -54,6 +55,8 @@ def train(settings: Settings, folder: Path) -> Fitted:
     check_usable(folder, settings.existing)
     corpus = read_corpus(settings)
     model = build_model(settings, len(corpus.vocabulary))
+    prompt = encode_prompt(corpus.vocabulary, settings.sample_prompt, settings.level)
+    _check_length(corpus, settings)
     texts = Texts(
         cut(corpus.train, settings.rows, piece_steps(settings)), corpus.validation, corpus.test
     )
@@ -71,7 +74,6 @@ def train(settings: Settings, folder: Path) -> Fitted:
         params = model.init(jax.random.key(settings.seed))
         parameter_table(params)
         saver = Saver(checkpoints, run, identity, may_change=MAY_CHANGE, every=every)
-        prompt = encode_prompt(corpus.vocabulary, settings.sample_prompt, settings.level)
 
         def show(params: Any) -> str:
             return _write(model, params, corpus.vocabulary, settings.level, prompt, 0.8, 160)
@@ -105,7 +107,7 @@ def _report(
     else:
         print(f"that is a perplexity of {np.exp(fitted.validation):.1f}")
     if fitted.test is not None:
-        print(f"test {fitted.test:.4f} nats, perplexity {np.exp(fitted.test):.1f}")
+        print(f"test {fitted.test:.4f} nats a token")
     order, floor = best_ngram(corpus)
     print(f"counting alone, the best of n-gram models ({order}-grams): {floor:.4f} nats")
     print(f"{seconds:.0f} s, compiling included; samples and curves in {folder}")
@@ -146,40 +148,52 @@ def _write(
 def _samples(
     model: rnnjax.LanguageModel, params: Any, vocabulary: Vocabulary, level: Any, prompt: np.ndarray
 ) -> str:
-    """Texts at three temperatures, each under its heading."""
-    parts = []
-    for temperature in _TEMPERATURES:
-        text = _write(model, params, vocabulary, level, prompt, temperature, 600)
-        parts.append(f"==== temperature {temperature} ====\n{text}\n")
-    return "\n".join(parts)
+    """Texts at three temperatures, side by side."""
+    return side_by_side(
+        {
+            f"temperature {t}": _write(model, params, vocabulary, level, prompt, t, 600)
+            for t in _TEMPERATURES
+        }
+    )
 
 
 def generate(request: Request) -> None:
     """Write with the network in a run's folder."""
+    for name in ("length", "samples"):
+        if getattr(request, name) < 1:
+            raise DataError(f"{name}: expected at least 1, got {getattr(request, name)}")
     config = read_config(request.run)
     settings = settings_from(
         Settings, {**config["settings"], **dict.fromkeys(OF_THE_DAY, False)}, request.run / CONFIG
     )
+    if not (request.run / WEIGHTS).is_file():
+        raise DataError(
+            f"{request.run}: the run is not finished; go on with it: "
+            f"{PROGRAM} --out {shlex.quote(str(request.run))} --resume"
+        )
     vocabulary = Vocabulary.load(request.run / VOCABULARY)
     model = build_model(settings, len(vocabulary))
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0)))
     params = load_weights(request.run / WEIGHTS, shapes)
     prompt = encode_prompt(vocabulary, request.prompt, settings.level)
+    unknown = [t for t in tokenize(request.prompt, settings.level) if t not in vocabulary.tokens]
+    if unknown:
+        print(f"note: not in the training text: {', '.join(map(repr, unknown))}", file=sys.stderr)
     options: dict[str, Any] = {
         "max_new_tokens": request.length,
         "sampling": make_sampling(request),
         "stop": _stop(request, vocabulary),
     }
+    between = "" if settings.level == "chars" or request.prompt[-1:].isspace() else " "
     for sample in range(request.samples):
         key = jax.random.fold_in(jax.random.key(request.seed), sample)
-        print(request.prompt, end="")
-        if request.stream:
-            for block in rnnjax.stream_text(model, params, prompt, key=key, **options):
-                print(decode(vocabulary, block, settings.level), end="", flush=True)
-        else:
-            out = rnnjax.generate(model, params, prompt, key=key, **options)
-            written = np.asarray(out.tokens)[: int(out.lengths)]
-            print(decode(vocabulary, written, settings.level), end="")
+        block_size = 16 if request.stream else request.length
+        blocks = rnnjax.stream_text(
+            model, params, prompt, key=key, block_size=block_size, **options
+        )
+        for place, block in enumerate(blocks):
+            begin = "" if place else request.prompt + between
+            print(begin + decode(vocabulary, block, settings.level), end="", flush=True)
         print()
 
 
@@ -214,10 +228,27 @@ def _check_numbers(settings: Settings) -> None:
         value = getattr(settings, name)
         if value < 1:
             raise DataError(f"{name}: expected at least 1, got {value}")
+    if settings.seed < 0:
+        raise DataError(f"seed: expected at least 0, got {settings.seed}")
+    if settings.take is not None and settings.take < 1:
+        raise DataError(f"take: expected at least 1, got {settings.take}")
     for name in ("learning_rate", "clip_norm"):
         value = getattr(settings, name)
         if not 0 < value < float("inf"):
             raise DataError(f"{name}: expected a finite positive number, got {value}")
+
+
+def _check_length(corpus: Corpus, settings: Settings) -> None:
+    if len(corpus.train) <= settings.rows:
+        raise DataError(
+            f"{corpus.name}: expected more than {settings.rows} tokens to train on, one for each "
+            f"of --rows, got {len(corpus.train)}"
+        )
+    if len(corpus.validation) < 2:
+        raise DataError(
+            f"{corpus.name}: expected at least 2 tokens to validate on, got "
+            f"{len(corpus.validation)}: give a longer text"
+        )
 
 
 def _stored(settings: Settings, folder: Path) -> dict[str, Any] | None:
@@ -252,18 +283,12 @@ def _parse(given: Sequence[str]) -> Settings:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    try:
+
+    def run() -> None:
         if given[:1] == ["generate"]:
             generate(tyro.cli(Request, prog=f"{PROGRAM} generate", args=given[1:]))
-        else:
-            settings = _parse(given)
-            train(settings, settings.out or _default_folder(settings))
-    except (ValueError, OSError, CheckpointError, NonFiniteError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Interrupted as stop:
-        return stop.exit_code
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    return 0
+            return
+        settings = _parse(given)
+        train(settings, settings.out or _default_folder(settings))
+
+    return exit_code(run, CheckpointError, NonFiniteError)
