@@ -16,6 +16,7 @@ import rnnjax
 from experiments.running import curves
 from experiments.running.checkpoints import Saver, parse_every
 from experiments.running.console import exit_code, parameter_table
+from experiments.running.packages import missing_line
 from experiments.running.run_folder import CONFIG, RunFolder, check_usable, environment
 from experiments.running.run_settings import read_config, require_same, settings_from
 from experiments.running.setting_checks import check_settings, whole
@@ -140,12 +141,11 @@ def _test(
 
 def _with_signature(written: list[list[str]], corpus: Corpus, settings: Settings) -> dict[str, Any]:
     """BLEU of whole texts by sacrebleu, where it is installed."""
-    texts = [joined(tokens, settings) for tokens in written]
-    try:
-        score, signature = sacrebleu(texts, corpus.test_pairs.targets)
-    except ModuleNotFoundError as error:
-        print(f"no sacrebleu score: {error}")
+    if (line := missing_line("the sacrebleu score", "sacrebleu")) is not None:
+        print(f"{line}; pip install sacrebleu, or -e '.[translate]' in a checkout")
         return {}
+    texts = [joined(tokens, settings) for tokens in written]
+    score, signature = sacrebleu(texts, corpus.test_pairs.targets)
     return {"sacrebleu": score, "signature": signature}
 
 
