@@ -36,7 +36,8 @@ Models
 Writing and choosing
     ``generate`` ``beam_search`` ``stream_text``; ``sample`` ``greedy`` from scores changed by
     ``temperature`` ``top_k`` ``top_p`` ``min_p`` ``repetition_penalty`` ``forbid``
-    ``min_length``; ``Sampling`` ``Generated`` ``Beams``.
+    ``min_length``; ``Sampling`` ``Generated`` ``Beams``; taught behind its own tokens:
+    ``scheduled_sampling``.
 Training
     ``make_train_step`` ``make_accumulating_step`` ``make_eval_step`` ``make_truncated_step``
     ``init_train_state`` ``TrainState`` ``CompiledStep`` ``Sequences`` ``apply_gradients``
@@ -119,6 +120,7 @@ from .decoding import min_length as min_length
 from .decoding import min_p as min_p
 from .decoding import repetition_penalty as repetition_penalty
 from .decoding import sample as sample
+from .decoding import scheduled_sampling as scheduled_sampling
 from .decoding import stream_text as stream_text
 from .decoding import temperature as temperature
 from .decoding import top_k as top_k

@@ -45,6 +45,10 @@ MAKE = {
     "grid_lstm": lambda: rnnjax.grid_lstm(4, 2, tied=False, policy=rnnjax.Policy()),
     "embedding": lambda: rnnjax.embedding(3, vectors=np.eye(3)),
     "one_hot": lambda: rnnjax.one_hot(3),
+    "attention_cell": lambda: rnnjax.attention_cell(rnnjax.gru(4), 3, input_feeding=True),
+    "translator": lambda: rnnjax.sequence_to_sequence(
+        rnnjax.embedding(5, 2), rnnjax.gru(4), rnnjax.one_hot(6), rnnjax.gru(4), start=1
+    ),
     "classifier": lambda: rnnjax.classifier(rnnjax.embedding(5, 2), rnnjax.lstm(4), 3),
 }
 

@@ -19,3 +19,4 @@ from .sampling import sample as sample
 from .sampling import temperature as temperature
 from .sampling import top_k as top_k
 from .sampling import top_p as top_p
+from .scheduled_sampling import scheduled_sampling as scheduled_sampling

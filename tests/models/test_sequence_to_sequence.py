@@ -142,6 +142,56 @@ def test_a_beam_of_one_is_greedy(kind):
         assert beams.tokens[row, 0, :length].tolist() == expected
 
 
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_a_decoder_that_reads_its_own_tokens_writes_as_greedy_search_does(rate):
+    model = make("inside")
+    params = jax.tree.map(lambda a: a * 3, model.init(jax.random.key(1)))
+    run = jax.jit(
+        lambda rate: rnnjax.scheduled_sampling(
+            model,
+            params,
+            SOURCE[:2],
+            SOURCES[:2],
+            TARGET[:2],
+            TARGETS[:2],
+            rate=rate,
+            key=jax.random.key(0),
+        )
+    )
+    logits, weights = run(rate)
+    for row in range(2):
+        n, read = TARGETS[row], TARGET[row]
+        if rate:  # every token but the first is read as the model has just written it
+            read = np.argmax(logits[row], axis=-1)
+        expected, seen = stepwise(model, params, SOURCE[row, : SOURCES[row]], read[:n])
+        close(logits[row, :n], expected, 1e-5)
+        close(weights[row, :n, : SOURCES[row]], seen, 1e-5)
+        assert not np.any(logits[row, n:])
+        if rate:
+            assert read[:n].tolist() != TARGET[row, :n].tolist()
+
+
+def test_no_gradient_goes_through_its_own_tokens():
+    model = make("none")
+    params = model.init(jax.random.key(0))
+
+    def last(vectors, rate):
+        changed = params._replace(target=params.target._replace(vectors=vectors))
+        options = {"rate": rate, "key": jax.random.key(0), "draw": True}
+        logits, _ = rnnjax.scheduled_sampling(
+            model, changed, SOURCE[:1], None, np.array([[4, 5]]), **options
+        )
+        return jnp.sum(logits[0, 1])
+
+    taught = jax.jit(jax.grad(last))(params.target.vectors, 0.0)
+    assert np.flatnonzero(np.any(taught, axis=1)).tolist() == [START, 4]
+    own = jax.jit(jax.grad(last))(params.target.vectors, 1.0)
+    assert START in np.flatnonzero(np.any(own, axis=1)).tolist()
+    assert len(np.flatnonzero(np.any(own, axis=1))) <= 2
+    with pytest.raises(ValueError, match=r"rate must be a rate in \[0, 1\]"):
+        last(params.target.vectors, 1.5)
+
+
 def test_a_copied_carry_begins_the_decoder():
     cell = rnnjax.stack(rnnjax.lstm(H), rnnjax.gru(3))
     model = rnnjax.sequence_to_sequence(
