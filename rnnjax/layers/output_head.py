@@ -69,7 +69,7 @@ def output_head(
         carry, hs = below.apply(params.layer, xs, **steps, initial_carry=initial_carry, key=key)
         ys = linear(hs, as_operand(policy, params.w), params.bias, name="the output of the layer")
         ys = as_state(policy, ys if activation is None else activation(ys))
-        valid = masking.valid_steps(steps["lengths"], steps["mask"], xs.shape[:-2], xs.shape[-2])
+        valid = masking.valid_steps(steps["lengths"], steps["mask"], hs.shape[:-2], hs.shape[-2])
         return carry, masking.zero_padding(valid, ys)
 
     def initial_carry(params: HeadParams, batch_shape: tuple[int, ...] = ()) -> Carry:

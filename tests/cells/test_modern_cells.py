@@ -221,6 +221,10 @@ def test_elapsed_times_are_an_input_of_the_cfc():
     assert np.all(d_xs[1, 4:] == 0)
     _, y = cell.step(params, None, (xs[:, 0], elapsed[:, 0]))
     assert_allclose(y, ys[:, 0], rtol=1e-6, atol=1e-7)
+    above = rnnjax.output_head(rnnjax.stack(cell, rnnjax.gru(2)), 1)
+    _, outputs = above.apply(above.init(jax.random.key(4), D), given, [T, 4])
+    assert np.all(np.isfinite(outputs))
+    assert np.all(outputs[1, 4:] == 0)
 
 
 def test_elapsed_times_of_another_shape_are_refused():
