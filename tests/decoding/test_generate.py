@@ -64,11 +64,14 @@ def log_softmax(logits):
     return logits - np.log(np.sum(np.exp(logits - logits.max()))) - logits.max()
 
 
-def law(prompt, text, change=lambda logits: logits):
-    """The log probability of a text after a prompt, in NumPy float64."""
+def law(prompt, text, change=lambda logits, history: logits):
+    """The log probability of a text after a prompt, in NumPy float64.
+
+    ``change`` is given the logits, and all tokens that are there.
+    """
     total, history = 0.0, [V, V, *prompt]
     for token in text:
-        logits = change(np.asarray(TABLE[history[-2], history[-1]], np.float64))
+        logits = change(np.asarray(TABLE[history[-2], history[-1]], np.float64), history[2:])
         total += log_softmax(logits)[token]
         history.append(token)
     return total
@@ -91,19 +94,33 @@ def keep_likely(logits, p):
     return np.where(logits >= logits.max() + np.log(p), logits, -np.inf)
 
 
+def penalise(logits, seen, penalty):
+    lowered = np.where(logits > 0, logits / penalty, logits * penalty)
+    return np.where(np.isin(np.arange(V), seen), lowered, logits)
+
+
+def without(logits, token):
+    return np.where(np.arange(V) == token, -np.inf, logits)
+
+
 SAMPLINGS = {
-    "plain": (rnnjax.sample(), lambda logits: logits),
-    "temperature": (rnnjax.sample(rnnjax.temperature(2.0)), lambda logits: logits / 2.0),
-    "top_k": (rnnjax.sample(rnnjax.top_k(2)), lambda logits: keep_top(logits, 2)),
-    "top_p": (rnnjax.sample(rnnjax.top_p(0.7)), lambda logits: keep_nucleus(logits, 0.7)),
-    "min_p": (rnnjax.sample(rnnjax.min_p(0.3)), lambda logits: keep_likely(logits, 0.3)),
-    "forbid": (
-        rnnjax.sample(rnnjax.forbid([1])),
-        lambda logits: np.where(np.arange(V) == 1, -np.inf, logits),
-    ),
+    "plain": (rnnjax.sample(), lambda logits, _: logits),
+    "temperature": (rnnjax.sample(rnnjax.temperature(2.0)), lambda logits, _: logits / 2.0),
+    "top_k": (rnnjax.sample(rnnjax.top_k(2)), lambda logits, _: keep_top(logits, 2)),
+    "top_p": (rnnjax.sample(rnnjax.top_p(0.7)), lambda logits, _: keep_nucleus(logits, 0.7)),
+    "min_p": (rnnjax.sample(rnnjax.min_p(0.3)), lambda logits, _: keep_likely(logits, 0.3)),
+    "forbid": (rnnjax.sample(rnnjax.forbid([1])), lambda logits, _: without(logits, 1)),
     "both": (
         rnnjax.sample(rnnjax.temperature(0.5), rnnjax.top_k(2)),
-        lambda logits: keep_top(logits / 0.5, 2),
+        lambda logits, _: keep_top(logits / 0.5, 2),
+    ),
+    "repetition_penalty": (
+        rnnjax.sample(rnnjax.repetition_penalty(1.8, window=3)),
+        lambda logits, history: penalise(logits, history[-3:], 1.8),
+    ),
+    "min_length": (
+        rnnjax.sample(rnnjax.min_length(2, [0])),
+        lambda logits, history: without(logits, 0) if len(history) < 2 + 2 else logits,
     ),
 }
 

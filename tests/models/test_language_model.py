@@ -8,7 +8,7 @@ import pytest
 
 import rnnjax
 from rnnjax.data import contiguous
-from rnnjax.metrics import cross_entropy
+from rnnjax.metrics import cross_entropy, perplexity
 from rnnjax.models import Features, activation_penalty, locked_dropout
 
 V, E, H, B, T = 7, 4, 4, 3, 6
@@ -59,6 +59,50 @@ def test_steps_give_the_logits_of_apply():
         carry, one = model.step(params, carry, TOKENS[:, t])
         np.testing.assert_allclose(one, logits[:, t], rtol=1e-5, atol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), carry, end)
+
+
+@pytest.mark.usefixtures("quick_compile")
+def test_a_text_in_pieces_or_in_rows_costs_what_it_costs_in_one_pass():
+    model, params = make()
+    text = np.random.default_rng(0).integers(0, V, 25)
+    start = model.initial_carry(params)
+
+    @jax.jit
+    def score(tokens, targets, carry, resets):
+        carry, logits = model.apply(params, tokens, initial_carry=carry, resets=resets)
+        return carry, cross_entropy(logits, targets)
+
+    _, whole = score(text[:-1], text[1:], start, np.zeros(24, bool))
+    _, parts = score(text[:-1], text[1:], start, np.arange(24) % 8 == 0)
+    carry, one_by_one, anew = start, 0.0, 0.0
+    for begin in (0, 8, 16):
+        piece = text[begin : begin + 8], text[begin + 1 : begin + 9]
+        carry, loss = score(*piece, carry, np.zeros(8, bool))
+        one_by_one += loss.total
+        anew += score(*piece, start, np.zeros(8, bool))[1].total
+    np.testing.assert_allclose(one_by_one, whole.total, rtol=1e-6)
+    np.testing.assert_allclose(anew, parts.total, rtol=1e-6)
+    rows = contiguous(text, 3)
+    rows_start = model.initial_carry(params, (3,))
+    _, by_rows = score(rows.tokens, rows.targets, rows_start, np.zeros((3, 8), bool))
+    np.testing.assert_allclose(by_rows.total, parts.total, rtol=1e-6)
+    assert whole.count == parts.count == by_rows.count == 24
+
+
+@pytest.mark.usefixtures("quick_compile")
+def test_a_model_of_counts_alone_has_the_perplexity_of_the_counts():
+    model, params = make()
+    ids = np.array([0, 1, 1, 2, 2, 2, 2, 6])
+    counts = np.bincount(ids, minlength=V)
+    with np.errstate(divide="ignore"):
+        bias = np.log(counts / 8)
+    head = params.head._replace(w=jnp.zeros((H, V)), bias=jnp.asarray(bias, jnp.float32))
+    _, logits = model.apply(params._replace(head=head), jnp.zeros(8, int))
+    # Chances of 1/2, 1/4, 1/8 and 1/8: 1.75 bits a token.
+    assert perplexity(cross_entropy(logits, ids)).item() == pytest.approx(2**1.75, rel=1e-6)
+    uniform = head._replace(bias=jnp.zeros(V))
+    _, logits = model.apply(params._replace(head=uniform), jnp.zeros(8, int))
+    assert perplexity(cross_entropy(logits, ids)).item() == pytest.approx(V, rel=1e-6)
 
 
 def test_the_tables_gradient_is_the_sum_of_both_its_uses(float64):
