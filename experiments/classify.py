@@ -35,6 +35,7 @@ from experiments.running.classifier import (
 )
 from experiments.running.classifier import Predictor as Predictor
 from experiments.running.console import command, exit_code, parameter_table, wrapped
+from experiments.running.devices import find_devices
 from experiments.running.fitting import Fitted, Recipe, fit
 from experiments.running.interrupts import Interrupted
 from experiments.running.predicting import Request, predict
@@ -53,7 +54,16 @@ CURVES = "curves.png"
 PROGRAM = "python -m experiments.classify"
 # A run that goes on with others of these comes to what it would have come to with them all along.
 # Where the data lie is one of them, as what they are is known by their hash.
-MAY_CHANGE = ("dataset", "data_dir", "out", "epochs", "prefetch", "checkpoint_every", "keep")
+MAY_CHANGE = (
+    "dataset",
+    "data_dir",
+    "out",
+    "epochs",
+    "prefetch",
+    "devices",
+    "checkpoint_every",
+    "keep",
+)
 # Arrays of the size of all weights in training: the weights, their gradient, two averages of Adam,
 # the running average and the best so far.
 _COPIES = 6
@@ -168,7 +178,8 @@ def fit_model(
     init_key, step_key = jax.random.split(jax.random.key(settings.seed))
     params = model.init(init_key)
     parameter_table(params)
-    return fit(model, params, splits, make_recipe(settings), step_key, run, saver)
+    devices = find_devices(settings.devices)
+    return fit(model, params, splits, make_recipe(settings), step_key, run, saver, devices)
 
 
 def announce(dataset: Dataset, parts: Sequence[Examples], splits: Splits, vocabulary: int) -> None:

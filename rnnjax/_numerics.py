@@ -53,13 +53,20 @@ def _product(pair: tuple[Array, Array]) -> Array:
     x, w = pair
     rows, dtype = x.astype(w.dtype), accumulation_dtype(w.dtype)
     if x.ndim > 2:
-        rows = as_rows(rows)
+        rows = as_rows(rows, beside=w)
     return jnp.matmul(rows, w, preferred_element_type=dtype).reshape(*x.shape[:-1], w.shape[-1])
 
 
-def as_rows(x: Array) -> Array:
-    """``x`` [..., D] as a matrix [N, D] where its axes may be merged, else as it is."""
-    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) if may_merge_axes(x) else x
+def as_rows(x: Array, beside: Any) -> Array:
+    """``x`` [..., D] as a matrix [N, D] where its axes may be merged, else as it is.
+
+    Args:
+        x: the array.
+        beside: what it is combined with. An array that was made while tracing, such as a carry that
+            begins with zeros, tells nothing of the mesh that the others lie on.
+    """
+    merged = math.prod(x.shape[:-1]), x.shape[-1]
+    return x.reshape(merged) if may_merge_axes((x, beside)) else x
 
 
 def varying_like(given: Any, tree: Any) -> Any:

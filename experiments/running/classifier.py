@@ -122,6 +122,9 @@ class Settings:
     prefetch: int = 2
     """Batches made ahead in a thread, 0 for none, so that the step never waits for one; it changes
     the time and never the result."""
+    devices: int | None = None
+    """How many of the devices here, all by default, divide the rows of every batch among them; on
+    another number of them results differ in rounding."""
 
     out: Path | None = None
     """The folder of the run, so that it can be found again; by default

@@ -16,6 +16,7 @@ import optax
 from experiments.running import class_report
 from experiments.running.checkpoints import Saver, Snapshot
 from experiments.running.console import Progress
+from experiments.running.devices import Devices
 from experiments.running.interrupts import Interrupted, Interrupts
 from experiments.running.prefetching import prefetched
 from experiments.running.run_folder import RunFolder
@@ -159,6 +160,7 @@ def fit(
     key: jax.Array,
     run: RunFolder,
     saver: Saver,
+    devices: Devices,
 ) -> Fitted:
     """Train until validation accuracy has not risen for some epochs, or all are done.
 
@@ -172,7 +174,9 @@ def fit(
         ValueError: more epochs were begun than the recipe allows; or, with ``debug_checks``, the
             first wrong value.
     """
-    begin, passed_over = saver.restore(_beginning(model, params, splits, recipe, key))
+    begin = _beginning(model, params, splits, recipe, key)
+    train, totals = devices.place_state((begin.train, begin.totals))
+    begin, passed_over = saver.restore(begin._replace(train=train, totals=totals))
     begun = begin.epoch - (begin.batch == 0)
     if begun > recipe.epochs:
         raise ValueError(f"epochs: {begun} were begun already, got {recipe.epochs}")
@@ -188,7 +192,7 @@ def fit(
             progress.say(f"going on after step {begin.step}, in epoch {begin.epoch}")
         session = {"kind": "session", "step": begin.step}
         run.write_timing({**session, "debug_checks": True} if recipe.debug_checks else session)
-        fitting = _Fitting(model, splits, recipe, run, saver, interrupts, progress)
+        fitting = _Fitting(model, splits, recipe, run, saver, devices, interrupts, progress)
         return fitting.go_on(begin)
 
 
@@ -221,6 +225,7 @@ class _Fitting:
         recipe: Recipe,
         run: RunFolder,
         saver: Saver,
+        devices: Devices,
         interrupts: Interrupts,
         progress: Progress,
     ) -> None:
@@ -234,6 +239,7 @@ class _Fitting:
         self._recipe = recipe
         self._run = run
         self._saver = saver
+        self._devices = devices
         self._interrupts = interrupts
         self._progress = progress
         self._records = StepRecords(run, progress)
@@ -332,7 +338,8 @@ class _Fitting:
     ) -> Iterator[tuple[AnyBatch, int]]:
         """The batches of an epoch that are left, on the device, and how many tokens are in each."""
         left = islice(batches.epoch(epoch), done, None)
-        placed = ((jax.device_put(batch), int(batch.lengths.sum())) for batch in left)
+        place = self._devices.place_batch
+        placed = ((place(batch), int(batch.lengths.sum())) for batch in left)
         return self._interrupts.watch(prefetched(placed, self._recipe.prefetch))
 
     def _save(self) -> None:

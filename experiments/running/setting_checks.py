@@ -77,6 +77,7 @@ RULES: dict[str, Rule] = {
     "seed": whole(0, MOST_SEEDS - 1),
     "repeat": whole(1),
     "prefetch": whole(0, 1_000),
+    "devices": whole(1),
     "keep": whole(1),
 }
 

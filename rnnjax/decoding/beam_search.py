@@ -11,6 +11,7 @@ from jax import Array, lax
 
 from rnnjax import masking
 from rnnjax._checks import check_size
+from rnnjax._devices import with_automatic_axes
 from rnnjax.base import Carry
 from rnnjax.decoding.sampling import History, Transform, check_transforms
 
@@ -150,6 +151,11 @@ class _Searching(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _search(how: _How, params: Any, carry: Carry, start: Array, memory: Any) -> Beams:
+    given = params, carry, start, memory
+    return with_automatic_axes(lambda given: _best_texts(how, *given), given, start, start.ndim)
+
+
+def _best_texts(how: _How, params: Any, carry: Carry, start: Array, memory: Any) -> Beams:
     batch = start.shape
 
     def rows(a: Array) -> Array:

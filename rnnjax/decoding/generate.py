@@ -12,6 +12,7 @@ from jax.core import Tracer
 
 from rnnjax import masking
 from rnnjax._checks import check_key, check_size
+from rnnjax._devices import with_automatic_axes
 from rnnjax.base import Carry, Key
 from rnnjax.decoding.sampling import History, Sampling, check_ids, sample
 from rnnjax.models._token_table import step_with_table, token_table
@@ -237,6 +238,13 @@ def _generate(
     lengths: Array,
     keys: Array,
     initial_carry: Carry,
+) -> Generated:
+    given = params, prompt, lengths, keys, initial_carry
+    return with_automatic_axes(lambda given: _texts(how, *given), given, prompt, prompt.ndim - 1)
+
+
+def _texts(
+    how: _How, params: Any, prompt: Array, lengths: Array, keys: Array, initial_carry: Carry
 ) -> Generated:
     batch, time = prompt.shape[:-1], prompt.shape[-1]
     carry, features = how.model.features(params, prompt, lengths, initial_carry=initial_carry)

@@ -22,6 +22,7 @@ order work. Three parts of it are about memory, since what a step keeps is kept 
   the step before: outputs are stored anyway, and h is recovered from them (:class:`_Hidden`).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -283,10 +284,11 @@ def _tangents_known_before_the_loop(
     if w_hh is None:
         return None
     assert steps.h is not None
+    rows = functools.partial(as_rows, beside=primals)
     dtype = accumulation_dtype(w_hh.dtype)
     count = len(gate_widths(w_hh, inputs.x_projs))
     pieces = [
-        as_rows(_dense(d_x, x).astype(dtype) if only_added else jnp.zeros_like(x, dtype))
+        rows(_dense(d_x, x).astype(dtype) if only_added else jnp.zeros_like(x, dtype))
         for d_x, x, only_added in zip(
             d_inputs.x_projs, inputs.x_projs, usage.only_added[:count], strict=False
         )
@@ -294,11 +296,11 @@ def _tangents_known_before_the_loop(
     total = join(pieces, w_hh)
     if has_tangent(d_weights.w_hh):
         # Under jax.checkpoint, so that h as rows is not kept too: h itself is kept for update.
-        product = jax.checkpoint(lambda h, w: multiply(as_rows(h), w), prevent_cse=False)
+        product = jax.checkpoint(lambda h, w: multiply(rows(h), w), prevent_cse=False)
         total = total + product(steps.h, d_weights.w_hh)
     if has_tangent(d_weights.hidden_noise):
         d_h = steps.clean_h * d_weights.hidden_noise[None]
-        total = total + multiply(as_rows(d_h), w_hh)
+        total = total + multiply(rows(d_h), w_hh)
     return total.reshape(*steps.h.shape[:2], total.shape[-1])
 
 

@@ -7,10 +7,14 @@ from :mod:`rnnjax.engine._derivative`, the others from JAX.
 import functools
 from typing import Any
 
+import jax
+
+from rnnjax._devices import may_merge_axes
 from rnnjax.base import Cell
 from rnnjax.engine._closures import without_traced_closures
 from rnnjax.engine._derivative import differentiable_loop
 from rnnjax.engine._products import h_proj_of, noisy
+from rnnjax.engine._row_constants import vectors_as_row_constants
 from rnnjax.engine._step import (
     Inputs,
     Loop,
@@ -51,6 +55,9 @@ def run(cell: Cell, loop: Loop, weights: Weights, carry: Any, inputs: Inputs) ->
     if cell.plain_step is not None:
         return scan(loop, functools.partial(_plain_step, cell, loop, weights), carry, inputs)
     cell, weights = without_traced_closures(cell, weights, inputs)
+    if not may_merge_axes((weights, carry, inputs)):
+        rows = jax.tree.leaves(carry)[0].shape[0]
+        cell, weights = vectors_as_row_constants(cell, weights, rows)
     forward = functools.partial(_forward, cell, loop)
     return differentiable_loop(forward, cell, loop)(weights, carry, inputs)
 

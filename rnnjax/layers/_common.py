@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax._checks import check_key
+from rnnjax._devices import with_automatic_axes
 from rnnjax.base import Apply, Carry, Direction, Key, Layer, Params
 
 Steps = dict[str, Any]  # lengths, mask, resets, and context where given, handed on as they came
@@ -23,8 +24,12 @@ def apply_dropout(key: Key | None, xs: Array, rate: float) -> Array:
     """
     if key is None or rate == 0.0:
         return xs
-    keep = jax.random.bernoulli(key, 1.0 - rate, xs.shape)
-    return jnp.where(keep, xs / (1.0 - rate), jnp.zeros_like(xs))
+
+    def dropped(given: tuple[Key, Array]) -> Array:
+        keep = jax.random.bernoulli(given[0], 1.0 - rate, xs.shape)
+        return jnp.where(keep, given[1] / (1.0 - rate), jnp.zeros_like(given[1]))
+
+    return with_automatic_axes(dropped, (key, xs), xs, xs.ndim)
 
 
 def with_signature(apply: Callable) -> Apply:

@@ -9,6 +9,7 @@ from jax import Array
 
 from rnnjax import masking
 from rnnjax._checks import check_key, check_rate
+from rnnjax._devices import with_automatic_axes
 from rnnjax._numerics import linear
 from rnnjax._recipe import Made, factory
 from rnnjax.base import Carry, Cell, Key, Layer
@@ -233,8 +234,12 @@ def locked_dropout(key: Key | None, xs: Array, rate: float) -> Array:
     """
     if key is None or rate == 0.0:
         return xs
-    keep = jax.random.bernoulli(key, 1.0 - rate, (*xs.shape[:-2], 1, xs.shape[-1]))
-    return jnp.where(keep, xs / (1.0 - rate), jnp.zeros_like(xs))
+
+    def dropped(given: tuple[Key, Array]) -> Array:
+        keep = jax.random.bernoulli(given[0], 1.0 - rate, (*xs.shape[:-2], 1, xs.shape[-1]))
+        return jnp.where(keep, given[1] / (1.0 - rate), jnp.zeros_like(given[1]))
+
+    return with_automatic_axes(dropped, (key, xs), xs, xs.ndim)
 
 
 def activation_penalty(
@@ -285,8 +290,13 @@ def _drop_words(key: Key | None, tokens: Array, xs: Array, vocab_size: int, rate
     """``xs`` [..., T, E] with words dropped: those drawn from the vocabulary, wherever they are."""
     if key is None or rate == 0.0:
         return xs
-    keep = jax.random.bernoulli(key, 1.0 - rate, (vocab_size,))[tokens]
-    return jnp.where(keep[..., None], xs / (1.0 - rate), jnp.zeros_like(xs))
+
+    def dropped(given: tuple[Key, Array, Array]) -> Array:
+        key, tokens, xs = given
+        keep = jax.random.bernoulli(key, 1.0 - rate, (vocab_size,))[tokens]
+        return jnp.where(keep[..., None], xs / (1.0 - rate), jnp.zeros_like(xs))
+
+    return with_automatic_axes(dropped, (key, tokens, xs), xs, xs.ndim)
 
 
 def _split(key: Key | None) -> Any:

@@ -10,6 +10,8 @@ from .averaging import averaged_from as averaged_from
 from .averaging import no_longer_improves as no_longer_improves
 from .compiled import Compilation as Compilation
 from .compiled import CompiledStep as CompiledStep
+from .devices import replicate as replicate
+from .devices import shard_batch as shard_batch
 from .early_stopping import EarlyStopping as EarlyStopping
 from .lazy_adam import LazyAdamState as LazyAdamState
 from .lazy_adam import init_lazy_adam as init_lazy_adam

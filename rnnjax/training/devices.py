@@ -1,0 +1,84 @@
+"""Arrays on several devices: the state on each of them, the rows of a batch divided among them."""
+
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+Tree = TypeVar("Tree")
+
+
+def replicate(mesh: Mesh, tree: Tree) -> Tree:
+    """The tree with every array whole on every device of the mesh, as a train state lies.
+
+    Args:
+        mesh: as ``jax.make_mesh`` makes it; of devices of several processes, too. Each process
+            then calls this with equal values.
+        tree: arrays, keys and numbers.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from rnnjax.training import replicate
+        >>> mesh = jax.make_mesh((jax.device_count(),), ("batch",))
+        >>> replicate(mesh, {"w": jnp.ones(3)})["w"].sharding.is_fully_replicated
+        True
+    """
+    whole = NamedSharding(mesh, PartitionSpec())
+    if whole.is_fully_addressable:
+        return jax.device_put(tree, whole)
+    return jax.tree.map(lambda leaf: _of_all_processes(leaf, whole), tree)
+
+
+def shard_batch(mesh: Mesh, batch: Tree, axis: str | None = None) -> Tree:
+    """The batch with its rows divided evenly over the devices of the mesh.
+
+    Every process gives the whole batch, the same one, and puts on its devices the rows that are
+    theirs. So all processes take batches of the same shapes in the same order, without which they
+    would wait for one another for ever.
+
+    Args:
+        mesh: as ``jax.make_mesh`` makes it.
+        batch: arrays [B, ...] on the host. B is a multiple of the size of the axis.
+        axis: the axis of the mesh over which rows are divided; its first one if not given.
+
+    Raises:
+        ValueError: there is no such axis, or a leaf has no rows or a number that does not divide.
+
+    Example:
+        >>> import jax, numpy as np
+        >>> from rnnjax.training import shard_batch
+        >>> mesh = jax.make_mesh((jax.device_count(),), ("batch",))
+        >>> shard_batch(mesh, {"x": np.ones((4 * jax.device_count(), 3))})["x"].sharding.spec
+        PartitionSpec('batch',)
+    """
+    axis = mesh.axis_names[0] if axis is None else axis
+    if axis not in mesh.axis_names:
+        raise ValueError(f"axis must be one of the axes {mesh.axis_names} of mesh, got {axis!r}")
+    count = mesh.shape[axis]
+    for path, leaf in jax.tree.leaves_with_path(batch):
+        shape = np.shape(leaf)
+        if not shape or shape[0] % count:
+            raise ValueError(
+                f"batch{jax.tree_util.keystr(path)} must have shape [B, ...] with B a multiple of "
+                f"the {count} devices on axis {axis!r}, got shape {shape}"
+            )
+    rows = NamedSharding(mesh, PartitionSpec(axis))
+    return jax.tree.map(lambda leaf: _divided(leaf, rows), batch)
+
+
+def _divided(leaf: Any, rows: NamedSharding) -> Any:
+    return (
+        jax.device_put(leaf, rows) if rows.is_fully_addressable else _of_all_processes(leaf, rows)
+    )
+
+
+def _of_all_processes(leaf: Any, sharding: NamedSharding) -> Array:
+    """One array of all processes, from its value, which every one of them has."""
+    if isinstance(leaf, Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        data = _of_all_processes(jax.random.key_data(leaf), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    value = np.asarray(jnp.asarray(leaf))
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])

@@ -1,0 +1,146 @@
+"""One computation on several devices, or of several processes, is that of one device.
+
+Each test starts processes of its own: how many devices there are is fixed when JAX starts.
+"""
+
+import hashlib
+import os
+import re
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+TESTS = Path(__file__).parents[1]
+KINDS = ("Auto", "Explicit")
+
+
+def environment(devices):
+    path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
+    return os.environ | {
+        "PYTHONPATH": path,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_NUMPY_RANK_PROMOTION": "raise",
+        "JAX_PLATFORMS": "cpu",
+    }
+
+
+def run(*arguments, devices=4):
+    command = [sys.executable, "-W", "error", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(devices))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.full
+def test_what_a_divided_batch_gives_is_what_one_device_gives(kind):
+    run(str(TESTS / "mesh_cases.py"), kind)
+
+
+def test_the_gradient_of_a_recurrent_classifier_is_that_of_one_device():
+    run(str(TESTS / "mesh_cases.py"), "Explicit", "a classifier by last")
+
+
+PROGRAM = """
+    import sys, jax
+    import mesh_cases
+    from jax.sharding import AxisType
+    from rnnjax.training import replicate, shard_batch
+
+    mesh = jax.make_mesh((4,), ("batch",), axis_types=(getattr(AxisType, sys.argv[1]),))
+    step, state, batch = mesh_cases.train_step()
+    placed = replicate(mesh, state), shard_batch(mesh, batch)
+    print(jax.jit(step.function).lower(*placed).compile().as_text())
+"""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.full
+def test_a_train_step_adds_up_its_gradients_over_the_devices_once(kind):
+    text = run("-c", textwrap.dedent(PROGRAM), kind)
+    reductions = re.findall(r" = (.*) all-reduce(?:-start)?\(", text)
+    of_arrays = [shapes for shapes in reductions if re.search(r"f32\[\d", shapes)]
+    assert len(of_arrays) == 1, reductions
+    for other in ("all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
+        assert f" {other}(" not in text
+
+
+REFUSED = """
+    import jax, numpy as np
+    from rnnjax.training import shard_batch
+
+    mesh = jax.make_mesh((4,), ("batch",))
+    for batch, axis in (({"x": np.ones(4), "y": np.ones((6, 2))}, None), ({"x": 1.0}, None),
+                        (np.ones(4), "model")):
+        try:
+            shard_batch(mesh, batch, axis)
+        except ValueError as error:
+            print(error)
+"""
+
+
+def test_a_batch_that_does_not_divide_is_refused_by_name():
+    rows = "must have shape [B, ...] with B a multiple of the 4 devices on axis 'batch'"
+    assert run("-c", textwrap.dedent(REFUSED)).splitlines() == [
+        f"batch['y'] {rows}, got shape (6, 2)",
+        f"batch['x'] {rows}, got shape ()",
+        "axis must be one of the axes ('batch',) of mesh, got 'model'",
+    ]
+
+
+PROCESS = """
+    import sys, jax, numpy as np
+    port, number, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    if count > 1:
+        jax.distributed.initialize(f"localhost:{port}", count, number)
+    import mesh_cases
+    from rnnjax.training import replicate, shard_batch
+
+    mesh = jax.make_mesh((jax.device_count(),), ("batch",))
+    step, state, batch = mesh_cases.train_step()
+    state, of_steps = replicate(mesh, state), []
+    for _ in range(20):
+        state, metrics = step(state, shard_batch(mesh, batch))
+        of_steps.append(metrics)
+    leaves = [np.asarray(a) for a in jax.tree.leaves((state.params, of_steps))]
+    np.savez(sys.argv[4] + f"/{number}of{count}.npz", *leaves)
+"""
+
+
+def in_processes(count, folder):
+    """What each process had in the end: the parameters, and the metrics of all 20 steps."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    code = textwrap.dedent(PROCESS)
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", code, str(port), str(n), str(count), str(folder)],
+            env=environment(1),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for n in range(count)
+    ]
+    for process in started:
+        output, _ = process.communicate(timeout=500)
+        assert process.returncode == 0, output
+    return [folder / f"{n}of{count}.npz" for n in range(count)]
+
+
+@pytest.mark.full
+def test_two_processes_train_to_what_one_trains_to(tmp_path):
+    (alone,) = in_processes(1, tmp_path)
+    first, second = in_processes(2, tmp_path)
+    digests = {hashlib.sha256(path.read_bytes()).hexdigest() for path in (first, second)}
+    assert len(digests) == 1
+    one, both = np.load(alone), np.load(first)
+    assert one.files == both.files
+    for name in one.files:
+        np.testing.assert_allclose(both[name], one[name], rtol=1e-5, atol=1e-6)
