@@ -239,12 +239,18 @@ def _generate(
     keys: Array,
     initial_carry: Carry,
 ) -> Generated:
-    given = params, prompt, lengths, keys, initial_carry
+    given = params, table, prompt, lengths, keys, initial_carry
     return with_automatic_axes(lambda given: _texts(how, *given), given, prompt, prompt.ndim - 1)
 
 
 def _texts(
-    how: _How, params: Any, prompt: Array, lengths: Array, keys: Array, initial_carry: Carry
+    how: _How,
+    params: Any,
+    table: Any,
+    prompt: Array,
+    lengths: Array,
+    keys: Array,
+    initial_carry: Carry,
 ) -> Generated:
     batch, time = prompt.shape[:-1], prompt.shape[-1]
     carry, features = how.model.features(params, prompt, lengths, initial_carry=initial_carry)
