@@ -20,6 +20,7 @@ LESSONS = (
     "gradients_through_time",
     "gate_as_flag",
     "long_distance",
+    "grid_lstm",
     "learning_rate",
     "count_to_three",
     "digits",

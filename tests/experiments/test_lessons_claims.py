@@ -15,6 +15,7 @@ from experiments.lessons import (
     digits,
     gate_as_flag,
     gradients_through_time,
+    grid_lstm,
     learning_rate,
     long_distance,
     order_matters,
@@ -175,6 +176,22 @@ def test_copying_asks_for_the_ten_symbols_after_the_pause():
     chances[:15, 0] = 1
     chances[15:, 1:9] = 1 / 8
     assert -np.log(chances[np.arange(25), targets]).mean() == pytest.approx(problem.baseline)
+
+
+def test_sums_are_written_with_the_answer_at_the_end():
+    tokens, answers = drawn(grid_lstm.adding(2, 200))
+    for row, answer in zip(tokens.tolist(), answers, strict=True):
+        a, plus, b, asked = row[:2], row[2], row[3:5], row[5:]
+        assert (plus, asked) == (10, [11] * 3)
+        first, second, total = (int("".join(map(str, n))) for n in (a, b, answer))
+        assert first + second == total
+    assert set(tokens[:, :2].ravel()) == set(range(10))
+
+
+def test_parity_is_of_the_ones():
+    xs, odd = drawn(grid_lstm.parity(5, 200))
+    assert set(np.unique(xs)) == {-1.0, 1.0}
+    np.testing.assert_array_equal(odd, [list(row).count(1.0) % 2 for row in xs[:, 0]])
 
 
 def test_the_flag_is_what_the_last_command_says():
@@ -457,6 +474,30 @@ def test_gated_cells_add_over_a_distance(tmp_path, monkeypatch):
     loss = figures(run_lesson(long_distance, settings), "loss")
     assert loss["GRU, adding, T=15"] < 0.03 < 1 / 6  # the error of whoever remembers nothing
     assert (settings.out / "long_distance.png").exists()
+
+
+@pytest.mark.full
+def test_a_grid_learns_a_parity(tmp_path):
+    settings = grid_lstm.Settings(
+        seeds=1,
+        parity_bits=(4,),
+        parity_layers=2,
+        parity_steps=400,
+        digits=1,
+        adding_layers=2,
+        adding_steps=20,
+        hidden_size=16,
+        out=tmp_path / "run",
+    )
+    rows = run_lesson(grid_lstm, settings)
+    right = figures(rows, "right")
+    assert right["parity of 4 bits, grid LSTM, 2 layers"] > 0.99
+    weights = figures(rows, "weights")
+    grid, stack = (f"sums of 1 digits, {n} LSTM, 2 layers" for n in ("grid", "stacked"))
+    assert weights[grid] == 2 * (32 * 64 + 64) + (12 + 1) * 32 + (16 + 1) * 10
+    assert weights[stack] == (12 + 16 + 1) * 64 + (16 + 16 + 1) * 64 + (16 + 1) * 10
+    assert (settings.out / "grid_lstm.png").exists()
+    assert run_lesson(grid_lstm, settings) == rows  # gone on with: nothing is trained again
 
 
 def test_a_sweep_finds_rates_too_low_and_too_high(tmp_path):
