@@ -107,7 +107,8 @@ def _report(
     else:
         print(f"that is a perplexity of {np.exp(fitted.validation):.1f}")
     if fitted.test is not None:
-        print(f"test {fitted.test:.4f} nats a token")
+        shown = "" if settings.level == "chars" else f", perplexity {np.exp(fitted.test):.1f}"
+        print(f"test {fitted.test:.4f} nats a token{shown}")
     order, floor = best_ngram(corpus)
     print(f"counting alone, the best of n-gram models ({order}-grams): {floor:.4f} nats")
     print(f"{seconds:.0f} s, compiling included; samples and curves in {folder}")

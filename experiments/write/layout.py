@@ -15,18 +15,19 @@ def wrapped(text: str, width: int) -> list[str]:
 
     Example:
         >>> wrapped("to be or not to be\\n\\nthat", 10)
-        ['to be or ', 'not to be', '', 'that']
+        ['to be or', 'not to be', '', 'that']
     """
     lines = []
     for line in text.split("\n"):
         plain = "".join(sign if sign.isprintable() else " " for sign in line)
-        lines += textwrap.wrap(plain, width, drop_whitespace=False) or [""]
+        lines += textwrap.wrap(plain, width) or [""]
     return lines
 
 
-def indented(text: str) -> str:
-    """A text that stands out from the table around it."""
-    return "\n".join(f"    {line}".rstrip() for line in wrapped(text, _WIDTH - 6))
+def indented(text: str, lines: int = 4) -> str:
+    """The first lines of a text, so that they stand out from the table around them."""
+    shown = [line for line in wrapped(text, _WIDTH - 6) if line.strip()]
+    return "\n".join(f"    {line}" for line in shown[:lines])
 
 
 def side_by_side(texts: Mapping[str, str]) -> str:
