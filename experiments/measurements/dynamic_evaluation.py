@@ -58,7 +58,7 @@ class Settings:
     """Folder of a finished run of experiments.write."""
     window: int = 20
     """Tokens between two steps of learning, and as far as gradients go back."""
-    rate: float = 3e-4
+    rate: float = 1e-3
     """How far one step goes."""
     decay: float = 2e-3
     """How much of the way back to the trained weights is gone in a step."""

@@ -18,8 +18,8 @@ from rnnjax.base import Carry
 from rnnjax.layers._first_projection import Halves, halves
 from rnnjax.models.language_model import LanguageModel, language_model
 
-# Most rows of a larger table are never looked up in a text, and there the head is what a step costs.
-# On a CPU, for an LSTM of 256 units, a table of so many rows takes what 300 steps of one text save.
+# Most rows of a larger table are never looked up in a text, and the head is what a step costs there.
+# For an LSTM of 256 units on a CPU, a table of so many rows takes what 300 steps of a text save.
 _MOST_TOKENS = 1024
 
 
