@@ -18,7 +18,7 @@ from rnnjax.base import Carry
 from rnnjax.layers._first_projection import Halves, halves
 from rnnjax.models.language_model import LanguageModel, language_model
 
-# Most rows of a larger table are never looked up in a text, and the head is what a step costs there.
+# Most rows of a larger table are never looked up, and there the head is what a step costs.
 # For an LSTM of 256 units on a CPU, a table of so many rows takes what 300 steps of a text save.
 _MOST_TOKENS = 1024
 
