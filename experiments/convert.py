@@ -46,7 +46,7 @@ from rnnjax.models import ClassifierParams
 from rnnjax.weights import load_weights, save_weights
 
 # Of the cells of experiments.classify, those that other libraries have.
-KINDS = {"vanilla": "rnn", "lstm": "lstm", "gru": "gru"}
+KINDS = ("vanilla", "lstm", "gru")
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,9 @@ class Import:
     get_weights()), or for Keras an .h5 file."""
     library: Annotated[Literal["torch", "keras"], arg(name="from")]
     """Whose weights they are."""
-    kind: Literal["rnn", "lstm", "gru", "gru_reset_before"]
-    """The recurrent cell: rnn is the simple one, gru is the one with reset_after."""
+    kind: Literal["vanilla", "lstm", "gru", "gru_reset_before"]
+    """The recurrent cell: vanilla is PyTorch's RNN and Keras's SimpleRNN, gru
+    is the one with reset_after."""
     classes: tuple[str, ...]
     """Names of the classes in the order of the outputs; two for one sigmoid unit."""
     out: Path
@@ -280,7 +281,7 @@ def architecture_of(settings: dict[str, Any], vocab_size: int, num_classes: int)
         )
     size = LayerSize(settings["hidden_size"], settings["bidirectional"])
     return Architecture(
-        kind=KINDS[settings["cell"]],
+        kind=settings["cell"],
         vocab_size=vocab_size,
         embedding_size=settings["embedding_size"],
         layers=(size,) * settings["layers"],

@@ -171,9 +171,12 @@ def interleaved(
     """
     pauses = pauses or {}
     if not calls or rounds < 1 or not seconds > 0:
-        raise ValueError(f"expected calls, rounds >= 1 and seconds > 0, got {rounds}, {seconds}")
+        raise ValueError(
+            f"calls must not be empty, rounds at least 1 and seconds positive, got {len(calls)} "
+            f"calls, rounds={rounds} and seconds={seconds}"
+        )
     if not set(pauses) <= set(calls):
-        raise ValueError(f"pauses: unknown names {sorted(set(pauses) - set(calls))}")
+        raise ValueError(f"pauses must have names of calls, got {sorted(set(pauses) - set(calls))}")
 
     def turn(name: str, count: int) -> float:
         began = clock()

@@ -15,7 +15,7 @@ LENGTHS = np.array([3, T, 1], np.int32)  # most libraries are wrong at length 0,
 VALID = np.arange(T) < LENGTHS[:, None]
 TOLERANCE = {"value": 1e-12, "gradient": 1e-11}
 CELLS = {
-    "rnn": rnnjax.vanilla(H),
+    "vanilla": rnnjax.vanilla(H),
     "lstm": rnnjax.lstm(H),
     "optimized_lstm": rnnjax.lstm(H),
     "projected_lstm": projected_lstm(H, P),
@@ -23,7 +23,7 @@ CELLS = {
     "coupled_lstm": coupled_lstm(H),
     "gru": rnnjax.gru(H),
     "gru_reset_before": rnnjax.gru(H, reset_after=False),
-    "mgu": minimal_gated(H),
+    "minimal_gated": minimal_gated(H),
 }
 
 

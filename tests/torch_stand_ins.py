@@ -32,7 +32,7 @@ ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu}
 def make_layer(kind, hidden_size, num_layers, bidirectional, nonlinearity, proj_size):
     if kind == "projected_lstm":
         cell = projected_lstm(hidden_size, proj_size)
-    elif kind == "rnn":
+    elif kind == "vanilla":
         cell = rnnjax.vanilla(hidden_size, ACTIVATIONS[nonlinearity])
     else:
         cell = {"lstm": rnnjax.lstm, "gru": rnnjax.gru}[kind](hidden_size)
@@ -177,7 +177,7 @@ class Step(Module):
 
 class RNN(Sequence):
     def __init__(self, *sizes, **options):
-        super().__init__("rnn", *sizes, **options)
+        super().__init__("vanilla", *sizes, **options)
 
 
 class LSTM(Sequence):
@@ -193,7 +193,7 @@ class GRU(Sequence):
 
 class RNNCell(Step):
     def __init__(self, *sizes, **options):
-        super().__init__("rnn", *sizes, **options)
+        super().__init__("vanilla", *sizes, **options)
 
 
 class LSTMCell(Step):

@@ -32,7 +32,7 @@ def recipe_of(settings: Settings, *, reads_padding: bool, multiple: int = 32) ->
     """Keras' Adam as it is by default, in the order of the data, one epoch."""
     return Recipe(
         form="keras",
-        kind="rnn",
+        kind="vanilla",
         embedding_size=settings.embedding_size,
         layers=(LayerSize(settings.hidden_size, False),),
         num_classes=4,

@@ -27,7 +27,7 @@ def make_model(recipe: Recipe, vocab_size: int) -> Any:
     The mask is given to each layer by hand: newer versions of Keras do not carry it through one.
     """
     layers, last = keras.layers, len(recipe.layers) - 1
-    make = {"rnn": layers.SimpleRNN, "lstm": layers.LSTM}[recipe.kind]
+    make = {"vanilla": layers.SimpleRNN, "lstm": layers.LSTM}[recipe.kind]
     tokens = keras.Input((None,), dtype="int32")
     mask = None if recipe.reads_padding else keras.ops.not_equal(tokens, 0)
     ys = layers.Embedding(vocab_size, recipe.embedding_size)(tokens)

@@ -24,7 +24,7 @@ class Classifier(torch.nn.Module):
     def __init__(self, recipe: Recipe, vocab_size: int) -> None:
         super().__init__()
         (size,) = recipe.layers
-        make = {"rnn": torch.nn.RNN, "lstm": torch.nn.LSTM}[recipe.kind]
+        make = {"vanilla": torch.nn.RNN, "lstm": torch.nn.LSTM}[recipe.kind]
         self.embedding = torch.nn.Embedding(vocab_size, recipe.embedding_size)
         self.rnn = make(recipe.embedding_size, size.hidden_size, batch_first=True)
         self.fc = torch.nn.Linear(size.hidden_size, recipe.num_classes)

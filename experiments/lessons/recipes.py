@@ -45,7 +45,7 @@ class Recipe:
     """
 
     form: Form
-    kind: Literal["rnn", "lstm"]
+    kind: Literal["vanilla", "lstm"]
     embedding_size: int
     layers: tuple[LayerSize, ...]
     num_classes: int
@@ -122,7 +122,7 @@ def in_order(order: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64
 
 def build(recipe: Recipe, vocab_size: int) -> Model:
     """The classifier of a recipe."""
-    make = {"rnn": rnnjax.vanilla, "lstm": rnnjax.lstm}[recipe.kind]
+    make = {"vanilla": rnnjax.vanilla, "lstm": rnnjax.lstm}[recipe.kind]
     layers = []
     for size in recipe.layers:
         cell = make(size.hidden_size, initializer=recipe.form)

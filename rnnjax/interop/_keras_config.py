@@ -198,7 +198,7 @@ def _order_problems(
     names = [str(layer.get("name")) for _, layer in layers]
     for place, found in enumerate(links):
         if found is not None and found != (names[place - 1 : place] if place else []):
-            problems.append(f"{names[place]!r}: takes {found}, expected the layer before it alone")
+            problems.append(f"{names[place]!r} must take the layer before it alone, got {found}")
     steps = [
         (kind, layer)
         for kind, layer in layers
@@ -209,10 +209,12 @@ def _order_problems(
     middle = kinds[1 : len(kinds) - 1 - len(pools)]
     whole = ["Embedding", *["recurrent"] * len(middle), *pools, "Dense"]
     if kinds != whole or not middle or len(pools) > 1:
-        return [*problems, f"layers {[k for k, _ in layers]}: expected {_EXPECTED}"]
+        return [*problems, f"layers must be {_EXPECTED}, got {[k for k, _ in layers]}"]
     sequences = [_gives_sequences(kind, layer) for kind, layer in steps[1 : 1 + len(middle)]]
     if sequences != [True] * (len(middle) - 1) + [bool(pools)]:
-        problems.append("return_sequences: expected where a layer or a pool over time follows")
+        problems.append(
+            "return_sequences must be set only where a layer or a pool over time follows"
+        )
     found = _POOLINGS[pools[0]] if pools else "last"
     if pooling is not None and pooling != found:
         problems.append(f"pooling: the model has {found!r}, got pooling={pooling!r}")

@@ -17,7 +17,7 @@ OPSET = 17
 # The version of the file format that came with that operator set: runtimes refuse younger ones.
 IR_VERSION = 8
 NODES = {
-    "rnn": ("RNN", {}),
+    "vanilla": ("RNN", {}),
     "lstm": ("LSTM", {}),
     "peephole_lstm": ("LSTM", {}),
     "gru": ("GRU", {"linear_before_reset": 1}),

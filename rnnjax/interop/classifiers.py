@@ -44,7 +44,7 @@ _CELLS: dict[str, Callable[[int], Cell]] = {
     "gru_reset_before": functools.partial(gru, reset_after=False),
     "peephole_lstm": peephole_lstm,
 }
-KINDS = ("rnn", *_CELLS)
+KINDS = ("vanilla", *_CELLS)
 POOLINGS = ("last", "mean", "max")
 
 
@@ -65,7 +65,7 @@ class Architecture(NamedTuple):
         layers: the recurrent layers, the lowest first.
         num_classes: C.
         pooling: "last", "mean" or "max".
-        activation: of kind ``rnn``, one of ``ACTIVATIONS``; "tanh" for the others.
+        activation: of kind ``vanilla``, one of ``ACTIVATIONS``; "tanh" for the others.
     """
 
     kind: str
@@ -100,7 +100,7 @@ def describe(
         >>> [tuple(size) for size in describe("gru", model.init(jax.random.key(0))).layers]
         [(3, True), (5, False)]
     """
-    _check_choices(kind, pooling, activation)
+    kind = _check_choices(kind, pooling, activation)
     table = read_entries({"vectors": table_of(params)}, {"vectors": "V E"}, "embedding")
     vectors = table["vectors"]
     width, layers = vectors.shape[1], []
@@ -110,7 +110,7 @@ def describe(
         width = size.hidden_size * (2 if size.bidirectional else 1)
     head = read_entries(params.head._asdict(), {"w": "O C", "bias": "C"}, "head")
     if head["w"].shape[0] != width:
-        raise ValueError(f"head: expected weights for {width} inputs, got {head['w'].shape[0]}")
+        raise ValueError(f"head must have weights for {width} inputs, got {head['w'].shape[0]}")
     classes = head["w"].shape[1]
     vocab_size, size = vectors.shape
     return Architecture(kind, vocab_size, size, tuple(layers), classes, pooling, activation)
@@ -133,9 +133,9 @@ def build(architecture: Architecture) -> Model:
         >>> model.init(jax.random.key(0)).encoder.forward.w_hh.shape
         (16, 64)
     """
-    _check_choices(architecture.kind, architecture.pooling, architecture.activation)
+    kind = _check_choices(architecture.kind, architecture.pooling, architecture.activation)
     activation = ACTIVATIONS[architecture.activation]
-    make = _CELLS.get(architecture.kind, functools.partial(vanilla, activation=activation))
+    make = _CELLS.get(kind, functools.partial(vanilla, activation=activation))
     layers = [
         bidirectional(make(size)) if both else recurrent(make(size))
         for size, both in architecture.layers
@@ -159,7 +159,7 @@ def import_torch(
     """Parameters from the state dict of a module of ``Embedding``, ``RNN`` and ``Linear``.
 
     Args:
-        kind: "rnn", "lstm" or "gru".
+        kind: "vanilla", "lstm" or "gru".
         weights: a ``state_dict()`` on the CPU, or arrays under the same names.
         embedding: the name of the ``Embedding`` in the module; None finds it: what has a
             ``weight`` and no ``bias``.
@@ -177,7 +177,9 @@ def import_torch(
         >>> import numpy as np
         >>> shapes = {"embedding.weight": (9, 4), "fc.weight": (2, 3), "fc.bias": (2,)}
         >>> shapes |= {"rnn.weight_ih_l0": (3, 4), "rnn.weight_hh_l0": (3, 3)}
-        >>> params = import_torch("rnn", {name: np.ones(shape) for name, shape in shapes.items()})
+        >>> params = import_torch(
+        ...     "vanilla", {name: np.ones(shape) for name, shape in shapes.items()}
+        ... )
         >>> params.embedding.vectors.shape, params.encoder.w_ih.shape, params.head.w.shape
         ((9, 4), (4, 3), (3, 2))
     """
@@ -206,7 +208,7 @@ def export_torch(
     """The state dict of the PyTorch module that computes the same; inverse of `import_torch`.
 
     Args:
-        kind: "rnn", "lstm" or "gru".
+        kind: "vanilla", "lstm" or "gru".
         params: of a classifier.
         embedding: the name of the ``Embedding`` in the module.
         encoder: the name of the recurrent module.
@@ -240,7 +242,7 @@ def import_keras(kind: str, weights: Sequence[Any]) -> ClassifierParams:
     than the default ones, nor ``go_backwards``: such a model has no counterpart here.
 
     Args:
-        kind: "rnn", "lstm", "gru" (``reset_after=True``) or "gru_reset_before".
+        kind: "vanilla", "lstm", "gru" (``reset_after=True``) or "gru_reset_before".
         weights: the arrays in the order of ``model.get_weights()``.
 
     Returns:
@@ -259,7 +261,7 @@ def import_keras(kind: str, weights: Sequence[Any]) -> ClassifierParams:
     arrays = [np.asarray(array) for array in weights]
     if len(arrays) < 5 or arrays[0].ndim != 2 or arrays[-2].ndim != 2 or arrays[-1].ndim != 1:
         raise ValueError(
-            "expected get_weights() of Embedding, recurrent layers and Dense, got arrays of "
+            "weights must be get_weights() of Embedding, recurrent layers and Dense, got arrays of "
             f"shapes {[array.shape for array in arrays]}"
         )
     vectors, *inner, w, bias = arrays
@@ -272,7 +274,7 @@ def export_keras(kind: str, params: ClassifierParams) -> dict[str, np.ndarray]:
     """The weights of the Keras model that computes the same; inverse of `import_keras`.
 
     Args:
-        kind: "rnn", "lstm", "gru" or "gru_reset_before".
+        kind: "vanilla", "lstm", "gru" or "gru_reset_before".
         params: of a classifier.
 
     Returns:
@@ -313,7 +315,7 @@ def two_classes(params: ClassifierParams) -> ClassifierParams:
     """
     w, bias = (np.asarray(array) for array in params.head)
     if w.shape[1] != 1:
-        raise ValueError(f"head: expected one unit, got {w.shape[1]}")
+        raise ValueError(f"head must have one unit, got {w.shape[1]}")
     wide: Any = np.pad(w, ((0, 0), (1, 0))), np.pad(bias, (1, 0))
     return params._replace(head=LinearParams(*wide))
 
@@ -325,7 +327,7 @@ def table_of(params: ClassifierParams) -> Any:
         ValueError: it has none, as ``one_hot``.
     """
     if not hasattr(params.embedding, "vectors"):
-        raise ValueError("embedding: expected a table of vectors, got an embedding without one")
+        raise ValueError("the embedding must have a table of vectors, got one without")
     return params.embedding.vectors
 
 
@@ -340,15 +342,16 @@ def _checked(kind: str, vectors: Any, encoder: Any, w: Any, bias: Any) -> Classi
     return params
 
 
-def _check_choices(kind: str, pooling: str, activation: str) -> None:
-    check_kind(kind, KINDS, "a classifier")
+def _check_choices(kind: str, pooling: str, activation: str) -> str:
+    kind = check_kind(kind, KINDS, "a classifier")
     if pooling not in POOLINGS:
         raise ValueError(f"pooling must be one of {list(POOLINGS)}, got {pooling!r}")
-    if activation not in ACTIVATIONS or (kind != "rnn" and activation != "tanh"):
+    if activation not in ACTIVATIONS or (kind != "vanilla" and activation != "tanh"):
         raise ValueError(
-            f"activation must be one of {list(ACTIVATIONS)} for kind 'rnn' and 'tanh' for the "
+            f"activation must be one of {list(ACTIVATIONS)} for kind 'vanilla' and 'tanh' for the "
             f"others, got {activation!r} for {kind!r}"
         )
+    return kind
 
 
 def _layer_size(kind: str, layer: Any, width: int, place: str) -> LayerSize:
@@ -356,11 +359,11 @@ def _layer_size(kind: str, layer: Any, width: int, place: str) -> LayerSize:
     cells = [read_params(kind, cell, place) for cell in (layer if both else (layer,))]
     sizes = {cell["w_hh"].shape[0] for cell in cells}
     if len(sizes) > 1:
-        raise ValueError(f"{place}: expected directions of one size, got sizes {sorted(sizes)}")
+        raise ValueError(f"{place} must have directions of one size, got sizes {sorted(sizes)}")
     for cell in cells:
         if cell["w_ih"].shape[0] != width:
             raise ValueError(
-                f"{place}: expected weights for {width} inputs, the size of what is below, "
+                f"{place} must have weights for {width} inputs, the size of what is below, "
                 f"got {cell['w_ih'].shape[0]}"
             )
     return LayerSize(sizes.pop(), both)
@@ -374,8 +377,8 @@ def _only(part: str, given: str | None, found: list[str]) -> str:
     if given is not None and given in found:
         return given
     if given is not None or len(found) != 1:
-        wanted = "exactly one" if given is None else repr(given)
-        raise ValueError(f"{part}: expected {wanted} in the state dict, found {found}")
+        wanted = "one module" if given is None else repr(given)
+        raise ValueError(f"{part} must be {wanted} of the state dict, got {found}")
     return found[0]
 
 
@@ -411,7 +414,7 @@ def _keras_layers(cells: list[list[np.ndarray]], width: int) -> list[list[np.nda
 
 
 def _keras_paths(kind: str, sizes: Sequence[LayerSize]) -> list[list[str]]:
-    name = {"rnn": "simple_rnn"}.get(kind, kind.split("_")[0])
+    name = {"vanilla": "simple_rnn"}.get(kind, kind.split("_")[0])
     paths, wrappers = [], itertools.count()
     for index, size in enumerate(sizes):
         layer, prefixes = f"{name}{_number(index)}", [""]

@@ -40,7 +40,7 @@ def read_entries(found: Mapping[str, Any], shapes: Shapes, place: str) -> dict[s
         if name in arrays:
             problems += _misfits(name, arrays[name], axes, sizes)
         elif name not in found:
-            problems.append(f"{name}: missing, expected shape {_shape(axes, sizes)}")
+            problems.append(f"{name} must have shape {_shape(axes, sizes)}, got nothing")
     problems = problems or list(_mixed_dtypes(arrays))
     if problems:
         raise ValueError(f"{place}: the weights do not fit:\n  " + "\n  ".join(problems))
@@ -49,7 +49,7 @@ def read_entries(found: Mapping[str, Any], shapes: Shapes, place: str) -> dict[s
 
 def _misfits(name: str, array: np.ndarray, axes: str, sizes: dict[str, int]) -> Iterator[str]:
     if not jnp.issubdtype(array.dtype, jnp.floating):
-        yield f"{name}: expected a floating dtype, found {array.dtype}"
+        yield f"{name} must be of floating dtype, got {array.dtype}"
     parsed = _parse(axes)
     if array.ndim == len(parsed):
         # "4H H": the axis that is H itself tells it, even where the other one does not fit.
@@ -57,12 +57,12 @@ def _misfits(name: str, array: np.ndarray, axes: str, sizes: dict[str, int]) -> 
             if letter and size % count == 0:
                 sizes.setdefault(letter, size // count)
     if array.shape != tuple(count * sizes.get(letter, -1) for count, letter in parsed):
-        yield f"{name}: expected shape {_shape(axes, sizes)}, found {array.shape}"
+        yield f"{name} must have shape {_shape(axes, sizes)}, got {array.shape}"
 
 
 def _mixed_dtypes(arrays: Mapping[str, np.ndarray]) -> Iterator[str]:
     if len({array.dtype for array in arrays.values()}) > 1:
-        yield "expected one dtype for all, found " + ", ".join(
+        yield "all must have one dtype, got " + ", ".join(
             f"{name} {array.dtype}" for name, array in arrays.items()
         )
 

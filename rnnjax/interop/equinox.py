@@ -45,7 +45,7 @@ def import_weights(kind: str, cells: Any) -> Any:
         >>> import_weights("lstm", cell).w_ih.shape
         (3, 20)
     """
-    check_kind(kind, _SHAPES, "Equinox")
+    kind = check_kind(kind, _SHAPES, "Equinox")
 
     def convert(cell: Any, place: str) -> Any:
         named = cell if isinstance(cell, Mapping) else _attributes(kind, cell, place)
@@ -70,7 +70,7 @@ def _attributes(kind: str, cell: Any, place: str) -> dict[str, Any]:
     if found.__name__ != wanted or not found.__module__.startswith("equinox."):
         got = f"{found.__module__}.{found.__qualname__}"
         raise ValueError(
-            f"{place}, Equinox {kind!r}: expected an equinox.nn.{wanted} or a mapping with the "
+            f"{place}, Equinox {kind!r}, must be an equinox.nn.{wanted} or a mapping with the "
             f"names of its weights, got {got}"
         )
     return {name: getattr(cell, name, None) for name in _FIELDS}
@@ -103,7 +103,7 @@ def export_weights(kind: str, params: Any, *, bias: bool = True) -> Any:
         >>> {name: array.shape for name, array in weights.items()}
         {'weight_ih': (15, 3), 'weight_hh': (15, 5), 'bias': (15,), 'bias_n': (5,)}
     """
-    check_kind(kind, _SHAPES, "Equinox")
+    kind = check_kind(kind, _SHAPES, "Equinox")
 
     def convert(cell: Any, place: str) -> Mapping[str, np.ndarray]:
         fields = read_params(kind, cell, place)

@@ -82,7 +82,7 @@ def _flax_shapes(kind: str, pieces: Pieces) -> dict[str, str]:
 
 def _flat(weights: Any) -> dict[str, Any]:
     if not isinstance(weights, Mapping):
-        raise ValueError(f"expected the weights of a cell by name, got {type(weights).__name__}")
+        raise ValueError(f"weights must be those of a cell by name, got {type(weights).__name__}")
     flat = {}
     for name, node in weights.items():
         inner = _flat(node) if isinstance(node, Mapping) else {"": node}

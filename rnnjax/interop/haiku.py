@@ -32,7 +32,7 @@ from rnnjax.interop.parts import convert_parts, named_parts
 Arrays = Mapping[str, np.ndarray]
 
 _SHAPES = {
-    "rnn": {"linear_1/w": "H H", "linear/w": "D H", "linear/b": "H"},
+    "vanilla": {"linear_1/w": "H H", "linear/w": "D H", "linear/b": "H"},
     "lstm": {"linear/b": "4H", "linear/w": "I 4H"},
     "gru_reset_before": {"w_h": "H 3H", "w_i": "D 3H", "b": "3H"},
 }
@@ -42,7 +42,7 @@ def import_weights(kind: str, weights: Mapping[str, Mapping[str, Any]], modules:
     """Parameters from those of a Haiku transform.
 
     Args:
-        kind: "rnn", "lstm" or "gru_reset_before".
+        kind: "vanilla", "lstm" or "gru_reset_before".
         weights: arrays by the name of the module and their own, as ``transformed.init`` gives.
         modules: the name of the core in them, as in "lstm" or "encoder/~/gru_1"; or ``Directions``
             or a tuple of names, for parameters in a tree of the same form. Other modules are not
@@ -62,7 +62,7 @@ def import_weights(kind: str, weights: Mapping[str, Mapping[str, Any]], modules:
         >>> params.w_ih.shape, params.w_hh.shape, params.bias[5:10].tolist()
         ((3, 20), (5, 20), [1.0, 1.0, 1.0, 1.0, 1.0])
     """
-    check_kind(kind, _SHAPES, "Haiku")
+    kind = check_kind(kind, _SHAPES, "Haiku")
 
     def convert(module: str, place: str) -> Any:
         shapes = dict(_SHAPES[kind])
@@ -74,7 +74,7 @@ def import_weights(kind: str, weights: Mapping[str, Mapping[str, Any]], modules:
         }
         if not found:
             _suggest_module(kind, weights, module)
-        if kind == "rnn" and "linear_1/b" in found:
+        if kind == "vanilla" and "linear_1/b" in found:
             shapes["linear_1/b"] = "H"
         place = f"Haiku {kind!r}, module {module!r}"
         fields = _MAPS[kind].to_fields(read_entries(found, shapes, place), place)
@@ -85,7 +85,7 @@ def import_weights(kind: str, weights: Mapping[str, Mapping[str, Any]], modules:
 
 def _suggest_module(kind: str, weights: Mapping[str, Any], module: str) -> None:
     """Refuse a name that no module has, with those of modules that could be meant."""
-    inner = {"rnn": "/linear", "lstm": "/linear", "gru_reset_before": ""}[kind]
+    inner = {"vanilla": "/linear", "lstm": "/linear", "gru_reset_before": ""}[kind]
     near = [
         name.removesuffix(inner)
         for name in weights
@@ -100,7 +100,7 @@ def export_weights(kind: str, params: Any, modules: Any) -> dict[str, dict[str, 
     """The weights of Haiku cores that compute the same; inverse of `import_weights`.
 
     Args:
-        kind: "rnn", "lstm" or "gru_reset_before".
+        kind: "vanilla", "lstm" or "gru_reset_before".
         params: parameters of a cell, or ``Directions`` or a tuple of them.
         modules: the name of each core, in a tree of the same form.
 
@@ -118,15 +118,15 @@ def export_weights(kind: str, params: Any, modules: Any) -> dict[str, dict[str, 
         >>> {name: arrays["w"].shape for name, arrays in weights.items()}
         {'lstm/linear': (8, 20), 'lstm_1/linear': (9, 16)}
     """
-    check_kind(kind, _SHAPES, "Haiku")
+    kind = check_kind(kind, _SHAPES, "Haiku")
     cells, names = named_parts(params, ""), named_parts(modules, "")
     if cells.keys() != names.keys():
         raise ValueError(
-            f"modules: expected one name for each cell of params, at {list(cells)}, "
+            f"modules must have one name for each cell of params, at {list(cells)}, "
             f"got names at {list(names)}"
         )
     if len(set(names.values())) < len(names):
-        raise ValueError(f"modules: expected a name of its own for each cell, got {modules!r}")
+        raise ValueError(f"modules must have a name of its own for each cell, got {modules!r}")
     weights: dict[str, dict[str, np.ndarray]] = {}
     for where, cell in cells.items():
         place = f"params{where}"
@@ -174,7 +174,7 @@ def _lstm_fields(arrays: Arrays, place: str) -> Arrays:
     size = w.shape[1] // 4
     if len(w) <= size:
         raise ValueError(
-            f"{place}: linear/w: expected input rows above {size} hidden ones, got {len(w)} rows"
+            f"{place}: linear/w must have input rows above {size} hidden ones, got {len(w)} rows"
         )
     bias = _add_to_forget_gate(bias, 1, place)
     return {"w_ih": w[:-size], "w_hh": w[-size:], "bias": bias}
@@ -207,7 +207,7 @@ class _Map(NamedTuple):
 
 
 _MAPS = {
-    "rnn": _Map(_vanilla_fields, _vanilla_arrays),
+    "vanilla": _Map(_vanilla_fields, _vanilla_arrays),
     "lstm": _Map(_lstm_fields, _lstm_arrays),
     "gru_reset_before": _Map(_gru_fields, _gru_arrays),
 }

@@ -27,7 +27,7 @@ from rnnjax.interop.kinds import check_kind, make_params, read_params
 from rnnjax.interop.parts import convert_parts
 from rnnjax.layers.bidirectional import Directions
 
-_GATES = {"rnn": 1, "lstm": 4, "gru": 3, "gru_reset_before": 3}
+_GATES = {"vanilla": 1, "lstm": 4, "gru": 3, "gru_reset_before": 3}
 _NAMES = ("kernel", "recurrent_kernel", "bias")
 
 
@@ -38,7 +38,7 @@ def import_weights(kind: str, weights: Sequence[Any]) -> Any:
     six are ``Bidirectional``, the forward half first.
 
     Args:
-        kind: "rnn", "lstm", "gru" or "gru_reset_before".
+        kind: "vanilla", "lstm", "gru" or "gru_reset_before".
         weights: ``layer.get_weights()``, or for a stack a list with that of every layer.
 
     Returns:
@@ -56,7 +56,7 @@ def import_weights(kind: str, weights: Sequence[Any]) -> Any:
         >>> params.w_ih.shape, float(params.bias[0]), float(params.bias[10])
         ((3, 15), 2.0, 1.0)
     """
-    check_kind(kind, _GATES, "Keras")
+    kind = check_kind(kind, _GATES, "Keras")
 
     def convert(cell: Mapping[str, Any], place: str) -> Any:
         return _import_cell(kind, cell, f"{place}, Keras {kind!r}")
@@ -68,7 +68,7 @@ def export_weights(kind: str, params: Any, *, bias: bool = True) -> list:
     """What ``set_weights`` of the Keras layer takes; inverse of `import_weights`.
 
     Args:
-        kind: "rnn", "lstm", "gru" or "gru_reset_before".
+        kind: "vanilla", "lstm", "gru" or "gru_reset_before".
         params: parameters of a cell, of ``bidirectional`` of it, or a tuple of either.
         bias: False for layers made with ``use_bias=False``.
 
@@ -85,7 +85,7 @@ def export_weights(kind: str, params: Any, *, bias: bool = True) -> list:
         >>> [array.shape for array in export_weights("lstm", params)]
         [(3, 20), (5, 20), (20,), (3, 20), (5, 20), (20,)]
     """
-    check_kind(kind, _GATES, "Keras")
+    kind = check_kind(kind, _GATES, "Keras")
 
     def convert(cell: Any, place: str) -> Mapping[str, np.ndarray]:
         return _export_cell(kind, read_params(kind, cell, place), bias, place)
@@ -106,7 +106,7 @@ def _named(weights: Any, place: str) -> Any:
         half = len(weights) // 2
         return Directions(_named(weights[:half], place), _named(weights[half:], place))
     raise ValueError(
-        f"{place}: expected the arrays {', '.join(_NAMES)}, once or, for Bidirectional, twice; "
+        f"{place} must have the arrays {', '.join(_NAMES)}, once or, for Bidirectional, twice; "
         f"got {len(weights)} arrays"
     )
 

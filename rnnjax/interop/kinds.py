@@ -3,17 +3,18 @@
 ==================== ========================== =======================
 kind                 cell                       parameters
 ==================== ========================== =======================
-``rnn``              ``vanilla``                ``VanillaParams``
+``vanilla``          ``vanilla``                ``VanillaParams``
 ``lstm``             ``lstm``                   ``LSTMParams``
 ``projected_lstm``   ``projected_lstm``         ``ProjectedLSTMParams``
 ``peephole_lstm``    ``peephole_lstm``          ``PeepholeLSTMParams``
 ``coupled_lstm``     ``coupled_lstm``           ``CoupledLSTMParams``
 ``gru``              ``gru``                    ``GRUParams``
 ``gru_reset_before`` ``gru(reset_after=False)`` ``GRUParams``
-``mgu``              ``minimal_gated``          ``MGUParams``
+``minimal_gated``    ``minimal_gated``          ``MGUParams``
 ==================== ========================== =======================
 """
 
+import warnings
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -38,28 +39,43 @@ class Kind(NamedTuple):
 
 _LSTM = {"w_hh": "H 4H", "w_ih": "D 4H", "bias": "4H"}
 _THREE_GATES = {"w_hh": "H 3H", "w_ih": "D 3H", "bias": "3H"}
-_MGU = {"w_hh": "H 2H", "w_ih": "D 2H", "bias": "2H", "hidden_bias": "H"}
+_MINIMAL_GATED = {"w_hh": "H 2H", "w_ih": "D 2H", "bias": "2H", "hidden_bias": "H"}
 
 KINDS = {
-    "rnn": Kind(VanillaParams, {"w_hh": "H H", "w_ih": "D H", "bias": "H"}),
+    "vanilla": Kind(VanillaParams, {"w_hh": "H H", "w_ih": "D H", "bias": "H"}),
     "lstm": Kind(LSTMParams, _LSTM),
     "projected_lstm": Kind(ProjectedLSTMParams, {"w_hr": "H P", **_LSTM, "w_hh": "P 4H"}),
     "peephole_lstm": Kind(PeepholeLSTMParams, {**_LSTM, "p_i": "H", "p_f": "H", "p_o": "H"}),
     "coupled_lstm": Kind(CoupledLSTMParams, _THREE_GATES),
     "gru": Kind(GRUParams, {**_THREE_GATES, "hidden_bias": "H"}),
     "gru_reset_before": Kind(GRUParams, _THREE_GATES),
-    "mgu": Kind(MGUParams, _MGU),
+    "minimal_gated": Kind(MGUParams, _MINIMAL_GATED),
 }
 
 
-def check_kind(kind: str, known: Collection[str], library: str) -> None:
-    """Refuse a kind of cell that ``library`` does not have.
+# What kinds were called before, other than the cells of this library.
+_FORMER = {"rnn": "vanilla", "mgu": "minimal_gated"}
+
+
+def check_kind(kind: str, known: Collection[str], library: str) -> str:
+    """A kind of cell that ``library`` has, by its present name.
 
     Raises:
-        ValueError: naming those it has.
+        ValueError: it does not have it; names those it has.
     """
-    if kind not in known:
+    name = present_name(kind)
+    if name not in known:
         raise ValueError(f"kind must be one of {list(known)} for {library}, got {kind!r}")
+    return name
+
+
+def present_name(kind: str) -> str:
+    """``kind``, or what it is called now, with a DeprecationWarning."""
+    name = _FORMER.get(kind, kind)
+    if name != kind:
+        message = f"the kind {kind!r} is called {name!r} now, as its cell is"
+        warnings.warn(message, DeprecationWarning, stacklevel=3)
+    return name
 
 
 def read_params(kind: str, params: Any, place: str) -> dict[str, np.ndarray]:
@@ -71,7 +87,7 @@ def read_params(kind: str, params: Any, place: str) -> dict[str, np.ndarray]:
     expected, shapes = KINDS[kind]
     if not isinstance(params, expected):
         raise ValueError(
-            f"{place}: expected {expected.__name__} for kind {kind!r}, got {type(params).__name__}"
+            f"{place} must be {expected.__name__} for kind {kind!r}, got {type(params).__name__}"
         )
     found = {name: leaf for name, leaf in params._asdict().items() if leaf is not None}
     return read_entries(found, shapes, f"{place}, kind {kind!r}")

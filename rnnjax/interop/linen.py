@@ -1,9 +1,9 @@
 """Weights of Flax linen's ``SimpleCell``, LSTM cells, ``GRUCell`` and ``MGUCell``.
 
-The kinds are ``rnn``, ``lstm`` (``LSTMCell`` and ``OptimizedLSTMCell``, whose parameters are the
-same), ``gru`` and ``mgu`` (with ``reset_gate=True``, the default; the other form has no counterpart
-here). Every gate has matrices of its own; here they lie side by side. Only one of the two maps
-that are added has a bias, which is ``bias``; that of ``hn`` is ``hidden_bias``.
+The kinds are ``vanilla``, ``lstm`` (``LSTMCell`` and ``OptimizedLSTMCell``, whose parameters are
+the same), ``gru`` and ``minimal_gated`` (with ``reset_gate=True``, the default; the other form has
+no counterpart here). Every gate has matrices of its own; here they lie side by side. Only one of
+the two maps that are added has a bias, which is ``bias``; that of ``hn`` is ``hidden_bias``.
 
 Not in the weights, and so not seen: a ``SimpleCell`` with ``residual=True`` is another function and
 has no counterpart here; one with another activation is ``vanilla`` with that one.
@@ -22,7 +22,7 @@ def _kernels(half: str, gates: str) -> list[str]:
 
 
 _PIECES = {
-    "rnn": {"w_ih": ["i/kernel"], "w_hh": ["h/kernel"], "bias": ["i/bias"]},
+    "vanilla": {"w_ih": ["i/kernel"], "w_hh": ["h/kernel"], "bias": ["i/bias"]},
     "lstm": {
         "w_ih": _kernels("i", "ifgo"),
         "w_hh": _kernels("h", "ifgo"),
@@ -34,7 +34,7 @@ _PIECES = {
         "bias": ["ir/bias", "iz/bias", "in/bias"],
         "hidden_bias": ["hn/bias"],
     },
-    "mgu": {
+    "minimal_gated": {
         "w_ih": _kernels("i", "fn"),
         "w_hh": _kernels("h", "fn"),
         "bias": ["if/bias", "in/bias"],
@@ -47,7 +47,7 @@ def import_weights(kind: str, weights: Any) -> Any:
     """Parameters from the ``"params"`` of a linen module.
 
     Args:
-        kind: "rnn", "lstm", "gru" or "mgu".
+        kind: "vanilla", "lstm", "gru" or "minimal_gated".
         weights: those of a cell, of ``nn.RNN``, or of ``nn.Bidirectional``, which makes
             ``Directions``; or a list of them, one a layer, which makes a tuple as ``stack`` has it.
 
@@ -68,7 +68,7 @@ def import_weights(kind: str, weights: Any) -> Any:
         >>> import_weights("lstm", {"cell": input_side | hidden_side}).w_ih.shape
         (3, 20)
     """
-    check_kind(kind, _PIECES, "Flax linen")
+    kind = check_kind(kind, _PIECES, "Flax linen")
     return import_tree(kind, weights, _PIECES[kind], "linen")
 
 
@@ -76,7 +76,7 @@ def export_weights(kind: str, params: Any) -> Any:
     """The ``"params"`` of the linen module that computes the same; inverse of `import_weights`.
 
     Args:
-        kind: "rnn", "lstm", "gru" or "mgu".
+        kind: "vanilla", "lstm", "gru" or "minimal_gated".
         params: parameters of a cell, of ``bidirectional`` of it, or a tuple of either.
 
     Returns:
@@ -92,5 +92,5 @@ def export_weights(kind: str, params: Any) -> Any:
         >>> weights["cell"]["hn"]["bias"].shape
         (5,)
     """
-    check_kind(kind, _PIECES, "Flax linen")
+    kind = check_kind(kind, _PIECES, "Flax linen")
     return export_tree(kind, params, _PIECES[kind], "linen")

@@ -19,7 +19,7 @@ from rnnjax.interop.flax_trees import export_tree, import_tree
 from rnnjax.interop.kinds import check_kind
 
 _PIECES = {
-    "rnn": {"w_ih": ["dense_i/kernel"], "w_hh": ["dense_h/kernel"], "bias": ["dense_i/bias"]},
+    "vanilla": {"w_ih": ["dense_i/kernel"], "w_hh": ["dense_h/kernel"], "bias": ["dense_i/bias"]},
     "lstm": {
         "w_ih": ["ii/kernel", "if_/kernel", "ig/kernel", "io/kernel"],
         "w_hh": ["hi/kernel", "hf/kernel", "hg/kernel", "ho/kernel"],
@@ -43,7 +43,7 @@ def import_weights(kind: str, weights: Any) -> Any:
     """Parameters from the state of an nnx module.
 
     Args:
-        kind: "rnn", "lstm", "optimized_lstm" or "gru".
+        kind: "vanilla", "lstm", "optimized_lstm" or "gru".
         weights: ``nnx.to_pure_dict(nnx.state(module, nnx.Param))`` of a cell, of ``nnx.RNN``, or of
             ``nnx.Bidirectional``, which makes ``Directions``; or a list of them, one a layer, which
             makes a tuple as ``stack`` has it.
@@ -62,7 +62,7 @@ def import_weights(kind: str, weights: Any) -> Any:
         >>> import_weights("gru", {"cell": cell}).hidden_bias
         array([0., 0., 0., 0., 0.])
     """
-    check_kind(kind, _PIECES, "Flax nnx")
+    kind = check_kind(kind, _PIECES, "Flax nnx")
     return import_tree(_ours(kind), weights, _PIECES[kind], "nnx")
 
 
@@ -76,7 +76,7 @@ def export_weights(kind: str, params: Any) -> Any:
         nnx.update(module, state)
 
     Args:
-        kind: "rnn", "lstm", "optimized_lstm" or "gru".
+        kind: "vanilla", "lstm", "optimized_lstm" or "gru".
         params: parameters of a cell, of ``bidirectional`` of it, or a tuple of either.
 
     Returns:
@@ -93,7 +93,7 @@ def export_weights(kind: str, params: Any) -> Any:
         >>> weights["backward_rnn"]["cell"]["dense_h"]["bias"].shape
         (20,)
     """
-    check_kind(kind, _PIECES, "Flax nnx")
+    kind = check_kind(kind, _PIECES, "Flax nnx")
     return export_tree(_ours(kind), params, _PIECES[kind], "nnx")
 
 

@@ -29,7 +29,7 @@ from rnnjax.interop.parts import convert_parts
 from rnnjax.layers.bidirectional import Directions
 
 _GATES = {  # theirs, ours
-    "rnn": ("h", "h"),
+    "vanilla": ("h", "h"),
     "lstm": ("iofg", "ifgo"),
     "peephole_lstm": ("iofg", "ifgo"),
     "coupled_lstm": ("iofg", "igo"),
@@ -61,7 +61,7 @@ def kind_of(op_type: str, attributes: Mapping[str, Any], peepholes: bool = False
         ValueError: the node is none of those, or does not compute what that kind does: it has
             other activations than the default ones, ``clip``, ``input_forget`` with peepholes, or
             an attribute or a value that is not known here. (An ``RNN`` with
-            another activation is ``vanilla`` with that one; its weights are those of "rnn".)
+            another activation is ``vanilla`` with that one; its weights are those of this kind.)
 
     Example:
         >>> kind_of("GRU", {"hidden_size": 5, "linear_before_reset": 1})
@@ -73,7 +73,7 @@ def kind_of(op_type: str, attributes: Mapping[str, Any], peepholes: bool = False
     activations = [(a.decode() if isinstance(a, bytes) else a).lower() for a in given]
     default = _ACTIVATIONS[op_type]
     if activations not in ([], default, default * 2):
-        raise ValueError(f"{op_type}: expected activations {default}, got {activations}")
+        raise ValueError(f"{op_type} must have the activations {default}, got {activations}")
     _refuse_unknown(op_type, attributes)
     coupled = attributes.get("input_forget", 0)
     if coupled and peepholes:
@@ -103,7 +103,7 @@ def import_weights(kind: str, nodes: Any) -> Any:
     ``recurrent(cell, reverse=True)``), two make ``Directions``. A missing ``B`` becomes zeros.
 
     Args:
-        kind: "rnn", "lstm", "peephole_lstm", "coupled_lstm", "gru" or "gru_reset_before".
+        kind: "vanilla", "lstm", "peephole_lstm", "coupled_lstm", "gru" or "gru_reset_before".
         nodes: arrays by the names "W", "R", "B" and "P"; or a list of such mappings, one a
             layer, which makes a tuple as ``stack`` has it.
 
@@ -121,14 +121,14 @@ def import_weights(kind: str, nodes: Any) -> Any:
         >>> params.w_ih.shape, float(params.bias[0])
         ((3, 20), 2.0)
     """
-    check_kind(kind, _GATES, "ONNX")
+    kind = check_kind(kind, _GATES, "ONNX")
 
     def convert(node: Mapping[str, Any], place: str) -> Any:
         place = f"{place}, ONNX {kind!r}"
         arrays = read_entries(node, _onnx_shapes(kind, "B" in node), place)
         directions = len(arrays["R"])
         if directions not in (1, 2):
-            raise ValueError(f"{place}: expected one or two directions, got {directions}")
+            raise ValueError(f"{place} must have one or two directions, got {directions}")
         cells = [_import_cell(kind, arrays, d, place) for d in range(directions)]
         return cells[0] if directions == 1 else Directions(*cells)
 
@@ -139,7 +139,7 @@ def export_weights(kind: str, params: Any) -> Any:
     """The inputs of the ONNX node that computes the same; inverse of `import_weights`.
 
     Args:
-        kind: "rnn", "lstm", "peephole_lstm", "coupled_lstm", "gru" or "gru_reset_before".
+        kind: "vanilla", "lstm", "peephole_lstm", "coupled_lstm", "gru" or "gru_reset_before".
         params: parameters of a cell, of ``bidirectional`` of it, or a tuple of either.
 
     Returns:
@@ -154,7 +154,7 @@ def export_weights(kind: str, params: Any) -> Any:
         >>> {name: array.shape for name, array in export_weights("gru", params).items()}
         {'W': (2, 15, 3), 'R': (2, 15, 5), 'B': (2, 30)}
     """
-    check_kind(kind, _GATES, "ONNX")
+    kind = check_kind(kind, _GATES, "ONNX")
     if type(params) is tuple:
         return [_export_node(kind, layer, f"params[{i}]") for i, layer in enumerate(params)]
     return _export_node(kind, params, "params")

@@ -9,6 +9,7 @@ import numpy as np
 from rnnjax.interop import onnx as onnx_layers
 from rnnjax.interop._onnx_file import ACTIVATIONS, NODES, Graph, as_float32, narrow
 from rnnjax.interop.classifiers import describe, layers_of, table_of
+from rnnjax.interop.kinds import present_name
 from rnnjax.layers.bidirectional import Directions
 from rnnjax.models.classifier import ClassifierParams
 
@@ -31,11 +32,11 @@ def export_classifier(
     The package ``onnx`` must be installed; the extra ``export`` brings it.
 
     Args:
-        kind: of cell: "rnn", "lstm", "peephole_lstm", "gru" or "gru_reset_before".
+        kind: of cell: "vanilla", "lstm", "peephole_lstm", "gru" or "gru_reset_before".
         params: of a classifier with a table of vectors, forward or bidirectional layers of that
             kind and a head.
         pooling: of the classifier: "last", "mean" or "max".
-        activation: of kind "rnn": "tanh", "relu" or "sigmoid".
+        activation: of kind "vanilla": "tanh", "relu" or "sigmoid".
 
     Returns:
         The bytes of an ``.onnx`` file of operator set 17.
@@ -56,6 +57,7 @@ def export_classifier(
     References:
         "ONNX Operators", onnx.ai, operators RNN, LSTM and GRU since version 14.
     """
+    kind = present_name(kind)
     if kind not in NODES:
         raise ValueError(
             f"kind: ONNX has no node for a cell of kind {kind!r}, only for {list(NODES)}; "
@@ -133,7 +135,7 @@ def _layer(
     weights = {key: graph.constant(f"{name}.{key}", narrow(name, a)) for key, a in arrays.items()}
     directions = 2 if isinstance(layer, Directions) else 1
     op_type, attributes = NODES[kind]
-    if kind == "rnn":
+    if kind == "vanilla":
         attributes = {"activations": [activation] * directions}
     graph.node(
         op_type,

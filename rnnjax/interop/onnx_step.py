@@ -122,7 +122,7 @@ def _kind_of(cell: Cell) -> tuple[str, str]:
     if make is vanilla:
         for name, function in _FUNCTIONS.items():
             if given["activation"] is function:
-                return "rnn", name
+                return "vanilla", name
     raise ValueError(
         f"cell: ONNX has nodes for lstm, peephole_lstm, gru, and vanilla with {list(_FUNCTIONS)}, "
         f"got {cell!r}; rnnjax.exporting.export_step takes every cell"
@@ -137,7 +137,7 @@ def _layer(
     weights = {key: graph.constant(f"{name}.{key}", narrow(name, a)) for key, a in arrays.items()}
     size = arrays["R"].shape[-1]
     op_type, attributes = NODES[kind]
-    if kind == "rnn":
+    if kind == "vanilla":
         attributes = {"activations": [ACTIVATIONS[activation]]}
     fields = ("h", "c") if op_type == "LSTM" else ("h",)
     given = [

@@ -22,7 +22,7 @@ from rnnjax.interop.gates import add_bias
 from rnnjax.interop.kinds import check_kind, make_params, read_params
 from rnnjax.layers.bidirectional import Directions
 
-_GATES = {"rnn": 1, "lstm": 4, "projected_lstm": 4, "gru": 3}
+_GATES = {"vanilla": 1, "lstm": 4, "projected_lstm": 4, "gru": 3}
 
 
 class _Layout(NamedTuple):
@@ -47,7 +47,7 @@ def import_weights(kind: str, weights: Mapping[str, Any], prefix: str = "") -> A
     Missing biases (``bias=False``) become zeros.
 
     Args:
-        kind: "rnn", "lstm", "projected_lstm" or "gru".
+        kind: "vanilla", "lstm", "projected_lstm" or "gru".
         weights: a ``state_dict()`` on the CPU, or arrays under the same names.
         prefix: where in a larger state dict the module is, as in "encoder.lstm."; entries under
             other names are not read.
@@ -68,7 +68,7 @@ def import_weights(kind: str, weights: Mapping[str, Any], prefix: str = "") -> A
         >>> params.w_ih.shape, params.w_hh.shape, float(params.bias[0])
         ((3, 20), (5, 20), 2.0)
     """
-    check_kind(kind, _GATES, "PyTorch")
+    kind = check_kind(kind, _GATES, "PyTorch")
     own = {name.removeprefix(prefix): a for name, a in weights.items() if name.startswith(prefix)}
     place = f"PyTorch {kind!r} at {prefix!r}"
     if not {"weight_ih", "weight_ih_l0"} & own.keys():
@@ -84,7 +84,7 @@ def export_weights(
     """The state dict of the PyTorch module that computes the same; inverse of `import_weights`.
 
     Args:
-        kind: "rnn", "lstm", "projected_lstm" or "gru".
+        kind: "vanilla", "lstm", "projected_lstm" or "gru".
         params: parameters of a cell, of ``bidirectional`` of it, or a tuple of either.
         prefix: put before every name.
         bias: False for a module made with ``bias=False``.
@@ -104,7 +104,7 @@ def export_weights(
         >>> [name for name in export_weights("gru", params) if name.startswith("weight")]
         ['weight_ih_l0', 'weight_hh_l0', 'weight_ih_l0_reverse', 'weight_hh_l0_reverse']
     """
-    check_kind(kind, _GATES, "PyTorch")
+    kind = check_kind(kind, _GATES, "PyTorch")
     layers = params if type(params) is tuple else (params,)
     both = {isinstance(layer, Directions) for layer in layers}
     if len(both) != 1:
@@ -138,11 +138,11 @@ def import_carry(kind: str, state: Any, *, bidirectional: bool = False) -> Any:
         >>> len(carry), carry[1].h.shape
         (2, (7, 5))
     """
-    check_kind(kind, _GATES, "PyTorch")
+    kind = check_kind(kind, _GATES, "PyTorch")
     states = [np.asarray(part) for part in (state if kind.endswith("lstm") else (state,))]
     rows = [LSTMCarry(*row) if len(row) == 2 else row[0] for row in zip(*states, strict=True)]
     if bidirectional and len(rows) % 2:
-        raise ValueError(f"state: expected an even number of rows, two a layer, got {len(rows)}")
+        raise ValueError(f"state must have an even number of rows, two a layer, got {len(rows)}")
     num_layers = len(rows) // 2 if bidirectional else len(rows)
     return _nested(rows, _Layout(num_layers, bidirectional, bias=True, cell=False))
 
@@ -155,7 +155,7 @@ def export_carry(kind: str, carry: Any) -> Any:
         >>> export_carry("gru", (np.ones((7, 5)), np.ones((7, 5)))).shape
         (2, 7, 5)
     """
-    check_kind(kind, _GATES, "PyTorch")
+    kind = check_kind(kind, _GATES, "PyTorch")
     layers = carry if type(carry) is tuple else (carry,)
     rows = [row for one in layers for row in (one if isinstance(one, Directions) else [one])]
     if kind.endswith("lstm"):

@@ -39,7 +39,7 @@ def read_torch_file(
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise ValueError(f"{path}: expected a .safetensors file: {SAVE_TORCH}")
+        raise ValueError(f"{path} must be a .safetensors file: {SAVE_TORCH}")
     return _read_safetensors(path, max_bytes)
 
 
@@ -83,12 +83,12 @@ def read_keras_file(
     if path.suffix == ".h5":
         return _read_h5(path, max_bytes, activation, pooling)
     if path.suffix != ".safetensors":
-        raise ValueError(f"{path}: expected an .h5 or a .safetensors file: {SAVE_KERAS}")
+        raise ValueError(f"{path} must be an .h5 or a .safetensors file: {SAVE_KERAS}")
     arrays = _read_safetensors(path, max_bytes)
     places = {name: re.match(r"\d+", name) for name in arrays}
     order = {int(place[0]): name for name, place in places.items() if place}
     if sorted(order) != list(range(len(arrays))):
-        raise ValueError(f"{path}: expected names that begin with 0, 1, 2, ...: {SAVE_KERAS}")
+        raise ValueError(f"{path} must have names that begin with 0, 1, 2, ...: {SAVE_KERAS}")
     return [arrays[order[place]] for place in range(len(arrays))]
 
 
@@ -101,7 +101,7 @@ def _read_safetensors(path: Path, max_bytes: int) -> dict[str, np.ndarray]:
 def _check_size(path: Path, size: int, max_bytes: int) -> None:
     if size > max_bytes:
         raise ValueError(
-            f"{path}: expected at most max_bytes={max_bytes:,}, got {size:,} of arrays"
+            f"{path} must have at most max_bytes={max_bytes:,} of arrays, got {size:,}"
         )
 
 
@@ -143,7 +143,7 @@ def _bytes_of(path: Path, dataset: Any) -> int:
     import h5py
 
     if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "fiub":
-        raise ValueError(f"{path}: expected numbers in {dataset.name!r}, got {dataset!r}")
+        raise ValueError(f"{path}: {dataset.name!r} must be numbers, got {dataset!r}")
     if dataset.is_virtual or dataset.external:
         raise ValueError(f"{path}: {dataset.name!r} lies in another file")
     # What was never written has a size all the same; and Keras does not compress.
@@ -175,7 +175,7 @@ def _in_order(path: Path, layers: Mapping[str, list[Any]]) -> list[Any]:
     inner = sorted(set(layers) - ends, key=lambda name: (len(name), name))
     if not ends <= set(layers) or len({re.sub(r"_\d+$", "", name) for name in inner}) != 1:
         raise ValueError(
-            f"{path}: expected one embedding, recurrent layers of one class and one dense layer, "
-            f"found {sorted(layers)}; for another model: {SAVE_KERAS}"
+            f"{path} must have one embedding, recurrent layers of one class and one dense layer, "
+            f"got {sorted(layers)}; for another model: {SAVE_KERAS}"
         )
     return [dataset for name in ("embedding", *inner, "dense") for dataset in layers[name]]

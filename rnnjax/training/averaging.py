@@ -156,6 +156,6 @@ def averaged(opt_state: Any) -> Any:
     found = [node.average for node in nodes if is_average(node)]
     if len(found) != 1:
         raise ValueError(
-            f"expected one average_parameters in the optimizer, found {len(found)} in its state"
+            f"the optimizer must have one average_parameters, got {len(found)} in its state"
         )
     return found[0]

@@ -27,7 +27,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not inst
 
 B, T, D, H = 4, 5, 2, 3
 NODES = {
-    "rnn": ("RNN", {}),
+    "vanilla": ("RNN", {}),
     "lstm": ("LSTM", {}),
     "peephole_lstm": ("LSTM", {}),
     "coupled_lstm": ("LSTM", {"input_forget": 1}),
@@ -35,7 +35,7 @@ NODES = {
     "gru_reset_before": ("GRU", {"linear_before_reset": 0}),
 }
 CELLS = {
-    "rnn": rnnjax.vanilla,
+    "vanilla": rnnjax.vanilla,
     "lstm": rnnjax.lstm,
     "peephole_lstm": peephole_lstm,
     "coupled_lstm": coupled_lstm,

@@ -84,7 +84,7 @@ def torch_net(tmp_path, recurrent, **options):
 
 def test_torch_rnn_classifier_averages_over_the_padded_steps(tmp_path):
     torch, net, weights = torch_net(tmp_path, "RNN")
-    run = imported(weights, "torch", "rnn", "--pooling", "mean", "--padding", "right")
+    run = imported(weights, "torch", "vanilla", "--pooling", "mean", "--padding", "right")
     tokens = torch.from_numpy(padded([torch_ids(text) for text in TEXTS]))
     outputs, _ = net.rnn(net.embedding(tokens))
     expected = torch.softmax(net.fc(outputs.mean(dim=1)), -1)
@@ -148,8 +148,8 @@ def test_torch_weights_come_out_as_they_went_in_but_for_the_second_bias(tmp_path
 
 
 LESSONS = {
-    "simple_rnn": ("rnn", False, lambda k: [k.SimpleRNN(5)]),
-    "masked_simple_rnn": ("rnn", True, lambda k: [k.SimpleRNN(5)]),
+    "simple_rnn": ("vanilla", False, lambda k: [k.SimpleRNN(5)]),
+    "masked_simple_rnn": ("vanilla", True, lambda k: [k.SimpleRNN(5)]),
     "lstm": ("lstm", False, lambda k: [k.LSTM(5)]),
     "masked_gru": ("gru", True, lambda k: [k.GRU(5)]),
     "masked_bidirectional_lstm_of_two_layers": (
@@ -373,7 +373,7 @@ def small(tmp_path):
     random = np.random.default_rng(0)
     arrays = {name: random.normal(size=shape) for name, shape in SHAPES.items()}
     save_file({k: a.astype("float32") for k, a in arrays.items()}, tmp_path / "w.safetensors")
-    given = {"--from": "torch", "--kind": "rnn", "--out": tmp_path / "run"}
+    given = {"--from": "torch", "--kind": "vanilla", "--out": tmp_path / "run"}
     return tmp_path / "w.safetensors", given
 
 
@@ -407,7 +407,7 @@ def test_padding_that_is_not_read_changes_nothing(small):
         ({"--pad-id": -1}, "pad_id: expected an id in [0, 11), got -1"),
         ({"--length": 0}, "length: expected 1 or more, got 0"),
         ({"--batch-size": 0}, "batch_size: expected 1 or more, got 0"),
-        ({"--from": "keras"}, "expected names that begin with 0, 1, 2, ..."),
+        ({"--from": "keras"}, "must have names that begin with 0, 1, 2, ..."),
     ],
 )
 def test_wrong_settings_are_named_and_leave_no_folder(options, message, small, capsys):

@@ -33,7 +33,7 @@ def make_recipe(**changes):
     """As small as the lessons are below, so that they share a program."""
     recipe = Recipe(
         form="keras",
-        kind="rnn",
+        kind="vanilla",
         embedding_size=4,
         layers=(LayerSize(3, False),),
         num_classes=4,
@@ -78,7 +78,7 @@ def test_lazy_rows_end_where_keras_has_them(keras):
     from experiments.lessons.peers_keras import Keras, values_of
 
     mine, theirs, params = trained_alike(make_recipe(), Keras)
-    assert_same_weights(mine.params, import_keras("rnn", values_of(theirs.model.weights)))
+    assert_same_weights(mine.params, import_keras("vanilla", values_of(theirs.model.weights)))
     assert np.abs(params.embedding.vectors).max() == pytest.approx(0.05, abs=1e-3)
     assert not params.head.bias.any()
 

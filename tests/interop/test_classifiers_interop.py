@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 V, E, H, C = 11, 4, 3, 2
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 TOKENS = np.array([[2, 3, 4, 5, 6], [8, 9, 10, 1, 7]], np.int32)
-TORCH_KINDS = {"rnn": "RNN", "lstm": "LSTM", "gru": "GRU"}
+TORCH_KINDS = {"vanilla": "RNN", "lstm": "LSTM", "gru": "GRU"}
 
 
 def drawn(architecture, seed=0):
@@ -79,7 +79,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [("rnn", "one layer"), ("lstm", "two layers, two directions"), ("gru", "no bias")],
+    [("vanilla", "one layer"), ("lstm", "two layers, two directions"), ("gru", "no bias")],
 )
 def test_a_state_dict_gives_the_logits_of_its_module(kind, options):
     net = torch_net(kind, **OPTIONS[options])
@@ -89,9 +89,9 @@ def test_a_state_dict_gives_the_logits_of_its_module(kind, options):
 
 
 def test_relu_is_an_activation_that_the_weights_do_not_show():
-    net = torch_net("rnn", nonlinearity="relu")
-    params = import_torch("rnn", net.state_dict())
-    architecture = describe("rnn", params, pooling="mean", activation="relu")
+    net = torch_net("vanilla", nonlinearity="relu")
+    params = import_torch("vanilla", net.state_dict())
+    architecture = describe("vanilla", params, pooling="mean", activation="relu")
     np.testing.assert_allclose(logits(architecture, params), torch_logits(net), **CLOSE)
 
 
@@ -137,7 +137,7 @@ STACKS = {
 
 
 @pytest.mark.parametrize("stack", STACKS)
-@pytest.mark.parametrize("kind", ["rnn", "lstm", "gru", "gru_reset_before"])
+@pytest.mark.parametrize("kind", ["vanilla", "lstm", "gru", "gru_reset_before"])
 def test_keras_export_is_undone_by_import(kind, stack):
     architecture = Architecture(kind, V, E, STACKS[stack], C)
     params = drawn(architecture)
@@ -146,7 +146,7 @@ def test_keras_export_is_undone_by_import(kind, stack):
     jax.tree.map(np.testing.assert_array_equal, again, params)
 
 
-KERAS_LAYERS = {"rnn": "SimpleRNN", "lstm": "LSTM", "gru": "GRU", "gru_reset_before": "GRU"}
+KERAS_LAYERS = {"vanilla": "SimpleRNN", "lstm": "LSTM", "gru": "GRU", "gru_reset_before": "GRU"}
 
 
 @pytest.mark.parametrize("kind", KERAS_LAYERS)
@@ -192,14 +192,14 @@ def test_two_classes_have_the_probabilities_of_one_sigmoid_unit():
     both = two_classes(params)
     found = jax.nn.softmax(logits(describe("gru", both), both), axis=-1)
     np.testing.assert_allclose(found[:, 1:], 1 / (1 + np.exp(-z)), **CLOSE)
-    with pytest.raises(ValueError, match="head: expected one unit, got 2"):
+    with pytest.raises(ValueError, match="head must have one unit, got 2"):
         two_classes(both)
 
 
 @pytest.mark.parametrize("kind", classifiers.KINDS)
 @pytest.mark.parametrize("stack", ["one", "mixed"])
 def test_describe_gives_back_what_was_built(kind, stack):
-    activation = "relu" if kind == "rnn" else "tanh"
+    activation = "relu" if kind == "vanilla" else "tanh"
     architecture = Architecture(kind, V, E, STACKS[stack], C, "max", activation)
     assert describe(kind, drawn(architecture), pooling="max", activation=activation) == architecture
 
@@ -214,29 +214,29 @@ F = np.float32
 WRONG = {
     "no recurrent module": (
         {"rnn.weight_ih_l0": None},
-        r"encoder: expected exactly one in the state dict, found \[\]",
+        r"encoder must be one module of the state dict, got \[\]",
     ),
     "two recurrent modules": (
         {"b.weight_ih_l0": np.ones((4 * H, E), F)},
-        r"encoder: expected exactly one in the state dict, found \['rnn', 'b'\]",
+        r"encoder must be one module of the state dict, got \['rnn', 'b'\]",
     ),
     "two heads": (
         {"g.weight": np.ones((C, H), F), "g.bias": np.ones(C, F)},
-        r"head: expected exactly one in the state dict, found \['fc', 'g'\]",
+        r"head must be one module of the state dict, got \['fc', 'g'\]",
     ),
-    "no bias in the head": ({"fc.bias": None}, "embedding: expected exactly one"),
+    "no bias in the head": ({"fc.bias": None}, "embedding must be one module"),
     "a part of none": ({"scale": np.ones(1, F)}, "entries of no part of a classifier: scale"),
     "a narrow embedding": (
         {"embedding.weight": np.ones((V, E - 1), F)},
-        "encoder layer 0: expected weights for 3 inputs, the size of what is below, got 4",
+        "encoder layer 0 must have weights for 3 inputs, the size of what is below, got 4",
     ),
     "a wide head": (
         {"fc.weight": np.ones((C, H + 1), F)},
-        "head: expected weights for 3 inputs, got 4",
+        "head must have weights for 3 inputs, got 4",
     ),
-    "a head of two shapes": ({"fc.bias": np.ones(C + 1, F)}, "bias: expected shape"),
+    "a head of two shapes": ({"fc.bias": np.ones(C + 1, F)}, "bias must have shape"),
     "a projection": ({"rnn.weight_hr_l0": np.ones((2, H), F)}, "weight_hr_l0: unexpected"),
-    "integers": ({"embedding.weight": np.ones((V, E), int)}, "weight: expected a floating dtype"),
+    "integers": ({"embedding.weight": np.ones((V, E), int)}, "weight must be of floating dtype"),
 }
 
 
@@ -248,28 +248,28 @@ def test_a_state_dict_that_does_not_fit_is_refused_by_name(case):
 
 
 def test_a_named_part_must_be_there():
-    with pytest.raises(ValueError, match=r"head: expected 'out' in the state dict, found \['fc'\]"):
+    with pytest.raises(ValueError, match=r"head must be 'out' of the state dict, got \['fc'\]"):
         import_torch("lstm", state_dict(), head="out")
 
 
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
-        ([(V, E), (H, C), (C,)], r"expected get_weights\(\) of Embedding"),
-        ([(V, E), (E, H), (H, H), (H,), (2 * H, C), (C,)], "head: expected weights for 3 inputs"),
-        ([(V, E), (E, H), (H, H + 1), (H,), (H, C), (C,)], "recurrent_kernel: expected shape"),
-        ([(V, E), (E, H), (H, H), (H,), (H, H), (H, C), (C,)], "expected the arrays"),
+        ([(V, E), (H, C), (C,)], r"weights must be get_weights\(\) of Embedding"),
+        ([(V, E), (E, H), (H, H), (H,), (2 * H, C), (C,)], "head must have weights for 3 inputs"),
+        ([(V, E), (E, H), (H, H + 1), (H,), (H, C), (C,)], "recurrent_kernel must have shape"),
+        ([(V, E), (E, H), (H, H), (H,), (H, H), (H, C), (C,)], "must have the arrays"),
     ],
 )
 def test_keras_arrays_that_do_not_fit_are_refused(shapes, message):
     with pytest.raises(ValueError, match=message):
-        import_keras("rnn", [np.ones(shape, F) for shape in shapes])
+        import_keras("vanilla", [np.ones(shape, F) for shape in shapes])
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "lru"}, r"kind must be one of \['rnn', 'lstm'"),
+        ({"kind": "lru"}, r"kind must be one of \['vanilla', 'lstm'"),
         ({"pooling": "first"}, "pooling must be one of"),
         ({"activation": "relu"}, "got 'relu' for 'lstm'"),
     ],
@@ -286,7 +286,7 @@ def test_choices_are_checked_on_both_sides(change, message):
 def test_directions_of_two_sizes_are_refused():
     encoder = rnnjax.bidirectional(rnnjax.lstm(3), rnnjax.recurrent(rnnjax.lstm(4), reverse=True))
     model = rnnjax.classifier(rnnjax.embedding(V, E), encoder, C)
-    with pytest.raises(ValueError, match=r"encoder layer 0: .* one size, got sizes \[3, 4\]"):
+    with pytest.raises(ValueError, match=r"encoder layer 0 must .* one size, got sizes \[3, 4\]"):
         describe("lstm", zeros(model))
 
 
@@ -301,7 +301,7 @@ def test_layers_that_torch_has_in_no_module_are_refused():
 )
 def test_keras_arrays_without_their_places_are_refused(names, tmp_path):
     save_file({name: np.ones(1, F) for name in names}, tmp_path / "w.safetensors")
-    with pytest.raises(ValueError, match=r"expected names that begin with 0, 1, 2.*enumerate"):
+    with pytest.raises(ValueError, match=r"must have names that begin with 0, 1, 2.*enumerate"):
         read_keras_file(tmp_path / "w.safetensors")
 
 
@@ -357,7 +357,11 @@ CHANGED = [
     ("GRU", {"recurrent_activation": "tanh"}, "recurrent_activation='tanh'"),
     ("LSTM", {"stateful": True}, "stateful=True"),
     ("LSTM", {"dtype": "mixed_float16"}, "dtype='mixed_float16'"),
-    ("LSTM", {"return_sequences": True}, r"expected Embedding, recurrent layers, .*|return_sequen"),
+    (
+        "LSTM",
+        {"return_sequences": True},
+        r"layers must be Embedding, recurrent layers, .*|return_sequen",
+    ),
 ]
 
 
@@ -431,7 +435,7 @@ def test_layers_side_by_side_are_refused(tmp_path):
         return layers.Dense(C)(layers.LSTM(H)(layer(layer(xs))))
 
     path, _ = saved_keras(tmp_path, functional=skip)
-    with pytest.raises(ValueError, match=r"takes .*, expected the layer before it alone"):
+    with pytest.raises(ValueError, match=r"must take the layer before it alone, got"):
         read_keras_file(path)
 
 
@@ -476,8 +480,8 @@ def test_a_keras_model_with_everything_that_is_harmless_is_read(pooling, tmp_pat
     found = read_keras_file(path, activation="relu", pooling=pooling)
     for ours, theirs in zip(found, keras_net.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    params = import_keras("rnn", found)
-    model = build(describe("rnn", params, pooling=pooling, activation="relu"))
+    params = import_keras("vanilla", found)
+    model = build(describe("vanilla", params, pooling=pooling, activation="relu"))
     tokens = np.random.default_rng(0).integers(0, V, (3, 5)).astype(np.int32)
     with jax.numpy_rank_promotion("allow"):
         theirs = np.asarray(keras_net(tokens))
@@ -510,9 +514,9 @@ def test_a_file_that_is_something_else_is_refused(tmp_path):
     for name, read, message in [
         ("w.h5", read_keras_file, "not a whole HDF5 file"),
         ("w.safetensors", read_keras_file, "not a whole safetensors file"),
-        ("w.keras", read_keras_file, r"expected an .h5 or a .safetensors file: safetensors.numpy"),
+        ("w.keras", read_keras_file, r"must be an .h5 or a .safetensors file: safetensors.numpy"),
         ("w.safetensors", read_torch_file, "not a whole safetensors file"),
-        ("w.pt", read_torch_file, r"expected a .safetensors file: safetensors.torch.save_file"),
+        ("w.pt", read_torch_file, r"must be a .safetensors file: safetensors.torch.save_file"),
     ]:
         if name.endswith("h5"):
             pytest.importorskip("h5py")

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("float64", "quick_compile")
 hk = pytest.importorskip("haiku", reason="haiku is not installed: its weights are untested")
 
 CASES = {
-    "rnn": (rnnjax.vanilla(H, jax.nn.relu), hk.VanillaRNN, "vanilla_rnn"),
+    "vanilla": (rnnjax.vanilla(H, jax.nn.relu), hk.VanillaRNN, "vanilla_rnn"),
     "lstm": (CELLS["lstm"], hk.LSTM, "lstm"),
     "gru_reset_before": (CELLS["gru_reset_before"], hk.GRU, "gru"),
 }
@@ -58,7 +58,7 @@ def haiku_gradients(kind, gradients, modules):
     exported = interop.export_weights(kind, gradients, modules)
     zero = interop.export_weights(kind, jax.tree.map(np.zeros_like, gradients), modules)
     exported = jax.tree.map(np.subtract, exported, zero)
-    for name in [name for name in exported if kind == "rnn" and name.endswith("linear_1")]:
+    for name in [name for name in exported if kind == "vanilla" and name.endswith("linear_1")]:
         exported[name]["b"] = exported[name.removesuffix("_1")]["b"]  # only the sum acts
     return exported
 
@@ -106,7 +106,7 @@ def test_only_the_forget_bias_of_a_round_trip_is_rounded():
     np.testing.assert_allclose(rounded, params.bias, rtol=0, atol=np.finfo(np.float64).eps)
 
 
-@pytest.mark.parametrize("kind", ["rnn", "gru_reset_before"])
+@pytest.mark.parametrize("kind", ["vanilla", "gru_reset_before"])
 def test_round_trips_are_exact(kind):
     params = random_params(make_layer(CELLS[kind], 2, True))
     modules = (rnnjax.Directions("a/~/core", "b"), rnnjax.Directions("c", "d"))
@@ -115,10 +115,10 @@ def test_round_trips_are_exact(kind):
 
 
 def test_a_core_without_second_bias_is_taken():
-    transformed, name = make("rnn", 1, double_bias=False)
+    transformed, name = make("vanilla", 1, double_bias=False)
     weights = draw_weights(transformed)
     assert "b" not in weights["vanilla_rnn/linear_1"]
-    params = interop.import_weights("rnn", weights, name)
+    params = interop.import_weights("vanilla", weights, name)
     np.testing.assert_array_equal(params.bias, weights["vanilla_rnn/linear"]["b"])
 
 
@@ -131,7 +131,7 @@ def test_cores_are_found_among_other_modules():
 
 def test_names_in_another_form_than_the_parameters_are_refused():
     params = random_params(make_layer(CELLS["lstm"], 2))
-    with pytest.raises(ValueError, match="modules: expected one name for each cell of params"):
+    with pytest.raises(ValueError, match="modules must have one name for each cell of params"):
         interop.export_weights("lstm", params, "lstm")
     with pytest.raises(ValueError, match="a name of its own for each cell"):
         interop.export_weights("lstm", params, ("lstm", "lstm"))

@@ -28,7 +28,7 @@ keras = pytest.importorskip("keras", reason="keras is not installed: its weights
 MASK = np.array([[0, 0, 1, 1, 1], [1, 1, 0, 1, 0], [1, 1, 1, 0, 0]]) > 0
 assert MASK.shape == (B, T)
 CASES = {
-    "rnn": (keras.layers.SimpleRNN, {}),
+    "vanilla": (keras.layers.SimpleRNN, {}),
     "lstm": (keras.layers.LSTM, {}),
     "gru": (keras.layers.GRU, {"reset_after": True}),
     "gru_reset_before": (keras.layers.GRU, {"reset_after": False}),

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 nnx = pytest.importorskip("flax.nnx", reason="flax is not installed: its weights are untested")
 
 CASES = {
-    "rnn": nnx.SimpleCell,
+    "vanilla": nnx.SimpleCell,
     "lstm": nnx.LSTMCell,
     "optimized_lstm": nnx.OptimizedLSTMCell,
     "gru": nnx.GRUCell,

@@ -34,7 +34,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not inst
 from onnx.reference import ReferenceEvaluator  # noqa: E402
 
 CASES = {
-    "rnn": ("RNN", {}),
+    "vanilla": ("RNN", {}),
     "lstm": ("LSTM", {}),
     "peephole_lstm": ("LSTM", {}),
     "coupled_lstm": ("LSTM", {"input_forget": 1}),

@@ -31,9 +31,9 @@ def test_every_entry_that_does_not_fit_is_named():
     with refuses(
         "PyTorch 'lstm' at 'b.': the weights do not fit:",
         "extra: unexpected",
-        "weight_ih_l0: expected a floating dtype, found int32",
-        f"bias_hh_l0: missing, expected shape [4H] with H = {H}",
-        f"weight_hh_l1: expected shape [4H, H] with H = {H}, found ({4 * H}, {H + 1})",
+        "weight_ih_l0 must be of floating dtype, got int32",
+        f"bias_hh_l0 must have shape [4H] with H = {H}, got nothing",
+        f"weight_hh_l1 must have shape [4H, H] with H = {H}, got ({4 * H}, {H + 1})",
     ) as error:
         torch.import_weights("lstm", weights, prefix="b.")
     assert "other" not in str(error.value)
@@ -44,9 +44,11 @@ def test_a_missing_layer_is_named():
     weights = {
         name.replace("_l0", "_l1"): a for name, a in torch.export_weights("gru", GRU).items()
     }
-    with refuses("weight_hh_l0: missing", "weight_ih_l0: missing", "bias_hh_l0: missing"):
+    with refuses(
+        *(f"{name} must have shape [3H" for name in ("weight_hh_l0", "weight_ih_l0")), "got nothing"
+    ):
         torch.import_weights("gru", weights)
-    with refuses("weight_hh_l0: missing, expected shape [3H, H]"):
+    with refuses("weight_hh_l0 must have shape [3H, H]"):
         torch.import_weights("gru", weights, prefix="elsewhere.")
 
 
@@ -78,15 +80,23 @@ EXPORTS = {
 }
 
 
+@pytest.mark.parametrize(("former", "name"), [("rnn", "vanilla"), ("mgu", "minimal_gated")])
+def test_a_former_name_of_a_kind_is_taken_for_that_of_its_cell(former, name):
+    params = random_params(make_layer(CELLS[name]))
+    with pytest.warns(DeprecationWarning, match=f"the kind '{former}' is called '{name}' now"):
+        weights = linen.export_weights(former, params)
+    assert weights.keys() == linen.export_weights(name, params).keys()
+
+
 @pytest.mark.parametrize("library", EXPORTS)
 def test_parameters_of_another_cell_are_refused(library):
-    with refuses("expected LSTMParams for kind 'lstm', got GRUParams"):
+    with refuses("must be LSTMParams for kind 'lstm', got GRUParams"):
         EXPORTS[library]("lstm", GRU)
 
 
 @pytest.mark.parametrize("library", ["torch", "linen", "nnx", "equinox", "keras", "onnx"])
 def test_the_reset_before_form_is_no_reset_after_gru(library):
-    with refuses("kind 'gru'", "hidden_bias: missing"):
+    with refuses("kind 'gru'", "hidden_bias must have shape", "got nothing"):
         EXPORTS[library]("gru", GRU._replace(hidden_bias=None))
 
 
@@ -98,19 +108,19 @@ def test_the_reset_after_form_is_no_reset_before_gru(library):
 
 def test_a_bias_of_the_other_reset_form_is_refused_by_keras():
     after = keras.export_weights("gru", GRU)
-    with refuses(f"bias: expected shape [3H] with H = {H}, found (2, {3 * H})"):
+    with refuses(f"bias must have shape [3H] with H = {H}, got (2, {3 * H})"):
         keras.import_weights("gru_reset_before", after)
     before = keras.export_weights("gru_reset_before", GRU._replace(hidden_bias=None))
-    with refuses(f"bias: expected shape [2, 3H] with H = {H}, found ({3 * H},)"):
+    with refuses(f"bias must have shape [2, 3H] with H = {H}, got ({3 * H},)"):
         keras.import_weights("gru", before)
 
 
 @pytest.mark.parametrize("library", EXPORTS)
 def test_parameters_that_do_not_fit_together_are_refused(library):
     wrong = LSTM._replace(bias=np.zeros(3 * H))
-    with refuses(f"bias: expected shape [4H] with H = {H}, found ({3 * H},)"):
+    with refuses(f"bias must have shape [4H] with H = {H}, got ({3 * H},)"):
         EXPORTS[library]("lstm", wrong)
-    with refuses("expected one dtype for all, found", "bias float32"):
+    with refuses("all must have one dtype, got", "bias float32"):
         EXPORTS[library]("lstm", LSTM._replace(bias=LSTM.bias.astype(np.float32)))
 
 
@@ -171,7 +181,7 @@ def test_biases_are_not_dropped_unless_they_are_zero(export):
 def test_a_torch_module_is_one_size_and_one_direction_or_two():
     with refuses("two directions in every layer of a module, or in none"):
         torch.export_weights("lstm", (rnnjax.Directions(LSTM, LSTM), LSTM))
-    with refuses("one PyTorch module for all layers", "weight_ih_l1: expected shape [4H, H]"):
+    with refuses("one PyTorch module for all layers", "weight_ih_l1 must have shape [4H, H]"):
         torch.export_weights("lstm", (LSTM, LSTM))
     with refuses("PyTorch has no cell for 2 rows of weights"):
         torch.export_weights("lstm", rnnjax.Directions(LSTM, LSTM), cell=True)
@@ -181,33 +191,33 @@ def test_a_torch_module_is_one_size_and_one_direction_or_two():
 
 
 def test_a_torch_state_of_odd_rows_is_not_bidirectional():
-    with refuses("state: expected an even number of rows, two a layer, got 3"):
+    with refuses("state must have an even number of rows, two a layer, got 3"):
         torch.import_carry("gru", np.zeros((3, 2, H)), bidirectional=True)
 
 
 def test_a_keras_layer_is_two_three_four_or_six_arrays():
     arrays = keras.export_weights("lstm", LSTM)
     for count in (0, 1, 5, 7):
-        with refuses("expected the arrays kernel, recurrent_kernel, bias", f"got {count} arrays"):
+        with refuses("must have the arrays kernel, recurrent_kernel, bias", f"got {count} arrays"):
             keras.import_weights("lstm", (arrays * 3)[:count])
-    with refuses("weights[1]: expected the arrays", "got 1 arrays"):
+    with refuses("weights[1] must have the arrays", "got 1 arrays"):
         keras.import_weights("lstm", [arrays, arrays[:1]])
 
 
 def test_flax_weights_are_named_down_to_the_leaf():
     weights = linen.export_weights("gru", GRU)["cell"]
     weights["hn"]["bais"] = weights["hn"].pop("bias")
-    with refuses("linen 'gru'", "hn/bais: unexpected", "hn/bias: missing, expected shape [H]"):
+    with refuses("linen 'gru'", "hn/bais: unexpected", "hn/bias must have shape [H]"):
         linen.import_weights("gru", {"cell": weights})
     with refuses("forward_rnn/cell/hn/kernel: unexpected"):
         linen.import_weights("gru", {"forward_rnn": {"cell": weights}})
-    with refuses("expected the weights of a cell by name, got ndarray"):
+    with refuses("weights must be those of a cell by name, got ndarray"):
         linen.import_weights("gru", [np.zeros(3)])
 
 
 def test_haiku_rows_must_hold_an_input():
     weights = {"a/linear": {"w": np.zeros((H, 4 * H)), "b": np.zeros(4 * H)}}
-    with refuses(f"linear/w: expected input rows above {H} hidden ones, got {H} rows"):
+    with refuses(f"linear/w must have input rows above {H} hidden ones, got {H} rows"):
         haiku.import_weights("lstm", weights, "a")
     with refuses("no module 'b' in the weights, got ['a/linear']"):
         haiku.import_weights("lstm", weights, "b")
@@ -215,7 +225,9 @@ def test_haiku_rows_must_hold_an_input():
 
 def test_equinox_cells_are_named_in_their_tree():
     bare = SimpleNamespace(weight_ih=np.zeros((3 * H, D)), bias=np.zeros(3 * H))
-    with refuses("cells[0].backward, Equinox 'gru'", "weight_hh: missing", "bias_n: missing"):
+    with refuses(
+        "cells[0].backward, Equinox 'gru'", "weight_hh must have shape", "bias_n must have shape"
+    ):
         whole = equinox.export_weights("gru", GRU)
         equinox.import_weights("gru", (rnnjax.Directions(whole, vars(bare)),))
 
@@ -224,7 +236,7 @@ def test_an_object_that_is_no_equinox_cell_of_that_kind_is_refused():
     """Its arrays may have the right names and shapes and yet be used otherwise."""
     for kind in ("gru", "lstm"):
         weights = equinox.export_weights(kind, GRU if kind == "gru" else LSTM)
-        with refuses(f"cells, Equinox '{kind}': expected an equinox.nn.{kind.upper()}Cell"):
+        with refuses(f"cells, Equinox '{kind}', must be an equinox.nn.{kind.upper()}Cell"):
             equinox.import_weights(kind, SimpleNamespace(**weights))
 
 
@@ -260,7 +272,7 @@ def test_haiku_modules_that_are_there_are_named():
 
 def test_onnx_nodes_have_one_or_two_directions():
     node = {name: np.repeat(array, 3, 0) for name, array in onnx.export_weights("gru", GRU).items()}
-    with refuses("nodes, ONNX 'gru': expected one or two directions, got 3"):
+    with refuses("nodes, ONNX 'gru' must have one or two directions, got 3"):
         onnx.import_weights("gru", node)
     wide = random_params(rnnjax.recurrent(rnnjax.gru(H + 1)))
     with refuses("ONNX needs two directions of the same sizes"):
@@ -272,9 +284,9 @@ def test_onnx_nodes_have_one_or_two_directions():
 
 def test_onnx_nodes_that_compute_something_else_are_refused():
     assert onnx.kind_of("LSTM", {"activations": [b"Sigmoid", b"Tanh", b"Tanh"] * 2}) == "lstm"
-    with refuses("GRU: expected activations ['sigmoid', 'tanh'], got ['hardsigmoid', 'tanh']"):
+    with refuses("GRU must have the activations ['sigmoid', 'tanh'], got ['hardsigmoid', 'tanh']"):
         onnx.kind_of("GRU", {"activations": ["HardSigmoid", "Tanh"]})
-    with refuses("RNN: expected activations ['tanh'], got ['relu']"):
+    with refuses("RNN must have the activations ['tanh'], got ['relu']"):
         onnx.kind_of("RNN", {"activations": ["Relu"]})
     for attributes, shown in (
         ({"clip": 3.0}, "clip=3.0"),

@@ -33,15 +33,15 @@ def there_and_back(library):
 
 
 ROUND_TRIPS = {
-    "torch": (there_and_back(torch), ["rnn", "lstm", "projected_lstm", "gru"]),
-    "keras": (there_and_back(keras), ["rnn", "lstm", "gru", "gru_reset_before"]),
-    "linen": (there_and_back(linen), ["rnn", "lstm", "gru", "mgu"]),
-    "nnx": (there_and_back(nnx), ["rnn", "lstm", "optimized_lstm"]),
-    "haiku": (haiku_there_and_back, ["rnn", "gru_reset_before"]),
+    "torch": (there_and_back(torch), ["vanilla", "lstm", "projected_lstm", "gru"]),
+    "keras": (there_and_back(keras), ["vanilla", "lstm", "gru", "gru_reset_before"]),
+    "linen": (there_and_back(linen), ["vanilla", "lstm", "gru", "minimal_gated"]),
+    "nnx": (there_and_back(nnx), ["vanilla", "lstm", "optimized_lstm"]),
+    "haiku": (haiku_there_and_back, ["vanilla", "gru_reset_before"]),
     "equinox": (there_and_back(equinox), ["lstm", "gru"]),
     "onnx": (
         there_and_back(onnx),
-        ["rnn", "lstm", "peephole_lstm", "coupled_lstm", "gru", "gru_reset_before"],
+        ["vanilla", "lstm", "peephole_lstm", "coupled_lstm", "gru", "gru_reset_before"],
     ),
 }
 CASES = [(name, kind) for name, (_, kinds) in ROUND_TRIPS.items() for kind in kinds]
@@ -89,7 +89,7 @@ def test_layers_take_imported_weights_as_they_are():
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("num_layers", [1, 2])
-@pytest.mark.parametrize("kind", ["rnn", "lstm", "projected_lstm", "gru"])
+@pytest.mark.parametrize("kind", ["vanilla", "lstm", "projected_lstm", "gru"])
 def test_carries_of_torch_come_back(kind, num_layers, bidirectional):
     layer = make_layer(CELLS[kind], num_layers, bidirectional)
     carry, _ = layer.apply(layer.init(jax.random.key(0), D), jnp.ones((2, 3, D)))

@@ -29,8 +29,8 @@ torch = pytest.importorskip("torch", reason="torch is not installed: its weights
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence  # noqa: E402
 
 CASES = {
-    "rnn": ("rnn", torch.nn.RNN, {}),
-    "rnn relu": ("rnn", torch.nn.RNN, {"nonlinearity": "relu"}),
+    "vanilla": ("vanilla", torch.nn.RNN, {}),
+    "rnn relu": ("vanilla", torch.nn.RNN, {"nonlinearity": "relu"}),
     "lstm": ("lstm", torch.nn.LSTM, {}),
     "projected_lstm": ("projected_lstm", torch.nn.LSTM, {"proj_size": P}),
     "gru": ("gru", torch.nn.GRU, {}),
@@ -131,7 +131,7 @@ def test_a_module_without_biases_comes_and_goes_exactly(case):
 
 @pytest.mark.parametrize(
     ("kind", "make_cell"),
-    [("rnn", torch.nn.RNNCell), ("lstm", torch.nn.LSTMCell), ("gru", torch.nn.GRUCell)],
+    [("vanilla", torch.nn.RNNCell), ("lstm", torch.nn.LSTMCell), ("gru", torch.nn.GRUCell)],
 )
 def test_torch_cells_come_and_go(kind, make_cell):
     module, other = (make_cell(D, H, dtype=torch.float64) for _ in range(2))
@@ -173,6 +173,6 @@ def test_imported_weights_do_not_follow_further_training():
 def test_tensors_that_numpy_cannot_read_are_named():
     half = {name: a.bfloat16() for name, a in torch.nn.RNN(D, H).state_dict().items()}
     with pytest.raises(ValueError, match="weight_ih_l0: NumPy cannot read it"):
-        interop.import_weights("rnn", half)
+        interop.import_weights("vanilla", half)
     with pytest.raises(ValueError, match="weight_hh_l0: NumPy cannot read it"):
-        interop.import_weights("rnn", dict(torch.nn.RNN(D, H).named_parameters()))
+        interop.import_weights("vanilla", dict(torch.nn.RNN(D, H).named_parameters()))

@@ -51,7 +51,7 @@ def assert_runtime_agrees(model, params, data, batch=ragged(5, 6, [6, 1, 0, 3, 6
 
 
 @pytest.mark.parametrize("layers", LAYERS)
-@pytest.mark.parametrize("kind", ["rnn", "lstm", "gru", "gru_reset_before"])
+@pytest.mark.parametrize("kind", ["vanilla", "lstm", "gru", "gru_reset_before"])
 def test_onnxruntime_gives_the_logits_of_every_cell_and_direction(kind, layers):
     model, params = make(kind, layers)
     assert_runtime_agrees(model, params, export_classifier(kind, params))
@@ -67,7 +67,12 @@ def test_one_graph_runs_for_every_batch_and_time(batch):
 @pytest.mark.parametrize("pooling", ["last", "mean", "max"])
 @pytest.mark.parametrize(
     ("kind", "layers"),
-    [("lstm", "forward"), ("gru", "stacked"), ("gru_reset_before", "forward"), ("rnn", "stacked")],
+    [
+        ("lstm", "forward"),
+        ("gru", "stacked"),
+        ("gru_reset_before", "forward"),
+        ("vanilla", "stacked"),
+    ],
 )
 def test_a_batch_without_rows_or_steps_has_the_logits_of_empty_rows(kind, layers, pooling, shape):
     model, params = make(kind, layers, pooling)
@@ -101,8 +106,8 @@ def test_pooling_is_over_the_real_steps(pooling):
 
 @pytest.mark.parametrize("activation", ["relu", "sigmoid"])
 def test_the_activation_of_a_simple_cell_is_written_for_both_directions(activation):
-    model, params = make("rnn", "bidirectional", activation=activation)
-    data = export_classifier("rnn", params, activation=activation)
+    model, params = make("vanilla", "bidirectional", activation=activation)
+    data = export_classifier("vanilla", params, activation=activation)
     assert_runtime_agrees(model, params, data)
 
 
@@ -160,7 +165,7 @@ def test_a_cell_without_a_node_is_refused_with_the_reason():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"kind": "gru"}, "expected GRUParams for kind 'gru', got LSTMParams"),
+        ({"kind": "gru"}, "must be GRUParams for kind 'gru', got LSTMParams"),
         ({"pooling": "first"}, r"pooling must be one of \['last', 'mean', 'max'\], got 'first'"),
         ({"activation": "relu"}, "'tanh' for the others, got 'relu' for 'lstm'"),
         ({"activation": "cos"}, r"activation must be one of \['tanh', 'relu', 'sigmoid'\]"),
@@ -181,5 +186,5 @@ def test_weights_wider_than_the_nodes_are_refused():
 
 def test_an_embedding_without_a_table_is_refused():
     model = rnnjax.classifier(rnnjax.one_hot(VOCAB), rnnjax.lstm(3), CLASSES)
-    with pytest.raises(ValueError, match="embedding: expected a table of vectors"):
+    with pytest.raises(ValueError, match="embedding must have a table of vectors"):
         export_classifier("lstm", model.init(jax.random.key(0)))

@@ -285,7 +285,7 @@ def test_our_cells_with_the_arguments_of_flax_compute_as_flax(name):
     given |= {"residual": True} if name == "SimpleCell" else {"gate_fn": jax.nn.hard_sigmoid}
     theirs = getattr(nnx, name)(D, H, rngs=nnx.Rngs(0), **given)
     ours = getattr(modules.nnx, name)(D, H, rngs=nnx.Rngs(1), **given)
-    kind = {"LSTMCell": "lstm", "GRUCell": "gru", "SimpleCell": "rnn"}[name]
+    kind = {"LSTMCell": "lstm", "GRUCell": "gru", "SimpleCell": "vanilla"}[name]
     state = nnx.to_pure_dict(nnx.state(theirs, nnx.Param))
     params = interop.nnx.import_weights(kind, state)
     for field, values in params._asdict().items():
