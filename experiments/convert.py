@@ -76,7 +76,7 @@ class Import:
     pooling: Literal["last", "mean", "max"] = "last"
     """How the outputs of all steps become one vector, which the weights do not show."""
     activation: Literal["tanh", "relu", "sigmoid"] = "tanh"
-    """Of kind rnn, which the weights do not show either."""
+    """Of kind vanilla, which the weights do not show either."""
     padding: Literal["unread", "right", "left"] = "unread"
     """unread for packed sequences and for mask_zero; otherwise the side where the model was shown
     padding as if it were text."""

@@ -83,7 +83,7 @@ def kind_of(op_type: str, attributes: Mapping[str, Any], peepholes: bool = False
         return "gru" if attributes.get("linear_before_reset", 0) else "gru_reset_before"
     if op_type == "LSTM" and (coupled or peepholes):
         return "coupled_lstm" if coupled else "peephole_lstm"
-    return op_type.lower()
+    return "lstm" if op_type == "LSTM" else "vanilla"
 
 
 def _refuse_unknown(op_type: str, attributes: Mapping[str, Any]) -> None:

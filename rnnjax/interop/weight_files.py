@@ -101,7 +101,7 @@ def _read_safetensors(path: Path, max_bytes: int) -> dict[str, np.ndarray]:
 def _check_size(path: Path, size: int, max_bytes: int) -> None:
     if size > max_bytes:
         raise ValueError(
-            f"{path} must have at most max_bytes={max_bytes:,} of arrays, got {size:,}"
+            f"{path} must have arrays of at most max_bytes={max_bytes:,}, got {size:,}"
         )
 
 

@@ -207,7 +207,7 @@ LISTED = {
         "GRU",
         {"activations": ["HardSigmoid", "Tanh"]},
         False,
-        r"expected activations \['sigmoid', 'tanh'\]",
+        r"must have the activations \['sigmoid', 'tanh'\]",
     ),
 }
 

@@ -402,7 +402,7 @@ def test_padding_that_is_not_read_changes_nothing(small):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"--kind": "lstm"}, "weight_hh_l0: expected shape"),
+        ({"--kind": "lstm"}, "weight_hh_l0 must have shape"),
         ({"--unknown-id": 11}, "unknown_id: expected an id in [0, 11), got 11"),
         ({"--pad-id": -1}, "pad_id: expected an id in [0, 11), got -1"),
         ({"--length": 0}, "length: expected 1 or more, got 0"),

@@ -123,9 +123,9 @@ def test_a_bound_can_be_given(tmp_path):
     path = tmp_path / "w.safetensors"
     safetensors.numpy.save_file({"0": np.arange(4, dtype=np.float32)}, path)
     assert read_torch_file(path, max_bytes=16)["0"].tolist() == [0, 1, 2, 3]
-    with pytest.raises(ValueError, match="expected at most max_bytes=15, got 16"):
+    with pytest.raises(ValueError, match="at most max_bytes=15, got 16"):
         read_torch_file(path, max_bytes=15)
-    with pytest.raises(ValueError, match="expected at most max_bytes=15, got 16"):
+    with pytest.raises(ValueError, match="at most max_bytes=15, got 16"):
         read_keras_file(path, max_bytes=15)
 
 
@@ -245,8 +245,8 @@ def without_end(h5py, file, layer):
         (to_bytes_elsewhere, "lies in another file"),
         (to_arrays_elsewhere, "lies in another file"),
         (never_written, "larger than what is stored of it"),
-        (of_words, "expected numbers in '/layer/w'"),
-        (a_group, "expected numbers in '/layer/w'"),
+        (of_words, "'/layer/w' must be numbers"),
+        (a_group, "'/layer/w' must be numbers"),
         (without_names, "not a whole HDF5 file"),
         (of_a_missing_layer, "not a whole HDF5 file"),
         (without_end, "not a whole HDF5 file"),
@@ -263,5 +263,5 @@ def test_an_array_named_many_times_counts_many_times(h5):
     def change(h5py, file, layer):
         layer.attrs["weight_names"] = ["w"] * 100
 
-    with pytest.raises(ValueError, match="expected at most max_bytes=1,199, got 1,200"):
+    with pytest.raises(ValueError, match="at most max_bytes=1,199, got 1,200"):
         read_keras_file(h5(change), max_bytes=1199)
