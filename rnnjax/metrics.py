@@ -18,6 +18,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from rnnjax import _checks
+from rnnjax._devices import with_automatic_axes
 
 
 @jax.tree_util.register_dataclass
@@ -209,7 +210,12 @@ def cross_entropy(logits: Array, labels: Array, weights: ArrayLike | None = None
         labels = jnp.where(unread, 0, labels)
     # Optax answers a label that is too large with NaN, but would take -1 from the end.
     labels = jnp.where(labels < 0, logits.shape[-1], labels)
-    entropies = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    entropies = with_automatic_axes(
+        lambda pair: optax.softmax_cross_entropy_with_integer_labels(*pair),
+        (logits, labels),
+        logits,
+        logits.ndim - 1,
+    )
     if _checks.is_checking():
         _checks.require_finite("the cross entropy", entropies, _counted(weights, labels.shape))
     return Mean.of(entropies, weights)

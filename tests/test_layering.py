@@ -26,12 +26,10 @@ FLOORS = [
 SIDE = {"training", "weights", "data", "metrics", "checkpoint", "exporting", "benchmark"}
 ALLOWED_BESIDE = {
     "base": {"engine"},  # Cell.step and Layer.step run the engine, loaded when they are called
-    "masking": {"_checks", "_devices"},
-    "segments": {"_checks", "masking"},
-    "_numerics": {"_checks", "_devices"},
+    "segments": {"masking"},
     "interop": {"weights"},
 }
-ANYWHERE = {"base", "_checks"}
+ANYWHERE = {"base", "_checks", "_devices"}
 
 
 def rooms_imported_by(room):

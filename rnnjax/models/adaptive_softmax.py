@@ -136,4 +136,4 @@ def adaptive_softmax(
 def _pick(log_probs: Array, targets: Array, count: int) -> Array:
     """Of each row the number at its target, clipped to [0, count): elsewhere it is not used."""
     places = jnp.clip(targets, 0, count - 1)[..., None]
-    return jnp.take_along_axis(log_probs, places, axis=-1)[..., 0]
+    return jnp.take_along_axis(log_probs, places, axis=-1).squeeze(-1)

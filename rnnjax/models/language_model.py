@@ -208,7 +208,7 @@ def language_model(
             return carry, softmax.log_prob(params.head, outputs.dropped, targets)
         every = jax.nn.log_softmax(head(params, outputs.dropped), axis=-1)
         places = jnp.clip(targets, 0, vocab_size - 1)[..., None]
-        chosen = jnp.take_along_axis(every, places, axis=-1)[..., 0]
+        chosen = jnp.take_along_axis(every, places, axis=-1).squeeze(-1)
         outside = (targets < 0) | (targets >= vocab_size)
         return carry, jnp.where(outside, jnp.nan, chosen)
 
