@@ -41,6 +41,9 @@ class CompiledStep(Generic[State, Result]):
     ``jax.jit``, ``lax.scan``, ``jax.vmap`` or ``jax.grad``, it is the function itself: nothing is
     given away (donation), and a program that surrounds it reports nothing here.
 
+    It cannot be pickled, as compiled programs and most loss functions and optimizers cannot: a
+    process that needs one makes it anew. States are pickled as any tree of arrays.
+
     Args:
         name: for reports.
         function: a pure function of (state, batch), or of more arguments.
@@ -109,6 +112,12 @@ class CompiledStep(Generic[State, Result]):
         if ends and not disabled:
             self._report(Compilation(self._name, _shapes(rest[0]), ends[-1] - began))
         return result
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            f"a compiled step ({self._name}) cannot be pickled: make it anew in the process that "
+            "needs it, from the loss function and the optimizer"
+        )
 
     def _report(self, made: Compilation) -> None:
         self.compilations.append(made)

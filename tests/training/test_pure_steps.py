@@ -1,6 +1,7 @@
 """A step is a pure function: called, compiled, looped over, mapped and differentiated alike."""
 
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -140,6 +141,11 @@ def test_another_precision_of_products_is_one_more_program():
     with jax.default_matmul_precision("float32"):
         step(start().params, take(0))
     assert len(step.compilations) == 2
+
+
+def test_a_step_says_why_it_cannot_be_pickled():
+    with pytest.raises(TypeError, match="train step.* cannot be pickled: make it anew"):
+        pickle.dumps(make_train_step(loss_fn, OPTIMIZER))
 
 
 def test_without_jit_the_step_is_taken_and_nothing_reported():
