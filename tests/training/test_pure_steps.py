@@ -144,7 +144,7 @@ def test_another_precision_of_products_is_one_more_program():
 
 
 def test_a_step_says_why_it_cannot_be_pickled():
-    with pytest.raises(TypeError, match="train step.* cannot be pickled: make it anew"):
+    with pytest.raises(TypeError, match=r"train step.* cannot be pickled: make it anew"):
         pickle.dumps(make_train_step(loss_fn, OPTIMIZER))
 
 
