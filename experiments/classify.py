@@ -35,7 +35,7 @@ from experiments.running.classifier import (
 )
 from experiments.running.classifier import Predictor as Predictor
 from experiments.running.console import command, exit_code, parameter_table, wrapped
-from experiments.running.devices import find_devices
+from experiments.running.devices import Devices, find_devices
 from experiments.running.fitting import Fitted, Recipe, fit
 from experiments.running.interrupts import Interrupted
 from experiments.running.predicting import Request, predict
@@ -80,9 +80,10 @@ def train(settings: Settings, folder: Path) -> Outcome:
     """Train, write the run's folder, and say how to use it."""
     began = time.perf_counter()
     stored = stored_config(settings, folder)
-    every = parse_every(settings.checkpoint_every)
+    every, devices = parse_every(settings.checkpoint_every), find_devices(settings.devices)
     dataset, parts = read_parts(settings)
     encode, splits = prepare(settings, parts, len(dataset.label_names))
+    devices.check_rows("--batch-size", splits.train.shapes[0][0])
     require_room(settings, len(encode.vocabulary), len(dataset.label_names))
     identity = describe(settings, dataset, parts)
     config = {"environment": environment(), **(stored or {}), **identity}
@@ -97,7 +98,7 @@ def train(settings: Settings, folder: Path) -> Outcome:
         announce(dataset, parts, splits, len(encode.vocabulary))
         identity["vocabulary"] = list(encode.vocabulary.tokens)
         saver = Saver(checkpoints, run, identity, may_change=MAY_CHANGE, every=every)
-        fitted = fit_model(settings, len(dataset.label_names), encode, splits, run, saver)
+        fitted = fit_model(settings, len(dataset.label_names), encode, splits, run, saver, devices)
         checkpoints.wait()
         encode.vocabulary.save(folder / VOCABULARY)
         save_weights(folder / WEIGHTS, fitted.params)
@@ -172,13 +173,13 @@ def fit_model(
     splits: Splits,
     run: RunFolder,
     saver: Saver,
+    devices: Devices,
 ) -> Fitted:
     """Make the model that the settings describe, and train it as they say."""
     model = build_model(settings, len(encode.vocabulary), num_classes)
     init_key, step_key = jax.random.split(jax.random.key(settings.seed))
     params = model.init(init_key)
     parameter_table(params)
-    devices = find_devices(settings.devices)
     return fit(model, params, splits, make_recipe(settings), step_key, run, saver, devices)
 
 

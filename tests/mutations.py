@@ -260,8 +260,8 @@ FAULTS = [
     *_of(
         "layers/_common.py",
         (
-            "jnp.where(keep, xs / (1.0 - rate), jnp.zeros_like(xs))",
-            "jnp.where(keep, xs, jnp.zeros_like(xs))",
+            "jnp.where(keep, given[1] / (1.0 - rate), jnp.zeros_like(given[1]))",
+            "jnp.where(keep, given[1], jnp.zeros_like(given[1]))",
             f"{LAYERS}test_dropout_acts_between_layers_and_only_with_a_key",
         ),
     ),

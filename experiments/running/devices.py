@@ -18,24 +18,26 @@ class Devices(NamedTuple):
 
     mesh: Mesh | None
 
+    def check_rows(self, name: str, rows: int) -> None:
+        """Refuse batches that the devices cannot divide evenly.
+
+        Raises:
+            DataError: naming the setting.
+        """
+        count = 1 if self.mesh is None else self.mesh.size
+        if rows % count:
+            raise DataError(
+                f"{name} must be a multiple of {count}, the devices here, got {rows} rows in a "
+                "batch; --devices 1 uses one"
+            )
+
     def place_state(self, state: Tree) -> Tree:
         """The state on every device."""
         return state if self.mesh is None else replicate(self.mesh, state)
 
     def place_batch(self, batch: Tree) -> Tree:
-        """The batch on the devices, its rows divided evenly.
-
-        Raises:
-            DataError: the rows do not divide.
-        """
-        if self.mesh is None:
-            return jax.device_put(batch)
-        try:
-            return shard_batch(self.mesh, batch)
-        except ValueError as error:
-            raise DataError(
-                f"{error}: another --batch-size, or --devices 1 to use one device"
-            ) from None
+        """The batch on the devices, its rows divided evenly."""
+        return jax.device_put(batch) if self.mesh is None else shard_batch(self.mesh, batch)
 
 
 def find_devices(count: int | None) -> Devices:

@@ -17,8 +17,10 @@ import rnnjax
 from experiments.running import curves
 from experiments.running.checkpoints import Saver, parse_every
 from experiments.running.console import exit_code, parameter_table
+from experiments.running.devices import find_devices
 from experiments.running.run_folder import CONFIG, RunFolder, check_usable, environment
 from experiments.running.run_settings import read_config, require_same, settings_from
+from experiments.running.setting_checks import check_settings, whole
 from experiments.write.corpus import (
     NEVER_WRITTEN,
     Corpus,
@@ -50,7 +52,9 @@ _TEMPERATURES = (0.3, 0.8, 1.3)
 def train(settings: Settings, folder: Path) -> Fitted:
     """Train, write the run's folder, and say how to use it."""
     began = time.perf_counter()
-    _check_numbers(settings)
+    check_settings(settings, rows=whole(1), window=whole(1))
+    devices = find_devices(settings.devices)
+    devices.check_rows("--rows", settings.rows)
     every = parse_every(settings.checkpoint_every)
     check_usable(folder, settings.existing)
     corpus = read_corpus(settings)
@@ -78,7 +82,7 @@ def train(settings: Settings, folder: Path) -> Fitted:
         def show(params: Any) -> str:
             return _write(model, params, corpus.vocabulary, settings.level, prompt, 0.8, 160)
 
-        fitted = fit(model, params, texts, settings, run, saver, show)
+        fitted = fit(model, params, texts, settings, run, saver, devices, show)
         checkpoints.wait()
         corpus.vocabulary.save(folder / VOCABULARY)
         save_weights(folder / WEIGHTS, fitted.params)
@@ -221,22 +225,6 @@ def _stop(request: Request, vocabulary: Vocabulary) -> int | None:
     if request.stop not in vocabulary.tokens:
         raise DataError(f"stop: expected a token of the vocabulary, got {request.stop!r}")
     return vocabulary.tokens.index(request.stop)
-
-
-def _check_numbers(settings: Settings) -> None:
-    """Refuse what no part of the library would, before anything is made."""
-    for name in ("rows", "window", "epochs", "patience", "vocabulary_size", "keep"):
-        value = getattr(settings, name)
-        if value < 1:
-            raise DataError(f"{name}: expected at least 1, got {value}")
-    if settings.seed < 0:
-        raise DataError(f"seed: expected at least 0, got {settings.seed}")
-    if settings.take is not None and settings.take < 1:
-        raise DataError(f"take: expected at least 1, got {settings.take}")
-    for name in ("learning_rate", "clip_norm"):
-        value = getattr(settings, name)
-        if not 0 < value < float("inf"):
-            raise DataError(f"{name}: expected a finite positive number, got {value}")
 
 
 def _check_length(corpus: Corpus, settings: Settings) -> None:

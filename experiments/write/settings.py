@@ -14,7 +14,7 @@ from experiments.running.run_folder import plain
 # Not settings of the model: what to do with a folder.
 OF_THE_DAY = ("resume", "replace")
 # A run that goes on with others of these comes to what it would have come to with them all along.
-MAY_CHANGE = ("data_dir", "out", "checkpoint_every", "keep", "sample_prompt")
+MAY_CHANGE = ("data_dir", "out", "devices", "checkpoint_every", "keep", "sample_prompt")
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ class Settings:
     """Gradients are scaled down to this norm: those of long texts have rare large ones."""
     seed: int = 0
     """Decides the initial weights, dropout and the samples."""
+    devices: int | None = None
+    """How many of the devices here, all by default, divide the rows among them."""
 
     sample_prompt: str = "\n"
     """What the samples after each epoch go on from."""

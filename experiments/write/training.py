@@ -15,6 +15,7 @@ import optax
 import rnnjax
 from experiments.running.checkpoints import Saver, Snapshot
 from experiments.running.console import Progress
+from experiments.running.devices import Devices
 from experiments.running.interrupts import Interrupted, Interrupts
 from experiments.running.run_folder import RunFolder
 from experiments.write.layout import indented
@@ -124,6 +125,7 @@ def fit(
     settings: Settings,
     run: RunFolder,
     saver: Saver,
+    devices: Devices,
     show: Callable[[Any], str],
 ) -> Fitted:
     """Train until the validation loss has not fallen for some epochs, or all are done.
@@ -137,6 +139,7 @@ def fit(
         settings: how.
         run: the folder of records.
         saver: keeps checkpoints.
+        devices: which of them divide the rows among them.
         show: gives a sample from some parameters, for the console and the records.
 
     Raises:
@@ -145,21 +148,23 @@ def fit(
     """
     optimizer = make_optimizer(settings, len(texts.train))
     key = jax.random.fold_in(jax.random.key(settings.seed), 1)
-    carry = model.initial_carry(params, (settings.rows,))
+    carry = devices.place_batch(model.initial_carry(params, (settings.rows,)))
     zeros = {"loss": (jnp.zeros(()), jnp.zeros(()))}
-    begin = Snapshot(
-        init_train_state(key, params, optimizer),
-        EarlyStopping("loss", mode="min", patience=settings.patience),
-        # In the form of merged sums, as a checkpoint after some pieces has them.
-        (merge(zeros, zeros), carry),
+    # In the form of merged sums, as a checkpoint after some pieces has them.
+    train, totals = devices.place_state(
+        (init_train_state(key, params, optimizer), merge(zeros, zeros))
     )
+    stopping = EarlyStopping("loss", mode="min", patience=settings.patience)
+    begin = Snapshot(train, stopping, (totals, carry))
     begin, passed_over = saver.restore(begin)
     run.update_config()
     total = settings.epochs * len(texts.train)
     with Interrupts() as interrupts, Progress(total, done=begin.step) as progress:
         for reason in passed_over:
             progress.say(f"passed over checkpoint {reason}")
-        fitting = _Fitting(model, optimizer, texts, settings, run, saver, interrupts, progress)
+        fitting = _Fitting(
+            model, optimizer, texts, settings, run, saver, devices, interrupts, progress
+        )
         return fitting.go_on(begin, show)
 
 
@@ -186,6 +191,7 @@ class _Fitting:
         settings: Settings,
         run: RunFolder,
         saver: Saver,
+        devices: Devices,
         interrupts: Interrupts,
         progress: Progress,
     ) -> None:
@@ -194,6 +200,7 @@ class _Fitting:
         self._settings = settings
         self._run = run
         self._saver = saver
+        self._devices = devices
         self._interrupts = interrupts
         self._progress = progress
         self._train_step = make_truncated_step(
@@ -251,6 +258,7 @@ class _Fitting:
         stopping = now.stopping.update(now.epoch, {"loss": validation}, now.train.params)
         zeros = jax.tree.map(jnp.zeros_like, now.totals[0])
         carry = self._model.initial_carry(now.train.params, (self._settings.rows,))
+        carry = self._devices.place_batch(carry)
         self._snapshot = now._replace(
             stopping=stopping, totals=(zeros, carry), epoch=now.epoch + 1, batch=0
         )
@@ -264,6 +272,7 @@ class _Fitting:
         totals, carry = now.totals
         starts = new_starts(piece.mask.shape, (self._settings.seed, now.epoch, now.batch))
         batch = Sequences(piece.tokens, piece.targets, piece.mask, starts)
+        batch = self._devices.place_batch(batch)
         train, carry, metrics = self._train_step(now.train, batch, carry)
         totals = merge(totals, {"loss": tuple(metrics["loss"])})
         self._snapshot = now._replace(

@@ -144,12 +144,12 @@ def test_a_temperature_of_zero_is_the_most_likely_token():
 
 BAD = {
     "no epochs": (["--epochs", "0"], "epochs"),
-    "a rate that is no number": (["--learning-rate", "nan"], "learning_rate"),
+    "a rate that is no number": (["--learning-rate", "nan"], "--learning-rate must be"),
     "no layers": (["--layers", "0"], "layers"),
     "a tied head of another width": (["--tie"], "tie=True"),
     "more rows than text": (["--rows", "100000"], "more than 100000 tokens to train on"),
     "an empty prompt for samples": (["--sample-prompt", ""], "prompt"),
-    "nothing to train on": (["--take", "0"], "take: expected at least 1, got 0"),
+    "nothing to train on": (["--take", "0"], "--take must be a whole number from 1 up, got 0"),
     "no such file": (["--dataset", "nowhere.txt"], "nowhere.txt"),
     "two wishes": (["--resume", "--replace"], "--replace"),
     "nothing to resume": (["--resume"], "--out"),

@@ -29,7 +29,9 @@ def environment(devices):
     }
 
 
-def run(*arguments, devices=4):
+# No more devices than cores: on a CPU a device that waits for the others holds a thread of a pool
+# that has as many as there are cores.
+def run(*arguments, devices=2):
     command = [sys.executable, "-W", "error", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(devices))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -52,7 +54,7 @@ PROGRAM = """
     from jax.sharding import AxisType
     from rnnjax.training import replicate, shard_batch
 
-    mesh = jax.make_mesh((4,), ("batch",), axis_types=(getattr(AxisType, sys.argv[1]),))
+    mesh = jax.make_mesh((2,), ("batch",), axis_types=(getattr(AxisType, sys.argv[1]),))
     step, state, batch = mesh_cases.train_step()
     placed = replicate(mesh, state), shard_batch(mesh, batch)
     print(jax.jit(step.function).lower(*placed).compile().as_text())
@@ -74,8 +76,8 @@ REFUSED = """
     import jax, numpy as np
     from rnnjax.training import shard_batch
 
-    mesh = jax.make_mesh((4,), ("batch",))
-    for batch, axis in (({"x": np.ones(4), "y": np.ones((6, 2))}, None), ({"x": 1.0}, None),
+    mesh = jax.make_mesh((2,), ("batch",))
+    for batch, axis in (({"x": np.ones(4), "y": np.ones((5, 2))}, None), ({"x": 1.0}, None),
                         (np.ones(4), "model")):
         try:
             shard_batch(mesh, batch, axis)
@@ -85,9 +87,9 @@ REFUSED = """
 
 
 def test_a_batch_that_does_not_divide_is_refused_by_name():
-    rows = "must have shape [B, ...] with B a multiple of the 4 devices on axis 'batch'"
+    rows = "must have shape [B, ...] with B a multiple of the 2 devices on axis 'batch'"
     assert run("-c", textwrap.dedent(REFUSED)).splitlines() == [
-        f"batch['y'] {rows}, got shape (6, 2)",
+        f"batch['y'] {rows}, got shape (5, 2)",
         f"batch['x'] {rows}, got shape ()",
         "axis must be one of the axes ('batch',) of mesh, got 'model'",
     ]

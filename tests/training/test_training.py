@@ -446,10 +446,10 @@ def test_a_slow_average_of_sixteen_bits_is_that_of_thirty_two(dtype):
 
 def test_the_average_is_found_once_or_not_at_all():
     params = jnp.ones(2)
-    with pytest.raises(ValueError, match="found 0"):
+    with pytest.raises(ValueError, match="got 0"):
         averaged(optax.adam(0.1).init(params))
     twice = optax.chain(average_parameters(0.5), average_parameters(0.9))
-    with pytest.raises(ValueError, match="found 2"):
+    with pytest.raises(ValueError, match="got 2"):
         averaged(twice.init(params))
     with pytest.raises(ValueError, match="decay"):
         average_parameters(1.0)
