@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 CASES = 2
-QUICK, MIDDLE, LONG = 0.3, 0.8, 1.5  # seconds, the most that each may take
+QUICK, MIDDLE, LONG = 0.3, 0.6, 1.0  # seconds, the most that each may take
 TIMES = Path(__file__).with_name("times.json")
 
 
