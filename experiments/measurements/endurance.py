@@ -25,6 +25,7 @@ import tyro
 from experiments import classify
 from experiments.running.checkpoints import Saver, Snapshot, parse_every
 from experiments.running.console import Progress, print_table
+from experiments.running.devices import find_devices
 from experiments.running.fitting import Fitted
 from experiments.running.generated_texts import generated_texts
 from experiments.running.interrupts import Interrupted, Interrupts
@@ -249,7 +250,8 @@ def train(
     every = parse_every(chosen.checkpoint_every)
     with Checkpoints(run.checkpoints_path, keep=chosen.keep) as checkpoints:
         saver = WatchedSaver(watch, checkpoints, run, identity, every=every)
-        fitted = classify.fit_model(chosen, 2, encode, splits, run, saver)
+        devices = find_devices(chosen.devices)
+        fitted = classify.fit_model(chosen, 2, encode, splits, run, saver, devices)
     encode.vocabulary.save(run.path / classify.VOCABULARY)
     save_weights(run.path / classify.WEIGHTS, fitted.params)
     return fitted
