@@ -16,6 +16,7 @@ from jax.core import Tracer
 
 from rnnjax import masking
 from rnnjax._checks import check_range, check_size
+from rnnjax._devices import with_automatic_axes
 from rnnjax.base import Carry
 
 RecordedWith = Literal["action", "observation"]
@@ -221,12 +222,18 @@ def pool_segments(
     ys = jnp.asarray(ys)
     if ids.shape != ys.shape[:-1]:
         raise ValueError(f"segment_ids must have shape {ys.shape[:-1]}, got shape {ids.shape}")
-    if pooling == "last":
-        ends = jnp.stack(_at_ends(ys, ids, count), axis=-2)
-        present = _sizes(ids, count) > 0
-        return last(ends, jnp.stack([present, present], axis=-1))
-    steps = ys.reshape(-1, ys.shape[-1])
-    return (_mean if pooling == "mean" else _max)(steps, ids.reshape(-1), count)
+
+    def pool(given: tuple[Array, Array]) -> Array:
+        ys, ids = given
+        if pooling == "last":
+            ends = jnp.stack(_at_ends(ys, ids, count), axis=-2)
+            present = _sizes(ids, count) > 0
+            return last(ends, jnp.stack([present, present], axis=-1))
+        steps = ys.reshape(-1, ys.shape[-1])
+        return (_mean if pooling == "mean" else _max)(steps, ids.reshape(-1), count)
+
+    # Segments of any row may come next to each other: no axis of the result is that of the rows.
+    return with_automatic_axes(pool, (ys, ids), ys, 0)
 
 
 def segment_carries(
@@ -268,9 +275,14 @@ def segment_carries(
                 f"carries must have the leading axes of segment_ids, {ids.shape}, "
                 f"got shape {leaf.shape}"
             )
-    picked = jax.tree.map(lambda a: _at_ends(a, ids, count)[0 if reverse else 1], carries)
-    fresh = jax.tree.map(lambda a, b: jnp.broadcast_to(a, b.shape), initial_carry, picked)
-    return masking.select(_sizes(ids, count) > 0, picked, fresh)
+
+    def pick(given: tuple[Carry, Array, Carry]) -> Carry:
+        carries, ids, start = given
+        picked = jax.tree.map(lambda a: _at_ends(a, ids, count)[0 if reverse else 1], carries)
+        fresh = jax.tree.map(lambda a, b: jnp.broadcast_to(a, b.shape), start, picked)
+        return masking.select(_sizes(ids, count) > 0, picked, fresh)
+
+    return with_automatic_axes(pick, (carries, ids, initial_carry), ids, 0)
 
 
 def _sizes(ids: Array, count: int) -> Array:

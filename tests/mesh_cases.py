@@ -231,7 +231,7 @@ CASES: dict[str, Any] = {
     "a stack with dropout": lambda: of_layer(
         rnnjax.stack(rnnjax.bidirectional(rnnjax.lstm(H)), rnnjax.gru(H), dropout=0.3), KEY
     ),
-    "residual": lambda: of_layer(rnnjax.residual(rnnjax.gru(D), rnnjax.lstm(D))),
+    "residual": lambda: of_layer(rnnjax.residual(rnnjax.gru(D))),
     "skip stack": lambda: of_layer(rnnjax.skip_stack(rnnjax.gru(H), rnnjax.lstm(H))),
     "output head": lambda: of_layer(rnnjax.output_head(rnnjax.gru(H), 2)),
     "attention": attended,

@@ -206,7 +206,7 @@ def test_classify_trains_on_every_row_of_an_odd_file(tmp_path, capsys, monkeypat
     odd += b"".join(b"%d,%d,%s\r\n" % (7, i % 2, row) for i, row in enumerate(rows))
     seen = []
 
-    def look(settings, num_classes, encode, splits, run, saver):
+    def look(settings, num_classes, encode, splits, run, saver, devices):
         seen.extend([num_classes, encode, splits])
         raise DataError("looked at")
 
