@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -50,7 +51,10 @@ class Torch:
     compile_seconds = 0.0
 
     def __init__(self, task: Task) -> None:
-        self.net = Classifier(task)
+        # Where JAX computes, with products of the same precision there.
+        self._device = torch.device("cuda" if jax.default_backend() == "gpu" else "cpu")
+        torch.backends.cuda.matmul.allow_tf32 = True
+        self.net = Classifier(task).to(self._device)
         weights = export_torch(task.architecture.kind, task.params)
         self.net.load_state_dict({name: torch.from_numpy(w) for name, w in weights.items()})
         self._optimizer = torch.optim.Adam(self.net.parameters(), lr=task.settings.learning_rate)
@@ -73,8 +77,10 @@ class Torch:
     def epoch(self, n: int) -> float:
         """Train on every text once."""
         self.net.train()
-        hits = torch.zeros((), dtype=torch.int64)
+        hits = torch.zeros((), dtype=torch.int64, device=self._device)
         for tokens, lengths, labels in self.batches(n):
+            # Lengths stay on the host, where packing reads them.
+            tokens, labels = tokens.to(self._device), labels.to(self._device)
             self._optimizer.zero_grad()
             logits = self.net(tokens, lengths)
             self._loss(logits, labels).backward()
@@ -88,4 +94,4 @@ class Torch:
         tokens, lengths = (
             torch.from_numpy(np.asarray(a, np.int64)) for a in (batch.tokens, batch.lengths)
         )
-        return self.net(tokens, lengths).numpy()
+        return self.net(tokens.to(self._device), lengths).cpu().numpy()
