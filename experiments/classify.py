@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
-import tyro
 
 from experiments.running import class_report, curves
 from experiments.running.checkpoints import Saver, parse_every
@@ -31,39 +30,26 @@ from experiments.running.classifier import (
     WEIGHTS,
     Settings,
     build_model,
-    read_settings,
 )
 from experiments.running.classifier import Predictor as Predictor
-from experiments.running.console import command, exit_code, parameter_table, wrapped
+from experiments.running.command_line import run_program
+from experiments.running.console import command, parameter_table, wrapped
 from experiments.running.devices import Devices, find_devices
 from experiments.running.fitting import Fitted, Recipe, fit
 from experiments.running.interrupts import Interrupted
 from experiments.running.predicting import Request, predict
 from experiments.running.process_memory import device_memory
-from experiments.running.run_folder import CONFIG, RunFolder, check_usable, environment, plain
-from experiments.running.run_settings import read_config, require_same
+from experiments.running.run_folder import CONFIG, RunFolder, environment, plain
+from experiments.running.run_settings import require_same, stored_config
 from experiments.running.setting_checks import check_settings
 from experiments.running.text import Encoder, Splits, fit_encoder, hold_out, make_batches, take
-from rnnjax.checkpoint import CheckpointError, Checkpoints
+from rnnjax.checkpoint import Checkpoints
 from rnnjax.data import NAMES, DataError, Dataset, Examples, load
 from rnnjax.data.tables import SUFFIXES
-from rnnjax.training import NonFiniteError
 from rnnjax.weights import save_weights
 
 CURVES = "curves.png"
 PROGRAM = "python -m experiments.classify"
-# A run that goes on with others of these comes to what it would have come to with them all along.
-# Where the data lie is one of them, as what they are is known by their hash.
-MAY_CHANGE = (
-    "dataset",
-    "data_dir",
-    "out",
-    "epochs",
-    "prefetch",
-    "devices",
-    "checkpoint_every",
-    "keep",
-)
 # Arrays of the size of all weights in training: the weights, their gradient, two averages of Adam,
 # the running average and the best so far.
 _COPIES = 6
@@ -88,7 +74,7 @@ def train(settings: Settings, folder: Path) -> Outcome:
     identity = describe(settings, dataset, parts)
     config = {"environment": environment(), **(stored or {}), **identity}
     if stored is not None:
-        require_same(stored, config, MAY_CHANGE, str(folder))
+        require_same(stored, config, settings.MAY_CHANGE, str(folder))
         note_environment(config["environment"])
     leaves = (WEIGHTS, VOCABULARY, CURVES)
     with (
@@ -97,7 +83,7 @@ def train(settings: Settings, folder: Path) -> Outcome:
     ):
         announce(dataset, parts, splits, len(encode.vocabulary))
         identity["vocabulary"] = list(encode.vocabulary.tokens)
-        saver = Saver(checkpoints, run, identity, may_change=MAY_CHANGE, every=every)
+        saver = Saver(checkpoints, run, identity, may_change=settings.MAY_CHANGE, every=every)
         fitted = fit_model(settings, len(dataset.label_names), encode, splits, run, saver, devices)
         checkpoints.wait()
         encode.vocabulary.save(folder / VOCABULARY)
@@ -213,16 +199,6 @@ def report(settings: Settings, fitted: Fitted, label_names: Sequence[str], folde
     print(f", weights of epoch {fitted.epoch}")
     largest = class_report.shown(label_names[fitted.chance.label])
     print(f"always saying {largest} would have accuracy {fitted.chance.accuracy:.4f}")
-
-
-def stored_config(settings: Settings, folder: Path) -> dict[str, Any] | None:
-    """The config.json of the run to go on with, if there is one and its settings are the same."""
-    check_usable(folder, settings.existing)
-    if not settings.resume or not (folder / CONFIG).is_file():
-        return None
-    stored = read_config(folder)
-    require_same(stored["settings"], settings.written(), MAY_CHANGE, str(folder))
-    return stored
 
 
 def note_environment(stored: dict[str, Any]) -> None:
@@ -345,32 +321,9 @@ def train_seeds(settings: Settings, folder: Path) -> None:
     )
 
 
-def parse_settings(given: Sequence[str]) -> Settings:
-    """The settings on the command line; when resuming, the rest are those of the run."""
-    settings = tyro.cli(Settings, prog=PROGRAM, args=given)
-    if not settings.resume:
-        return settings
-    if settings.replace:
-        raise DataError("expected one of --resume and --replace, got both")
-    if settings.out is None:
-        raise DataError("resume: expected the folder of the run in --out, got none")
-    if not (settings.out / CONFIG).is_file():
-        return settings
-    stored = read_settings(read_config(settings.out), settings.out)
-    return tyro.cli(Settings, prog=PROGRAM, args=given, default=stored)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-
-    def act() -> None:
-        if given[:1] == ["predict"]:
-            predict(tyro.cli(Request, prog=f"{PROGRAM} predict", args=given[1:]))
-        else:
-            train_all(parse_settings(given))
-
-    return exit_code(act, CheckpointError, NonFiniteError)
+    return run_program(PROGRAM, Settings, train_all, {"predict": (Request, predict)}, arguments)
 
 
 if __name__ == "__main__":

@@ -165,11 +165,12 @@ def test_a_file_is_replaced_and_no_link_is_followed(save, name, tmp_path, outsid
 
 
 def test_the_folder_that_a_run_goes_on_in_is_never_read_from_its_config(folder, tmp_path):
-    from experiments import classify
+    from experiments.running.classifier import Settings
+    from experiments.running.command_line import parse_settings
 
-    settings = classify.Settings(out=Path("../../elsewhere"))
+    settings = Settings(out=Path("../../elsewhere"))
     (folder / "config.json").write_text(json.dumps({"settings": settings.written()}))
-    assert classify.parse_settings(["--out", str(folder), "--resume"]).out == folder
+    assert parse_settings("classify", Settings, ["--out", str(folder), "--resume"]).out == folder
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"a": ' * 100_000, "{" + "9" * 5000])

@@ -33,17 +33,14 @@ from tyro.conf import Positional
 
 import rnnjax
 from experiments.running.console import exit_code, print_table
-from experiments.running.run_folder import CONFIG
-from experiments.running.run_settings import read_config, settings_from
-from experiments.write.command import WEIGHTS
+from experiments.running.trained import finished_settings, load_trained
+from experiments.write.command import PROGRAM
 from experiments.write.corpus import read_corpus
 from experiments.write.model import build_model
-from experiments.write.settings import OF_THE_DAY
 from experiments.write.settings import Settings as RunSettings
 from experiments.write.training import cut, next_token_loss
 from rnnjax.metrics import compute, merge
 from rnnjax.training import Sequences, init_train_state, make_truncated_step
-from rnnjax.weights import load_weights
 
 _EPSILON = 1e-3
 # Windows in one call of the compiled step.
@@ -135,17 +132,12 @@ def read(
 
 def measure(settings: Settings) -> list[dict[str, str]]:
     """A row of the table for each text."""
-    stored = {
-        **read_config(settings.run)["settings"],
-        **dict.fromkeys(OF_THE_DAY, False),
-    }
-    run = settings_from(RunSettings, stored, settings.run / CONFIG)
+    run = finished_settings(PROGRAM, RunSettings, settings.run)
     # The trained weights have learned with dropout; what learns from then on does without.
     run = dataclasses.replace(run, dropout=0.0, data_dir=settings.data_dir or run.data_dir)
     corpus = read_corpus(run)
     model = build_model(run, len(corpus.vocabulary))
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0)))
-    params = load_weights(settings.run / WEIGHTS, shapes)
+    params = load_trained(model.init, settings.run)
     _, squares = read(
         model, params, corpus.train[: settings.take_training], hold(), settings.window
     )

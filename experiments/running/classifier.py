@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import jax
 import numpy as np
 
 import rnnjax
-from experiments.running.run_folder import CONFIG, plain
-from experiments.running.run_settings import read_config, settings_from
+from experiments.running.run_settings import RunSettings, read_config, stored_settings
 from experiments.running.setting_checks import check_settings
 from experiments.running.text import Encoder
+from experiments.running.trained import WEIGHTS as WEIGHTS
+from experiments.running.trained import load_trained
 from rnnjax import checked
 from rnnjax.data import BucketedBatches, DataError, Vocabulary
-from rnnjax.weights import load_weights
 
 CELLS = {"vanilla": rnnjax.vanilla, "lstm": rnnjax.lstm, "gru": rnnjax.gru}
-WEIGHTS, VOCABULARY = "weights.safetensors", "vocabulary.json"
+VOCABULARY = "vocabulary.json"
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(RunSettings):
     """Train a recurrent classifier of texts."""
 
     dataset: str = "rotten_tomatoes"
@@ -143,18 +142,18 @@ class Settings:
     """Look at every value while it runs and end at the first wrong one, to find where it comes
     from: slow."""
 
-    @property
-    def existing(self) -> Literal["refuse", "resume", "replace"]:
-        """What to do with a folder that is not empty."""
-        return "resume" if self.resume else "replace" if self.replace else "refuse"
-
-    def written(self) -> dict[str, Any]:
-        """What config.json keeps: all but what is of the day, such as what to do with a folder."""
-        values = plain(dataclasses.asdict(self))
-        return {name: value for name, value in values.items() if name not in OF_THE_DAY}
-
-
-OF_THE_DAY = ("resume", "replace", "debug_checks")
+    OF_THE_DAY: ClassVar = ("resume", "replace", "debug_checks")
+    # Where the data lie is one of them, as what they are is known by their hash.
+    MAY_CHANGE: ClassVar = (
+        "dataset",
+        "data_dir",
+        "out",
+        "epochs",
+        "prefetch",
+        "devices",
+        "checkpoint_every",
+        "keep",
+    )
 
 
 def build_model(settings: Settings, vocab_size: int, num_classes: int) -> rnnjax.Model:
@@ -171,12 +170,6 @@ def build_model(settings: Settings, vocab_size: int, num_classes: int) -> rnnjax
     )
 
 
-def read_settings(config: dict[str, Any], folder: Path) -> Settings:
-    """The settings in config.json; those of the day are as by default."""
-    of_the_day = dict.fromkeys(OF_THE_DAY, False)
-    return settings_from(Settings, {**config["settings"], **of_the_day}, folder / CONFIG)
-
-
 class Predictor:
     """A trained classifier, read from the folder of its run."""
 
@@ -184,12 +177,11 @@ class Predictor:
     chunk_size = 1024
 
     def __init__(self, folder: Path, debug_checks: bool = False) -> None:
-        config = read_config(folder)
-        settings = read_settings(config, folder)
+        settings = stored_settings(Settings, folder)
         if settings.repeat > 1:
             raise DataError(f"{folder}: expected one run, found several; choose a seed-... in it")
         vocabulary = Vocabulary.load(folder / VOCABULARY)
-        self.label_names: list[str] = config["label_names"]
+        self.label_names: list[str] = read_config(folder)["label_names"]
         self._encode = Encoder(
             settings.tokenizer, vocabulary, settings.max_length, settings.keep_end
         )
@@ -200,8 +192,7 @@ class Predictor:
         # And the same few numbers of rows, so that calls of 1, 2, 3 ... texts do not either.
         self._batch_sizes = (1, 8, 64)
         self._model = build_model(settings, len(vocabulary), len(self.label_names))
-        shapes = jax.eval_shape(self._model.init, jax.random.key(0))
-        self._params = load_weights(folder / WEIGHTS, shapes)
+        self._params = load_trained(self._model.init, folder)
         self._probabilities = jax.jit(
             lambda params, tokens, lengths: jax.nn.softmax(
                 self._model.apply(params, tokens, lengths), axis=-1

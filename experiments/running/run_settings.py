@@ -7,12 +7,65 @@ import json
 import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from experiments.running.run_folder import CONFIG
+from experiments.running.run_folder import CONFIG, check_usable, plain
 from rnnjax.data import DataError
 
 Settings = TypeVar("Settings")
+Run = TypeVar("Run", bound="RunSettings")
+
+
+class RunSettings:
+    """What the settings of all programs that train have in common: a frozen dataclass inherits it.
+
+    Its fields are the program's own, in the order of its help; among them must be those below.
+    """
+
+    out: Path | None  # pyright: ignore[reportUninitializedInstanceVariable]
+    resume: bool
+    replace: bool
+
+    # What to do with a folder is no setting of the run in it, and is not written down.
+    OF_THE_DAY: ClassVar[tuple[str, ...]] = ("resume", "replace")
+    # A run that goes on with others of these comes to what it would have come to with them all
+    # along.
+    MAY_CHANGE: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def existing(self) -> Literal["refuse", "resume", "replace"]:
+        """What to do with a folder that is not empty."""
+        return "resume" if self.resume else "replace" if self.replace else "refuse"
+
+    def written(self) -> dict[str, Any]:
+        """What config.json keeps: all but what is of the day."""
+        values = plain(dataclasses.asdict(self))  # pyright: ignore[reportArgumentType]
+        return {name: value for name, value in values.items() if name not in self.OF_THE_DAY}
+
+
+def stored_settings(kind: type[Run], folder: Path) -> Run:
+    """The settings of the run in a folder; those of the day are False.
+
+    Raises:
+        DataError: the folder holds no run, or one of another program.
+    """
+    values = read_config(folder)["settings"]
+    return settings_from(kind, {**values, **dict.fromkeys(kind.OF_THE_DAY, False)}, folder / CONFIG)
+
+
+def stored_config(settings: RunSettings, folder: Path) -> dict[str, Any] | None:
+    """What config.json holds of the run to go on with; None where a run begins.
+
+    Raises:
+        FileExistsError: the folder is not what the settings expect.
+        DataError: the run there was started with other settings.
+    """
+    check_usable(folder, settings.existing)
+    if not settings.resume or not (folder / CONFIG).is_file():
+        return None
+    stored = read_config(folder)
+    require_same(stored["settings"], settings.written(), settings.MAY_CHANGE, str(folder))
+    return stored
 
 
 def read_config(folder: Path) -> dict[str, Any]:

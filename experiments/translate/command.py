@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -10,35 +9,30 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import tyro
 
 import rnnjax
 from experiments.running import curves
 from experiments.running.checkpoints import Saver, parse_every
-from experiments.running.console import exit_code, parameter_table
+from experiments.running.command_line import run_program
+from experiments.running.console import command, parameter_table
 from experiments.running.packages import missing_line
-from experiments.running.run_folder import CONFIG, RunFolder, check_usable, environment
-from experiments.running.run_settings import read_config, require_same, settings_from
+from experiments.running.run_folder import RunFolder, environment
+from experiments.running.run_settings import require_same, stored_config
 from experiments.running.setting_checks import check_settings, whole
+from experiments.running.trained import WEIGHTS, finished_settings, load_trained
 from experiments.translate.corpus import Corpus, joined, read_corpus, tokenizer, tokens_of
 from experiments.translate.decoding import alignments, translate
 from experiments.translate.model import build_model
 from experiments.translate.pictures import Alignment, draw_alignments
 from experiments.translate.scoring import bleu, exact, on_diagonal, sacrebleu
-from experiments.translate.settings import MAY_CHANGE, OF_THE_DAY, Request, Settings
+from experiments.translate.settings import Request, Settings
 from experiments.translate.training import Fitted, fit, make_batches
-from rnnjax.checkpoint import CheckpointError, Checkpoints
+from rnnjax.checkpoint import Checkpoints
 from rnnjax.data import UNKNOWN, DataError, Vocabulary
-from rnnjax.training import NonFiniteError
-from rnnjax.weights import load_weights, save_weights
+from rnnjax.weights import save_weights
 
 PROGRAM = "python -m experiments.translate"
-WEIGHTS, CURVES, SAMPLES, ALIGNMENT = (
-    "weights.safetensors",
-    "curves.png",
-    "samples.txt",
-    "alignment.png",
-)
+CURVES, SAMPLES, ALIGNMENT = "curves.png", "samples.txt", "alignment.png"
 VOCABULARIES = ("source_vocabulary.json", "target_vocabulary.json")
 _SHOWN = 3  # translations after each epoch, and panels of a picture
 _STOP_SHOWN = "·"
@@ -50,14 +44,13 @@ def train(settings: Settings, folder: Path) -> Fitted:
     began = time.perf_counter()
     _check(settings)
     every = parse_every(settings.checkpoint_every)
-    check_usable(folder, settings.existing)
+    stored = stored_config(settings, folder)
     corpus = read_corpus(settings)
     model = build_model(settings, len(corpus.source), len(corpus.target))
     identity = {"settings": settings.written(), "sha256": corpus.sha256}
-    stored = _stored(settings, folder)
     config = {"environment": environment(), **(stored or {}), **identity}
     if stored is not None:
-        require_same(stored, config, MAY_CHANGE, str(folder))
+        require_same(stored, config, settings.MAY_CHANGE, str(folder))
     leaves = (WEIGHTS, *VOCABULARIES, CURVES, SAMPLES, ALIGNMENT)
     with (
         RunFolder(folder, config, settings.existing, leaves) as run,
@@ -66,7 +59,7 @@ def train(settings: Settings, folder: Path) -> Fitted:
         _announce(corpus)
         params = model.init(jax.random.key(settings.seed))
         parameter_table(params)
-        saver = Saver(checkpoints, run, identity, may_change=MAY_CHANGE, every=every)
+        saver = Saver(checkpoints, run, identity, may_change=settings.MAY_CHANGE, every=every)
 
         def show(params: Any) -> str:
             sources = corpus.validation.sources[:_SHOWN]
@@ -161,20 +154,16 @@ def _report(
     if "sacrebleu" in figures:
         print(f"sacrebleu {figures['sacrebleu']:.2f}, {figures['signature']}")
     print(f"{seconds:.0f} s, compiling included; curves, samples and alignment in {folder}")
-    example = shlex.quote(corpus.test_pairs.sources[0])
-    print(f"try: {PROGRAM} translate {shlex.quote(str(folder))} {example}")
+    example = corpus.test_pairs.sources[0]
+    print(f"try:\n  {command(*PROGRAM.split(), 'translate', folder, example)}")
 
 
 def translate_one(request: Request) -> None:
     """Translate a sentence with the network in a run's folder."""
-    config = read_config(request.run)
-    settings = settings_from(
-        Settings, {**config["settings"], **dict.fromkeys(OF_THE_DAY, False)}, request.run / CONFIG
-    )
+    settings = finished_settings(PROGRAM, Settings, request.run)
     source, target = (Vocabulary.load(request.run / name) for name in VOCABULARIES)
     model = build_model(settings, len(source), len(target))
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0)))
-    params = load_weights(request.run / WEIGHTS, shapes)
+    params = load_trained(model.init, request.run)
     tokens = tokenizer(settings)(request.sentence)
     if not tokens:
         raise DataError("sentence: expected at least one token, got none")
@@ -217,43 +206,13 @@ def _check(settings: Settings) -> None:
     )
 
 
-def _stored(settings: Settings, folder: Path) -> dict[str, Any] | None:
-    if not settings.resume or not (folder / CONFIG).is_file():
-        return None
-    return read_config(folder)
-
-
-def _default_folder(settings: Settings) -> Path:
-    return Path("runs") / f"translate-{settings.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-
-def _parse(given: Sequence[str]) -> Settings:
-    settings = tyro.cli(Settings, prog=PROGRAM, args=given)
-    if settings.resume and settings.replace:
-        raise DataError("expected one of --resume and --replace, got both")
-    if not settings.resume:
-        return settings
-    if settings.out is None:
-        raise DataError("resume: expected the folder of the run in --out, got none")
-    if not (settings.out / CONFIG).is_file():
-        return settings
-    stored = settings_from(
-        Settings,
-        {**read_config(settings.out)["settings"], **dict.fromkeys(OF_THE_DAY, False)},
-        settings.out / CONFIG,
-    )
-    return tyro.cli(Settings, prog=PROGRAM, args=given, default=stored)
+def _train(settings: Settings) -> None:
+    name = f"translate-{settings.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    train(settings, settings.out or Path("runs", name))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-
-    def run() -> None:
-        if given[:1] == ["translate"]:
-            translate_one(tyro.cli(Request, prog=f"{PROGRAM} translate", args=given[1:]))
-            return
-        settings = _parse(given)
-        train(settings, settings.out or _default_folder(settings))
-
-    return exit_code(run, CheckpointError, NonFiniteError)
+    return run_program(
+        PROGRAM, Settings, _train, {"translate": (Request, translate_one)}, arguments
+    )

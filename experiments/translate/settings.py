@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 from tyro.conf import Positional
 
-from experiments.running.run_folder import plain
-
-# Not settings of the model: what to do with a folder.
-OF_THE_DAY = ("resume", "replace")
-# A run that goes on with others of these comes to what it would have come to with them all along.
-MAY_CHANGE = ("data_dir", "out", "checkpoint_every", "keep", "beam")
+from experiments.running.run_settings import RunSettings
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(RunSettings):
     """Train a network that makes one sequence of another."""
 
     task: Literal["reverse", "copy", "add"] | None = None
@@ -92,20 +86,12 @@ class Settings:
     replace: bool = False
     """Delete the run in --out, and begin anew."""
 
-    @property
-    def existing(self) -> Literal["refuse", "resume", "replace"]:
-        """What to do with a folder that is not empty."""
-        return "resume" if self.resume else "replace" if self.replace else "refuse"
+    MAY_CHANGE: ClassVar = ("data_dir", "out", "checkpoint_every", "keep", "beam")
 
     @property
     def name(self) -> str:
         """The task or the pair, short."""
         return Path(self.pair).stem if self.pair else self.task or "reverse"
-
-    def written(self) -> dict[str, Any]:
-        """What config.json keeps."""
-        values = plain(dataclasses.asdict(self))
-        return {name: value for name, value in values.items() if name not in OF_THE_DAY}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -11,16 +10,17 @@ from typing import Any
 
 import jax
 import numpy as np
-import tyro
 
 import rnnjax
 from experiments.running import curves
 from experiments.running.checkpoints import Saver, parse_every
-from experiments.running.console import exit_code, parameter_table
+from experiments.running.command_line import run_program
+from experiments.running.console import command, parameter_table
 from experiments.running.devices import find_devices
-from experiments.running.run_folder import CONFIG, RunFolder, check_usable, environment
-from experiments.running.run_settings import read_config, require_same, settings_from
+from experiments.running.run_folder import RunFolder, environment
+from experiments.running.run_settings import require_same, stored_config
 from experiments.running.setting_checks import check_settings, whole
+from experiments.running.trained import WEIGHTS, finished_settings, load_trained
 from experiments.write.corpus import (
     NEVER_WRITTEN,
     Corpus,
@@ -32,20 +32,14 @@ from experiments.write.corpus import (
 from experiments.write.layout import side_by_side
 from experiments.write.model import build_model
 from experiments.write.ngram import ngram_nats
-from experiments.write.settings import MAY_CHANGE, OF_THE_DAY, Request, Settings
+from experiments.write.settings import Request, Settings
 from experiments.write.training import Fitted, Texts, cut, fit, piece_steps
-from rnnjax.checkpoint import CheckpointError, Checkpoints
+from rnnjax.checkpoint import Checkpoints
 from rnnjax.data import DataError, Vocabulary
-from rnnjax.training import NonFiniteError
-from rnnjax.weights import load_weights, save_weights
+from rnnjax.weights import save_weights
 
 PROGRAM = "python -m experiments.write"
-WEIGHTS, VOCABULARY, CURVES, SAMPLES = (
-    "weights.safetensors",
-    "vocabulary.json",
-    "curves.png",
-    "samples.txt",
-)
+VOCABULARY, CURVES, SAMPLES = "vocabulary.json", "curves.png", "samples.txt"
 _TEMPERATURES = (0.3, 0.8, 1.3)
 
 
@@ -56,7 +50,7 @@ def train(settings: Settings, folder: Path) -> Fitted:
     devices = find_devices(settings.devices)
     devices.check_rows("--rows", settings.rows)
     every = parse_every(settings.checkpoint_every)
-    check_usable(folder, settings.existing)
+    stored = stored_config(settings, folder)
     corpus = read_corpus(settings)
     model = build_model(settings, len(corpus.vocabulary))
     prompt = encode_prompt(corpus.vocabulary, settings.sample_prompt, settings.level)
@@ -65,10 +59,9 @@ def train(settings: Settings, folder: Path) -> Fitted:
         cut(corpus.train, settings.rows, piece_steps(settings)), corpus.validation, corpus.test
     )
     identity = {"settings": settings.written(), "sha256": corpus.sha256}
-    stored = _stored(settings, folder)
     config = {"environment": environment(), **(stored or {}), **identity}
     if stored is not None:
-        require_same(stored, config, MAY_CHANGE, str(folder))
+        require_same(stored, config, settings.MAY_CHANGE, str(folder))
     leaves = (WEIGHTS, VOCABULARY, CURVES, SAMPLES)
     with (
         RunFolder(folder, config, settings.existing, leaves) as run,
@@ -77,7 +70,7 @@ def train(settings: Settings, folder: Path) -> Fitted:
         _announce(corpus, settings)
         params = model.init(jax.random.key(settings.seed))
         parameter_table(params)
-        saver = Saver(checkpoints, run, identity, may_change=MAY_CHANGE, every=every)
+        saver = Saver(checkpoints, run, identity, may_change=settings.MAY_CHANGE, every=every)
 
         def show(params: Any) -> str:
             return _write(model, params, corpus.vocabulary, settings.level, prompt, 0.8, 160)
@@ -116,7 +109,7 @@ def _report(
     order, floor = best_ngram(corpus)
     print(f"counting alone, the best of n-gram models ({order}-grams): {floor:.4f} nats")
     print(f"{seconds:.0f} s, compiling included; samples and curves in {folder}")
-    print(f"try: {PROGRAM} generate {shlex.quote(str(folder))} --stream")
+    print(f"try:\n  {command(*PROGRAM.split(), 'generate', folder, '--stream')}")
 
 
 def best_ngram(corpus: Corpus) -> tuple[int, float]:
@@ -164,22 +157,11 @@ def _samples(
 
 def generate(request: Request) -> None:
     """Write with the network in a run's folder."""
-    for name in ("length", "samples"):
-        if getattr(request, name) < 1:
-            raise DataError(f"{name}: expected at least 1, got {getattr(request, name)}")
-    config = read_config(request.run)
-    settings = settings_from(
-        Settings, {**config["settings"], **dict.fromkeys(OF_THE_DAY, False)}, request.run / CONFIG
-    )
-    if not (request.run / WEIGHTS).is_file():
-        raise DataError(
-            f"{request.run}: the run is not finished; go on with it: "
-            f"{PROGRAM} --out {shlex.quote(str(request.run))} --resume"
-        )
+    check_settings(request, length=whole(1), samples=whole(1))
+    settings = finished_settings(PROGRAM, Settings, request.run)
     vocabulary = Vocabulary.load(request.run / VOCABULARY)
     model = build_model(settings, len(vocabulary))
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0)))
-    params = load_weights(request.run / WEIGHTS, shapes)
+    params = load_trained(model.init, request.run)
     prompt = encode_prompt(vocabulary, request.prompt, settings.level)
     unknown = [t for t in tokenize(request.prompt, settings.level) if t not in vocabulary.tokens]
     if unknown:
@@ -240,44 +222,11 @@ def _check_length(corpus: Corpus, settings: Settings) -> None:
         )
 
 
-def _stored(settings: Settings, folder: Path) -> dict[str, Any] | None:
-    if not settings.resume or not (folder / CONFIG).is_file():
-        return None
-    return read_config(folder)
-
-
-def _default_folder(settings: Settings) -> Path:
-    name = Path(settings.dataset).stem
-    return Path("runs") / f"write-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-
-def _parse(given: Sequence[str]) -> Settings:
-    settings = tyro.cli(Settings, prog=PROGRAM, args=given)
-    if settings.resume and settings.replace:
-        raise DataError("expected one of --resume and --replace, got both")
-    if not settings.resume:
-        return settings
-    if settings.out is None:
-        raise DataError("resume: expected the folder of the run in --out, got none")
-    if not (settings.out / CONFIG).is_file():
-        return settings
-    stored = settings_from(
-        Settings,
-        {**read_config(settings.out)["settings"], **dict.fromkeys(OF_THE_DAY, False)},
-        settings.out / CONFIG,
-    )
-    return tyro.cli(Settings, prog=PROGRAM, args=given, default=stored)
+def _train(settings: Settings) -> None:
+    name = f"write-{Path(settings.dataset).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    train(settings, settings.out or Path("runs", name))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-
-    def run() -> None:
-        if given[:1] == ["generate"]:
-            generate(tyro.cli(Request, prog=f"{PROGRAM} generate", args=given[1:]))
-            return
-        settings = _parse(given)
-        train(settings, settings.out or _default_folder(settings))
-
-    return exit_code(run, CheckpointError, NonFiniteError)
+    return run_program(PROGRAM, Settings, _train, {"generate": (Request, generate)}, arguments)

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 from tyro.conf import Positional
 
-from experiments.running.run_folder import plain
-
-# Not settings of the model: what to do with a folder.
-OF_THE_DAY = ("resume", "replace")
-# A run that goes on with others of these comes to what it would have come to with them all along.
-MAY_CHANGE = ("data_dir", "out", "devices", "checkpoint_every", "keep", "sample_prompt")
+from experiments.running.run_settings import RunSettings
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(RunSettings):
     """Train a recurrent network that writes text."""
 
     dataset: str = "rotten_tomatoes"
@@ -76,15 +70,14 @@ class Settings:
     replace: bool = False
     """Delete the run in --out, and begin anew."""
 
-    @property
-    def existing(self) -> Literal["refuse", "resume", "replace"]:
-        """What to do with a folder that is not empty."""
-        return "resume" if self.resume else "replace" if self.replace else "refuse"
-
-    def written(self) -> dict[str, Any]:
-        """What config.json keeps."""
-        values = plain(dataclasses.asdict(self))
-        return {name: value for name, value in values.items() if name not in OF_THE_DAY}
+    MAY_CHANGE: ClassVar = (
+        "data_dir",
+        "out",
+        "devices",
+        "checkpoint_every",
+        "keep",
+        "sample_prompt",
+    )
 
 
 @dataclass(frozen=True)

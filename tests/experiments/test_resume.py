@@ -452,9 +452,9 @@ def test_a_damaged_config_is_refused(text, stopped, capsys):
 
 
 def test_resuming_needs_a_folder_and_cannot_replace(tmp_path, capsys):
-    assert "in --out, got none" in fails(capsys, ["--resume"])
+    assert "--out must name the folder of the run to" in fails(capsys, ["--resume"])
     both = ["--out", str(tmp_path), "--resume", "--replace"]
-    assert "one of --resume and --replace" in fails(capsys, both)
+    assert "--resume and --replace must be given one at a time" in fails(capsys, both)
     (tmp_path / "notes.txt").write_text("mine")
     assert "holds no run" in fails(capsys, both[:-1])
 

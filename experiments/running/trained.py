@@ -1,0 +1,42 @@
+"""What a finished run left in its folder: its settings and its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import jax
+
+from experiments.running.console import command
+from experiments.running.run_settings import RunSettings, stored_settings
+from rnnjax.data import DataError
+from rnnjax.weights import load_weights
+
+WEIGHTS = "weights.safetensors"
+
+Run = TypeVar("Run", bound=RunSettings)
+Params = TypeVar("Params")
+
+
+def finished_settings(program: str, kind: type[Run], folder: Path) -> Run:
+    """The settings of a finished run.
+
+    Args:
+        program: what trains such runs, ``"python -m experiments.write"``.
+        kind: the dataclass of its settings.
+        folder: that of the run.
+
+    Raises:
+        DataError: it holds no run, or one that is not finished; says how to go on with it.
+    """
+    settings = stored_settings(kind, folder)
+    if not (folder / WEIGHTS).is_file():
+        go_on = command(*program.split(), "--out", folder, "--resume")
+        raise DataError(f"{folder} must hold a finished run, got one without weights: {go_on}")
+    return settings
+
+
+def load_trained(init: Callable[[jax.Array], Params], folder: Path) -> Params:
+    """The weights of a finished run, for the model of which ``init`` makes the first ones."""
+    return load_weights(folder / WEIGHTS, jax.eval_shape(init, jax.random.key(0)))
