@@ -31,13 +31,15 @@ Layers
     ``Attended`` ``prepare_memory``; sequences in pieces: ``make_stream``, and ``Layer.step``.
 Models
     ``classifier`` ``tagger`` ``language_model`` ``sequence_to_sequence`` ``embedding``
-    ``one_hot`` ``adaptive_softmax`` ``trainable``; ``Model`` ``Embedding`` ``LanguageModel``
-    ``SequenceToSequence`` ``TaggerParams``.
+    ``series_model`` ``one_hot`` ``adaptive_softmax`` ``trainable``; ``Model`` ``Embedding``
+    ``LanguageModel`` ``SequenceToSequence`` ``SeriesModel`` ``TaggerParams``. Heads with
+    densities: ``bernoulli_head`` ``categorical_head`` ``gaussian_mixture_head`` ``quantile_head``
+    ``joint_head``; ``Head``.
 Writing and choosing
-    ``generate`` ``beam_search`` ``stream_text``; ``sample`` ``greedy`` from scores changed by
-    ``temperature`` ``top_k`` ``top_p`` ``min_p`` ``repetition_penalty`` ``forbid``
-    ``min_length``; ``Sampling`` ``Generated`` ``Beams``; taught behind its own tokens:
-    ``scheduled_sampling``.
+    ``generate`` ``generate_series`` ``beam_search`` ``stream_text``; ``sample`` ``greedy`` from
+    scores changed by ``temperature`` ``top_k`` ``top_p`` ``min_p`` ``repetition_penalty``
+    ``forbid`` ``min_length``; ``Sampling`` ``Generated`` ``GeneratedSeries`` ``Beams``; taught
+    behind its own tokens: ``scheduled_sampling``.
 Training
     ``make_train_step`` ``make_accumulating_step`` ``make_eval_step`` ``make_truncated_step``
     ``init_train_state`` ``TrainState`` ``CompiledStep`` ``Sequences`` ``apply_gradients``
@@ -45,6 +47,7 @@ Training
     ``EarlyStopping`` ``check_finite`` ``NonFiniteError``;
     values looked at while a function runs: ``checked``.
 Modules, loaded when they are first used
+    ``rnnjax.heads`` distributions of the next value;
     ``rnnjax.data`` texts and series as batches; ``rnnjax.metrics`` losses and metrics as sums
     and counts; ``rnnjax.training`` steps; ``rnnjax.weights`` safetensors files;
     ``rnnjax.checkpoint`` runs that go on; ``rnnjax.interop`` weights of other libraries, ONNX;
@@ -111,10 +114,12 @@ from .cells import unflatten_frames as unflatten_frames
 from .cells import vanilla as vanilla
 from .decoding import Beams as Beams
 from .decoding import Generated as Generated
+from .decoding import GeneratedSeries as GeneratedSeries
 from .decoding import Sampling as Sampling
 from .decoding import beam_search as beam_search
 from .decoding import forbid as forbid
 from .decoding import generate as generate
+from .decoding import generate_series as generate_series
 from .decoding import greedy as greedy
 from .decoding import min_length as min_length
 from .decoding import min_p as min_p
@@ -127,6 +132,12 @@ from .decoding import top_k as top_k
 from .decoding import top_p as top_p
 from .engine import explain as explain
 from .engine import unroll as unroll
+from .heads import Head as Head
+from .heads import bernoulli_head as bernoulli_head
+from .heads import categorical_head as categorical_head
+from .heads import gaussian_mixture_head as gaussian_mixture_head
+from .heads import joint_head as joint_head
+from .heads import quantile_head as quantile_head
 from .layers import Attended as Attended
 from .layers import Attention as Attention
 from .layers import Directions as Directions
@@ -149,6 +160,7 @@ from .models import Embedding as Embedding
 from .models import LanguageModel as LanguageModel
 from .models import Model as Model
 from .models import SequenceToSequence as SequenceToSequence
+from .models import SeriesModel as SeriesModel
 from .models import TaggerParams as TaggerParams
 from .models import adaptive_softmax as adaptive_softmax
 from .models import classifier as classifier
@@ -156,6 +168,7 @@ from .models import embedding as embedding
 from .models import language_model as language_model
 from .models import one_hot as one_hot
 from .models import sequence_to_sequence as sequence_to_sequence
+from .models import series_model as series_model
 from .models import tagger as tagger
 from .models import trainable as trainable
 from .segments import pool_segments as pool_segments
@@ -199,6 +212,7 @@ _MODULES = (
     "checkpoint",
     "data",
     "exporting",
+    "heads",
     "initializers",
     "interop",
     "masking",

@@ -17,7 +17,7 @@ FLOORS = [
     {"engine"},
     {"cells"},
     {"transforms"},
-    {"layers"},
+    {"layers", "heads"},
     {"models"},
     {"decoding"},
     {"interop", "modules"},

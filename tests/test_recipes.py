@@ -49,6 +49,12 @@ MAKE = {
     "translator": lambda: rnnjax.sequence_to_sequence(
         rnnjax.embedding(5, 2), rnnjax.gru(4), rnnjax.one_hot(6), rnnjax.gru(4), start=1
     ),
+    "series_model": lambda: rnnjax.series_model(
+        rnnjax.gru(4),
+        rnnjax.joint_head(rnnjax.gaussian_mixture_head(3, 2), rnnjax.bernoulli_head(1)),
+    ),
+    "quantile_head": lambda: rnnjax.quantile_head([0.2, 0.8], 3),
+    "categorical_head": lambda: rnnjax.categorical_head(3),
     "classifier": lambda: rnnjax.classifier(rnnjax.embedding(5, 2), rnnjax.lstm(4), 3),
 }
 

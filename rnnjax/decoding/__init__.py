@@ -1,4 +1,4 @@
-"""Texts out of a model: sampling from its logits, and the loop that feeds each token back.
+"""Texts and series out of a model: sampling, and the loop that feeds each value back.
 
 Knows a model's ``step``, and no cell.
 """
@@ -8,6 +8,8 @@ from .beam_search import beam_search as beam_search
 from .generate import Generated as Generated
 from .generate import generate as generate
 from .generate import stream_text as stream_text
+from .generate_series import GeneratedSeries as GeneratedSeries
+from .generate_series import generate_series as generate_series
 from .sampling import History as History
 from .sampling import Sampling as Sampling
 from .sampling import forbid as forbid

@@ -7,13 +7,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from jax.core import Tracer
 
 from rnnjax import masking
-from rnnjax._checks import check_key, check_size
+from rnnjax._checks import check_size
 from rnnjax._devices import with_automatic_axes
 from rnnjax.base import Carry, Key
+from rnnjax.decoding._loop import (
+    Choice,
+    as_batch,
+    as_rows,
+    row_keys,
+    start_writing,
+    write_rows,
+)
 from rnnjax.decoding.sampling import History, Sampling, check_ids, sample
 from rnnjax.models._token_table import step_with_table, token_table
 from rnnjax.models.embedding import check_tokens
@@ -197,7 +205,7 @@ def _generate_with(
         )
     count = check_size("max_new_tokens", max_new_tokens)
     prompt, lengths = _check_prompt(prompt, lengths, model.vocab_size)
-    keys = _row_keys(key, prompt.shape[:-1], sampling)
+    keys = row_keys(key, prompt.shape[:-1], sampling.draws)
     stops = () if stop is None else check_ids("stop", stop)
     for name, ids in (("stop", stops), ("pad", check_ids("pad", pad))):
         if any(i >= model.vocab_size for i in ids):
@@ -214,19 +222,6 @@ class _How(NamedTuple):
     max_new_tokens: int
     stop: tuple[int, ...]
     pad: int
-
-
-class _Writing(NamedTuple):
-    """The state of the loop, for rows [B]. Rows that go on have all the same number of tokens."""
-
-    step: Array  # how many tokens the longest row has
-    carry: Carry
-    last: Array  # [B]
-    keys: Array  # [B]
-    ended: Array  # [B]
-    history: History
-    tokens: Array  # [B, N]
-    log_probs: Array  # [B, N]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -256,87 +251,39 @@ def _texts(
     carry, features = how.model.features(params, prompt, lengths, initial_carry=initial_carry)
     valid = masking.lengths_to_mask(lengths, time)
     logits = how.model.head(params, masking.take_last(features.raw, valid))
-
-    def rows(a: Array) -> Array:
-        return a.reshape(-1, *a.shape[len(batch) :])
-
-    carry = jax.tree.map(rows, carry)
-    prompt, lengths, keys, logits = map(rows, (prompt, lengths, keys, logits))
+    carry, prompt, lengths, keys, logits = as_rows(batch, (carry, prompt, lengths, keys, logits))
     count = len(prompt)
     room = jnp.full((count, how.max_new_tokens), how.pad, jnp.int32)
-    start = _Writing(
-        jnp.zeros((), jnp.int32),
-        carry,
-        jnp.take_along_axis(prompt, lengths[:, None] - 1, axis=1)[:, 0],
-        keys,
-        jnp.zeros(count, bool),
-        History(jnp.concatenate([prompt, room], 1), lengths, jnp.zeros(count, jnp.int32)),
-        room,
-        jnp.zeros((count, how.max_new_tokens), jnp.float32),
+    last = jnp.take_along_axis(prompt, lengths[:, None] - 1, axis=1)[:, 0]
+    history = History(jnp.concatenate([prompt, room], 1), lengths, jnp.zeros(count, jnp.int32))
+    end = write_rows(
+        start_writing(carry, last, keys, room, history),
+        logits,
+        lambda carry, token: step_with_table(how.model, params, table, carry, token),
+        functools.partial(_choose, how),
+        _note,
+        draws=how.sampling.draws,
+    )
+    return as_batch(
+        batch, Generated(end.values, end.new, end.log_probs, end.carry, end.last, end.keys)
     )
 
-    def read_and_write(now: _Writing) -> _Writing:
-        carry, logits = step_with_table(how.model, params, table, now.carry, now.last)
-        # With one row the loop ends where the row does.
-        carry = carry if count == 1 else _where(now.ended, now.carry, carry)
-        return _write(how, now._replace(carry=carry), logits)
 
-    # The first token needs no step of the model, and the last one is not read.
-    end = lax.while_loop(
-        lambda now: (now.step < how.max_new_tokens) & ~jnp.all(now.ended),
-        read_and_write,
-        _write(how, start, logits),
-    )
-
-    def batched(a: Array) -> Array:
-        return a.reshape(*batch, *a.shape[1:])
-
-    new = end.history.new
-    result = Generated(end.tokens, new, end.log_probs, end.carry, end.last, end.keys)
-    return jax.tree.map(batched, result)
-
-
-def _write(how: _How, now: _Writing, logits: Array) -> _Writing:
-    """A token is chosen in every row that goes on."""
-    keys, draw = now.keys, now.keys
-    if how.sampling.draws:
-        split = jax.vmap(jax.random.split)(now.keys)
-        keys, draw = split[:, 0], split[:, 1]
-    token = jax.vmap(how.sampling)(draw, logits, now.history)
-    none_left = token < 0
-    going, rows = ~(now.ended | none_left), jnp.arange(len(token))
+def _choose(how: _How, keys: Array, logits: Array, history: History) -> Choice:
+    """A token for every row."""
+    token = jax.vmap(how.sampling)(keys, logits, history)
     logits = logits.astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, jnp.maximum(token, 0)[:, None], axis=1)[:, 0]
     log_probs = chosen - jax.nn.logsumexp(logits, axis=-1)
-    history = now.history
     stopped = jnp.isin(token, jnp.array(how.stop, jnp.int32)) if how.stop else False
-    return now._replace(
-        step=now.step + 1,
-        last=jnp.where(going, token, now.last),
-        keys=_where(now.ended, now.keys, keys),
-        ended=now.ended | stopped | none_left,
-        # A row that has ended writes behind the end of the array, that is nowhere.
-        history=History(
-            history.tokens.at[rows, jnp.where(going, history.length, history.tokens.shape[1])].set(
-                token, mode="drop"
-            ),
-            history.length + going,
-            history.new + going,
-        ),
-        tokens=now.tokens.at[:, now.step].set(jnp.where(going, token, how.pad)),
-        log_probs=now.log_probs.at[:, now.step].set(jnp.where(going, log_probs, 0.0)),
-    )
+    return Choice(token, log_probs, stopped, token < 0)
 
 
-def _where(rows: Array, yes: Any, no: Any) -> Any:
-    """Leaves of ``yes`` in the rows that are True, of ``no`` in the others."""
-
-    def select(a: Array, b: Array) -> Array:
-        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-            return jnp.where(rows, a, b)
-        return jnp.where(rows.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
-
-    return jax.tree.map(select, yes, no)
+def _note(history: History, token: Array, going: Array) -> History:
+    # A row that has ended writes behind the end of the array, that is nowhere.
+    place = jnp.where(going, history.length, history.tokens.shape[1])
+    tokens = history.tokens.at[jnp.arange(len(token)), place].set(token, mode="drop")
+    return History(tokens, history.length + going, history.new + going)
 
 
 def _check_prompt(prompt: Any, lengths: Any, vocab_size: int) -> tuple[Array, Array]:
@@ -357,18 +304,3 @@ def _check_prompt(prompt: Any, lengths: Any, vocab_size: int) -> tuple[Array, Ar
             "an empty prompt needs a start token"
         )
     return prompt.astype(jnp.int32), jnp.maximum(jnp.asarray(lengths), 1)
-
-
-def _row_keys(key: Any, batch: tuple[int, ...], sampling: Sampling) -> Array:
-    count = int(np.prod(batch))
-    if key is None:
-        if sampling.draws:
-            raise ValueError("key must be given where sampling draws; greedy() needs none")
-        key = jax.random.key(0)
-    if getattr(key, "shape", None) == batch and batch:
-        return key
-    key = check_key(key)
-    if not batch:
-        return key
-    rows = jnp.arange(count)
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(rows).reshape(batch)

@@ -26,5 +26,8 @@ from .sequence_to_sequence import DeepHeadParams as DeepHeadParams
 from .sequence_to_sequence import SequenceToSequence as SequenceToSequence
 from .sequence_to_sequence import SequenceToSequenceParams as SequenceToSequenceParams
 from .sequence_to_sequence import sequence_to_sequence as sequence_to_sequence
+from .series_model import SeriesModel as SeriesModel
+from .series_model import SeriesModelParams as SeriesModelParams
+from .series_model import series_model as series_model
 from .tagger import TaggerParams as TaggerParams
 from .tagger import tagger as tagger

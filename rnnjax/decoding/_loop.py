@@ -1,0 +1,163 @@
+"""The loop that writes, whatever it writes: each chosen value is the next input of its row."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from rnnjax._checks import check_key
+from rnnjax.base import Carry
+
+
+class Writing(NamedTuple):
+    """The state of the loop, for rows [B]. Rows that go on have all the same number of values.
+
+    Attributes:
+        step: how many values the longest row has.
+        carry: of the model, leaves [B, ...].
+        last: [B, ...], the last value of each row, which the model has not read yet.
+        keys: [B].
+        ended: [B].
+        new: [B], how many values of each row are new.
+        values: [B, N, ...], what is written.
+        log_probs: [B, N].
+        seen: what the chooser keeps of each row besides; a tree.
+    """
+
+    step: Array
+    carry: Carry
+    last: Array
+    keys: Array
+    ended: Array
+    new: Array
+    values: Array
+    log_probs: Array
+    seen: Any
+
+
+class Choice(NamedTuple):
+    """The next value of every row, [B, ...], and what follows from it.
+
+    Attributes:
+        value: what was chosen.
+        log_prob: [B], of the value.
+        ends: [B] or False, whether it is the last one of its row.
+        none_left: [B] or False, whether there was none to choose: the row ends before it.
+    """
+
+    value: Array
+    log_prob: Array
+    ends: Any
+    none_left: Any
+
+
+def start_writing(carry: Carry, last: Array, keys: Array, room: Array, seen: Any = ()) -> Writing:
+    """The state before the first value; ``room`` [B, N, ...] is filled with what pads a row."""
+    count, length = room.shape[:2]
+    return Writing(
+        jnp.zeros((), jnp.int32),
+        carry,
+        last,
+        keys,
+        jnp.zeros(count, bool),
+        jnp.zeros(count, jnp.int32),
+        room,
+        jnp.zeros((count, length), jnp.float32),
+        seen,
+    )
+
+
+def write_rows(
+    start: Writing,
+    outputs: Any,
+    read: Callable[[Carry, Array], tuple[Carry, Any]],
+    choose: Callable[[Array, Any, Any], Choice],
+    note: Callable[[Any, Array, Array], Any] = lambda seen, value, going: seen,
+    *,
+    draws: bool = True,
+) -> Writing:
+    """Write until every row has ended, or all its room is taken.
+
+    Args:
+        start: from :func:`start_writing`.
+        outputs: of the model on what came before, for the first value: it needs no step.
+        read: ``(carry, value) -> (carry, outputs)``, the step of the model. The last value of a
+            row is not read.
+        choose: ``(keys, outputs, seen) -> Choice``.
+        note: ``(seen, value, going) -> seen``, for rows that are ``going``.
+        draws: whether ``choose`` uses its keys; else they stay as they are.
+    """
+    rows, length = start.values.shape[:2]
+
+    def put(now: Writing, outputs: Any) -> Writing:
+        keys, draw = now.keys, now.keys
+        if draws:
+            split = jax.vmap(jax.random.split)(now.keys)
+            keys, draw = split[:, 0], split[:, 1]
+        choice = choose(draw, outputs, now.seen)
+        going = ~(now.ended | choice.none_left)
+        padding = now.values[:, now.step]
+        return now._replace(
+            step=now.step + 1,
+            last=where_rows(going, choice.value, now.last),
+            keys=where_rows(now.ended, now.keys, keys),
+            ended=now.ended | choice.ends | choice.none_left,
+            new=now.new + going,
+            values=now.values.at[:, now.step].set(where_rows(going, choice.value, padding)),
+            log_probs=now.log_probs.at[:, now.step].set(jnp.where(going, choice.log_prob, 0.0)),
+            seen=note(now.seen, choice.value, going),
+        )
+
+    def read_and_put(now: Writing) -> Writing:
+        carry, outputs = read(now.carry, now.last)
+        # With one row the loop ends where the row does.
+        carry = carry if rows == 1 else where_rows(now.ended, now.carry, carry)
+        return put(now._replace(carry=carry), outputs)
+
+    return lax.while_loop(
+        lambda now: (now.step < length) & ~jnp.all(now.ended), read_and_put, put(start, outputs)
+    )
+
+
+def where_rows(rows: Array, yes: Any, no: Any) -> Any:
+    """Leaves of ``yes`` in the rows that are True, of ``no`` in the others."""
+
+    def select(a: Array, b: Array) -> Array:
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            return jnp.where(rows, a, b)
+        return jnp.where(rows.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(select, yes, no)
+
+
+def row_keys(key: Any, batch: tuple[int, ...], draws: bool) -> Array:
+    """Keys [...], one a row: as given, or from one key by the place of the row in the batch.
+
+    Raises:
+        ValueError: there is no key, and something is drawn.
+    """
+    count = int(np.prod(batch))
+    if key is None:
+        if draws:
+            raise ValueError("key must be given where sampling draws; greedy() needs none")
+        key = jax.random.key(0)
+    if getattr(key, "shape", None) == batch and batch:
+        return key
+    key = check_key(key)
+    if not batch:
+        return key
+    rows = jnp.arange(count)
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(rows).reshape(batch)
+
+
+def as_rows(batch: tuple[int, ...], tree: Any) -> Any:
+    """Leaves [..., *] as rows [B, *]."""
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[len(batch) :]), tree)
+
+
+def as_batch(batch: tuple[int, ...], tree: Any) -> Any:
+    """Rows [B, *] as leaves [..., *]."""
+    return jax.tree.map(lambda a: a.reshape(*batch, *a.shape[1:]), tree)

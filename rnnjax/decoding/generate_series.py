@@ -1,0 +1,166 @@
+"""Series out of a model: each drawn value is the next input, for a whole batch in one program."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.core import Tracer
+
+from rnnjax import masking
+from rnnjax._checks import check_size
+from rnnjax._devices import with_automatic_axes
+from rnnjax.base import Carry, Key
+from rnnjax.decoding._loop import (
+    Choice,
+    as_batch,
+    as_rows,
+    row_keys,
+    start_writing,
+    write_rows,
+)
+from rnnjax.models import SeriesModel
+
+
+class GeneratedSeries(NamedTuple):
+    """What was written.
+
+    Attributes:
+        values: [..., N, D], or ids [..., N]; zeros behind the end of a row.
+        lengths: int32 [...], new values of each row, the one that stopped it included.
+        log_probs: float32 [..., N], of each value under the model; 0 behind the end of a row.
+        carry: the carry after all values but ``last``.
+        last: [..., D], the last value of each row, which the model has not read yet.
+        keys: [...], one key a row for what comes next.
+
+    To go on where this ended: ``generate_series(model, params, last[..., None, :],
+    initial_carry=carry, key=keys, ...)`` writes what one longer call would have written.
+    """
+
+    values: Array
+    lengths: Array
+    log_probs: Array
+    carry: Carry
+    last: Array
+    keys: Array
+
+
+def generate_series(
+    model: SeriesModel,
+    params: Any,
+    prompt: Any,
+    lengths: Any = None,
+    *,
+    max_new_steps: int,
+    key: Key,
+    stop: Callable[[Array], Array] | None = None,
+    initial_carry: Carry = None,
+) -> GeneratedSeries:
+    r"""Go on with series: a whole batch of ragged beginnings in one compiled loop.
+
+    .. math:: v_{t+1} \sim p(\cdot \mid v_1 \dots v_t)
+
+    The sibling of :func:`rnnjax.generate` for vectors. What a row writes depends on its prompt
+    and its key alone: not on other rows, their order, the padding, nor ``max_new_steps``.
+
+    To draw otherwise, as with a lower variance, give a model whose head draws so:
+    ``model._replace(head=model.head._replace(sample=...))``.
+
+    Args:
+        model: a ``rnnjax.series_model(...)`` whose head has a density.
+        params: its parameters.
+        prompt: values [..., T, D], T at least 1; ids [..., T] where the head is one of ids.
+        lengths: values [...] of each prompt, integers in [1, T]; None means all.
+        max_new_steps: N, the most values to write in a row.
+        key: one key, from which each row gets its own by its place in the batch, or an array of
+            keys [...], one a row.
+        stop: ``(value [D]) -> bool``: a row ends with the first value of which it is True.
+        initial_carry: the carry before the prompt; None starts anew.
+
+    Raises:
+        ValueError: a head without density, an empty prompt, or an argument of wrong shape or
+            value, named in the message.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, rnnjax
+        >>> model = rnnjax.series_model(rnnjax.gru(16), rnnjax.bernoulli_head(88))
+        >>> params = model.init(jax.random.key(0))
+        >>> silence = jnp.zeros((2, 1, 88))
+        >>> out = rnnjax.generate_series(model, params, silence, max_new_steps=6,
+        ...                              key=jax.random.key(1))
+        >>> out.values.shape, out.lengths.tolist()
+        ((2, 6, 88), [6, 6])
+    """
+    if not isinstance(model, SeriesModel):
+        raise ValueError(f"model must be a rnnjax.SeriesModel, got {type(model).__name__}")
+    count = check_size("max_new_steps", max_new_steps)
+    if stop is not None and not callable(stop):
+        raise ValueError(f"stop must be a function of a value, or None, got {stop!r}")
+    prompt, lengths = _check_prompt(prompt, lengths, model.head.value_shape)
+    keys = row_keys(key, lengths.shape, draws=True)
+    return _generate((model, count, stop), params, prompt, lengths, keys, initial_carry)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _generate(how: tuple, *given: Any) -> GeneratedSeries:
+    prompt, lengths = given[1:3]
+    return with_automatic_axes(lambda given: _series(*how, *given), given, prompt, lengths.ndim)
+
+
+def _series(
+    model: SeriesModel,
+    count: int,
+    stop: Callable[[Array], Array] | None,
+    params: Any,
+    prompt: Array,
+    lengths: Array,
+    keys: Array,
+    initial_carry: Carry,
+) -> GeneratedSeries:
+    batch, head = lengths.shape, model.head
+    carry, distributions = model.apply(params, prompt, lengths, initial_carry=initial_carry)
+    prompt, lengths, keys, carry, distributions = as_rows(
+        batch, (prompt, lengths, keys, carry, distributions)
+    )
+
+    def at_last(leaf: Array) -> Array:
+        return leaf[jnp.arange(len(leaf)), lengths - 1]
+
+    room = jnp.zeros((len(lengths), count, *prompt.shape[2:]), prompt.dtype)
+
+    def choose(keys: Array, distribution: Any, _: Any) -> Choice:
+        value = jax.vmap(head.sample)(keys, distribution).astype(prompt.dtype)
+        ends = False if stop is None else jax.vmap(stop)(value)
+        return Choice(value, head.log_prob(distribution, value), ends, False)
+
+    end = write_rows(
+        start_writing(carry, at_last(prompt), keys, room),
+        jax.tree.map(at_last, distributions),
+        lambda carry, value: model.step(params, carry, value),
+        choose,
+    )
+    return as_batch(
+        batch, GeneratedSeries(end.values, end.new, end.log_probs, end.carry, end.last, end.keys)
+    )
+
+
+def _check_prompt(prompt: Any, lengths: Any, value_shape: tuple[int, ...]) -> tuple[Array, Array]:
+    prompt = jnp.asarray(prompt) if value_shape else masking.as_integers("prompt", prompt)
+    if value_shape and not jnp.issubdtype(prompt.dtype, jnp.floating):
+        prompt = prompt.astype(float)
+    steps = prompt.shape[: prompt.ndim - len(value_shape)]
+    if prompt.shape[len(steps) :] != value_shape or not steps or not steps[-1]:
+        expected = ", ".join(map(str, ("...", "T", *value_shape)))
+        raise ValueError(
+            f"prompt must have shape [{expected}] with T at least 1, got shape {prompt.shape}: "
+            "begin with a value such as zeros"
+        )
+    if lengths is None:
+        return prompt, jnp.full(steps[:-1], steps[-1], jnp.int32)
+    lengths = masking.check_lengths(lengths, steps[:-1], steps[-1])
+    if not isinstance(lengths, Tracer) and np.any(np.asarray(lengths) < 1):
+        raise ValueError(f"lengths must be at least 1, got {np.asarray(lengths).tolist()}")
+    return prompt, jnp.clip(jnp.asarray(lengths), 1, steps[-1])

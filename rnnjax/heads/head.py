@@ -1,0 +1,172 @@
+"""What a head is, and what all heads share."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from rnnjax import masking
+from rnnjax._checks import check_key, check_size, require_finite
+from rnnjax._numerics import linear
+from rnnjax._recipe import Made
+from rnnjax.base import Key
+from rnnjax.initializers import draw_linear
+
+
+class HeadParams(NamedTuple):
+    """``w`` [H, P] and ``bias`` [P], for the P parameters of the distribution."""
+
+    w: Array
+    bias: Array
+
+
+class _HeadFields(NamedTuple):
+    init: Callable[[Key, int], Any]
+    apply: Callable[[Any, Array], Any]
+    log_prob: Callable[..., Array]
+    loss: Callable[..., tuple[Array, Array]]
+    sample: Callable[[Key, Any], Array]
+    encode: Callable[[Any], Array]
+    value_shape: tuple[int, ...]
+    input_size: int
+
+
+class Head(Made, _HeadFields):
+    """A distribution of the next value, as pure functions of the output of a layer.
+
+    Values of masked steps are never read: NaN there changes nothing, and gradients there are zero.
+    All numbers are computed in at least float32.
+
+    Attributes:
+        init: ``(key, input_size) -> params``.
+        apply: ``(params, hs [..., H]) -> distribution``, its parameters, a tree of arrays [..., *].
+        log_prob: ``(distribution, values, mask=None) -> [...]``, the logarithm of the density, or
+            of the probability, of each value; 0 where ``mask`` [...] is False.
+        loss: ``(distribution, values, mask=None) -> (total, count)``: what is to be made small,
+            summed over the values that count, and their number. A loss function of
+            ``rnnjax.make_train_step`` divides them; ``rnnjax.metrics.merge`` adds them up.
+        sample: ``(key, distribution) -> values``; every value is a draw of its own.
+        encode: ``(values) -> [..., E]``, a value as a layer reads it.
+        value_shape: the axes of a single value, ``(D,)``, or ``()`` for ids.
+        input_size: E.
+    """
+
+
+def make_head(
+    num_parameters: int,
+    value_shape: tuple[int, ...],
+    distribution: Callable[[Array], Any],
+    log_prob: Callable[[Any, Array], Array],
+    sample: Callable[[Key, Any], Array],
+    *,
+    encode: Callable[[Array], Array] | None = None,
+    input_size: int | None = None,
+    error: Callable[[Any, Array], Array] | None = None,
+    distribution_axes: int = 1,
+    start: Callable[[Array], Array] | None = None,
+) -> Head:
+    """A head with one linear map.
+
+    Args:
+        num_parameters: P.
+        value_shape: of a single value.
+        distribution: from [..., P], at least float32, to the distribution. All parameters zero
+            must be one of finite density everywhere: it stands at steps that are masked.
+        log_prob: of values that have the right shape.
+        sample: a draw for every distribution.
+        encode: values as a layer reads them; None for values as they are.
+        input_size: the size of one that is encoded; None for that of the value.
+        error: in place of ``-log_prob`` in the loss.
+        distribution_axes: of the first leaf of a single distribution.
+        start: changes the bias that the head starts with.
+    """
+
+    def init(key: Key, input_size: int) -> HeadParams:
+        w, bias = draw_linear(check_key(key), check_size("input_size", input_size), num_parameters)
+        return HeadParams(w, bias if start is None else start(bias))
+
+    def apply(params: HeadParams, hs: Array) -> Any:
+        return distribution(linear(jnp.asarray(hs), params.w, params.bias, name="hs"))
+
+    def masked(score: Callable) -> Callable[..., Array]:
+        return lambda given, values, mask=None: _score_real(
+            score, value_shape, distribution_axes, given, values, mask
+        )
+
+    scored = masked(log_prob)
+    error_of = masked(lambda d, v: -log_prob(d, v)) if error is None else masked(error)
+
+    def draw(key: Key, given: Any) -> Array:
+        return sample(check_key(key), jax.tree.map(jnp.asarray, given))
+
+    return Head(
+        init=init,
+        apply=apply,
+        log_prob=scored,
+        loss=lambda given, values, mask=None: _summed(error_of(given, values, mask), mask),
+        sample=draw,
+        encode=as_they_are if encode is None else encode,
+        value_shape=value_shape,
+        input_size=value_shape[0] if input_size is None else input_size,
+    )
+
+
+def as_they_are(values: Any) -> Array:
+    """Values as a layer reads them that are vectors already."""
+    values = jnp.asarray(values)
+    return values if jnp.issubdtype(values.dtype, jnp.floating) else values.astype(float)
+
+
+def _score_real(
+    score: Callable, value_shape: tuple[int, ...], axes: int, given: Any, values: Any, mask: Any
+) -> Array:
+    """``score(distribution, values)`` [...], 0 at masked steps, which are not read."""
+    given = jax.tree.map(jnp.asarray, given)
+    values = check_values(values, value_shape)
+    batch = values.shape[: values.ndim - len(value_shape)]
+    expected = jax.tree.leaves(given)[0].shape[:-axes]
+    if batch != expected:
+        raise ValueError(
+            f"values must have shape {expected + value_shape}, one value for each distribution, "
+            f"got shape {values.shape}"
+        )
+    if mask is None:
+        scores = score(given, values)
+        require_finite("the score of a value", scores)
+        return scores
+    mask = jnp.asarray(mask)
+    if mask.dtype != bool or mask.shape != batch:
+        raise ValueError(
+            f"mask must be bool and have shape {batch}, got {mask.dtype} of shape {mask.shape}"
+        )
+    # Both before and after: a value that is not selected still has its derivative taken.
+    scores = score(*masking.zero_padding(mask, (given, values)))
+    scores = masking.zero_padding(mask, scores)
+    require_finite("the score of a value", scores, mask)
+    return scores
+
+
+def _summed(scores: Array, mask: Any) -> tuple[Array, Array]:
+    """The sum of scores, at least float32, and how many of them count."""
+    count = jnp.array(scores.size) if mask is None else jnp.sum(jnp.asarray(mask))
+    return jnp.sum(scores), count
+
+
+def check_values(values: Any, value_shape: tuple[int, ...]) -> Array:
+    """Values [..., *value_shape]: vectors as at least float32, and ids as integers.
+
+    Raises:
+        ValueError: they have another shape or dtype.
+    """
+    if not value_shape:
+        return masking.as_integers("values", values)
+    values = jnp.asarray(values)
+    if values.ndim < len(value_shape) or values.shape[-len(value_shape) :] != value_shape:
+        sizes = ", ".join(map(str, value_shape))
+        raise ValueError(f"values must have shape [..., {sizes}], got shape {values.shape}")
+    if jnp.issubdtype(values.dtype, jnp.complexfloating):
+        raise ValueError(f"values must be real, got dtype {values.dtype}")
+    wide = jnp.issubdtype(values.dtype, jnp.floating) and jnp.finfo(values.dtype).bits >= 32
+    return values if wide else values.astype(jnp.float32)

@@ -1,0 +1,153 @@
+"""A model of a series: which value comes next, as a distribution at every step."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from rnnjax import masking
+from rnnjax._checks import check_key, check_rate
+from rnnjax._recipe import Made, factory
+from rnnjax.base import Carry, Cell, Key, Layer
+from rnnjax.heads import Head
+from rnnjax.layers.recurrent import recurrent
+from rnnjax.models.language_model import locked_dropout
+
+
+class SeriesModelParams(NamedTuple):
+    """Parameters of ``layer`` and of ``head``."""
+
+    layer: Any
+    head: Any
+
+
+class _SeriesModelFields(NamedTuple):
+    init: Callable[[Key], SeriesModelParams]
+    apply: Callable[..., tuple[Carry, Any]]
+    step: Callable[[SeriesModelParams, Carry, Array], tuple[Carry, Any]]
+    initial_carry: Callable[..., Carry]
+    score: Callable[..., tuple[Carry, Array]]
+    loss: Callable[..., tuple[Carry, tuple[Array, Array]]]
+    head: Head
+
+
+class SeriesModel(Made, _SeriesModelFields):
+    """A model of a series as pure functions.
+
+    Two that were made from equal arguments are equal.
+
+    Attributes:
+        init: ``(key) -> params``.
+        apply: ``(params, values [..., T, D], lengths [...], *, mask, resets, initial_carry, key) ->
+            (carry, distribution)``: at every step that of the value after it. Values are ids
+            [..., T] where the head is one of ids.
+        step: ``(params, carry, value [..., D]) -> (carry, distribution)``; a carry of None is the
+            one before the first value.
+        initial_carry: ``(params, batch_shape) -> carry``.
+        score: ``(params, (values, targets), lengths, *, ...) -> (carry, log_probs [..., T])``, of
+            the targets; 0 at masked steps. Other arguments are those of ``apply``.
+        loss: as ``score``, but ``(carry, (total, count))``, the loss of the head.
+        head: what the distributions are; ``rnnjax.heads``.
+    """
+
+
+@factory
+def series_model(layer: Cell | Layer, head: Head, *, dropout: float = 0.0) -> SeriesModel:
+    r"""A recurrent model of a series of vectors or ids: a layer, and a head with a density.
+
+    .. math:: p(v_{t+1} \mid v_1 \dots v_t) = \mathrm{head}(y_t)
+
+    Args:
+        layer: a cell or a layer that does not read ahead.
+        head: such as ``rnnjax.bernoulli_head(88)``.
+        dropout: the rate at which inputs, and outputs of the layer, are dropped in training, that
+            is when a ``key`` is given. One mask serves all steps of a sequence.
+
+    Raises:
+        ValueError: a rate outside [0, 1), a layer that reads ahead, or a part that is none.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, rnnjax
+        >>> model = rnnjax.series_model(rnnjax.gru(16), rnnjax.gaussian_mixture_head(3, 2))
+        >>> params = model.init(jax.random.key(0))
+        >>> series = jnp.ones((4, 11, 2))
+        >>> pair = series[:, :-1], series[:, 1:]
+        >>> carry, (total, count) = model.loss(params, pair, lengths=[10, 7, 3, 0])
+        >>> int(count)
+        20
+    """
+    below = recurrent(layer) if isinstance(layer, Cell) else layer
+    if not isinstance(below, Layer):
+        raise ValueError(f"layer must be a rnnjax.Cell or rnnjax.Layer, got {type(layer).__name__}")
+    if not below.causal:
+        raise ValueError("layer must not read ahead, got one with a part that runs in reverse")
+    if not isinstance(head, Head):
+        raise ValueError(
+            f"head must be one of rnnjax.heads, such as rnnjax.bernoulli_head(88), got "
+            f"{type(head).__name__}"
+        )
+    rate = check_rate("dropout", dropout)
+
+    def init(key: Key) -> SeriesModelParams:
+        inner, top = jax.random.split(check_key(key))
+        return SeriesModelParams(
+            below.init(inner, head.input_size), head.init(top, below.output_size)
+        )
+
+    def apply(
+        params: SeriesModelParams,
+        values: Any,
+        lengths: Any = None,
+        *,
+        mask: Any = None,
+        resets: Any = None,
+        initial_carry: Carry = None,
+        key: Key | None = None,
+    ) -> tuple[Carry, Any]:
+        in_key, inner, out_key = (None,) * 3 if key is None else jax.random.split(check_key(key), 3)
+        carry, ys = below.apply(
+            params.layer,
+            locked_dropout(in_key, head.encode(values), rate),
+            lengths,
+            mask=mask,
+            resets=resets,
+            initial_carry=initial_carry,
+            key=inner,
+        )
+        return carry, head.apply(params.head, locked_dropout(out_key, ys, rate))
+
+    def with_targets(measure: Callable) -> Callable:
+        def run(
+            params: SeriesModelParams,
+            pair: tuple[Any, Any],
+            lengths: Any = None,
+            *,
+            mask: Any = None,
+            **options: Any,
+        ) -> tuple[Carry, Any]:
+            values, targets = pair
+            shape = jnp.shape(values)[: jnp.ndim(values) - len(head.value_shape)]
+            valid = masking.valid_steps(lengths, mask, shape[:-1], shape[-1])
+            carry, distribution = apply(params, values, mask=valid, **options)
+            return carry, measure(distribution, targets, valid)
+
+        return run
+
+    def step(params: SeriesModelParams, carry: Carry, value: Any) -> tuple[Carry, Any]:
+        carry, y = below.step(params.layer, carry, head.encode(value))
+        return carry, head.apply(params.head, y)
+
+    def initial_carry(params: SeriesModelParams, batch_shape: tuple[int, ...] = ()) -> Carry:
+        return below.initial_carry(params.layer, batch_shape)
+
+    return SeriesModel(
+        init,
+        apply,
+        step,
+        initial_carry,
+        with_targets(head.log_prob),
+        with_targets(head.loss),
+        head,
+    )

@@ -1,0 +1,269 @@
+"""Heads are the densities of SciPy in float64, draw by them, and never read a masked step."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+
+import rnnjax
+from rnnjax.heads import GaussianMixture
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+B, T, H = 2, 3, 4
+PEN = rnnjax.joint_head(rnnjax.gaussian_mixture_head(2, 2), rnnjax.bernoulli_head(1))
+HEADS = {
+    "bernoulli": rnnjax.bernoulli_head(5),
+    "categorical": rnnjax.categorical_head(5),
+    "mixture": rnnjax.gaussian_mixture_head(3),
+    "bivariate": rnnjax.gaussian_mixture_head(3, 2),
+    "quantile": rnnjax.quantile_head((0.1, 0.5, 0.9), 2),
+    "joint": PEN,
+}
+EVERY_HEAD = pytest.mark.parametrize("name", HEADS)
+
+
+def problem(name, dtype="float64"):
+    """A head with parameters, outputs of a layer [B, T, H], and values for them."""
+    head, rng = HEADS[name], np.random.default_rng(0)
+    params = head.init(jax.random.key(0), H)
+    params = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape), dtype), params)
+    values = {
+        "bernoulli": rng.integers(0, 2, (B, T, 5)).astype(dtype),
+        "categorical": rng.integers(0, 5, (B, T)),
+        "joint": np.concatenate([rng.normal(size=(B, T, 2)), rng.integers(0, 2, (B, T, 1))], -1),
+    }.get(name, rng.normal(size=(B, T, *head.value_shape)))
+    return head, params, rng.normal(size=(B, T, H)), values
+
+
+def mixture_log_prob(outputs, value, count, size, floor=1e-3):
+    """Of one value, by SciPy's multivariate normal, from the outputs in the order of the paper."""
+    split = np.split(outputs, np.cumsum([count, count * size, count * size]))
+    means, raw = (part.reshape(count, size) for part in split[1:3])
+    scales = np.exp(raw) + floor
+    correlations = np.tanh(split[3]) if size == 2 else np.zeros(count)
+    logs = []
+    for mean, scale, rho in zip(means, scales, correlations, strict=True):
+        cov = np.diag(scale**2)
+        if size == 2:
+            cov[0, 1] = cov[1, 0] = rho * scale[0] * scale[1]
+        logs.append(scipy.stats.multivariate_normal(mean, cov).logpdf(value))
+    return scipy.special.logsumexp(scipy.special.log_softmax(split[0]) + np.array(logs))
+
+
+def expected_log_prob(name, outputs, value):
+    if name == "bernoulli":
+        return scipy.stats.bernoulli(scipy.special.expit(outputs)).logpmf(value).sum()
+    if name == "categorical":
+        return scipy.special.log_softmax(outputs)[value]
+    if name == "joint":
+        pen = scipy.stats.bernoulli(scipy.special.expit(outputs[1])).logpmf(value[2])[0]
+        return mixture_log_prob(outputs[0], value[:2], 2, 2) + pen
+    return mixture_log_prob(outputs, value, 3, HEADS[name].value_shape[0])
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("name", [n for n in HEADS if n != "quantile"])
+def test_log_probabilities_are_those_of_scipy(name):
+    head, params, hs, values = problem(name)
+    found = head.log_prob(head.apply(params, hs), values)
+    parts = params if name == "joint" else (params,)
+    for place in np.ndindex(B, T):
+        outputs = [hs[place] @ np.asarray(p.w) + np.asarray(p.bias) for p in parts]
+        outputs = outputs if name == "joint" else outputs[0]
+        expected = expected_log_prob(name, outputs, values[place])
+        np.testing.assert_allclose(found[place], expected, rtol=1e-10)
+    total, count = head.loss(head.apply(params, hs), values)
+    np.testing.assert_allclose(total, -np.sum(found), rtol=1e-12)
+    assert int(count) == B * T
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_loss_of_quantiles_is_the_pinball_loss_and_they_never_cross():
+    head, params, hs, values = problem("quantile")
+    quantiles = np.asarray(head.apply(params, hs))
+    assert np.all(np.diff(quantiles) > 0)
+    expected = 0.0
+    for level, q in zip((0.1, 0.5, 0.9), np.moveaxis(quantiles, -1, 0), strict=True):
+        expected += np.where(values > q, level * (values - q), (1 - level) * (q - values)).sum() / 3
+    total, count = head.loss(quantiles, values)
+    np.testing.assert_allclose(total, expected, rtol=1e-12)
+    assert int(count) == B * T
+    with pytest.raises(ValueError, match="quantile_head has no density"):
+        head.log_prob(quantiles, values)
+
+
+@pytest.mark.usefixtures("float64")
+@EVERY_HEAD
+def test_a_masked_step_is_never_read(name):
+    head, params, hs, values = problem(name)
+    mask = np.array([[True, False, True], [False, False, True]])
+    wild = np.where(mask[..., None], hs, np.nan)
+    spoilt = values if name == "categorical" else np.where(mask[..., None], values, np.nan)
+    spoilt = np.where(mask, values, -7) if name == "categorical" else spoilt
+
+    @jax.jit
+    def loss(hs, values, mask):
+        # As a layer has them: zeros at masked steps.
+        d = head.apply(params, hs if mask is None else jnp.where(mask[..., None], hs, 0))
+        return head.loss(d, values, mask)
+
+    total, count = loss(wild, spoilt, mask)
+    expected, _ = loss(hs[mask], values[mask], None)
+    np.testing.assert_allclose(total, expected, rtol=1e-12)
+    assert int(count) == 3
+    # Also where distributions are NaN themselves.
+    grads = jax.jit(jax.grad(lambda d: head.loss(d, spoilt, mask)[0]))(head.apply(params, wild))
+    for leaf in jax.tree.leaves(grads):
+        assert not np.any(leaf[~mask])
+        assert np.all(np.isfinite(leaf))
+
+
+@EVERY_HEAD
+def test_extreme_outputs_have_finite_losses_and_gradients(name):
+    head, params, _, values = problem(name, "float32")
+    run = jax.jit(jax.value_and_grad(lambda p, hs: head.loss(head.apply(p, hs), values)[0]))
+    for size in (1e4, -1e4):
+        loss, grads = run(params, jnp.full((B, T, H), size, jnp.float32))
+        assert np.isfinite(loss)
+        assert all(np.all(np.isfinite(a)) for a in jax.tree.leaves(grads))
+
+
+def test_bernoulli_keeps_its_digits_where_it_is_almost_sure():
+    found = HEADS["bernoulli"].log_prob(jnp.full(5, 20.0), np.ones(5))
+    np.testing.assert_allclose(found, -5 * np.log1p(np.exp(-20.0)), rtol=1e-6)
+
+
+def test_a_correlation_near_one_keeps_its_digits():
+    """The second number all but follows from the first; 1 - rho^2 is 2e-5 here."""
+    rho, values = np.tanh(6.0), np.array([0.7, 0.7002])
+    mixture = GaussianMixture(*(np.array(a, "float32") for a in ([0], [[0, 0]], [[0, 0]], [6])))
+    found = rnnjax.gaussian_mixture_head(1, 2).log_prob(mixture, values)
+    z1, z2 = np.float32(values).astype(float)
+    expected = -np.log(2 * np.pi) + np.log(np.cosh(6.0)) - z1**2 / 2
+    expected -= (z2 - rho * z1) ** 2 / (1 - rho**2) / 2
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@EVERY_HEAD
+def test_sixteen_bits_are_scored_in_thirty_two(name):
+    head, params, hs, values = problem(name, "bfloat16")
+    hs, kind = jnp.asarray(hs, "bfloat16"), "int8" if name == "categorical" else "bfloat16"
+    values = jnp.asarray(values, kind)
+    found, _ = head.loss(head.apply(params, hs), values)
+    assert found.dtype == jnp.float32
+    wide = jax.tree.map(lambda a: a.astype("float32"), (params, hs))
+    values = values.astype("int32" if name == "categorical" else "float32")
+    expected, _ = head.loss(head.apply(*wide), values)
+    np.testing.assert_allclose(found, expected, rtol=2e-5)
+
+
+def draws(head, distribution, count=40_000):
+    """So many of one distribution."""
+    many = jax.tree.map(lambda a: jnp.broadcast_to(a, (count, *np.shape(a))), distribution)
+    return np.asarray(head.sample(jax.random.key(5), many))
+
+
+def test_draws_of_bernoulli_and_categorical_come_as_often_as_they_say():
+    logits = np.array([0.3, -1.0, 2.0])
+    p = scipy.special.expit(logits)
+    found = draws(rnnjax.bernoulli_head(3), jnp.asarray(logits))
+    patterns = np.stack(np.indices((2, 2, 2)), -1).reshape(-1, 3)
+    law = np.prod(np.where(patterns, p, 1 - p), axis=1)
+    counts = np.bincount((found @ [4, 2, 1]).astype(int), minlength=8)
+    assert scipy.stats.chisquare(counts, law * len(found)).pvalue > 1e-3
+
+    found = draws(rnnjax.categorical_head(3), jnp.asarray(logits))
+    law = scipy.special.softmax(logits)
+    counts = np.bincount(found, minlength=3)
+    assert scipy.stats.chisquare(counts, law * len(found)).pvalue > 1e-3
+
+
+def test_draws_of_a_mixture_have_its_distribution_function():
+    weights, means, scales = (
+        np.array([0.2, 0.5, 0.3]),
+        np.array([-2, 0, 3]),
+        np.array([0.5, 1, 0.1]),
+    )
+    mixture = GaussianMixture(
+        jnp.log(weights), means[:, None].astype("float32"), np.log(scales)[:, None], np.zeros(3)
+    )
+    found = draws(rnnjax.gaussian_mixture_head(3), mixture)[:, 0]
+
+    def cdf(x):
+        return scipy.stats.norm.cdf((x[:, None] - means) / scales) @ weights
+
+    assert scipy.stats.kstest(found, cdf).pvalue > 1e-3
+
+
+def test_draws_of_two_numbers_have_the_moments_of_the_mixture():
+    weights, rho = np.array([0.3, 0.7]), np.array([0.9, -0.5])
+    means, scales = np.array([[-1.0, 2.0], [1.0, 0.0]]), np.array([[0.5, 1.0], [1.0, 0.3]])
+    mixture = GaussianMixture(jnp.log(weights), means, np.log(scales), np.arctanh(rho))
+    found = draws(rnnjax.gaussian_mixture_head(2, 2), mixture)
+    mean = weights @ means
+    second = np.zeros((2, 2))
+    for w, m, s, r in zip(weights, means, scales, rho, strict=True):
+        second += w * (np.array([[s[0] ** 2, r * s[0] * s[1]], [r * s[0] * s[1], s[1] ** 2]]))
+        second += w * np.outer(m, m)
+    products = found[:, :, None] * found[:, None, :]
+    for seen, expected in ((found, mean), (products, second)):
+        error = seen.std(0) / np.sqrt(len(found))
+        assert np.all(np.abs(seen.mean(0) - expected) < 4 * error)
+
+
+def test_draws_of_quantiles_fall_below_each_as_often_as_its_level():
+    quantiles = jnp.array([[-1.0, 0.5, 4.0]])
+    found = draws(rnnjax.quantile_head((0.1, 0.5, 0.9)), quantiles)[:, 0]
+    assert scipy.stats.binomtest(int((found < 0.5).sum()), len(found), 0.5).pvalue > 1e-3
+    # Without tails the first and the last quantile themselves are drawn.
+    assert scipy.stats.binomtest(int((found <= -1).sum()), len(found), 0.1).pvalue > 1e-3
+    assert scipy.stats.binomtest(int((found >= 4).sum()), len(found), 0.1).pvalue > 1e-3
+    inside = found[(found > -1) & (found < 0.5)]
+    assert scipy.stats.kstest(inside, scipy.stats.uniform(-1, 1.5).cdf).pvalue > 1e-3
+
+
+def test_draws_of_joined_heads_are_those_of_its_parts():
+    mixture = GaussianMixture(*(jnp.array(a) for a in ([0.0], [[5.0, -5.0]], [[0.0, 0.0]], [0.0])))
+    found = draws(PEN, (mixture, jnp.array([1.0])), 10_000)
+    np.testing.assert_allclose(found.mean(0), [5, -5, scipy.special.expit(1.0)], atol=0.04)
+    assert set(found[:, 2]) == {0.0, 1.0}
+
+
+BAD = {
+    "size must be a positive integer, got 0": lambda: rnnjax.bernoulli_head(0),
+    "num_classes must be a positive integer, got 2.5": lambda: rnnjax.categorical_head(2.5),
+    "size must be 1 or 2, got 3": lambda: rnnjax.gaussian_mixture_head(2, 3),
+    "min_scale must be positive and finite, got 0": lambda: rnnjax.gaussian_mixture_head(
+        2, min_scale=0
+    ),
+    "levels must rise, at least one of them, got (0.5, 0.5)": lambda: rnnjax.quantile_head(
+        (0.5, 0.5)
+    ),
+    "a level must be a number in (0, 1), got 1.0": lambda: rnnjax.quantile_head((0.1, 1.0)),
+    "joint_head needs at least one head, got none": lambda: rnnjax.joint_head(),
+    "joint_head joins heads of vectors": lambda: rnnjax.joint_head(rnnjax.categorical_head(3)),
+    "values must have shape [..., 5], got shape (2, 3, 4)": lambda: HEADS["bernoulli"].log_prob(
+        np.zeros((2, 3, 5)), np.zeros((2, 3, 4))
+    ),
+    "values must have shape (2, 3, 5), one value for each distribution, got shape (2, 5)": lambda: (
+        HEADS["bernoulli"].log_prob(np.zeros((2, 3, 5)), np.zeros((2, 5)))
+    ),
+    "values must be integers": lambda: HEADS["categorical"].log_prob(np.zeros(5), np.array(1.0)),
+    "mask must be bool and have shape (2,), got int32": lambda: HEADS["bernoulli"].log_prob(
+        np.zeros((2, 5)), np.zeros((2, 5)), np.ones(2, "int32")
+    ),
+    "hs must have size 4 in the last axis": lambda: HEADS["bernoulli"].apply(
+        HEADS["bernoulli"].init(jax.random.key(0), 4), jnp.zeros((2, 3))
+    ),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_what_does_not_fit_is_named(message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        BAD[message]()
