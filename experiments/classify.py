@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 from experiments.running import class_report, curves
-from experiments.running.checkpoints import Saver, parse_every
+from experiments.running.checkpoints import Saver
 from experiments.running.classifier import CELLS as CELLS
 from experiments.running.classifier import (
     VOCABULARY,
@@ -37,13 +37,13 @@ from experiments.running.console import command, parameter_table, wrapped
 from experiments.running.devices import Devices, find_devices
 from experiments.running.fitting import Fitted, Recipe, fit
 from experiments.running.interrupts import Interrupted
+from experiments.running.opening import open_run
 from experiments.running.predicting import Request, predict
 from experiments.running.process_memory import device_memory
 from experiments.running.run_folder import CONFIG, RunFolder, environment, plain
-from experiments.running.run_settings import require_same, stored_config
+from experiments.running.run_settings import stored_config
 from experiments.running.setting_checks import check_settings
 from experiments.running.text import Encoder, Splits, fit_encoder, hold_out, make_batches, take
-from rnnjax.checkpoint import Checkpoints
 from rnnjax.data import NAMES, DataError, Dataset, Examples, load
 from rnnjax.data.tables import SUFFIXES
 from rnnjax.weights import save_weights
@@ -66,26 +66,18 @@ def train(settings: Settings, folder: Path) -> Outcome:
     """Train, write the run's folder, and say how to use it."""
     began = time.perf_counter()
     stored = stored_config(settings, folder)
-    every, devices = parse_every(settings.checkpoint_every), find_devices(settings.devices)
+    devices = find_devices(settings.devices)
     dataset, parts = read_parts(settings)
     encode, splits = prepare(settings, parts, len(dataset.label_names))
     devices.check_rows("--batch-size", splits.train.shapes[0][0])
     require_room(settings, len(encode.vocabulary), len(dataset.label_names))
     identity = describe(settings, dataset, parts)
-    config = {"environment": environment(), **(stored or {}), **identity}
-    if stored is not None:
-        require_same(stored, config, settings.MAY_CHANGE, str(folder))
-        note_environment(config["environment"])
+    vocabulary = {"vocabulary": list(encode.vocabulary.tokens)}
     leaves = (WEIGHTS, VOCABULARY, CURVES)
-    with (
-        RunFolder(folder, config, settings.existing, leaves) as run,
-        Checkpoints(run.checkpoints_path, keep=settings.keep) as checkpoints,
-    ):
+    with open_run(settings, folder, stored, identity, leaves, vocabulary) as (run, saver):
         announce(dataset, parts, splits, len(encode.vocabulary))
-        identity["vocabulary"] = list(encode.vocabulary.tokens)
-        saver = Saver(checkpoints, run, identity, may_change=settings.MAY_CHANGE, every=every)
         fitted = fit_model(settings, len(dataset.label_names), encode, splits, run, saver, devices)
-        checkpoints.wait()
+        saver.wait()
         encode.vocabulary.save(folder / VOCABULARY)
         save_weights(folder / WEIGHTS, fitted.params)
         curves.draw(run.metrics_path, folder / CURVES)
@@ -201,14 +193,6 @@ def report(settings: Settings, fitted: Fitted, label_names: Sequence[str], folde
     print(f"always saying {largest} would have accuracy {fitted.chance.accuracy:.4f}")
 
 
-def note_environment(stored: dict[str, Any]) -> None:
-    """Say what is not as it was when the run began, since equal bits are then not to be had."""
-    now = environment()
-    changed = [f"{n} {stored.get(n)} then, {now[n]} now" for n in now if now[n] != stored.get(n)]
-    if changed:
-        print(wrapped(f"note: {'; '.join(changed)}: the last bits of the numbers may differ"))
-
-
 def describe(settings: Settings, dataset: Dataset, parts: Sequence[Examples]) -> dict[str, Any]:
     """What makes a run the one that it is, as JSON holds it."""
     counts = [len(part.texts) for part in parts]
@@ -263,7 +247,6 @@ def make_recipe(settings: Settings) -> Recipe:
 def train_all(settings: Settings) -> None:
     """Train with one seed, or with several and report how far they lie apart."""
     check_settings(settings)
-    parse_every(settings.checkpoint_every)
     settings = located(settings)
     folder = settings.out
     assert folder is not None  # it was just given

@@ -15,6 +15,8 @@ from rnnjax.training import EarlyStopping, TrainState
 
 _BEST = ("best_value", "best_epoch", "epochs_since_best")
 _POSITION = ("epoch", "batch", "step")
+# As the message says it.
+INTERVAL = 'a number of steps, as "500", or of seconds, as "60s"'
 _EXTRA = {"identity": None, "records": ("bytes", "sha256"), "best": _BEST, "position": _POSITION}
 
 
@@ -23,6 +25,11 @@ class Every(NamedTuple):
 
     steps: int | None
     seconds: int | None
+
+
+def match_interval(text: str) -> re.Match[str] | None:
+    """The number and the unit of an interval; None where it is none."""
+    return re.fullmatch(r"([1-9]\d*)(s?)", text)
 
 
 def parse_every(text: str) -> Every:
@@ -35,12 +42,9 @@ def parse_every(text: str) -> Every:
         >>> parse_every("500"), parse_every("60s")
         (Every(steps=500, seconds=None), Every(steps=None, seconds=60))
     """
-    match = re.fullmatch(r"([1-9]\d*)(s?)", text)
+    match = match_interval(text)
     if match is None:
-        raise ValueError(
-            f'checkpoint-every: expected a number of steps, as "500", or of seconds, as "60s", '
-            f"got {text!r}"
-        )
+        raise ValueError(f"--checkpoint-every must be {INTERVAL}, got {text!r}")
     number = int(match[1])
     return Every(None, number) if match[2] else Every(number, None)
 
@@ -57,6 +61,18 @@ class Snapshot(NamedTuple):
     epoch: int = 1  # the one in hand, from 1
     batch: int = 0  # how many of its batches are done
     step: int = 0  # how many were done in all
+
+    def is_last(self, epochs: int) -> bool:
+        """Whether no epoch is left to be done."""
+        return self.epoch > epochs or self.stopping.should_stop
+
+    def after_step(self, train: TrainState, totals: Any) -> Snapshot:
+        """After one more batch of the epoch."""
+        return self._replace(train=train, totals=totals, batch=self.batch + 1, step=self.step + 1)
+
+    def after_epoch(self, stopping: EarlyStopping, totals: Any) -> Snapshot:
+        """At the beginning of the next epoch."""
+        return self._replace(stopping=stopping, totals=totals, epoch=self.epoch + 1, batch=0)
 
 
 class Saver:

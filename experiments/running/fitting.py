@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, NamedTuple
@@ -15,11 +14,10 @@ import optax
 
 from experiments.running import class_report
 from experiments.running.checkpoints import Saver, Snapshot
-from experiments.running.console import Progress
 from experiments.running.devices import Devices
-from experiments.running.interrupts import Interrupted, Interrupts
 from experiments.running.prefetching import prefetched
 from experiments.running.run_folder import RunFolder
+from experiments.running.session import Session, counted, go_on
 from experiments.running.text import Splits
 from rnnjax import checked
 from rnnjax.data import UNKNOWN, Batch, BucketedBatches, PackedBatch, PackedBatches
@@ -32,7 +30,6 @@ from rnnjax.training import (
     NonFiniteError,
     average_parameters,
     averaged,
-    check_finite,
     init_train_state,
     make_train_step,
 )
@@ -171,29 +168,23 @@ def fit(
     Raises:
         Interrupted: SIGTERM or Ctrl-C came; what was done so far is saved.
         NonFiniteError: too many steps in a row were not finite; the last good state is saved.
-        ValueError: more epochs were begun than the recipe allows; or, with ``debug_checks``, the
-            first wrong value.
+        DataError: more epochs were begun than the recipe allows.
+        ValueError: with ``debug_checks``, the first wrong value.
     """
     begin = _beginning(model, params, splits, recipe, key)
     train, totals = devices.place_state((begin.train, begin.totals))
-    begin, passed_over = saver.restore(begin._replace(train=train, totals=totals))
-    begun = begin.epoch - (begin.batch == 0)
-    if begun > recipe.epochs:
-        raise ValueError(f"epochs: {begun} were begun already, got {recipe.epochs}")
-    run.update_config()  # only now, as what was refused must leave no trace
-    total = recipe.epochs * len(splits.train)
-    with (
-        Interrupts() as interrupts,
-        Progress(total, done=begin.step, may_end_early=True) as progress,
-    ):
-        for reason in passed_over:
-            progress.say(f"passed over checkpoint {reason}")
-        if begin.step:
-            progress.say(f"going on after step {begin.step}, in epoch {begin.epoch}")
-        session = {"kind": "session", "step": begin.step}
-        run.write_timing({**session, "debug_checks": True} if recipe.debug_checks else session)
-        fitting = _Fitting(model, splits, recipe, run, saver, devices, interrupts, progress)
-        return fitting.go_on(begin)
+    with go_on(
+        run,
+        saver,
+        begin._replace(train=train, totals=totals),
+        recipe.epochs,
+        len(splits.train),
+        max_skipped=recipe.max_skipped,
+        note={"debug_checks": True} if recipe.debug_checks else None,
+    ) as (session, begin):
+        fitted = _Fitting(model, splits, recipe, devices, session).go_on(begin)
+    _record_test(run, fitted)
+    return fitted
 
 
 def _beginning(
@@ -223,70 +214,45 @@ class _Fitting:
         model: Model,
         splits: Splits,
         recipe: Recipe,
-        run: RunFolder,
-        saver: Saver,
         devices: Devices,
-        interrupts: Interrupts,
-        progress: Progress,
+        session: Session,
     ) -> None:
         loss_fn = classification_loss(model, recipe.word_dropout, classes=True)
-        self._train_step = make_train_step(loss_fn, _optimizer(recipe), on_compile=self._on_compile)
-        self._eval_step = make_eval_step(loss_fn, on_compile=self._on_compile)
+        self._train_step = make_train_step(loss_fn, _optimizer(recipe), on_compile=session.compiled)
+        self._eval_step = make_eval_step(loss_fn, on_compile=session.compiled)
         if recipe.debug_checks:
             self._train_step = checked(self._train_step)
             self._eval_step = checked(self._eval_step)
         self._splits = splits
         self._recipe = recipe
-        self._run = run
-        self._saver = saver
         self._devices = devices
-        self._interrupts = interrupts
-        self._progress = progress
-        self._records = StepRecords(run, progress)
-        self._compile_seconds = 0.0
+        self._session = session
 
     def go_on(self, snapshot: Snapshot) -> Fitted:
         """Does the epochs that are left, and the test."""
         self._snapshot = snapshot
         self._zeros = jax.tree.map(jnp.zeros_like, snapshot.totals)
-        try:
-            while not self._is_done():
+        with self._session.saved_when_stopped(lambda: self._snapshot):
+            while not self._snapshot.is_last(self._recipe.epochs):
                 self._epoch()
             best = self._snapshot.stopping
             if best.best_epoch is None:
                 raise NonFiniteError("no epoch ended with weights that are finite: none is kept")
             test = self._evaluate(best.best_params, self._splits.test, epoch=0)
-        except (Interrupted, NonFiniteError):
-            self._save()
-            self._saver.wait()
-            raise
         classes = test.pop("classes")
         guess = class_report.chance(_labels_of(self._splits.train, classes), classes["texts"])
-        self._run.write(
-            {
-                "kind": "test",
-                "epoch": best.best_epoch,
-                **test,
-                "chance_accuracy": guess.accuracy,
-                "chance_loss": guess.loss,
-                **{name: classes[name] for name in ("recall", "f1")},
-            }
-        )
         last, was_cut = self._snapshot.epoch - 1, not best.should_stop
         return Fitted(best.best_params, best.best_epoch, last, was_cut, test, guess, classes)
 
-    def _is_done(self) -> bool:
-        return self._snapshot.epoch > self._recipe.epochs or self._snapshot.stopping.should_stop
-
     def _epoch(self) -> None:
-        start, compiled = time.perf_counter(), self._compile_seconds
+        began, session = self._session.clock(), self._session
         for batch, tokens in self._batches(
             self._splits.train, self._snapshot.epoch, self._snapshot.batch
         ):
             self._step(batch, tokens)
         now = self._snapshot
-        check_finite(now.train, self._recipe.max_skipped)
-        trained = _counted(now.totals)
+        session.check_finite(now)
+        trained = counted(now.totals)
         if not trained:
             raise NonFiniteError(
                 f"loss, gradient or update was NaN or infinite in every step of epoch {now.epoch}: "
@@ -296,24 +262,10 @@ class _Fitting:
         validation = self._evaluate(average, self._splits.validation, now.epoch)
         validation.pop("classes")
         stopping = _updated(now.stopping, now.epoch, validation, average)
-        self._records.write()
-        record = {
-            "kind": "epoch",
-            "epoch": now.epoch,
-            "step": now.step,
-            "skipped": int(now.train.skipped),
-            **{f"train_{name}": value for name, value in compute(trained).items()},
-            **{f"validation_{name}": value for name, value in validation.items()},
-        }
-        seconds = time.perf_counter() - start - (self._compile_seconds - compiled)
         is_best = stopping.best_epoch == now.epoch
-        self._progress.epoch({**record, "seconds": seconds, "best": is_best})
-        self._run.write(record)
-        self._run.write_timing({"kind": "epoch", "epoch": now.epoch, "seconds": seconds})
-        self._snapshot = now._replace(
-            stopping=stopping, totals=self._zeros, epoch=now.epoch + 1, batch=0
-        )
-        self._save()
+        session.epoch(now, compute(trained), validation, session.clock() - began, is_best)
+        self._snapshot = now.after_epoch(stopping, self._zeros)
+        session.save(self._snapshot)
 
     def _step(self, batch: AnyBatch, tokens: int) -> None:
         now = self._snapshot
@@ -321,12 +273,8 @@ class _Fitting:
         with jax.transfer_guard("disallow"):
             train, metrics = self._train_step(now.train, batch)
             totals = merge(now.totals, {name: metrics[name] for name in now.totals})
-        now = now._replace(train=train, totals=totals, batch=now.batch + 1, step=now.step + 1)
-        self._snapshot = now
-        if self._records.add(now.epoch, now.step, metrics, tokens):
-            check_finite(now.train, self._recipe.max_skipped)
-        if self._saver.is_due(now.step):
-            self._save()
+        self._snapshot = now.after_step(train, totals)
+        self._session.step(self._snapshot, metrics, tokens)
 
     def _evaluate(self, params: Any, batches: AnyBatches, epoch: int) -> dict[str, Any]:
         on_device = (batch for batch, _ in self._batches(batches, epoch))
@@ -340,16 +288,20 @@ class _Fitting:
         left = islice(batches.epoch(epoch), done, None)
         place = self._devices.place_batch
         placed = ((place(batch), int(batch.lengths.sum())) for batch in left)
-        return self._interrupts.watch(prefetched(placed, self._recipe.prefetch))
+        return self._session.watch(prefetched(placed, self._recipe.prefetch))
 
-    def _save(self) -> None:
-        self._records.write()
-        self._saver.save(self._snapshot)
 
-    def _on_compile(self, made: Compilation) -> None:
-        self._compile_seconds += made.seconds
-        self._progress.compiled(made)
-        self._run.write_timing({"kind": "compile", **made._asdict()})
+def _record_test(run: RunFolder, fitted: Fitted) -> None:
+    run.write(
+        {
+            "kind": "test",
+            "epoch": fitted.epoch,
+            **fitted.test,
+            "chance_accuracy": fitted.chance.accuracy,
+            "chance_loss": fitted.chance.loss,
+            **{name: fitted.classes[name] for name in ("recall", "f1")},
+        }
+    )
 
 
 def _labels_of(batches: AnyBatches, classes: dict[str, Any]) -> list[int]:
@@ -367,53 +319,3 @@ def _updated(
     finite = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(params)))
     known = validation if finite else {**validation, "accuracy": float("nan")}
     return stopping.update(epoch, known, params)
-
-
-class StepRecords:
-    """Shows each step, and writes the records of steps some at a time.
-
-    Reading each figure from the device as it comes would make the host wait for every step.
-    """
-
-    def __init__(self, run: RunFolder, progress: Progress, at_a_time: int = 64) -> None:
-        self._run = run
-        self._progress = progress
-        self._at_a_time = at_a_time
-        self._pending: list[tuple[dict[str, Any], Any]] = []
-
-    def add(self, epoch: int, step: int, metrics: Any, tokens: int) -> bool:
-        """Takes in a step; whether it wrote, and so waited for the device."""
-        self._progress.advance(lambda: _figures(metrics), tokens)
-        self._pending.append(({"kind": "step", "step": step, "epoch": epoch}, metrics))
-        if len(self._pending) < self._at_a_time:
-            return False
-        self.write()
-        return True
-
-    def write(self) -> None:
-        if not self._pending:
-            return
-        for head, metrics in self._pending:
-            self._run.write({**head, **_step_figures(metrics)})
-        speed = self._progress.tokens_per_second
-        last = self._pending[-1][0]["step"]
-        self._run.write_timing({"kind": "speed", "step": last, "tokens_per_second": speed})
-        self._pending.clear()
-
-
-def _step_figures(metrics: Any) -> dict[str, Any]:
-    """What is recorded of a step: of one that was skipped, that it was."""
-    figures = compute(_counted(metrics))
-    return figures if figures.pop("skipped") == 0 else {**figures, "skipped": True}
-
-
-def _figures(metrics: Any) -> dict[str, float]:
-    """Loss and accuracy; the gradient norm is for the records."""
-    figures = compute(_counted(metrics))
-    return {name: value for name, value in figures.items() if name not in ("grad_norm", "skipped")}
-
-
-def _counted(metrics: Any) -> dict[str, Any]:
-    """Those metrics that count anything; a skipped step counts nothing."""
-    metrics = jax.device_get(dict(metrics))
-    return {name: pair for name, pair in metrics.items() if pair[1] != 0}

@@ -25,6 +25,8 @@ class RunSettings:
     out: Path | None  # pyright: ignore[reportUninitializedInstanceVariable]
     resume: bool
     replace: bool
+    checkpoint_every: str
+    keep: int
 
     # What to do with a folder is no setting of the run in it, and is not written down.
     OF_THE_DAY: ClassVar[tuple[str, ...]] = ("resume", "replace")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from experiments.running.checkpoints import INTERVAL, match_interval
 from rnnjax.data import TOKENIZERS, DataError
 
 # A seed becomes 32 bits of a JAX key.
@@ -79,6 +80,7 @@ RULES: dict[str, Rule] = {
     "prefetch": whole(0, 1_000),
     "devices": whole(1),
     "keep": whole(1),
+    "checkpoint_every": Rule(INTERVAL, lambda value: match_interval(value) is not None),
 }
 
 

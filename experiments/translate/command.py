@@ -12,12 +12,11 @@ import jax
 
 import rnnjax
 from experiments.running import curves
-from experiments.running.checkpoints import Saver, parse_every
 from experiments.running.command_line import run_program
 from experiments.running.console import command, parameter_table
+from experiments.running.opening import open_run
 from experiments.running.packages import missing_line
-from experiments.running.run_folder import RunFolder, environment
-from experiments.running.run_settings import require_same, stored_config
+from experiments.running.run_settings import stored_config
 from experiments.running.setting_checks import check_settings, whole
 from experiments.running.trained import WEIGHTS, finished_settings, load_trained
 from experiments.translate.corpus import Corpus, joined, read_corpus, tokenizer, tokens_of
@@ -27,7 +26,6 @@ from experiments.translate.pictures import Alignment, draw_alignments
 from experiments.translate.scoring import bleu, exact, on_diagonal, sacrebleu
 from experiments.translate.settings import Request, Settings
 from experiments.translate.training import Fitted, fit, make_batches
-from rnnjax.checkpoint import Checkpoints
 from rnnjax.data import UNKNOWN, DataError, Vocabulary
 from rnnjax.weights import save_weights
 
@@ -43,23 +41,15 @@ def train(settings: Settings, folder: Path) -> Fitted:
     """Train, write the run's folder, and say how to use it."""
     began = time.perf_counter()
     _check(settings)
-    every = parse_every(settings.checkpoint_every)
     stored = stored_config(settings, folder)
     corpus = read_corpus(settings)
     model = build_model(settings, len(corpus.source), len(corpus.target))
     identity = {"settings": settings.written(), "sha256": corpus.sha256}
-    config = {"environment": environment(), **(stored or {}), **identity}
-    if stored is not None:
-        require_same(stored, config, settings.MAY_CHANGE, str(folder))
     leaves = (WEIGHTS, *VOCABULARIES, CURVES, SAMPLES, ALIGNMENT)
-    with (
-        RunFolder(folder, config, settings.existing, leaves) as run,
-        Checkpoints(run.checkpoints_path, keep=settings.keep) as checkpoints,
-    ):
+    with open_run(settings, folder, stored, identity, leaves) as (run, saver):
         _announce(corpus)
         params = model.init(jax.random.key(settings.seed))
         parameter_table(params)
-        saver = Saver(checkpoints, run, identity, may_change=settings.MAY_CHANGE, every=every)
 
         def show(params: Any) -> str:
             sources = corpus.validation.sources[:_SHOWN]
@@ -67,7 +57,7 @@ def train(settings: Settings, folder: Path) -> Fitted:
             return "\n".join(_lines(corpus, settings, sources, found))
 
         fitted = fit(model, params, make_batches(corpus, settings), settings, run, saver, show)
-        checkpoints.wait()
+        saver.wait()
         for name, vocabulary in zip(VOCABULARIES, (corpus.source, corpus.target), strict=True):
             vocabulary.save(folder / name)
         save_weights(folder / WEIGHTS, fitted.params)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, NamedTuple
@@ -15,28 +14,21 @@ import optax
 
 import rnnjax
 from experiments.running.checkpoints import Saver, Snapshot
-from experiments.running.console import Progress
-from experiments.running.fitting import StepRecords
-from experiments.running.interrupts import Interrupted, Interrupts
 from experiments.running.run_folder import RunFolder
+from experiments.running.session import Session, go_on
 from experiments.translate.corpus import Corpus, Encoded
 from experiments.translate.settings import Settings
 from rnnjax.data import PairBatch, PairBatches, choose_pair_boundaries
 from rnnjax.metrics import Mean, accuracy, compute, cross_entropy, merge
 from rnnjax.training import (
-    Compilation,
     EarlyStopping,
     NonFiniteError,
     average_parameters,
     averaged,
-    check_finite,
     init_train_state,
     make_eval_step,
     make_train_step,
 )
-
-# End after so many steps in a row that were not finite.
-_MOST_SKIPPED = 20
 
 
 class Batches(NamedTuple):
@@ -138,17 +130,9 @@ def fit(
         EarlyStopping("loss", mode="min", patience=settings.patience),
         merge(zeros, zeros),  # in the form of sums, as a checkpoint after some batches has them
     )
-    begin, passed_over = saver.restore(begin)
-    run.update_config()
-    total = settings.epochs * len(batches.train)
-    with (
-        Interrupts() as interrupts,
-        Progress(total, done=begin.step, may_end_early=True) as progress,
-    ):
-        for reason in passed_over:
-            progress.say(f"passed over checkpoint {reason}")
-        fitting = _Fitting(model, optimizer, batches, settings, run, saver, interrupts, progress)
-        return fitting.go_on(begin, show)
+    epochs, steps = settings.epochs, len(batches.train)
+    with go_on(run, saver, begin, epochs, steps) as (session, begin):
+        return _Fitting(model, optimizer, batches, settings, session).go_on(begin, show)
 
 
 class _Fitting:
@@ -160,96 +144,55 @@ class _Fitting:
         optimizer: optax.GradientTransformation,
         batches: Batches,
         settings: Settings,
-        run: RunFolder,
-        saver: Saver,
-        interrupts: Interrupts,
-        progress: Progress,
+        session: Session,
     ) -> None:
         loss_fn = make_loss(model)
-        self._train_step = make_train_step(loss_fn, optimizer, on_compile=self._compiled)
-        self._eval_step = make_eval_step(loss_fn, on_compile=self._compiled)
+        self._train_step = make_train_step(loss_fn, optimizer, on_compile=session.compiled)
+        self._eval_step = make_eval_step(loss_fn, on_compile=session.compiled)
         self._batches = batches
         self._settings = settings
-        self._run = run
-        self._saver = saver
-        self._interrupts = interrupts
-        self._progress = progress
-        self._records = StepRecords(run, progress)
+        self._session = session
 
     def go_on(self, snapshot: Snapshot, show: Callable[[Any], str]) -> Fitted:
         """Does the epochs that are left, and scores the test with the best weights."""
         self._snapshot = snapshot
-        try:
-            while not self._is_done():
+        with self._session.saved_when_stopped(lambda: self._snapshot):
+            while not self._snapshot.is_last(self._settings.epochs):
                 self._epoch(show)
             best = self._snapshot.stopping
             if best.best_epoch is None or best.best_value is None:
                 raise NonFiniteError("no epoch had a finite validation loss")
             test = self._score(best.best_params, self._batches.test)
-        except (Interrupted, NonFiniteError):
-            self._save()
-            self._saver.wait()
-            raise
         return Fitted(best.best_params, best.best_epoch, best.best_value, test)
 
-    def _is_done(self) -> bool:
-        now = self._snapshot
-        return now.epoch > self._settings.epochs or now.stopping.should_stop
-
     def _epoch(self, show: Callable[[Any], str]) -> None:
-        began = time.perf_counter()
+        began, session = self._session.clock(), self._session
         epoch = self._batches.train.epoch(self._snapshot.epoch)
-        for batch in self._interrupts.watch(islice(epoch, self._snapshot.batch, None)):
+        for batch in session.watch(islice(epoch, self._snapshot.batch, None)):
             self._step(batch)
         now = self._snapshot
-        check_finite(now.train, _MOST_SKIPPED)
+        session.check_finite(now)
         average = averaged(now.train.opt_state)
         validation = self._score(average, self._batches.validation)
-        self._records.write()
-        train = jax.device_get(now.totals)
-        record = {
-            "kind": "epoch",
-            "epoch": now.epoch,
-            "step": now.step,
-            "skipped": int(now.train.skipped),
-            **{f"train_{name}": value for name, value in compute(train).items()},
-            **{f"validation_{name}": value for name, value in validation.items()},
-        }
+        train = compute(jax.device_get(now.totals))
         stopping = now.stopping.update(now.epoch, validation, average)
         is_best = stopping.best_epoch == now.epoch
-        seconds = time.perf_counter() - began
-        self._progress.epoch({**record, "seconds": seconds, "best": is_best})
-        sample = show(average)
-        self._progress.say(sample)
-        self._run.write(record)
-        self._run.write({"kind": "sample", "epoch": now.epoch, "text": sample})
-        self._run.write_timing({"kind": "epoch", "epoch": now.epoch, "seconds": seconds})
+        session.epoch(now, train, validation, session.clock() - began, is_best)
+        session.sample(now.epoch, show(average))
         zeros = jax.tree.map(jnp.zeros_like, now.totals)
-        self._snapshot = now._replace(stopping=stopping, totals=zeros, epoch=now.epoch + 1, batch=0)
-        self._save()
+        self._snapshot = now.after_epoch(stopping, zeros)
+        session.save(self._snapshot)
 
     def _step(self, batch: PairBatch) -> None:
         now = self._snapshot
         train, metrics = self._train_step(now.train, batch)
         totals = merge(now.totals, {name: metrics[name] for name in now.totals})
-        now = now._replace(train=train, totals=totals, batch=now.batch + 1, step=now.step + 1)
-        self._snapshot = now
+        self._snapshot = now.after_step(train, totals)
         tokens = int(np.sum(batch.source_lengths) + np.sum(batch.target_lengths))
-        if self._records.add(now.epoch, now.step, metrics, tokens):
-            check_finite(now.train, _MOST_SKIPPED)
-        if self._saver.is_due(now.step):
-            self._save()
+        self._session.step(self._snapshot, metrics, tokens)
 
     def _score(self, params: Any, batches: PairBatches) -> dict[str, float]:
-        return compute(self._sums(params, self._interrupts.watch(batches.epoch(0))))
+        return compute(self._sums(params, self._session.watch(batches.epoch(0))))
 
     def _sums(self, params: Any, batches: Iterator[PairBatch]) -> Any:
         return functools.reduce(merge, (self._eval_step(params, batch) for batch in batches))
-
-    def _save(self) -> None:
-        self._records.write()
-        self._saver.save(self._snapshot)
-
-    def _compiled(self, made: Compilation) -> None:
-        self._progress.compiled(made)
-        self._run.write_timing({"kind": "compile", **made._asdict()})

@@ -13,12 +13,11 @@ import numpy as np
 
 import rnnjax
 from experiments.running import curves
-from experiments.running.checkpoints import Saver, parse_every
 from experiments.running.command_line import run_program
 from experiments.running.console import command, parameter_table
 from experiments.running.devices import find_devices
-from experiments.running.run_folder import RunFolder, environment
-from experiments.running.run_settings import require_same, stored_config
+from experiments.running.opening import open_run
+from experiments.running.run_settings import stored_config
 from experiments.running.setting_checks import check_settings, whole
 from experiments.running.trained import WEIGHTS, finished_settings, load_trained
 from experiments.write.corpus import (
@@ -34,7 +33,6 @@ from experiments.write.model import build_model
 from experiments.write.ngram import ngram_nats
 from experiments.write.settings import Request, Settings
 from experiments.write.training import Fitted, Texts, cut, fit, piece_steps
-from rnnjax.checkpoint import Checkpoints
 from rnnjax.data import DataError, Vocabulary
 from rnnjax.weights import save_weights
 
@@ -49,7 +47,6 @@ def train(settings: Settings, folder: Path) -> Fitted:
     check_settings(settings, rows=whole(1), window=whole(1))
     devices = find_devices(settings.devices)
     devices.check_rows("--rows", settings.rows)
-    every = parse_every(settings.checkpoint_every)
     stored = stored_config(settings, folder)
     corpus = read_corpus(settings)
     model = build_model(settings, len(corpus.vocabulary))
@@ -59,24 +56,17 @@ def train(settings: Settings, folder: Path) -> Fitted:
         cut(corpus.train, settings.rows, piece_steps(settings)), corpus.validation, corpus.test
     )
     identity = {"settings": settings.written(), "sha256": corpus.sha256}
-    config = {"environment": environment(), **(stored or {}), **identity}
-    if stored is not None:
-        require_same(stored, config, settings.MAY_CHANGE, str(folder))
     leaves = (WEIGHTS, VOCABULARY, CURVES, SAMPLES)
-    with (
-        RunFolder(folder, config, settings.existing, leaves) as run,
-        Checkpoints(run.checkpoints_path, keep=settings.keep) as checkpoints,
-    ):
+    with open_run(settings, folder, stored, identity, leaves) as (run, saver):
         _announce(corpus, settings)
         params = model.init(jax.random.key(settings.seed))
         parameter_table(params)
-        saver = Saver(checkpoints, run, identity, may_change=settings.MAY_CHANGE, every=every)
 
         def show(params: Any) -> str:
             return _write(model, params, corpus.vocabulary, settings.level, prompt, 0.8, 160)
 
         fitted = fit(model, params, texts, settings, run, saver, devices, show)
-        checkpoints.wait()
+        saver.wait()
         corpus.vocabulary.save(folder / VOCABULARY)
         save_weights(folder / WEIGHTS, fitted.params)
         curves.draw(run.metrics_path, folder / CURVES)

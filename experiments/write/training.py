@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,20 +13,17 @@ import optax
 
 import rnnjax
 from experiments.running.checkpoints import Saver, Snapshot
-from experiments.running.console import Progress
 from experiments.running.devices import Devices
-from experiments.running.interrupts import Interrupted, Interrupts
 from experiments.running.run_folder import RunFolder
+from experiments.running.session import Session, go_on
 from experiments.write.layout import indented
 from experiments.write.settings import Settings
 from rnnjax.data import DataError, contiguous
 from rnnjax.metrics import compute, cross_entropy, merge
 from rnnjax.training import (
-    Compilation,
     EarlyStopping,
     NonFiniteError,
     Sequences,
-    check_finite,
     init_train_state,
     make_truncated_step,
 )
@@ -38,8 +34,6 @@ _UPDATES_A_CALL = 8
 # state before a text from the first step of an epoch alone: in validation, which begins there, cell
 # states of an LSTM then ran away (3.42 nats a character where 1.68 were learned).
 _NEW_STARTS = 1 / 8
-# End after so many updates in a row that were not finite.
-_MOST_SKIPPED = 20
 # Rows and steps of a validation piece. Each row starts without context, so there are few.
 _VALIDATION_ROWS, _VALIDATION_STEPS = 16, 256
 
@@ -156,16 +150,12 @@ def fit(
     )
     stopping = EarlyStopping("loss", mode="min", patience=settings.patience)
     begin = Snapshot(train, stopping, (totals, carry))
-    begin, passed_over = saver.restore(begin)
-    run.update_config()
-    total = settings.epochs * len(texts.train)
-    with Interrupts() as interrupts, Progress(total, done=begin.step) as progress:
-        for reason in passed_over:
-            progress.say(f"passed over checkpoint {reason}")
-        fitting = _Fitting(
-            model, optimizer, texts, settings, run, saver, devices, interrupts, progress
-        )
-        return fitting.go_on(begin, show)
+    epochs, steps = settings.epochs, len(texts.train)
+    with go_on(run, saver, begin, epochs, steps) as (session, begin):
+        fitted = _Fitting(model, optimizer, texts, settings, devices, session).go_on(begin, show)
+    if fitted.test is not None:
+        run.write({"kind": "test", "loss": fitted.test})
+    return fitted
 
 
 def make_optimizer(settings: Settings, pieces: int) -> optax.GradientTransformation:
@@ -189,83 +179,50 @@ class _Fitting:
         optimizer: optax.GradientTransformation,
         texts: Texts,
         settings: Settings,
-        run: RunFolder,
-        saver: Saver,
         devices: Devices,
-        interrupts: Interrupts,
-        progress: Progress,
+        session: Session,
     ) -> None:
         self._model = model
         self._texts = texts
         self._settings = settings
-        self._run = run
-        self._saver = saver
         self._devices = devices
-        self._interrupts = interrupts
-        self._progress = progress
+        self._session = session
         self._train_step = make_truncated_step(
-            model.apply, next_token_loss, optimizer, k1=settings.window, on_compile=self._compiled
+            model.apply, next_token_loss, optimizer, k1=settings.window, on_compile=session.compiled
         )
 
     def go_on(self, snapshot: Snapshot, show: Callable[[Any], str]) -> Fitted:
         self._snapshot = snapshot
-        try:
-            while not self._is_done():
+        with self._session.saved_when_stopped(lambda: self._snapshot):
+            while not self._snapshot.is_last(self._settings.epochs):
                 self._epoch(show)
-        except (Interrupted, NonFiniteError):
-            self._saver.save(self._snapshot)
-            self._saver.wait()
-            raise
         best = self._snapshot.stopping
         if best.best_epoch is None or best.best_value is None:
             raise NonFiniteError("no epoch had a finite validation loss")
         test = score(self._model, best.best_params, self._texts.test) if self._has_test else None
-        if test is not None:
-            self._run.write({"kind": "test", "loss": test})
         return Fitted(best.best_params, best.best_epoch, best.best_value, test)
 
     @property
     def _has_test(self) -> bool:
         return len(self._texts.test) > 1
 
-    def _is_done(self) -> bool:
-        now = self._snapshot
-        return now.epoch > self._settings.epochs or now.stopping.should_stop
-
     def _epoch(self, show: Callable[[Any], str]) -> None:
-        began = time.perf_counter()
-        for piece in self._interrupts.watch(self._pieces_left()):
+        began, session = self._session.clock(), self._session
+        for piece in session.watch(self._texts.train[self._snapshot.batch :]):
             self._read(piece)
         now = self._snapshot
-        check_finite(now.train, _MOST_SKIPPED)
-        validation = score(self._model, now.train.params, self._texts.validation)
-        train = compute(now.totals[0])["loss"]
-        record = {
-            "kind": "epoch",
-            "epoch": now.epoch,
-            "step": now.step,
-            "skipped": int(now.train.skipped),
-            "train_loss": train,
-            "validation_loss": validation,
-        }
-        seconds = time.perf_counter() - began
-        self._progress.epoch({**record, "seconds": seconds})
+        session.check_finite(now)
+        validation = {"loss": score(self._model, now.train.params, self._texts.validation)}
+        train = compute(now.totals[0])
+        stopping = now.stopping.update(now.epoch, validation, now.train.params)
+        is_best = stopping.best_epoch == now.epoch
+        session.epoch(now, train, validation, session.clock() - began, is_best)
         sample = show(now.train.params)
-        self._progress.say(indented(sample))
-        self._run.write(record)
-        self._run.write({"kind": "sample", "epoch": now.epoch, "text": sample})
-        self._run.write_timing({"kind": "epoch", "epoch": now.epoch, "seconds": seconds})
-        stopping = now.stopping.update(now.epoch, {"loss": validation}, now.train.params)
+        session.sample(now.epoch, sample, indented(sample))
         zeros = jax.tree.map(jnp.zeros_like, now.totals[0])
         carry = self._model.initial_carry(now.train.params, (self._settings.rows,))
-        carry = self._devices.place_batch(carry)
-        self._snapshot = now._replace(
-            stopping=stopping, totals=(zeros, carry), epoch=now.epoch + 1, batch=0
-        )
-        self._saver.save(self._snapshot)
-
-    def _pieces_left(self) -> Iterator[Piece]:
-        yield from self._texts.train[self._snapshot.batch :]
+        self._snapshot = now.after_epoch(stopping, (zeros, self._devices.place_batch(carry)))
+        session.save(self._snapshot)
 
     def _read(self, piece: Piece) -> None:
         now = self._snapshot
@@ -274,17 +231,6 @@ class _Fitting:
         batch = Sequences(piece.tokens, piece.targets, piece.mask, starts)
         batch = self._devices.place_batch(batch)
         train, carry, metrics = self._train_step(now.train, batch, carry)
-        totals = merge(totals, {"loss": tuple(metrics["loss"])})
-        self._snapshot = now._replace(
-            train=train, totals=(totals, carry), batch=now.batch + 1, step=now.step + 1
-        )
-        self._progress.advance(lambda: compute({"loss": metrics["loss"]}), int(piece.mask.sum()))
-        figures = compute({"loss": metrics["loss"]}) if float(metrics["loss"][1]) else {}
-        self._run.write({"kind": "step", "step": now.step + 1, "epoch": now.epoch, **figures})
-        if self._saver.is_due(now.step + 1):
-            check_finite(train, _MOST_SKIPPED)
-            self._saver.save(self._snapshot)
-
-    def _compiled(self, made: Compilation) -> None:
-        self._progress.compiled(made)
-        self._run.write_timing({"kind": "compile", **made._asdict()})
+        loss = {"loss": tuple(metrics["loss"])}
+        self._snapshot = now.after_step(train, (merge(totals, loss), carry))
+        self._session.step(self._snapshot, loss, int(piece.mask.sum()))

@@ -225,7 +225,7 @@ def test_a_finished_run_may_go_on_for_more_epochs(run, whole, tmp_path, capsys):
     config = json.loads((tmp_path / "longer" / "config.json").read_text())
     assert config["settings"]["epochs"] == 3
     assert main(["--out", str(tmp_path / "longer"), "--resume", "--epochs", "2"]) == 2
-    assert "epochs: 3 were begun already, got 2" in capsys.readouterr().err
+    assert "--epochs must be at least 3, as many as were begun, got 2" in capsys.readouterr().err
     assert json.loads((tmp_path / "longer" / "config.json").read_text()) == config
 
 
@@ -461,7 +461,9 @@ def test_resuming_needs_a_folder_and_cannot_replace(tmp_path, capsys):
 
 @pytest.mark.parametrize("text", ["", "0", "-3", "1.5s", "60m", "soon"])
 def test_the_interval_of_checkpoints_is_steps_or_seconds(text):
-    with pytest.raises(ValueError, match='as "500", or of seconds, as "60s"'):
+    with pytest.raises(
+        ValueError, match=r"--checkpoint-every must be a number of steps, as \"500\", or of sec"
+    ):
         parse_every(text)
 
 
