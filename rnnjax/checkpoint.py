@@ -3,6 +3,7 @@
 A folder of checkpoints holds one folder for each, numbered in the order of saving:
 
     000007-step-1200/state/...       the arrays, as Orbax writes them, each under its path
+    000007-step-1200/divided/...     those that several processes divide among them, if any
     000007-step-1200/manifest.json   step, shapes and dtypes, and what else the caller keeps
     000007-step-1200/SHA256SUMS      of every file above, in the format of sha256sum
     lock                             held by the process that writes here
@@ -13,17 +14,24 @@ flipped bit without a word; the hashes are there to notice. They are no signatur
 can write here can write them too. So what a checkpoint says of its arrays is held against the
 template before memory is taken, nothing in it is run, and links, which may lead anywhere, are
 refused.
+
+In a program of several processes all of them save and restore together. The first one has the
+lock, writes what all processes have whole, gives the checkpoint its name when the others have told
+it the hashes of their parts, and verifies what is restored; what it finds, the others are told. The
+folder lies where all of them see it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,12 +40,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rnnjax import _divided_arrays as divided_arrays
 from rnnjax._checks import check_size, missing_package
+from rnnjax._processes import Messages, ProcessError
 
-SUMS, MANIFEST, STATE = "SHA256SUMS", "manifest.json", "state"
+SUMS, MANIFEST, STATE, DIVIDED = "SHA256SUMS", "manifest.json", "state", "divided"
 _NAME = re.compile(r"([0-9]+)-step-([0-9]+)(\.tmp)?")
 _ROOM = 1 << 20  # bytes on the disk for what is not arrays
 _FORMAT = {"format": "rnnjax-checkpoint", "version": 1}
+# With arrays in it that several processes divided among them, which version 1 did not know.
+_FORMAT_DIVIDED = {"format": "rnnjax-checkpoint", "version": 2}
 
 
 class CheckpointError(RuntimeError):
@@ -111,6 +123,12 @@ class Checkpoints:
     thread. Where the disk is slower than the caller, a save that has not begun gives way to the
     next one, so that no more than two copies are ever held and nobody waits.
 
+    In a program of several processes each of them makes one of the same folder, on a disk that all
+    of them see, and calls its methods at the same steps. Arrays that are whole in every process are
+    written by the first, those divided among processes by all; they come back on any other
+    number of devices and processes. There a save waits for the one before, so that all processes
+    write the same ones, and what fails in one of them is an error in all.
+
     Needs orbax-checkpoint; the extra ``checkpoint`` brings it.
 
     Args:
@@ -139,12 +157,10 @@ class Checkpoints:
         self._keep = check_size("keep", keep)
         _import_orbax()
         self.folder = Path(folder).absolute()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = FolderLock(self.folder)
-        for path in self.folder.glob("*.tmp"):
-            if _NAME.fullmatch(path.name):
-                _remove(path)
-        self._next = max((_number(path) for path in self._saved()), default=0) + 1
+        self._lock: FolderLock | None = None
+        self._messages = Messages()
+        self._calls = itertools.count()
+        self._steps = self._from_first("opened", self._open)
         self._rejected: set[Path] = set()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._jobs: list[Future[None]] = []
@@ -161,7 +177,25 @@ class Checkpoints:
             error.add_note(str(failure))
         finally:
             self._writer.shutdown()
-            self._lock.close()
+            if self._lock is not None:
+                self._lock.close()
+
+    def _open(self) -> list[int]:
+        """Takes the folder, and sweeps it; the steps in it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FolderLock(self.folder)
+        for path in self.folder.glob("*.tmp"):
+            if _NAME.fullmatch(path.name):
+                _remove(path)
+        self._next = max((_number(path) for path in self._saved()), default=0) + 1
+        return list(self.steps)
+
+    def _from_first(self, name: str, action: Callable[[], Any]) -> Any:
+        """What the first process comes to by this action, or its error, in all of them."""
+        try:
+            return self._messages.from_first(name, action)
+        except ProcessError as error:
+            raise CheckpointError(str(error)) from None
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -169,6 +203,8 @@ class Checkpoints:
 
         They are not verified; :meth:`restore` does that.
         """
+        if self._messages.process:
+            return tuple(self._steps)  # as told: a disk of many machines may show them late
         return tuple(_step(path) for path in self._saved())
 
     def save(self, step: int, state: Any, extra: Mapping[str, Any] | None = None) -> None:
@@ -186,9 +222,12 @@ class Checkpoints:
 
         Raises:
             CheckpointError: an earlier save failed.
-            ValueError: the step is no such number, a leaf is no array or spread over other
-                processes, two leaves have the same path, or JSON cannot say the extra; names it.
+            ValueError: the step is no such number, a leaf is no array, or one that lies in other
+                processes alone, two leaves have the same path, or JSON cannot say the extra; names
+                it.
         """
+        if self._messages.count > 1:
+            self.wait()
         self._raise_failure()
         step = _checked_step(step)
         plain_extra = _plain("extra", {} if extra is None else dict(extra))
@@ -200,8 +239,18 @@ class Checkpoints:
             "extra": plain_extra,
         }
         self._jobs = [job for job in self._jobs if not job.cancel()]
-        arrays = _to_host(leaves)
-        self._jobs.append(self._writer.submit(self._write, step, arrays, manifest))
+        leaves = _without_keys(leaves)
+        divided = {name: leaf for name, leaf in leaves.items() if _is_divided(name, leaf)}
+        if divided:
+            manifest |= {**_FORMAT_DIVIDED, "divided": list(divided)}
+        whole = {name: leaf for name, leaf in leaves.items() if name not in divided}
+        copies = _Copies(
+            _to_host(whole) if self._messages.process == 0 else {},
+            [divided_arrays.own_parts(leaf) for leaf in divided.values()],
+            [divided_arrays.form_of(leaf) for leaf in divided.values()],
+        )
+        call = f"save {next(self._calls)}"
+        self._jobs.append(self._writer.submit(self._write, call, step, copies, manifest))
 
     def wait(self) -> None:
         """Returns when everything saved is on disk.
@@ -251,6 +300,17 @@ class Checkpoints:
         """
         step = None if step is None else _checked_step(step)
         self.wait()
+        call = f"restore {next(self._calls)}"
+        name, manifest, rejected = self._from_first(call, lambda: self._find(step, accept))
+        state = _load(self.folder / name, manifest, template)
+        # The first process may not delete it before all have read it.
+        self._messages.gather(f"{call} is loaded", lambda: None)
+        return Restored(manifest["step"], state, manifest["extra"], tuple(rejected))
+
+    def _find(
+        self, step: int | None, accept: Callable[[dict[str, Any]], None] | None
+    ) -> tuple[str, dict[str, Any], list[str]]:
+        """The newest good one: its name, its manifest, and those that were passed over."""
         rejected: list[str] = []
         for path in reversed(self._saved()):
             if step not in (None, _step(path)):
@@ -263,8 +323,7 @@ class Checkpoints:
                 rejected.append(f"{path.name}: {error}")
                 self._rejected.add(path)
                 continue
-            state = _load(path, manifest["leaves"], template)
-            return Restored(manifest["step"], state, manifest["extra"], tuple(rejected))
+            return path.name, manifest, rejected
         wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
         reasons = "".join(f"\n  {reason}" for reason in rejected)
         raise CheckpointError(f"{self.folder}: no good {wanted}{reasons and ':' + reasons}")
@@ -279,20 +338,54 @@ class Checkpoints:
         for job in done:
             job.result()
 
-    def _write(self, step: int, arrays: dict[str, np.ndarray], manifest: dict[str, Any]) -> None:
-        final = self.folder / f"{self._next:06d}-step-{step}"
-        temporary = final.with_name(final.name + ".tmp")
+    def _write(self, call: str, step: int, copies: _Copies, manifest: dict[str, Any]) -> None:
+        """Writes a checkpoint, each process its parts of it; fails in all of them if in one."""
+        name = self._from_first(f"{call} begins", lambda: self._begin(step, copies))
+
+        def write_parts() -> dict[str, str]:
+            try:
+                return _write_parts(self.folder / name, copies.parts)
+            except Exception as error:  # see _failing
+                process = self._messages.process
+                raise CheckpointError(f"in process {process}: {_reason(error)}") from error
+
+        def finish() -> list[int]:
+            with self._failing(step, self.folder / name):
+                if copies.whole:
+                    _save_arrays(self.folder / name / STATE, copies.whole)
+                sums = self._messages.gather(f"{call} parts", write_parts) if copies.forms else []
+                self._finish(self.folder / name, manifest, sums)
+            return list(self.steps)
+
+        if self._messages.process and copies.forms:
+            with contextlib.suppress(Exception):  # the first process hears why, and tells all
+                self._messages.gather(f"{call} parts", write_parts)
+        self._steps = self._from_first(f"{call} ends", finish)
+
+    def _begin(self, step: int, copies: _Copies) -> str:
+        """Makes the folder of a checkpoint, with its divided arrays still empty; its name."""
+        temporary = self.folder / f"{self._next:06d}-step-{step}.tmp"
         self._next += 1
-        try:
-            _require_room(self.folder, arrays)
+        with self._failing(step, temporary):
+            _require_room(self.folder, copies)
             temporary.mkdir()
-            if arrays:
-                _save_arrays(temporary / STATE, arrays)
-            (temporary / MANIFEST).write_text(json.dumps(manifest), "utf-8")
-            _seal(temporary)
-            temporary.rename(final)
-            _sync(self.folder)
-            self._drop_old()
+            for number, form in enumerate(copies.forms):
+                divided_arrays.create(temporary / DIVIDED / str(number), form)
+        return temporary.name
+
+    def _finish(self, temporary: Path, manifest: dict[str, Any], sums: list[dict]) -> None:
+        """Gives a checkpoint whose arrays are written its hashes and its name."""
+        (temporary / MANIFEST).write_text(json.dumps(manifest), "utf-8")
+        _seal(temporary, {name: digest for part in sums for name, digest in part.items()})
+        temporary.rename(temporary.with_suffix(""))
+        _sync(self.folder)
+        self._drop_old()
+
+    @contextlib.contextmanager
+    def _failing(self, step: int, temporary: Path) -> Iterator[None]:
+        """Says of any error in it what could not be saved and what there is, and cleans up."""
+        try:
+            yield
         except Exception as error:  # whatever Orbax and the operating system may raise
             shutil.rmtree(temporary, ignore_errors=True)
             raise CheckpointError(
@@ -318,9 +411,18 @@ def _import_orbax() -> Any:
     return orbax.checkpoint
 
 
-def _require_room(folder: Path, arrays: dict[str, np.ndarray]) -> None:
+class _Copies(NamedTuple):
+    """What a save writes, as it was when it was asked for."""
+
+    whole: dict[str, np.ndarray]  # in the first process alone, which writes them
+    parts: list[list[divided_arrays.Part]]  # of each divided array those that this process writes
+    forms: list[divided_arrays.Form]  # of each divided array what all processes know of it
+
+
+def _require_room(folder: Path, copies: _Copies) -> None:
     """Ends a save that cannot fit before Orbax does, which would say so in pages of tracebacks."""
-    needed = sum(array.nbytes for array in arrays.values()) + _ROOM
+    arrays = (*copies.whole.values(), *copies.forms)
+    needed = sum(array.nbytes for array in arrays) + _ROOM
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise CheckpointError(f"no space left: {needed:,} bytes are needed, {free:,} are free")
@@ -328,15 +430,33 @@ def _require_room(folder: Path, arrays: dict[str, np.ndarray]) -> None:
 
 def _save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     orbax = _import_orbax()
-    with orbax.Checkpointer(orbax.StandardCheckpointHandler()) as checkpointer:
+    with _checkpointer() as checkpointer:
         checkpointer.save(path, args=orbax.args.StandardSave(arrays))
+
+
+def _write_parts(temporary: Path, arrays: list[list[divided_arrays.Part]]) -> dict[str, str]:
+    """Writes the parts that this process has of the divided arrays; the hashes of their files.
+
+    Raises:
+        CheckpointError: the folder is not there.
+    """
+    if not temporary.is_dir():
+        raise CheckpointError(f"there is no {temporary}: all processes must see one disk")
+    sums = {}
+    for number, parts in enumerate(arrays):
+        folder = temporary / DIVIDED / str(number)
+        for path in divided_arrays.write(folder, parts):
+            sums[path.relative_to(temporary).as_posix()] = _digest(path)
+            for written in (path, *itertools.takewhile(folder.__ne__, path.parents)):
+                _sync(written)
+    return sums
 
 
 def _stored_arrays(path: Path) -> Mapping[str, Any]:
     """Shapes and dtypes, without the arrays."""
     from etils import epath  # of Orbax, whose handlers take no other paths
 
-    handler = _import_orbax().StandardCheckpointHandler()
+    handler = _import_orbax().StandardCheckpointHandler(multiprocessing_options=_alone())
     try:
         return handler.metadata(epath.Path(path)).tree
     finally:
@@ -345,8 +465,23 @@ def _stored_arrays(path: Path) -> Mapping[str, Any]:
 
 def _load_arrays(path: Path) -> dict[str, np.ndarray]:
     orbax = _import_orbax()
-    with orbax.Checkpointer(orbax.StandardCheckpointHandler()) as checkpointer:
+    with _checkpointer() as checkpointer:
         return checkpointer.restore(path, args=orbax.args.StandardRestore())
+
+
+def _checkpointer() -> Any:
+    orbax, alone = _import_orbax(), _alone()
+    handler = orbax.StandardCheckpointHandler(multiprocessing_options=alone)
+    return orbax.Checkpointer(handler, multiprocessing_options=alone)
+
+
+def _alone() -> Any:
+    """Has Orbax write and read in this process without waiting for others at its barriers: those
+    are of devices, for which a step in hand would have to end everywhere in the same order."""
+    process = jax.process_index()
+    return _import_orbax().options.MultiprocessingOptions(
+        primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"of {process}"
+    )
 
 
 def _require_kinds(found: Mapping[str, Any], expected: Mapping[str, str]) -> None:
@@ -410,21 +545,35 @@ def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _to_host(leaves: dict[str, Any]) -> dict[str, np.ndarray]:
+def _without_keys(leaves: dict[str, Any]) -> dict[str, Any]:
+    """The leaves with keys as the numbers in them, and without those that have no elements.
+
+    Orbax refuses arrays without elements, and the manifest says all there is to know of them.
+    """
     plain = {n: jax.random.key_data(leaf) if _is_key(leaf) else leaf for n, leaf in leaves.items()}
-    for name, leaf in plain.items():
-        if not getattr(leaf, "is_fully_addressable", True):
-            raise ValueError(
-                f"state{name} must be an array of this process alone, got one on {leaf.sharding}"
-            )
-    # Orbax refuses arrays without elements, and the manifest says all there is to know of them.
-    host = jax.device_get({name: leaf for name, leaf in plain.items() if leaf.size})
+    return {name: leaf for name, leaf in plain.items() if leaf.size}
+
+
+def _is_divided(name: str, leaf: Any) -> bool:
+    """Whether no process has all of an array.
+
+    Raises:
+        ValueError: this process has nothing of it.
+    """
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+        return False
+    if not leaf.addressable_shards:
+        raise ValueError(f"state{name} must have a part in every process, got {leaf.sharding}")
+    return not leaf.is_fully_replicated
+
+
+def _to_host(leaves: dict[str, Any]) -> dict[str, np.ndarray]:
     # Copied: on a CPU this may be the very memory that the next step donates.
-    return {name: np.array(leaf) for name, leaf in host.items()}
+    return {name: np.array(leaf) for name, leaf in jax.device_get(leaves).items()}
 
 
-def _load(path: Path, found: Mapping[str, str], template: Any) -> Any:
-    leaves = _named(template)
+def _load(path: Path, manifest: dict[str, Any], template: Any) -> Any:
+    leaves, found = _named(template), manifest["leaves"]
     expected = {name: _kind(leaf) for name, leaf in leaves.items()}
     differences = [
         f"{name}: expected {expected.get(name, 'nothing')}, found {found.get(name, 'nothing')}"
@@ -437,32 +586,60 @@ def _load(path: Path, found: Mapping[str, str], template: Any) -> Any:
         name: jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
         for name, leaf in leaves.items()
     }
-    # Orbax refuses arrays without elements, see _to_host.
+    # Orbax refuses arrays without elements, see _without_keys.
     arrays = {n: np.zeros(leaf.shape, leaf.dtype) for n, leaf in plain.items() if not leaf.size}
     stored = {name: _kind(leaf) for name, leaf in plain.items() if leaf.size}
     try:
-        if stored:
-            # Orbax itself would make whatever its own files say, and leave out what they lack.
-            _require_kinds(_stored_arrays(path / STATE), stored)
-            arrays |= _load_arrays(path / STATE)
+        arrays |= _stored(path, manifest, stored)
     except Exception as error:  # whatever another version of Orbax may raise
         raise CheckpointError(f"{path}: whole, but unreadable ({_reason(error)})") from error
     restored = [_placed(path, name, arrays[name], like) for name, like in leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(template), restored)
 
 
-def _placed(path: Path, name: str, value: np.ndarray, like: Any) -> Any:
+def _stored(path: Path, manifest: dict[str, Any], expected: dict[str, str]) -> dict[str, Any]:
+    """The arrays of a checkpoint, of NumPy, or on the disk those that are divided.
+
+    What the files say of an array is held against what is expected before any of it is read:
+    Orbax itself would make whatever they say, and leave out what they lack.
+    """
+    divided = {
+        name: divided_arrays.open_array(path / DIVIDED / str(number))
+        for number, name in enumerate(manifest.get("divided", ()))
+    }
+    whole = {name: kind for name, kind in expected.items() if name not in divided}
+    in_state = _stored_arrays(path / STATE) if whole else {}
+    _require_kinds({**divided_arrays.forms(divided), **in_state}, expected)
+    return {**divided, **(_load_arrays(path / STATE) if whole else {})}
+
+
+def _placed(path: Path, name: str, value: Any, like: Any) -> Any:
     """The value as the template has it: a key, an array on its devices, or NumPy's."""
     if isinstance(like, np.ndarray | np.generic):
-        return value
-    # Not aliased: a step that donates it would write into memory that is NumPy's.
-    placed = jax.device_put(value, None if _is_key(like) else _sharding(like), may_alias=False)
-    if _is_key(like):
-        key = jax.random.wrap_key_data(placed, impl=_impl(like))
-        placed = jax.device_put(key, _sharding(like))
+        return divided_arrays.read(value)
+    sharding = _sharding(like)
+    if sharding is not None and not sharding.is_fully_addressable:
+        placed = _placed_in_parts(value, sharding)
+        if _is_key(like):
+            placed = jax.random.wrap_key_data(placed, impl=_impl(like))
+    else:
+        # Not aliased: a step that donates it would write into memory that is NumPy's.
+        where = None if _is_key(like) else sharding
+        placed = jax.device_put(divided_arrays.read(value), where, may_alias=False)
+        if _is_key(like):
+            placed = jax.device_put(jax.random.wrap_key_data(placed, impl=_impl(like)), sharding)
     if _kind(placed) != _kind(like):  # 64 bits without jax_enable_x64
         raise CheckpointError(f"{path}: {name}: JAX makes {_kind(placed)} of {_kind(like)} here")
     return placed
+
+
+def _placed_in_parts(value: Any, sharding: Any) -> jax.Array:
+    """An array of all processes, each of which reads what its own devices have of it."""
+    parts = [
+        jax.device_put(divided_arrays.read(value, index), device, may_alias=False)
+        for device, index in sharding.addressable_devices_indices_map(value.shape).items()
+    ]
+    return jax.make_array_from_single_device_arrays(value.shape, sharding, parts)
 
 
 def _impl(like: Any) -> str:
@@ -530,14 +707,26 @@ def _sums(checkpoint: Path) -> bytes:
         if path.is_symlink():
             raise CheckpointError(f"{name} is a link")
         if path.is_file() and name != SUMS:
-            with path.open("rb") as file:
-                lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n")
+            lines.append(f"{_digest(path)}  {name}\n")
     return "".join(lines).encode()
 
 
-def _seal(checkpoint: Path) -> None:
-    """Writes the list of hashes, and returns when all of the checkpoint is on the disk."""
-    (checkpoint / SUMS).write_bytes(_sums(checkpoint))
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _seal(checkpoint: Path, sums: dict[str, str]) -> None:
+    """Writes the list of hashes, and returns when all of the checkpoint is on the disk.
+
+    Args:
+        checkpoint: its folder.
+        sums: the hashes that processes give of files they wrote: another machine may not see them
+            yet, and would not list them.
+    """
+    lines = _parsed(_sums(checkpoint)) | sums
+    order = sorted(lines, key=lambda name: checkpoint / name)  # as _sums has it
+    (checkpoint / SUMS).write_text("".join(f"{lines[name]}  {name}\n" for name in order), "utf-8")
     for path in (checkpoint, *checkpoint.rglob("*")):
         _sync(path)
 
@@ -571,15 +760,23 @@ def _verified(checkpoint: Path) -> dict[str, Any]:
 
 
 def _check_manifest(manifest: Any, step: int) -> None:
-    if not isinstance(manifest, dict) or {n: manifest.get(n) for n in _FORMAT} != _FORMAT:
+    said = {n: manifest.get(n) for n in _FORMAT} if isinstance(manifest, dict) else None
+    if said not in (_FORMAT, _FORMAT_DIVIDED):
         raise CheckpointError(f"{MANIFEST}: expected {_FORMAT}")
     leaves = manifest.get("leaves")
     if not isinstance(leaves, dict) or not all(isinstance(kind, str) for kind in leaves.values()):
         raise CheckpointError(f"{MANIFEST}: expected the kind of each leaf")
+    if said == _FORMAT_DIVIDED and not _are_distinct_names(manifest.get("divided")):
+        raise CheckpointError(f"{MANIFEST}: expected the names of divided arrays")
     if not isinstance(manifest.get("extra"), dict):
         raise CheckpointError(f"{MANIFEST}: expected what else was kept")
     if manifest.get("step") != step:
         raise CheckpointError(f"{MANIFEST}: expected step {step}, got {manifest.get('step')!r}")
+
+
+def _are_distinct_names(value: Any) -> bool:
+    strings = isinstance(value, list) and all(isinstance(name, str) for name in value)
+    return strings and len(set(value)) == len(value)
 
 
 def _damage(written: bytes, found: bytes) -> str:
@@ -605,5 +802,5 @@ def _reason(error: BaseException) -> str:
     of_the_system = re.search(r"([^:]+) \[os_error_code=", str(error))
     if of_the_system:
         return of_the_system[1].strip()
-    name = "" if isinstance(error, CheckpointError) else f"{type(error).__name__}: "
+    name = "" if isinstance(error, CheckpointError | ProcessError) else f"{type(error).__name__}: "
     return f"{name}{error}".splitlines()[0]

@@ -14,6 +14,7 @@ FLOORS = [
     {"_recipe"},
     {"base"},
     {"_checks", "_devices", "_numerics", "masking", "segments", "initializers"},
+    {"_processes", "_divided_arrays"},
     {"engine"},
     {"cells"},
     {"transforms"},
@@ -29,7 +30,7 @@ ALLOWED_BESIDE = {
     "segments": {"masking"},
     "interop": {"weights"},
 }
-ANYWHERE = {"base", "_checks", "_devices"}
+ANYWHERE = {"base", "_checks", "_devices", "_processes", "_divided_arrays"}
 
 
 def rooms_imported_by(room):

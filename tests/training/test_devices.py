@@ -4,29 +4,16 @@ Each test starts processes of its own: how many devices there are is fixed when 
 """
 
 import hashlib
-import os
 import re
-import socket
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import TESTS, environment, outputs, program, start
 
-TESTS = Path(__file__).parents[1]
 KINDS = ("Auto", "Explicit")
-
-
-def environment(devices):
-    path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
-    return os.environ | {
-        "PYTHONPATH": path,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_NUMPY_RANK_PROMOTION": "raise",
-        "JAX_PLATFORMS": "cpu",
-    }
 
 
 # No more devices than cores: on a CPU a device that waits for the others holds a thread of a pool
@@ -96,10 +83,7 @@ def test_a_batch_that_does_not_divide_is_refused_by_name():
 
 
 PROCESS = """
-    import sys, jax, numpy as np
-    port, number, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    if count > 1:
-        jax.distributed.initialize(f"localhost:{port}", count, number)
+    import numpy as np
     import mesh_cases
     from rnnjax.training import replicate, shard_batch
 
@@ -110,28 +94,13 @@ PROCESS = """
         state, metrics = step(state, shard_batch(mesh, batch))
         of_steps.append(metrics)
     leaves = [np.asarray(a) for a in jax.tree.leaves((state.params, of_steps))]
-    np.savez(sys.argv[4] + f"/{number}of{count}.npz", *leaves)
+    np.savez(given[0] + f"/{number}of{count}.npz", *leaves)
 """
 
 
 def in_processes(count, folder):
     """What each process had in the end: the parameters, and the metrics of all 20 steps."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    code = textwrap.dedent(PROCESS)
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", code, str(port), str(n), str(count), str(folder)],
-            env=environment(1),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for n in range(count)
-    ]
-    outputs = [process.communicate()[0] for process in started]
-    assert not any(process.returncode for process in started), "\n".join(outputs)
+    outputs(start(count, *program(PROCESS), str(folder)))
     return [folder / f"{n}of{count}.npz" for n in range(count)]
 
 

@@ -1,0 +1,58 @@
+"""Programs of several processes, started as a launcher would start them."""
+
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+
+
+def environment(devices=1):
+    """That of a process with so many devices of its own; no more in all than there are cores, as
+    on a CPU a device that waits for others holds a thread of a pool that has as many."""
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join(map(str, [TESTS.parent, TESTS, *TESTS.glob("*/")])),
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_NUMPY_RANK_PROMOTION": "raise",
+        "JAX_PLATFORMS": "cpu",
+    }
+
+
+def start(count, *command):
+    """Starts the command so many times, with the port, its number and their count at the end."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    return [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", *command, str(port), str(number), str(count)],
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(count)
+    ]
+
+
+def program(code):
+    """A command that runs this code, whose process is then one of ``count``, ``number`` from 0."""
+    begin = """
+import sys, jax
+*given, port, number, count = sys.argv[1:]
+number, count = int(number), int(count)
+if count > 1:
+    seconds = {"heartbeat_timeout_seconds": 10, "shutdown_timeout_seconds": 10}
+    jax.distributed.initialize(f"localhost:{port}", count, number, **seconds)
+"""
+    return "-c", begin + textwrap.dedent(code)
+
+
+def outputs(processes):
+    """What each printed, once all have ended well."""
+    ended = [process.communicate(timeout=300) for process in processes]
+    assert not any(process.returncode for process in processes), "\n".join(map("".join, ended))
+    return [said for said, _ in ended]
