@@ -28,13 +28,14 @@ Layers
     ``recurrent`` ``bidirectional`` ``stack`` ``residual`` ``skip_stack`` ``output_head``
     ``grid_lstm``; of your own: ``Layer``; ``Directions`` ``GridLSTMParams`` ``GridSide``; over a
     memory: ``attention`` ``Attention``, and inside the loop ``attention_cell`` ``Memory``
-    ``Attended`` ``prepare_memory``; sequences in pieces: ``make_stream``, and ``Layer.step``.
+    ``Attended`` ``prepare_memory``, in its loss ``doubly_stochastic_penalty``
+    ``score_function``; sequences in pieces: ``make_stream``, and ``Layer.step``.
 Models
-    ``classifier`` ``tagger`` ``language_model`` ``sequence_to_sequence`` ``embedding``
-    ``series_model`` ``one_hot`` ``adaptive_softmax`` ``trainable``; ``Model`` ``Embedding``
-    ``LanguageModel`` ``SequenceToSequence`` ``SeriesModel`` ``TaggerParams``. Heads with
-    densities: ``bernoulli_head`` ``categorical_head`` ``gaussian_mixture_head`` ``quantile_head``
-    ``joint_head``; ``Head``.
+    ``classifier`` ``tagger`` ``language_model`` ``sequence_to_sequence`` ``captioner``
+    ``series_model`` ``embedding`` ``one_hot`` ``adaptive_softmax`` ``trainable``; ``Model``
+    ``Embedding`` ``LanguageModel`` ``SequenceToSequence`` ``SeriesModel`` ``TaggerParams``. Heads
+    with densities: ``bernoulli_head`` ``categorical_head`` ``gaussian_mixture_head``
+    ``quantile_head`` ``joint_head``; ``Head``.
 Writing and choosing
     ``generate`` ``generate_series`` ``beam_search`` ``stream_text``; ``sample`` ``greedy`` from
     scores changed by ``temperature`` ``top_k`` ``top_p`` ``min_p`` ``repetition_penalty``
@@ -147,12 +148,14 @@ from .layers import Memory as Memory
 from .layers import attention as attention
 from .layers import attention_cell as attention_cell
 from .layers import bidirectional as bidirectional
+from .layers import doubly_stochastic_penalty as doubly_stochastic_penalty
 from .layers import grid_lstm as grid_lstm
 from .layers import make_stream as make_stream
 from .layers import output_head as output_head
 from .layers import prepare_memory as prepare_memory
 from .layers import recurrent as recurrent
 from .layers import residual as residual
+from .layers import score_function as score_function
 from .layers import skip_stack as skip_stack
 from .layers import stack as stack
 from .masking import lengths_to_mask as lengths_to_mask
@@ -163,6 +166,7 @@ from .models import SequenceToSequence as SequenceToSequence
 from .models import SeriesModel as SeriesModel
 from .models import TaggerParams as TaggerParams
 from .models import adaptive_softmax as adaptive_softmax
+from .models import captioner as captioner
 from .models import classifier as classifier
 from .models import embedding as embedding
 from .models import language_model as language_model

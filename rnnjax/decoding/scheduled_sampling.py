@@ -10,8 +10,8 @@ from jax.core import Tracer
 from rnnjax import masking
 from rnnjax._checks import check_flag, check_key, check_number
 from rnnjax.base import Key
+from rnnjax.models import SequenceToSequence
 from rnnjax.models.embedding import check_tokens
-from rnnjax.models.sequence_to_sequence import SequenceToSequence
 
 
 def scheduled_sampling(
@@ -41,9 +41,9 @@ def scheduled_sampling(
     ``model.apply``, and of dropout there is what the encoder has.
 
     Args:
-        model: a ``rnnjax.sequence_to_sequence(...)``.
+        model: a ``rnnjax.sequence_to_sequence(...)`` or ``rnnjax.captioner(...)``.
         params: its parameters.
-        source: token ids [..., S].
+        source: token ids [..., S], or what the model reads in their place.
         source_lengths: [...], or None for all.
         target: token ids [..., T].
         target_lengths: [...], or None for all.
@@ -86,10 +86,10 @@ def scheduled_sampling(
     if not target.ndim:
         raise ValueError("target must have shape [..., T], got a scalar")
     batch, time = target.shape[:-1], target.shape[-1]
-    if batch != jnp.shape(source)[:-1]:
+    of_source = jnp.shape(source)[: -model.source_ndim]
+    if batch != of_source:
         raise ValueError(
-            f"target must have the batch axes of source, {jnp.shape(source)[:-1]}, "
-            f"got shape {target.shape}"
+            f"target must have the batch axes of source, {of_source}, got shape {target.shape}"
         )
     valid = masking.valid_steps(target_lengths, None, batch, time)
     target = check_tokens(masking.zero_padding(valid, target), model.vocab_size, "target")

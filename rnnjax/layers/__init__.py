@@ -7,8 +7,11 @@ from .attention_cell import AttentionCellParams as AttentionCellParams
 from .attention_cell import FeedingCarry as FeedingCarry
 from .attention_cell import InputFeedingParams as InputFeedingParams
 from .attention_cell import Memory as Memory
+from .attention_cell import SelectorParams as SelectorParams
 from .attention_cell import attention_cell as attention_cell
 from .attention_cell import prepare_memory as prepare_memory
+from .attention_losses import doubly_stochastic_penalty as doubly_stochastic_penalty
+from .attention_losses import score_function as score_function
 from .bidirectional import Directions as Directions
 from .bidirectional import bidirectional as bidirectional
 from .grid_lstm import GridLSTMParams as GridLSTMParams

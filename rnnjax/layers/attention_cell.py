@@ -4,10 +4,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
+from jax.nn import sigmoid
 
 from rnnjax import masking
-from rnnjax._checks import check_flag, check_key, check_size
+from rnnjax._checks import check_flag, check_key, check_number, check_size
 from rnnjax._numerics import accumulation_dtype, linear
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Noise, NoiseShape, Params
@@ -44,20 +45,39 @@ class Attended(NamedTuple):
 
     Attributes:
         output: [..., T, O].
-        weights: [..., T, S], how much of each place of the memory was read.
+        weights: [..., T, S], the attention to each place of the memory.
+        read: [..., T, S], how much of each place was read, where that is something else than the
+            weights: with a selector and with hard attention. None otherwise.
+        drawn: [..., T, S], with hard attention 1 at the place that was taken, and 0 everywhere at
+            steps where the mean was read. None otherwise.
     """
 
     output: Array
     weights: Array
+    read: Array | None = None
+    drawn: Array | None = None
+
+    @property
+    def shares(self) -> Array:
+        """How much of each place was read: contexts are these times the memory."""
+        return self.weights if self.read is None else self.read
+
+
+class SelectorParams(NamedTuple):
+    """``w`` [P] and ``bias`` [], from the state to how much of what is attended to is read."""
+
+    w: Array
+    bias: Array
 
 
 class AttentionCellParams(NamedTuple):
     """``cell`` and ``attention`` are those of the two parts; ``context`` [M, G*H] is the matrix
-    from what is read of the memory to the gates."""
+    from what is read of the memory to the gates; ``selector`` is None without one."""
 
     cell: Any
     attention: Any
     context: Array
+    selector: SelectorParams | None = None
 
 
 class InputFeedingParams(NamedTuple):
@@ -85,6 +105,9 @@ def attention_cell(
     *,
     input_feeding: bool = False,
     output_size: int | None = None,
+    selector: bool = False,
+    hard: bool = False,
+    mean_rate: float = 0.5,
 ) -> Cell:
     r"""A cell that reads from a memory at every step.
 
@@ -110,6 +133,19 @@ def attention_cell(
 
     Here products follow one another, so it runs as a plain step, with ordinary autodiff.
 
+    With a ``selector`` the state also decides how much of the answer is read at all, by
+    :math:`\beta_t = \sigma(h_{t-1} \cdot w + b)`, and with ``hard`` attention one place is read
+    rather than a mean of all (Xu):
+
+    .. math::
+
+        s_t \sim a_t, \qquad c_t = \beta_t m_{s_t}
+
+    Places are drawn where there is a ``key``, that is in training; without one the place with the
+    largest weight is read. No gradient reaches the weights through a draw: the loss needs
+    :func:`rnnjax.score_function`. So that they learn quickly all the same, whole sequences read the
+    mean now and then.
+
     The memory is the ``context`` of ``unroll``: ``Memory(states, mask)``, or the same from
     :func:`prepare_memory`. Outputs are :class:`Attended`: with the weights, contexts for a head
     are one product over all steps, :math:`a m`.
@@ -121,6 +157,9 @@ def attention_cell(
         input_feeding: which of the two.
         output_size: A, of the attentional output; None for that of the cell. For input feeding
             alone.
+        selector: whether there is a :math:`\beta`; not with input feeding.
+        hard: whether one place is read; not with input feeding.
+        mean_rate: the share of the sequences that read the mean in training of hard attention.
 
     Raises:
         ValueError: a cell that is written as a plain step or has no recurrent weights, or another
@@ -138,16 +177,21 @@ def attention_cell(
     References:
         Bahdanau, Cho and Bengio, "Neural machine translation by jointly learning to align and
         translate", ICLR 2015; Luong, Pham and Manning, "Effective approaches to attention-based
-        neural machine translation", EMNLP 2015 (input feeding).
+        neural machine translation", EMNLP 2015 (input feeding); Xu et al., "Show, attend and tell",
+        ICML 2015 (selector, hard).
     """
     _check_parts(cell, attention)
     size = check_size("memory_size", memory_size)
+    selects, is_hard = check_flag("selector", selector), check_flag("hard", hard)
+    rate = check_number("mean_rate", mean_rate, "a rate in [0, 1]", lambda p: 0 <= p <= 1)
     if check_flag("input_feeding", input_feeding):
+        if selects or is_hard:
+            raise ValueError("selector and hard must be False with input_feeding")
         width = cell.output_size if output_size is None else check_size("output_size", output_size)
         return _feeding(cell, attention, size, width)
     if output_size is not None:
         raise ValueError("output_size must be None without input_feeding: outputs are the cell's")
-    return _asking_before(cell, attention, size)
+    return _asking_before(cell, attention, size, selects, rate if is_hard else None)
 
 
 def prepare_memory(cell: Cell, params: Params, memory: Memory) -> Memory:
@@ -170,8 +214,20 @@ def prepare_memory(cell: Cell, params: Params, memory: Memory) -> Memory:
     return make(params, memory)
 
 
-def _asking_before(cell: Cell, attention: Attention, memory_size: int) -> Cell:
-    """The state before the step asks: one product, of the recurrent weights and the query's."""
+class _Draw(NamedTuple):
+    """The noise of one step of hard attention: a number in [0, 1) that decides on the place, or
+    -1 in a sequence that reads the mean."""
+
+    number: Array
+
+
+def _asking_before(
+    cell: Cell, attention: Attention, memory_size: int, selects: bool, mean_rate: float | None
+) -> Cell:
+    """The state before the step asks: one product, of the recurrent weights and the query's.
+
+    ``mean_rate`` is None where attention is not hard.
+    """
 
     def init(key: Key, input_size: int) -> AttentionCellParams:
         inner, asking, context = jax.random.split(check_key(key), 3)
@@ -181,21 +237,31 @@ def _asking_before(cell: Cell, attention: Attention, memory_size: int) -> Cell:
             params,
             attention.init(asking, state_size, memory_size),
             _draw_gates(context, memory_size, widths),
+            _draw_selector(jax.random.fold_in(asking, 1), state_size) if selects else None,
         )
 
+    def more_columns(params: AttentionCellParams) -> list[Array]:
+        """What the state is multiplied by besides the recurrent weights."""
+        w_q, selector = attention.query_weights(params.attention), params.selector
+        columns = [] if w_q is None else [w_q]
+        return columns if selector is None else [*columns, selector.w[:, None]]
+
     def recurrent(params: AttentionCellParams) -> Array:
-        w_hh, w_q = _recurrent(cell, params.cell), attention.query_weights(params.attention)
-        return w_hh if w_q is None else jnp.concatenate([w_hh, w_q.astype(w_hh.dtype)], axis=-1)
+        w_hh = _recurrent(cell, params.cell)
+        columns = [w.astype(w_hh.dtype) for w in more_columns(params)]
+        return jnp.concatenate([w_hh, *columns], axis=-1) if columns else w_hh
 
     def project(params: AttentionCellParams, x: Any) -> tuple:
         pieces = cell.project(params.cell, x)
-        w_hh, w_q = _recurrent(cell, params.cell), attention.query_weights(params.attention)
-        if w_q is None:
-            return pieces
-        gates = len(gate_widths(w_hh, pieces))
-        # The engine's product is divided as these pieces are: the query is the last of them.
-        query = jnp.zeros((w_q.shape[-1],), accumulation_dtype(w_q.dtype))
-        return (*pieces[:gates], query, *pieces[gates:])
+        gates = len(gate_widths(_recurrent(cell, params.cell), pieces))
+        w_q, selector = attention.query_weights(params.attention), params.selector
+        # The engine's product is divided as these pieces are: query and selector come last.
+        more = []
+        if w_q is not None:
+            more.append(jnp.zeros((w_q.shape[-1],), accumulation_dtype(w_q.dtype)))
+        if selector is not None:
+            more.append(selector.bias[None].astype(accumulation_dtype(selector.bias.dtype)))
+        return (*pieces[:gates], *more, *pieces[gates:])
 
     def context(params: AttentionCellParams, given: Any) -> Memory:
         memory = _checked_memory(given, memory_size)
@@ -207,28 +273,38 @@ def _asking_before(cell: Cell, attention: Attention, memory_size: int) -> Cell:
 
     def read(
         params: AttentionCellParams, carry: Carry, x_proj: tuple, h_proj: tuple, memory: Memory
-    ) -> tuple[tuple, tuple, Array]:
-        """The pieces that the cell gets, with what was read of the memory, and the weights."""
+    ) -> tuple[tuple, tuple, Attended]:
+        """The pieces that the cell gets, with what was read of the memory, and how it was read."""
         assert memory.keys is not None
         assert memory.values is not None
         assert cell.hidden is not None
-        if attention.query_weights(params.attention) is None:
-            query = cell.hidden(carry)
-        else:
-            last = len(h_proj) - 1
-            query = x_proj[last] + h_proj[last]
-            x_proj, h_proj = (*x_proj[:last], *x_proj[last + 1 :]), h_proj[:last]
-        weights = attention.weigh(params.attention, query[None], memory.keys, memory.mask)
-        answer = weighted_mean(weights, memory.values)[0]
-        return _add_to_gates(x_proj, h_proj, answer), h_proj, weights[0]
+        draw = None
+        if x_proj and isinstance(x_proj[-1], _Draw):
+            *pieces, draw = x_proj
+            x_proj = tuple(pieces)
+        query, share = cell.hidden(carry), None
+        if params.selector is not None:
+            x_proj, h_proj, beta = _take_last(x_proj, h_proj)
+            share = sigmoid(beta)
+        if attention.query_weights(params.attention) is not None:
+            x_proj, h_proj, query = _take_last(x_proj, h_proj)
+        weights = attention.weigh(params.attention, query[None], memory.keys, memory.mask)[0]
+        shares = weights
+        drawn = None if mean_rate is None else _drawn(weights, draw)
+        if drawn is not None:
+            shares = drawn if draw is None else jnp.where(draw.number < 0, weights, drawn)
+        shares = shares if share is None else share * shares
+        answer = weighted_mean(shares[None], memory.values)[0]
+        how = Attended(answer, weights, None if shares is weights else shares, drawn)
+        return _add_to_gates(x_proj, h_proj, answer), h_proj, how
 
     def update(
         params: AttentionCellParams, carry: Carry, x_proj: tuple, h_proj: tuple, memory: Memory
     ) -> tuple[Carry, Attended]:
         assert cell.update is not None
-        x_proj, h_proj, weights = read(params, carry, x_proj, h_proj, memory)
+        x_proj, h_proj, how = read(params, carry, x_proj, h_proj, memory)
         new, y = cell.update(params.cell, carry, x_proj, h_proj)
-        return new, Attended(y, weights)
+        return new, how._replace(output=y)
 
     def gates(
         params: AttentionCellParams, carry: Carry, x_proj: tuple, h_proj: tuple, memory: Memory
@@ -238,14 +314,21 @@ def _asking_before(cell: Cell, attention: Attention, memory_size: int) -> Cell:
         return cell.gates(params.cell, carry, x_proj, h_proj)
 
     def noise(key: Key, params: AttentionCellParams, shape: NoiseShape) -> Noise:
-        assert cell.noise is not None
-        drawn = cell.noise(key, params.cell, shape)
-        w_q = attention.query_weights(params.attention)
-        if drawn.recurrent is None or w_q is None:
+        drawn = Noise()
+        if cell.noise is not None:
+            drawn = cell.noise(key, params.cell, shape)
+        if drawn.recurrent is not None:
+            # The weights of the cell are noisy, those of the query and the selector are not.
+            drawn = drawn._replace(
+                recurrent=jnp.concatenate(
+                    [drawn.recurrent, *map(jnp.ones_like, more_columns(params))], axis=-1
+                )
+            )
+        if mean_rate is None:
             return drawn
-        # The weights of the cell are noisy, those of the query are not.
-        ones = jnp.ones((len(drawn.recurrent), w_q.shape[-1]), drawn.recurrent.dtype)
-        return drawn._replace(recurrent=jnp.concatenate([drawn.recurrent, ones], axis=-1))
+        # Folded in, so that the cell's own noise is what it is without attention.
+        numbers = _draw_numbers(jax.random.fold_in(key, 1), shape, mean_rate)
+        return drawn._replace(steps=(*drawn.steps, _Draw(numbers)))
 
     return Cell(
         output_size=cell.output_size,
@@ -256,9 +339,50 @@ def _asking_before(cell: Cell, attention: Attention, memory_size: int) -> Cell:
         hidden=cell.hidden,
         update=update,
         gates=cell.gates and gates,
-        noise=cell.noise and noise,
+        noise=noise if cell.noise is not None or mean_rate is not None else None,
         context=context,
     )
+
+
+def _draw_selector(key: Key, state_size: int) -> SelectorParams:
+    w, bias = draw_linear(key, state_size, 1)
+    return SelectorParams(w[:, 0], bias[0])
+
+
+def _draw_numbers(key: Key, shape: NoiseShape, mean_rate: float) -> Array:
+    """[T, B]: what is drawn for a sequence depends on its place in the batch and on the step."""
+    tossing, drawing = jax.random.split(key)
+
+    def row(b: Array) -> Array:
+        steps = jnp.arange(shape.time)
+        numbers = jax.vmap(lambda t: jax.random.uniform(jax.random.fold_in(of_row(b), t)))(steps)
+        means = jax.random.uniform(jax.random.fold_in(tossing, b)) < mean_rate
+        return jnp.where(means, -1.0, numbers)
+
+    def of_row(b: Array) -> Key:
+        return jax.random.fold_in(drawing, b)
+
+    return jax.vmap(row, out_axes=1)(jnp.arange(shape.batch))
+
+
+def _drawn(weights: Array, draw: _Draw | None) -> Array:
+    """1 at the place that is taken, 0 elsewhere, and everywhere where no place is real."""
+    weights = lax.stop_gradient(weights)
+    if draw is None:
+        largest = jnp.arange(len(weights)) == jnp.argmax(weights)
+        return (largest & (weights > 0)).astype(weights.dtype)
+    # The place in whose part of [0, 1] the number lies. Parts are half open, so that one of
+    # weight 0 holds no number, and a number of -1 lies in none.
+    ends = jnp.cumsum(weights)
+    begins = jnp.concatenate([jnp.zeros_like(ends[:1]), ends[:-1]])
+    at = draw.number.astype(weights.dtype) * ends[-1]
+    return ((begins <= at) & (at < ends)).astype(weights.dtype)
+
+
+def _take_last(x_proj: tuple, h_proj: tuple) -> tuple[tuple, tuple, Array]:
+    """Both without the last piece that is in the engine's product, and the sum of these."""
+    last = len(h_proj) - 1
+    return (*x_proj[:last], *x_proj[last + 1 :]), h_proj[:last], x_proj[last] + h_proj[last]
 
 
 def _feeding(cell: Cell, attention: Attention, memory_size: int, output_size: int) -> Cell:

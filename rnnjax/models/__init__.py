@@ -1,10 +1,16 @@
 """Models: an embedding below, layers, a head above."""
 
+from ._encoder_decoder import DeepHeadParams as DeepHeadParams
+from ._encoder_decoder import LayersCarry as LayersCarry
+from ._encoder_decoder import LayersParams as LayersParams
+from ._encoder_decoder import SequenceToSequence as SequenceToSequence
+from ._encoder_decoder import SequenceToSequenceParams as SequenceToSequenceParams
 from ._encoding import LinearParams as LinearParams
 from .adaptive_softmax import AdaptiveSoftmax as AdaptiveSoftmax
 from .adaptive_softmax import AdaptiveSoftmaxParams as AdaptiveSoftmaxParams
 from .adaptive_softmax import Cluster as Cluster
 from .adaptive_softmax import adaptive_softmax as adaptive_softmax
+from .captioner import captioner as captioner
 from .classifier import ClassifierParams as ClassifierParams
 from .classifier import Model as Model
 from .classifier import classifier as classifier
@@ -22,9 +28,6 @@ from .language_model import SoftmaxParams as SoftmaxParams
 from .language_model import activation_penalty as activation_penalty
 from .language_model import language_model as language_model
 from .language_model import locked_dropout as locked_dropout
-from .sequence_to_sequence import DeepHeadParams as DeepHeadParams
-from .sequence_to_sequence import SequenceToSequence as SequenceToSequence
-from .sequence_to_sequence import SequenceToSequenceParams as SequenceToSequenceParams
 from .sequence_to_sequence import sequence_to_sequence as sequence_to_sequence
 from .series_model import SeriesModel as SeriesModel
 from .series_model import SeriesModelParams as SeriesModelParams

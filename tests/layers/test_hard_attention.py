@@ -1,0 +1,219 @@
+"""A selector, places that are drawn, and the gradient of the draws against all paths in turn."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rnnjax
+from rnnjax.base import Noise
+from rnnjax.layers.attention_cell import _Draw
+from tests.trees import EXACT, assert_trees_equal
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+H, D, M, T, S, B = 3, 2, 4, 3, 4, 3
+PLACES = np.array([4, 2, 0])
+CELL, ATTENTION = rnnjax.gru(H), rnnjax.attention("additive")
+
+
+def made(kind=ATTENTION, size=M, batch=B, steps=T, places=S, **options):
+    whole = rnnjax.attention_cell(CELL, size, kind, **options)
+    params = whole.init(jax.random.key(0), D)
+    xs = jax.random.normal(jax.random.key(1), (batch, steps, D))
+    states = jax.random.normal(jax.random.key(2), (batch, places, size))
+    wide = jax.tree.map(lambda a: a.astype(jnp.result_type(float)), (params, xs, states))
+    return whole, *wide
+
+
+def memory_of(states, places=PLACES):
+    return rnnjax.Memory(states, rnnjax.lengths_to_mask(places, states.shape[-2]))
+
+
+def loop(params, xs, states, take, kind=ATTENTION):
+    """One row on what it has: outputs, weights, and how much of each place was read."""
+    h, found = CELL.initial_carry(params.cell), []
+    w_ih = jnp.concatenate([params.cell.w_ih, params.context])
+    of_both = params.cell._replace(w_ih=w_ih)
+    for t, x in enumerate(xs):
+        weights = kind.apply(params.attention, h[None], states)[1][0]
+        shares = take(t, weights)
+        if params.selector is not None:
+            shares = shares / (1 + jnp.exp(-(h @ params.selector.w + params.selector.bias)))
+        x_proj = CELL.project(of_both, jnp.concatenate([x, shares @ states]))
+        h_proj = jnp.split(h @ CELL.recurrent(of_both), 3)
+        h, y = CELL.update(of_both, h, x_proj, h_proj)
+        found.append((y, weights, shares))
+    return [jnp.stack(part) for part in zip(*found, strict=True)]
+
+
+def largest(_, weights):
+    return jax.nn.one_hot(jnp.argmax(weights), len(weights), dtype=weights.dtype)
+
+
+@pytest.mark.parametrize("kind", ["additive", pytest.param("scaled", marks=pytest.mark.full)])
+@pytest.mark.parametrize("hard", [False, True])
+def test_a_selector_is_a_plain_loop_in_values_and_gradients(kind, hard, float64):
+    kind = rnnjax.attention(kind)
+    whole, params, xs, states = made(kind, H, selector=True, hard=hard)
+    take = largest if hard else lambda _, weights: weights
+
+    def found(params, xs, states):
+        _, ys = rnnjax.unroll(whole, params, xs, context=memory_of(states))
+        assert (ys.drawn is None) is not hard
+        return ys.output[:2], ys.weights[:2], ys.shares[:2]
+
+    def expected(params, xs, states):
+        rows = []
+        for b in range(2):
+            y, *others = loop(params, xs[b], states[b, : PLACES[b]], take, kind)
+            short = ((0, 0), (0, S - PLACES[b]))
+            rows.append([y, *(jnp.pad(a, short) for a in others)])
+        return tuple(jnp.stack(part) for part in zip(*rows, strict=True))
+
+    def with_gradients(run):
+        def total(*given):
+            parts = run(*given)
+            return sum(jnp.sum(jnp.sin(k + part)) for k, part in enumerate(parts)), parts
+
+        return jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))(params, xs, states)
+
+    assert_trees_equal(with_gradients(found), with_gradients(expected))
+
+
+def test_draws_are_places_of_the_weights_and_nothing_masked_is_read():
+    whole, params, xs, states = made(hard=True, mean_rate=0.0, steps=40)
+    behind = np.arange(S) >= PLACES[:, None]
+    dirty = jnp.where(behind[..., None], jnp.nan, states)
+
+    @jax.jit
+    def run(states):
+        return rnnjax.unroll(whole, params, xs, context=memory_of(states), key=jax.random.key(3))[1]
+
+    ys = run(dirty)
+    jax.tree.map(np.testing.assert_array_equal, ys, run(states))
+    drawn = np.asarray(ys.drawn)
+    np.testing.assert_array_equal(drawn.sum(-1), np.broadcast_to([[1], [1], [0]], (B, 40)))
+    assert not drawn[np.broadcast_to(behind[:, None], drawn.shape)].any()
+    assert (drawn[0].sum(0) > 0).all()
+    np.testing.assert_array_equal(ys.read, drawn)
+
+
+def test_draws_follow_the_weights():
+    whole, params, xs, states = made(hard=True, mean_rate=0.25, batch=2000, steps=1)
+    one = jnp.broadcast_to(states[:1], states.shape)
+    full = np.full(2000, S)
+    _, ys = rnnjax.unroll(whole, params, xs, context=memory_of(one, full), key=jax.random.key(4))
+    drawn = np.asarray(ys.drawn)[:, 0]
+    means = drawn.sum(-1) == 0
+    # Five standard deviations of a share of 2,000, and of 1,500, rows.
+    assert abs(means.mean() - 0.25) < 5 * np.sqrt(0.25 * 0.75 / 2000)
+    np.testing.assert_array_equal(ys.read[means, 0], ys.weights[means, 0])
+    weights = np.asarray(ys.weights)[0, 0]
+    error = np.abs(drawn[~means].mean(0) - weights)
+    assert np.all(error < 5 * np.sqrt(weights * (1 - weights) / (~means).sum()))
+
+
+def test_more_rows_and_steps_leave_the_draws_as_they_were():
+    whole, params, xs, states = made(hard=True)
+    options = {"key": jax.random.key(5)}
+    _, many = rnnjax.unroll(whole, params, xs, context=memory_of(states), **options)
+    few = memory_of(states[:2], PLACES[:2])
+    _, one = rnnjax.unroll(whole, params, xs[:2, :2], context=few, **options)
+    np.testing.assert_array_equal(one.drawn, many.drawn[:2, :2])
+
+
+def test_the_score_function_gives_the_gradient_of_the_expected_cost(float64):
+    """Two rows, two steps, two places: all 16 ways to draw, each as often as it comes."""
+    steps, places, rows = 2, 2, 2
+    whole, params, xs, states = made(
+        batch=rows, steps=steps, places=places, hard=True, selector=True, mean_rate=0.0
+    )
+    paths = np.array(list(itertools.product(range(places), repeat=steps)))
+    ways = np.array(list(itertools.product(range(len(paths)), repeat=rows)))
+
+    def cost(y):
+        return jnp.sum(jnp.sin(3 * y), axis=-1)
+
+    def one_way(params, xs, states, path):
+        """The chance of a path, the numbers that draw it, and its cost."""
+        hot = jax.nn.one_hot(path, places, dtype=jnp.float64)
+        y, weights, _ = loop(params, xs, states, lambda t, _: hot[t])
+        chance = jnp.prod(jnp.sum(weights * hot, axis=-1))
+        middle = jnp.sum((jnp.cumsum(weights, axis=-1) - weights / 2) * hot, axis=-1)
+        return chance, middle, jnp.sum(cost(y))
+
+    of_paths = jax.vmap(one_way, (None, None, None, 0))
+    of_rows = jax.vmap(of_paths, (None, 0, 0, None))
+
+    def expected(params):
+        chances, middles, costs = of_rows(params, xs, states, paths)
+        return jnp.sum(chances * costs), (chances, middles)
+
+    run = jax.jit(jax.value_and_grad(expected, has_aux=True))
+    (value, (chances, middles)), gradient = run(params)
+    of_way = np.prod([chances[row, ways[:, row]] for row in range(rows)], axis=0)
+    numbers = np.stack([middles[row, ways[:, row]] for row in range(rows)], axis=1)
+    forced = Noise(steps=(_Draw(jnp.asarray(numbers.reshape(-1, steps).T)),))
+    cell = whole._replace(noise=lambda *_: forced)
+
+    def estimated(params, baseline):
+        repeated = [jnp.broadcast_to(a, (len(ways), *a.shape)) for a in (xs, states)]
+        memory = memory_of(repeated[1], np.full((len(ways), rows), places))
+        _, ys = rnnjax.unroll(cell, params, repeated[0], context=memory, key=jax.random.key(0))
+        costs = cost(ys.output)
+        more = jax.vmap(lambda *a: rnnjax.score_function(*a, baseline=baseline))(
+            costs, ys.weights, ys.drawn
+        )
+        total = jnp.sum(of_way * jnp.sum(jnp.sum(costs, axis=-1) + more, axis=-1))
+        return total, jnp.argmax(ys.drawn, axis=-1)
+
+    for baseline in (0.0, np.array([0.3, -1.7]), None):
+        run = jax.jit(jax.value_and_grad(lambda p: estimated(p, baseline), has_aux=True))  # noqa: B023
+        (found, drawn), estimate = run(params)
+        np.testing.assert_array_equal(drawn, paths[ways])
+        np.testing.assert_allclose(found, value, **EXACT)
+        assert_trees_equal(estimate, gradient)
+
+
+def test_the_penalty_is_that_of_numpy_over_real_places_alone(float64):
+    rng = np.random.default_rng(0)
+    weights = rng.dirichlet(np.ones(S), (B, T))
+    counts = np.array([4, 2, 0])
+    found = rnnjax.doubly_stochastic_penalty(weights, counts)
+    expected = [((1 - weights[b, :, : counts[b]].sum(0)) ** 2).sum() for b in range(B)]
+    np.testing.assert_allclose(found, expected, **EXACT)
+    whole = rnnjax.doubly_stochastic_penalty(weights)
+    np.testing.assert_allclose(whole, ((1 - weights.sum(1)) ** 2).sum(-1), **EXACT)
+    gradient = jax.grad(lambda w: rnnjax.doubly_stochastic_penalty(w, counts).sum())(weights)
+    real = np.arange(S) < counts[:, None]
+    of_places = np.where(real, -2 * (1 - weights.sum(1)), 0)
+    np.testing.assert_allclose(
+        gradient, np.broadcast_to(of_places[:, None], weights.shape), **EXACT
+    )
+
+
+BAD = {
+    "hard input feeding": (
+        lambda: rnnjax.attention_cell(CELL, M, input_feeding=True, hard=True),
+        "selector and hard must be False",
+    ),
+    "a rate above 1": (lambda: rnnjax.attention_cell(CELL, M, mean_rate=1.5), "mean_rate must be"),
+    "weights without places": (
+        lambda: rnnjax.doubly_stochastic_penalty(jnp.ones(3)),
+        "weights must be floats",
+    ),
+    "costs of another shape": (
+        lambda: rnnjax.score_function(jnp.ones((2, 3)), jnp.ones((2, 4, 5)), jnp.ones((2, 4, 5))),
+        "costs, weights and drawn must have shapes",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named(case):
+    run, words = BAD[case]
+    with pytest.raises(ValueError, match=words):
+        run()
