@@ -94,11 +94,11 @@ def _races(pool: Any) -> dict[str, Callable[[], Any]]:
     kernel, scan = "persistent", "scan"
     for size in speed.SIZES:
         small = size.hidden <= 128
-        if size.hidden != 768:
+        if small:
             add("lstm", size, False, [("bf16", kernel)], ["bf16", "fp16", "f32"])
         hows = [("bf16", kernel)]
         hows += [("f32", kernel)] if 128 <= size.hidden <= 512 else []
-        hows += [("bf16", scan)] if 128 <= size.hidden <= 512 else []
+        hows += [("bf16", scan)] if 256 <= size.hidden <= 512 else []
         middle = size.hidden == 256
         hows += [("f32", scan)] if middle else []
         add("lstm", size, True, hows, ["bf16", "fp16", "f32"], flax=middle)

@@ -11,14 +11,12 @@ What is promised, on an NVIDIA GPU of the Hopper generation (H100, H200) and JAX
   of that dtype and the sums float32, as in the scan; sigmoid and tanh are the processor's own
   (error 5e-4), and the cotangents of ``h W`` are rounded to the dtype of the weights once, before
   the input's gradient is taken of them, too. With float32 weights a product is three of bfloat16
-  (hi hi + hi lo + lo hi): on a CPU their error is a twentieth of that of TF32, which the scan's
-  products have on a GPU unless JAX is told otherwise; sigmoid and tanh are exact to float32. On a
-  GPU that error is not measured yet (a first run showed weights that XLA had rounded to bfloat16;
-  that is mended), so float32 runs in the kernel only when it is asked for by name.
-- **When it is chosen by itself.** For bfloat16 and float16 weights, from 16 steps on, where all
-  tiles of the batch fit on half of the device at once: two loops that do not depend on each other,
-  as the directions of a layer, may then run side by side. Asked for by name it takes the whole
-  device. ``rnnjax.explain`` says what is chosen, and why.
+  (hi hi + hi lo + lo hi), whose errors on an H100 were a sixtieth of those of TF32, which the
+  scan's products have on a GPU unless JAX is told otherwise; sigmoid and tanh are exact to float32.
+- **When it is chosen by itself.** From 16 steps on, where all tiles of the batch fit on half of the
+  device at once: two loops that do not depend on each other, as the directions of a layer, may then
+  run side by side. Asked for by name it takes the whole device. ``rnnjax.explain`` says what is
+  chosen, and why.
 - **How fast.** Tables by device are in ``experiments/gpu_check/measured``; they and all that is
   said here are made and checked by ``python -m experiments.gpu_check``.
 - **The same bits.** Two runs on one device give equal bits: no sum depends on an order in time.

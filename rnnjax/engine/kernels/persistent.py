@@ -116,8 +116,6 @@ def plan(problem: Problem, device: Device | str, by_itself: bool) -> Launch | st
         launch = _launch(problem, device)
     except (NotPointwiseError, TooLargeError) as error:
         return str(error)
-    if by_itself and launch.tiling.parts > 1:
-        return "float32 is run when asked for by name: its errors are not measured on a GPU yet"
     if by_itself and launch.tiling.rounds > 1:
         return f"{problem.batch} sequences would take {launch.tiling.rounds} rounds"
     if by_itself and 2 * launch.tiling.at_once * launch.tiling.groups > device.processors:
