@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rnnjax._checks import missing_package
-from rnnjax.interop.entries import read_entries
+from rnnjax.interop._entries import read_entries
 
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto

@@ -25,8 +25,8 @@ from rnnjax.cells.peephole_lstm import peephole_lstm
 from rnnjax.cells.vanilla import vanilla
 from rnnjax.interop import keras as keras_layers
 from rnnjax.interop import torch as torch_layers
-from rnnjax.interop.entries import read_entries
-from rnnjax.interop.kinds import check_kind, read_params
+from rnnjax.interop._entries import read_entries
+from rnnjax.interop._kinds import check_kind, read_params
 from rnnjax.layers.bidirectional import Directions, bidirectional
 from rnnjax.layers.recurrent import recurrent
 from rnnjax.layers.stack import stack

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from rnnjax.interop.entries import read_entries
-from rnnjax.interop.kinds import check_kind, make_params, read_params
-from rnnjax.interop.parts import convert_parts
+from rnnjax.interop._entries import read_entries
+from rnnjax.interop._kinds import check_kind, make_params, read_params
+from rnnjax.interop._parts import convert_parts
 
 _SHAPES = {
     "lstm": {"weight_hh": "4H H", "weight_ih": "4H D", "bias": "4H"},

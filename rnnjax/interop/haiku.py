@@ -24,10 +24,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnjax.interop.entries import read_entries
-from rnnjax.interop.gates import add_bias, reorder
-from rnnjax.interop.kinds import check_kind, make_params, read_params
-from rnnjax.interop.parts import convert_parts, named_parts
+from rnnjax.interop._entries import read_entries
+from rnnjax.interop._gates import add_bias, reorder
+from rnnjax.interop._kinds import check_kind, make_params, read_params
+from rnnjax.interop._parts import convert_parts, named_parts
 
 Arrays = Mapping[str, np.ndarray]
 

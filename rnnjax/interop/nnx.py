@@ -15,8 +15,8 @@ has no counterpart here; one with another activation is ``vanilla`` with that on
 
 from typing import Any
 
-from rnnjax.interop.flax_trees import export_tree, import_tree
-from rnnjax.interop.kinds import check_kind
+from rnnjax.interop._flax_trees import export_tree, import_tree
+from rnnjax.interop._kinds import check_kind
 
 _PIECES = {
     "vanilla": {"w_ih": ["dense_i/kernel"], "w_hh": ["dense_h/kernel"], "bias": ["dense_i/bias"]},

@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from rnnjax.interop.entries import read_entries
-from rnnjax.interop.gates import add_bias, reorder
-from rnnjax.interop.kinds import check_kind, make_params, read_params
-from rnnjax.interop.parts import convert_parts
+from rnnjax.interop._entries import read_entries
+from rnnjax.interop._gates import add_bias, reorder
+from rnnjax.interop._kinds import check_kind, make_params, read_params
+from rnnjax.interop._parts import convert_parts
 from rnnjax.layers.bidirectional import Directions
 
 _GATES = {  # theirs, ours

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from rnnjax.interop import onnx as onnx_layers
+from rnnjax.interop._kinds import present_name
 from rnnjax.interop._onnx_file import ACTIVATIONS, NODES, Graph, as_float32, narrow
 from rnnjax.interop.classifiers import describe, layers_of, table_of
-from rnnjax.interop.kinds import present_name
 from rnnjax.layers.bidirectional import Directions
 from rnnjax.models.classifier import ClassifierParams
 

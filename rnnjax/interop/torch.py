@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rnnjax.cells.lstm import LSTMCarry
-from rnnjax.interop.entries import read_entries
-from rnnjax.interop.gates import add_bias
-from rnnjax.interop.kinds import check_kind, make_params, read_params
+from rnnjax.interop._entries import read_entries
+from rnnjax.interop._gates import add_bias
+from rnnjax.interop._kinds import check_kind, make_params, read_params
 from rnnjax.layers.bidirectional import Directions
 
 _GATES = {"vanilla": 1, "lstm": 4, "projected_lstm": 4, "gru": 3}

@@ -27,7 +27,7 @@ from rnnjax.cells.minimal_gated import MGUParams
 from rnnjax.cells.peephole_lstm import PeepholeLSTMParams
 from rnnjax.cells.projected_lstm import ProjectedLSTMParams
 from rnnjax.cells.vanilla import VanillaParams
-from rnnjax.interop.entries import Shapes, read_entries
+from rnnjax.interop._entries import Shapes, read_entries
 
 
 class Kind(NamedTuple):

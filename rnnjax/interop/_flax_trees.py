@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from rnnjax.interop.entries import read_entries
-from rnnjax.interop.kinds import KINDS, make_params, read_params
-from rnnjax.interop.parts import convert_parts
+from rnnjax.interop._entries import read_entries
+from rnnjax.interop._kinds import KINDS, make_params, read_params
+from rnnjax.interop._parts import convert_parts
 from rnnjax.layers.bidirectional import Directions
 
 Pieces = Mapping[str, list[str]]  # a field of the parameters -> the entries it is made of, in order
