@@ -14,6 +14,7 @@ import rnnjax
 from experiments.running import curves
 from experiments.running.command_line import run_program
 from experiments.running.console import command, parameter_table
+from experiments.running.devices import find_devices
 from experiments.running.opening import open_run
 from experiments.running.packages import missing_line
 from experiments.running.run_settings import stored_config
@@ -41,6 +42,8 @@ def train(settings: Settings, folder: Path) -> Fitted:
     """Train, write the run's folder, and say how to use it."""
     began = time.perf_counter()
     _check(settings)
+    devices = find_devices(settings.devices)
+    devices.check_rows("--batch-size", settings.batch_size)
     stored = stored_config(settings, folder)
     corpus = read_corpus(settings)
     model = build_model(settings, len(corpus.source), len(corpus.target))
@@ -56,7 +59,9 @@ def train(settings: Settings, folder: Path) -> Fitted:
             found = translate(model, params, sources, beam=1, max_length=settings.max_length)
             return "\n".join(_lines(corpus, settings, sources, found))
 
-        fitted = fit(model, params, make_batches(corpus, settings), settings, run, saver, show)
+        fitted = fit(
+            model, params, make_batches(corpus, settings), settings, run, saver, devices, show
+        )
         saver.wait()
         for name, vocabulary in zip(VOCABULARIES, (corpus.source, corpus.target), strict=True):
             vocabulary.save(folder / name)

@@ -72,6 +72,8 @@ class Settings(RunSettings):
     """Of the running average of the weights, which is what is kept."""
     seed: int = 0
     """Decides the generated pairs, the first weights, dropout and the order of the pairs."""
+    devices: int | None = None
+    """How many of the devices here, all by default, divide the pairs of a batch among them."""
 
     beam: int = 1
     """Hypotheses side by side in the test; 1 takes the likeliest token at every step."""
@@ -86,7 +88,7 @@ class Settings(RunSettings):
     replace: bool = False
     """Delete the run in --out, and begin anew."""
 
-    MAY_CHANGE: ClassVar = ("data_dir", "out", "checkpoint_every", "keep", "beam")
+    MAY_CHANGE: ClassVar = ("data_dir", "out", "devices", "checkpoint_every", "keep", "beam")
 
     @property
     def name(self) -> str:

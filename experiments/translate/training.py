@@ -14,6 +14,7 @@ import optax
 
 import rnnjax
 from experiments.running.checkpoints import Saver, Snapshot
+from experiments.running.devices import Devices
 from experiments.running.run_folder import RunFolder
 from experiments.running.session import Session, go_on
 from experiments.translate.corpus import Corpus, Encoded
@@ -103,6 +104,7 @@ def fit(
     settings: Settings,
     run: RunFolder,
     saver: Saver,
+    devices: Devices,
     show: Callable[[Any], str],
 ) -> Fitted:
     """Train until the validation loss has not fallen for some epochs, or all are done.
@@ -116,6 +118,7 @@ def fit(
         settings: how.
         run: the folder of records.
         saver: keeps checkpoints.
+        devices: which of them divide the pairs of a batch among them.
         show: gives some translations with some parameters, for the console and the records.
 
     Raises:
@@ -125,14 +128,16 @@ def fit(
     optimizer = make_optimizer(settings, settings.epochs * len(batches.train))
     key = jax.random.fold_in(jax.random.key(settings.seed), 1)
     zeros = {name: Mean(jnp.zeros(()), jnp.zeros(())) for name in ("loss", "accuracy")}
-    begin = Snapshot(
-        init_train_state(key, params, optimizer),
-        EarlyStopping("loss", mode="min", patience=settings.patience),
-        merge(zeros, zeros),  # in the form of sums, as a checkpoint after some batches has them
+    # In the form of merged sums, as a checkpoint after some batches has them.
+    train, totals = devices.place_state(
+        (init_train_state(key, params, optimizer), merge(zeros, zeros))
     )
+    stopping = EarlyStopping("loss", mode="min", patience=settings.patience)
+    begin = Snapshot(train, stopping, totals)
     epochs, steps = settings.epochs, len(batches.train)
     with go_on(run, saver, begin, epochs, steps) as (session, begin):
-        return _Fitting(model, optimizer, batches, settings, session).go_on(begin, show)
+        fitting = _Fitting(model, optimizer, batches, settings, devices, session)
+        return fitting.go_on(begin, show)
 
 
 class _Fitting:
@@ -144,6 +149,7 @@ class _Fitting:
         optimizer: optax.GradientTransformation,
         batches: Batches,
         settings: Settings,
+        devices: Devices,
         session: Session,
     ) -> None:
         loss_fn = make_loss(model)
@@ -151,6 +157,7 @@ class _Fitting:
         self._eval_step = make_eval_step(loss_fn, on_compile=session.compiled)
         self._batches = batches
         self._settings = settings
+        self._devices = devices
         self._session = session
 
     def go_on(self, snapshot: Snapshot, show: Callable[[Any], str]) -> Fitted:
@@ -185,7 +192,7 @@ class _Fitting:
 
     def _step(self, batch: PairBatch) -> None:
         now = self._snapshot
-        train, metrics = self._train_step(now.train, batch)
+        train, metrics = self._train_step(now.train, self._devices.place_batch(batch))
         totals = merge(now.totals, {name: metrics[name] for name in now.totals})
         self._snapshot = now.after_step(train, totals)
         tokens = int(np.sum(batch.source_lengths) + np.sum(batch.target_lengths))
@@ -195,4 +202,5 @@ class _Fitting:
         return compute(self._sums(params, self._session.watch(batches.epoch(0))))
 
     def _sums(self, params: Any, batches: Iterator[PairBatch]) -> Any:
-        return functools.reduce(merge, (self._eval_step(params, batch) for batch in batches))
+        placed = map(self._devices.place_batch, batches)
+        return functools.reduce(merge, (self._eval_step(params, batch) for batch in placed))

@@ -11,9 +11,11 @@ import pytest
 pytestmark = pytest.mark.full  # whole programs, each in a process of its own
 
 SMALL = ["--hidden-size", "8", "--embedding-size", "8", "--epochs", "2"]
+PAIRS = ["--examples", "500", "--longest", "6", "--attention", "none"]
 PROGRAMS = {
     "classify": [*SMALL, "--take", "200", "--batch-size", "8", "--buckets", "1"],
     "write": [*SMALL, "--take", "2000", "--rows", "8", "--window", "16"],
+    "translate": [*SMALL, *PAIRS, "--batch-size", "500", "--buckets", "1"],
 }
 
 
@@ -59,7 +61,7 @@ ODD = ["odd"]
 def test_a_number_of_devices_that_cannot_be_is_refused(program, wish, words, tmp_path):
     folder = tmp_path / "run"
     if wish is ODD:
-        wish = [{"classify": "--batch-size", "write": "--rows"}[program], "7"]
+        wish = ["--rows" if program == "write" else "--batch-size", "7"]
     done = start(program, *PROGRAMS[program], "--out", str(folder), *wish)
     assert done.returncode == 2
     assert words in done.stderr
