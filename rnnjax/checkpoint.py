@@ -86,13 +86,13 @@ class FolderLock:
         ...         FolderLock(folder)
         Traceback (most recent call last):
             ...
-        rnnjax.checkpoint.CheckpointError: ...: in use by process ...
+        rnnjax.checkpoint.CheckpointError: ... must be free, got it in use by process ...
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         path = Path(folder, "lock")
         if path.is_symlink():
-            raise CheckpointError(f"{path}: must be a file, found a link")
+            raise CheckpointError(f"{path} must be a file, got a link")
         self._file = open(path, "a+", encoding="utf-8", opener=_open_no_link)  # noqa: SIM115
         try:
             _lock(self._file.fileno())
@@ -100,7 +100,9 @@ class FolderLock:
             self._file.seek(0)
             holder = self._file.read().strip() or "?"
             self._file.close()
-            raise CheckpointError(f"{os.fspath(folder)}: in use by process {holder}") from None
+            raise CheckpointError(
+                f"{os.fspath(folder)} must be free, got it in use by process {holder}"
+            ) from None
         self._file.truncate(0)
         self._file.write(f"{os.getpid()}\n")
         self._file.flush()
@@ -294,9 +296,9 @@ class Checkpoints:
             ...     checkpoints.restore({"w": jnp.zeros(4), "b": jnp.zeros(4)})
             Traceback (most recent call last):
                 ...
-            rnnjax.checkpoint.CheckpointError: ...: the state does not fit:
-              ['b']: expected float32[4], found nothing
-              ['w']: expected float32[4], found float32[3]
+            rnnjax.checkpoint.CheckpointError: ... must have the leaves of the template, got:
+              ['b'] must be float32[4], got nothing
+              ['w'] must be float32[4], got float32[3]
         """
         step = None if step is None else _checked_step(step)
         self.wait()
@@ -326,7 +328,9 @@ class Checkpoints:
             return path.name, manifest, rejected
         wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
         reasons = "".join(f"\n  {reason}" for reason in rejected)
-        raise CheckpointError(f"{self.folder}: no good {wanted}{reasons and ':' + reasons}")
+        raise CheckpointError(
+            f"{self.folder} must have a whole {wanted}, got none{reasons and ':' + reasons}"
+        )
 
     def _saved(self) -> list[Path]:
         found = [path for path in self.folder.iterdir() if _is_checkpoint(path)]
@@ -425,7 +429,7 @@ def _require_room(folder: Path, copies: _Copies) -> None:
     needed = sum(array.nbytes for array in arrays) + _ROOM
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise CheckpointError(f"no space left: {needed:,} bytes are needed, {free:,} are free")
+        raise CheckpointError(f"{folder} must have {needed:,} bytes of space left, got {free:,}")
 
 
 def _save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -441,7 +445,7 @@ def _write_parts(temporary: Path, arrays: list[list[divided_arrays.Part]]) -> di
         CheckpointError: the folder is not there.
     """
     if not temporary.is_dir():
-        raise CheckpointError(f"there is no {temporary}: all processes must see one disk")
+        raise CheckpointError(f"{temporary} must be on a disk that all processes see, got none")
     sums = {}
     for number, parts in enumerate(arrays):
         folder = temporary / DIVIDED / str(number)
@@ -488,7 +492,9 @@ def _require_kinds(found: Mapping[str, Any], expected: Mapping[str, str]) -> Non
     kinds = {name: _kind(leaf) for name, leaf in found.items()}
     if kinds != expected:
         wrong = {name for name, _ in kinds.items() ^ expected.items()}
-        raise CheckpointError(f"{MANIFEST} and {STATE} disagree on {', '.join(sorted(wrong))}")
+        raise CheckpointError(
+            f"{STATE} must have the arrays of {MANIFEST}, got others at {', '.join(sorted(wrong))}"
+        )
 
 
 def _checked_step(step: Any) -> int:
@@ -576,12 +582,14 @@ def _load(path: Path, manifest: dict[str, Any], template: Any) -> Any:
     leaves, found = _named(template), manifest["leaves"]
     expected = {name: _kind(leaf) for name, leaf in leaves.items()}
     differences = [
-        f"{name}: expected {expected.get(name, 'nothing')}, found {found.get(name, 'nothing')}"
+        f"{name} must be {expected.get(name, 'absent')}, got {found.get(name, 'nothing')}"
         for name in sorted({*expected, *found})
         if expected.get(name) != found.get(name)
     ]
     if differences:
-        raise CheckpointError(f"{path}: the state does not fit:\n  " + "\n  ".join(differences))
+        raise CheckpointError(
+            f"{path} must have the leaves of the template, got:\n  " + "\n  ".join(differences)
+        )
     plain = {
         name: jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
         for name, leaf in leaves.items()
@@ -592,7 +600,9 @@ def _load(path: Path, manifest: dict[str, Any], template: Any) -> Any:
     try:
         arrays |= _stored(path, manifest, stored)
     except Exception as error:  # whatever another version of Orbax may raise
-        raise CheckpointError(f"{path}: whole, but unreadable ({_reason(error)})") from error
+        raise CheckpointError(
+            f"{path} must be readable as well as whole, got {_reason(error)}"
+        ) from error
     restored = [_placed(path, name, arrays[name], like) for name, like in leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(template), restored)
 
@@ -629,7 +639,9 @@ def _placed(path: Path, name: str, value: Any, like: Any) -> Any:
         if _is_key(like):
             placed = jax.device_put(jax.random.wrap_key_data(placed, impl=_impl(like)), sharding)
     if _kind(placed) != _kind(like):  # 64 bits without jax_enable_x64
-        raise CheckpointError(f"{path}: {name}: JAX makes {_kind(placed)} of {_kind(like)} here")
+        raise CheckpointError(
+            f"{path}: {name} must be {_kind(like)}, got {_kind(placed)}, which JAX makes of it here"
+        )
     return placed
 
 
@@ -705,7 +717,7 @@ def _sums(checkpoint: Path) -> bytes:
     for path in sorted(checkpoint.rglob("*")):
         name = path.relative_to(checkpoint).as_posix()
         if path.is_symlink():
-            raise CheckpointError(f"{name} is a link")
+            raise CheckpointError(f"{name} must be a file, got a link")
         if path.is_file() and name != SUMS:
             lines.append(f"{_digest(path)}  {name}\n")
     return "".join(lines).encode()
@@ -745,16 +757,16 @@ def _verified(checkpoint: Path) -> dict[str, Any]:
     """The manifest, once every file has been found to be what was written."""
     found = _sums(checkpoint)
     if not (checkpoint / SUMS).is_file():
-        raise CheckpointError(f"{SUMS} is missing")
+        raise CheckpointError(f"{SUMS} must be there, got no such file")
     written = (checkpoint / SUMS).read_bytes()
     if written != found:
         raise CheckpointError(_damage(written, found))
     if not (checkpoint / MANIFEST).is_file():
-        raise CheckpointError(f"{MANIFEST} is missing")
+        raise CheckpointError(f"{MANIFEST} must be there, got no such file")
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{MANIFEST}: not JSON ({_reason(error)})") from None
+        raise CheckpointError(f"{MANIFEST} must be JSON, got {_reason(error)}") from None
     _check_manifest(manifest, _step(checkpoint))
     return manifest
 
@@ -762,16 +774,20 @@ def _verified(checkpoint: Path) -> dict[str, Any]:
 def _check_manifest(manifest: Any, step: int) -> None:
     said = {n: manifest.get(n) for n in _FORMAT} if isinstance(manifest, dict) else None
     if said not in (_FORMAT, _FORMAT_DIVIDED):
-        raise CheckpointError(f"{MANIFEST}: expected {_FORMAT}")
+        raise CheckpointError(f"{MANIFEST} must have {_FORMAT}, got {manifest!r:.80}")
     leaves = manifest.get("leaves")
     if not isinstance(leaves, dict) or not all(isinstance(kind, str) for kind in leaves.values()):
-        raise CheckpointError(f"{MANIFEST}: expected the kind of each leaf")
-    if said == _FORMAT_DIVIDED and not _are_distinct_names(manifest.get("divided")):
-        raise CheckpointError(f"{MANIFEST}: expected the names of divided arrays")
-    if not isinstance(manifest.get("extra"), dict):
-        raise CheckpointError(f"{MANIFEST}: expected what else was kept")
-    if manifest.get("step") != step:
-        raise CheckpointError(f"{MANIFEST}: expected step {step}, got {manifest.get('step')!r}")
+        raise CheckpointError(f"{MANIFEST} must have the kind of each leaf, got {leaves!r:.80}")
+    divided = manifest.get("divided")
+    if said == _FORMAT_DIVIDED and not _are_distinct_names(divided):
+        raise CheckpointError(f"{MANIFEST} must have names of divided arrays, got {divided!r:.80}")
+    extra, found = manifest.get("extra"), manifest.get("step")
+    if not isinstance(extra, dict):
+        raise CheckpointError(
+            f"{MANIFEST} must have a dict of what else was kept, got {extra!r:.80}"
+        )
+    if found != step:
+        raise CheckpointError(f"{MANIFEST} must have step {step}, got {found!r}")
 
 
 def _are_distinct_names(value: Any) -> bool:
@@ -784,12 +800,12 @@ def _damage(written: bytes, found: bytes) -> str:
     then, now = _parsed(written), _parsed(found)
     for name in sorted({*then, *now}):
         if name not in now:
-            return f"{name} is missing"
+            return f"{name} must be there, got no such file"
         if name not in then:
-            return f"{name} is not in {SUMS}"
+            return f"{SUMS} must list every file, got none of the name {name}"
         if then[name] != now[name]:
-            return f"{name} is damaged: its SHA-256 is not that in {SUMS}"
-    return f"{SUMS} is damaged"
+            return f"{name} must have the SHA-256 in {SUMS}, got another: it is damaged"
+    return f"{SUMS} must list one file a line, got other lines: it is damaged"
 
 
 def _parsed(sums: bytes) -> dict[str, str]:

@@ -111,7 +111,7 @@ def _read_h5(path: Path, max_bytes: int, activation: str, pooling: str | None) -
     except ModuleNotFoundError:
         raise missing_package(str(path), "h5py", "h5", f"; or else: {SAVE_KERAS}") from None
     if not path.is_file():
-        raise FileNotFoundError(f"there is no weight file {str(path)!r}")
+        raise FileNotFoundError(f"{path} must be a weight file, got no such file")
     try:
         with h5py.File(path, "r") as file:
             _check_links(path, file)

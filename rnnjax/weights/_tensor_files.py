@@ -95,13 +95,13 @@ def open_tensors(path: str | os.PathLike[str]) -> Iterator[TensorFile]:
     import safetensors
 
     if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no weight file {os.fspath(path)!r}")
+        raise FileNotFoundError(f"{os.fspath(path)} must be a weight file, got no such file")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             entries = {name: _entry(name, file.get_slice(name)) for name in list(file.keys())}
             yield TensorFile(entries, dict(file.metadata() or {}), file)
     except (safetensors.SafetensorError, _FormatError) as error:
-        raise ValueError(f"{path}: not a whole safetensors file ({error})") from None
+        raise ValueError(f"{path} must be a whole safetensors file, got {error}") from None
 
 
 class _FormatError(Exception):
@@ -111,7 +111,7 @@ class _FormatError(Exception):
 def _entry(name: str, header: Any) -> Entry:
     kind, shape = header.get_dtype(), tuple(header.get_shape())
     if kind not in _DTYPES:
-        raise _FormatError(f"{name!r}: the dtype {kind!r} is not known here")
+        raise _FormatError(f"{name!r} of dtype {kind!r}, which is not known here")
     entry = Entry(np.dtype(_DTYPES[kind]), shape)
     try:
         np.broadcast_to(np.zeros((), entry.dtype), shape)  # takes no memory for the shape

@@ -39,7 +39,7 @@ def named_parameters(params: Any) -> dict[str, Array]:
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
     doubled = [name for name, times in Counter(names).items() if times > 1]
     if doubled:
-        raise ValueError(f"several parameters have the same name: {', '.join(doubled)}")
+        raise ValueError(f"params must have one leaf a name, got several at {', '.join(doubled)}")
     return dict(zip(names, (leaf for _, leaf in leaves), strict=True))
 
 
@@ -103,14 +103,16 @@ def load_weights(path: str | os.PathLike[str], like: Params) -> Params:
         ...     load_weights(f"{folder}/w.safetensors", {"bias": jnp.zeros(4)})
         Traceback (most recent call last):
             ...
-        ValueError: ...: the weights do not fit:
-          bias: expected float32[4], found float32[3]
+        ValueError: ... must have the arrays of like, got:
+          bias must be float32[4], got float32[3]
     """
     expected = named_parameters(like)
     with open_tensors(path) as file:
         differences = _differences(expected, file.entries)
         if differences:
-            raise ValueError(f"{path}: the weights do not fit:\n  " + "\n  ".join(differences))
+            raise ValueError(
+                f"{path} must have the arrays of like, got:\n  " + "\n  ".join(differences)
+            )
         # The dtype is spelled out so that JAX warns where it cannot hold 64 bits.
         leaves = [jnp.asarray(file.read(name), file.entries[name].dtype) for name in expected]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
@@ -143,15 +145,14 @@ def _without_arrays(metadata: dict[str, str]) -> bytes:
 def _differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     lines = []
     for name in {**expected, **found}:
-        wanted, given = (_kind(leaves.get(name)) for leaves in (expected, found))
+        wanted = _kind(expected[name]) if name in expected else "absent"
+        given = _kind(found[name]) if name in found else "nothing"
         if wanted != given:
-            lines.append(f"{name}: expected {wanted}, found {given}")
+            lines.append(f"{name} must be {wanted}, got {given}")
     return lines
 
 
 def _kind(leaf: Any) -> str:
-    if leaf is None:
-        return "nothing"
     return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
 
 

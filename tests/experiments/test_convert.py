@@ -523,9 +523,9 @@ def test_a_used_folder_a_damaged_and_a_missing_file_are_refused(small, tmp_path,
     assert "not empty" in fails(capsys, *arguments(*small))
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(small[0].read_bytes()[:-7])
-    assert "not a whole safetensors file" in fails(capsys, *arguments(damaged, small[1]))
+    assert "must be a whole safetensors file, got " in fails(capsys, *arguments(damaged, small[1]))
     absent = fails(capsys, *arguments(tmp_path / "no.safetensors", small[1]))
-    assert "there is no weight file" in absent
+    assert "must be a weight file, got no such file" in absent
     assert "and no classifier.json" in fails(capsys, "predict", tmp_path, "1")
     assert "found no config.json" in fails(
         capsys, "export", tmp_path, "--to", "jax", "--out", tmp_path / "x"

@@ -516,7 +516,7 @@ def test_the_newest_good_checkpoint_is_taken_and_the_others_named(stopped, whole
     assert main(["--out", str(stopped), "--resume"]) == 0
     out = capsys.readouterr().out
     assert "passed over checkpoint" in out
-    assert "step-11: manifest.json is damaged" in out
+    assert "step-11: manifest.json must have the SHA-256 in SHA256SUMS" in out
     assert "going on after step 7, in epoch 2" in out
     assert contents(stopped) == contents(whole)
 
@@ -526,7 +526,7 @@ def test_without_a_good_checkpoint_the_run_stops_and_says_why(stopped, capsys):
     for path in checkpoints_of(stopped):
         (path / "SHA256SUMS").unlink()
     message = fails(capsys, ["--out", str(stopped), "--resume"])
-    assert message.count("SHA256SUMS is missing") == 3
+    assert message.count("SHA256SUMS must be there, got no such file") == 3
     assert (stopped / "metrics.jsonl").read_bytes() == before
 
 
@@ -584,7 +584,7 @@ def test_a_full_disk_stops_the_run_and_the_earlier_checkpoint_goes_on(
 def test_a_folder_in_use_is_refused(stopped, capsys):
     with checkpoint.FolderLock(stopped):
         message = fails(capsys, ["--out", str(stopped), "--resume"])
-    assert f"{stopped}: in use by process {os.getpid()}" in message
+    assert f"{stopped} must be free, got it in use by process {os.getpid()}" in message
 
 
 def test_another_environment_is_said_aloud(stopped, capsys):

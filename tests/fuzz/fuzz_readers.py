@@ -103,7 +103,7 @@ def fuzz_weights(data: bytes) -> None:
         with open_tensors(path) as file:
             found = {name: file.read(name) for name in file.entries}
     except ValueError as error:
-        require(f"{path}: not a whole safetensors file", error)
+        require(f"{path} must be a whole safetensors file, got ", error)
         return
     end = 8 + int.from_bytes(data[:8], "little")
     header, stored = json.loads(data[8:end]), data[end:]
@@ -116,7 +116,7 @@ def fuzz_weights(data: bytes) -> None:
     try:
         assert load_weights(path, {"w": np.zeros(2, np.float32)}).keys() == {"w"}
     except ValueError as error:
-        require("do not fit", error)
+        require("must have the arrays of like, got:", error)
 
 
 def fuzz_manifest(data: bytes) -> None:

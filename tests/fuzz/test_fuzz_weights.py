@@ -61,7 +61,7 @@ def test_any_bytes_are_refused_by_name_or_read_as_the_header_says(tmp_path, data
     try:
         found = read_torch_file(path)
     except ValueError as error:
-        assert f"{path}: not a whole safetensors file" in str(error)  # noqa: PT017
+        assert f"{path} must be a whole safetensors file, got " in str(error)  # noqa: PT017
         with pytest.raises(ValueError, match=r"w\.safetensors"):
             load_weights(path, LIKE)
         return
@@ -119,7 +119,7 @@ def test_any_tree_comes_back_bit_for_bit(tmp_path, params, metadata):
     try:
         save_weights(path, params, metadata)
     except ValueError as error:
-        assert "have the same name" in str(error)  # noqa: PT017
+        assert "must have one leaf a name" in str(error)  # noqa: PT017
         return
     loaded = load_weights(path, params)
     assert flat(loaded) == flat(params)

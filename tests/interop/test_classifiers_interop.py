@@ -513,9 +513,9 @@ def test_more_than_ten_layers_of_an_h5_file_keep_their_order(tmp_path):
 def test_a_file_that_is_something_else_is_refused(tmp_path):
     for name, read, message in [
         ("w.h5", read_keras_file, "not a whole HDF5 file"),
-        ("w.safetensors", read_keras_file, "not a whole safetensors file"),
+        ("w.safetensors", read_keras_file, "must be a whole safetensors file, got "),
         ("w.keras", read_keras_file, r"must be an .h5 or a .safetensors file: safetensors.numpy"),
-        ("w.safetensors", read_torch_file, "not a whole safetensors file"),
+        ("w.safetensors", read_torch_file, "must be a whole safetensors file, got "),
         ("w.pt", read_torch_file, r"must be a .safetensors file: safetensors.torch.save_file"),
     ]:
         if name.endswith("h5"):

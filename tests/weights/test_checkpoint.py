@@ -110,7 +110,9 @@ def test_a_whole_checkpoint_that_cannot_be_read_is_named(tmp_path, monkeypatch):
 
     saved(tmp_path, 1)
     monkeypatch.setattr(checkpoint, "_load_arrays", fail)
-    with pytest.raises(CheckpointError, match=r"step-1: whole, but unreadable .*no such format"):
+    with pytest.raises(
+        CheckpointError, match=r"step-1 must be readable as well as whole, got .*no such format"
+    ):
         restored(tmp_path)
 
 
@@ -160,7 +162,7 @@ def test_the_newest_is_the_last_one_saved_and_a_step_can_be_asked_for(tmp_path):
         assert checkpoints.steps == (5, 20, 10)
     assert restored(tmp_path).step == 10
     assert float(restored(tmp_path, step=20).state["w"][0, 0]) == 20
-    with pytest.raises(CheckpointError, match="no good checkpoint of step 7"):
+    with pytest.raises(CheckpointError, match="must have a whole checkpoint of step 7, got none"):
         restored(tmp_path, step=7)
 
 
@@ -175,7 +177,7 @@ def test_only_the_last_ones_are_kept(tmp_path):
 def test_an_empty_folder_has_nothing_to_restore(tmp_path):
     with Checkpoints(tmp_path / "new" / "one") as checkpoints:
         assert checkpoints.steps == ()
-        with pytest.raises(CheckpointError, match=r"no good checkpoint$"):
+        with pytest.raises(CheckpointError, match=r"must have a whole checkpoint, got none$"):
             checkpoints.restore(TEMPLATE)
 
 
@@ -230,8 +232,8 @@ def test_where_none_is_good_each_is_named_with_its_reason(tmp_path):
     with pytest.raises(CheckpointError) as caught:
         restored(tmp_path)
     lines = str(caught.value).splitlines()
-    assert lines[0] == f"{tmp_path}: no good checkpoint:"
-    reason = "manifest.json is damaged: its SHA-256 is not that in SHA256SUMS"
+    assert lines[0] == f"{tmp_path} must have a whole checkpoint, got none:"
+    reason = "manifest.json must have the SHA-256 in SHA256SUMS, got another: it is damaged"
     assert lines[1:] == [f"  000002-step-2: {reason}", f"  000001-step-1: {reason}"]
 
 
@@ -292,12 +294,12 @@ def test_every_difference_of_shape_dtype_and_path_is_named(tmp_path):
     with pytest.raises(CheckpointError) as caught:
         restored(tmp_path, other)
     assert str(caught.value).splitlines()[1:] == [
-        "  ['a']: expected float32[3,2], found float32[2,3]",
-        "  ['b']: expected bfloat16[2], found float32[2]",
-        "  ['c'].first: expected nothing, found float32[1]",
-        "  ['c'].second: expected nothing, found float32[1]",
-        "  ['d']: expected float32[1], found nothing",
-        "  ['k']: expected uint32[2], found key<fry>[]",
+        "  ['a'] must be float32[3,2], got float32[2,3]",
+        "  ['b'] must be bfloat16[2], got float32[2]",
+        "  ['c'].first must be absent, got float32[1]",
+        "  ['c'].second must be absent, got float32[1]",
+        "  ['d'] must be float32[1], got nothing",
+        "  ['k'] must be uint32[2], got key<fry>[]",
     ]
 
 
@@ -307,7 +309,7 @@ def test_shapes_are_compared_for_arrays_of_numpy_too(numpy_saved, numpy_template
     make = {False: jnp.zeros, True: lambda shape: np.zeros(shape, np.float32)}
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"w": make[numpy_saved]((3, 4))})
-    with pytest.raises(CheckpointError, match=r"expected float32\[5\], found float32\[3,4\]"):
+    with pytest.raises(CheckpointError, match=r"must be float32\[5\], got float32\[3,4\]"):
         restored(tmp_path, {"w": make[numpy_template](5)})
     assert (restored(tmp_path, {"w": make[numpy_template]((3, 4))}).state["w"] == 0).all()
 
@@ -316,7 +318,9 @@ def test_doubles_are_not_cut_to_floats_without_a_word(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"w": np.zeros(3)})
     abstract = {"w": jax.ShapeDtypeStruct((3,), np.float64)}
-    with pytest.raises(CheckpointError, match=r"\['w'\]: JAX makes float32\[3\] of float64\[3\]"):
+    with pytest.raises(
+        CheckpointError, match=r"\['w'\] must be float64\[3\], got float32\[3\], which JAX makes"
+    ):
         restored(tmp_path, abstract)
 
 
@@ -382,7 +386,9 @@ def test_a_save_that_cannot_fit_is_not_begun(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(2, TEMPLATE)
-        with pytest.raises(CheckpointError, match="1,049,056 bytes are needed, 1,000 are free"):
+        with pytest.raises(
+            CheckpointError, match="must have 1,049,056 bytes of space left, got 1,000"
+        ):
             checkpoints.wait()
     assert restored(tmp_path).step == 1
 

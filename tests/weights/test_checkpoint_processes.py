@@ -148,7 +148,7 @@ def test_what_the_caller_refuses_in_the_first_process_is_refused_in_all(together
     said, _ = together
     assert [found["refused"] for found in said] == ["KeyError", "CheckpointError"]
     assert said[0]["other"] == said[1]["other"]
-    assert "['empty']: expected nothing, found float32[0,2]" in said[0]["other"]
+    assert "['empty'] must be absent, got float32[0,2]" in said[0]["other"]
 
 
 def test_damage_to_a_part_is_noticed_and_the_checkpoint_before_is_taken(together):

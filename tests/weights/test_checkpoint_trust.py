@@ -36,7 +36,7 @@ def test_a_link_in_a_checkpoint_is_refused_whatever_it_leads_to(name, tmp_path):
     (newest / name).symlink_to(elsewhere)
     found = restored(tmp_path / "c")
     assert found.step == 1
-    assert found.rejected == (f"000002-step-2: {name} is a link",)
+    assert found.rejected == (f"000002-step-2: {name} must be a file, got a link",)
 
 
 def test_a_checkpoint_that_is_a_link_is_none(tmp_path):
@@ -68,7 +68,7 @@ def test_a_lock_that_is_a_link_leaves_the_other_file_as_it_was(tmp_path):
     (tmp_path / "elsewhere").write_text("kept")
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "lock").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(CheckpointError, match="lock: must be a file, found a link"):
+    with pytest.raises(CheckpointError, match="lock must be a file, got a link"):
         FolderLock(tmp_path / "c")
     assert (tmp_path / "elsewhere").read_text() == "kept"
 
@@ -78,7 +78,7 @@ def test_a_renamed_checkpoint_is_refused(tmp_path):
     newest.rename(tmp_path / "c" / "000003-step-7")
     found = restored(tmp_path / "c")
     assert found.step == 1
-    assert found.rejected == ("000003-step-7: manifest.json: expected step 7, got 2",)
+    assert found.rejected == ("000003-step-7: manifest.json must have step 7, got 2",)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,10 @@ def test_arrays_that_are_not_those_of_the_manifest_are_refused(
         raise AssertionError("arrays are read before their sizes are known to be right")
 
     monkeypatch.setattr("rnnjax.checkpoint._load_arrays", read)
-    with pytest.raises(CheckpointError, match=r"manifest\.json and state disagree on \['[vw]'\]"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"state must have the arrays of manifest\.json, got others at \['[vw]'\]",
+    ):
         restored(tmp_path / "c", template)
 
 
