@@ -62,8 +62,9 @@ def series_model(layer: Cell | Layer, head: Head, *, dropout: float = 0.0) -> Se
     Args:
         layer: a cell or a layer that does not read ahead.
         head: such as ``rnnjax.bernoulli_head(88)``.
-        dropout: the rate at which inputs, and outputs of the layer, are dropped in training, that
-            is when a ``key`` is given. One mask serves all steps of a sequence.
+        dropout: the rate at which outputs of the layer are dropped in training, that is when a
+            ``key`` is given. One mask serves all steps of a sequence. Values are not dropped: what
+            comes next hangs on the last of them most of all.
 
     Raises:
         ValueError: a rate outside [0, 1), a layer that reads ahead, or a part that is none.
@@ -106,10 +107,10 @@ def series_model(layer: Cell | Layer, head: Head, *, dropout: float = 0.0) -> Se
         initial_carry: Carry = None,
         key: Key | None = None,
     ) -> tuple[Carry, Any]:
-        in_key, inner, out_key = (None,) * 3 if key is None else jax.random.split(check_key(key), 3)
+        inner, out_key = (None, None) if key is None else jax.random.split(check_key(key))
         carry, ys = below.apply(
             params.layer,
-            locked_dropout(in_key, head.encode(values), rate),
+            head.encode(values),
             lengths,
             mask=mask,
             resets=resets,
