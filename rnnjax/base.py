@@ -29,6 +29,18 @@ Params = Any
 Carry = Any
 Direction = Literal["forward", "backward", "both", "unknown"]
 
+# What ``Cell.step`` and ``Layer.step`` run. The engine stands on this file, so the file cannot
+# import it: the engine brings its function here when it is loaded, which ``import rnnjax`` does
+# before anybody can have a cell.
+_step: Callable[..., Any]
+
+
+def runs_steps(step: Callable) -> Callable:
+    """Decorator of the one function behind ``Cell.step`` and ``Layer.step``."""
+    global _step
+    _step = step
+    return step
+
 
 class NoiseShape(NamedTuple):
     """For how much noise is drawn: all batch axes as one, the steps, and the size of one input."""
@@ -136,7 +148,7 @@ class Cell(Made, _CellFields):
             >>> carry.c.shape, y.shape
             ((2, 4), (2, 4))
         """
-        return _step(self, params, carry, x, mask, resets, context)
+        return _step(self, params, carry, x, mask=mask, resets=resets, context=context)
 
 
 class Apply(Protocol):
@@ -248,13 +260,4 @@ class Layer(Made, _LayerFields):
             >>> jax.lax.scan(write, start, length=6)[1].shape
             (6, 2, 3)
         """
-        return _step(self, params, carry, x, mask, resets, context)
-
-
-def _step(
-    part: Cell | Layer, params: Params, carry: Carry, x: Any, mask: Any, resets: Any, context: Any
-) -> Any:
-    # The engine stands on this file; a method may call it all the same.
-    from rnnjax.engine.one_step import step
-
-    return step(part, params, carry, x, mask=mask, resets=resets, context=context)
+        return _step(self, params, carry, x, mask=mask, resets=resets, context=context)

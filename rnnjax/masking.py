@@ -17,6 +17,9 @@ from rnnjax import _checks
 from rnnjax._checks import check_range
 from rnnjax._devices import with_automatic_axes
 
+# What a model of your own needs; the rest is for the rooms of this package alone.
+__all__ = ["lengths_to_mask", "max_pool", "mean_pool", "take_first", "take_last", "zero_padding"]
+
 
 def lengths_to_mask(lengths: ArrayLike, time: int) -> Array:
     """The mask [..., T] of sequences padded on the right: True where ``t < length``.

@@ -19,6 +19,15 @@ from rnnjax._checks import check_range, check_size
 from rnnjax._devices import with_automatic_axes
 from rnnjax.base import Carry
 
+__all__ = [
+    "pool_segments",
+    "resets_from_dones",
+    "resets_from_segment_ids",
+    "segment_carries",
+    "segment_ids_from_resets",
+    "valid_from_dones",
+]
+
 RecordedWith = Literal["action", "observation"]
 AutoReset = Literal["same_step", "next_step", "none"]
 

@@ -7,10 +7,13 @@ Run:     python -m tests.index     writes the section anew
 
 import importlib
 import inspect
+import pkgutil
 import re
 import types
 from collections.abc import Mapping
 from pathlib import Path
+
+import rnnjax
 
 GUIDE = Path(__file__).parents[1] / "rnnjax" / "README.md"
 BEGIN, END = "<!-- index of names: python -m tests.index -->\n", "<!-- end of the index -->"
@@ -30,39 +33,40 @@ ROOMS = {
     "checks": "finding a wrong value",
     "base": "what a cell and a layer are",
 }
-MODULES = [
-    "rnnjax",
-    "rnnjax.initializers",
-    "rnnjax.models",
-    "rnnjax.heads",
-    "rnnjax.decoding",
-    "rnnjax.training",
-    "rnnjax.metrics",
-    "rnnjax.data",
-    "rnnjax.weights",
-    "rnnjax.checkpoint",
-    "rnnjax.exporting",
-    "rnnjax.benchmark",
-    "rnnjax.modules.nnx",
-    "rnnjax.modules.linen",
-    *(
-        f"rnnjax.interop.{name}"
-        for name in ("torch", "keras", "linen", "nnx", "haiku", "equinox", "onnx")
-    ),
-    "rnnjax.interop.classifiers",
-    "rnnjax.interop.onnx_graph",
-    "rnnjax.interop.onnx_step",
-]
+
+
+def public_modules(package):
+    """The public modules below a package, found by walking it.
+
+    A name with an underscore is private, and so is all below it. The face of a folder
+    (``__init__``) says what of the folder is public: these names, or, where it gives modules alone
+    as ``interop`` does, every file without an underscore.
+    """
+    for found in sorted(pkgutil.iter_modules(package.__path__), key=lambda found: found.name):
+        if found.name.startswith("_"):
+            continue
+        module = importlib.import_module(f"{package.__name__}.{found.name}")
+        if found.ispkg and any(public_names(module)):
+            yield module
+        elif found.ispkg:
+            yield from public_modules(module)
+        else:
+            yield module
 
 
 def public_names(module):
-    """The names that a module gives: those of a folder's face, or those defined in the file."""
+    """The names that a module gives: ``__all__``, those of a folder's face, or those defined in it.
+
+    Modules are not among them.
+    """
     is_face = hasattr(module, "__path__")
+    listed = getattr(module, "__all__", None)
     for name, value in vars(module).items():
         if name.startswith("_") or name == "TYPE_CHECKING" or isinstance(value, types.ModuleType):
             continue
         home = getattr(value, "__module__", None)
-        if is_face or home == module.__name__ or (home is None and name.isupper()):
+        own = is_face or home == module.__name__ or (home is None and name.isupper())
+        if name in listed if listed is not None else own:
             yield name, value
 
 
@@ -87,8 +91,8 @@ def tables():
     The names of ``rnnjax`` itself are divided by the room they live in.
     """
     listed = set()
-    for path in MODULES:
-        module = importlib.import_module(path)
+    for module in (rnnjax, *public_modules(rnnjax)):
+        path = module.__name__
         rooms = {room: {} for room in ROOMS} if path == "rnnjax" else {"": {}}
         for name, value in public_names(module):
             if (name, id(value)) not in listed:

@@ -26,7 +26,6 @@ FLOORS = [
 # Take a loss, a tree of arrays or a table, and know no cell.
 SIDE = {"training", "weights", "data", "metrics", "checkpoint", "exporting", "benchmark"}
 ALLOWED_BESIDE = {
-    "base": {"engine"},  # Cell.step and Layer.step run the engine, loaded when they are called
     "segments": {"masking"},
     "interop": {"weights"},
 }
@@ -34,7 +33,7 @@ ANYWHERE = {"base", "_checks", "_devices", "_processes", "_divided_arrays"}
 
 
 def rooms_imported_by(room):
-    """The rooms of the package that a file, or a folder of them, imports."""
+    """The rooms of the package that a file, or a folder of them, imports, inside functions too."""
     path = PACKAGE / room
     files = list(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
     found = set()

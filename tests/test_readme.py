@@ -5,6 +5,7 @@ Other fences (``bash``, ``py NAME``) are run by the tests of what they show.
 """
 
 import contextlib
+import importlib
 import inspect
 import io
 import re
@@ -129,6 +130,36 @@ def test_the_cell_of_the_guide_has_under_fifteen_lines():
 
 def test_the_index_has_every_public_name_with_the_first_line_of_its_docstring():
     assert index.written() == index.section(), "python -m tests.index writes it anew"
+
+
+def test_a_new_public_module_joins_the_index_by_itself(monkeypatch, tmp_path):
+    package = tmp_path / "house_of_cards"
+    files = {
+        "__init__.py": "",
+        "open.py": "def door(): pass",
+        "listed.py": "__all__ = ['door']\ndef door(): pass\ndef window(): pass",
+        "_closed.py": "def cellar(): pass",
+        "names/__init__.py": "from .inner import chair as chair",
+        "names/inner.py": "def chair(): pass\ndef table(): pass",
+        "modules/__init__.py": "",
+        "modules/first.py": "def lamp(): pass",
+        "modules/_second.py": "def candle(): pass",
+        "_folder/__init__.py": "def attic(): pass",
+    }
+    for name, text in files.items():
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = {
+        module.__name__.removeprefix("house_of_cards."): sorted(dict(index.public_names(module)))
+        for module in index.public_modules(importlib.import_module("house_of_cards"))
+    }
+    assert found == {
+        "open": ["door"],
+        "listed": ["door"],
+        "names": ["chair"],
+        "modules.first": ["lamp"],
+    }
 
 
 def test_every_public_name_says_what_it_is():

@@ -21,5 +21,6 @@ sums of gradients that are wider than bfloat16 parameters; ``_closures``, cells 
 traced values; ``one_step``, a single step of a cell or layer.
 """
 
+from . import one_step as one_step  # gives Cell.step and Layer.step what they run
 from .unroll import explain as explain
 from .unroll import unroll as unroll

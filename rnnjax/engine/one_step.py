@@ -16,7 +16,7 @@ from jax.core import Tracer
 
 from rnnjax import masking
 from rnnjax._checks import check_carry, check_floating
-from rnnjax.base import Carry, Cell, Layer, Params
+from rnnjax.base import Carry, Cell, Layer, Params, runs_steps
 from rnnjax.engine._arguments import is_tree_of_inputs
 from rnnjax.engine._products import h_proj_of
 from rnnjax.engine.unroll import unroll
@@ -36,6 +36,7 @@ class Block(NamedTuple):
     resets: Any
 
 
+@runs_steps
 def step(
     part: Cell | Layer,
     params: Params,

@@ -23,6 +23,5 @@ from .recurrent import recurrent as recurrent
 from .residual import residual as residual
 from .residual import skip_stack as skip_stack
 from .stack import stack as stack
-from .streaming import Block as Block
 from .streaming import Stream as Stream
 from .streaming import make_stream as make_stream

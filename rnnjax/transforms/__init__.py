@@ -8,9 +8,6 @@ from .normalization import layer_norm as layer_norm
 from .precision import DTYPES as DTYPES
 from .precision import Policy as Policy
 from .precision import with_policy as with_policy
-from .regularizers import CandidateMask as CandidateMask
-from .regularizers import Draw as Draw
-from .regularizers import ZoneoutMask as ZoneoutMask
 from .regularizers import recurrent_dropout as recurrent_dropout
 from .regularizers import variational_dropout as variational_dropout
 from .regularizers import weight_drop as weight_drop
