@@ -66,7 +66,13 @@ def platform_of(tree: Any) -> str:
     return {"cuda": "gpu", "rocm": "gpu"}.get(name, name)
 
 
-def with_automatic_axes(function: Callable, tree: Any, batch_like: Array, batch_axes: int) -> Any:
+def with_automatic_axes(
+    function: Callable,
+    tree: Any,
+    batch_like: Array,
+    batch_axes: int,
+    last_like: Array | None = None,
+) -> Any:
     """``function(tree)`` with the partitioning left to XLA, also on a mesh of Explicit axes.
 
     With Explicit axes JAX asks how every single result is to be divided. Here it is known once for
@@ -77,11 +83,15 @@ def with_automatic_axes(function: Callable, tree: Any, batch_like: Array, batch_
         tree: arrays.
         batch_like: the input whose first ``batch_axes`` axes are the batch.
         batch_axes: their number.
+        last_like: if given, the last axis of the one result is divided as that of this array: of
+            the logits of many words, as the weights of the words.
     """
     mesh = mesh_of(tree)
     if mesh is None or AxisType.Explicit not in mesh.axis_types:
         return function(tree)
     own = jax.typeof(batch_like).sharding
     rows = own.spec[:batch_axes] if _counts(own.mesh) else ()
-    out = NamedSharding(mesh, PartitionSpec(*rows))
+    rows = (*rows, *(None,) * (batch_axes - len(rows)))
+    last = None if last_like is None else (None, *jax.typeof(last_like).sharding.spec)[-1]
+    out = NamedSharding(mesh, PartitionSpec(*rows, *(() if last in (None, *rows) else (last,))))
     return jax.sharding.auto_axes(function, out_sharding=out)(tree)

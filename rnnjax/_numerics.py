@@ -43,7 +43,7 @@ def linear(x: Array, w: Array, bias: Array | None = None, *, name: str = "xs") -
             f"{name} must have size {w.shape[0]} in the last axis (weights of shape {w.shape}), "
             f"got size {x.shape[-1]}"
         )
-    out = with_automatic_axes(_product, (x, w), x, x.ndim - 1)
+    out = with_automatic_axes(_product, (x, w), x, x.ndim - 1, last_like=w)
     if bias is None:
         return out
     return out + bias.astype(out.dtype).reshape((1,) * (out.ndim - 1) + bias.shape)

@@ -206,11 +206,8 @@ def language_model(
         targets = masking.as_integers("targets", targets)
         if softmax is not None:
             return carry, softmax.log_prob(params.head, outputs.dropped, targets)
-        every = jax.nn.log_softmax(head(params, outputs.dropped), axis=-1)
-        places = jnp.clip(targets, 0, vocab_size - 1)[..., None]
-        chosen = jnp.take_along_axis(every, places, axis=-1).squeeze(-1)
-        outside = (targets < 0) | (targets >= vocab_size)
-        return carry, jnp.where(outside, jnp.nan, chosen)
+        logits = head(params, outputs.dropped)
+        return carry, with_automatic_axes(_chosen, (logits, targets), logits, logits.ndim - 1)
 
     def step(params: LanguageModelParams, carry: Carry, token: Array) -> tuple[Carry, Array]:
         x = embedding.apply(params.embedding, check_tokens(token, vocab_size))
@@ -297,6 +294,15 @@ def _drop_words(key: Key | None, tokens: Array, xs: Array, vocab_size: int, rate
         return jnp.where(keep[..., None], xs / (1.0 - rate), jnp.zeros_like(xs))
 
     return with_automatic_axes(dropped, (key, tokens, xs), xs, xs.ndim)
+
+
+def _chosen(pair: tuple[Array, Array]) -> Array:
+    """Of logits [..., V] and targets [...] the log probability of each target, NaN for none."""
+    logits, targets = pair
+    every, vocab_size = jax.nn.log_softmax(logits, axis=-1), logits.shape[-1]
+    places = jnp.clip(targets, 0, vocab_size - 1)[..., None]
+    chosen = jnp.take_along_axis(every, places, axis=-1).squeeze(-1)
+    return jnp.where((targets < 0) | (targets >= vocab_size), jnp.nan, chosen)
 
 
 def _split(key: Key | None) -> Any:

@@ -12,6 +12,7 @@ from .compiled import Compilation as Compilation
 from .compiled import CompiledStep as CompiledStep
 from .devices import replicate as replicate
 from .devices import shard_batch as shard_batch
+from .devices import state_shardings as state_shardings
 from .early_stopping import EarlyStopping as EarlyStopping
 from .lazy_adam import LazyAdamState as LazyAdamState
 from .lazy_adam import init_lazy_adam as init_lazy_adam

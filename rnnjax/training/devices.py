@@ -1,5 +1,6 @@
 """Arrays on several devices: the state on each of them, the rows of a batch divided among them."""
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -11,13 +12,19 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 Tree = TypeVar("Tree")
 
 
-def replicate(mesh: Mesh, tree: Tree) -> Tree:
+def replicate(
+    mesh: Mesh, tree: Tree, *, divided: Mapping[str, PartitionSpec] | None = None
+) -> Tree:
     """The tree with every array whole on every device of the mesh, as a train state lies.
 
     Args:
         mesh: as ``jax.make_mesh`` makes it; of devices of several processes, too. Each process
             then calls this with equal values.
         tree: arrays, keys and numbers.
+        divided: the arrays that are divided over the mesh instead, see :func:`state_shardings`.
+
+    Raises:
+        ValueError: as :func:`state_shardings`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -26,10 +33,65 @@ def replicate(mesh: Mesh, tree: Tree) -> Tree:
         >>> replicate(mesh, {"w": jnp.ones(3)})["w"].sharding.is_fully_replicated
         True
     """
-    whole = NamedSharding(mesh, PartitionSpec())
-    if whole.is_fully_addressable:
-        return jax.device_put(tree, whole)
-    return jax.tree.map(lambda leaf: _of_all_processes(leaf, whole), tree)
+    where = state_shardings(mesh, tree, divided)
+    if NamedSharding(mesh, PartitionSpec()).is_fully_addressable:
+        return jax.device_put(tree, where)
+    return jax.tree.map(_of_all_processes, tree, where)
+
+
+def state_shardings(
+    mesh: Mesh, tree: Tree, divided: Mapping[str, PartitionSpec] | None = None
+) -> Tree:
+    """Where each array of a train state lies: those that are named divided, all others whole.
+
+    For a state that no device can hold whole: ``jax.jit(make, out_shardings=state_shardings(mesh,
+    jax.eval_shape(make), divided))()`` makes it in its parts.
+
+    Args:
+        mesh: as ``jax.make_mesh`` makes it.
+        tree: arrays, or their shapes.
+        divided: how the arrays are divided whose paths end in these names: "head.w" is
+            ``params.head.w``, and also what an optimizer keeps of it, as ``mu.head.w``.
+
+    Returns:
+        A tree of the same structure, of a ``NamedSharding`` in place of each array.
+
+    Raises:
+        ValueError: no path ends in one of the names, or an array is not such that it can be divided
+            so; names it.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jax.sharding import PartitionSpec
+        >>> from rnnjax.training import state_shardings
+        >>> mesh = jax.make_mesh((1, jax.device_count()), ("batch", "model"))
+        >>> tree = {"head": {"w": jnp.ones((4, 8)), "bias": jnp.ones(8)}}
+        >>> where = state_shardings(mesh, tree, {"head.w": PartitionSpec(None, "model")})
+        >>> where["head"]["w"].spec, where["head"]["bias"].spec
+        (P(None, 'model'), P())
+    """
+    specs = dict(divided or {})
+    found: set[str] = set()
+
+    def of_leaf(path: Any, leaf: Any) -> NamedSharding:
+        place = jax.tree_util.keystr(path, simple=True, separator=".")
+        names = [name for name in specs if f".{place}".endswith(f".{name}")]
+        found.update(names)
+        sharding = NamedSharding(mesh, specs[names[0]] if names else PartitionSpec())
+        try:
+            sharding.shard_shape(np.shape(leaf))
+        except ValueError:
+            raise ValueError(
+                f"{place} must have axes that {sharding.spec} divides evenly on a mesh of "
+                f"{dict(mesh.shape)}, got shape {np.shape(leaf)}"
+            ) from None
+        return sharding
+
+    where = jax.tree.map_with_path(of_leaf, tree)
+    missing = [name for name in specs if name not in found]
+    if missing:
+        raise ValueError(f"divided must name arrays of the tree, got {', '.join(missing)}")
+    return where
 
 
 def shard_batch(mesh: Mesh, batch: Tree, axis: str | None = None) -> Tree:
