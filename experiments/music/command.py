@@ -51,7 +51,7 @@ def train(settings: Settings) -> Fitted:
         saver.wait()
         save_weights(folder / WEIGHTS, fitted.params)
         curves.draw(run.metrics_path, folder / CURVES)
-        piece = compose(model, fitted.params, _SHOWN, 0.7, settings.seed)
+        piece = compose(model, fitted.params, _SHOWN, 1.0, settings.seed)
         (folder / MIDI).write_bytes(midi_bytes(piece))
         shown = {"composed": piece, "from the test set": music.test[0][:_SHOWN]}
         draw_pieces(shown, folder / PICTURE)

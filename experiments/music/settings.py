@@ -44,7 +44,7 @@ class Settings(RunSettings):
     """Times all pieces are read, at most."""
     patience: int = 15
     """Stop after so many epochs without a lower validation loss."""
-    learning_rate: float = 5e-3
+    learning_rate: float = 3e-3
     """Of Adam at the start; it falls along a cosine to a hundredth at the last step."""
     clip_norm: float = 1.0
     """Gradients are scaled down to this norm."""
@@ -77,8 +77,8 @@ class Request:
     """Folder of the run."""
     steps: int = 64
     """Frames to write; one is a quarter note in the chorales."""
-    temperature: float = 0.7
-    """Below 1 the network keeps to what is likely, above 1 it is bolder."""
+    temperature: float = 1.0
+    """Below 1 fewer keys sound, those that are all but sure; above 1 more of them."""
     tempo: float = 90.0
     """Frames a minute in the MIDI file."""
     seed: int = 0

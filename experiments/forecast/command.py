@@ -1,0 +1,129 @@
+"""The command line: train, forecast, compare."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments.forecast.model import build_network, forecast, make_parts, pinball
+from experiments.forecast.pictures import Shown, draw_forecasts
+from experiments.forecast.rivals import (
+    coverage,
+    last_value,
+    linear_autoregression,
+    mase,
+    seasonal_naive,
+)
+from experiments.forecast.series import Windows, cut, read_sets
+from experiments.forecast.settings import Settings
+from experiments.running import curves
+from experiments.running.command_line import run_program
+from experiments.running.console import print_table
+from experiments.running.devices import find_devices
+from experiments.running.loss_fitting import Recipe, fit_by_loss
+from experiments.running.opening import open_run
+from experiments.running.run_settings import stored_config
+from experiments.running.setting_checks import check_settings, whole
+from experiments.running.trained import WEIGHTS
+from rnnjax.data import DataError
+from rnnjax.weights import save_weights
+
+PROGRAM = "python -m experiments.forecast"
+CURVES, PICTURE = "curves.png", "forecasts.png"
+RIVALS = ("last value", "seasonal naive", "linear autoregression")
+
+Figures = dict[str, dict[str, float]]  # by set: the error of each forecast, and "coverage"
+
+
+def train(settings: Settings) -> Figures:
+    """Train, write the run's folder, and compare on the test part of every set."""
+    began = time.perf_counter()
+    _check(settings)
+    devices = find_devices(settings.devices)
+    devices.check_rows("--batch-size", settings.batch_size)
+    sets, sha256 = read_sets(settings)
+    name = Path(settings.dataset).stem if settings.dataset else "generated"
+    folder = settings.out or Path("runs") / f"forecast-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    stored = stored_config(settings, folder)
+    windows = {name: cut(series, settings) for name, series in sets.items()}
+    network, parts = build_network(settings), make_parts(list(windows.values()), settings)
+    identity = {"settings": settings.written(), "sha256": sha256}
+    with open_run(settings, folder, stored, identity, (WEIGHTS, CURVES, PICTURE)) as (run, saver):
+        for name, series in sets.items():
+            count = len(windows[name].train.past)
+            print(f"{name}: {len(series)} series, {count:,} windows to train on")
+        recipe = Recipe(*(getattr(settings, name) for name in Recipe._fields))
+        params = network.init(jax.random.key(settings.seed))
+        fitted = fit_by_loss(pinball(network), params, parts, recipe, run, saver, devices)
+        saver.wait()
+        save_weights(folder / WEIGHTS, fitted.params)
+        figures, panels = {}, {}
+        for name, parts_of_set in windows.items():
+            figures[name], panels[name] = compare(network, fitted.params, parts_of_set, settings)
+            run.write({"kind": "set", "name": name, **figures[name]})
+        curves.draw(run.metrics_path, folder / CURVES)
+        draw_forecasts(panels, folder / PICTURE)
+    _report(figures)
+    print(f"{time.perf_counter() - began:.0f} s, compiling included; {PICTURE} in {folder}")
+    return figures
+
+
+def compare(
+    network: Any, params: Any, windows: Windows, settings: Settings
+) -> tuple[dict[str, float], Shown]:
+    """The error of every forecast in the test part of a set, and one window to look at."""
+    test = windows.test
+    quantiles = forecast(network, params, test)
+    low, median, high = (quantiles[..., k] for k in range(3))
+    naive = seasonal_naive(test, settings.season)
+    rivals = (
+        last_value(test, settings.season),
+        naive,
+        linear_autoregression(windows.train, test),
+    )
+    figures = {"network": mase(median, test)}
+    figures |= {name: mase(f, test) for name, f in zip(RIVALS, rivals, strict=True)}
+    figures["coverage"] = coverage(low, high, test)
+    shown = Shown(test.past[0], test.future[0], quantiles[0], naive[0])
+    return figures, shown
+
+
+def _report(figures: Figures) -> None:
+    print("mean absolute error in the test part, in units of the seasonal naive one in training")
+    rows = [
+        {
+            "set": name,
+            **{key: f"{value:.3f}" for key, value in own.items() if key != "coverage"},
+            "in the 80 % band": f"{own['coverage']:.3f}",
+        }
+        for name, own in figures.items()
+    ]
+    print_table(rows)
+    for name, own in figures.items():
+        better = [rival for rival in RIVALS if own[rival] <= own["network"]]
+        if better:
+            print(f"{name}: the network is not better than {' and '.join(better)}")
+
+
+def _check(settings: Settings) -> None:
+    check_settings(
+        settings,
+        series=whole(1),
+        length=whole(10),
+        season=whole(1),
+        window=whole(2),
+        horizon=whole(1),
+    )
+    if settings.window < settings.season:
+        raise DataError(
+            f"--window must be at least --season, {settings.season}, got {settings.window}"
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    return run_program(PROGRAM, Settings, train, {}, arguments)

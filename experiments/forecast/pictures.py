@@ -1,0 +1,50 @@
+"""One forecast of each set as a picture."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Shown(NamedTuple):
+    """One window: its past [W], what came [h], quantiles [h, 3], the seasonal naive one [h]."""
+
+    past: np.ndarray
+    future: np.ndarray
+    quantiles: np.ndarray
+    naive: np.ndarray
+
+
+def draw_forecasts(panels: Mapping[str, Shown], path: str | os.PathLike[str]) -> None:
+    """A panel for each set, under its name."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    # A figure of its own, without pyplot: no window system is asked for, no figure is left open.
+    figure = Figure(figsize=(5.6 * columns, 3.0 * rows), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, (name, shown) in zip(grid, panels.items(), strict=False):
+        _draw(axes, name, shown)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.legend(handles, labels, ncols=4, frameon=False, loc="outside lower center")
+    figure.savefig(os.fspath(path), format="png")
+
+
+def _draw(axes: Any, name: str, shown: Shown) -> None:
+    past, ahead = np.arange(-len(shown.past), 0), np.arange(len(shown.future))
+    axes.plot(past, shown.past, color="#2b2b2b", linewidth=1.0)
+    axes.plot(ahead, shown.future, color="#2b2b2b", linewidth=1.0, linestyle=":", label="what came")
+    low, median, high = shown.quantiles.T
+    axes.fill_between(ahead, low, high, color="#1f5fa8", alpha=0.2, label="80 % band")
+    axes.plot(ahead, median, color="#1f5fa8", label="network, median")
+    axes.plot(ahead, shown.naive, color="#e07b00", linestyle="--", label="seasonal naive")
+    axes.set(title=name, xlabel="steps from now")
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,118 @@
+"""The program that forecasts series beside forecasts that take no learning."""
+
+import numpy as np
+import pytest
+
+from experiments.forecast import command
+from experiments.forecast.rivals import (
+    coverage,
+    last_value,
+    linear_autoregression,
+    mase,
+    seasonal_naive,
+)
+from experiments.forecast.series import GENERATED, Window, cut, read_csv, read_sets
+from experiments.forecast.settings import Settings
+from rnnjax.data import DataError
+
+SMALL = ["--series", "2", "--length", "60", "--season", "4", "--window", "8", "--horizon", "4"]
+QUICK = [*SMALL, "--hidden-size", "4", "--epochs", "2", "--batch-size", "16"]
+
+
+def run(*arguments):
+    return command.main([str(argument) for argument in arguments])
+
+
+@pytest.mark.full
+def test_a_run_compares_every_set_and_says_where_it_is_not_better(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert run("--out", folder, *QUICK) == 0
+    said = capsys.readouterr().out
+    for name in GENERATED:
+        assert f"\n{name} " in said
+    assert "the network is not better than" in said  # after two epochs
+    assert (folder / "forecasts.png").stat().st_size
+    assert run("--out", folder, "--resume") == 0
+
+
+def test_windows_are_cut_by_where_their_future_lies():
+    settings = Settings(season=4, window=8, horizon=4)
+    values = np.arange(60.0) ** 1.1
+    windows = cut([values, values + 1], settings)
+    for part, begin, end in zip(windows, (8, 42, 51), (42, 51, 60), strict=True):
+        assert part.past.shape == (2 * (end - begin - 3), 8)
+        for row in range(len(part.past)):
+            own = values + part.series[row]
+            now = int(np.flatnonzero(own == part.future[row, 0])[0])
+            assert begin <= now <= end - 4
+            np.testing.assert_array_equal(part.past[row], own[now - 8 : now])
+            np.testing.assert_array_equal(part.future[row], own[now : now + 4])
+    unit = np.abs(values[4:42] - values[:38]).mean()
+    np.testing.assert_allclose(windows.test.unit, unit)
+
+
+def window_of(values, count=8, horizon=6):
+    past = np.stack([values[i : i + count] for i in range(20)])
+    future = np.stack([values[i + count : i + count + horizon] for i in range(20)])
+    return Window(past, future, np.full(20, 2.0), np.zeros(20))
+
+
+def test_rivals_are_right_where_they_must_be():
+    season = np.tile([1.0, 5.0, 2.0, 8.0], 20)
+    window = window_of(season)
+    assert mase(seasonal_naive(window, 4), window) == 0  # also beyond one season
+    constant = window_of(np.full(80, 3.0))
+    assert mase(last_value(constant, 4), constant) == 0
+    line = window_of(np.arange(80.0))
+    assert mase(last_value(line, 4), line) == pytest.approx(3.5 / 2)  # 1 to 6 steps behind
+    both = window_of(season + np.arange(80.0))
+    assert mase(linear_autoregression(both, both), both) < 0.05
+    assert coverage(line.future - 1, line.future, line) == 1
+    assert coverage(line.future + 1, line.future + 2, line) == 0
+
+
+def test_columns_of_numbers_are_read_and_others_passed_over(tmp_path):
+    path = tmp_path / "own.csv"
+    path.write_text("month,sold,made\nJan,1,2.5\nFeb,3,4\n")
+    assert [column.tolist() for column in read_csv(path, None)] == [[1, 3], [2.5, 4]]
+    assert [column.tolist() for column in read_csv(path, "made")] == [[2.5, 4]]
+    for text, column, words in (
+        ("a\n1\nx\n", None, "row 3: a must be a finite number, got 'x'"),
+        ("a,b\n1,2\n", "c", "--column must be one of a, b, got 'c'"),
+        ("a\nx\n", None, "must have a column of numbers"),
+        ("a\n1\ninf\n", None, "got 'inf'"),
+        ("a,b\n1,2\n3\n", None, "row 3: b must be a finite number, got ''"),
+    ):
+        path.write_text(text)
+        with pytest.raises(DataError, match=words):
+            read_csv(path, column)
+
+
+BAD = {
+    "too short": (["--length", "20"], "must have at least"),
+    "a window below the season": (["--window", "3"], "--window must be at least --season, 4"),
+    "no horizon": (["--horizon", "0"], "--horizon must be a whole number from 1 up"),
+    "no file": (["--dataset", "nowhere.csv"], "nowhere.csv must be a CSV file"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_does_not_fit_is_one_line_and_leaves_nothing(case, tmp_path, capsys):
+    wrong, words = BAD[case]
+    assert run("--out", tmp_path / "run", *SMALL, *wrong) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_series_that_repeats_exactly_has_no_unit(tmp_path, capsys):
+    path = tmp_path / "flat.csv"
+    path.write_text("a\n" + "1\n2\n3\n4\n" * 20)
+    assert run("--dataset", path, "--out", tmp_path / "run", *SMALL) == 2
+    assert "must change from season to season" in capsys.readouterr().err
+
+
+def test_generated_series_depend_on_the_seed_alone():
+    one, sha = read_sets(Settings(series=2))
+    assert read_sets(Settings(series=2))[1] == sha
+    assert read_sets(Settings(series=2, seed=1))[1] != sha
+    assert all(np.all(np.isfinite(v)) and len(v) == 180 for s in one.values() for v in s)
