@@ -31,9 +31,9 @@ class BucketOrder:
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
-            raise DataError(f"batch_size: expected at least 1, got {self.batch_size}")
+            raise DataError(f"batch_size must be at least 1, got {self.batch_size}")
         if self.seed < 0:
-            raise DataError(f"seed: expected at least 0, got {self.seed}")
+            raise DataError(f"seed must be at least 0, got {self.seed}")
 
     @cached_property
     def batches_per_bucket(self) -> NDArray[np.int64]:
@@ -44,7 +44,7 @@ class BucketOrder:
     def epoch(self, n: int) -> list[NDArray[np.int64]]:
         """For each batch of epoch ``n`` the positions of its examples."""
         if n < 0:
-            raise DataError(f"n: expected an epoch of at least 0, got {n}")
+            raise DataError(f"n must be an epoch of at least 0, got {n}")
         if not self.shuffle:
             return self._grouped(np.argsort(self.lengths, kind="stable"))
         random = np.random.default_rng([self.seed, n])

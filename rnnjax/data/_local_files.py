@@ -15,7 +15,7 @@ def data_folder(data_dir: str | os.PathLike[str] | None) -> Path | None:
         return None
     folder = Path(given)
     if not folder.is_dir():
-        raise DataError(f"data_dir: expected a folder, got {folder}")
+        raise DataError(f"data_dir must be a folder, got {folder}")
     return folder
 
 
@@ -24,7 +24,7 @@ def find_file(folder: Path, stem: str, suffixes: Sequence[str]) -> Path:
     found = sorted(path for suffix in suffixes for path in folder.glob(stem + suffix))
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
-        raise DataError(f"{folder}: expected one file {stem}{{{','.join(suffixes)}}}, got {names}")
+        raise DataError(f"{folder} must have one file {stem}{{{','.join(suffixes)}}}, got {names}")
     return found[0]
 
 

@@ -49,7 +49,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
     path = Path(path)
     text = decoded(path)
     if not text:
-        raise DataError(f"{path}: expected text, got an empty file")
+        raise DataError(f"{path} must have text, got an empty file")
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise rows_error(path, "text", [f"line {line}: a NUL character"])
@@ -129,7 +129,7 @@ def read_bytes(path: Path) -> bytes:
     with opened(path) as file:
         content = file.read(_LARGEST + 1)
     if len(content) > _LARGEST:
-        raise DataError(f"{path}: expected at most {_LARGEST:,} bytes once unpacked, got more")
+        raise DataError(f"{path} must have at most {_LARGEST:,} bytes once unpacked, got more")
     return content
 
 
@@ -145,15 +145,15 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         with gzip.open(path, "rb") as file:
             yield cast(BinaryIO, file)
     except (OSError, *_GZIP_ERRORS) as error:
-        raise DataError(f"{path}: expected a whole gzip file, got {error}") from None
+        raise DataError(f"{path} must be a whole gzip file, got {error}") from None
 
 
 def require_file(path: Path) -> None:
     """Raise a ``DataError`` where there is no such file."""
     if path.is_dir():
-        raise DataError(f"{path}: expected a file, found a folder")
+        raise DataError(f"{path} must be a file, got a folder")
     if not path.is_file():
-        raise DataError(f"{path}: expected a file, found none")
+        raise DataError(f"{path} must be a file, got none")
 
 
 def _split_lines(stream: IO[str]) -> Iterator[str]:

@@ -43,7 +43,7 @@ class BucketedBatches:
         num_classes: if given, the labels must be below it.
 
     Raises:
-        DataError: naming the first example that does not fit and what was expected of it.
+        DataError: naming the first example that does not fit and what it must be.
 
     Example:
         >>> batches = BucketedBatches(
@@ -181,23 +181,23 @@ def checked_labels(
 ) -> Ragged | NDArray[Any]:
     """Labels a step as a ``Ragged``, labels an example as an array; int32 or float32."""
     if len(lengths) == 0:
-        raise DataError("sequences: expected at least 1, got none")
+        raise DataError("sequences must have at least 1 sequence, got none")
     if isinstance(labels, Ragged) or _has_sequences(labels):
         return _checked_step_labels(flatten(labels), lengths, num_classes)
     array = np.asarray(labels)
     if array.shape[:1] != lengths.shape:
         expected = f"one for each of {len(lengths)} sequences"
-        raise DataError(f"labels: expected {expected}, got {array.shape}")
+        raise DataError(f"labels must have {expected}, got shape {array.shape}")
     if array.dtype.kind not in ("iu" if num_classes is not None else "iuf"):
         expected = "integers or floats" if num_classes is None else "integers"
-        raise DataError(f"labels: expected {expected}, got {array.dtype}")
+        raise DataError(f"labels must be {expected}, got {array.dtype}")
     if array.dtype.kind == "f":
         return array.astype(np.float32)
     end = np.iinfo(np.int32).max if num_classes is None else num_classes
     bad = np.argwhere((array < 0) | (array >= end))
     if bad.size:
         found = array[tuple(bad[0])]
-        raise DataError(f"label {bad[0][0]}: expected one in [0, {end}), got {found}")
+        raise DataError(f"label {bad[0][0]} must lie in [0, {end}), got {found}")
     return array.astype(np.int32)
 
 
@@ -214,12 +214,12 @@ def _checked_step_labels(
     found = labels.lengths
     if found.shape != lengths.shape:
         expected = f"one sequence for each of {len(lengths)} sequences"
-        raise DataError(f"labels: expected {expected}, got {len(found)}")
+        raise DataError(f"labels must have {expected}, got {len(found)}")
     bad = np.flatnonzero(found != lengths)
     if bad.size:
         row = bad[0]
         expected = f"one for each of {lengths[row]} steps"
-        raise DataError(f"labels of sequence {row}: expected {expected}, got {found[row]}")
+        raise DataError(f"labels of sequence {row} must have {expected}, got {found[row]}")
     if num_classes is not None:
         check_range(labels, num_classes, "labels")
     return labels
@@ -228,7 +228,7 @@ def _checked_step_labels(
 def _checked_boundaries(boundaries: Sequence[int]) -> NDArray[np.int64]:
     array = np.asarray(boundaries, np.int64)
     if array.ndim != 1 or array.size == 0 or array[0] < 1 or (np.diff(array) < 1).any():
-        raise DataError(f"boundaries: expected rising lengths from 1 up, got {boundaries}")
+        raise DataError(f"boundaries must be rising lengths from 1 up, got {boundaries}")
     return array
 
 
@@ -236,7 +236,7 @@ def check_lengths(lengths: NDArray[np.int32], longest: int, what: str = "sequenc
     """Refuse empty sequences and those that are longer than ``longest``."""
     empty = np.flatnonzero(lengths == 0)
     if empty.size:
-        raise DataError(f"{what} {empty[0]}: expected at least 1 step, got 0")
+        raise DataError(f"{what} {empty[0]} must have at least 1 step, got 0")
     require_at_most(lengths, longest, what)
 
 
@@ -244,9 +244,10 @@ def check_range(ragged: Ragged, end: int, name: str, what: str = "sequence") -> 
     """Refuse floats, and integers outside [0, end)."""
     values = ragged.values
     if values.dtype != np.int32:
-        raise DataError(f"{name}: expected integers in [0, {end}), got {values.dtype}")
+        raise DataError(f"{name} must be integers in [0, {end}), got {values.dtype}")
     if not values.size or (values.min() >= 0 and values.max() < end):
         return  # without an array of the size of all the values
     first = int(np.argwhere((values < 0) | (values >= end))[0][0])
-    expected = f"{what} {ragged.row_of(first)}: expected {name} in [0, {end})"
-    raise DataError(f"{expected}, got {np.ravel(values[first])[0]}")
+    found = np.ravel(values[first])[0]
+    place = f"{what} {ragged.row_of(first)}"
+    raise DataError(f"{place} must have {name} in [0, {end}), got {found}")

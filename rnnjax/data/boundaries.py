@@ -38,10 +38,10 @@ def choose_boundaries(
         (8, 32)
     """
     if count < 1 or multiple < 1:
-        raise DataError(f"expected count and multiple of at least 1, got {count} and {multiple}")
+        raise DataError(f"count and multiple must be at least 1, got {count} and {multiple}")
     lengths = np.asarray(lengths)
     if lengths.size == 0 or lengths.min() < 1:
-        raise DataError(f"lengths: expected one or more, each at least 1, got {lengths[:10]}")
+        raise DataError(f"lengths must be one or more, each at least 1, got {lengths[:10]}")
     rounded = -(-lengths // multiple) * multiple
     sizes, counts = np.unique(rounded, return_counts=True)
     if len(sizes) <= count:

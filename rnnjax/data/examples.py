@@ -44,9 +44,9 @@ def split(
     """
     count = len(examples.texts)
     if not 0 < fraction < 1:
-        raise DataError(f"fraction: expected one between 0 and 1, got {fraction}")
+        raise DataError(f"fraction must lie between 0 and 1, got {fraction}")
     if count < 2:
-        raise DataError(f"examples: expected at least 2 to divide, got {count}")
+        raise DataError(f"examples must be at least 2 to divide, got {count}")
     order = np.random.default_rng(seed).permutation(count).tolist()
     if stratified:
         order, cut = _by_class(examples.labels, order, fraction)

@@ -57,7 +57,7 @@ def read_examples(
         The texts, their class ids from 0 up, and the class names if there are any.
 
     Raises:
-        DataError: naming the file, what was expected, and the first three bad rows, among them
+        DataError: naming the file, what it must have, and the first three bad rows, among them
             rows that a stray quote would join to one; or an argument that is no name, no list of
             names, or names a class twice.
 
@@ -96,16 +96,16 @@ def read_examples(
 def _columns(argument: str, names: object) -> list[str]:
     found = [names] if isinstance(names, str) else names
     if not isinstance(found, list | tuple) or not found:
-        raise DataError(f"{argument}: expected the name of a column or several, got {names!r}")
+        raise DataError(f"{argument} must be the name of a column or several, got {names!r}")
     for name in found:
         if not isinstance(name, str):
-            raise DataError(f"{argument}: expected the name of a column, got {name!r}")
+            raise DataError(f"{argument} must be the name of a column, got {name!r}")
     return list(found)
 
 
 def _check_label_names(names: object) -> None:
     if not isinstance(names, list | tuple) or len(set(names)) != len(names):
-        raise DataError(f"label_names: expected a list of different names, got {names!r}")
+        raise DataError(f"label_names must be a list of different names, got {names!r}")
 
 
 def _texts(path: Path, table: Table, column: str) -> list[str]:
@@ -203,7 +203,7 @@ def _class_names(
     names = tuple(known) or tuple(sorted({str(value) for value in values}, key=_place))
     if num_classes is not None and len(names) > num_classes:
         found = f"{len(names)} names ({listed(names[:5])} ...)"
-        raise DataError(f"{path}: expected {num_classes} classes in column {column!r}, got {found}")
+        raise DataError(f"{path} must have {num_classes} classes in column {column!r}, got {found}")
     return names
 
 

@@ -78,4 +78,4 @@ def _described(error: Exception) -> str:
 
 
 def _unreachable(repository: str, problem: str, instead: str) -> str:
-    return f"could not get {repository} from the Hugging Face hub ({problem}). {instead}"
+    return f"{repository} must be on the Hugging Face hub or in its cache, got {problem}. {instead}"

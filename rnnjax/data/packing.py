@@ -60,7 +60,7 @@ class PackedRows(NamedTuple):
         values = np.asarray(values)
         shape = self.segment_ids.shape
         if values.shape[:2] != shape:
-            raise DataError(f"values: expected shape {shape}, got {values.shape[:2]}")
+            raise DataError(f"values must have the axes {shape} in front, got shape {values.shape}")
         flat = values.reshape(self.segment_ids.size, *values.shape[2:])
         begins = self.rows.astype(np.int64) * self.tokens.shape[1] + self.starts
         return [flat[a : a + n] for a, n in zip(begins, self.lengths, strict=True)]
@@ -133,7 +133,7 @@ class PackedBatches:
         num_classes: if given, the labels must be below it.
 
     Raises:
-        DataError: naming the first example that does not fit and what was expected of it.
+        DataError: naming the first example that does not fit and what it must be.
 
     Example:
         >>> batches = PackedBatches(
@@ -311,4 +311,4 @@ def _round_up(count: int, multiple: int) -> int:
 def _check_rows(row_length: int, row_multiple: int) -> None:
     for name, value in (("row_length", row_length), ("row_multiple", row_multiple)):
         if value < 1:
-            raise DataError(f"{name}: expected at least 1, got {value}")
+            raise DataError(f"{name} must be at least 1, got {value}")

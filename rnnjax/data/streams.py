@@ -129,7 +129,7 @@ def load_text(
     path = Path(name)
     if not path.exists() and path.name == name and not path.suffix:
         known = ", ".join(TEXT_NAMES)
-        raise DataError(f"text: expected a file or one of {known}, got {name!r}")
+        raise DataError(f"text must be a file or one of {known}, got {name!r}")
     return _of_file(path.name, path)
 
 
@@ -157,14 +157,14 @@ def _ag_news_titles(data_dir: Path | None, seed: int) -> TextParts:
 
 def _subfolder(data_dir: Path | None, name: str, layout: str) -> Path:
     if data_dir is None or not (data_dir / name).is_dir():
-        raise DataError(f"{name} comes from local files alone. {put_in(layout, name)}")
+        raise DataError(f"{name} needs local files. {put_in(layout, name)}")
     return data_dir / name
 
 
 def _of_file(name: str, path: Path) -> TextParts:
     text = read_text(path)
     if len(text) < 2:
-        raise DataError(f"{path}: expected at least 2 characters to divide, got {len(text)}")
+        raise DataError(f"{path} must have at least 2 characters to divide, got {len(text)}")
     cut = min(max(1, int((1 - _VALIDATION) * len(text))), len(text) - 1)
     note = "the first nine tenths train, the rest validates"
     return TextParts(name, text[:cut], text[cut:], "", files_sha256(path), note)

@@ -56,13 +56,15 @@ def read_table(
     """
     suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s)), None)
     if suffix is None:
-        raise DataError(f"{path}: expected a name that ends in one of {', '.join(SUFFIXES)}")
+        raise DataError(
+            f"{path} must have one of the suffixes {', '.join(SUFFIXES)}, got {path.name!r}"
+        )
     require_file(path)
     kind = suffix.removesuffix(".gz")
     if kind not in _SEPARATORS:
         _refuse_delimited_only(path, header=header, separator=separator, quoting=quoting)
     if path.stat().st_size == 0:
-        raise DataError(f"{path}: expected rows, got an empty file")
+        raise DataError(f"{path} must have rows, got an empty file")
     if kind == ".parquet":
         table = _read_parquet(path, wanted)
     elif kind == ".jsonl":
@@ -71,7 +73,7 @@ def read_table(
         delimited = _Delimited(path, _checked_separator(separator, _SEPARATORS[kind]), quoting)
         table = _read_delimited(delimited, wanted, header, labels)
     if not table.places:
-        raise DataError(f"{path}: expected rows, got none")
+        raise DataError(f"{path} must have rows, got none")
     return table
 
 
@@ -84,7 +86,7 @@ def _refuse_delimited_only(
         ("quoting is", not quoting),
     ):
         if given:
-            raise DataError(f"{path}: expected a CSV or TSV file where {argument} given")
+            raise DataError(f"{path} must be a CSV or TSV file where {argument} given, got another")
 
 
 def _checked_separator(given: str | None, usual: str) -> str:
@@ -235,14 +237,14 @@ def _read_parquet(path: Path, wanted: Sequence[str]) -> Table:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise DataError(f"{path}: a Parquet file needs the package pyarrow") from None
+        raise DataError(f"{path} needs the package pyarrow: pip install pyarrow") from None
     try:
         with pq.ParquetFile(path) as file:
             _require_columns(path, wanted, file.schema_arrow.names)
             table = file.read(columns=list(wanted))
         columns = {name: table[name].to_pylist() for name in wanted}
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: expected a whole Parquet file, got {error}") from None
+        raise DataError(f"{path} must be a whole Parquet file, got {error}") from None
     return Table(columns, range(1, table.num_rows + 1), "row")
 
 
@@ -252,9 +254,9 @@ def _require_columns(
     missing = [name for name in wanted if name not in found]
     if missing:
         hint = hint or (f" ({_COLUMNS})" if len(found) > 1 else "")
-        raise DataError(f"{path}: expected the columns {missing}, got [{_quoted(found)}]{hint}")
+        raise DataError(f"{path} must have the columns {missing}, got [{_quoted(found)}]{hint}")
     if len(set(found)) != len(found):
-        raise DataError(f"{path}: expected each column once, got [{_quoted(found)}]")
+        raise DataError(f"{path} must have each column once, got [{_quoted(found)}]")
 
 
 def _quoted(names: Iterable[str]) -> str:

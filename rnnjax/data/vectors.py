@@ -61,7 +61,7 @@ class WordVectors(NamedTuple):
             ([[0.0, 0.0], [1.0, 3.0]], True)
         """
         if not self.found.any():
-            raise DataError("vectors: expected some word of the vocabulary in the file, got none")
+            raise DataError("vectors must have some word of the vocabulary, got none")
         known = self.table[self.found]
         random = np.random.default_rng(seed)
         drawn = random.normal(known.mean(), known.std(), self.table.shape).astype(np.float32)
@@ -110,7 +110,7 @@ def read_vectors(path: str | os.PathLike[str], vocabulary: Vocabulary) -> WordVe
         lines = enumerate(_lines(path, file), 1)
         first = next(((number, line) for number, line in lines if line), None)
         if first is None:
-            raise DataError(f"{path}: expected word vectors, got an empty file")
+            raise DataError(f"{path} must have word vectors, got an empty file")
         count, size = _header(path, *first)
         rest = lines if count is not None else itertools.chain([first], lines)
         blank = first[0] - 1
@@ -148,7 +148,7 @@ def _read_lines(
     odd = [_counted(blank, "blank line"), _counted(wordless, "line of numbers without a word")]
     if count is not None and words != count:
         if words + wordless < count - 1:
-            raise DataError(f"{path}: expected {count} words as its first line says, got {words}")
+            raise DataError(f"{path} must have {count} words as its first line says, got {words}")
         odd.append(f"its first line says {count} words, the file has {words}")
     return WordVectors(table, found, duplicates, words, tuple(filter(None, odd)))
 

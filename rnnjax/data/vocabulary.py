@@ -49,12 +49,12 @@ class Vocabulary:
     def __post_init__(self) -> None:
         for index, token in enumerate(self.tokens):
             if not isinstance(token, str):
-                raise DataError(f"token {index}: expected a string, got {token!r}")
+                raise DataError(f"token {index} must be a string, got {token!r}")
         if self.tokens[:2] != _SPECIALS:
-            raise DataError(f"tokens: expected {_SPECIALS} first, got {self.tokens[:2]}")
+            raise DataError(f"tokens must have {_SPECIALS} first, got {self.tokens[:2]}")
         if len(set(self.tokens)) != len(self.tokens):
             repeated = [token for token, count in Counter(self.tokens).items() if count > 1]
-            raise DataError(f"tokens: expected no repeats, got {repeated[:3]} more than once")
+            raise DataError(f"tokens must have no repeats, got {repeated[:3]} more than once")
 
     @classmethod
     def fit(
@@ -85,9 +85,9 @@ class Vocabulary:
             ('<pad>', '<unk>', 'b', 'c')
         """
         if max_size is not None and max_size < len(_SPECIALS):
-            raise DataError(f"max_size: expected at least {len(_SPECIALS)}, got {max_size}")
+            raise DataError(f"max_size must be at least {len(_SPECIALS)}, got {max_size}")
         if min_count < 1:
-            raise DataError(f"min_count: expected at least 1, got {min_count}")
+            raise DataError(f"min_count must be at least 1, got {min_count}")
         counts = Counter(chain.from_iterable(map(_require_tokens, token_lists)))
         learned = [(n, t) for t, n in counts.items() if n >= min_count and t not in _SPECIALS]
         learned.sort(reverse=True)
@@ -146,7 +146,7 @@ class Vocabulary:
         ids = [_require_integer(index) for index in ids]
         for index in ids:
             if not 0 <= index < len(self):
-                raise DataError(f"id: expected one in [0, {len(self)}), got {index}")
+                raise DataError(f"id must lie in [0, {len(self)}), got {index}")
         return [self.tokens[index] for index in ids]
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -185,15 +185,15 @@ class Vocabulary:
         """
         path = Path(path)
         if path.is_dir():
-            raise DataError(f"{path}: expected a vocabulary file, found a folder")
+            raise DataError(f"{path} must be a vocabulary file, got a folder")
         if not path.is_file():
-            raise DataError(f"{path}: expected a vocabulary file, found none")
+            raise DataError(f"{path} must be a vocabulary file, got none")
         try:
             content = json.loads(decoded(path))
         except (ValueError, RecursionError) as error:
             if isinstance(error, DataError):
                 raise
-            raise DataError(f"{path}: expected a JSON file in UTF-8, got {error}") from None
+            raise DataError(f"{path} must be a JSON file in UTF-8, got {error}") from None
         try:
             vocabulary = cls(tuple(_require_format(content)["tokens"]))
             _require_text(vocabulary.tokens)
@@ -204,7 +204,7 @@ class Vocabulary:
 
 def _require_tokens(tokens: Sequence[str]) -> Sequence[str]:
     if isinstance(tokens, str):
-        raise DataError(f"tokens: expected a list of tokens, got the string {tokens[:40]!r}")
+        raise DataError(f"tokens must be a list of tokens, got the string {tokens[:40]!r}")
     return tokens
 
 
@@ -215,7 +215,7 @@ def _require_text(tokens: Sequence[str]) -> None:
             token.encode()
         except UnicodeEncodeError:
             raise DataError(
-                f"token {index}: expected Unicode text, got half of a surrogate pair in {token!r}"
+                f"token {index} must be Unicode text, got half of a surrogate pair in {token!r}"
             ) from None
 
 
@@ -223,17 +223,17 @@ def _require_integer(index: Any) -> int:
     try:
         return operator.index(index)
     except TypeError:
-        raise DataError(f"id: expected an integer, got {index!r}") from None
+        raise DataError(f"id must be an integer, got {index!r}") from None
 
 
 def _require_format(content: Any) -> dict[str, Any]:
     found = content.get("format") if isinstance(content, dict) else None
     if found != _FORMAT:
-        raise DataError(f"expected the format {_FORMAT!r}, got {found!r}")
+        raise DataError(f"format must be {_FORMAT!r}, got {found!r}")
     if content.get("version") != _VERSION:
-        raise DataError(f"expected version {_VERSION}, got {content.get('version')!r}")
+        raise DataError(f"version must be {_VERSION}, got {content.get('version')!r}")
     if not isinstance(content.get("tokens"), list):
-        raise DataError(f"expected a list of tokens, got {type(content.get('tokens')).__name__}")
+        raise DataError(f"tokens must be a list, got {type(content.get('tokens')).__name__}")
     return content
 
 

@@ -85,12 +85,12 @@ def test_pad_takes_arrays_as_it_takes_lists(sequences):
 @pytest.mark.parametrize(
     ("sequences", "message"),
     [
-        ([[1], [2, 3, 4]], "sequence 1: expected at most 2 steps, got 3"),
-        ([["a"]], "sequence 0: expected integers or floats, got 1 axes of <U1"),
-        ([[True]], "sequence 0: expected integers or floats, got 1 axes of bool"),
-        ([[1], [[1, 2]]], r"sequence 1: expected steps of shape \(\) as before, got \(2,\)"),
-        ([[[1], [1, 2]]], "sequence 0: expected steps of one shape, of integers or floats"),
-        ([[], [1, 2**31]], "sequence 1: expected 32-bit integers, got 2147483648"),
+        ([[1], [2, 3, 4]], "sequence 1 must have at most 2 steps, got 3"),
+        ([["a"]], "sequence 0 must have integers or floats, got 1 axes of <U1"),
+        ([[True]], "sequence 0 must have integers or floats, got 1 axes of bool"),
+        ([[1], [[1, 2]]], r"sequence 1 must have steps of shape \(\) as before, got \(2,\)"),
+        ([[[1], [1, 2]]], "sequence 0 must have steps of one shape, of integers or floats"),
+        ([[], [1, 2**31]], "sequence 1 must have 32-bit integers, got 2147483648"),
     ],
 )
 def test_pad_names_the_sequence_that_does_not_fit(sequences, message):
@@ -112,7 +112,7 @@ def test_truncate_keeps_the_head_or_the_tail():
 
 
 def test_truncate_refuses_what_it_does_not_know():
-    with pytest.raises(DataError, match="max_length: expected at least 1, got 0"):
+    with pytest.raises(DataError, match="max_length must be at least 1, got 0"):
         truncate([[1]], 0)
     with pytest.raises(DataError, match="got 'middle'"):
         truncate([[1]], 1, keep="middle")  # type: ignore[arg-type]
@@ -192,7 +192,7 @@ def test_boundaries_of_many_distinct_lengths_take_little_memory():
     ("lengths", "count", "multiple"), [([], 2, 8), ([3, 0], 2, 8), ([3], 0, 8), ([3], 1, 0)]
 )
 def test_boundaries_refuse_what_cannot_be_divided(lengths, count, multiple):
-    with pytest.raises(DataError, match="expected"):
+    with pytest.raises(DataError, match="must be"):
         choose_boundaries(lengths, count, multiple)
 
 
@@ -286,27 +286,27 @@ def test_unshuffled_epochs_are_equal_and_rise_in_length():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labels": [0, 1]}, r"labels: expected one for each of 3 sequences, got \(2,\)"),
-        ({"sequences": [], "labels": []}, "sequences: expected at least 1, got none"),
-        ({"sequences": [[1], [], []]}, "sequence 1: expected at least 1 step, got 0"),
-        ({"sequences": [[1], [2], [3] * 5]}, "sequence 2: expected at most 4 steps, got 5"),
-        ({"sequences": [[1], [2, 10], [11]]}, r"sequence 1: expected ids in \[0, 10\), got 10"),
-        ({"sequences": [[1], [2], [-1]]}, r"sequence 2: expected ids in \[0, 10\), got -1"),
-        ({"labels": [0, 3, 4]}, r"label 1: expected one in \[0, 3\), got 3"),
-        ({"labels": [0, 1, -1]}, r"label 2: expected one in \[0, 3\), got -1"),
-        ({"labels": [0, 1, -1], "num_classes": None}, "label 2: expected .* got -1"),
-        ({"labels": [0.0, 1.0, 2.0]}, "labels: expected integers, got float64"),
-        ({"labels": ["a", "b", "c"], "num_classes": None}, "labels: expected integers or floats"),
-        ({"labels": [[0], [1], [2]]}, "labels of sequence 0: expected one for each of 2 steps"),
-        ({"labels": [[0, 1], [1]]}, "labels: expected one sequence for each of 3 sequences, got 2"),
-        ({"labels": [[0, 1], [3], [0] * 4]}, r"sequence 1: expected labels in \[0, 3\), got 3"),
-        ({"labels": [[0, 0.5], [1], [0] * 4]}, "labels: expected integers in .*, got float32"),
-        ({"sequences": [[0.5], [2], [3]]}, r"ids: expected integers in \[0, 10\), got float32"),
-        ({"boundaries": ()}, "boundaries: expected rising lengths"),
-        ({"boundaries": (4, 4)}, "boundaries: expected rising lengths"),
-        ({"boundaries": (0, 4)}, "boundaries: expected rising lengths"),
-        ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
-        ({"seed": -1}, "seed: expected at least 0, got -1"),
+        ({"labels": [0, 1]}, r"labels must have one for each of 3 sequences, got shape \(2,\)"),
+        ({"sequences": [], "labels": []}, "sequences must have at least 1 sequence, got none"),
+        ({"sequences": [[1], [], []]}, "sequence 1 must have at least 1 step, got 0"),
+        ({"sequences": [[1], [2], [3] * 5]}, "sequence 2 must have at most 4 steps, got 5"),
+        ({"sequences": [[1], [2, 10], [11]]}, r"sequence 1 must have ids in \[0, 10\), got 10"),
+        ({"sequences": [[1], [2], [-1]]}, r"sequence 2 must have ids in \[0, 10\), got -1"),
+        ({"labels": [0, 3, 4]}, r"label 1 must lie in \[0, 3\), got 3"),
+        ({"labels": [0, 1, -1]}, r"label 2 must lie in \[0, 3\), got -1"),
+        ({"labels": [0, 1, -1], "num_classes": None}, "label 2 must .* got -1"),
+        ({"labels": [0.0, 1.0, 2.0]}, "labels must be integers, got float64"),
+        ({"labels": ["a", "b", "c"], "num_classes": None}, "labels must be integers or floats"),
+        ({"labels": [[0], [1], [2]]}, "labels of sequence 0 must have one for each of 2 steps"),
+        ({"labels": [[0, 1], [1]]}, "labels must have one sequence for each of 3 sequences, got 2"),
+        ({"labels": [[0, 1], [3], [0] * 4]}, r"sequence 1 must have labels in \[0, 3\), got 3"),
+        ({"labels": [[0, 0.5], [1], [0] * 4]}, "labels must be integers in .*, got float32"),
+        ({"sequences": [[0.5], [2], [3]]}, r"ids must be integers in \[0, 10\), got float32"),
+        ({"boundaries": ()}, "boundaries must be rising lengths"),
+        ({"boundaries": (4, 4)}, "boundaries must be rising lengths"),
+        ({"boundaries": (0, 4)}, "boundaries must be rising lengths"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
     ],
 )
 def test_the_first_thing_that_does_not_fit_is_named(changes, message):
@@ -387,7 +387,7 @@ def test_pad_takes_floats_and_vectors_of_any_kind():
     ids = pad([np.ones((2, 3), np.uint8), np.zeros((0,), np.int64)])[0]
     assert ids.shape == (2, 2, 3)
     assert ids.dtype == np.int32
-    with pytest.raises(DataError, match=r"value: expected an integer of 32 bits, got 0\.5"):
+    with pytest.raises(DataError, match=r"value must be an integer of 32 bits, got 0\.5"):
         pad([[1]], value=0.5)
 
 

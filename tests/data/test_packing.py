@@ -102,17 +102,19 @@ def test_the_longest_lie_first_each_where_the_least_room_is_left():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([[1], [2, 3, 4]], 2), "sequence 1: expected at most 2 steps, got 3"),
-        (([[True]], 2), "sequence 0: expected integers or floats, got 1 axes of bool"),
-        (([[1]], 0), "row_length: expected at least 1, got 0"),
+        (([[1], [2, 3, 4]], 2), "sequence 1 must have at most 2 steps, got 3"),
+        (([[True]], 2), "sequence 0 must have integers or floats, got 1 axes of bool"),
+        (([[1]], 0), "row_length must be at least 1, got 0"),
     ],
 )
 def test_what_does_not_fit_is_named(arguments, message):
     with pytest.raises(DataError, match=message):
         pack(*arguments)
-    with pytest.raises(DataError, match="row_multiple: expected at least 1, got 0"):
+    with pytest.raises(DataError, match="row_multiple must be at least 1, got 0"):
         pack([[1]], 2, row_multiple=0)
-    with pytest.raises(DataError, match=r"values: expected shape \(1, 2\), got \(2, 1\)"):
+    with pytest.raises(
+        DataError, match=r"values must have the axes \(1, 2\) in front, got shape \(2, 1\)"
+    ):
         pack([[1]], 2).unpack(np.zeros((2, 1)))
 
 
@@ -247,13 +249,13 @@ def test_shapes_and_padding_are_those_of_the_first_epoch(examples):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sequences": [[1], []]}, "sequence 1: expected at least 1 step, got 0"),
-        ({"sequences": [[1], [2] * 5]}, "sequence 1: expected at most 4 steps, got 5"),
-        ({"sequences": [[1], [10]]}, r"sequence 1: expected ids in \[0, 10\), got 10"),
-        ({"labels": [0, 3]}, r"label 1: expected one in \[0, 3\), got 3"),
-        ({"row_length": 0}, "row_length: expected at least 1, got 0"),
-        ({"row_multiple": 0}, "row_multiple: expected at least 1, got 0"),
-        ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
+        ({"sequences": [[1], []]}, "sequence 1 must have at least 1 step, got 0"),
+        ({"sequences": [[1], [2] * 5]}, "sequence 1 must have at most 4 steps, got 5"),
+        ({"sequences": [[1], [10]]}, r"sequence 1 must have ids in \[0, 10\), got 10"),
+        ({"labels": [0, 3]}, r"label 1 must lie in \[0, 3\), got 3"),
+        ({"row_length": 0}, "row_length must be at least 1, got 0"),
+        ({"row_multiple": 0}, "row_multiple must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
     ],
 )
 def test_the_first_example_that_does_not_fit_is_named(changes, message):

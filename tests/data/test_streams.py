@@ -70,31 +70,31 @@ def test_a_file_of_ones_own_is_divided_behind_nine_tenths(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "expected text, got an empty file"),
-        (b"\xef\xbb\xbf", "expected text, got an empty file"),
-        (b"x", "expected at least 2 characters to divide, got 1"),
-        (b"ab\ncaf\xe9", "expected UTF-8 text, got line 2: byte 0xe9 at column 4"),
-        (b"ab\n\x7fELF\0\0", "expected text, got line 2: a NUL character"),
+        (b"", "must have text, got an empty file"),
+        (b"\xef\xbb\xbf", "must have text, got an empty file"),
+        (b"x", "must have at least 2 characters to divide, got 1"),
+        (b"ab\ncaf\xe9", "must have UTF-8 text, got line 2: byte 0xe9 at column 4"),
+        (b"ab\n\x7fELF\0\0", "must have text, got line 2: a NUL character"),
         (
             "ab\n".encode("utf-16"),
-            r"expected UTF-8 text \(which has a mark of UTF-16\), got line 1: byte",
+            r"must have UTF-8 text \(which has a mark of UTF-16\), got line 1: byte",
         ),
-        ("ab\n".encode("utf-16-le"), "expected text, got line 1: a NUL character"),
+        ("ab\n".encode("utf-16-le"), "must have text, got line 1: a NUL character"),
     ],
 )
 def test_a_file_that_is_no_text_is_named(tmp_path, content, message):
     path = tmp_path / "book.txt"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=rf"book\.txt: {message}"):
+    with pytest.raises(DataError, match=rf"book\.txt {message}"):
         load_text(str(path))
 
 
 def test_a_missing_file_a_folder_and_an_unknown_name_are_named(tmp_path):
-    with pytest.raises(DataError, match=r"none\.txt: expected a file, found none"):
+    with pytest.raises(DataError, match=r"none\.txt must be a file, got none"):
         load_text("none.txt")
-    with pytest.raises(DataError, match="expected a file, found a folder"):
+    with pytest.raises(DataError, match="must be a file, got a folder"):
         load_text(str(tmp_path))
-    with pytest.raises(DataError, match=r"expected a file or one of tiny_shakespeare, ptb, .* got"):
+    with pytest.raises(DataError, match=r"must be a file or one of tiny_shakespeare, ptb, .* got"):
         load_text("shakespeare")
 
 
@@ -120,7 +120,7 @@ def test_tiny_shakespeare_and_ptb_are_found_in_the_folder(tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("name", ["tiny_shakespeare", "ptb", "ag_news_titles"])
 def test_a_text_that_is_not_there_says_what_to_put_where(tmp_path, name):
-    with pytest.raises(DataError, match=rf"{name.removesuffix('_titles')} comes from local .* RNN"):
+    with pytest.raises(DataError, match=rf"{name.removesuffix('_titles')} needs local files.* RNN"):
         load_text(name, data_dir=tmp_path)
 
 

@@ -58,11 +58,11 @@ def test_a_line_that_is_no_utf8_is_named_when_it_is_reached(tmp_path):
     path.write_bytes(b"good\ncaf\xe9\nmore\n")
     lines = read_lines(path)
     assert next(lines) == "good"
-    with pytest.raises(DataError, match=r"a\.txt: expected UTF-8 .* line 2: byte 0xe9 at column 4"):
+    with pytest.raises(DataError, match=r"a\.txt must have UTF-8 .* line 2: byte 0xe9 at column 4"):
         next(lines)
-    with pytest.raises(DataError, match=r"<stream>: expected UTF-8 text, got line 1: byte 0xff"):
+    with pytest.raises(DataError, match=r"<stream> must have UTF-8 text, got line 1: byte 0xff"):
         list(read_lines(io.BytesIO(b"\xff\xfea\0")))
-    with pytest.raises(DataError, match="expected a file, found none"):
+    with pytest.raises(DataError, match="must be a file, got none"):
         next(read_lines(tmp_path / "none.txt"))
 
 
@@ -123,7 +123,7 @@ def test_a_blank_between_two_spaces_is_a_word(tmp_path):
         ("a 1 2 3\nb 1\n", "line 2: 2 of 3 numbers missing in 'b 1'"),
         ("a 1 2\n5 1\n", "line 2: 1 of 2 numbers missing in '5 1'"),
         ("a 1 2\nb\n", "line 2: 2 of 2 numbers missing in 'b'"),
-        ("9 2\na 1 2\n", "expected 9 words as its first line says, got 1"),
+        ("9 2\na 1 2\n", "must have 9 words as its first line says, got 1"),
         ("a\t1\t2\n", r"line 1: no numbers in 'a\\t1\\t2'"),
     ],
 )

@@ -239,17 +239,17 @@ def test_the_message_names_argument_expectation_and_what_came(case):
 @pytest.mark.parametrize(
     ("ids", "labels", "message"),
     [
-        ([[1, 10]], [0], r"sequence 0: .*\[0, 10\), got 10"),
-        ([[1], [-1]], [0, 0], r"sequence 1: .*\[0, 10\), got -1"),
+        ([[1, 10]], [0], r"sequence 0 must have .*\[0, 10\), got 10"),
+        ([[1], [-1]], [0, 0], r"sequence 1 must have .*\[0, 10\), got -1"),
         ([[1], [2**33 + 5]], [0, 0], "sequence 1: .*8589934597"),
-        ([[1.0]], [0], r"ids: expected integers in \[0, 10\), got float32"),
-        ([[True]], [0], "sequence 0: expected integers or floats, got 1 axes of bool"),
-        ([["a"]], [0], "sequence 0: expected integers or floats, got 1 axes of <U1"),
-        ([[1], []], [0, 0], "sequence 1: expected at least 1 step, got 0"),
-        ([[1]], [3], r"label 0: expected one in \[0, 3\), got 3"),
-        ([[1], [2]], [0, -1], r"label 1: expected one in \[0, 3\), got -1"),
-        ([[1]], [0.0], "labels: expected integers, got float64"),
-        ([[1]], [2**33], r"label 0: expected one in \[0, 3\), got 8589934592"),
+        ([[1.0]], [0], r"ids must be integers in \[0, 10\), got float32"),
+        ([[True]], [0], "sequence 0 must have integers or floats, got 1 axes of bool"),
+        ([["a"]], [0], "sequence 0 must have integers or floats, got 1 axes of <U1"),
+        ([[1], []], [0, 0], "sequence 1 must have at least 1 step, got 0"),
+        ([[1]], [3], r"label 0 must lie in \[0, 3\), got 3"),
+        ([[1], [2]], [0, -1], r"label 1 must lie in \[0, 3\), got -1"),
+        ([[1]], [0.0], "labels must be integers, got float64"),
+        ([[1]], [2**33], r"label 0 must lie in \[0, 3\), got 8589934592"),
     ],
 )
 def test_the_batcher_names_the_bad_example(ids, labels, message):

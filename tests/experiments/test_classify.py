@@ -299,7 +299,7 @@ def test_the_folder_of_several_seeds_says_which_to_choose(tmp_path, capsys):
         (b"text,label\nfine,0\n\xff\xfe,1\n", ["train.csv", "UTF-8", "line 3"]),
         (b"text,label\nfine,0\nbad\n", ["train.csv", "3"]),
         (b"", ["train.csv", "empty"]),
-        (b"text,label\na,0\nb,5\n", ["test.csv", "expected one of 0, 5", "line 3: '1'"]),
+        (b"text,label\na,0\nb,5\n", ["test.csv", "must have one of 0, 5", "line 3: '1'"]),
     ],
 )
 def test_a_bad_file_is_named_with_its_row(content, parts, tmp_path, capsys):

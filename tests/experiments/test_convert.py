@@ -439,7 +439,7 @@ def test_classes_are_counted(small, capsys):
         ("v.json", '{"a": 0, "b": true}', "expected a whole number for every token, got True"),
         ("v.json", '{"a": 0, "b": [1, 2]}', "v.json: expected a whole number for every token"),
         ("v.json", "3", "v.json: expected a list of strings, or an object"),
-        ("v.json", "", "v.json: expected text, got an empty file"),
+        ("v.json", "", "v.json must have text, got an empty file"),
         (
             "tokenizer.json",
             '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}',
@@ -481,7 +481,7 @@ def test_marks_and_line_ends_of_windows_are_no_part_of_a_vocabulary(name, tmp_pa
     (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content.encode())
     assert convert.read_vocabulary(tmp_path / name).tokens == ("b", "a")
     (tmp_path / name).write_bytes(b"\xff" + content.encode())
-    with pytest.raises(DataError, match=rf"{name}: expected UTF-8 text, got line 1: byte 0xff"):
+    with pytest.raises(DataError, match=rf"{name} must have UTF-8 text, got line 1: byte 0xff"):
         convert.read_vocabulary(tmp_path / name)
 
 

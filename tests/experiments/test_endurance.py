@@ -229,9 +229,9 @@ def test_sequences_laid_down_one_by_one_are_those_of_the_list():
     np.testing.assert_array_equal(found.lengths, [len(i) for i in ids])
     assert found.values.dtype == np.int32
     assert flatten(found) is found
-    with pytest.raises(DataError, match="sequence 2500: expected 32-bit integers, got 4294967296"):
+    with pytest.raises(DataError, match="sequence 2500 must have 32-bit integers, got 4294967296"):
         flatten(i if n != 2_500 else [1, 2**32] for n, i in enumerate(ids))
-    with pytest.raises(DataError, match="sequence 2500: expected integers or floats, got 1 axes"):
+    with pytest.raises(DataError, match="sequence 2500 must have integers or floats, got 1 axes"):
         flatten(i if n != 2_500 else ["a"] for n, i in enumerate(ids))
     # One float makes all of them floats: a series may begin with whole numbers.
     assert flatten([*ids, [0.5]]).values.dtype == np.float32

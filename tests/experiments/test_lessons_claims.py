@@ -88,7 +88,7 @@ def test_vectors_are_those_of_a_plain_parse(header, zipped, end, tmp_path):
         ("1 1000000000000\na 1\n", "line 1: the sizes '1 1000000000000'"),
         ("1 " + "9" * 5000, "line 1: the sizes '1 99999"),
         ("9" * 5000 + " 1\n", "line 1: the sizes '99999"),
-        ("3 2\nwarm 1 2\n", "expected 3 words as its first line says, got 1"),
+        ("3 2\nwarm 1 2\n", "must have 3 words as its first line says, got 1"),
         ("", "empty file"),
         ("the " + "1" * (1 << 20), "line 1: more than 1,048,574 characters"),
     ],
@@ -103,7 +103,7 @@ def test_a_bad_line_is_named_with_its_file(text, message, tmp_path):
 
 
 def test_files_that_are_not_there_or_cut_short_are_refused(tmp_path):
-    with pytest.raises(DataError, match="expected a file, found none"):
+    with pytest.raises(DataError, match="must be a file, got none"):
         read_vectors(tmp_path / "none.txt", VOCABULARY)
     whole = gzip.compress("\n".join(LINES * 50).encode())
     (tmp_path / "cut.txt.gz").write_bytes(whole[:-12])

@@ -67,7 +67,7 @@ def test_a_padded_array_is_the_lists_filled_up(sequences, length, value):
         assert tokens.tolist() == [row + [value] * (length - len(row)) for row in expected]
     else:
         first = next(i for i, row in enumerate(expected) if len(row) > length)
-        with pytest.raises(DataError, match=f"^sequence {first}: expected at most {length} steps"):
+        with pytest.raises(DataError, match=f"^sequence {first} must have at most {length} steps"):
             pad(sequences, length, value)
 
 
@@ -94,7 +94,7 @@ WRONG = st.one_of(
 @examples(80)
 @given(st.lists(any_sequence(), max_size=4), WRONG, st.lists(any_sequence(), max_size=2))
 def test_what_is_no_sequence_of_ids_is_named_by_its_place(before, wrong, after):
-    with pytest.raises(DataError, match=f"^sequence {len(before)}: expected"):
+    with pytest.raises(DataError, match=f"^sequence {len(before)} must have"):
         flatten([*before, wrong, *after])
 
 
@@ -102,7 +102,7 @@ def test_what_is_no_sequence_of_ids_is_named_by_its_place(before, wrong, after):
     ("setting", "value"), [("length", -1), ("value", 2**31), ("value", -(2**40))]
 )
 def test_impossible_padding_is_named(setting, value):
-    with pytest.raises(DataError, match=f"^{setting}: expected"):
+    with pytest.raises(DataError, match=f"^{setting} must be "):
         pad([], **{setting: value})
 
 
@@ -111,7 +111,7 @@ def test_impossible_padding_is_named(setting, value):
 def test_packed_sequences_lie_whole_side_by_side_and_come_back(sequences, row_length, multiple):
     expected = lists(sequences)
     if any(len(row) > row_length for row in expected):
-        with pytest.raises(DataError, match=r"^sequence \d+: expected at most"):
+        with pytest.raises(DataError, match=r"^sequence \d+ must have at most"):
             pack(sequences, row_length, row_multiple=multiple)
         return
     packed = pack(sequences, row_length, row_multiple=multiple)

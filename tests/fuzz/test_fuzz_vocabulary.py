@@ -77,7 +77,7 @@ def test_a_saved_vocabulary_is_the_same_or_is_not_saved(tmp_path, tokens):
         assert Vocabulary.load(path) == vocabulary
         assert json.loads(path.read_bytes())["tokens"] == list(vocabulary.tokens)
     else:
-        with pytest.raises(DataError, match=r"^token \d+: expected Unicode text"):
+        with pytest.raises(DataError, match=r"^token \d+ must be Unicode text"):
             vocabulary.save(path)
         assert not path.exists()
 
@@ -111,7 +111,7 @@ def test_a_file_of_any_bytes_is_refused_by_name_or_holds_those_tokens(tmp_path, 
 
 
 def test_a_folder_in_place_of_a_file_is_named(tmp_path):
-    with pytest.raises(DataError, match="found a folder"):
+    with pytest.raises(DataError, match="got a folder"):
         Vocabulary.load(tmp_path)
 
 
@@ -122,5 +122,5 @@ def test_decode_takes_ids_and_nothing_like_them(value):
     if isinstance(value, int) and 0 <= value < 4:
         assert vocabulary.decode([value]) == [["<pad>", "<unk>", "yes", "no"][value]]
     else:
-        with pytest.raises(DataError, match=r"^id: expected"):
+        with pytest.raises(DataError, match=r"^id must"):
             vocabulary.decode([value])
