@@ -26,10 +26,11 @@ Running a cell over time
     ``segment_carries``; episodes: ``resets_from_dones`` ``valid_from_dones``.
 Layers
     ``recurrent`` ``bidirectional`` ``stack`` ``residual`` ``skip_stack`` ``output_head``
-    ``grid_lstm``; of your own: ``Layer``; ``Directions`` ``GridLSTMParams`` ``GridSide``; over a
-    memory: ``attention`` ``Attention``, and inside the loop ``attention_cell`` ``Memory``
-    ``Attended`` ``prepare_memory``, in its loss ``doubly_stochastic_penalty``
-    ``score_function``; sequences in pieces: ``make_stream``, and ``Layer.step``.
+    ``grid_lstm``, over images ``image_grid_lstm``; of your own: ``Layer``; ``Directions``
+    ``GridLSTMParams`` ``GridSide`` ``ImageGrid`` ``ImageGridParams``; over a memory:
+    ``attention`` ``Attention``, and inside the loop ``attention_cell`` ``Memory`` ``Attended``
+    ``prepare_memory``, in its loss ``doubly_stochastic_penalty`` ``score_function``;
+    sequences in pieces: ``make_stream``, and ``Layer.step``.
 Models
     ``classifier`` ``tagger`` ``language_model`` ``sequence_to_sequence`` ``captioner``
     ``series_model`` ``embedding`` ``one_hot`` ``adaptive_softmax`` ``trainable``; ``Model``
@@ -144,12 +145,15 @@ from .layers import Attention as Attention
 from .layers import Directions as Directions
 from .layers import GridLSTMParams as GridLSTMParams
 from .layers import GridSide as GridSide
+from .layers import ImageGrid as ImageGrid
+from .layers import ImageGridParams as ImageGridParams
 from .layers import Memory as Memory
 from .layers import attention as attention
 from .layers import attention_cell as attention_cell
 from .layers import bidirectional as bidirectional
 from .layers import doubly_stochastic_penalty as doubly_stochastic_penalty
 from .layers import grid_lstm as grid_lstm
+from .layers import image_grid_lstm as image_grid_lstm
 from .layers import make_stream as make_stream
 from .layers import output_head as output_head
 from .layers import prepare_memory as prepare_memory

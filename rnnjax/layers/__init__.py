@@ -17,6 +17,9 @@ from .bidirectional import bidirectional as bidirectional
 from .grid_lstm import GridLSTMParams as GridLSTMParams
 from .grid_lstm import GridSide as GridSide
 from .grid_lstm import grid_lstm as grid_lstm
+from .image_grid_lstm import ImageGrid as ImageGrid
+from .image_grid_lstm import ImageGridParams as ImageGridParams
+from .image_grid_lstm import image_grid_lstm as image_grid_lstm
 from .output_head import HeadParams as HeadParams
 from .output_head import output_head as output_head
 from .recurrent import recurrent as recurrent

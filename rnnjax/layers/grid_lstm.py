@@ -135,8 +135,8 @@ def grid_lstm(
     """
     if dimensions not in (1, 2):
         raise ValueError(f"dimensions must be 1 or 2, got {dimensions!r}")
-    _check_choice("priority", priority, PRIORITIES)
-    _check_choice("output", output, OUTPUTS)
+    check_choice("priority", priority, PRIORITIES)
+    check_choice("output", output, OUTPUTS)
     grid = _Grid(
         check_size("hidden_size", hidden_size),
         check_size("num_layers", num_layers),
@@ -201,7 +201,12 @@ def grid_lstm(
     )
 
 
-def _check_choice(name: str, value: Any, choices: tuple) -> None:
+def check_choice(name: str, value: Any, choices: tuple) -> None:
+    """Refuse what is none of the choices.
+
+    Raises:
+        ValueError: naming ``name``, the choices, and what came.
+    """
     if not any(value is choice or value == choice for choice in choices):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
@@ -286,7 +291,7 @@ def _layer(
 def _depth_step(grid: _Grid, side: GridSide, depth: LSTMCarry, outputs: Array) -> LSTMCarry:
     """The depth side of all steps, from the outputs [..., N*H] of all sides."""
     sums = linear(outputs, as_operand(grid.policy, side.w), side.bias)
-    return _finish(grid.output, _gates(sums), depth.c.astype(sums.dtype))
+    return finish_side(grid.output, gates_of(sums), depth.c.astype(sums.dtype))
 
 
 @factory
@@ -303,7 +308,7 @@ def _time_cell(size: int, priority: str | None, output: str) -> Cell:
     def update(
         side: GridSide, carry: LSTMCarry, x_proj: tuple, h_proj: tuple
     ) -> tuple[LSTMCarry, Array]:
-        new = _finish(output, lstm_gates(x_proj, h_proj), carry.c)
+        new = finish_side(output, lstm_gates(x_proj, h_proj), carry.c)
         return new, new.h if priority == "depth" else carry.h
 
     def project_both(params: tuple, x: tuple) -> tuple:
@@ -315,10 +320,10 @@ def _time_cell(size: int, priority: str | None, output: str) -> Cell:
         time_side, depth_side = params
         *sums, c = x_proj
         seen = split_gates(linear(carry.h, depth_side.w[:size]), 4)
-        depth = _finish(output, lstm_gates(tuple(sums), seen), c)
+        depth = finish_side(output, lstm_gates(tuple(sums), seen), c)
         outputs = jnp.concatenate([carry.h, depth.h])
         sums = linear(outputs, time_side.w, time_side.bias)
-        return _finish(output, _gates(sums), carry.c), tuple(depth)
+        return finish_side(output, gates_of(sums), carry.c), tuple(depth)
 
     def init(key: Key, input_size: int) -> Any:
         raise NotImplementedError("the grid draws the parameters of all its layers")
@@ -337,12 +342,13 @@ def _time_cell(size: int, priority: str | None, output: str) -> Cell:
     )
 
 
-def _gates(sums: Array) -> LSTMGates:
+def gates_of(sums: Array) -> LSTMGates:
+    """The gates of one side, from their sums packed i, f, g, o."""
     i, f, g, o = split_gates(sums, 4)
     return LSTMGates(sigmoid(i), sigmoid(f), jnp.tanh(g), sigmoid(o))
 
 
-def _finish(output: str, gates: LSTMGates, c: Array) -> LSTMCarry:
+def finish_side(output: str, gates: LSTMGates, c: Array) -> LSTMCarry:
     """The step of one side once its gates are there, from its cell state."""
     c = gates.f * c + gates.i * gates.g
     return LSTMCarry(jnp.tanh(gates.o * c) if output == "inside" else gates.o * jnp.tanh(c), c)
