@@ -17,7 +17,7 @@ class Writing(NamedTuple):
 
     Attributes:
         step: how many values the longest row has.
-        carry: of the model, leaves [B, ...].
+        carry: of the model, leaves [B, ...], which has read all values but the last.
         last: [B, ...], the last value of each row, which the model has not read yet.
         keys: [B].
         ended: [B].
@@ -92,33 +92,34 @@ def write_rows(
     """
     rows, length = start.values.shape[:2]
 
-    def put(now: Writing, outputs: Any) -> Writing:
+    def put(now: Writing, carry: Carry, outputs: Any) -> Writing:
         keys, draw = now.keys, now.keys
         if draws:
             split = jax.vmap(jax.random.split)(now.keys)
             keys, draw = split[:, 0], split[:, 1]
         choice = choose(draw, outputs, now.seen)
-        going = ~(now.ended | choice.none_left)
+        ended = now.ended | choice.none_left
         padding = now.values[:, now.step]
         return now._replace(
             step=now.step + 1,
-            last=where_rows(going, choice.value, now.last),
+            # A row that has ended takes no step, nor one that ends before its next value.
+            carry=where_rows(ended, now.carry, carry),
+            last=where_rows(~ended, choice.value, now.last),
             keys=where_rows(now.ended, now.keys, keys),
-            ended=now.ended | choice.ends | choice.none_left,
-            new=now.new + going,
-            values=now.values.at[:, now.step].set(where_rows(going, choice.value, padding)),
-            log_probs=now.log_probs.at[:, now.step].set(jnp.where(going, choice.log_prob, 0.0)),
-            seen=note(now.seen, choice.value, going),
+            ended=ended | choice.ends,
+            new=now.new + ~ended,
+            values=now.values.at[:, now.step].set(where_rows(~ended, choice.value, padding)),
+            log_probs=now.log_probs.at[:, now.step].set(jnp.where(ended, 0.0, choice.log_prob)),
+            seen=note(now.seen, choice.value, ~ended),
         )
 
     def read_and_put(now: Writing) -> Writing:
-        carry, outputs = read(now.carry, now.last)
-        # With one row the loop ends where the row does.
-        carry = carry if rows == 1 else where_rows(now.ended, now.carry, carry)
-        return put(now._replace(carry=carry), outputs)
+        return put(now, *read(now.carry, now.last))
 
     return lax.while_loop(
-        lambda now: (now.step < length) & ~jnp.all(now.ended), read_and_put, put(start, outputs)
+        lambda now: (now.step < length) & ~jnp.all(now.ended),
+        read_and_put,
+        put(start, start.carry, outputs),
     )
 
 

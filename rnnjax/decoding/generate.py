@@ -40,7 +40,8 @@ class Generated(NamedTuple):
         keys: [...], one key a row for what comes next.
 
     To go on where this ended: ``generate(model, params, last[..., None], initial_carry=carry,
-    key=keys, ...)`` writes what one longer call would have written.
+    key=keys, ...)`` writes what one longer call would have written, unless the sampler looks at the
+    history: of the tokens before ``last`` it knows nothing then.
     """
 
     tokens: Array
@@ -102,7 +103,7 @@ def generate(
         ((2, 6), [6, 6])
     """
     table = token_table(model, params)
-    return _generate_with(
+    out, _ = _generate_with(
         table,
         model,
         params,
@@ -115,6 +116,7 @@ def generate(
         pad=pad,
         initial_carry=initial_carry,
     )
+    return out
 
 
 def stream_text(
@@ -132,8 +134,8 @@ def stream_text(
 ) -> Iterator[np.ndarray]:
     """The new tokens of one text as they come, ``block_size`` at a time, each block [n].
 
-    Together they are what :func:`generate` writes with the same arguments. Every block but the
-    first is one call of the same compiled program.
+    Together they are what :func:`generate` writes with the same arguments, whatever the sampler
+    looks back at. Every block but the first is one call of the same compiled program.
 
     Args:
         model: as for ``generate``, and so are the others.
@@ -161,23 +163,27 @@ def stream_text(
     if jnp.ndim(prompt) != 1:
         raise ValueError(f"prompt must have shape [T], got shape {jnp.shape(prompt)}")
     stops = () if stop is None else check_ids("stop", stop)
-    table = token_table(model, params)
+    table, history = token_table(model, params), None
     while left:
-        out = _generate_with(
+        asked = min(block, left)
+        out, history = _generate_with(
             table,
             model,
             params,
             prompt,
             lengths,
-            max_new_tokens=min(block, left),
+            max_new_tokens=asked,
             key=key,
             sampling=sampling,
             stop=stop,
             initial_carry=initial_carry,
+            history=history,
+            room=left,
         )
         tokens = np.asarray(out.tokens)[: int(out.lengths)]
-        yield tokens
-        if tokens[-1] in stops:
+        if len(tokens):
+            yield tokens
+        if len(tokens) < asked or tokens[-1] in stops:
             return
         left -= len(tokens)
         prompt, lengths, key, initial_carry = out.last[None], None, out.keys, out.carry
@@ -196,8 +202,14 @@ def _generate_with(
     stop: Any,
     pad: int = 0,
     initial_carry: Carry = None,
-) -> Generated:
-    """:func:`generate`, given what :func:`token_table` made."""
+    history: History | None = None,
+    room: int | None = None,
+) -> tuple[Generated, History]:
+    """:func:`generate`, given what :func:`token_table` made; and the history behind it.
+
+    ``history`` is what a call before this one gave: all tokens up to ``prompt``, which is the last
+    of them. A first call makes ``room`` in it for the tokens of later calls as well.
+    """
     sampling = sample() if sampling is None else sampling
     if not isinstance(sampling, Sampling):
         raise ValueError(
@@ -210,8 +222,9 @@ def _generate_with(
     for name, ids in (("stop", stops), ("pad", check_ids("pad", pad))):
         if any(i >= model.vocab_size for i in ids):
             raise ValueError(f"{name} must lie in [0, {model.vocab_size}), got {max(ids)}")
-    how = _How(model, sampling, count, stops, int(pad))
-    return _generate(how, params, table, prompt, lengths, keys, initial_carry)
+    room = count if room is None or history is not None else room
+    how = _How(model, sampling, count, stops, int(pad), room)
+    return _generate(how, params, table, prompt, lengths, keys, initial_carry, history)
 
 
 class _How(NamedTuple):
@@ -222,6 +235,7 @@ class _How(NamedTuple):
     max_new_tokens: int
     stop: tuple[int, ...]
     pad: int
+    room: int  # for new tokens in a history that is made here
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -233,8 +247,9 @@ def _generate(
     lengths: Array,
     keys: Array,
     initial_carry: Carry,
-) -> Generated:
-    given = params, table, prompt, lengths, keys, initial_carry
+    history: History | None,
+) -> tuple[Generated, History]:
+    given = params, table, prompt, lengths, keys, initial_carry, history
     return with_automatic_axes(lambda given: _texts(how, *given), given, prompt, prompt.ndim - 1)
 
 
@@ -246,7 +261,8 @@ def _texts(
     lengths: Array,
     keys: Array,
     initial_carry: Carry,
-) -> Generated:
+    history: History | None,
+) -> tuple[Generated, History]:
     batch, time = prompt.shape[:-1], prompt.shape[-1]
     carry, features = how.model.features(params, prompt, lengths, initial_carry=initial_carry)
     valid = masking.lengths_to_mask(lengths, time)
@@ -255,7 +271,11 @@ def _texts(
     count = len(prompt)
     room = jnp.full((count, how.max_new_tokens), how.pad, jnp.int32)
     last = jnp.take_along_axis(prompt, lengths[:, None] - 1, axis=1)[:, 0]
-    history = History(jnp.concatenate([prompt, room], 1), lengths, jnp.zeros(count, jnp.int32))
+    if history is None:
+        later = jnp.full((count, how.room), how.pad, jnp.int32)
+        history = History(jnp.concatenate([prompt, later], 1), lengths, jnp.zeros_like(lengths))
+    else:
+        history = as_rows(batch, history)
     end = write_rows(
         start_writing(carry, last, keys, room, history),
         logits,
@@ -264,9 +284,8 @@ def _texts(
         _note,
         draws=how.sampling.draws,
     )
-    return as_batch(
-        batch, Generated(end.values, end.new, end.log_probs, end.carry, end.last, end.keys)
-    )
+    out = Generated(end.values, end.new, end.log_probs, end.carry, end.last, end.keys)
+    return as_batch(batch, (out, end.seen))
 
 
 def _choose(how: _How, keys: Array, logits: Array, history: History) -> Choice:

@@ -324,13 +324,45 @@ def test_a_stop_that_never_comes_gives_the_most_tokens():
     assert out.lengths.tolist() == [5, 5, 5]
 
 
-def test_a_row_without_a_token_left_ends():
-    def nothing(logits, history):
-        return jnp.where(history.new == 2, -jnp.inf, logits)
+def nothing_after_two(logits, history):
+    return jnp.where(history.new == 2, -jnp.inf, logits)
 
-    out = write(count=5, sampling=rnnjax.sample(nothing))
-    assert out.lengths.tolist() == [2, 2, 2]
+
+@pytest.mark.parametrize("rows", [(0, 1, 2), (1,)])
+def test_a_row_without_a_token_left_ends(rows):
+    out = write(rows, count=5, sampling=rnnjax.sample(nothing_after_two))
+    assert out.lengths.tolist() == [2] * len(rows)
     assert not np.any(out.log_probs[:, 2:])
+    np.testing.assert_array_equal(out.last, out.tokens[:, 1])
+    # As behind a stop, the carry has read all but the last token.
+    before = [int(PROMPTS[row, LENGTHS[row] - 1]) for row in rows]
+    np.testing.assert_array_equal(out.carry, np.stack([before, out.tokens[:, 0]], axis=1))
+
+
+def stream(block_size, *transforms, **options):
+    sampling = rnnjax.sample(*transforms)
+    given = {"max_new_tokens": 11, "key": KEYS[0], "sampling": sampling, **options}
+    blocks = rnnjax.stream_text(MODEL, PARAMS, PROMPTS[0], block_size=block_size, **given)
+    return list(blocks), rnnjax.generate(MODEL, PARAMS, PROMPTS[0], **given)
+
+
+@pytest.mark.parametrize("block_size", [1, 3])
+def test_a_stream_without_a_token_left_ends(block_size):
+    blocks, whole = stream(block_size, nothing_after_two)
+    assert int(whole.lengths) == 2
+    np.testing.assert_array_equal(np.concatenate(blocks), whole.tokens[:2])
+    nothing, _ = stream(block_size, lambda logits, history: jnp.full_like(logits, -jnp.inf))
+    assert nothing == []
+
+
+def test_a_stream_remembers_what_was_written_before_the_block():
+    penalty = rnnjax.repetition_penalty(20.0, window=5)
+    blocks, whole = stream(2, penalty, rnnjax.min_length(5, [1]), stop=1)
+    length = int(whole.lengths)
+    assert length > 5
+    np.testing.assert_array_equal(np.concatenate(blocks), whole.tokens[:length])
+    forgetful, _ = stream(2, rnnjax.repetition_penalty(20.0, window=1), stop=1)
+    assert np.concatenate(forgetful).tolist() != whole.tokens[:length].tolist()
 
 
 def test_a_stream_gives_the_tokens_of_one_call():
