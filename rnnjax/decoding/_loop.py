@@ -90,7 +90,7 @@ def write_rows(
         note: ``(seen, value, going) -> seen``, for rows that are ``going``.
         draws: whether ``choose`` uses its keys; else they stay as they are.
     """
-    rows, length = start.values.shape[:2]
+    length = start.values.shape[1]
 
     def put(now: Writing, carry: Carry, outputs: Any) -> Writing:
         keys, draw = now.keys, now.keys
