@@ -25,7 +25,7 @@ def carry_dtype(params: Any) -> jnp.dtype:
     return accumulation_dtype(max(floats, key=lambda dtype: dtype.itemsize))
 
 
-def linear(x: Array, w: Array, bias: Array | None = None, *, name: str = "xs") -> Array:
+def affine(x: Array, w: Array, bias: Array | None = None, *, name: str = "xs") -> Array:
     """``x @ w + bias``: the product in the dtype of ``w``, accumulated in at least float32.
 
     Args:

@@ -15,7 +15,7 @@ from experiments.running.setting_checks import check_settings
 from experiments.running.text import fit_encoder, take
 from rnnjax.data import load
 from rnnjax.data.batching import Batch
-from rnnjax.data.ragged import Sequences
+from rnnjax.data.ragged import RaggedRows
 from rnnjax.interop.classifiers import Architecture, LayerSize, build
 from rnnjax.models import ClassifierParams
 
@@ -60,7 +60,7 @@ class Task(NamedTuple):
     settings: Settings
     architecture: Architecture
     params: ClassifierParams  # NumPy
-    ids: Sequences
+    ids: RaggedRows
     labels: list[int]
 
     @property

@@ -21,7 +21,7 @@ import numpy as np
 from jax import Array
 from numpy.typing import NDArray
 
-from rnnjax.data.ragged import Sequences
+from rnnjax.data.ragged import RaggedRows
 
 FOLDS = 5
 
@@ -54,7 +54,7 @@ def pairs_of(tokens: Any, buckets: int) -> Any:
 
 
 def count_odds(
-    sequences: Sequences, labels: Sequence[int], vocab_size: int, buckets: int, num_classes: int
+    sequences: RaggedRows, labels: Sequence[int], vocab_size: int, buckets: int, num_classes: int
 ) -> Odds:
     """Counts the odds of words and of pairs in the training texts."""
     texts = [np.asarray(ids, np.int32) for ids in sequences]

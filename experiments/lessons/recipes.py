@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 import rnnjax
 from rnnjax.data import Examples, flatten
-from rnnjax.data.ragged import Ragged, Sequences
+from rnnjax.data.ragged import Ragged, RaggedRows
 from rnnjax.interop.classifiers import LayerSize
 from rnnjax.models import ClassifierParams, EmbeddingParams, LinearParams, Model
 from rnnjax.training.lazy_adam import Form
@@ -69,7 +69,7 @@ class Encoded:
         labels: the class of each text.
     """
 
-    def __init__(self, sequences: Sequences, labels: Sequence[int]) -> None:
+    def __init__(self, sequences: RaggedRows, labels: Sequence[int]) -> None:
         self.ragged: Ragged = flatten(sequences)
         self.lengths = self.ragged.lengths
         self.labels = np.asarray(labels, np.int32)

@@ -33,7 +33,7 @@ from experiments.running.advancing import take_steps
 from experiments.running.fitting import classification_loss, hide_words
 from experiments.running.setting_checks import check_settings
 from experiments.running.text import Splits, fit_encoder, make_batches
-from rnnjax._numerics import linear
+from rnnjax._numerics import affine
 from rnnjax.data import DataError, Dataset, load
 from rnnjax.layers._common import apply_dropout
 from rnnjax.masking import max_pool, zero_padding
@@ -140,7 +140,7 @@ def build_model(tuning: Tuning, odds: Odds | None, vocab_size: int, num_classes:
             straight = params.gain * total / jnp.sqrt(count)
         _, ys = layer.apply(params.encoder, apply_dropout(drop_in, xs, tuning.dropout), mask=valid)
         pooled = apply_dropout(drop_out, max_pool(ys, valid), tuning.dropout)
-        return linear(pooled, params.head.w, params.head.bias) + straight
+        return affine(pooled, params.head.w, params.head.bias) + straight
 
     return Model(init, apply)
 

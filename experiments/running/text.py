@@ -19,7 +19,7 @@ from rnnjax.data import (
     split,
     truncate,
 )
-from rnnjax.data.ragged import Sequences
+from rnnjax.data.ragged import RaggedRows
 
 Batching = Literal["bucketed", "packed", "padded"]
 Batches = TypeVar("Batches", BucketedBatches, PackedBatches)
@@ -41,7 +41,7 @@ class Encoder(NamedTuple):
     max_length: int
     keep: Literal["head", "tail"]
 
-    def __call__(self, texts: Sequence[str]) -> Sequences:
+    def __call__(self, texts: Sequence[str]) -> RaggedRows:
         """Token ids of each text, at most ``max_length`` of them."""
         tokenize = TOKENIZERS[self.tokenizer]
         ids = [self.vocabulary.encode(tokenize(text)) for text in texts]
@@ -104,7 +104,7 @@ def make_batches(
     boundaries = choose_boundaries(lengths, buckets if batching == "bucketed" else 1)
     training, *others = (_fullest_bucket(ids, boundaries) for ids in encoded)
 
-    def make(ids: Sequences, part: Examples, shuffle: bool) -> Any:
+    def make(ids: RaggedRows, part: Examples, shuffle: bool) -> Any:
         # What is only evaluated shares one size, and so its compiled programs.
         most = training if shuffle else max(others)
         options: dict[str, Any] = {
@@ -121,7 +121,7 @@ def make_batches(
     return Splits(*map(make, encoded, parts, (True, False, False)))
 
 
-def _fullest_bucket(ids: Sequences, boundaries: Sequence[int]) -> int:
+def _fullest_bucket(ids: RaggedRows, boundaries: Sequence[int]) -> int:
     """How many texts the bucket with the most of them has."""
     buckets = np.searchsorted(boundaries, [len(row) for row in ids])
     return int(np.bincount(buckets).max())

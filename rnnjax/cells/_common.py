@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax._checks import describe
-from rnnjax._numerics import carry_dtype, linear, split_gates
+from rnnjax._numerics import affine, carry_dtype, split_gates
 from rnnjax.base import Carry, Cell, Params
 from rnnjax.initializers import CellInitializer
 
@@ -28,7 +28,7 @@ def project_packed(gates: int) -> Callable[[Any, Array], tuple[Array, ...]]:
     """``x @ w_ih + bias`` in pieces, one for each gate."""
 
     def project(params: Any, x: Array) -> tuple[Array, ...]:
-        return split_gates(linear(x, params.w_ih, params.bias), gates)
+        return split_gates(affine(x, params.w_ih, params.bias), gates)
 
     return project
 

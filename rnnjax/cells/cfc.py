@@ -8,7 +8,7 @@ from jax import Array
 from jax.nn import sigmoid
 
 from rnnjax._checks import check_key, check_size
-from rnnjax._numerics import linear, split_gates
+from rnnjax._numerics import affine, split_gates
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
 from rnnjax.cells._common import draw_packed, input_and_elapsed, packed_cell
@@ -25,7 +25,7 @@ class CfCParams(NamedTuple):
 
 def _project(params: CfCParams, x: Any) -> tuple:
     inputs, elapsed = input_and_elapsed(x)
-    sums = split_gates(linear(inputs, params.w_ih, params.bias), 4)
+    sums = split_gates(affine(inputs, params.w_ih, params.bias), 4)
     dtype = sums[0].dtype
     return *sums, jnp.ones((1,), dtype) if elapsed is None else elapsed.astype(dtype)
 

@@ -8,7 +8,7 @@ from jax import Array
 from jax.nn import sigmoid
 
 from rnnjax._checks import check_flag, check_key, check_size
-from rnnjax._numerics import linear, split_gates
+from rnnjax._numerics import affine, split_gates
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
 from rnnjax.cells._common import packed_cell, project_packed, zeros_of
@@ -56,9 +56,9 @@ def _update_after(
 
 def _gates_before(params: GRUParams, carry: Array, x_proj: tuple, h_proj: tuple) -> GRUGates:
     w_r, w_z, w_n = split_gates(params.w_hh, 3)
-    reset = sigmoid(x_proj[0] + linear(carry, w_r))
-    keep = sigmoid(x_proj[1] + linear(carry, w_z))
-    return GRUGates(reset, keep, jnp.tanh(x_proj[2] + linear(reset * carry, w_n)))
+    reset = sigmoid(x_proj[0] + affine(carry, w_r))
+    keep = sigmoid(x_proj[1] + affine(carry, w_z))
+    return GRUGates(reset, keep, jnp.tanh(x_proj[2] + affine(reset * carry, w_n)))
 
 
 def _step_before(params: GRUParams, carry: Array, x_proj: tuple) -> tuple[Array, Array]:

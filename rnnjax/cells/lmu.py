@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 
 from rnnjax._checks import check_key, check_number, check_size
-from rnnjax._numerics import linear
+from rnnjax._numerics import affine
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
 from rnnjax.cells._common import zeros_of
@@ -113,9 +113,9 @@ def lmu(hidden_size: int, memory_size: int, theta: float) -> Cell:
         )
 
     def project(params: LMUParams, x: Array) -> tuple[Array, Array]:
-        u = linear(x, params.e_x[:, None])
+        u = affine(x, params.e_x[:, None])
         into_memory = u * jnp.asarray(b, u.dtype)
-        return into_memory, linear(x, params.w_ih) + linear(into_memory, params.w_mh)
+        return into_memory, affine(x, params.w_ih) + affine(into_memory, params.w_mh)
 
     def recurrent(params: LMUParams) -> Array:
         """From (h, m) to the memory and to what stands inside tanh; [H + N, N + H]."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from rnnjax._checks import check_key, check_number, check_size
-from rnnjax._numerics import accumulation_dtype, linear
+from rnnjax._numerics import accumulation_dtype, affine
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
 
@@ -38,9 +38,9 @@ def _eigenvalues(params: LRUParams) -> Array:
 
 
 def _project(params: LRUParams, x: Array) -> tuple[Array, Array]:
-    real, imag = linear(x, params.b_real), linear(x, params.b_imag)
+    real, imag = affine(x, params.b_real), affine(x, params.b_imag)
     gamma = jnp.exp(params.gamma_log.astype(real.dtype))
-    return linear(x, params.d), lax.complex(gamma * real, gamma * imag)
+    return affine(x, params.d), lax.complex(gamma * real, gamma * imag)
 
 
 def _linear(params: LRUParams, x_proj: tuple) -> tuple[Array, Array]:
@@ -50,7 +50,7 @@ def _linear(params: LRUParams, x_proj: tuple) -> tuple[Array, Array]:
 def _update(params: LRUParams, carry: Array, x_proj: tuple, h_proj: tuple) -> tuple[Array, Array]:
     decay, drive = _linear(params, x_proj)
     state = decay * carry + drive
-    seen = linear(state.real, params.c_real) - linear(state.imag, params.c_imag)
+    seen = affine(state.real, params.c_real) - affine(state.imag, params.c_imag)
     return state, seen + x_proj[0]
 
 

@@ -8,7 +8,7 @@ from jax import Array
 from jax.nn import sigmoid
 
 from rnnjax._checks import check_flag, check_key, check_size
-from rnnjax._numerics import linear, split_gates
+from rnnjax._numerics import affine, split_gates
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
 from rnnjax.cells._common import packed_cell, project_packed, zeros_of
@@ -50,8 +50,8 @@ def _update_after(
 
 def _gates_before(params: MGUParams, carry: Array, x_proj: tuple, h_proj: tuple) -> MGUGates:
     w_f, w_n = split_gates(params.w_hh, 2)
-    f = sigmoid(x_proj[0] + linear(carry, w_f))
-    return MGUGates(f, jnp.tanh(x_proj[1] + linear(f * carry, w_n)))
+    f = sigmoid(x_proj[0] + affine(carry, w_f))
+    return MGUGates(f, jnp.tanh(x_proj[1] + affine(f * carry, w_n)))
 
 
 def _step_before(params: MGUParams, carry: Array, x_proj: tuple) -> tuple[Array, Array]:

@@ -8,7 +8,7 @@ from jax import Array
 from jax.nn import sigmoid
 
 from rnnjax._checks import check_key, check_size
-from rnnjax._numerics import accumulation_dtype, linear, split_gates
+from rnnjax._numerics import accumulation_dtype, affine, split_gates
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
 from rnnjax.cells.lstm import LSTMCarry
@@ -98,7 +98,7 @@ def mogrifier_lstm(
                 x = 2 * sigmoid(_times(h, weights)) * x
             else:
                 h = 2 * sigmoid(_times(x, weights)) * h
-        gates = linear(x, params.w_ih, params.bias) + linear(h, params.w_hh)
+        gates = affine(x, params.w_ih, params.bias) + affine(h, params.w_hh)
         i, f, g, o = split_gates(gates, 4)
         c = sigmoid(f) * carry.c + sigmoid(i) * jnp.tanh(g)
         h = sigmoid(o) * jnp.tanh(c)
@@ -129,5 +129,5 @@ def _glorot(key: Array, rows: int, columns: int) -> Array:
 def _times(x: Array, weights: Array | tuple) -> Array:
     if isinstance(weights, tuple):
         left, right = weights
-        return linear(linear(x, left), right)
-    return linear(x, weights)
+        return affine(affine(x, left), right)
+    return affine(x, weights)

@@ -6,7 +6,7 @@ import jax
 from jax import Array
 
 from rnnjax._checks import check_key, check_size
-from rnnjax._numerics import linear
+from rnnjax._numerics import affine
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
 from rnnjax.cells.lstm import LSTMCarry, LSTMGates, finish_lstm, lstm_gates, lstm_like
@@ -33,7 +33,7 @@ def _update(
     params: ProjectedLSTMParams, carry: LSTMCarry, x_proj: tuple, h_proj: tuple
 ) -> tuple[LSTMCarry, Array]:
     new, large = finish_lstm(lstm_gates(x_proj, h_proj), carry)
-    h = linear(large, params.w_hr)
+    h = affine(large, params.w_hr)
     return LSTMCarry(h, new.c), h
 
 

@@ -8,7 +8,7 @@ from jax import Array
 from jax.nn import sigmoid, softplus
 
 from rnnjax._checks import check_key, check_number, check_size
-from rnnjax._numerics import linear
+from rnnjax._numerics import affine
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
 from rnnjax.cells._common import zeros_of
@@ -28,8 +28,8 @@ class RGLRUParams(NamedTuple):
 
 
 def _project(params: RGLRUParams, x: Array) -> tuple[Array, Array]:
-    u = linear(x, params.w_ih)
-    r, i = jnp.split(sigmoid(linear(u, params.w_gates, params.bias)), 2)
+    u = affine(x, params.w_ih)
+    r, i = jnp.split(sigmoid(affine(u, params.w_gates, params.bias)), 2)
     log_decay = -SHARPNESS * softplus(params.decay.astype(u.dtype)) * r
     # 1 - a^2 without the loss of digits where a is near 1.
     room = -jnp.expm1(2 * log_decay)

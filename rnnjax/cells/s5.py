@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array, lax
 
 from rnnjax._checks import check_key, check_number, check_size
-from rnnjax._numerics import accumulation_dtype, linear
+from rnnjax._numerics import accumulation_dtype, affine
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
 from rnnjax.cells._common import input_and_elapsed
@@ -44,11 +44,11 @@ def _eigenvalues(params: S5Params, elapsed: Array | None = None) -> tuple[Array,
 def _project(params: S5Params, x: Any) -> tuple:
     inputs, elapsed = input_and_elapsed(x)
     eigenvalues, exponent = _eigenvalues(params, elapsed)
-    drive = lax.complex(linear(inputs, params.b_real), linear(inputs, params.b_imag))
+    drive = lax.complex(affine(inputs, params.b_real), affine(inputs, params.b_imag))
     held = jnp.expm1(exponent) / eigenvalues * drive
     # Without elapsed times the decay is the same at all steps, and is no array over them.
     decay = () if elapsed is None else (jnp.exp(exponent),)
-    return linear(inputs, params.d), held, *decay
+    return affine(inputs, params.d), held, *decay
 
 
 def _linear(params: S5Params, x_proj: tuple) -> tuple[Array, Array]:
@@ -59,7 +59,7 @@ def _linear(params: S5Params, x_proj: tuple) -> tuple[Array, Array]:
 def _update(params: S5Params, carry: Array, x_proj: tuple, h_proj: tuple) -> tuple[Array, Array]:
     decay, drive = _linear(params, x_proj)
     state = decay * carry + drive
-    seen = linear(state.real, params.c_real) - linear(state.imag, params.c_imag)
+    seen = affine(state.real, params.c_real) - affine(state.imag, params.c_imag)
     return state, 2 * seen + x_proj[0]
 
 

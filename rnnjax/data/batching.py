@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from rnnjax.data._bucket_order import BucketOrder
 from rnnjax.data.errors import DataError
-from rnnjax.data.ragged import Ragged, Sequences, flatten, require_at_most
+from rnnjax.data.ragged import Ragged, RaggedRows, flatten, require_at_most
 
 
 class Batch(NamedTuple):
@@ -67,7 +67,7 @@ class BucketedBatches:
 
     def __init__(
         self,
-        sequences: Sequences | Ragged,
+        sequences: RaggedRows | Ragged,
         labels: Sequence[Any] | NDArray[Any] | Ragged,
         *,
         batch_size: int,

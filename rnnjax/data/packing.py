@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rnnjax.data._bucket_order import BucketOrder
 from rnnjax.data.batching import check_lengths, check_range, checked_labels, filled
 from rnnjax.data.errors import DataError
-from rnnjax.data.ragged import Ragged, Sequences, flatten, require_at_most
+from rnnjax.data.ragged import Ragged, RaggedRows, flatten, require_at_most
 
 
 class PackedRows(NamedTuple):
@@ -66,7 +66,7 @@ class PackedRows(NamedTuple):
         return [flat[a : a + n] for a, n in zip(begins, self.lengths, strict=True)]
 
 
-def pack(sequences: Sequences | Ragged, row_length: int, *, row_multiple: int = 1) -> PackedRows:
+def pack(sequences: RaggedRows | Ragged, row_length: int, *, row_multiple: int = 1) -> PackedRows:
     """Puts sequences of unequal length behind each other in rows of equal length.
 
     Best fit decreasing: the longest first, each into the row with the least room that holds it.
@@ -147,7 +147,7 @@ class PackedBatches:
 
     def __init__(
         self,
-        sequences: Sequences | Ragged,
+        sequences: RaggedRows | Ragged,
         labels: Sequence[Any] | NDArray[Any] | Ragged,
         *,
         batch_size: int,

@@ -14,7 +14,7 @@ from rnnjax.data._text_files import read_lines
 from rnnjax.data.batching import check_lengths, check_range, filled
 from rnnjax.data.boundaries import best_cuts
 from rnnjax.data.errors import DataError, rows_error
-from rnnjax.data.ragged import Ragged, Sequences, flatten
+from rnnjax.data.ragged import Ragged, RaggedRows, flatten
 
 _MULTI30K = ("train", "val", "test_2016_flickr")
 _LANGUAGES = ("de", "en", "fr")
@@ -278,8 +278,8 @@ class PairBatches:
 
     def __init__(
         self,
-        sources: Sequences | Ragged,
-        targets: Sequences | Ragged,
+        sources: RaggedRows | Ragged,
+        targets: RaggedRows | Ragged,
         *,
         batch_size: int,
         boundaries: Sequence[tuple[int, int]],

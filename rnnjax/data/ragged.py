@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rnnjax.data.errors import DataError
 
 # Each is a list of ids, of floats or of vectors, or an array [T, ...] of integers or floats.
-Sequences = Sequence[Sequence[Any] | NDArray[Any]]
+RaggedRows = Sequence[Sequence[Any] | NDArray[Any]]
 
 _AT_A_TIME = 1024  # sequences that are arrays of their own before they are joined
 _INT32 = np.iinfo(np.int32)
@@ -140,7 +140,7 @@ def _laid(arrays: list[NDArray[Any]], begin: int) -> NDArray[Any]:
 
 
 def pad(
-    sequences: Sequences | Ragged, length: int | None = None, value: float = 0
+    sequences: RaggedRows | Ragged, length: int | None = None, value: float = 0
 ) -> tuple[NDArray[Any], NDArray[np.int32]]:
     """Put sequences of unequal length in one array, padded on the right.
 
@@ -179,7 +179,7 @@ def pad(
 
 
 def truncate(
-    sequences: Sequences, max_length: int, keep: Literal["head", "tail"] = "head"
+    sequences: RaggedRows, max_length: int, keep: Literal["head", "tail"] = "head"
 ) -> list[Sequence[Any] | NDArray[Any]]:
     """Cut each sequence to at most ``max_length`` steps.
 

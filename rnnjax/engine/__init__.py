@@ -9,7 +9,7 @@ Read in this order, each file in a few minutes:
 ``_plan``       which implementation, which chunks of time, how many steps an iteration, and why
 ``_prepare``    one batch axis, time first, padding zeroed, noise drawn, inputs projected
 ``_run``        the compiled call: all steps at once, or chunk after chunk
-``_loop``       ``run``, the one entry of the loop: what every implementation promises
+``_loop``       ``run_scan``, the one entry of the loop: what every implementation promises
 ``_step``       what a step reads, and what resets and masks do to it
 ``_products``   the product with the recurrent weights, a matrix or blocks of one
 ``_derivative`` the derivative of the loop, one rule for all cells

@@ -19,10 +19,10 @@ from rnnjax.engine._step import Inputs, Loop, Weights
 from rnnjax.masking import select, zero_padding
 
 
-def run(
+def run_associative(
     cell: Cell, loop: Loop, weights: Weights, carry: Carry, inputs: Inputs
 ) -> tuple[Carry, Any]:
-    """What ``run`` of ``_loop`` gives, in parallel over time, for a cell with ``linear``.
+    """What ``run_scan`` gives, in parallel over time, for a cell with ``linear``.
 
     The states are those of the recurrence that ``linear`` describes, to rounding; the outputs are
     those of ``update`` at every step, its carry left aside.

@@ -1,7 +1,7 @@
 """The loop over time, for every cell.
 
-:func:`run` is the one entry. Cells written as ``project / recurrent / update`` get their derivative
-from :mod:`rnnjax.engine._derivative`, the others from JAX.
+:func:`run_scan` is the one entry. Cells written as ``project / recurrent / update`` get their
+derivative from :mod:`rnnjax.engine._derivative`, the others from JAX.
 """
 
 import functools
@@ -28,7 +28,9 @@ from rnnjax.engine._step import (
 )
 
 
-def run(cell: Cell, loop: Loop, weights: Weights, carry: Any, inputs: Inputs) -> tuple[Any, Any]:
+def run_scan(
+    cell: Cell, loop: Loop, weights: Weights, carry: Any, inputs: Inputs
+) -> tuple[Any, Any]:
     """Run ``cell`` over time, with one batch axis: ``(carry, ys [T, B, O])``.
 
     What every implementation of the loop promises, this one, the associative and a kernel alike:
@@ -58,11 +60,11 @@ def run(cell: Cell, loop: Loop, weights: Weights, carry: Any, inputs: Inputs) ->
     if not may_merge_axes((weights, carry, inputs)):
         rows = jax.tree.leaves(carry)[0].shape[0]
         cell, weights = vectors_as_row_constants(cell, weights, rows)
-    forward = functools.partial(_forward, cell, loop)
+    forward = functools.partial(_scan_with_update, cell, loop)
     return differentiable_loop(forward, cell, loop)(weights, carry, inputs)
 
 
-def _forward(cell: Cell, loop: Loop, weights: Weights, carry: Any, inputs: Inputs) -> Any:
+def _scan_with_update(cell: Cell, loop: Loop, weights: Weights, carry: Any, inputs: Inputs) -> Any:
     """The loop of a cell with ``update``, without its derivative."""
     update = over_batch(cell.update)
 

@@ -39,7 +39,7 @@ class Call(NamedTuple):
         return shape[:-2], shape[-2]
 
 
-class Steps(NamedTuple):
+class StepInputs(NamedTuple):
     """What is read step by step before projection; time first, one batch axis."""
 
     xs: Any  # [T, B, D] a leaf
@@ -55,7 +55,7 @@ class Prepared(NamedTuple):
     carry: Carry  # the carry before the first step
     noise: Noise
     context: Any
-    steps: Steps
+    steps: StepInputs
 
 
 def prepare(cell: Cell, reverse: bool, call: Call) -> Prepared:
@@ -83,7 +83,7 @@ def prepare(cell: Cell, reverse: bool, call: Call) -> Prepared:
     context = _prepare_context(
         cell, params, jax.tree.map(lambda a: _one_batch_axis(batch, a), call.context)
     )
-    return Prepared(reset_carry, carry, noise, context, Steps(xs, valid, resets, noise.steps))
+    return Prepared(reset_carry, carry, noise, context, StepInputs(xs, valid, resets, noise.steps))
 
 
 def _carry_shapes(cell: Cell, params: Params, batch: tuple[int, ...]) -> Carry:
@@ -113,7 +113,9 @@ def _prepare_context(cell: Cell, params: Params, context: Any) -> Any:
     return jax.vmap(cell.context, in_axes=(None, 0))(params, context)
 
 
-def project(cell: Cell, params: Params, prepared: Prepared, steps: Steps) -> tuple[Weights, Inputs]:
+def project(
+    cell: Cell, params: Params, prepared: Prepared, steps: StepInputs
+) -> tuple[Weights, Inputs]:
     """What a loop reads: the half of every step that needs no carry, computed for all at once."""
     noise = prepared.noise
     w_hh = cell.recurrent(params) if cell.recurrent else None

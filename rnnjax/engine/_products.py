@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from rnnjax._numerics import accumulation_dtype, linear
+from rnnjax._numerics import accumulation_dtype, affine
 
 
 def gate_widths(w_hh: Array | None, x_projs: tuple[Any, ...]) -> tuple[int, ...]:
@@ -54,7 +54,7 @@ def _heads(w_hh: Array) -> int:
 def multiply(h: Array, w_hh: Array) -> Array:
     """``h`` [..., P] times the recurrent weights, packed, in at least float32."""
     if w_hh.ndim == 2:
-        return linear(h, w_hh)
+        return affine(h, w_hh)
     return _multiply_blocks(h, w_hh, transposed=False)
 
 

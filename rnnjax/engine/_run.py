@@ -16,7 +16,7 @@ from rnnjax.engine._plan import Plan, Request, make_plan, size_of
 from rnnjax.engine._prepare import (
     Call,
     Prepared,
-    Steps,
+    StepInputs,
     batch_first,
     prepare,
     project,
@@ -74,13 +74,13 @@ def _run_call(cell: Cell, static: Static, call: Call) -> tuple[Carry, Any]:
 def _implementation(static: Static, plan: Plan) -> Callable:
     """What runs the loop: of the scan and the persistent kernel, the arrays decide in the end."""
     if plan.implementation == "associative":
-        return _associative.run
+        return _associative.run_associative
     if static.request.implementation == "scan":
-        return _loop.run
+        return _loop.run_scan
     by_name = static.request.implementation == "persistent"
     # An ensemble would run member after member in the kernel, and in the scan all at once.
     if static.mapped > 1 and not by_name:
-        return _loop.run
+        return _loop.run_scan
     return functools.partial(persistent.run_chosen, by_name, static.device)
 
 
@@ -106,7 +106,7 @@ def _run_plan(
     params = call.params
     inner, wide = cell_reading_wide(cell, params), in_sum_dtypes(params)
 
-    def some_steps(wide: Any, prepared: Prepared, carry: Carry, some: Steps) -> Any:
+    def some_steps(wide: Any, prepared: Prepared, carry: Carry, some: StepInputs) -> Any:
         weights, inputs = project(cell, in_dtypes_of(wide, params), prepared, some)
         return run(inner, loop, weights._replace(params=wide), carry, inputs)
 

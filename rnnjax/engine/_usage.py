@@ -90,11 +90,11 @@ def operand_shapes(weights: Weights, inputs: Inputs) -> tuple:
     ``(params, carry, x_proj, h_proj, context)``, the last a tuple of one or none.
     """
     return (
-        _shapes(weights.params, axes=0),
-        _shapes(weights.reset_carry, axes=1),
-        _shapes(inputs.x_projs, axes=2),
+        example_shapes(weights.params, axes=0),
+        example_shapes(weights.reset_carry, axes=1),
+        example_shapes(inputs.x_projs, axes=2),
         _h_proj_shapes(weights, inputs),
-        _shapes(context_of(weights), axes=1),
+        example_shapes(context_of(weights), axes=1),
     )
 
 
@@ -131,7 +131,7 @@ def _y_is_hidden(jaxpr: Any, weights: Weights, carry: Any) -> bool:
     return y_is_one_array and outputs[0] is h
 
 
-def _shapes(tree: Any, axes: int) -> Any:
+def example_shapes(tree: Any, axes: int) -> Any:
     """The shapes of ``tree`` for one example, without its first ``axes`` axes."""
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[axes:], a.dtype), tree)
 

@@ -89,7 +89,7 @@ def run_block(
     part: Cell | Layer, params: Params, carry: Carry, block: Block, count: Array, context: Any
 ) -> tuple[Carry, Any]:
     """The carry after ``count`` steps of a block, and outputs [K, ..., O], zero beyond them."""
-    carry = start(part, params, carry, block.mask.shape[1:])
+    carry = starting_carry(part, params, carry, block.mask.shape[1:])
 
     def at(i: Any) -> Block:
         return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, i, keepdims=False), block)
@@ -160,16 +160,18 @@ def _inline_step(
     context: Any,
 ) -> tuple[Carry, Any]:
     batch = _batch_of(x)
-    own = None if carry is not None and resets is None else start(part, params, None, batch)
-    carry = own if carry is None else start(part, params, carry, batch)
+    own = (
+        None if carry is not None and resets is None else starting_carry(part, params, None, batch)
+    )
+    carry = own if carry is None else starting_carry(part, params, carry, batch)
     if resets is not None:  # a flag where there is no step is not read
         carry = masking.select(resets if mask is None else resets & mask, own, carry)
-    new, y = _advance(part, params, carry, masking.zero_padding(mask, x), context)
+    new, y = _apply_one_step(part, params, carry, masking.zero_padding(mask, x), context)
     return masking.select(mask, new, carry), masking.zero_padding(mask, y)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _advance(
+def _apply_one_step(
     part: Cell | Layer, params: Params, carry: Carry, x: Array, context: Any
 ) -> tuple[Carry, Any]:
     apply = functools.partial(unroll, part) if isinstance(part, Cell) else part.apply
@@ -213,18 +215,20 @@ def step_in_program(
     return one(carry, x, *constants)
 
 
-def start(part: Cell | Layer, params: Params, carry: Carry, batch: tuple[int, ...]) -> Carry:
+def starting_carry(
+    part: Cell | Layer, params: Params, carry: Carry, batch: tuple[int, ...]
+) -> Carry:
     """The carry to begin with: the part's own where ``carry`` is None, else ``carry``, checked."""
 
     def own() -> Carry:
         if isinstance(part, Cell):
-            return spread(part.initial_carry(params), batch)
+            return spread_carry(part.initial_carry(params), batch)
         return part.initial_carry(params, batch)
 
     return own() if carry is None else check_carry("initial_carry", carry, jax.eval_shape(own))
 
 
-def spread(carry: Carry, batch: tuple[int, ...]) -> Carry:
+def spread_carry(carry: Carry, batch: tuple[int, ...]) -> Carry:
     """The carry of one sequence for all of a batch: leaves [...] as [*batch, ...]."""
     return jax.tree.map(lambda a: jnp.broadcast_to(a, (*batch, *a.shape)), carry)
 

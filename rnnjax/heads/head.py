@@ -9,7 +9,7 @@ from jax import Array
 
 from rnnjax import masking
 from rnnjax._checks import check_key, check_size, require_finite
-from rnnjax._numerics import linear
+from rnnjax._numerics import affine
 from rnnjax._recipe import Made
 from rnnjax.base import Key
 from rnnjax.initializers import draw_linear
@@ -88,7 +88,7 @@ def make_head(
         return HeadParams(w, bias if start is None else start(bias))
 
     def apply(params: HeadParams, hs: Array) -> Any:
-        return distribution(linear(jnp.asarray(hs), params.w, params.bias, name="hs"))
+        return distribution(affine(jnp.asarray(hs), params.w, params.bias, name="hs"))
 
     def masked(score: Callable) -> Callable[..., Array]:
         return lambda given, values, mask=None: _score_real(

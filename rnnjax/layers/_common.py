@@ -11,7 +11,9 @@ from rnnjax._checks import check_key
 from rnnjax._devices import with_automatic_axes
 from rnnjax.base import Apply, Carry, Direction, Key, Layer, Params
 
-Steps = dict[str, Any]  # lengths, mask, resets, and context where given, handed on as they came
+StepArguments = dict[
+    str, Any
+]  # lengths, mask, resets, and context where given, handed on as they came
 
 
 def apply_dropout(key: Key | None, xs: Array, rate: float) -> Array:
@@ -51,7 +53,7 @@ def with_signature(apply: Callable) -> Apply:
                 f"xs must be an array [..., T, D], got {type(xs).__name__}, and params an array: "
                 "the order is layer.apply(params, xs, lengths)"
             )
-        steps: Steps = {"lengths": lengths, "mask": mask, "resets": resets}
+        steps: StepArguments = {"lengths": lengths, "mask": mask, "resets": resets}
         if context is not None:
             steps["context"] = context
         return apply(params, xs, steps, initial_carry, key)
@@ -75,7 +77,7 @@ def split_key(key: Key | None, count: int, stream: int = 0) -> Any:
     return jax.random.split(jax.random.fold_in(check_key(key), stream), count)
 
 
-def split_context(steps: Steps, count: int) -> list[Steps]:
+def split_context(steps: StepArguments, count: int) -> list[StepArguments]:
     """``steps`` for each of ``count`` parts, with the part's own context.
 
     Raises:

@@ -9,7 +9,7 @@ from jax import Array
 
 from rnnjax import masking
 from rnnjax._checks import check_key, check_size
-from rnnjax._numerics import accumulation_dtype, linear
+from rnnjax._numerics import accumulation_dtype, affine
 from rnnjax._recipe import Made, factory
 from rnnjax.base import Key
 from rnnjax.initializers import draw_linear
@@ -144,7 +144,7 @@ def attention(kind: str = "general", *, size: int | None = None, window: int = 1
         return jnp.concatenate([params.w, params.place], axis=-1)
 
     def keys(params: Any, memory: Array) -> Array:
-        return linear(memory, params.key, name="memory") if kind == "additive" else memory
+        return affine(memory, params.key, name="memory") if kind == "additive" else memory
 
     def weigh(params: Any, queries: Array, keys: Array, real: Array) -> Array:
         places = None
@@ -167,7 +167,7 @@ def attention(kind: str = "general", *, size: int | None = None, window: int = 1
         memory = masking.zero_padding(valid, memory)
         real = jnp.ones((*batch, steps), bool) if valid is None else valid
         w_q = query_weights(params)
-        queries = queries if w_q is None else linear(queries, w_q, name="queries")
+        queries = queries if w_q is None else affine(queries, w_q, name="queries")
         weights = weigh(params, queries, keys(params, memory), real)
         return weighted_mean(weights, memory), weights
 

@@ -9,7 +9,7 @@ from jax.nn import sigmoid
 
 from rnnjax import masking
 from rnnjax._checks import check_flag, check_key, check_number, check_size
-from rnnjax._numerics import accumulation_dtype, linear
+from rnnjax._numerics import accumulation_dtype, affine
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Noise, NoiseShape, Params
 from rnnjax.engine._products import gate_widths
@@ -268,7 +268,7 @@ def _asking_before(
         if memory.values is not None:
             return memory
         states = memory.states
-        values = linear(states, params.context, name="memory.states")
+        values = affine(states, params.context, name="memory.states")
         return memory._replace(keys=attention.keys(params.attention, states), values=values)
 
     def read(
@@ -417,15 +417,15 @@ def _feeding(cell: Cell, attention: Attention, memory_size: int, output_size: in
         assert memory.keys is not None
         w_hh = _recurrent(cell, params.cell)
         widths = gate_widths(w_hh, x_proj)
-        h_proj = _cut(linear(cell.hidden(carry.cell), w_hh), widths)
-        x_proj = _add_to_gates(x_proj, h_proj, linear(carry.fed, params.feed))
+        h_proj = _cut(affine(cell.hidden(carry.cell), w_hh), widths)
+        x_proj = _add_to_gates(x_proj, h_proj, affine(carry.fed, params.feed))
         new, y = cell.update(params.cell, carry.cell, x_proj, h_proj)
         w_q = attention.query_weights(params.attention)
-        query = y if w_q is None else linear(y, w_q)
+        query = y if w_q is None else affine(y, w_q)
         weights = attention.weigh(params.attention, query[None], memory.keys, memory.mask)
         answer = weighted_mean(weights, memory.states)[0]
         joined = jnp.concatenate([answer.astype(y.dtype), y])
-        fed = jnp.tanh(linear(joined, params.output))
+        fed = jnp.tanh(affine(joined, params.output))
         return FeedingCarry(new, fed), Attended(fed, weights[0])
 
     def noise(key: Key, params: InputFeedingParams, shape: NoiseShape) -> Noise:

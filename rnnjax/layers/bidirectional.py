@@ -9,7 +9,13 @@ from jax import Array
 from rnnjax._checks import check_key
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Layer
-from rnnjax.layers._common import Steps, check_parts, split_context, split_key, with_signature
+from rnnjax.layers._common import (
+    StepArguments,
+    check_parts,
+    split_context,
+    split_key,
+    with_signature,
+)
 from rnnjax.layers.recurrent import as_layer
 from rnnjax.transforms.precision import Policy
 
@@ -77,7 +83,7 @@ def bidirectional(
         return Directions(one.init(first, input_size), two.init(second, input_size))
 
     def apply(
-        params: Directions, xs: Array, steps: Steps, initial_carry: Carry, key: Key | None
+        params: Directions, xs: Array, steps: StepArguments, initial_carry: Carry, key: Key | None
     ) -> tuple[Directions, Array]:
         start = Directions(None, None) if initial_carry is None else initial_carry
         check_parts("initial_carry", start, 2)

@@ -10,7 +10,7 @@ from jax.nn import sigmoid
 
 from rnnjax import masking
 from rnnjax._checks import check_carry, check_flag, check_key, check_size, describe
-from rnnjax._numerics import carry_dtype, linear, split_gates, varying_like
+from rnnjax._numerics import affine, carry_dtype, split_gates, varying_like
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Layer
 from rnnjax.cells._common import draw_packed, zeros_of
@@ -18,7 +18,7 @@ from rnnjax.cells.lstm import LSTMCarry, LSTMGates, lstm_gates
 from rnnjax.engine._arguments import check_xs
 from rnnjax.engine.unroll import unroll
 from rnnjax.initializers import CellInitializer, resolve
-from rnnjax.layers._common import Steps, with_signature
+from rnnjax.layers._common import StepArguments, with_signature
 from rnnjax.transforms.precision import (
     Policy,
     as_operand,
@@ -162,7 +162,11 @@ def grid_lstm(
         return cast_parameters(policy, GridLSTMParams(w, bias, *sides))
 
     def apply(
-        params: GridLSTMParams, xs: Array, steps: Steps, initial_carry: Carry, key: Key | None
+        params: GridLSTMParams,
+        xs: Array,
+        steps: StepArguments,
+        initial_carry: Carry,
+        key: Key | None,
     ) -> tuple[Carry, Array]:
         _check_params(grid, params)
         if "context" in steps:
@@ -252,7 +256,7 @@ def _run(
 ) -> tuple[Carry, Array]:
     """The layers one after the other, in a loop whose body is one layer over all steps."""
     dtype = _state_dtype(grid, params)
-    first = linear(masking.zero_padding(valid, xs), as_operand(grid.policy, params.w), params.bias)
+    first = affine(masking.zero_padding(valid, xs), as_operand(grid.policy, params.w), params.bias)
     depth = LSTMCarry(*(a.astype(dtype) for a in split_gates(first, 2)))
     # A batch axis in front is that of the layers here: what a loop runs over comes first.
     starts = jax.tree.map(lambda a: jnp.moveaxis(a, -2, 0), start)
@@ -290,7 +294,7 @@ def _layer(
 
 def _depth_step(grid: _Grid, side: GridSide, depth: LSTMCarry, outputs: Array) -> LSTMCarry:
     """The depth side of all steps, from the outputs [..., N*H] of all sides."""
-    sums = linear(outputs, as_operand(grid.policy, side.w), side.bias)
+    sums = affine(outputs, as_operand(grid.policy, side.w), side.bias)
     return finish_side(grid.output, gates_of(sums), depth.c.astype(sums.dtype))
 
 
@@ -303,7 +307,7 @@ def _time_cell(size: int, priority: str | None, output: str) -> Cell:
     """
 
     def project(side: GridSide, h: Array) -> tuple[Array, ...]:
-        return split_gates(linear(h, side.w[size:], side.bias), 4)
+        return split_gates(affine(h, side.w[size:], side.bias), 4)
 
     def update(
         side: GridSide, carry: LSTMCarry, x_proj: tuple, h_proj: tuple
@@ -319,10 +323,10 @@ def _time_cell(size: int, priority: str | None, output: str) -> Cell:
     def both(params: tuple, carry: LSTMCarry, x_proj: tuple) -> tuple[LSTMCarry, tuple]:
         time_side, depth_side = params
         *sums, c = x_proj
-        seen = split_gates(linear(carry.h, depth_side.w[:size]), 4)
+        seen = split_gates(affine(carry.h, depth_side.w[:size]), 4)
         depth = finish_side(output, lstm_gates(tuple(sums), seen), c)
         outputs = jnp.concatenate([carry.h, depth.h])
-        sums = linear(outputs, time_side.w, time_side.bias)
+        sums = affine(outputs, time_side.w, time_side.bias)
         return finish_side(output, gates_of(sums), carry.c), tuple(depth)
 
     def init(key: Key, input_size: int) -> Any:

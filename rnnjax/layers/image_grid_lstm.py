@@ -10,7 +10,7 @@ from jax import Array, lax
 
 from rnnjax import masking
 from rnnjax._checks import check_flag, check_floating, check_key, check_size, describe
-from rnnjax._numerics import carry_dtype, linear, split_gates, varying_like
+from rnnjax._numerics import affine, carry_dtype, split_gates, varying_like
 from rnnjax._recipe import Made, factory
 from rnnjax.base import Key
 from rnnjax.cells._common import draw_packed
@@ -187,7 +187,7 @@ def _run(how: _How, params: ImageGridParams, images: Array, mask: Array | None) 
     images = flip(images.reshape(-1, *images.shape[-3:]), -3)
     if mask is not None:
         mask = flip(mask.reshape(-1, *mask.shape[-2:]), -2)
-    first = linear(masking.zero_padding(mask, images), params.w, params.bias)
+    first = affine(masking.zero_padding(mask, images), params.w, params.bias)
     depth = LSTMCarry(*(a.astype(carry_dtype(params)) for a in split_gates(first, 2)))
     real = jnp.ones(images.shape[:-1], bool) if mask is None else mask
     on_diagonals = _skewed(real)
@@ -226,7 +226,7 @@ def _block(how: _How, sides: tuple[GridSide, ...], states: tuple[LSTMCarry, ...]
     """What leaves the three sides of blocks [B, R], from what comes to them."""
 
     def side(k: int, outputs: list[Array]) -> LSTMCarry:
-        sums = linear(jnp.concatenate(outputs, axis=-1), sides[k].w, sides[k].bias)
+        sums = affine(jnp.concatenate(outputs, axis=-1), sides[k].w, sides[k].bias)
         new = finish_side(how.output, gates_of(sums), states[k].c)
         return jax.tree.map(lambda a, old: a.astype(old.dtype), new, states[k])
 

@@ -8,11 +8,11 @@ from jax import Array
 
 from rnnjax import masking
 from rnnjax._checks import check_key, check_size
-from rnnjax._numerics import linear
+from rnnjax._numerics import affine
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Layer
 from rnnjax.initializers import draw_linear
-from rnnjax.layers._common import Steps, with_signature
+from rnnjax.layers._common import StepArguments, with_signature
 from rnnjax.layers.recurrent import as_layer
 from rnnjax.transforms.precision import Policy, as_operand, as_state, cast_parameters
 
@@ -64,10 +64,10 @@ def output_head(
         return HeadParams(below.init(first, input_size), *cast_parameters(policy, head))
 
     def apply(
-        params: HeadParams, xs: Array, steps: Steps, initial_carry: Carry, key: Key | None
+        params: HeadParams, xs: Array, steps: StepArguments, initial_carry: Carry, key: Key | None
     ) -> tuple[Carry, Array]:
         carry, hs = below.apply(params.layer, xs, **steps, initial_carry=initial_carry, key=key)
-        ys = linear(hs, as_operand(policy, params.w), params.bias, name="the output of the layer")
+        ys = affine(hs, as_operand(policy, params.w), params.bias, name="the output of the layer")
         ys = as_state(policy, ys if activation is None else activation(ys))
         valid = masking.valid_steps(steps["lengths"], steps["mask"], hs.shape[:-2], hs.shape[-2])
         return carry, masking.zero_padding(valid, ys)

@@ -8,9 +8,9 @@ from rnnjax import masking
 from rnnjax._checks import check_flag
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Layer, Params
-from rnnjax.engine.one_step import spread
+from rnnjax.engine.one_step import spread_carry
 from rnnjax.engine.unroll import unroll
-from rnnjax.layers._common import Steps, with_signature
+from rnnjax.layers._common import StepArguments, with_signature
 from rnnjax.transforms.precision import Policy, with_policy
 
 
@@ -53,7 +53,7 @@ def recurrent(
         cell = with_policy(cell, policy)
 
     def apply(
-        params: Params, xs: Array, steps: Steps, initial_carry: Carry, key: Key | None
+        params: Params, xs: Array, steps: StepArguments, initial_carry: Carry, key: Key | None
     ) -> tuple[Carry, Any]:
         return unroll(
             cell,
@@ -69,7 +69,7 @@ def recurrent(
         )
 
     def initial_carry(params: Params, batch_shape: tuple[int, ...] = ()) -> Carry:
-        return spread(cell.initial_carry(params), batch_shape)
+        return spread_carry(cell.initial_carry(params), batch_shape)
 
     return Layer(
         init=cell.init,

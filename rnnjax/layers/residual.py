@@ -11,7 +11,7 @@ from rnnjax._checks import check_key
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Layer, Params
 from rnnjax.layers._common import (
-    Steps,
+    StepArguments,
     check_parts,
     joint_direction,
     split_context,
@@ -66,7 +66,7 @@ def residual(layer: Cell | Layer, *, policy: Policy | None = None) -> Layer:
         return inner.init(key, input_size)
 
     def apply(
-        params: Params, xs: Array, steps: Steps, initial_carry: Carry, key: Key | None
+        params: Params, xs: Array, steps: StepArguments, initial_carry: Carry, key: Key | None
     ) -> tuple[Carry, Array]:
         xs = jnp.asarray(xs)
         carry, ys = inner.apply(params, xs, **steps, initial_carry=initial_carry, key=key)
@@ -127,7 +127,7 @@ def skip_stack(*layers: Cell | Layer, policy: Policy | None = None) -> Layer:
         )
 
     def apply(
-        params: tuple, xs: Array, steps: Steps, initial_carry: Carry, key: Key | None
+        params: tuple, xs: Array, steps: StepArguments, initial_carry: Carry, key: Key | None
     ) -> tuple[tuple, Array]:
         start = (None,) * len(floors) if initial_carry is None else initial_carry
         check_parts("initial_carry", start, len(floors))

@@ -7,7 +7,7 @@ from rnnjax._checks import check_key, check_rate
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Layer
 from rnnjax.layers._common import (
-    Steps,
+    StepArguments,
     apply_dropout,
     check_parts,
     joint_direction,
@@ -57,7 +57,7 @@ def stack(*layers: Cell | Layer, dropout: float = 0.0, policy: Policy | None = N
         )
 
     def apply(
-        params: tuple, xs: Array, steps: Steps, initial_carry: Carry, key: Key | None
+        params: tuple, xs: Array, steps: StepArguments, initial_carry: Carry, key: Key | None
     ) -> tuple[tuple, Array]:
         start = (None,) * len(floors) if initial_carry is None else initial_carry
         check_parts("initial_carry", start, len(floors))

@@ -82,7 +82,7 @@ def make_stream(layer: Cell | Layer, *, block_size: int = 32) -> Stream:
         for count, block in _blocks(piece, size):
             carry, ys = run_block(layer, params, carry, block, count, context)
             results.append((count, ys))
-        return carry, _joined(results, len(batch))
+        return carry, _concatenate_in_time(results, len(batch))
 
     return stream
 
@@ -126,7 +126,7 @@ def _blocks(piece: Block, size: int) -> Iterator[tuple[int, Block]]:
         yield len(part[0]), block
 
 
-def _joined(results: list[tuple[int, Any]], batch_axes: int) -> Any:
+def _concatenate_in_time(results: list[tuple[int, Any]], batch_axes: int) -> Any:
     def join(*parts: Array) -> Array:
         real = [np.asarray(p)[:count] for (count, _), p in zip(results, parts, strict=True)]
         return jnp.asarray(np.moveaxis(np.concatenate(real), 0, batch_axes))

@@ -9,10 +9,10 @@ from jax import Array
 
 from rnnjax import masking
 from rnnjax._checks import check_carry, check_flag, check_key, check_rate, check_size
-from rnnjax._numerics import linear
+from rnnjax._numerics import affine
 from rnnjax._recipe import Made
 from rnnjax.base import Carry, Cell, Key, Layer, Params
-from rnnjax.engine.one_step import spread, step_in_program
+from rnnjax.engine.one_step import spread_carry, step_in_program
 from rnnjax.engine.unroll import unroll
 from rnnjax.initializers import draw_linear
 from rnnjax.layers.attention import Attention, weighted_mean
@@ -140,8 +140,8 @@ def make_model(
     def head(params: SequenceToSequenceParams, features: Array) -> Array:
         hidden, output = params.head
         if hidden is not None:
-            features = jnp.tanh(linear(features, hidden.w, hidden.bias))
-        return linear(features, params.target.vectors.T if tied else output.w, output.bias)
+            features = jnp.tanh(affine(features, hidden.w, hidden.bias))
+        return affine(features, params.target.vectors.T if tied else output.w, output.bias)
 
     def encode(
         params: SequenceToSequenceParams,
@@ -285,8 +285,8 @@ class _Parts(NamedTuple):
         if isinstance(self.decoder, Layer):
             return self.decoder.initial_carry(params, batch)
         if self.above is None:
-            return spread(self.decoder.initial_carry(params), batch)
-        attending = spread(self.decoder.initial_carry(params.attending), batch)
+            return spread_carry(self.decoder.initial_carry(params), batch)
+        attending = spread_carry(self.decoder.initial_carry(params.attending), batch)
         return LayersCarry(attending, self.above.initial_carry(params.above, batch))
 
     def draw_bridge(self, key: Key, encoder: Params, decoder: Params) -> tuple:
@@ -319,7 +319,7 @@ class _Parts(NamedTuple):
             known = jnp.concatenate(ends, axis=-1)
             leaves, structure = jax.tree.flatten(crossed)
             crossed = structure.unflatten(
-                jnp.tanh(linear(known, p.w, p.bias)).reshape(a.shape).astype(a.dtype)
+                jnp.tanh(affine(known, p.w, p.bias)).reshape(a.shape).astype(a.dtype)
                 for p, a in zip(params.bridge, leaves, strict=True)
             )
         return _with_fed(own, crossed)
@@ -412,7 +412,7 @@ class _Parts(NamedTuple):
         assert memory is not None
         assert memory.keys is not None
         w_q = self.attention.query_weights(params.attention)
-        queries = hs if w_q is None else linear(hs, w_q)
+        queries = hs if w_q is None else affine(hs, w_q)
         return self.attention.weigh(params.attention, queries, memory.keys, memory.mask)
 
 

@@ -8,7 +8,7 @@ from jax import Array
 
 from rnnjax import masking
 from rnnjax._checks import check_floating, check_key, check_rate, check_size
-from rnnjax._numerics import linear
+from rnnjax._numerics import affine
 from rnnjax.base import Cell, Key, Layer
 from rnnjax.initializers import draw_linear
 from rnnjax.layers._common import apply_dropout
@@ -90,7 +90,7 @@ class Encoding(NamedTuple):
     def logits(self, head: LinearParams, ys: Array, key: Key | None) -> Array:
         """The head on outputs, or on pools of them."""
         ys = apply_dropout(key, ys, self.rate)
-        return linear(ys, as_operand(self.policy, head.w), head.bias, name="the encoder's output")
+        return affine(ys, as_operand(self.policy, head.w), head.bias, name="the encoder's output")
 
     def as_inputs(self, inputs: Any) -> tuple[Array, tuple[int, ...]]:
         """Token ids [..., T], or vectors [..., T, D], and their shape up to T.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax._checks import check_key, check_size
-from rnnjax._numerics import linear
+from rnnjax._numerics import affine
 from rnnjax._recipe import Made, factory
 from rnnjax.base import Key
 from rnnjax.initializers import draw_linear
@@ -108,11 +108,11 @@ def adaptive_softmax(
         return AdaptiveSoftmaxParams(w, bias, tuple(clusters))
 
     def head_of(params: AdaptiveSoftmaxParams, hs: Array) -> Array:
-        return jax.nn.log_softmax(linear(hs, params.w, params.bias), axis=-1)
+        return jax.nn.log_softmax(affine(hs, params.w, params.bias), axis=-1)
 
     def within(cluster: Cluster, hs: Array) -> Array:
-        narrow = linear(hs, cluster.down).astype(cluster.w.dtype)
-        return jax.nn.log_softmax(linear(narrow, cluster.w, cluster.bias), axis=-1)
+        narrow = affine(hs, cluster.down).astype(cluster.w.dtype)
+        return jax.nn.log_softmax(affine(narrow, cluster.w, cluster.bias), axis=-1)
 
     def log_prob(params: AdaptiveSoftmaxParams, hs: Array, targets: Array) -> Array:
         head, targets = head_of(params, hs), jnp.asarray(targets)

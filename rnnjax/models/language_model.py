@@ -10,7 +10,7 @@ from jax import Array
 from rnnjax import masking
 from rnnjax._checks import check_key, check_rate
 from rnnjax._devices import with_automatic_axes
-from rnnjax._numerics import linear
+from rnnjax._numerics import affine
 from rnnjax._recipe import Made, factory
 from rnnjax.base import Carry, Cell, Key, Layer
 from rnnjax.initializers import draw_linear
@@ -158,7 +158,7 @@ def language_model(
         if softmax is not None:
             return softmax.log_probs(params.head, hs)
         w = params.embedding.vectors.T if tie else params.head.w
-        return linear(hs, w, params.head.bias)
+        return affine(hs, w, params.head.bias)
 
     def features(
         params: LanguageModelParams,

@@ -67,7 +67,7 @@ def _flags(launch, flags):
         name: jnp.broadcast_to(a[:, None] > 0.5, (len(a), launch.tiling.groups, *a.shape[1:]))
         for name, a in found.items()
     }
-    return Flags(spread.get("real"), spread.get("again"))
+    return Flags(spread.get("valid"), spread.get("reset"))
 
 
 def _params(launch, par):
@@ -103,9 +103,9 @@ def forward(launch, arrays, save):
             return forward_step(steps, *args)
 
         done = _on_tiles(one)(par, reset_carry, carry, _cut(x, -2), hs, _flags(launch, flags))
-        ys = [*done.ys, *(done.leave if launch.all_carries else [])]
+        ys = [*done.ys, *(done.carry_out if launch.all_carries else [])]
         kept = jnp.concatenate(done.kept, axis=-2) if done.kept and save else None
-        return done.enter, (sent, jnp.concatenate(ys, axis=-2), kept)
+        return done.next_carry, (sent, jnp.concatenate(ys, axis=-2), kept)
 
     steps_in = _in_run_order(launch, (arrays.x, arrays.flags))
     last, outs = lax.scan(step, _cut(arrays.start, -2), steps_in)
@@ -121,16 +121,16 @@ def backward(launch, arrays):
     zero = jnp.zeros((tiling.tiles, tiling.groups, UNITS, width))
 
     def step(state, at):
-        d_enter, d_par, d_reset_carry, d_noise = state
-        kept, apart, d_ys, flags = at
-        kept = Kept(_cut(kept, -2), _cut(apart, -2))
+        d_carry, d_par, d_reset_carry, d_noise = state
+        kept, read_alone, d_ys, flags = at
+        kept = Kept(_cut(kept, -2), _cut(read_alone, -2))
         outs = _cut(d_ys, -2)
 
         def one(*args):
             return backward_step(steps, *args)
 
         done = _on_tiles(one)(
-            par, kept, d_enter, outs[: pieces.outputs], outs[pieces.outputs :],
+            par, kept, d_carry, outs[: pieces.outputs], outs[pieces.outputs :],
             _flags(launch, flags), units,
         )  # fmt: skip
         padding = [zero] * (tiling.gate_blocks - tiling.gates)
@@ -140,33 +140,33 @@ def backward(launch, arrays):
             result[..., k * UNITS : (k + 1) * UNITS, k * width : (k + 1) * width]
             for k in range(tiling.gates)
         )
-        d_enter, d_here = _on_tiles(lambda *a: through_hidden(steps, *a))(
-            kept, done.d_enter, d_h, noise
+        d_carry, d_here = _on_tiles(lambda *a: through_hidden(steps, *a))(
+            kept, done.d_carry, d_h, noise
         )
         add = lambda a, b: [x + y for x, y in zip(a, b, strict=True)]  # noqa: E731
         state = (
-            d_enter,
+            d_carry,
             add(d_par, done.d_par),
             add(d_reset_carry, done.d_reset_carry),
             d_noise if noise is None else d_noise + d_here,
         )
-        d_apart = jnp.concatenate(done.d_apart, axis=-2) if done.d_apart else None
-        return state, (sent, d_apart)
+        d_read_alone = jnp.concatenate(done.d_read_alone, axis=-2) if done.d_read_alone else None
+        return state, (sent, d_read_alone)
 
-    resets = "again" in launch.flags
+    resets = "reset" in launch.flags
     state = (
         _cut(arrays.d_last, -2),
         [zero] * launch.params,
         [zero] * (pieces.carries * resets),
         None if noise is None else zero,
     )
-    steps_in = _in_run_order(launch, (arrays.kept, arrays.apart, arrays.d_ys, arrays.flags))
+    steps_in = _in_run_order(launch, (arrays.kept, arrays.read_alone, arrays.d_ys, arrays.flags))
     state, outs = lax.scan(step, state, steps_in, reverse=True)
-    d_gates, d_apart = _in_run_order(launch, outs)
+    d_gates, d_read_alone = _in_run_order(launch, outs)
     stack = lambda a: jnp.concatenate(a, axis=-2) if a else None  # noqa: E731
     d_start, d_par, d_reset_carry, d_noise = state
     return BackwardResults(
-        d_gates, d_apart, stack(d_start), stack(d_par), stack(d_reset_carry), d_noise
+        d_gates, d_read_alone, stack(d_start), stack(d_par), stack(d_reset_carry), d_noise
     )
 
 

@@ -12,7 +12,7 @@ import rnnjax
 from rnnjax.engine import _loop
 from rnnjax.engine._step import Inputs, Loop, Weights
 from rnnjax.engine.kernels import _device, _tiles, persistent
-from rnnjax.engine.kernels._launch import Options
+from rnnjax.engine.kernels._launch import LoopOptions
 from rnnjax.engine.kernels._pointwise import NotPointwiseError
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -94,13 +94,15 @@ def shapes(*about, **options):
 
 def emulated(cell, loop):
     def run(weights, carry, inputs):
-        return persistent.run(cell, loop, weights, carry, inputs, device=H100, kernels=KERNELS)
+        return persistent.run_persistent(
+            cell, loop, weights, carry, inputs, device=H100, kernels=KERNELS
+        )
 
     return run
 
 
 def scanned(cell, loop):
-    return lambda weights, carry, inputs: _loop.run(cell, loop, weights, carry, inputs)
+    return lambda weights, carry, inputs: _loop.run_scan(cell, loop, weights, carry, inputs)
 
 
 def values_and_gradients(run, args):
@@ -383,8 +385,8 @@ def test_other_cells_are_refused_with_the_reason(made, words):
     one = jax.ShapeDtypeStruct((16,), jnp.float32)
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 3))
     x_proj = jax.eval_shape(cell.project, params, jax.ShapeDtypeStruct((3,), jnp.float32))
-    shapes = persistent.Shapes(None, params, one, x_proj)
-    none = Options(False, False, False, False, False)
+    shapes = persistent.ExampleShapes(None, params, one, x_proj)
+    none = LoopOptions(False, False, False, False, False)
     asked = persistent.Problem(cell, shapes, 20, 4, none)
     assert words in persistent.plan(asked, H100, by_itself=False)
 
@@ -474,7 +476,7 @@ def test_kernels_compile_for_a_gpu(name, size, batch, loop, options):
 
     def loss(weights, carry, x_projs, flags):
         inputs = Inputs(x_projs, *flags)
-        last, ys = persistent.run(cell, loop, weights, carry, inputs, device=H100)
+        last, ys = persistent.run_persistent(cell, loop, weights, carry, inputs, device=H100)
         return sum(jnp.sum(a) for a in jax.tree.leaves((last, ys)))
 
     gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))

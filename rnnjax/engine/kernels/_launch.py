@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from rnnjax.engine.kernels._device import Device
-from rnnjax.engine.kernels._steps import Pieces, Steps, make_steps
+from rnnjax.engine.kernels._steps import Pieces, TileFunctions, make_tile_functions
 from rnnjax.engine.kernels._tiles import (
     MOST_GATES,
     ROWS,
@@ -21,7 +21,7 @@ from rnnjax.engine.kernels._tiles import (
 ALIGNMENT = 1024  # of every array in shared memory
 
 
-class Options(NamedTuple):
+class LoopOptions(NamedTuple):
     """What a call of the loop has beside its cell.
 
     Attributes:
@@ -52,8 +52,8 @@ class Launch(NamedTuple):
     """
 
     tiling: Tiling
-    steps: Steps
-    options: Options
+    steps: TileFunctions
+    options: LoopOptions
     quick: bool
     forward: Product = Product(0, 0, 0, 0)
     backward: Product = Product(0, 0, 0, 0)
@@ -61,7 +61,7 @@ class Launch(NamedTuple):
     @property
     def flags(self) -> tuple[str, ...]:
         """Flags of a step that there are, in their order."""
-        return ("real",) * self.options.masked + ("again",) * self.options.resets
+        return ("valid",) * self.options.masked + ("reset",) * self.options.resets
 
     @property
     def all_carries(self) -> bool:
@@ -76,12 +76,12 @@ class Launch(NamedTuple):
     @property
     def kept(self) -> int:
         """Arrays of a step kept for the derivative."""
-        return len(self.steps.entered) + len(self.steps.sums) + len(self.steps.loose)
+        return len(self.steps.entered) + len(self.steps.sums) + len(self.steps.h_alone)
 
     @property
-    def apart(self) -> int:
+    def read_alone(self) -> int:
         """Leaves of ``x_proj`` that the derivative reads again."""
-        return len(self.steps.apart)
+        return len(self.steps.read_alone)
 
     @property
     def params(self) -> int:
@@ -115,19 +115,19 @@ class Launch(NamedTuple):
         pieces = self.steps.pieces
         return {
             "kept_s": (2, self.kept),
-            "apart_s": (2, self.apart),
+            "read_alone_s": (2, self.read_alone),
             "d_ys_s": (2, self.outputs),
             "flags_s": (2, len(self.flags)),
             "par_s": (self.params + self.pads_units,),
             "d_last_s": (pieces.carries,),
             "noise_s": (int(self.options.noisy),),
-            "d_apart_s": (len(pieces.moving),),
+            "d_read_alone_s": (len(pieces.moving),),
             "sums_s": (max(pieces.carries, self.params, 1),),
         }
 
 
 def make_launch(
-    device: Device, pieces: Pieces, options: Options, time: int, batch: int, w_dtype: Any
+    device: Device, pieces: Pieces, options: LoopOptions, time: int, batch: int, w_dtype: Any
 ) -> Launch:
     """Lay a loop out for ``device``.
 
@@ -140,7 +140,7 @@ def make_launch(
     exact = jnp.dtype(w_dtype) == jnp.float32
     parts, dtype = (2, jnp.bfloat16) if exact else (1, jnp.dtype(w_dtype))
     for tiling in (ways := tilings(device, time, batch, pieces.size, pieces.gates, parts, dtype)):
-        steps = make_steps(pieces, (UNITS, tiling.width), options.noisy, not exact)
+        steps = make_tile_functions(pieces, (UNITS, tiling.width), options.noisy, not exact)
         try:
             return _planned(device, Launch(tiling, steps, options, not exact))
         except TooLargeError:
@@ -199,7 +199,7 @@ class BackwardArrays(NamedTuple):
 
     w: Any
     kept: Any
-    apart: Any
+    read_alone: Any
     d_ys: Any
     flags: Any
     par: Any
@@ -211,7 +211,7 @@ class BackwardResults(NamedTuple):
     """``d_gates`` [T, tiles, parts pieces, depth, columns], the others like their primals."""
 
     d_gates: Any
-    d_apart: Any
+    d_read_alone: Any
     d_start: Any
     d_par: Any
     d_reset_carry: Any

@@ -268,7 +268,7 @@ def _flags(launch: Launch, refs: dict, slot: Any) -> Flags:
     def flag(name: str) -> Any:
         return _load(refs["flags_s"].at[slot, _rows(where[name])]) > 0.5 if name in where else None
 
-    return Flags(flag("real"), flag("again"))
+    return Flags(flag("valid"), flag("reset"))
 
 
 def _params(launch: Launch, refs: dict) -> tuple[list, Any]:
@@ -360,17 +360,19 @@ def forward(launch: Launch, arrays: ForwardArrays, save: bool) -> ForwardResults
 
                 @pl.when(i + 1 < time)
                 def _() -> None:
-                    send(i + 1, done.enter)
+                    send(i + 1, done.next_carry)
 
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-                _store_all(refs["ys_s"], [*done.ys, *(done.leave if launch.all_carries else [])])
+                _store_all(
+                    refs["ys_s"], [*done.ys, *(done.carry_out if launch.all_carries else [])]
+                )
                 if "kept" in refs:
                     _store_all(refs["kept_s"], done.kept)
                 plgpu.commit_smem()
                 plgpu.copy_smem_to_gmem(refs["ys_s"], refs["ys"].at[t, tile, group])
                 if "kept" in refs:
                     plgpu.copy_smem_to_gmem(refs["kept_s"], refs["kept"].at[t, tile, group])
-                return tuple(_in_tile(done.enter))
+                return tuple(_in_tile(done.next_carry))
 
             send(jnp.int32(0), start)
             last = lax.fori_loop(0, time, step, tuple(start))
@@ -394,7 +396,7 @@ def backward(launch: Launch, arrays: BackwardArrays) -> BackwardResults:
     shape = jax.ShapeDtypeStruct
     lead = (time, tiling.tiles, tiling.groups)
     rows = (tiling.parts * product.pieces, product.depth, product.columns)
-    resets, noisy = "again" in launch.flags, "noise" in inputs
+    resets, noisy = "reset" in launch.flags, "noise" in inputs
     per_tile = {
         "d_start": carries,
         "d_par": launch.params,
@@ -403,11 +405,11 @@ def backward(launch: Launch, arrays: BackwardArrays) -> BackwardResults:
     }
     results = {"d_gates": shape((time, tiling.tiles, *rows), tiling.dtype)}
     if moving:
-        results["d_apart"] = shape((*lead, moving * UNITS, tiling.width), F32)
+        results["d_read_alone"] = shape((*lead, moving * UNITS, tiling.width), F32)
     for name, count in per_tile.items():
         if count:
             results[name] = shape((*lead[1:], count * UNITS, tiling.width), F32)
-    by_step = [name for name in ("kept", "apart", "d_ys", "flags") if name in inputs]
+    by_step = [name for name in ("kept", "read_alone", "d_ys", "flags") if name in inputs]
     starts = [name for name in ("d_last", "noise") if name in inputs]
     scratch = _product_scratch(launch, product) | _tiles_scratch(launch, launch.backward_scratch())
     scratch["start_bar"] = plgpu.Barrier(num_arrivals=len(starts))
@@ -450,7 +452,7 @@ def backward(launch: Launch, arrays: BackwardArrays) -> BackwardResults:
             noise = _load(refs["noise_s"].at[_rows(0)]) if noisy else None
 
             def step(i: Any, state: Any) -> Any:
-                d_enter, d_par, d_reset_carry, d_noise = state
+                d_carry, d_par, d_reset_carry, d_noise = state
                 t, slot = launch.at(time - 1 - i), lax.rem(i, 2)
 
                 @pl.when(i + 1 < time)
@@ -459,28 +461,34 @@ def backward(launch: Launch, arrays: BackwardArrays) -> BackwardResults:
 
                 plgpu.barrier_wait(refs["step_bars"].at[slot])
                 kept = _load_all(refs["kept_s"].at[slot], launch.kept) if launch.kept else []
-                apart = _load_all(refs["apart_s"].at[slot], launch.apart) if launch.apart else []
+                read_alone = (
+                    _load_all(refs["read_alone_s"].at[slot], launch.read_alone)
+                    if launch.read_alone
+                    else []
+                )
                 d_outs = _load_all(refs["d_ys_s"].at[slot], launch.outputs)
                 flags = _flags(launch, refs, slot)
-                kept = Kept(kept, apart)
+                kept = Kept(kept, read_alone)
                 done = backward_step(
-                    launch.steps, par, kept, d_enter, d_outs[: pieces.outputs],
+                    launch.steps, par, kept, d_carry, d_outs[: pieces.outputs],
                     d_outs[pieces.outputs :], flags, units,
                 )  # fmt: skip
                 padding = [zero] * (tiling.gate_blocks - tiling.gates)
                 exchange.send(t, refs["buffer"], [*done.d_gates, *padding])
                 if moving:
-                    _store_all(refs["d_apart_s"], done.d_apart)
+                    _store_all(refs["d_read_alone_s"], done.d_read_alone)
                     plgpu.commit_smem()
-                    plgpu.copy_smem_to_gmem(refs["d_apart_s"], refs["d_apart"].at[t, tile, group])
+                    plgpu.copy_smem_to_gmem(
+                        refs["d_read_alone_s"], refs["d_read_alone"].at[t, tile, group]
+                    )
                 exchange.multiply(t, i + 1, refs["result"])
-                d_enter, d_here = through_hidden(
-                    launch.steps, kept, done.d_enter, from_product(), noise
+                d_carry, d_here = through_hidden(
+                    launch.steps, kept, done.d_carry, from_product(), noise
                 )
                 add = lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True))  # noqa: E731
                 d_noise = add(d_noise, [d_here]) if noisy else d_noise
                 return (
-                    tuple(_in_tile(d_enter)),
+                    tuple(_in_tile(d_carry)),
                     add(d_par, done.d_par),
                     add(d_reset_carry, done.d_reset_carry),
                     d_noise,

@@ -17,7 +17,7 @@ from rnnjax.engine.kernels._pointwise import Flat, NotPointwiseError, check, fla
 F32 = jnp.float32
 
 
-class Shapes(NamedTuple):
+class ExampleShapes(NamedTuple):
     """Arrays of a loop for one example, as trees of ``jax.ShapeDtypeStruct``."""
 
     w_hh: Any  # [P, G*H]
@@ -36,10 +36,10 @@ class Pieces(NamedTuple):
         inputs: leaves of ``x_proj``.
         outputs: leaves of y.
         reads: leaves of the parameters that ``update`` reads.
-        meets: for each gate, whether ``update`` reads its ``x_proj`` and ``h_proj`` in their sum
-            only. Then the derivative needs the sum alone, and both have one cotangent.
-        apart: the other leaves of ``x_proj``.
-        moving: those among ``apart`` that have a cotangent: all but flags.
+        only_added: for each gate, whether ``update`` reads its ``x_proj`` and ``h_proj`` in their
+            sum only. Then the derivative needs the sum alone, and both have one cotangent.
+        read_alone: the other leaves of ``x_proj``.
+        moving: those among ``read_alone`` that have a cotangent: all but flags.
         update: ``(params, carry, x_proj, h_proj) -> (carry, y)`` on lists; parameters in full.
         hidden: ``carry -> h`` on lists.
         params: shapes of the leaves of the parameters.
@@ -52,8 +52,8 @@ class Pieces(NamedTuple):
     inputs: int
     outputs: int
     reads: tuple[int, ...]
-    meets: tuple[bool, ...]
-    apart: tuple[int, ...]
+    only_added: tuple[bool, ...]
+    read_alone: tuple[int, ...]
     moving: tuple[int, ...]
     update: Callable
     hidden: Callable
@@ -61,7 +61,7 @@ class Pieces(NamedTuple):
     output_tree: Any
 
 
-def find_pieces(cell: Cell, shapes: Shapes) -> Pieces:
+def find_pieces(cell: Cell, shapes: ExampleShapes) -> Pieces:
     """Take a cell apart.
 
     Raises:
@@ -87,7 +87,7 @@ def find_pieces(cell: Cell, shapes: Shapes) -> Pieces:
 
     def typed(leaves: Sequence, like: Sequence, tree: Any) -> Any:
         return jax.tree.unflatten(
-            tree, [_cast(a, b.dtype) for a, b in zip(leaves, like, strict=True)]
+            tree, [_cast_leaf(a, b.dtype) for a, b in zip(leaves, like, strict=True)]
         )
 
     def update(par: Sequence, carry_: Sequence, xs: Sequence, hs: Sequence) -> tuple[list, list]:
@@ -115,11 +115,12 @@ def find_pieces(cell: Cell, shapes: Shapes) -> Pieces:
         if params[k].shape not in ((), (size,)) or params[k].dtype.name not in _FLOATS:
             raise NotPointwiseError(f"update reads a parameter {params[k].dtype}{params[k].shape}")
     first = len(params) + len(carry)
-    meets = tuple(
-        k < _leading(shapes.x_proj, gates) and _meet(flat, first + k, first + len(inputs) + k)
+    only_added = tuple(
+        k < _leading(shapes.x_proj, gates)
+        and _are_only_added(flat, first + k, first + len(inputs) + k)
         for k in range(gates)
     )
-    apart = tuple(k for k in range(len(inputs)) if k >= gates or not meets[k])
+    read_alone = tuple(k for k in range(len(inputs)) if k >= gates or not only_added[k])
     return Pieces(
         size,
         gates,
@@ -127,9 +128,9 @@ def find_pieces(cell: Cell, shapes: Shapes) -> Pieces:
         len(inputs),
         len(jax.tree.leaves(y)),
         reads,
-        meets,
-        apart,
-        tuple(k for k in apart if inputs[k].dtype != jnp.bool_),
+        only_added,
+        read_alone,
+        tuple(k for k in read_alone if inputs[k].dtype != jnp.bool_),
         update,
         hidden,
         tuple(own),
@@ -153,7 +154,7 @@ def _leading(x_proj: tuple, gates: int) -> int:
     return next((k for k, p in enumerate(x_proj) if not hasattr(p, "shape")), gates)
 
 
-def _cast(a: Array, dtype: Any) -> Array:
+def _cast_leaf(a: Array, dtype: Any) -> Array:
     return a != 0 if dtype == jnp.bool_ else a.astype(dtype)
 
 
@@ -175,7 +176,7 @@ def _on_leaves(function: Callable, lists: Sequence[Sequence]) -> Callable:
     return on_leaves
 
 
-def _meet(flat: Flat, x: int, h: int) -> bool:
+def _are_only_added(flat: Flat, x: int, h: int) -> bool:
     """Whether inputs ``x`` and ``h`` are read in one place only, their sum."""
 
     def uses(k: int) -> list:
@@ -190,20 +191,20 @@ def _meet(flat: Flat, x: int, h: int) -> bool:
     return of_x[0].primitive.name in ("add", "add_any")
 
 
-class Steps(NamedTuple):
+class TileFunctions(NamedTuple):
     """A cell's functions for tiles of one shape, and what its derivative has to be given.
 
     Attributes:
         pieces: the cell.
         update: flat (params, carry, x_proj, h_proj) -> (carry, y).
         hidden: flat carry -> h.
-        update_back: flat (params read, carry, sums, x apart, h apart, cotangents of carry and y,
-            params not read) -> cotangents of (params read, carry, gates, moving x apart).
+        update_back: flat (params read, carry, sums, x read alone, h alone, cotangents of carry and
+            y, params not read) -> cotangents of (params read, carry, gates, moving x read alone).
         hidden_back: flat (carry, cotangent of h) -> cotangents of the carry.
         entered: leaves of the entering carry that are kept for the derivative.
         sums: gates of which ``x_proj + h_proj`` is kept.
-        loose: gates of which ``h_proj`` alone is kept.
-        apart: leaves of ``x_proj`` that the derivative reads again.
+        h_alone: gates of which ``h_proj`` alone is kept.
+        read_alone: leaves of ``x_proj`` that the derivative reads again.
     """
 
     pieces: Pieces
@@ -213,11 +214,13 @@ class Steps(NamedTuple):
     hidden_back: Flat
     entered: tuple[int, ...]
     sums: tuple[int, ...]
-    loose: tuple[int, ...]
-    apart: tuple[int, ...]
+    h_alone: tuple[int, ...]
+    read_alone: tuple[int, ...]
 
 
-def make_steps(pieces: Pieces, shape: tuple[int, int], has_noise: bool, quick: bool) -> Steps:
+def make_tile_functions(
+    pieces: Pieces, shape: tuple[int, int], has_noise: bool, quick: bool
+) -> TileFunctions:
     """``pieces`` for tiles of ``shape``.
 
     Args:
@@ -231,26 +234,28 @@ def make_steps(pieces: Pieces, shape: tuple[int, int], has_noise: bool, quick: b
             know, or cannot be traced on a tile.
     """
     try:
-        return _make_steps(pieces, shape, has_noise, quick)
+        return _make_tile_functions(pieces, shape, has_noise, quick)
     except NotPointwiseError:
         raise
     except (TypeError, ValueError, IndexError) as error:
         raise NotPointwiseError(f"update depends on the shape of its arrays: {error}") from error
 
 
-def _make_steps(pieces: Pieces, shape: tuple[int, int], has_noise: bool, quick: bool) -> Steps:
+def _make_tile_functions(
+    pieces: Pieces, shape: tuple[int, int], has_noise: bool, quick: bool
+) -> TileFunctions:
     tile = jax.ShapeDtypeStruct(shape, F32)
     par = [tile if k in pieces.reads else p for k, p in enumerate(pieces.params)]
     carry, gates = [tile] * pieces.carries, [tile] * pieces.gates
     lists = (par, carry, [tile] * pieces.inputs, gates)
     update = flatten(_on_leaves(pieces.update, lists), *_leaves(lists), quick=quick)
     hidden = flatten(lambda *c: [pieces.hidden(c)], *carry, quick=quick)
-    met = [k for k in range(pieces.gates) if pieces.meets[k]]
-    unmet = [k for k in range(pieces.gates) if not pieces.meets[k]]
+    added = [k for k in range(pieces.gates) if pieces.only_added[k]]
+    alone = [k for k in range(pieces.gates) if not pieces.only_added[k]]
     read = [tile] * len(pieces.reads)
     unread = [p for k, p in enumerate(pieces.params) if k not in pieces.reads]
     lists = (
-        *(read, carry, [tile] * len(met), [tile] * len(pieces.apart), [tile] * len(unmet)),
+        *(read, carry, [tile] * len(added), [tile] * len(pieces.read_alone), [tile] * len(alone)),
         *(carry, [tile] * pieces.outputs, unread),
     )
     update_back = flatten(_on_leaves(_pullback(pieces), lists), *_leaves(lists), quick=quick)
@@ -269,7 +274,7 @@ def _make_steps(pieces: Pieces, shape: tuple[int, int], has_noise: bool, quick: 
     starts = [0, len(read)]
     for part in lists[1:5]:
         starts.append(starts[-1] + len(part))
-    at_carry, at_apart, at_loose = starts[1], starts[3], starts[4]
+    at_carry, at_read_alone, at_h_alone = starts[1], starts[3], starts[4]
     entered = tuple(
         k
         for k in range(pieces.carries)
@@ -277,46 +282,52 @@ def _make_steps(pieces: Pieces, shape: tuple[int, int], has_noise: bool, quick: 
         or hidden_back.reads(k)
         or (has_noise and hidden.reads(k))
     )
-    return Steps(
+    return TileFunctions(
         pieces,
         update,
         hidden,
         update_back,
         hidden_back,
         entered,
-        tuple(met),
-        tuple(k for j, k in enumerate(unmet) if update_back.reads(at_loose + j)),
-        tuple(k for j, k in enumerate(pieces.apart) if update_back.reads(at_apart + j)),
+        tuple(added),
+        tuple(k for j, k in enumerate(alone) if update_back.reads(at_h_alone + j)),
+        tuple(k for j, k in enumerate(pieces.read_alone) if update_back.reads(at_read_alone + j)),
     )
 
 
 def _pullback(pieces: Pieces) -> Callable:
     """The derivative of ``update`` where sums stand for what it reads in sums only."""
 
-    def pullback(read, carry, sums, apart, loose, d_carry, d_y, unread):
-        moving = [a for k, a in zip(pieces.apart, apart, strict=True) if k in pieces.moving]
-        flags = {k: a for k, a in zip(pieces.apart, apart, strict=True) if k not in pieces.moving}
+    def pullback(read, carry, sums, read_alone, h_alone, d_carry, d_y, unread):
+        moving = [
+            a for k, a in zip(pieces.read_alone, read_alone, strict=True) if k in pieces.moving
+        ]
+        flags = {
+            k: a
+            for k, a in zip(pieces.read_alone, read_alone, strict=True)
+            if k not in pieces.moving
+        }
 
-        def of_what_moves(read, carry, sums, moving, loose):
+        def of_what_moves(read, carry, sums, moving, h_alone):
             rest, others = iter(read), iter(unread)
             par = [
                 next(rest) if k in pieces.reads else next(others) for k in range(len(pieces.params))
             ]
             given = dict(flags) | dict(zip(pieces.moving, moving, strict=True))
-            met, unmet = iter(sums), iter(loose)
+            added, alone = iter(sums), iter(h_alone)
             hs = []
             for k in range(pieces.gates):
-                if pieces.meets[k]:
-                    given[k] = next(met)
+                if pieces.only_added[k]:
+                    given[k] = next(added)
                     hs.append(jnp.zeros_like(given[k]))
                 else:
-                    hs.append(next(unmet))
+                    hs.append(next(alone))
             return pieces.update(par, carry, [given[k] for k in range(pieces.inputs)], hs)
 
-        _, pull = jax.vjp(of_what_moves, read, carry, sums, moving, loose)
-        d_read, d_entered, d_sums, d_moving, d_loose = pull((d_carry, d_y))
-        met, unmet = iter(d_sums), iter(d_loose)
-        d_gates = [next(met) if meets else next(unmet) for meets in pieces.meets]
+        _, pull = jax.vjp(of_what_moves, read, carry, sums, moving, h_alone)
+        d_read, d_entered, d_sums, d_moving, d_h_alone = pull((d_carry, d_y))
+        added, alone = iter(d_sums), iter(d_h_alone)
+        d_gates = [next(added) if only_added else next(alone) for only_added in pieces.only_added]
         return d_read, d_entered, d_gates, d_moving
 
     return pullback
@@ -325,11 +336,11 @@ def _pullback(pieces: Pieces) -> Callable:
 class Flags(NamedTuple):
     """Of a step, for each sequence of a tile, the same for all units; None where there are none."""
 
-    real: Any  # the step is no padding
-    again: Any  # the carry that leaves it is thrown away and begins anew
+    valid: Any  # the step is no padding
+    reset: Any  # the carry that leaves it is thrown away and begins anew
 
 
-def _where(flag: Any, a: Sequence, b: Sequence) -> list:
+def _select_each(flag: Any, a: Sequence, b: Sequence) -> list:
     if flag is None:
         return list(a)
     return [lax.select(flag, x, y) for x, y in zip(a, b, strict=True)]
@@ -339,7 +350,7 @@ def _zero(a: Array) -> Array:
     return jnp.zeros_like(a)  # not a * 0: what stands in padding may be NaN
 
 
-def hidden_units(steps: Steps, carry: Sequence, noise: Any, units: Any) -> Array:
+def hidden_units(steps: TileFunctions, carry: Sequence, noise: Any, units: Any) -> Array:
     """What the recurrent weights multiply; 0 in units that only fill the last group."""
     (h,) = steps.hidden(*carry)
     h = h if noise is None else h * noise
@@ -349,15 +360,15 @@ def hidden_units(steps: Steps, carry: Sequence, noise: Any, units: Any) -> Array
 class Forward(NamedTuple):
     """What a step gives."""
 
-    enter: list  # the carry that enters the next step
-    leave: list  # the carry that leaves this one, before it may begin anew
+    next_carry: list  # the carry that enters the next step
+    carry_out: list  # the carry that leaves this one, before it may begin anew
     ys: list
     kept: list  # for the derivative
 
 
 def forward_step(
-    steps: Steps, par: Sequence, reset_carry: Sequence, carry: Sequence, xs: Sequence, hs: Sequence,
-    flags: Flags,
+    steps: TileFunctions, par: Sequence, reset_carry: Sequence, carry: Sequence, xs: Sequence,
+    hs: Sequence, flags: Flags,
 ) -> Forward:  # fmt: skip
     """A step of a tile; ``par`` are the parameters that ``update`` reads."""
     pieces = steps.pieces
@@ -365,35 +376,37 @@ def forward_step(
     full = [next(rest) if k in pieces.reads else None for k in range(len(pieces.params))]
     results = steps.update(*full, *carry, *xs, *hs)
     new, ys = results[: pieces.carries], results[pieces.carries :]
-    leave = _where(flags.real, new, carry)
-    ys = _where(flags.real, ys, [_zero(y) for y in ys])
-    enter = leave if flags.again is None else _where(flags.again, reset_carry, leave)
+    carry_out = _select_each(flags.valid, new, carry)
+    ys = _select_each(flags.valid, ys, [_zero(y) for y in ys])
+    next_carry = (
+        carry_out if flags.reset is None else _select_each(flags.reset, reset_carry, carry_out)
+    )
     kept = [
         *[carry[k] for k in steps.entered],
         *[xs[k] + hs[k] for k in steps.sums],
-        *[hs[k] for k in steps.loose],
+        *[hs[k] for k in steps.h_alone],
     ]
-    return Forward(enter, leave, ys, kept)
+    return Forward(next_carry, carry_out, ys, kept)
 
 
 class Kept(NamedTuple):
     """What a step's derivative gets: ``Forward.kept``, and ``x_proj`` where it is read again."""
 
     kept: Sequence
-    apart: Sequence
+    read_alone: Sequence
 
 
 class Backward(NamedTuple):
     """What the derivative of a step gives."""
 
     d_gates: list  # cotangents of h_proj, and of x_proj where both meet
-    d_apart: list  # cotangents of the moving leaves of x_proj that stand apart
+    d_read_alone: list  # cotangents of the moving leaves of x_proj that are read alone
     d_par: list  # what it adds to those of the parameters
     d_reset_carry: list  # what it adds to those of the reset_carry carry
-    d_enter: list  # of the carry that entered, but for what comes back through the product
+    d_carry: list  # of the carry that entered, but for what comes back through the product
 
 
-def _entered(steps: Steps, kept: Kept) -> list:
+def _entered(steps: TileFunctions, kept: Kept) -> list:
     carry: list = [None] * steps.pieces.carries
     for k, a in zip(steps.entered, kept.kept[: len(steps.entered)], strict=True):
         carry[k] = a
@@ -401,7 +414,7 @@ def _entered(steps: Steps, kept: Kept) -> list:
 
 
 def backward_step(
-    steps: Steps, par: Sequence, kept: Kept, d_enter: Sequence, d_ys: Sequence,
+    steps: TileFunctions, par: Sequence, kept: Kept, d_carry: Sequence, d_ys: Sequence,
     d_carries: Sequence, flags: Flags, units: Any,
 ) -> Backward:  # fmt: skip
     """The derivative of a step.
@@ -410,30 +423,30 @@ def backward_step(
         steps: the functions.
         par: the parameters that ``update`` reads.
         kept: what the step kept.
-        d_enter: cotangents of the carry that enters the step after it.
+        d_carry: cotangents of the carry that enters the step after it.
         d_ys: of its outputs.
         d_carries: of the carry that it gave as an output; () where it gave none.
         flags: its own.
         units: False in units that only fill the last group; None where there are none.
     """
     pieces = steps.pieces
-    none = [_zero(d) for d in d_enter]
-    d_reset_carry = [] if flags.again is None else _where(flags.again, d_enter, none)
-    d_leave = list(d_enter) if flags.again is None else _where(flags.again, none, d_enter)
+    none = [_zero(d) for d in d_carry]
+    d_reset_carry = [] if flags.reset is None else _select_each(flags.reset, d_carry, none)
+    d_carry_out = list(d_carry) if flags.reset is None else _select_each(flags.reset, none, d_carry)
     if d_carries:
-        d_leave = [a + b for a, b in zip(d_leave, d_carries, strict=True)]
-    d_new = _where(flags.real, d_leave, none)
-    d_ys = _where(flags.real, d_ys, [_zero(d) for d in d_ys])
+        d_carry_out = [a + b for a, b in zip(d_carry_out, d_carries, strict=True)]
+    d_new = _select_each(flags.valid, d_carry_out, none)
+    d_ys = _select_each(flags.valid, d_ys, [_zero(d) for d in d_ys])
     after = len(steps.entered)
     sums = kept.kept[after : after + len(steps.sums)]
-    by_gate = dict(zip(steps.loose, kept.kept[after + len(steps.sums) :], strict=True))
-    loose = [by_gate.get(k) for k in range(pieces.gates) if not pieces.meets[k]]
-    by_leaf = dict(zip(steps.apart, kept.apart, strict=True))
-    apart = [by_leaf.get(k) for k in pieces.apart]
+    by_gate = dict(zip(steps.h_alone, kept.kept[after + len(steps.sums) :], strict=True))
+    h_alone = [by_gate.get(k) for k in range(pieces.gates) if not pieces.only_added[k]]
+    by_leaf = dict(zip(steps.read_alone, kept.read_alone, strict=True))
+    read_alone = [by_leaf.get(k) for k in pieces.read_alone]
     unread = [None] * (len(pieces.params) - len(pieces.reads))
     results = iter(
         steps.update_back(
-            *par, *_entered(steps, kept), *sums, *apart, *loose, *d_new, *d_ys, *unread
+            *par, *_entered(steps, kept), *sums, *read_alone, *h_alone, *d_new, *d_ys, *unread
         )
     )
 
@@ -441,16 +454,16 @@ def backward_step(
         return [next(results) for _ in range(count)]
 
     d_par, d_entered = take(len(pieces.reads)), take(pieces.carries)
-    d_gates, d_apart = take(pieces.gates), take(len(pieces.moving))
-    if flags.real is not None:
-        d_entered = _where(flags.real, d_entered, d_leave)
+    d_gates, d_read_alone = take(pieces.gates), take(len(pieces.moving))
+    if flags.valid is not None:
+        d_entered = _select_each(flags.valid, d_entered, d_carry_out)
     if units is not None:
         d_gates = [lax.select(units, d, _zero(d)) for d in d_gates]
-    return Backward(d_gates, d_apart, d_par, d_reset_carry, d_entered)
+    return Backward(d_gates, d_read_alone, d_par, d_reset_carry, d_entered)
 
 
 def through_hidden(
-    steps: Steps, kept: Kept, d_enter: Sequence, d_h: Array, noise: Any
+    steps: TileFunctions, kept: Kept, d_carry: Sequence, d_h: Array, noise: Any
 ) -> tuple[list, Any]:
     """Add what comes back through the product; also the cotangent of the noise, if there is any."""
     carry, d_noise = _entered(steps, kept), None
@@ -458,4 +471,4 @@ def through_hidden(
         (clean,) = steps.hidden(*carry)
         d_noise, d_h = d_h * clean, d_h * noise
     through = steps.hidden_back(*carry, d_h)
-    return [a + b for a, b in zip(d_enter, through, strict=True)], d_noise
+    return [a + b for a, b in zip(d_carry, through, strict=True)], d_noise

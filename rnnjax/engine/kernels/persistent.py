@@ -50,17 +50,18 @@ from rnnjax._numerics import varying_like
 from rnnjax.base import Cell
 from rnnjax.engine import _loop
 from rnnjax.engine._step import Inputs, Loop, Weights
+from rnnjax.engine._usage import example_shapes
 from rnnjax.engine.kernels import _device, _tiles
 from rnnjax.engine.kernels._device import Device
 from rnnjax.engine.kernels._launch import (
     BackwardArrays,
     ForwardArrays,
     Launch,
-    Options,
+    LoopOptions,
     make_launch,
 )
 from rnnjax.engine.kernels._pointwise import NotPointwiseError
-from rnnjax.engine.kernels._steps import Shapes, find_pieces
+from rnnjax.engine.kernels._steps import ExampleShapes, find_pieces
 from rnnjax.engine.kernels._tiles import TooLargeError
 
 OLDEST_JAX = (0, 11)
@@ -82,10 +83,10 @@ class Problem(NamedTuple):
     """
 
     cell: Cell
-    shapes: Shapes
+    shapes: ExampleShapes
     time: Any
     batch: Any
-    options: Options
+    options: LoopOptions
     arrays: Any = ()
 
 
@@ -127,7 +128,7 @@ def plan(problem: Problem, device: Device | str, by_itself: bool) -> Launch | st
     return launch
 
 
-def _refused_dtype(shapes: Shapes) -> str | None:
+def _refused_dtype(shapes: ExampleShapes) -> str | None:
     if shapes.w_hh is None:
         return "the cell has no recurrent weights"
     dtype = jnp.dtype(shapes.w_hh.dtype).name
@@ -149,15 +150,15 @@ def _launch(problem: Problem, device: Device) -> Launch:
 
 
 def problem_of(cell: Cell, loop: Loop, weights: Weights, carry: Any, inputs: Inputs) -> Problem:
-    """The problem that :func:`run` is given; its arguments may be shapes."""
+    """The problem that :func:`run_persistent` is given; its arguments may be shapes."""
     leaf = jax.tree.leaves(inputs.x_projs)[0]
-    shapes = Shapes(
+    shapes = ExampleShapes(
         weights.w_hh,
-        _shapes(weights.params, 0),
-        _shapes(carry, 1),
-        _shapes(inputs.x_projs, 2),
+        example_shapes(weights.params, 0),
+        example_shapes(carry, 1),
+        example_shapes(inputs.x_projs, 2),
     )
-    options = Options(
+    options = LoopOptions(
         loop.reverse,
         loop.all_carries,
         inputs.valid is not None,
@@ -167,10 +168,6 @@ def problem_of(cell: Cell, loop: Loop, weights: Weights, carry: Any, inputs: Inp
     arrays = [a for a in jax.tree.leaves((weights, inputs)) if isinstance(a, Array)]
     time, batch = leaf.shape[:2]
     return Problem(cell, shapes, time, batch, options, arrays)
-
-
-def _shapes(tree: Any, axes: int) -> Any:
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[axes:], a.dtype), tree)
 
 
 class Kernels(NamedTuple):
@@ -187,7 +184,7 @@ def _mosaic() -> Kernels:
     return Kernels(kernels.forward, kernels.backward)
 
 
-def run(
+def run_persistent(
     cell: Cell,
     loop: Loop,
     weights: Weights,
@@ -225,7 +222,7 @@ def _vary(given: Any, leaf: Array) -> Array:
 def _differentiable(
     cell: Cell, loop: Loop, device: Device, by_itself: bool, kernels: Kernels
 ) -> Callable:
-    scan = functools.partial(_loop.run, cell, loop)
+    scan = functools.partial(_loop.run_scan, cell, loop)
 
     def here(kernel: Callable, otherwise: Callable) -> Callable:
         if not by_itself:
@@ -236,9 +233,9 @@ def _differentiable(
         return _launch(problem_of(cell, loop, weights, carry, inputs), device)
 
     def kernel_forward(weights: Weights, carry: Any, inputs: Inputs) -> Any:
-        return _over_rows(lambda *args: _forward(launch_for(*args), kernels, *args), _FORWARD_AXES)(
-            weights, carry, inputs
-        )
+        return _over_rows(
+            lambda *args: _run_forward(launch_for(*args), kernels, *args), _FORWARD_AXES
+        )(weights, carry, inputs)
 
     def scan_forward(weights: Weights, carry: Any, inputs: Inputs) -> Any:
         made = jax.eval_shape(kernel_forward, weights, carry, inputs)[1]
@@ -246,7 +243,7 @@ def _differentiable(
 
     def kernel_values(weights: Weights, carry: Any, inputs: Inputs) -> Any:
         return _over_rows(
-            lambda *args: _forward(launch_for(*args), kernels, *args, save=False)[0],
+            lambda *args: _run_forward(launch_for(*args), kernels, *args, save=False)[0],
             _Axes(_ARGUMENTS, (0, 1)),
         )(weights, carry, inputs)
 
@@ -262,7 +259,7 @@ def _differentiable(
 
     def kernel_backward(args: tuple, saved: Any, cotangents: Any) -> Any:
         def by_rows(args: tuple, saved: Any, cotangents: Any) -> Any:
-            return _backward(launch_for(*args), kernels, args, saved, cotangents)
+            return _run_backward(launch_for(*args), kernels, args, saved, cotangents)
 
         rows = _over_rows(by_rows, _BACKWARD_AXES)(args, saved, cotangents)
         return _assemble(launch_for(*args), args, saved, rows)
@@ -357,7 +354,7 @@ def _over_rows(function: Callable, axes: _Axes) -> Callable:
     @mapped.def_vmap
     def rule(axis_size: int, in_batched: Any, *args: Any) -> tuple[Any, Any]:
         everything = lambda tree: jax.tree.map(lambda _: True, tree)  # noqa: E731
-        places = _like(axes.given, args)
+        places = _places_of(axes.given, args)
         shared = [
             batched
             for batched, place in zip(jax.tree.leaves(in_batched), places, strict=True)
@@ -368,20 +365,20 @@ def _over_rows(function: Callable, axes: _Axes) -> Callable:
             return results, everything(results)
         leaves, tree = jax.tree.flatten(args)
         joined = [
-            a if place is None else _join(a, batched, place, axis_size)
+            a if place is None else _join_rows(a, batched, place, axis_size)
             for a, batched, place in zip(leaves, jax.tree.leaves(in_batched), places, strict=True)
         ]
         results = mapped(*jax.tree.unflatten(tree, joined))
-        places = _like(axes.results, results)
+        places = _places_of(axes.results, results)
         leaves, tree = jax.tree.flatten(results)
-        parted = [_part(a, place, axis_size) for a, place in zip(leaves, places, strict=True)]
+        parted = [_part_rows(a, place, axis_size) for a, place in zip(leaves, places, strict=True)]
         results = jax.tree.unflatten(tree, parted)
         return results, everything(results)
 
     return mapped
 
 
-def _like(prefix: Any, tree: Any) -> list:
+def _places_of(prefix: Any, tree: Any) -> list:
     """``prefix`` with one entry for each leaf of ``tree``."""
     spread = jax.tree.map(
         lambda place, below: [place] * len(jax.tree.leaves(below)),
@@ -394,14 +391,14 @@ def _like(prefix: Any, tree: Any) -> list:
     return found
 
 
-def _join(a: Array, batched: bool, place: int, count: int) -> Array:
+def _join_rows(a: Array, batched: bool, place: int, count: int) -> Array:
     if not batched:
         a = jnp.broadcast_to(a[None], (count, *a.shape))
     a = jnp.moveaxis(a, 0, place)
     return a.reshape(*a.shape[:place], -1, *a.shape[place + 2 :])
 
 
-def _part(a: Array, place: int, count: int) -> Array:
+def _part_rows(a: Array, place: int, count: int) -> Array:
     a = a.reshape(*a.shape[:place], count, -1, *a.shape[place + 1 :])
     return jnp.moveaxis(a, place, 0)
 
@@ -439,7 +436,7 @@ def _before_next(launch: Launch, resets: Array) -> Array:
     return jnp.concatenate([resets[1:], none])
 
 
-def _first(launch: Launch, resets: Array) -> Array:
+def _first_reset(launch: Launch, resets: Array) -> Array:
     return resets[-1 if launch.options.reverse else 0][:, None]
 
 
@@ -467,7 +464,7 @@ def _unstack(a: Array, axis: int) -> list:
     return [lax.index_in_dim(a, k, axis, keepdims=False) for k in range(a.shape[axis])]
 
 
-def _forward(
+def _run_forward(
     launch: Launch,
     kernels: Kernels,
     weights: Weights,
@@ -480,7 +477,7 @@ def _forward(
     tiling, pieces = launch.tiling, launch.steps.pieces
     start, reset_carry = jax.tree.leaves(carry), jax.tree.leaves(weights.reset_carry)
     if inputs.resets is not None:
-        first = _first(launch, inputs.resets)
+        first = _first_reset(launch, inputs.resets)
         start = [jnp.where(first, f, c) for f, c in zip(reset_carry, start, strict=True)]
     noise = weights.hidden_noise
     arrays = ForwardArrays(
@@ -508,7 +505,7 @@ class _Rows(NamedTuple):
     """What the backward kernel gives, by rows; ``d_par`` of each sequence."""
 
     d_gates: Any  # [parts, T, B, G, H]
-    d_apart: Any  # [T, B, k, H]
+    d_read_alone: Any  # [T, B, k, H]
     d_start: Any  # [B, C, H]
     d_par: Any  # [B, k, H]
     d_reset_carry: Any
@@ -519,7 +516,7 @@ _FORWARD_AXES = _Axes(_ARGUMENTS, ((0, 1), _SAVED))
 _BACKWARD_AXES = _Axes((_ARGUMENTS, _SAVED, (0, 1)), _Rows(2, 1, 0, 0, 0, 0))
 
 
-def _backward(
+def _run_backward(
     launch: Launch, kernels: Kernels, args: tuple, saved: tuple, cotangents: tuple
 ) -> _Rows:
     weights, _, inputs = args
@@ -529,7 +526,7 @@ def _backward(
     arrays = BackwardArrays(
         _tiles.backward_weights(tiling, launch.backward, weights.w_hh),
         None if saved[1] is None else _tiles.to_tiles(tiling, saved[1]),
-        _stack(launch, [leaves[k] for k in launch.steps.apart], 2),
+        _stack(launch, [leaves[k] for k in launch.steps.read_alone], 2),
         _stack(launch, jax.tree.leaves(d_ys), 2),
         _flag_tiles(launch, inputs),
         _param_tiles(launch, weights.params),
@@ -544,7 +541,7 @@ def _backward(
     d_gates = _tiles.from_product(tiling, found.d_gates)[:, :, :, : tiling.gates]
     return _Rows(
         d_gates,
-        None if found.d_apart is None else _tiles.from_tiles(tiling, found.d_apart),
+        None if found.d_read_alone is None else _tiles.from_tiles(tiling, found.d_read_alone),
         *map(rows, (found.d_start, found.d_par, found.d_reset_carry, found.d_noise)),
     )
 
@@ -556,14 +553,14 @@ def _assemble(launch: Launch, args: tuple, saved: tuple, rows: _Rows) -> list:
     d_start = _unstack(rows.d_start, 1)
     d_reset_carry = [jnp.zeros_like(d) for d in d_start]
     if rows.d_reset_carry is not None:
-        first = _first(launch, inputs.resets)
+        first = _first_reset(launch, inputs.resets)
         began = [jnp.where(first, d, jnp.zeros_like(d)) for d in d_start]
         d_reset_carry = [a + b for a, b in zip(_unstack(rows.d_reset_carry, 1), began, strict=True)]
         d_start = [jnp.where(first, jnp.zeros_like(d), d) for d in d_start]
     d_gates = functools.reduce(jnp.add, [rows.d_gates[p].astype(jnp.float32) for p in range(parts)])
     by_leaf = dict(enumerate(_unstack(d_gates, 2)))
-    if rows.d_apart is not None:
-        by_leaf |= dict(zip(pieces.moving, _unstack(rows.d_apart, 2), strict=True))
+    if rows.d_read_alone is not None:
+        by_leaf |= dict(zip(pieces.moving, _unstack(rows.d_read_alone, 2), strict=True))
     leaves = jax.tree.leaves(inputs.x_projs)
     d_x = [by_leaf[k].astype(a.dtype) for k, a in enumerate(leaves) if _moves(a)]
     moving = (
@@ -614,7 +611,9 @@ def _params_gradient(launch: Launch, params: Any, d_par: Array | None) -> list:
 def choose(
     cell: Cell, loop: Loop, arguments: tuple, device: Device | str, by_name: bool
 ) -> Launch | str:
-    """The launch for what :func:`run` would be given (or its shapes), or why the scan runs.
+    """The launch for what :func:`run_persistent` would be given, or why the scan runs.
+
+    ``arguments`` may be shapes.
 
     Raises:
         ValueError: it was asked for by name and cannot run.
@@ -647,10 +646,10 @@ def run_chosen(
     if isinstance(device, str):
         if by_name:
             choose(cell, loop, arguments, device, by_name)  # raises with the reason
-        return _loop.run(cell, loop, *arguments)
+        return _loop.run_scan(cell, loop, *arguments)
     if isinstance(choose(cell, loop, arguments, device, by_name), str):
-        return _loop.run(cell, loop, *arguments)
-    return run(cell, loop, *arguments, device=device, by_itself=not by_name)
+        return _loop.run_scan(cell, loop, *arguments)
+    return run_persistent(cell, loop, *arguments, device=device, by_itself=not by_name)
 
 
 def find_device(tree: Any) -> Device | str:
