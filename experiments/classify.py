@@ -40,6 +40,7 @@ from experiments.running.interrupts import Interrupted
 from experiments.running.opening import open_run
 from experiments.running.predicting import Request, predict
 from experiments.running.process_memory import device_memory
+from experiments.running.processes import own_folder, start_time
 from experiments.running.run_folder import CONFIG, RunFolder, environment, plain
 from experiments.running.run_settings import stored_config
 from experiments.running.setting_checks import check_settings
@@ -78,9 +79,9 @@ def train(settings: Settings, folder: Path) -> Outcome:
         announce(dataset, parts, splits, len(encode.vocabulary))
         fitted = fit_model(settings, len(dataset.label_names), encode, splits, run, saver, devices)
         saver.wait()
-        encode.vocabulary.save(folder / VOCABULARY)
-        save_weights(folder / WEIGHTS, fitted.params)
-        curves.draw(run.metrics_path, folder / CURVES)
+        encode.vocabulary.save(run.path / VOCABULARY)
+        save_weights(run.path / WEIGHTS, fitted.params)
+        curves.draw(run.metrics_path, run.path / CURVES)
     seconds = time.perf_counter() - began
     since = "in all" if stored is None else "since it was resumed"
     report(settings, fitted, dataset.label_names, folder)
@@ -135,7 +136,7 @@ def require_room(settings: Settings, vocab_size: int, num_classes: int) -> None:
     model = build_model(settings, vocab_size, num_classes)
     shapes = jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0)))
     needed = _COPIES * sum(leaf.size * leaf.dtype.itemsize for leaf in shapes)
-    there = device_memory(jax.devices()[0])
+    there = device_memory(jax.local_devices()[0])
     if there is not None and needed > there:
         raise DataError(
             f"the weights must fit the {there / 1e9:.1f} GB of memory to be trained, got "
@@ -268,7 +269,7 @@ def located(settings: Settings, variables: Mapping[str, str] = os.environ) -> Se
 
     A run that is resumed from elsewhere must find its data again.
     """
-    name = f"classify-{Path(settings.dataset).name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"classify-{Path(settings.dataset).name}-{start_time()}"
     data_dir = settings.data_dir or variables.get("RNNJAX_DATA")
     dataset = settings.dataset
     return dataclasses.replace(
@@ -284,7 +285,7 @@ def train_seeds(settings: Settings, folder: Path) -> None:
     stored_config(settings, folder)
     read_parts(settings)  # what is wrong with the data is said before there is a folder
     config = {"settings": settings.written(), "environment": environment()}
-    with RunFolder(folder, config, settings.existing) as runs:
+    with own_folder(folder) as place, RunFolder(place, config, settings.existing) as runs:
         runs.rewind(None)
         outcomes = []
         for seed in range(settings.seed, settings.seed + settings.repeat):

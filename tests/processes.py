@@ -21,11 +21,16 @@ def environment(devices=1):
     }
 
 
-def start(count, *command):
-    """Starts the command so many times, with the port, its number and their count at the end."""
+def free_port():
+    """A port of this machine that nobody listens at."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def start(count, *command):
+    """Starts the command so many times, with the port, its number and their count at the end."""
+    port = free_port()
     return [
         subprocess.Popen(
             [sys.executable, "-W", "error", *command, str(port), str(number), str(count)],

@@ -170,7 +170,7 @@ def test_the_folder_that_a_run_goes_on_in_is_never_read_from_its_config(folder, 
 
     settings = Settings(out=Path("../../elsewhere"))
     (folder / "config.json").write_text(json.dumps({"settings": settings.written()}))
-    assert parse_settings("classify", Settings, ["--out", str(folder), "--resume"]).out == folder
+    assert parse_settings("classify", Settings, ["--out", str(folder), "--resume"])[0].out == folder
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"a": ' * 100_000, "{" + "9" * 5000])

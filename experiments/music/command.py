@@ -20,6 +20,7 @@ from experiments.running.console import command, parameter_table
 from experiments.running.devices import find_devices
 from experiments.running.loss_fitting import Fitted, Recipe, fit_by_loss
 from experiments.running.opening import open_run
+from experiments.running.processes import start_time
 from experiments.running.run_settings import stored_config
 from experiments.running.setting_checks import above, check_settings, whole
 from experiments.running.trained import WEIGHTS, finished_settings, load_trained
@@ -37,7 +38,7 @@ def train(settings: Settings) -> Fitted:
     devices = find_devices(settings.devices)
     devices.check_rows("--batch-size", settings.batch_size)
     music = read_music(settings)
-    folder = settings.out or Path("runs") / f"music-{music.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = settings.out or Path("runs") / f"music-{music.name}-{start_time()}"
     stored = stored_config(settings, folder)
     model, parts = build_model(settings), make_parts(music, settings)
     identity = {"settings": settings.written(), "sha256": music.sha256}
@@ -49,12 +50,13 @@ def train(settings: Settings) -> Fitted:
         recipe = Recipe(*(getattr(settings, name) for name in Recipe._fields))
         fitted = fit_by_loss(frame_loss(model), params, parts, recipe, run, saver, devices)
         saver.wait()
-        save_weights(folder / WEIGHTS, fitted.params)
-        curves.draw(run.metrics_path, folder / CURVES)
-        piece = compose(model, fitted.params, _SHOWN, 1.0, settings.seed)
-        (folder / MIDI).write_bytes(midi_bytes(piece))
+        params = devices.take_home(fitted.params)
+        save_weights(run.path / WEIGHTS, params)
+        curves.draw(run.metrics_path, run.path / CURVES)
+        piece = compose(model, params, _SHOWN, 1.0, settings.seed)
+        (run.path / MIDI).write_bytes(midi_bytes(piece))
         shown = {"composed": piece, "from the test set": music.test[0][:_SHOWN]}
-        draw_pieces(shown, folder / PICTURE)
+        draw_pieces(shown, run.path / PICTURE)
     _report(music, fitted, time.perf_counter() - began, folder)
     return fitted
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from experiments.running.processes import Agreement, is_first
 from experiments.running.run_folder import RunFolder
 from experiments.running.run_settings import require_same
 from rnnjax.checkpoint import CheckpointError, Checkpoints
@@ -105,12 +106,14 @@ class Saver:
         self._every = every
         self._clock = clock
         self._saved_step, self._saved_at = 0, clock()
+        self._agreement = Agreement()
 
     def is_due(self, step: int) -> bool:
-        """Whether it is time to save within an epoch."""
+        """Whether it is time to save within an epoch: by the clock of the first process."""
         if self._every.steps is not None:
             return step - self._saved_step >= self._every.steps
-        return self._clock() - self._saved_at >= (self._every.seconds or 0)
+        is_late = self._clock() - self._saved_at >= (self._every.seconds or 0)
+        return bool(self._agreement.largest(int(is_late and is_first())))
 
     def save(self, snapshot: Snapshot) -> None:
         """Saves in the background; the records up to this step must have been written."""
@@ -148,7 +151,7 @@ class Saver:
             self._run.rewind(None)
             return begin, ()
         found = self._checkpoints.restore(_arrays(begin), accept=self._accept)
-        self._run.rewind(found.extra["records"])
+        self._run.rewind(found.extra["records"] if is_first() else None)
         train, best_params, totals = found.state
         best = found.extra["best"]
         if best["best_epoch"] is None:

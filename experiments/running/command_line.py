@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from experiments.running.console import exit_code
+from experiments.running.processes import Launch
 from experiments.running.run_folder import CONFIG
 from experiments.running.run_settings import RunSettings, stored_settings
 from rnnjax.checkpoint import CheckpointError
@@ -42,24 +44,40 @@ def run_program(
             request, answer = requests[given[0]]
             answer(tyro.cli(request, prog=f"{program} {given[0]}", args=given[1:]))
         else:
-            train(parse_settings(program, kind, given))
+            settings, launch = parse_settings(program, kind, given)
+            with launch.joined():
+                train(settings)
 
     return exit_code(run, CheckpointError, NonFiniteError)
 
 
-def parse_settings(program: str, kind: type[Run], given: Sequence[str]) -> Run:
-    """The settings on the command line; when resuming, the rest are those of the run.
+def parse_settings(program: str, kind: type[Run], given: Sequence[str]) -> tuple[Run, Launch]:
+    """The settings on the command line, and in how many processes; when resuming, the rest of the
+    settings are those of the run.
 
     Raises:
         DataError: the run to go on with is not said, or is to be deleted as well.
     """
-    settings = tyro.cli(kind, prog=program, args=given)
+    settings, launch = _parse(program, kind, given, kind())
     if not settings.resume:
-        return settings
+        return settings, launch
     if settings.replace:
         raise DataError("--resume and --replace must be given one at a time, got both")
     if settings.out is None:
         raise DataError("--out must name the folder of the run to resume, got none")
     if not (settings.out / CONFIG).is_file():
-        return settings
-    return tyro.cli(kind, prog=program, args=given, default=stored_settings(kind, settings.out))
+        return settings, launch
+    return _parse(program, kind, given, stored_settings(kind, settings.out))
+
+
+def _parse(program: str, kind: type[Run], given: Sequence[str], default: Run) -> tuple[Run, Launch]:
+    without_prefix = tyro.conf.arg(name="")
+    both = dataclasses.make_dataclass(
+        "Both",
+        [
+            ("settings", Annotated[kind, without_prefix], default),
+            ("launch", Annotated[Launch, without_prefix], Launch()),
+        ],
+    )
+    parsed = tyro.cli(both, prog=program, description=kind.__doc__, args=given)
+    return parsed.settings, parsed.launch

@@ -27,8 +27,8 @@ class Devices(NamedTuple):
         count = 1 if self.mesh is None else self.mesh.size
         if rows % count:
             raise DataError(
-                f"{name} must be a multiple of {count}, the devices here, got {rows} rows in a "
-                "batch; --devices 1 uses one"
+                f"{name} must be a multiple of {count}, the devices {_where()}, got {rows} rows in "
+                "a batch; --devices 1 uses one"
             )
 
     def place_state(self, state: Tree) -> Tree:
@@ -39,9 +39,13 @@ class Devices(NamedTuple):
         """The batch on the devices, its rows divided evenly."""
         return jax.device_put(batch) if self.mesh is None else shard_batch(self.mesh, batch)
 
+    def take_home(self, params: Tree) -> Tree:
+        """Parameters for what each process does alone, such as writing a sample."""
+        return params if jax.process_count() == 1 else jax.device_get(params)
+
 
 def find_devices(count: int | None) -> Devices:
-    """So many devices of this process, or all.
+    """So many devices of each process, or all.
 
     Raises:
         DataError: there are not so many.
@@ -50,7 +54,16 @@ def find_devices(count: int | None) -> Devices:
     count = len(there) if count is None else count
     if count > len(there):
         raise DataError(f"--devices must be at most {len(there)}, the devices here, got {count}")
-    if count == 1:
+    if count == jax.process_count() == 1:
         return Devices(None)
+    of_process: dict[int, list[Any]] = {}
+    for device in jax.devices():
+        of_process.setdefault(device.process_index, []).append(device)
+    devices = [d for process in sorted(of_process) for d in of_process[process][:count]]
     # Axes that XLA divides as it sees fit: a loss that draws random numbers needs no word on where.
-    return Devices(jax.make_mesh((count,), ("batch",), (AxisType.Auto,), devices=there[:count]))
+    return Devices(jax.make_mesh((len(devices),), ("batch",), (AxisType.Auto,), devices=devices))
+
+
+def _where() -> str:
+    count = jax.process_count()
+    return "here" if count == 1 else f"of {count} processes"

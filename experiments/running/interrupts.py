@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import Any, TypeVar
 
+from experiments.running.processes import Agreement
+
 Item = TypeVar("Item")
 
 
@@ -28,7 +30,8 @@ class Interrupted(Exception):  # noqa: N818 (it was asked for)
 class Interrupts:
     """Notes SIGTERM and Ctrl-C while it is entered, for the run to stop when it may.
 
-    A second Ctrl-C stops at once. Outside the main thread, which alone gets signals, nothing is
+    A second Ctrl-C stops at once. In several processes a signal to any of them stops all, after the
+    same step, some steps later. Outside the main thread, which alone gets signals, nothing is
     changed.
 
     Example:
@@ -43,6 +46,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self._noted: int | None = None
+        self._agreement = Agreement()
         self._former: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
@@ -64,11 +68,12 @@ class Interrupts:
         for item in items:
             self._check()
             yield item
-        self._check()
+        self._check(now=True)
 
-    def _check(self) -> None:
-        if self._noted is not None:
-            raise Interrupted(self._noted)
+    def _check(self, now: bool = False) -> None:
+        stop = self._agreement.largest(self._noted or 0, now=now)
+        if stop:
+            raise Interrupted(stop)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if number == self._noted == signal.SIGINT:

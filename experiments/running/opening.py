@@ -9,7 +9,8 @@ from typing import Any
 
 from experiments.running.checkpoints import Saver, parse_every
 from experiments.running.console import wrapped
-from experiments.running.run_folder import RunFolder, environment
+from experiments.running.processes import own_folder
+from experiments.running.run_folder import CHECKPOINTS, RunFolder, environment
 from experiments.running.run_settings import RunSettings, require_same
 from rnnjax.checkpoint import Checkpoints
 
@@ -24,6 +25,9 @@ def open_run(
     more: Mapping[str, Any] | None = None,
 ) -> Iterator[tuple[RunFolder, Saver]]:
     """A run's folder, and what saves its checkpoints there.
+
+    In several processes the folder of all but the first is another one, which is deleted; the
+    checkpoints are one.
 
     Args:
         settings: those of the run.
@@ -42,8 +46,9 @@ def open_run(
         require_same(stored, config, settings.MAY_CHANGE, str(folder))
         _note_environment(config["environment"])
     with (
-        RunFolder(folder, config, settings.existing, leaves) as run,
-        Checkpoints(run.checkpoints_path, keep=settings.keep) as checkpoints,
+        own_folder(folder) as place,
+        RunFolder(place, config, settings.existing, leaves) as run,
+        Checkpoints(folder / CHECKPOINTS, keep=settings.keep) as checkpoints,
     ):
         every = parse_every(settings.checkpoint_every)
         known = {**identity, **(more or {})}

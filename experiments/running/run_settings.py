@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from experiments.running.processes import is_first
 from experiments.running.run_folder import CONFIG, check_usable, plain
 from rnnjax.data import DataError
 
@@ -62,7 +63,8 @@ def stored_config(settings: RunSettings, folder: Path) -> dict[str, Any] | None:
         FileExistsError: the folder is not what the settings expect.
         DataError: the run there was started with other settings.
     """
-    check_usable(folder, settings.existing)
+    if is_first():  # who may have begun to write there when others come to look
+        check_usable(folder, settings.existing)
     if not settings.resume or not (folder / CONFIG).is_file():
         return None
     stored = read_config(folder)

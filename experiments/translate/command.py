@@ -17,6 +17,7 @@ from experiments.running.console import command, parameter_table
 from experiments.running.devices import find_devices
 from experiments.running.opening import open_run
 from experiments.running.packages import missing_line
+from experiments.running.processes import start_time
 from experiments.running.run_settings import stored_config
 from experiments.running.setting_checks import check_settings, whole
 from experiments.running.trained import WEIGHTS, finished_settings, load_trained
@@ -55,7 +56,7 @@ def train(settings: Settings, folder: Path) -> Fitted:
         parameter_table(params)
 
         def show(params: Any) -> str:
-            sources = corpus.validation.sources[:_SHOWN]
+            params, sources = devices.take_home(params), corpus.validation.sources[:_SHOWN]
             found = translate(model, params, sources, beam=1, max_length=settings.max_length)
             return "\n".join(_lines(corpus, settings, sources, found))
 
@@ -64,11 +65,12 @@ def train(settings: Settings, folder: Path) -> Fitted:
         )
         saver.wait()
         for name, vocabulary in zip(VOCABULARIES, (corpus.source, corpus.target), strict=True):
-            vocabulary.save(folder / name)
-        save_weights(folder / WEIGHTS, fitted.params)
-        figures = _test(model, fitted, corpus, settings, folder)
+            vocabulary.save(run.path / name)
+        fitted = fitted._replace(params=devices.take_home(fitted.params))
+        save_weights(run.path / WEIGHTS, fitted.params)
+        figures = _test(model, fitted, corpus, settings, run.path)
         run.write({"kind": "test", "epoch": fitted.epoch, **figures})
-        curves.draw(run.metrics_path, folder / CURVES)
+        curves.draw(run.metrics_path, run.path / CURVES)
     _report(figures, fitted, time.perf_counter() - began, folder, corpus)
     return fitted
 
@@ -202,7 +204,7 @@ def _check(settings: Settings) -> None:
 
 
 def _train(settings: Settings) -> None:
-    name = f"translate-{settings.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"translate-{settings.name}-{start_time()}"
     train(settings, settings.out or Path("runs", name))
 
 

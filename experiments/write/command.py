@@ -17,6 +17,7 @@ from experiments.running.command_line import run_program
 from experiments.running.console import command, parameter_table
 from experiments.running.devices import find_devices
 from experiments.running.opening import open_run
+from experiments.running.processes import is_first, start_time
 from experiments.running.run_settings import stored_config
 from experiments.running.setting_checks import check_settings, whole
 from experiments.running.trained import WEIGHTS, finished_settings, load_trained
@@ -63,17 +64,20 @@ def train(settings: Settings, folder: Path) -> Fitted:
         parameter_table(params)
 
         def show(params: Any) -> str:
+            params = devices.take_home(params)
             return _write(model, params, corpus.vocabulary, settings.level, prompt, 0.8, 160)
 
         fitted = fit(model, params, texts, settings, run, saver, devices, show)
         saver.wait()
-        corpus.vocabulary.save(folder / VOCABULARY)
-        save_weights(folder / WEIGHTS, fitted.params)
-        curves.draw(run.metrics_path, folder / CURVES)
-        (folder / SAMPLES).write_text(
-            _samples(model, fitted.params, corpus.vocabulary, settings.level, prompt), "utf-8"
+        params = devices.take_home(fitted.params)
+        corpus.vocabulary.save(run.path / VOCABULARY)
+        save_weights(run.path / WEIGHTS, params)
+        curves.draw(run.metrics_path, run.path / CURVES)
+        (run.path / SAMPLES).write_text(
+            _samples(model, params, corpus.vocabulary, settings.level, prompt), "utf-8"
         )
-    _report(corpus, fitted, time.perf_counter() - began, folder, settings)
+    if is_first():
+        _report(corpus, fitted, time.perf_counter() - began, folder, settings)
     return fitted
 
 
@@ -213,7 +217,7 @@ def _check_length(corpus: Corpus, settings: Settings) -> None:
 
 
 def _train(settings: Settings) -> None:
-    name = f"write-{Path(settings.dataset).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"write-{Path(settings.dataset).stem}-{start_time()}"
     train(settings, settings.out or Path("runs", name))
 
 

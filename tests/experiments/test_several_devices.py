@@ -1,33 +1,56 @@
-"""Programs on several devices: what they train to, and which wishes they refuse."""
+"""Programs on several devices, and in several processes: what they train to, what they refuse."""
 
 import json
-import os
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
+from processes import TESTS, environment, free_port
+
+from experiments.running.processes import Launch
+from rnnjax.data import DataError
 
 pytestmark = pytest.mark.full  # whole programs, each in a process of its own
 
 SMALL = ["--hidden-size", "8", "--embedding-size", "8", "--epochs", "2"]
+LICENSE = TESTS.parent / "LICENSE"  # a text of a few pages
 PAIRS = ["--examples", "500", "--longest", "6", "--attention", "none"]
 PROGRAMS = {
     "classify": [*SMALL, "--take", "200", "--batch-size", "8", "--buckets", "1"],
-    "write": [*SMALL, "--take", "2000", "--rows", "8", "--window", "16"],
+    "write": [*SMALL, "--dataset", str(LICENSE), "--rows", "8", "--window", "4"],
     "translate": [*SMALL, *PAIRS, "--batch-size", "500", "--buckets", "1"],
 }
 
 
+def command(program, *arguments):
+    return [sys.executable, "-W", "error", "-m", f"experiments.{program}", *arguments]
+
+
+# XLA's optimizations take most of the time of a program so small.
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
+
 def start(program, *arguments):
-    command = [sys.executable, "-W", "error", "-m", f"experiments.{program}", *arguments]
-    # No more devices than cores: on a CPU a device that waits for the others holds a thread of a
-    # pool that has as many as there are cores.
-    several = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "JAX_PLATFORMS": "cpu",
-    }
-    return subprocess.run(command, capture_output=True, text=True, env=several)
+    several = environment(devices=2) | QUICK
+    return subprocess.run(command(program, *arguments), capture_output=True, text=True, env=several)
+
+
+def start_together(program, *arguments):
+    """Two processes of a run, with one device each."""
+    of_all = [*arguments, "--coordinator", f"localhost:{free_port()}", "--processes", "2"]
+    return [
+        subprocess.Popen(
+            command(program, *of_all, "--process-id", str(number), "--heartbeat", "30"),
+            env=environment() | QUICK,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
 
 
 def epochs_of(folder):
@@ -35,15 +58,56 @@ def epochs_of(folder):
     return [[v for v in line.values() if v != "epoch"] for line in lines if line["kind"] == "epoch"]
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_a_run_on_all_devices_comes_to_what_one_on_a_single_device_comes_to(program, tmp_path):
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """What each program comes to on a single device."""
     found = {}
-    for name, devices in {"all": [], "one": ["--devices", "1"]}.items():
-        done = start(program, *PROGRAMS[program], "--out", str(tmp_path / name), *devices)
-        assert done.returncode == 0, done.stderr
-        found[name] = epochs_of(tmp_path / name)
-    assert len(found["one"]) == 2
-    np.testing.assert_allclose(found["all"], found["one"], rtol=1e-3)
+
+    def of(program):
+        if program not in found:
+            folder = tmp_path_factory.mktemp(program) / "run"
+            done = start(program, *PROGRAMS[program], "--out", str(folder), "--devices", "1")
+            assert done.returncode == 0, done.stderr
+            found[program] = epochs_of(folder)
+            assert len(found[program]) == 2
+        return found[program]
+
+    return of
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_run_on_all_devices_comes_to_what_one_on_a_single_device_comes_to(
+    program, alone, tmp_path
+):
+    done = start(program, *PROGRAMS[program], "--out", str(tmp_path / "all"))
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(epochs_of(tmp_path / "all"), alone(program), rtol=1e-3)
+
+
+def test_two_processes_come_to_what_one_comes_to_and_the_first_alone_speaks(alone, tmp_path):
+    processes = start_together("write", *PROGRAMS["write"], "--out", str(tmp_path / "run"))
+    said = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    np.testing.assert_allclose(epochs_of(tmp_path / "run"), alone("write"), rtol=1e-3)
+    first, second = ([line for line in out.splitlines() if "Gloo" not in line] for out, _ in said)
+    assert any("nats a token" in line for line in first)
+    assert second == []
+
+
+def test_a_signal_to_one_process_stops_all_and_one_goes_on_to_the_same_end(alone, tmp_path):
+    folder, saves = tmp_path / "run", ["--checkpoint-every", "2"]
+    processes = start_together("classify", *PROGRAMS["classify"], *saves, "--out", str(folder))
+    while not list(folder.glob("checkpoints/*-step-2")):
+        assert all(process.poll() is None for process in processes), processes[0].communicate()
+        time.sleep(0.001)
+    processes[1].send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [143, 143], said
+    assert "stopped by SIGTERM; go on with:" in said[0][0]
+    done = start("classify", "--out", str(folder), "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "going on after step" in done.stdout
+    np.testing.assert_allclose(epochs_of(folder), alone("classify"), rtol=1e-3)
 
 
 ODD = ["odd"]
@@ -66,3 +130,22 @@ def test_a_number_of_devices_that_cannot_be_is_refused(program, wish, words, tmp
     assert done.returncode == 2
     assert words in done.stderr
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("launch", "words"),
+    [
+        (Launch(processes=2), "--coordinator, --processes and --process-id must be given together"),
+        (Launch(True, heartbeat=0), "--heartbeat must be a whole number from 1 up, got 0"),
+    ],
+)
+def test_processes_that_are_not_said_in_full_are_refused(launch, words):
+    with pytest.raises(DataError, match=words), launch.joined():
+        pass
+
+
+def test_where_no_launcher_says_who_is_there_the_options_that_do_are_named(tmp_path):
+    done = start("classify", "--distributed", "--out", str(tmp_path / "run"))
+    assert done.returncode == 2
+    assert "--distributed must find the processes of a job (SLURM" in done.stderr
+    assert not (tmp_path / "run").exists()
