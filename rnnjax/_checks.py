@@ -183,8 +183,8 @@ def _check(expected: str, values: Array, bad: Array) -> None:
 def _raise(error: checkify.Error) -> None:
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(error)):
         raise ValueError(
-            "a checked function cannot raise inside jax.jit, jax.grad or jax.vmap: wrap the "
-            "outermost function, as in checked(jax.jit(f))"
+            "a checked function must be the outermost one, got a call inside jax.jit, jax.grad or "
+            "jax.vmap: wrap what is outermost, as in checked(jax.jit(f))"
         )
     # Copies asked for: a step may run where hidden ones are forbidden.
     message = jax.device_get(error).get()

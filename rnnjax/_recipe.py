@@ -77,7 +77,8 @@ class Recipe:
         """
         unknown = sorted(set(changes) - set(self.arguments))
         if unknown:
-            raise TypeError(f"{self.make.__name__} has no argument {unknown[0]!r}")
+            name, known = self.make.__name__, ", ".join(self.arguments)
+            raise TypeError(f"arguments of {name} must be some of {known}, got {unknown[0]!r}")
         return _call(self.make, self.signature, self.arguments | changes)
 
     def reduced(self) -> tuple[Callable, tuple]:

@@ -170,8 +170,8 @@ class Apply(Protocol):
 
 def _no_initial_carry(params: Params, batch_shape: tuple[int, ...] = ()) -> Carry:
     raise ValueError(
-        "this layer was made without initial_carry: give rnnjax.Layer(..., initial_carry=...), "
-        "a function (params, batch_shape) -> carry"
+        "the first step needs a layer that was made with initial_carry: give rnnjax.Layer(..., "
+        "initial_carry=...), a function (params, batch_shape) -> carry"
     )
 
 

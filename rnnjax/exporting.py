@@ -78,8 +78,8 @@ def export_program(
         exported = make(inputs, jax.ShapeDtypeStruct((batch,), jnp.int32))
     except (NotImplementedError, jax.errors.InconclusiveDimensionOperation) as error:
         raise ValueError(
-            "apply must run for a T that is not known when it is compiled, which it does not "
-            f"({str(error).splitlines()[0]}): leave out implementation='associative', scan_unroll, "
+            "apply must run for a T that is not known when it is compiled, got "
+            f"{str(error).splitlines()[0]}: leave out implementation='associative', scan_unroll, "
             "and resets of a reversed direction"
         ) from error
     return bytes(exported.serialize())

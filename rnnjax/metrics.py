@@ -493,7 +493,7 @@ def evaluate(
         metrics = step(params, batch)
         total = metrics if total is None else merge(total, metrics)
     if total is None:
-        raise ValueError("evaluate got no batches: there is nothing to average")
+        raise ValueError("batches must be one or more, got none: there is nothing to average")
     return compute(total)
 
 
@@ -544,7 +544,9 @@ def _divide(name: str, total: Any, count: Any) -> Any:
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.where(count == 0, np.nan, total / count)
     if count == 0:
-        raise ValueError(f"metric {name!r} has count 0: no row with a weight was seen")
+        raise ValueError(
+            f"metric {name!r} must have a count above 0, got 0: no row with a weight was seen"
+        )
     return float(total) / float(count)
 
 

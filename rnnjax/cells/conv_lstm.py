@@ -184,7 +184,7 @@ def _convolve(frame: Array, kernel: Array) -> Array:
     axes = kernel.ndim - 2
     if frame.shape[-1] != kernel.shape[-2]:
         raise ValueError(
-            f"expected frames of {kernel.shape[-2]} channels (kernel of shape {kernel.shape}), "
+            f"frames must have {kernel.shape[-2]} channels (kernel of shape {kernel.shape}), "
             f"got {frame.shape[-1]} channels"
         )
     channels_last = (0, axes + 1, *range(1, axes + 1))
@@ -204,7 +204,7 @@ def _channels(features: int, spatial_shape: tuple[int, ...]) -> int:
     places = math.prod(spatial_shape)
     if features % places:
         raise ValueError(
-            f"frames of spatial shape {spatial_shape} have a multiple of {places} features, "
+            f"frames of spatial shape {spatial_shape} must have a multiple of {places} features, "
             f"got {features}"
         )
     return features // places

@@ -29,17 +29,19 @@ def fetch(repository: str, instead: str) -> Any:
         import datasets
         from datasets import config
     except ImportError:
-        message = "needs the package datasets: pip install datasets"
-        raise DataError(f"{repository} from the Hugging Face hub {message}. {instead}") from None
+        raise DataError(
+            f"{repository} on the Hugging Face hub needs the package datasets: "
+            f"pip install datasets. {instead}"
+        ) from None
     problem = _probe(repository)
     if problem is not None and not _is_cached(repository, Path(config.HF_DATASETS_CACHE)):
-        raise DataError(_unreachable(repository, problem, instead))
+        raise _unreachable(repository, problem, instead)
     try:
         # Rows, not code: since 4.0 datasets runs no script of a repository. The caller checks the
         # rows and keeps their hash with the results.
         return datasets.load_dataset(repository)  # nosec B615
     except Exception as error:
-        raise DataError(_unreachable(repository, _described(error), instead)) from None
+        raise _unreachable(repository, _described(error), instead) from None
 
 
 def _probe(repository: str) -> str | None:
@@ -77,5 +79,7 @@ def _described(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _unreachable(repository: str, problem: str, instead: str) -> str:
-    return f"{repository} must be on the Hugging Face hub or in its cache, got {problem}. {instead}"
+def _unreachable(repository: str, problem: str, instead: str) -> DataError:
+    return DataError(
+        f"{repository} must be on the Hugging Face hub or in its cache, got {problem}. {instead}"
+    )

@@ -166,7 +166,8 @@ def _best_texts(how: _How, params: Any, carry: Carry, start: Array, memory: Any)
     step = _over_beams(how, params, memory)
     _, logits, weights = jax.eval_shape(step, carry, last)
     if logits.shape[-1] <= max(how.stop, how.pad):
-        raise ValueError(f"stop and pad must lie in [0, {logits.shape[-1]})")
+        found = f"{how.stop} and {how.pad}"
+        raise ValueError(f"stop and pad must lie in [0, {logits.shape[-1]}), got {found}")
     empty = _no_texts(how, len(start))
     # One hypothesis to begin with: K equal ones would stay equal for ever.
     only = jnp.where(jnp.arange(how.beam_size) == 0, 0.0, -jnp.inf)

@@ -258,7 +258,7 @@ class Forbid:
         if max(self.ids) >= vocabulary:
             raise ValueError(f"forbidden ids must lie in [0, {vocabulary}), got {max(self.ids)}")
         if len(set(self.ids)) == vocabulary:
-            raise ValueError(f"forbid leaves no token: all {vocabulary} ids are forbidden")
+            raise ValueError(f"forbid must leave a token, got all {vocabulary} ids")
         return logits.at[jnp.array(self.ids)].set(-jnp.inf)
 
 

@@ -23,8 +23,11 @@ def check_cell(cell: Any) -> None:
         raise ValueError(f"cell must be a rnnjax.Cell, got {type(cell).__name__}")
     split = cell.update is not None and (cell.hidden is not None or cell.recurrent is None)
     if (cell.plain_step is not None) == split:
+        names = ("update", "hidden", "recurrent", "plain_step")
+        given = [name for name in names if getattr(cell, name) is not None]
         raise ValueError(
-            "a cell must give either update (with hidden, where it gives recurrent), or plain_step"
+            "a cell must give either update (with hidden, where it gives recurrent), or "
+            f"plain_step, got {', '.join(given) or 'none of them'}"
         )
 
 
@@ -90,7 +93,10 @@ def check_context(cell: Cell, context: Any, batch: tuple[int, ...]) -> Any:
     """
     if cell.context is None:
         if context is not None:
-            raise ValueError("context must be None for a cell without the field context")
+            raise ValueError(
+                "context must be None for a cell without the field context, "
+                f"got {describe(context)}"
+            )
         return None
     if context is None:
         raise ValueError("context must be given to a cell with the field context, got None")
@@ -132,8 +138,8 @@ def check_noise(cell: Cell, noise: Noise) -> None:
     for name in ("hidden", "recurrent"):
         if getattr(noise, name) is not None and cell.recurrent is None:
             raise ValueError(
-                f"a cell's noise may not have {name} where the engine multiplies no recurrent "
-                "weights: the cell gives plain_step, or no recurrent"
+                f"a cell's noise must have no {name} where the engine multiplies no recurrent "
+                "weights, got one from a cell that gives plain_step, or no recurrent"
             )
 
 

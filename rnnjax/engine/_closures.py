@@ -23,7 +23,9 @@ def without_traced_closures(cell: Cell, weights: Weights, inputs: Inputs) -> tup
     assert cell.update is not None
     params, carry, x_projs, h_projs, context = operand_shapes(weights, inputs)
     if weights.w_hh is not None and _closes_over_traced(cell.hidden, carry):
-        raise ValueError("a cell's hidden must not close over a traced value: put it into params")
+        raise ValueError(
+            "a cell's hidden must not close over a traced value, got one: put it into params"
+        )
     operands = (params, carry, x_projs, h_projs, *context)
     if not _closes_over_traced(cell.update, *operands):
         return cell, weights

@@ -37,7 +37,7 @@ def joint_head(*heads: Head) -> Head:
         raise ValueError("joint_head needs at least one head, got none")
     for head in heads:
         if not isinstance(head, Head) or len(head.value_shape) != 1:
-            raise ValueError(f"joint_head joins heads of vectors [..., D], got {head!r}")
+            raise ValueError(f"heads must be of vectors [..., D], got {head!r}")
     sizes = [head.value_shape[0] for head in heads]
     ends = [sum(sizes[: n + 1]) for n in range(len(sizes) - 1)]
     value_shape = (sum(sizes),)

@@ -52,7 +52,7 @@ def quantile_head(levels: Sequence[float] = (0.1, 0.5, 0.9), size: int = 1) -> H
         for level in levels
     ]
     if not numbers or any(a >= b for a, b in itertools.pairwise(numbers)):
-        raise ValueError(f"levels must rise, at least one of them, got {levels!r}")
+        raise ValueError(f"levels must be one or more, rising, got {levels!r}")
     count, taus = len(numbers), np.array(numbers)
 
     def distribution(outputs: Array) -> Array:
@@ -66,7 +66,9 @@ def quantile_head(levels: Sequence[float] = (0.1, 0.5, 0.9), size: int = 1) -> H
         return jnp.sum(jnp.mean(jnp.maximum(tau * excess, (tau - 1) * excess), axis=-1), axis=-1)
 
     def log_prob(quantiles: Array, values: Array) -> Array:
-        raise ValueError("quantile_head has no density: use loss, the pinball loss")
+        raise ValueError(
+            "log_prob needs a density, and quantile_head has none: use loss, the pinball loss"
+        )
 
     def sample(key: Key, quantiles: Array) -> Array:
         level = jax.random.uniform(key, quantiles.shape[:-1], quantiles.dtype)

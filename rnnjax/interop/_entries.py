@@ -28,13 +28,13 @@ def read_entries(found: Mapping[str, Any], shapes: Shapes, place: str) -> dict[s
     arrays, problems = {}, []
     for name, value in found.items():
         if name not in shapes:
-            problems.append(f"{name}: unexpected")
+            problems.append(f"{name} must be absent, got {type(value).__name__}")
             continue
         try:
             # A copy: the arrays of a live module may go on changing.
             arrays[name] = np.asarray(value).copy()
         except (TypeError, ValueError, RuntimeError) as error:
-            problems.append(f"{name}: NumPy cannot read it ({error})")
+            problems.append(f"{name} must be readable by NumPy, got {error}")
     sizes = {"": 1}
     for name, axes in shapes.items():
         if name in arrays:
@@ -43,7 +43,7 @@ def read_entries(found: Mapping[str, Any], shapes: Shapes, place: str) -> dict[s
             problems.append(f"{name} must have shape {_shape(axes, sizes)}, got nothing")
     problems = problems or list(_mixed_dtypes(arrays))
     if problems:
-        raise ValueError(f"{place}: the weights do not fit:\n  " + "\n  ".join(problems))
+        raise ValueError(f"{place} must have weights that fit, got:\n  " + "\n  ".join(problems))
     return {name: arrays[name] for name in shapes}
 
 

@@ -43,7 +43,9 @@ def _suggest_place(weights: Any, pieces: Pieces, what: str, place: str) -> None:
         return [found for key, inner in node.items() for found in search(inner, f"{path}[{key!r}]")]
 
     if found := search(weights, place):
-        raise ValueError(f"{what}: no such cell there; did you mean {' or '.join(found[:5])}?")
+        raise ValueError(
+            f"{what} must be a cell, got none there; did you mean {' or '.join(found[:5])}?"
+        )
 
 
 def export_tree(kind: str, params: Any, pieces: Pieces, library: str) -> Any:
@@ -54,7 +56,7 @@ def export_tree(kind: str, params: Any, pieces: Pieces, library: str) -> Any:
         nested: dict[str, dict[str, np.ndarray]] = {}
         for field, names in pieces.items():
             if not names:
-                _check_zero(fields[field], f"{place}: {library} has no weights for {field}")
+                _check_zero(f"{place}: {field}", fields[field], library)
                 continue
             for name, array in zip(names, np.split(fields[field], len(names), -1), strict=True):
                 module, leaf = name.split("/")
@@ -64,9 +66,9 @@ def export_tree(kind: str, params: Any, pieces: Pieces, library: str) -> Any:
     return _nested(convert_parts(convert, params, "params"))
 
 
-def _check_zero(array: np.ndarray, reason: str) -> None:
+def _check_zero(name: str, array: np.ndarray, library: str) -> None:
     if array.any():
-        raise ValueError(f"{reason}, which is not zero")
+        raise ValueError(f"{name} must be zero, as {library} has no weights for it, got others")
 
 
 def _flax_shapes(kind: str, pieces: Pieces) -> dict[str, str]:

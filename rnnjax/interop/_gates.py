@@ -32,7 +32,7 @@ def add_bias(first: np.ndarray, second: np.ndarray, what: str) -> np.ndarray:
         exact = first.astype(np.float64) + second.astype(np.float64)
         if not np.array_equal(total.astype(np.float64), exact):
             raise ValueError(
-                f"{what} cannot be added exactly in {total.dtype}: convert the weights to "
-                f"float32 first"
+                f"{what} must have a sum that is exact in {total.dtype}, got one that is not: "
+                "convert the weights to float32 first"
             )
     return total

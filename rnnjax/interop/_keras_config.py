@@ -127,13 +127,13 @@ def check_config(path: Path, config: str, activation: str, pooling: str | None) 
         layers = [(str(one["class_name"]), dict(one["config"])) for one in _layers_of(content)]
         links = [_inbound(one) for one in _layers_of(content)]
     except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path}: its model_config cannot be read ({error})") from None
+        raise ValueError(f"{path} must have a model_config that can be read, got {error}") from None
     problems = [line for kind, layer in layers for line in _problems(kind, layer, activation)]
     problems += _order_problems(layers, links, pooling)
     if problems:
         raise ValueError(
-            f"{path}: the model computes what has no counterpart here, or is not known to have "
-            "one:\n  " + "\n  ".join(problems)
+            f"{path} must have a model that is known to have a counterpart here, got:\n  "
+            + "\n  ".join(problems)
         )
 
 

@@ -88,5 +88,5 @@ def as_float32(
 def narrow(place: str, array: np.ndarray) -> np.ndarray:
     """An array of at most 32 bits in float32."""
     if array.dtype.itemsize > 4:
-        raise ValueError(f"{place}: the nodes of ONNX runtimes are float32, got {array.dtype}")
+        raise ValueError(f"{place} must be float32 for nodes of ONNX runtimes, got {array.dtype}")
     return array.astype(np.float32)

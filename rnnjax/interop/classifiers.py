@@ -190,7 +190,7 @@ def import_torch(
     table, linear = _only("embedding", embedding, bare), _only("head", head, biased)
     known = {f"{table}.weight", f"{linear}.weight", f"{linear}.bias"}
     if unread := [name for name in rest if name not in known]:
-        raise ValueError(f"entries of no part of a classifier: {', '.join(unread)}")
+        raise ValueError(f"weights must be those of a classifier alone, got {', '.join(unread)}")
     vectors = read_entries(_under(table, weights), {"weight": "V E"}, table)["weight"]
     last = read_entries(_under(linear, weights), {"weight": "C O", "bias": "C"}, linear)
     layers = torch_layers.import_weights(kind, weights, f"{rnn}.")

@@ -110,7 +110,7 @@ def export_weights(kind: str, params: Any, *, bias: bool = True) -> Any:
         arrays = {name: fields[ours].T for name, ours in _FIELDS.items() if ours in fields}
         biases = [name for name in arrays if name.startswith("bias")]
         if not bias and any(arrays.pop(name).any() for name in biases):
-            raise ValueError(f"{place}: a cell without biases cannot hold these: not zero")
+            raise ValueError(f"{place} must have zero biases for a cell without biases, got others")
         return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
     return convert_parts(convert, params, "params")

@@ -93,7 +93,9 @@ def _suggest_module(kind: str, weights: Mapping[str, Any], module: str) -> None:
     ]
     hint = f"; did you mean {' or '.join(map(repr, near[:5]))}?" if near else ""
     found = list(weights)[:20]
-    raise ValueError(f"Haiku {kind!r}: no module {module!r} in the weights, got {found}{hint}")
+    raise ValueError(
+        f"weights must have the module {module!r} for Haiku {kind!r}, got {found}{hint}"
+    )
 
 
 def export_weights(kind: str, params: Any, modules: Any) -> dict[str, dict[str, np.ndarray]]:

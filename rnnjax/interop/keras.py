@@ -152,7 +152,7 @@ def _export_cell(
         of_state[2 * len(fields["w_hh"]) :] = fields["hidden_bias"]
         arrays["bias"] = np.stack([fields["bias"], of_state])
     if not bias and arrays.pop("bias").any():
-        raise ValueError(f"{place}: a layer without biases cannot hold these: not zero")
+        raise ValueError(f"{place} must have zero biases for a layer without biases, got others")
     if _GATES[kind] == 3:
         arrays = {name: reorder(array, "rzn", "zrn") for name, array in arrays.items()}
     return arrays

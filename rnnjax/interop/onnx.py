@@ -77,8 +77,8 @@ def kind_of(op_type: str, attributes: Mapping[str, Any], peepholes: bool = False
     _refuse_unknown(op_type, attributes)
     coupled = attributes.get("input_forget", 0)
     if coupled and peepholes:
-        what = "input_forget with peepholes"
-        raise ValueError(f"{op_type}: no cell here has {what}, got {dict(attributes)}")
+        found = f"input_forget with peepholes in {dict(attributes)}"
+        raise ValueError(f"{op_type} must have attributes that a cell here has, got {found}")
     if op_type == "GRU":
         return "gru" if attributes.get("linear_before_reset", 0) else "gru_reset_before"
     if op_type == "LSTM" and (coupled or peepholes):
@@ -93,7 +93,9 @@ def _refuse_unknown(op_type: str, attributes: Mapping[str, Any]) -> None:
             continue
         value = value.decode() if isinstance(value, bytes) else value
         if name not in _ATTRIBUTES or value not in _ATTRIBUTES[name]:
-            raise ValueError(f"{op_type}: no cell here has {name}={value!r}")
+            raise ValueError(
+                f"{op_type} must have attributes that a cell here has, got {name}={value!r}"
+            )
 
 
 def import_weights(kind: str, nodes: Any) -> Any:

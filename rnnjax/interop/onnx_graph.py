@@ -60,7 +60,7 @@ def export_classifier(
     kind = present_name(kind)
     if kind not in NODES:
         raise ValueError(
-            f"kind: ONNX has no node for a cell of kind {kind!r}, only for {list(NODES)}; "
+            f"kind must be one of {list(NODES)} to become ONNX nodes, got {kind!r}; "
             "rnnjax.exporting.export_program takes every cell"
         )
     describe(kind, params, pooling=pooling, activation=activation)

@@ -104,8 +104,8 @@ def _cells_of(layer: Any) -> list[Cell]:
         if recipe.make is stack:
             return [c for part in recipe.arguments["layers"] for c in _cells_of(as_layer(part))]
     raise ValueError(
-        f"layer: ONNX has nodes for recurrent cells and stacks of them, without a policy, "
-        f"got {layer!r}"
+        "layer must be a recurrent cell or a stack of them, without a policy, to become ONNX "
+        f"nodes, got {layer!r}"
     )
 
 
@@ -124,8 +124,9 @@ def _kind_of(cell: Cell) -> tuple[str, str]:
             if given["activation"] is function:
                 return "vanilla", name
     raise ValueError(
-        f"cell: ONNX has nodes for lstm, peephole_lstm, gru, and vanilla with {list(_FUNCTIONS)}, "
-        f"got {cell!r}; rnnjax.exporting.export_step takes every cell"
+        "cell must be an lstm, peephole_lstm, gru, or vanilla with one of "
+        f"{list(_FUNCTIONS)}, to become an ONNX node, got {cell!r}; "
+        "rnnjax.exporting.export_step takes every cell"
     )
 
 

@@ -108,11 +108,14 @@ def export_weights(
     layers = params if type(params) is tuple else (params,)
     both = {isinstance(layer, Directions) for layer in layers}
     if len(both) != 1:
-        raise ValueError("PyTorch has two directions in every layer of a module, or in none")
+        raise ValueError(
+            "params must have two directions in every layer for PyTorch, or in none, got both"
+        )
     layout = _Layout(len(layers), both.pop(), bias, cell)
     rows = [row for layer in layers for row in (layer if layout.bidirectional else [layer])]
     if cell and (len(rows) > 1 or kind == "projected_lstm"):
-        raise ValueError(f"PyTorch has no cell for {len(rows)} rows of weights of kind {kind!r}")
+        found = f"{len(rows)} rows of weights of kind {kind!r}"
+        raise ValueError(f"params must be those of a cell that PyTorch has, got {found}")
     entries: dict[str, np.ndarray] = {}
     for row, (layer, suffix) in zip(rows, layout.suffixes(), strict=True):
         fields = read_params(kind, row, f"layer {layer}")
@@ -169,7 +172,7 @@ def _suggest_prefix(names: Mapping[str, Any], place: str) -> None:
     found = [name[: end.start()] for name, end in zip(names, ends, strict=True) if end]
     if found:
         hint = " or ".join(f"prefix={one!r}" for one in found[:5])
-        raise ValueError(f"{place}: no weight_ih_l0 there; did you mean {hint}?")
+        raise ValueError(f"{place} must have weight_ih_l0, got none there; did you mean {hint}?")
 
 
 def _layout_of(names: Mapping[str, Any]) -> _Layout:
@@ -221,7 +224,9 @@ def _export_row(
     if bias:
         arrays |= {"bias_ih": b_ih, "bias_hh": b_hh}
     elif b_ih.any() or b_hh.any():
-        raise ValueError(f"a module without biases cannot hold those of row {suffix!r}: not zero")
+        raise ValueError(
+            f"row {suffix!r} must have zero biases for a module without biases, got others"
+        )
     if kind == "projected_lstm":
         arrays["weight_hr"] = fields["w_hr"].T
     return {name + suffix: np.ascontiguousarray(array) for name, array in arrays.items()}

@@ -39,7 +39,7 @@ def read_torch_file(
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise ValueError(f"{path} must be a .safetensors file: {SAVE_TORCH}")
+        raise ValueError(f"{path} must be a .safetensors file, got another: {SAVE_TORCH}")
     return _read_safetensors(path, max_bytes)
 
 
@@ -83,12 +83,15 @@ def read_keras_file(
     if path.suffix == ".h5":
         return _read_h5(path, max_bytes, activation, pooling)
     if path.suffix != ".safetensors":
-        raise ValueError(f"{path} must be an .h5 or a .safetensors file: {SAVE_KERAS}")
+        raise ValueError(f"{path} must be an .h5 or a .safetensors file, got another: {SAVE_KERAS}")
     arrays = _read_safetensors(path, max_bytes)
     places = {name: re.match(r"\d+", name) for name in arrays}
     order = {int(place[0]): name for name, place in places.items() if place}
     if sorted(order) != list(range(len(arrays))):
-        raise ValueError(f"{path} must have names that begin with 0, 1, 2, ...: {SAVE_KERAS}")
+        raise ValueError(
+            f"{path} must have names that begin with 0, 1, 2, ..., got {sorted(arrays)[:5]}: "
+            f"{SAVE_KERAS}"
+        )
     return [arrays[order[place]] for place in range(len(arrays))]
 
 
@@ -123,7 +126,7 @@ def _read_h5(path: Path, max_bytes: int, activation: str, pooling: str | None) -
             return [np.asarray(dataset) for dataset in found]
     # What h5py raises where a file is not what it says.
     except (OSError, RuntimeError, LookupError, TypeError, AttributeError, OverflowError) as error:
-        raise ValueError(f"{path}: not a whole HDF5 file ({error})") from None
+        raise ValueError(f"{path} must be a whole HDF5 file, got {error}") from None
 
 
 def _check_links(path: Path, file: Any) -> None:
@@ -135,7 +138,9 @@ def _check_links(path: Path, file: Any) -> None:
     for group in groups:
         for name in group:
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                raise ValueError(f"{path}: {name!r} is a link, which may lead to another file")
+                raise ValueError(
+                    f"{path}: {name!r} must lie in this file, got a link, which may lead elsewhere"
+                )
 
 
 def _bytes_of(path: Path, dataset: Any) -> int:
@@ -145,10 +150,14 @@ def _bytes_of(path: Path, dataset: Any) -> int:
     if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "fiub":
         raise ValueError(f"{path}: {dataset.name!r} must be numbers, got {dataset!r}")
     if dataset.is_virtual or dataset.external:
-        raise ValueError(f"{path}: {dataset.name!r} lies in another file")
+        raise ValueError(f"{path}: {dataset.name!r} must lie in this file, got another")
     # What was never written has a size all the same; and Keras does not compress.
-    if dataset.nbytes > dataset.id.get_storage_size():
-        raise ValueError(f"{path}: {dataset.name!r} is larger than what is stored of it")
+    stored = dataset.id.get_storage_size()
+    if dataset.nbytes > stored:
+        raise ValueError(
+            f"{path}: {dataset.name!r} must be stored whole, in {dataset.nbytes:,} bytes, "
+            f"got {stored:,}"
+        )
     return dataset.nbytes
 
 

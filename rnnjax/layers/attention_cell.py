@@ -186,11 +186,15 @@ def attention_cell(
     rate = check_number("mean_rate", mean_rate, "a rate in [0, 1]", lambda p: 0 <= p <= 1)
     if check_flag("input_feeding", input_feeding):
         if selects or is_hard:
-            raise ValueError("selector and hard must be False with input_feeding")
+            found = f"{selects} and {is_hard}"
+            raise ValueError(f"selector and hard must be False with input_feeding, got {found}")
         width = cell.output_size if output_size is None else check_size("output_size", output_size)
         return _feeding(cell, attention, size, width)
     if output_size is not None:
-        raise ValueError("output_size must be None without input_feeding: outputs are the cell's")
+        raise ValueError(
+            f"output_size must be None without input_feeding, got {output_size!r}: outputs are the "
+            "cell's"
+        )
     return _asking_before(cell, attention, size, selects, rate if is_hard else None)
 
 

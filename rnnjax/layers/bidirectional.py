@@ -67,16 +67,17 @@ def bidirectional(
     if backward is None:
         if not isinstance(forward, Cell):
             raise ValueError(
-                "backward may be left out only where forward is a cell, got a layer: give the "
-                "other direction as a cell, or as recurrent(cell, reverse=True)"
+                "backward must be given where forward is a layer, got None: give it as a cell, or "
+                "as recurrent(cell, reverse=True)"
             )
         backward = forward
     one, two = as_layer(forward, policy=policy), as_layer(backward, reverse=True, policy=policy)
-    if one.direction == "backward" or two.direction == "forward":
-        half, runs = ("forward", "in reverse")
-        if two.direction == "forward":
-            half, runs = ("backward", "forwards; make it with recurrent(cell, reverse=True)")
-        raise ValueError(f"the {half} half of bidirectional runs {runs}: got {one!r} and {two!r}")
+    if one.direction == "backward":
+        raise ValueError(f"forward must run forwards, got {one!r}")
+    if two.direction == "forward":
+        raise ValueError(
+            f"backward must run in reverse, got {two!r}: make it with recurrent(cell, reverse=True)"
+        )
 
     def init(key: Key, input_size: int) -> Directions:
         first, second = jax.random.split(check_key(key))

@@ -91,4 +91,4 @@ def as_layer(part: Cell | Layer, *, reverse: bool = False, policy: Policy | None
         return recurrent(part, reverse=reverse, policy=policy)
     if isinstance(part, Layer):
         return part if policy is None else with_policy(part, policy)
-    raise ValueError(f"expected a rnnjax.Cell or a rnnjax.Layer, got {type(part).__name__}")
+    raise ValueError(f"a layer must be a rnnjax.Cell or a rnnjax.Layer, got {type(part).__name__}")

@@ -90,8 +90,8 @@ def make_stream(layer: Cell | Layer, *, block_size: int = 32) -> Stream:
 def _refuse_tracers(*arguments: Any) -> None:
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arguments)):
         raise ValueError(
-            "a stream must be fed outside of jax.jit, jax.grad and other transformations; there, "
-            "use layer.step, in a jax.lax.scan for several steps"
+            "a stream must be fed outside of jax.jit, jax.grad and other transformations, got a "
+            "traced array; there, use layer.step, in a jax.lax.scan for several steps"
         )
 
 

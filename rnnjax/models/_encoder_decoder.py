@@ -241,13 +241,15 @@ class _Parts(NamedTuple):
         on_top = None if above is None else as_layer(above)
         if isinstance(decoder, Cell) and decoder.context is not None:
             if attention is not None:
-                raise ValueError("attention must be None where the decoder is an attention_cell")
+                raise ValueError(
+                    "attention must be None where the decoder is an attention_cell, got one"
+                )
             if on_top is not None and not on_top.causal:
                 raise ValueError("above must not read ahead, got one with a part run in reverse")
             return cls(source, decoder, target, None, on_top, bridge)
         if on_top is not None:
             raise ValueError(
-                "above must be None where the decoder is no attention_cell: "
+                "above must be None where the decoder is no attention_cell, got a layer: "
                 "use decoder=rnnjax.stack(...)"
             )
         decoder = as_layer(decoder)

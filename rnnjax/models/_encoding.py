@@ -124,7 +124,10 @@ def packed_steps(
         ValueError: ids of another shape than the inputs, or lengths or a mask beside them.
     """
     if lengths is not None or mask is not None:
-        raise ValueError("segment_ids say which steps are real: give no lengths or mask")
+        raise ValueError(
+            "lengths and mask must be None with segment_ids, which say which steps are real, "
+            "got one of them"
+        )
     if segment_ids.shape != shape:
         raise ValueError(
             f"segment_ids must have the shape of the inputs up to T, {shape}, "

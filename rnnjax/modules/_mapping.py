@@ -388,7 +388,9 @@ def our_gru(
     if reset_after:
         return gru_cell(features, gate_fn, activation_fn, initializer)
     if gate_fn is not jax.nn.sigmoid or activation_fn is not jnp.tanh:
-        raise ValueError("gate_fn and activation_fn must be sigmoid and tanh for reset_after=False")
+        raise ValueError(
+            "gate_fn and activation_fn must be sigmoid and tanh for reset_after=False, got others"
+        )
     return gru(features, reset_after=False, initializer=initializer)
 
 

@@ -54,8 +54,8 @@ class _EngineCell(nn.RNNCellBase, kw_only=True):
         params = mapping.cast(self._parameters(inputs.shape[-1]), self.dtype)
         if cell.noise is not None and not self.deterministic and not self.is_initializing():
             raise ValueError(
-                "this cell draws noise for whole sequences: train it in rnnjax.modules.linen.RNN, "
-                "or set deterministic=True to run it step by step"
+                "one step of this cell needs deterministic=True, as noise is drawn for whole "
+                "sequences: train it in rnnjax.modules.linen.RNN"
             )
         xs = mapping.as_floats(jnp.asarray(inputs)[..., None, :], self.dtype, params)
         new, ys = unroll(cell, params, xs, initial_carry=carry)
@@ -81,7 +81,7 @@ class _EngineCell(nn.RNNCellBase, kw_only=True):
             params = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), params)
         elif self.scope is None:
             raise ValueError(
-                "the initial carry of this cell is learned: initialize it on a bound module, "
+                "the initial carry of this cell needs a bound module, as it is learned: "
                 "cell.bind(variables).initialize_carry(...)"
             )
         elif all(self.has_variable("params", name) for name in self._names(params)):

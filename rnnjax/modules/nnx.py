@@ -110,8 +110,8 @@ class RNNCell(nnx.RNNCellBase):
         """
         if self.cell.noise is not None and not self.deterministic:
             raise ValueError(
-                "this cell draws noise for whole sequences: train it in rnnjax.modules.nnx.RNN, "
-                "or call eval() before running it step by step"
+                "one step of this cell needs eval() before it, as noise is drawn for whole "
+                "sequences: train it in rnnjax.modules.nnx.RNN"
             )
         params = mapping.cast(_values(self.params), self.dtype)
         xs = mapping.as_floats(jnp.asarray(inputs)[..., None, :], self.dtype, params)

@@ -248,7 +248,7 @@ def join_metrics(metrics: Metrics, figures: Metrics) -> dict[str, tuple[Array, A
     """The metrics of a loss function, (0, 0) where the step was skipped, and those of the step."""
     for name in figures:
         if name in metrics:
-            raise ValueError(f'the train step adds the metric "{name}": name yours otherwise')
+            raise ValueError(f'loss_fn must not give the metric "{name}", got it: the step adds it')
     kept = figures["skipped"][0] == 0
     return {**jax.tree.map(lambda figure: jnp.where(kept, figure, 0), dict(metrics)), **figures}
 

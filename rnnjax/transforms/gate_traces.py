@@ -27,7 +27,7 @@ def trace_gates(cell: Cell) -> Cell:
         ((5, 4), True)
     """
     if cell.gates is None:
-        raise ValueError("this cell has no gates to trace: its field gates is None")
+        raise ValueError("trace_gates needs a cell with gates: the field gates of this one is None")
     gates, update, step = cell.gates, cell.update, cell.plain_step
 
     def traced_update(

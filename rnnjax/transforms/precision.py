@@ -77,7 +77,7 @@ def with_policy(cell: Whole, policy: Policy) -> Whole:
     """
     if not isinstance(cell, Made) or not isinstance(policy, Policy):
         raise ValueError(
-            "with_policy takes a rnnjax.Cell, a layer or a model, and a rnnjax.Policy, "
+            "cell must be a rnnjax.Cell, a layer or a model, and policy a rnnjax.Policy, "
             f"got {type(cell).__name__} and {type(policy).__name__}"
         )
     named = Policy(*(_check_dtype(*field).name for field in policy._asdict().items()))
@@ -95,11 +95,11 @@ def _made_again(whole: Whole, policy: Policy) -> Whole:
     recipe = whole._recipe
     if recipe is None or "policy" not in recipe.arguments:
         raise ValueError(
-            "with_policy takes a cell, or a layer or model made by a function that has the "
-            f"argument policy, got {whole!r}: give the policy to its cells"
+            "cell must be a cell, or a layer or model made by a function that has the argument "
+            f"policy, got {whole!r}: give the policy to its cells"
         )
     if recipe.arguments["policy"] is not None:
-        raise ValueError(f"with_policy was given {whole!r}, which has a policy already")
+        raise ValueError(f"cell must be without a policy, got {whole!r}, which has one already")
     return recipe.again(policy=policy)
 
 
@@ -209,7 +209,7 @@ def _check_enabled(policy: Policy) -> None:
     for name, dtype in policy._asdict().items():
         if jax.dtypes.canonicalize_dtype(dtype) != jnp.dtype(dtype):
             raise ValueError(
-                f"the policy's {name} is float64, which JAX has only after "
+                f"policy.{name} must be of at most 32 bits, got {dtype}, which JAX has only after "
                 'jax.config.update("jax_enable_x64", True)'
             )
 

@@ -127,9 +127,9 @@ def recurrent_dropout(cell: Cell, rate: float) -> Cell:
     finish = _FINISH.get(cell.update or cell.plain_step)
     if finish is None:
         raise ValueError(
-            "recurrent_dropout drops the candidate inside lstm(...) or gru(...), so it must be "
-            "given one of them, before other transformers; for any cell with recurrent weights "
-            "see variational_dropout"
+            "recurrent_dropout needs lstm(...) or gru(...), before other transformers, as it drops "
+            "the candidate inside them; for any cell with recurrent weights see "
+            "variational_dropout"
         )
     gates, update = cell.gates, cell.update
     assert gates is not None
@@ -350,7 +350,7 @@ def _rates_by_leaf(rate: float | Mapping[str, float], carry: Carry) -> list[floa
     unknown = sorted(set(rate) - set(names))
     if unknown:
         parts = f"the parts {names}" if all(names) else "one part without a name: give one rate"
-        raise ValueError(f"zoneout has rates for {unknown}, but the carry of this cell has {parts}")
+        raise ValueError(f"rate must have names of the carry, got {unknown}, and it has {parts}")
     return [rate.get(name, 0.0) for name in names]
 
 

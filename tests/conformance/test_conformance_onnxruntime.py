@@ -196,12 +196,12 @@ def test_of_empty_sequences_alone_all_is_initial():
 
 # What the operators of ONNX can be told beside that, and no cell here is.
 LISTED = {
-    "clip": ("LSTM", {"clip": 3.0}, False, "no cell here has clip"),
+    "clip": ("LSTM", {"clip": 3.0}, False, "must have attributes that a cell here has, got clip"),
     "input_forget with peepholes": (
         "LSTM",
         {"input_forget": 1},
         True,
-        "no cell here has input_forget with peepholes",
+        "must have attributes that a cell here has, got input_forget with peepholes",
     ),
     "other activations of gates": (
         "GRU",

@@ -90,7 +90,9 @@ def test_a_hidden_that_closes_over_a_traced_value_is_refused():
         cell = rnnjax.gru(H)._replace(hidden=lambda h: factor * h)
         return loss_of(cell, xs)(params)
 
-    with pytest.raises(ValueError, match="hidden must not close over a traced value: put it into"):
+    with pytest.raises(
+        ValueError, match="hidden must not close over a traced value, got one: put it into"
+    ):
         jax.grad(loss)(1.0)
 
 

@@ -260,7 +260,7 @@ def test_noise_of_the_hidden_state_needs_an_engine_that_multiplies_it():
     step_cell = CELLS["gru_reset_before"]._replace(
         noise=lambda key, params, shape: rnnjax.Noise(hidden=jnp.ones((shape.batch, 4)))
     )
-    with pytest.raises(ValueError, match="noise may not have hidden"):
+    with pytest.raises(ValueError, match="noise must have no hidden"):
         rnnjax.unroll(step_cell, init(One(step_cell)), ragged("plain").xs, key=jax.random.key(0))
 
 

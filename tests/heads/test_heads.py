@@ -93,7 +93,7 @@ def test_the_loss_of_quantiles_is_the_pinball_loss_and_they_never_cross():
     total, count = head.loss(quantiles, values)
     np.testing.assert_allclose(total, expected, rtol=1e-12)
     assert int(count) == B * T
-    with pytest.raises(ValueError, match="quantile_head has no density"):
+    with pytest.raises(ValueError, match="log_prob needs a density, and quantile_head has none"):
         head.log_prob(quantiles, values)
 
 
@@ -241,12 +241,12 @@ BAD = {
     "min_scale must be positive and finite, got 0": lambda: rnnjax.gaussian_mixture_head(
         2, min_scale=0
     ),
-    "levels must rise, at least one of them, got (0.5, 0.5)": lambda: rnnjax.quantile_head(
-        (0.5, 0.5)
-    ),
+    "levels must be one or more, rising, got (0.5, 0.5)": lambda: rnnjax.quantile_head((0.5, 0.5)),
     "a level must be a number in (0, 1), got 1.0": lambda: rnnjax.quantile_head((0.1, 1.0)),
     "joint_head needs at least one head, got none": lambda: rnnjax.joint_head(),
-    "joint_head joins heads of vectors": lambda: rnnjax.joint_head(rnnjax.categorical_head(3)),
+    "heads must be of vectors [..., D], got ": lambda: rnnjax.joint_head(
+        rnnjax.categorical_head(3)
+    ),
     "values must have shape [..., 5], got shape (2, 3, 4)": lambda: HEADS["bernoulli"].log_prob(
         np.zeros((2, 3, 5)), np.zeros((2, 3, 4))
     ),

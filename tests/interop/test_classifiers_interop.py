@@ -225,7 +225,10 @@ WRONG = {
         r"head must be one module of the state dict, got \['fc', 'g'\]",
     ),
     "no bias in the head": ({"fc.bias": None}, "embedding must be one module"),
-    "a part of none": ({"scale": np.ones(1, F)}, "entries of no part of a classifier: scale"),
+    "a part of none": (
+        {"scale": np.ones(1, F)},
+        "weights must be those of a classifier alone, got scale",
+    ),
     "a narrow embedding": (
         {"embedding.weight": np.ones((V, E - 1), F)},
         "encoder layer 0 must have weights for 3 inputs, the size of what is below, got 4",
@@ -235,7 +238,7 @@ WRONG = {
         "head must have weights for 3 inputs, got 4",
     ),
     "a head of two shapes": ({"fc.bias": np.ones(C + 1, F)}, "bias must have shape"),
-    "a projection": ({"rnn.weight_hr_l0": np.ones((2, H), F)}, "weight_hr_l0: unexpected"),
+    "a projection": ({"rnn.weight_hr_l0": np.ones((2, H), F)}, "weight_hr_l0 must be absent"),
     "integers": ({"embedding.weight": np.ones((V, E), int)}, "weight must be of floating dtype"),
 }
 
@@ -454,7 +457,7 @@ def test_an_option_that_nobody_has_looked_at_is_refused_unless_it_is_none(tmp_pa
         read_keras_file(path)
     with h5py.File(path, "r+") as file:
         file.attrs["model_config"] = "[" * 100_000
-    with pytest.raises(ValueError, match=r"w\.h5: its model_config cannot be read"):
+    with pytest.raises(ValueError, match=r"w\.h5 must have a model_config that can be read, got"):
         read_keras_file(path)
 
 
@@ -512,11 +515,19 @@ def test_more_than_ten_layers_of_an_h5_file_keep_their_order(tmp_path):
 
 def test_a_file_that_is_something_else_is_refused(tmp_path):
     for name, read, message in [
-        ("w.h5", read_keras_file, "not a whole HDF5 file"),
+        ("w.h5", read_keras_file, "must be a whole HDF5 file, got"),
         ("w.safetensors", read_keras_file, "must be a whole safetensors file, got "),
-        ("w.keras", read_keras_file, r"must be an .h5 or a .safetensors file: safetensors.numpy"),
+        (
+            "w.keras",
+            read_keras_file,
+            r"must be an .h5 or a .safetensors file, got another: safetensors.numpy",
+        ),
         ("w.safetensors", read_torch_file, "must be a whole safetensors file, got "),
-        ("w.pt", read_torch_file, r"must be a .safetensors file: safetensors.torch.save_file"),
+        (
+            "w.pt",
+            read_torch_file,
+            r"must be a .safetensors file, got another: safetensors.torch.save_file",
+        ),
     ]:
         if name.endswith("h5"):
             pytest.importorskip("h5py")

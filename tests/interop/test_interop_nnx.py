@@ -131,6 +131,6 @@ def test_exported_weights_are_set_as_the_docstring_says(kind, bidirectional):
 def test_a_gru_with_a_hidden_bias_is_refused():
     params = random_params(make_layer(CELLS["gru"], 2, True))
     with pytest.raises(
-        ValueError, match=r"params\[1\]\.backward: nnx has no weights for hidden_bi"
+        ValueError, match=r"params\[1\]\.backward: hidden_bias must be zero, as nnx has no weights"
     ):
         interop.export_weights("gru", params)

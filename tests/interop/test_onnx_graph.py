@@ -158,7 +158,7 @@ def test_batch_and_time_are_symbolic_and_the_inputs_are_int32():
 
 def test_a_cell_without_a_node_is_refused_with_the_reason():
     _, params = make("lstm")
-    with pytest.raises(ValueError, match=r"no node for a cell of kind 'lru'.*export_program"):
+    with pytest.raises(ValueError, match=r"to become ONNX nodes, got 'lru'; .*export_program"):
         export_classifier("lru", params)
 
 
@@ -180,7 +180,7 @@ def test_what_does_not_fit_is_named(arguments, message):
 def test_weights_wider_than_the_nodes_are_refused():
     _, params = make("lstm")
     wide = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
-    with pytest.raises(ValueError, match=r"embedding: .* float32, got float64"):
+    with pytest.raises(ValueError, match=r"embedding must be float32 .*, got float64"):
         export_classifier("lstm", wide)
 
 

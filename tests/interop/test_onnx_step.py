@@ -79,14 +79,17 @@ def test_the_batch_is_symbolic_and_each_layer_one_native_node():
 
 
 BAD = {
-    "a cell without a node": (lambda: make(rnnjax.indrnn(4)), "cell: ONNX has nodes for"),
+    "a cell without a node": (
+        lambda: make(rnnjax.indrnn(4)),
+        "cell must be an lstm, peephole_lstm, gru, or vanilla with one of",
+    ),
     "an activation without a node": (
         lambda: make(rnnjax.vanilla(4, jnp.sin)),
         "vanilla with ['tanh', 'relu', 'sigmoid']",
     ),
     "a layer that adds its input": (
         lambda: make(rnnjax.residual(rnnjax.gru(4))),
-        "layer: ONNX has nodes for recurrent cells and stacks",
+        "layer must be a recurrent cell or a stack of them",
     ),
     "a policy": (
         lambda: make(rnnjax.recurrent(rnnjax.gru(4), policy=rnnjax.Policy(compute="bfloat16"))),
@@ -94,7 +97,7 @@ BAD = {
     ),
     "a start that was learned": (
         lambda: make(rnnjax.learn_initial_carry(rnnjax.gru(4))),
-        "cell: ONNX has nodes for",
+        "cell must be an lstm, peephole_lstm, gru, or vanilla with one of",
     ),
     "a model made by hand": (
         lambda: (make(rnnjax.gru(4))[0]._replace(vocab_size=12), None),

@@ -46,7 +46,7 @@ def test_the_direction_of_a_composition(layer, direction):
     ],
 )
 def test_two_halves_of_one_direction_are_refused(forward, backward, half):
-    with pytest.raises(ValueError, match=f"the {half} half of bidirectional runs"):
+    with pytest.raises(ValueError, match=f"{half} must run (forwards|in reverse), got"):
         rnnjax.bidirectional(forward, backward)
 
 

@@ -163,7 +163,7 @@ def test_a_classifier_takes_them_as_encoders():
     ("make", "message"),
     [
         (lambda: residual(rnnjax.gru(H)).init(KEY, D), f"layer's output, {H}, got size {D}"),
-        (lambda: residual("gru"), "expected a rnnjax.Cell or a rnnjax.Layer, got str"),
+        (lambda: residual("gru"), "a layer must be a rnnjax.Cell or a rnnjax.Layer, got str"),
         (lambda: skip_stack(), "skip_stack needs at least one layer"),
         (lambda: skip_stack(rnnjax.gru(2)).init(0, D), "key must be one key"),
         (

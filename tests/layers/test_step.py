@@ -177,7 +177,7 @@ def test_a_layer_made_by_hand_steps_once_it_says_that_it_is_causal():
         layer.step((), (), XS[:, 0])
     causal = layer._replace(direction="forward", initial_carry=lambda params, batch_shape=(): ())
     np.testing.assert_array_equal(causal.step((), None, XS[:, 0])[1], 2 * XS[:, 0])
-    with pytest.raises(ValueError, match="made without initial_carry"):
+    with pytest.raises(ValueError, match="needs a layer that was made with initial_carry"):
         layer._replace(direction="forward").step((), None, XS[:, 0])
 
 

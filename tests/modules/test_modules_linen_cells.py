@@ -55,7 +55,9 @@ def test_any_cell_can_be_wrapped_and_named_by_its_tree():
     close(layer.apply(variables, xs), nn.RNN(cell).apply(variables, xs), 1e-6)
     bound = cell.bind({"params": variables["params"]["cell"]})
     assert np.all(bound.initialize_carry(jax.random.key(0), (B, D)) == 0.5)
-    with pytest.raises(ValueError, match="initial carry of this cell is learned"):
+    with pytest.raises(
+        ValueError, match="initial carry of this cell needs a bound module, as it is learned"
+    ):
         cell.initialize_carry(jax.random.key(0), (B, D))
 
 
@@ -101,7 +103,9 @@ def test_noise_is_drawn_from_the_dropout_stream_unless_deterministic():
     params = rnnjax.GRUParams(**variables["params"]["cell"])
     close(still, rnnjax.unroll(rnnjax.gru(H), params, xs)[1], 0)
     close(nn.RNN(test.cell).apply(variables, xs), still, 1e-6)
-    with pytest.raises(ValueError, match="draws noise for whole sequences"):
+    with pytest.raises(
+        ValueError, match="needs deterministic=True, as noise is drawn for whole sequences"
+    ):
         nn.RNN(train.cell).apply(variables, xs)
     with pytest.raises(errors.InvalidRngError, match='needs PRNG for "dropout"'):
         train.apply(variables, xs)

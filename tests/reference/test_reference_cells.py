@@ -539,7 +539,7 @@ BAD = {
     "spatial_shape\\[1\\] must be a positive integer, got 0": lambda: conv_lstm((3, 0), 4),
     "one size for each of the 2 spatial axes, got \\(3,\\)": lambda: conv_lstm((3, 3), 4, (3,)),
     "multiple of 9 features, got 10": lambda: conv_lstm((3, 3), 4).init(jax.random.key(0), 10),
-    "expected frames of 1 channels .* got 2 channels": lambda: conv_lstm((3,), 4).project(
+    "frames must have 1 channels .* got 2 channels": lambda: conv_lstm((3,), 4).project(
         conv_lstm((3,), 4).init(jax.random.key(0), 3), jnp.ones(6)
     ),
     "frames must have shape .*3.* got shape \\(2, 4, 1\\)": lambda: flatten_frames(

@@ -178,7 +178,7 @@ def test_metrics_obey_strict_dtype_promotion():
 
 def test_compute_names_the_metric_without_rows():
     metrics = {"loss": Mean.of(jnp.ones(2)), "recall": Mean.of(jnp.ones(2), jnp.zeros(2))}
-    with pytest.raises(ValueError, match="'recall' has count 0"):
+    with pytest.raises(ValueError, match="'recall' must have a count above 0, got 0"):
         compute(metrics)
 
 

@@ -240,16 +240,16 @@ def without_end(h5py, file, layer):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (to_another_file, "'w' is a link, which may lead to another file"),
-        (to_a_name, "'w' is a link"),
-        (to_bytes_elsewhere, "lies in another file"),
-        (to_arrays_elsewhere, "lies in another file"),
+        (to_another_file, "'w' must lie in this file, got a link, which may lead elsewhere"),
+        (to_a_name, "'w' must lie in this file, got a link"),
+        (to_bytes_elsewhere, "must lie in this file, got another"),
+        (to_arrays_elsewhere, "must lie in this file, got another"),
         (never_written, "larger than what is stored of it"),
         (of_words, "'/layer/w' must be numbers"),
         (a_group, "'/layer/w' must be numbers"),
-        (without_names, "not a whole HDF5 file"),
-        (of_a_missing_layer, "not a whole HDF5 file"),
-        (without_end, "not a whole HDF5 file"),
+        (without_names, "must be a whole HDF5 file, got"),
+        (of_a_missing_layer, "must be a whole HDF5 file, got"),
+        (without_end, "must be a whole HDF5 file, got"),
     ],
 )
 def test_an_h5_file_that_leads_elsewhere_or_claims_too_much_is_refused(change, message, h5):
