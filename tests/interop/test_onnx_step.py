@@ -85,7 +85,7 @@ BAD = {
     ),
     "an activation without a node": (
         lambda: make(rnnjax.vanilla(4, jnp.sin)),
-        "vanilla with ['tanh', 'relu', 'sigmoid']",
+        "vanilla with one of ['tanh', 'relu', 'sigmoid']",
     ),
     "a layer that adds its input": (
         lambda: make(rnnjax.residual(rnnjax.gru(4))),

@@ -219,7 +219,7 @@ def test_evaluate_reads_nothing_from_the_device_before_the_last_batch():
 
 
 def test_evaluate_refuses_no_batches():
-    with pytest.raises(ValueError, match="no batches"):
+    with pytest.raises(ValueError, match="batches must be one or more, got none"):
         evaluate(lambda params, batch: {}, None, [])
 
 

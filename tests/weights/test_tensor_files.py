@@ -244,7 +244,7 @@ def without_end(h5py, file, layer):
         (to_a_name, "'w' must lie in this file, got a link"),
         (to_bytes_elsewhere, "must lie in this file, got another"),
         (to_arrays_elsewhere, "must lie in this file, got another"),
-        (never_written, "larger than what is stored of it"),
+        (never_written, "must be stored whole, in .* bytes, got 0"),
         (of_words, "'/layer/w' must be numbers"),
         (a_group, "'/layer/w' must be numbers"),
         (without_names, "must be a whole HDF5 file, got"),
