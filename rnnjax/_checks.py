@@ -184,7 +184,7 @@ def _raise(error: checkify.Error) -> None:
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(error)):
         raise ValueError(
             "a checked function must be the outermost one, got a call inside jax.jit, jax.grad or "
-            "jax.vmap: wrap what is outermost, as in checked(jax.jit(f))"
+            "jax.vmap: wrap the outermost function, as in checked(jax.jit(f))"
         )
     # Copies asked for: a step may run where hidden ones are forbidden.
     message = jax.device_get(error).get()

@@ -184,6 +184,6 @@ def _check_vectors(vectors: ArrayLike, vocab_size: int, embedding_size: int | No
         and check_size("embedding_size", embedding_size) != table.shape[1]
     ):
         raise ValueError(
-            f"vectors must have size {embedding_size}, as embedding_size says, got {table.shape[1]}"
+            f"vectors must have size {embedding_size}, embedding_size, got size {table.shape[1]}"
         )
     return table

@@ -120,13 +120,13 @@ CASES = {
     "no gates": (lambda: rnnjax.trace_gates(rnnjax.vanilla(3)), "cell", "gates", "None"),
     "layer of nothing": (lambda: rnnjax.recurrent("lstm"), "cell", "rnnjax.Cell", "str"),
     "stack of nothing": (lambda: rnnjax.stack(), "stack", "at least one", "none"),
-    "stack of a string": (lambda: rnnjax.stack("lstm"), "expected", "rnnjax.Layer", "str"),
+    "stack of a string": (lambda: rnnjax.stack("lstm"), "a layer must be", "rnnjax.Layer", "str"),
     "dropout": (lambda: rnnjax.stack(CELL, dropout=1.0), "dropout", "[0, 1)", "1.0"),
     "one direction": (
         lambda: rnnjax.bidirectional(rnnjax.recurrent(CELL)),
         "backward",
         "recurrent(cell, reverse=True)",
-        "got a layer",
+        "forward is a layer, got None",
     ),
     "stack carry": (
         lambda: rnnjax.stack(CELL, CELL).apply((PARAMS, PARAMS), XS, initial_carry=(None,)),
