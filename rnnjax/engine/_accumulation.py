@@ -20,6 +20,7 @@ from rnnjax.base import Cell, Params
 def in_sum_dtypes(params: Params) -> Params:
     """``params`` in dtypes that sums may be taken in; no copy of what is wide already."""
 
+    # Integers and flags among the parameters have no gradient; they stay what they are.
     def widen(leaf: Array) -> Array:
         return leaf.astype(accumulation_dtype(leaf.dtype)) if _is_float(leaf) else leaf
 
@@ -34,8 +35,10 @@ def in_dtypes_of(wide: Params, like: Params) -> Params:
 def cell_reading_wide(cell: Cell, params: Params) -> Cell:
     """The cell for ``in_sum_dtypes(params)``: each step reads them in their own dtypes."""
     leaves = [leaf for leaf in jax.tree.leaves(params) if _is_float(leaf)]
+    # The very same cell where nothing is narrow, so that a float32 model has no casts in its loop.
     if all(accumulation_dtype(leaf.dtype) == leaf.dtype for leaf in leaves):
         return cell
+    # Dtypes alone: to keep the arrays here would make them constants of the compiled loop.
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((), leaf.dtype), params)
 
     def reads_narrow(function: Callable | None) -> Callable | None:
@@ -43,6 +46,8 @@ def cell_reading_wide(cell: Cell, params: Params) -> Cell:
             return None
         return lambda wide, *rest: function(in_dtypes_of(wide, like), *rest)
 
+    # What runs inside the loop. ``project`` and ``recurrent`` run before it, where their gradients
+    # are products over all steps, summed in float32 by themselves.
     return cell._replace(
         update=reads_narrow(cell.update),
         plain_step=reads_narrow(cell.plain_step),

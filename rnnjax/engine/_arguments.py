@@ -153,6 +153,8 @@ def explain_failure(cell: Cell, params: Any, xs: Any) -> None:
     """
     if is_tree_of_inputs(xs):
         return
+    # What ``init`` would make for these inputs is the only thing to compare with: a cell does not
+    # declare the shapes of its parameters.
     made = _init_shapes(cell, xs.shape[-1])
     if made is None:
         return

@@ -63,13 +63,18 @@ def _carries(
     reverse: bool, inputs: Inputs, decay: Array, drive: Array, reset_carry: Array, carry: Array
 ) -> Array:
     """The history of one leaf of the carry, its initial value as the first of T + 1 drives."""
+    # In the dtype of the carry, which is float32 or wider: T factors below 1 in 16 bits would be
+    # rounded T times.
     decay, drive = decay.astype(carry.dtype), drive.astype(carry.dtype)
     decay = select(inputs.valid, decay, jnp.ones_like(decay))
     drive = zero_padding(inputs.valid, drive)
+    # At a start the drive takes in what the decay makes of the first carry; the flag then cuts what
+    # came before. A decay of 0 in place of the flag would let NaN of the segment before through.
     starts = inputs.resets
     if starts is not None:
         drive = select(starts, decay * reset_carry[None] + drive, drive)
         starts = history(jnp.ones_like(starts, shape=carry.shape[:1]), starts, reverse)
+    # The initial carry is a step of its own that forgets all before it: no special case follows.
     decay = history(jnp.zeros_like(carry), decay, reverse)
     return linear_recurrence(decay, history(carry, drive, reverse), starts, reverse=reverse)
 
@@ -131,11 +136,15 @@ def linear_recurrence(
     def solve(_: Any, drive: Array) -> Array:
         return _scan(decay, drive, starts, reverse)
 
+    # The transposed system runs the other way: the cotangent of a state comes from the step behind
+    # it, through that step's decay, and not across the start of a segment.
     def solve_transposed(_: Any, drive: Array) -> Array:
         following = shift(_transpose(decay, drive), not reverse)
         crossings = None if starts is None else shift(starts, not reverse)
         return _scan(following, drive, crossings, not reverse)
 
+    # Tells JAX that the states solve a linear system, which is all it needs for every derivative:
+    # those of the scan itself would keep the log T levels of its tree.
     return lax.custom_linear_solve(defect, drive, solve, solve_transposed)
 
 
@@ -149,6 +158,8 @@ def _scan(decay: Array, drive: Array, starts: Array | None, reverse: bool) -> Ar
         product = _compose_decays(next_decay, decay, drive)
         return product, _apply(next_decay, drive) + next_drive, *flags
 
+    # The flag travels with the pair: composed over a start, a map forgets its left part, whatever
+    # values that has.
     elements = (decay, drive) if starts is None else (forget(starts, decay), drive, starts)
     return lax.associative_scan(compose, elements, reverse=reverse)[1]
 

@@ -21,7 +21,9 @@ def without_traced_closures(cell: Cell, weights: Weights, inputs: Inputs) -> tup
         ValueError: ``hidden`` closes over a traced value.
     """
     assert cell.update is not None
+    # Shapes are enough to trace with; what the trace keeps as a constant is closed over.
     params, carry, x_projs, h_projs, context = operand_shapes(weights, inputs)
+    # ``hidden`` has no parameters to hand such a value in by.
     if weights.w_hh is not None and _closes_over_traced(cell.hidden, carry):
         raise ValueError(
             "a cell's hidden must not close over a traced value, got one: put it into params"
@@ -31,6 +33,7 @@ def without_traced_closures(cell: Cell, weights: Weights, inputs: Inputs) -> tup
         return cell, weights
     converted, found = jax.closure_convert(cell.update, *operands)
 
+    # Beside the parameters and not among them: the user's tree keeps its structure.
     def update(params: Any, *rest: Any) -> Any:
         own, closed_over = params
         return converted(own, *rest, *closed_over)
@@ -39,4 +42,5 @@ def without_traced_closures(cell: Cell, weights: Weights, inputs: Inputs) -> tup
 
 
 def _closes_over_traced(function: Any, *operands: Any) -> bool:
+    # Arrays with known values may stay where they are: they have no derivative to lose.
     return any(isinstance(c, Tracer) for c in jax.make_jaxpr(function)(*operands).consts)

@@ -64,6 +64,8 @@ def differentiable_loop(forward: Callable, cell: Cell, loop: Loop) -> Callable:
         return forward(weights, carry, inputs)
 
     def rule(primals: tuple, tangents: tuple) -> tuple[Any, Any]:
+        # JAX calls this while it traces the derivative, once a compilation, so looking at the jaxpr
+        # of ``update`` costs nothing at run time.
         usage = usage_of_update(cell, primals, tangents)
         final, ys, steps, available = _forward_with_residuals(cell, loop, usage, primals, tangents)
         return (final, ys), _tangent_loop(loop, usage, primals, tangents, steps, available)
@@ -115,6 +117,8 @@ class _Residuals:
 
     @classmethod
     def of(cls, tree: Any, available: Any) -> "_Residuals":
+        # Two names of one array are one tracer here, so its identity tells. The leaves are all held
+        # by the trees given, so no id can be that of another, later array.
         found = {id(leaf): ("available", k) for k, leaf in enumerate(jax.tree.leaves(available))}
         flat, structure = jax.tree.flatten(tree)
         kept: list = []
@@ -248,6 +252,8 @@ def _tangent_loop(
     d_context = marked(usage.context, d_weights.context, weights.context)
     d_read_alone = marked(usage.read_alone, d_inputs.x_projs, inputs.x_projs)
     d_reset_carry = _dense(d_weights.reset_carry, weights.reset_carry)
+    # All that needs no tangent of the carry, for all steps at once. Transposed by JAX it becomes the
+    # gradients of W and of the inputs, each one product after the backward loop.
     d_sums = _tangents_known_before_the_loop(usage, primals, tangents, steps.tree(available))
     w_t = None
     if weights.w_hh is not None:
@@ -257,6 +263,7 @@ def _tangent_loop(
 
     def step(d_carry: Any, at: tuple) -> tuple[Any, Any]:
         residuals, d_read_alone, d_sum, now, hidden = at
+        # The same order of leaves as in the forward step: places found there hold here.
         linearised = residuals.tree(_Available(weights, now, hidden))
         d_carry = reset(now, d_reset_carry, d_carry)
         d_h_proj = ()
@@ -287,6 +294,8 @@ def _tangents_known_before_the_loop(
     rows = functools.partial(as_rows, beside=primals)
     dtype = accumulation_dtype(w_hh.dtype)
     count = len(gate_widths(w_hh, inputs.x_projs))
+    # Where x_proj is only added to h_proj, its tangent joins the sum here and the step is not given
+    # it again: one array where there would be two.
     pieces = [
         rows(_dense(d_x, x).astype(dtype) if only_added else jnp.zeros_like(x, dtype))
         for d_x, x, only_added in zip(

@@ -54,9 +54,15 @@ def run_scan(
         carry: leaves [B, ...].
         inputs: what each step reads.
     """
+    # A plain step cannot be taken apart, so there is nothing the rule below could make cheaper: JAX
+    # differentiates the scan.
     if cell.plain_step is not None:
         return scan(loop, functools.partial(_plain_step, cell, loop, weights), carry, inputs)
+    # First of all, while ``update`` is still what the user wrote: the wrapper below hides what it
+    # closes over.
     cell, weights = without_traced_closures(cell, weights, inputs)
+    # Rows on several devices: keep sums over them out of the loop. On one device it would only
+    # cost the memory of the repeated vectors.
     if not may_merge_axes((weights, carry, inputs)):
         rows = jax.tree.leaves(carry)[0].shape[0]
         cell, weights = vectors_as_row_constants(cell, weights, rows)
@@ -70,6 +76,7 @@ def _scan_with_update(cell: Cell, loop: Loop, weights: Weights, carry: Any, inpu
 
     def step(carry: Any, at: Inputs) -> tuple[Any, Any]:
         carry = reset(at, weights.reset_carry, carry)
+        # After the reset: the product must see the carry that the step begins with.
         h = hidden_of(cell, weights, carry)
         h_proj = (
             () if h is None else h_proj_of(noisy(h, weights.hidden_noise), weights.w_hh, at.x_projs)

@@ -31,9 +31,13 @@ def run_as_one_batch(run: Callable[[Call, int], Any], call: Call) -> Any:
         call: its arrays.
     """
     sizes = _mapped_sizes(call)
+    # Noise: under ``vmap`` each example draws from the one key, so all draw the same. As rows of
+    # one batch they would draw differently, and the result would depend on this file.
     if not sizes or call.key is not None or not _is_mapped_directly(call):
         return run(call, math.prod(sizes))
 
+    # What is inside a ``custom_vmap`` sees one example, as without it; only if JAX maps it is the
+    # rule below asked, and that knows which arrays have the axis.
     @custom_vmap
     def whole(call: Call) -> Any:
         return run(call, 1)
@@ -41,12 +45,14 @@ def run_as_one_batch(run: Callable[[Call, int], Any], call: Call) -> Any:
     @whole.def_vmap
     def with_axis(size: int, flags: list, call: Call) -> tuple[Any, Any]:
         mapped = jax.tree.unflatten(jax.tree.structure(call), jax.tree.leaves(flags))
+        # An ensemble: every member has weights of its own, so its rows cannot join one product.
         if any(jax.tree.leaves(mapped.params)):
             axes = jax.tree.map(lambda is_mapped: 0 if is_mapped else None, mapped)
             results = jax.vmap(lambda one: run(one, math.prod(sizes)), (axes,), axis_size=size)(
                 call
             )
         else:
+            # Once more, for a ``vmap`` around this one.
             results = run_as_one_batch(run, _with_batch_axis(size, mapped, call))
         return results, jax.tree.map(lambda _: True, results)
 
@@ -54,6 +60,8 @@ def run_as_one_batch(run: Callable[[Call, int], Any], call: Call) -> Any:
 
 
 def _with_batch_axis(size: int, mapped: Call, call: Call) -> Call:
+    # What is not mapped (lengths that all examples share) is repeated; parameters have no batch
+    # axis and stay as they are.
     def lead(is_mapped: bool, leaf: Any) -> Any:
         return leaf if is_mapped else jnp.broadcast_to(leaf, (size, *jnp.shape(leaf)))
 
@@ -75,7 +83,7 @@ def _mapped_sizes(call: Call) -> list[int]:
     def _(size: int, mapped: Any, leaves: list) -> tuple[tuple, tuple]:
         del mapped
         sizes.append(size)
-        return look(leaves), ()
+        return look(leaves), ()  # and so on to the next ``vmap`` outwards
 
     traced = [leaf for leaf in jax.tree.leaves(call) if isinstance(leaf, Tracer)]
     if traced:
@@ -98,5 +106,7 @@ def _is_mapped_directly(call: Call) -> bool:
     """
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(call)]
     floats = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    # No element of each, in one dtype so that they can be joined: the result costs nothing, and its
+    # type is that of the innermost transformation that holds any of the arrays.
     nothing = [jnp.ravel(leaf)[:0].astype(jnp.float32) for leaf in floats]
     return type(jnp.concatenate(nothing)).__name__ == "BatchTracer"

@@ -64,6 +64,9 @@ def prepare(cell: Cell, reverse: bool, call: Call) -> Prepared:
     count = math.prod(batch)
     valid = masking.real_steps(call.lengths, call.mask, time)
     resets = masking.resets_before(call.resets, valid, reverse)
+    # Time first: ``lax.scan`` cuts its first axis, so a step is then one stretch of memory. Padding
+    # is zeroed here, before the cell: a NaN that reached ``project`` would come back in the gradient
+    # of its weights, though the value is thrown away (0 times NaN is NaN).
     valid, resets, xs = jax.tree.map(
         lambda a: jnp.swapaxes(_one_batch_axis(batch, a), 0, 1),
         (valid, resets, masking.zero_padding(valid, call.xs)),
@@ -76,8 +79,11 @@ def prepare(cell: Cell, reverse: bool, call: Call) -> Prepared:
         expected = _carry_shapes(cell, params, batch)
         given = check_carry("initial_carry", call.initial_carry, expected)
         carry = jax.tree.map(lambda a, b: a.reshape(b.shape), given, reset_carry)
+    # Inside ``shard_map`` the carry of a scan must vary over the devices from the first step on, as
+    # it does after it.
     reset_carry, carry = varying_like(call, (reset_carry, carry))
     noise = _draw_noise(cell, call, count, xs)
+    # Noise of the input is the same at every step, so it multiplies the inputs here, once.
     if noise.inputs is not None:
         xs = jax.tree.map(lambda x, factor: x * factor[None], xs, noise.inputs)
     context = _prepare_context(
@@ -130,6 +136,8 @@ def project(
 
 def _project_all(cell: Cell, params: Params, xs: Any) -> tuple[Any, ...]:
     """``project`` of all inputs [T, B, ...], as one matrix of rows where that may be."""
+    # [T, B, D] as [T*B, D]: one product of many rows, which a library of matrices runs at full
+    # speed. Not where the two axes are divided over devices: there a reshape would move the data.
     project = jax.vmap(cell.project, in_axes=(None, 0))
     if not may_merge_axes(xs):
         return jax.vmap(project, in_axes=(None, 0))(params, xs)

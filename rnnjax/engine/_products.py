@@ -31,6 +31,8 @@ def gate_widths(w_hh: Array | None, x_projs: tuple[Any, ...]) -> tuple[int, ...]
         )
     heads = _heads(w_hh)
     widths: list[int] = []
+    # As many pieces as the columns of the weights are used up by; those behind them (noise, flags,
+    # a skip connection) have no part in the product. A piece without a shape is a tree, no gate.
     for x_proj in x_projs:
         if sum(widths) < heads * w_hh.shape[-1] and hasattr(x_proj, "shape"):
             widths.append(x_proj.shape[-1])
@@ -60,6 +62,7 @@ def multiply(h: Array, w_hh: Array) -> Array:
 
 def transpose_weights(w_hh: Array) -> Array:
     """The weights of the backward loop: those of :func:`multiply_transposed`."""
+    # The last two axes, so that a matrix and blocks of one [heads, P/heads, ...] are alike.
     return jnp.swapaxes(w_hh, -1, -2)
 
 
@@ -72,6 +75,8 @@ def multiply_transposed(x: Array, w_t: Array) -> Array:
     if w_t.ndim == 3:
         return _multiply_blocks(x, w_t, transposed=True)
     out = accumulation_dtype(w_t.dtype)
+    # In value this is ``x @ w``. The backward loop runs its transpose, ``d @ w_t``, which reads the
+    # rows of ``w_t`` one after the other; out of ``w`` it would have to read columns.
     axes = (((x.ndim - 1,), (1,)), ((), ()))
     return lax.dot_general(x.astype(w_t.dtype), w_t, axes, preferred_element_type=out)
 
@@ -84,6 +89,7 @@ def _multiply_blocks(x: Array, w: Array, *, transposed: bool) -> Array:
             f"weights have rows together, got {x.shape[-1]}"
         )
     x = x.reshape(*x.shape[:-1], heads, rows).astype(w.dtype)
+    # One batched product. A loop over the heads would be as many small ones a step.
     out = jnp.einsum(
         "...np,nqp->...nq" if transposed else "...np,npq->...nq",
         x,
@@ -96,6 +102,8 @@ def _multiply_blocks(x: Array, w: Array, *, transposed: bool) -> Array:
 def cut(packed: Array, w_hh: Array, widths: tuple[int, ...]) -> tuple[Array, ...]:
     """A packed product as one array [..., H] a gate."""
     heads = _heads(w_hh)
+    # Each head gives its own part of every gate, so within a head the gates end at a heads-th of
+    # where they end in all.
     ends = [end // heads for end in itertools.accumulate(widths)]
     if heads == 1:
         return tuple(jnp.split(packed, ends[:-1], axis=-1))

@@ -20,9 +20,11 @@ def vectors_as_row_constants(cell: Cell, weights: Weights, rows: int) -> tuple[C
     """The same cell and weights, ``update`` reading its vectors of parameters from the context."""
     assert cell.update is not None
     inner, leaves = cell.update, jax.tree.leaves(weights.params)
+    # Up to one axis: a bias or a peephole of H numbers becomes B x H, no more than one carry.
     vectors = Subset(tuple(leaf.ndim <= 1 for leaf in leaves))
     repeated = [jnp.broadcast_to(leaf, (rows, *leaf.shape)) for leaf in vectors.of(weights.params)]
 
+    # Context is what a loop has for each row. The cell's own, if there is one, comes behind.
     def update(params: Any, carry: Any, x_proj: Any, h_proj: Any, context: tuple) -> Any:
         own_vectors, *given = context
         return inner(vectors.replace(params, own_vectors), carry, x_proj, h_proj, *given)

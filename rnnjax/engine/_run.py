@@ -110,6 +110,7 @@ def _run_plan(
         weights, inputs = project(cell, in_dtypes_of(wide, params), prepared, some)
         return run(inner, loop, weights._replace(params=wide), carry, inputs)
 
+    # The parameters are given wide, and cast where they are read: see ``_accumulation``.
     # The steps of all chunks, and the noise of all steps, are read chunk by chunk.
     constant = prepared._replace(steps=None, noise=prepared.noise._replace(steps=()))
     inside, outside = some_steps, some_steps
@@ -135,6 +136,7 @@ def _in_chunks(
     chunks = jax.tree.map(lambda a: a[:whole].reshape(-1, chunk, *a.shape[1:]), steps)
     rest = jax.tree.map(lambda a: a[whole:], steps)
     results = []
+    # Backwards in time the steps left over come first, since they are at the end of time.
     if reverse and whole < time:
         carry, ys = alone(carry, rest)
         results.append(ys)

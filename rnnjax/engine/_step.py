@@ -71,6 +71,7 @@ def hidden_of(cell: Cell, weights: Weights, carry: Any) -> Array | None:
 
 def reset(at: Inputs, reset_carry: Any, carry: Any) -> Any:
     """The carry a step begins with."""
+    # Where there are no resets at all nothing is compiled for them.
     return carry if at.resets is None else select(at.resets, reset_carry, carry)
 
 

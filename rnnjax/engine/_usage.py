@@ -67,6 +67,8 @@ def usage_of_update(cell: Cell, primals: tuple, tangents: tuple) -> Usage:
         new, y = update(*first, *context)
         return () if weights.w_hh is None or hidden is None else hidden(new), y, new
 
+    # Traced for one example, without ``vmap``: batching would put its own operations between an
+    # argument and its use, and nothing would look like a plain sum any more.
     operands = operand_shapes(weights, inputs)
     jaxpr = jax.make_jaxpr(step_and_next_hidden)(*operands).jaxpr
     of_params, _, of_x, of_h, of_context = _divide(jaxpr.invars, operands)
@@ -126,6 +128,7 @@ def _divide(variables: list, operands: tuple) -> list[list]:
 def _y_is_hidden(jaxpr: Any, weights: Weights, carry: Any) -> bool:
     if weights.w_hh is None:
         return False
+    # The same variable of the jaxpr, not an equal one: it is known here that they are one array.
     h, *outputs = jaxpr.outvars
     y_is_one_array = len(outputs) == 1 + len(jax.tree.leaves(carry))
     return y_is_one_array and outputs[0] is h
@@ -165,6 +168,8 @@ def _is_read(jaxpr: Any, variable: Any) -> bool:
 
 def _is_only_added(jaxpr: Any, x_proj: Any, h_proj: Any) -> bool:
     """Whether ``x_proj`` and ``h_proj`` are used in their one sum and nowhere else."""
+    # One use each, and the same one. A second use, as in a gate that reads x_proj again, needs a
+    # cotangent of its own.
     of_x, of_h = _uses(jaxpr, x_proj), _uses(jaxpr, h_proj)
     if len(of_x) != 1 or len(of_h) != 1 or of_x[0] is not of_h[0]:
         return False

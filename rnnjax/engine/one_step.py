@@ -101,6 +101,7 @@ def run_block(
         return carry, jax.tree.map(put, ys, y)
 
     _, y = jax.eval_shape(lambda: _inline_step(part, params, carry, *at(0), context))
+    # Room for the outputs beforehand: the number of steps is not known when this is compiled.
     room = jax.tree.map(lambda a: jnp.zeros((len(block.mask), *a.shape), a.dtype), y)
     return lax.fori_loop(0, count, body, (carry, room))
 
@@ -160,6 +161,7 @@ def _inline_step(
     context: Any,
 ) -> tuple[Carry, Any]:
     batch = _batch_of(x)
+    # The part's own first carry is computed only where somebody asks for it.
     own = (
         None if carry is not None and resets is None else starting_carry(part, params, None, batch)
     )

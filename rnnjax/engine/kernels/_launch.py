@@ -137,6 +137,8 @@ def make_launch(
     """
     if pieces.gates > MOST_GATES:
         raise TooLargeError(f"it takes up to {MOST_GATES} gates, and the cell has {pieces.gates}")
+    # A tensor core multiplies 16-bit numbers: a float32 is taken as the sum of two bfloat16, which
+    # hold 16 of its 24 bits and its whole range; float16 would overflow.
     exact = jnp.dtype(w_dtype) == jnp.float32
     parts, dtype = (2, jnp.bfloat16) if exact else (1, jnp.dtype(w_dtype))
     for tiling in (ways := tilings(device, time, batch, pieces.size, pieces.gates, parts, dtype)):

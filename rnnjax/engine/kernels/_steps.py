@@ -106,6 +106,7 @@ def find_pieces(cell: Cell, shapes: ExampleShapes) -> Pieces:
     own = [jax.ShapeDtypeStruct(p.shape, p.dtype) for p in params]
     lists = (own, [one] * len(carry), [one] * len(inputs), [one] * gates)
     y = jax.eval_shape(cell.update, shapes.params, shapes.carry, shapes.x_proj, (one,) * gates)[1]
+    # Traced on [H], as the cell was written; make_tile_functions traces once more on tiles.
     flat = flatten(_on_leaves(update, lists), *_leaves(lists))
     check("update", flat, (size,))
     check("hidden", flatten(lambda *c: [hidden(c)], *[one] * len(carry)), (size,))
@@ -378,6 +379,8 @@ def forward_step(
     new, ys = results[: pieces.carries], results[pieces.carries :]
     carry_out = _select_each(flags.valid, new, carry)
     ys = _select_each(flags.valid, ys, [_zero(y) for y in ys])
+    # The reset of the next step is done here, at the end of this one: the h that is sent to the
+    # other CTAs must be that of the carry which the next step begins with.
     next_carry = (
         carry_out if flags.reset is None else _select_each(flags.reset, reset_carry, carry_out)
     )
@@ -457,6 +460,8 @@ def backward_step(
     d_gates, d_read_alone = take(pieces.gates), take(len(pieces.moving))
     if flags.valid is not None:
         d_entered = _select_each(flags.valid, d_entered, d_carry_out)
+    # Units that only fill the last group have made-up values; zeroed here, they reach neither the
+    # product nor the gradient of the weights.
     if units is not None:
         d_gates = [lax.select(units, d, _zero(d)) for d in d_gates]
     return Backward(d_gates, d_read_alone, d_par, d_reset_carry, d_entered)

@@ -102,6 +102,7 @@ def tilings(
     Raises:
         TooLargeError: one tile alone needs more processors than the device has.
     """
+    # Up to a multiple of ROWS: a piece of a product is at least 64 units deep (DEPTHS).
     groups = math.ceil(size / ROWS) * (ROWS // UNITS)
     if groups > device.processors:
         raise TooLargeError(
@@ -111,6 +112,7 @@ def tilings(
     most = device.processors // groups
     ways = []
     for width in WIDTHS:
+        # Rounds of equally many tiles, so that every CTA has work in each of them.
         needed = math.ceil(batch / width)
         rounds = math.ceil(needed / most)
         tiles = math.ceil(needed / rounds) * rounds
@@ -125,8 +127,10 @@ def plan_product(device: Device, tiling: Tiling, columns: int, other_bytes: int)
         TooLargeError: the weights and two pieces of what they multiply do not fit beside
             ``other_bytes``.
     """
-    weights = tiling.parts * tiling.padded_size * ROWS * 2
+    weights = tiling.parts * tiling.padded_size * ROWS * 2  # bytes: 2 for a 16-bit number
     left = device.shared_memory - RESERVED_BYTES - weights - other_bytes
+    # The deepest pieces that fit: each is a copy and a wait. Two at least, so that one is on its way
+    # while the other is multiplied.
     for depth in DEPTHS:
         if tiling.padded_size % depth:
             continue
@@ -157,6 +161,8 @@ def to_tiles(tiling: Tiling, a: Array) -> Array:
     """[T, B, k, H] -> [T, tiles, groups, k UNITS, width]."""
     t, tiles, width, groups = a.shape[0], tiling.tiles, tiling.width, tiling.groups
     a = _pad(a, {1: tiles * width, 3: tiling.padded_size})
+    # Sequences last: in a register tile a thread holds neighbours along the batch, and a copy of
+    # one CTA's part of a step is one stretch of memory.
     a = a.reshape(t, tiles, width, a.shape[2], groups, UNITS).transpose(0, 1, 4, 3, 5, 2)
     return a.reshape(t, tiles, groups, -1, width)
 

@@ -237,6 +237,8 @@ def _differentiable(
             lambda *args: _run_forward(launch_for(*args), kernels, *args), _FORWARD_AXES
         )(weights, carry, inputs)
 
+    # Where one program is compiled for several platforms, the branch that is not for a GPU must give
+    # results of the same shapes; what the kernel would have kept is never read there.
     def scan_forward(weights: Weights, carry: Any, inputs: Inputs) -> Any:
         made = jax.eval_shape(kernel_forward, weights, carry, inputs)[1]
         return scan(weights, carry, inputs), jax.tree.map(_zeros_of, made)
@@ -247,6 +249,9 @@ def _differentiable(
             _Axes(_ARGUMENTS, (0, 1)),
         )(weights, carry, inputs)
 
+    # Three derivatives, one inside the other. ``over_time`` is a custom_vjp: its two halves are the
+    # two kernels. These halves are custom_jvps, whose rule is the scan's: so a derivative of the
+    # gradient is right, if no faster than the scan.
     @jax.custom_jvp
     def forward(weights: Weights, carry: Any, inputs: Inputs) -> Any:
         return here(kernel_forward, scan_forward)(weights, carry, inputs)
@@ -578,6 +583,7 @@ def _weight_gradient(h: Array, d: Array) -> Array:
     """The sum of ``h_t^T d_t`` over all steps and rows, in products of 16-bit parts."""
     size, columns = h.shape[-1], math.prod(d.shape[-2:])
     h, d = h.reshape(h.shape[0], -1, size), d.reshape(d.shape[0], -1, columns)
+    # float32 as hi + lo: hi hi + hi lo + lo hi. The last, lo lo, is below what the split rounds off.
     pairs = [(p, q) for p in range(len(h)) for q in range(len(d)) if p + q < len(h)]
     products = [
         lax.dot_general(h[p], d[q], (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
