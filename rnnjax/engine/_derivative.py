@@ -252,8 +252,8 @@ def _tangent_loop(
     d_context = marked(usage.context, d_weights.context, weights.context)
     d_read_alone = marked(usage.read_alone, d_inputs.x_projs, inputs.x_projs)
     d_reset_carry = _dense(d_weights.reset_carry, weights.reset_carry)
-    # All that needs no tangent of the carry, for all steps at once. Transposed by JAX it becomes the
-    # gradients of W and of the inputs, each one product after the backward loop.
+    # All that needs no tangent of the carry, for all steps at once. Transposed by JAX it becomes
+    # the gradients of W and of the inputs, each one product after the backward loop.
     d_sums = _tangents_known_before_the_loop(usage, primals, tangents, steps.tree(available))
     w_t = None
     if weights.w_hh is not None:

@@ -75,8 +75,8 @@ def _scan_with_update(cell: Cell, loop: Loop, weights: Weights, carry: Any, inpu
     update = over_batch(cell.update)
 
     def step(carry: Any, at: Inputs) -> tuple[Any, Any]:
+        # First the reset: the product must see the carry that the step begins with.
         carry = reset(at, weights.reset_carry, carry)
-        # After the reset: the product must see the carry that the step begins with.
         h = hidden_of(cell, weights, carry)
         h_proj = (
             () if h is None else h_proj_of(noisy(h, weights.hidden_noise), weights.w_hh, at.x_projs)

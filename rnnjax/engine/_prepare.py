@@ -64,9 +64,9 @@ def prepare(cell: Cell, reverse: bool, call: Call) -> Prepared:
     count = math.prod(batch)
     valid = masking.real_steps(call.lengths, call.mask, time)
     resets = masking.resets_before(call.resets, valid, reverse)
-    # Time first: ``lax.scan`` cuts its first axis, so a step is then one stretch of memory. Padding
-    # is zeroed here, before the cell: a NaN that reached ``project`` would come back in the gradient
-    # of its weights, though the value is thrown away (0 times NaN is NaN).
+    # Time first: ``lax.scan`` cuts its first axis, so a step is then one stretch of memory.
+    # Padding is zeroed here, before the cell: a NaN that reached ``project`` would come back in the
+    # gradient of its weights, though the value is thrown away (0 times NaN is NaN).
     valid, resets, xs = jax.tree.map(
         lambda a: jnp.swapaxes(_one_batch_axis(batch, a), 0, 1),
         (valid, resets, masking.zero_padding(valid, call.xs)),

@@ -118,7 +118,7 @@ def flatten(function: Callable, *shapes: Any, quick: bool = False) -> Flat:
     # Traced twice: the first trace has calls in it (``jax.nn`` functions are jitted), the second
     # runs what is inside of them and so has none.
     flat = jax.make_jaxpr(without_calls)(*shapes)
-    # Backwards from the results: what nothing needs, such as a tangent that is dropped, is left out.
+    # Backwards from the results; what they do not need, such as a dropped tangent, is left out.
     needed = {v for v in flat.jaxpr.outvars if not isinstance(v, Literal)}
     equations = []
     for e in reversed(flat.jaxpr.eqns):

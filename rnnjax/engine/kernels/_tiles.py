@@ -129,8 +129,8 @@ def plan_product(device: Device, tiling: Tiling, columns: int, other_bytes: int)
     """
     weights = tiling.parts * tiling.padded_size * ROWS * 2  # bytes: 2 for a 16-bit number
     left = device.shared_memory - RESERVED_BYTES - weights - other_bytes
-    # The deepest pieces that fit: each is a copy and a wait. Two at least, so that one is on its way
-    # while the other is multiplied.
+    # The deepest pieces that fit: each is a copy and a wait. Two at least, so that one is on its
+    # way while the other is multiplied.
     for depth in DEPTHS:
         if tiling.padded_size % depth:
             continue

@@ -237,8 +237,8 @@ def _differentiable(
             lambda *args: _run_forward(launch_for(*args), kernels, *args), _FORWARD_AXES
         )(weights, carry, inputs)
 
-    # Where one program is compiled for several platforms, the branch that is not for a GPU must give
-    # results of the same shapes; what the kernel would have kept is never read there.
+    # Where one program is compiled for several platforms, the branch that is not for a GPU must
+    # give results of the same shapes; what the kernel would have kept is never read there.
     def scan_forward(weights: Weights, carry: Any, inputs: Inputs) -> Any:
         made = jax.eval_shape(kernel_forward, weights, carry, inputs)[1]
         return scan(weights, carry, inputs), jax.tree.map(_zeros_of, made)
@@ -583,7 +583,7 @@ def _weight_gradient(h: Array, d: Array) -> Array:
     """The sum of ``h_t^T d_t`` over all steps and rows, in products of 16-bit parts."""
     size, columns = h.shape[-1], math.prod(d.shape[-2:])
     h, d = h.reshape(h.shape[0], -1, size), d.reshape(d.shape[0], -1, columns)
-    # float32 as hi + lo: hi hi + hi lo + lo hi. The last, lo lo, is below what the split rounds off.
+    # float32 as hi + lo: hi hi + hi lo + lo hi. The fourth, lo lo, is below what the split rounds.
     pairs = [(p, q) for p in range(len(h)) for q in range(len(d)) if p + q < len(h)]
     products = [
         lax.dot_general(h[p], d[q], (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
