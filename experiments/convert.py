@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from experiments.running import imported
 from experiments.running.console import command, exit_code, parameter_table
 from experiments.running.imported import Imported, Reading, read_json
 from experiments.running.predicting import Request, predict
+from experiments.running.setting_checks import check_rules, whole
 from rnnjax.data import TOKENIZERS, DataError, Vocabulary, pad, read_text
 from rnnjax.exporting import PLATFORMS, export_program
 from rnnjax.interop import onnx_graph
@@ -119,7 +121,7 @@ def import_run(settings: Import) -> None:
     architecture = describe(settings.kind, params, **chosen)
     if len(settings.classes) != architecture.num_classes:
         count = architecture.num_classes
-        raise DataError(f"classes: expected {count}, one an output, got {len(settings.classes)}")
+        raise DataError(f"--classes must be {count}, one an output, got {len(settings.classes)}")
     source = {
         "library": settings.library,
         "file": settings.weights.name,
@@ -145,7 +147,7 @@ def make_reading(settings: Import, vocab_size: int) -> Reading:
         usual_unknown = words.unknown_id
     if tokens is not None and len(tokens) > vocab_size:
         raise DataError(
-            f"{settings.vocabulary}: expected at most {vocab_size} tokens, the rows of the "
+            f"{settings.vocabulary} must have at most {vocab_size} tokens, the rows of the "
             f"embedding, got {len(tokens)}"
         )
     reading = Reading(
@@ -158,12 +160,9 @@ def make_reading(settings: Import, vocab_size: int) -> Reading:
         keep=settings.keep,
         batch_size=settings.batch_size,
     )
-    for name in ("unknown_id", "pad_id"):
-        if not 0 <= (value := getattr(reading, name)) < vocab_size:
-            raise DataError(f"{name}: expected an id in [0, {vocab_size}), got {value}")
-    for name in ("length", "batch_size"):
-        if (value := getattr(reading, name)) is not None and value < 1:
-            raise DataError(f"{name}: expected 1 or more, got {value}")
+    token = whole(0, vocab_size - 1)
+    rules = {"unknown_id": token, "pad_id": token, "length": whole(1), "batch_size": whole(1)}
+    check_rules(reading, rules)
     return reading
 
 
@@ -186,12 +185,14 @@ def read_vocabulary(path: Path) -> WordList:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: expected JSON, got {error}") from None
+        raise DataError(f"{path} must be JSON, got {error}") from None
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         return _read_tokenizer(path, content)
     tokens = _by_id(path, content) if isinstance(content, dict) else content
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
-        raise DataError(f"{path}: expected a list of strings, or an object of string: id")
+        raise DataError(
+            f"{path} must be a list of strings, or an object of string: id, got {text[:40]!r}"
+        )
     return WordList(_each_once(path, tokens), None)
 
 
@@ -201,14 +202,16 @@ def _read_tokenizer(path: Path, content: dict[str, Any]) -> WordList:
     kind = model.get("type", "WordLevel")
     if kind != "WordLevel" or not isinstance(model.get("vocab"), dict):
         raise DataError(
-            f"{path}: expected a tokenizer of kind WordLevel, got {kind!r}, whose tokens are no "
+            f"{path} must be a tokenizer of kind WordLevel, got {kind!r}, whose tokens are no "
             "words: give token ids as texts, without --vocabulary"
         )
     added = content.get("added_tokens") or []
     try:
         ids = {token["content"]: token["id"] for token in added} | model["vocab"]
     except (TypeError, LookupError):
-        raise DataError(f"{path}: expected content and id of every added token") from None
+        raise DataError(
+            f"{path} must have content and id of every added token, got {added!r:.60}"
+        ) from None
     tokens = _by_id(path, ids)
     return WordList(tuple(tokens), ids.get(model.get("unk_token")))
 
@@ -216,15 +219,18 @@ def _read_tokenizer(path: Path, content: dict[str, Any]) -> WordList:
 def _by_id(path: Path, ids: dict[str, Any]) -> list[str]:
     if any(type(index) is not int for index in ids.values()):
         found = next(index for index in ids.values() if type(index) is not int)
-        raise DataError(f"{path}: expected a whole number for every token, got {found!r:.60}")
-    if sorted(ids.values()) != list(range(len(ids))):
-        raise DataError(f"{path}: expected the ids 0 to {len(ids) - 1}, each once")
+        raise DataError(f"{path} must have a whole number for every token, got {found!r:.60}")
+    if missing := sorted(set(range(len(ids))) - set(ids.values())):
+        raise DataError(
+            f"{path} must have the ids 0 to {len(ids) - 1}, each once, got no {missing[0]}"
+        )
     return sorted(ids, key=ids.__getitem__)
 
 
 def _each_once(path: Path, tokens: list[str]) -> tuple[str, ...]:
-    if len(set(tokens)) != len(tokens):
-        raise DataError(f"{path}: expected each token once")
+    token, count = max(Counter(tokens).items(), key=lambda item: item[1])
+    if count > 1:
+        raise DataError(f"{path} must have each token once, got {token!r} {count} times")
     return tuple(tokens)
 
 
@@ -276,7 +282,7 @@ def architecture_of(settings: dict[str, Any], vocab_size: int, num_classes: int)
     """
     if settings["cell"] not in KINDS:
         raise DataError(
-            f"cell: expected one that other libraries have too, of {', '.join(KINDS)}, "
+            f"cell must be one that other libraries have too, of {', '.join(KINDS)}, "
             f"got {settings['cell']!r}"
         )
     size = LayerSize(settings["hidden_size"], settings["bidirectional"])
@@ -313,8 +319,8 @@ def check_same(
     expected = classify.Predictor(folder)(texts)
     if not np.allclose(jax.nn.softmax(logits, axis=-1), expected, rtol=1e-3, atol=1e-5):
         raise DataError(
-            f"{folder}: the run predicts otherwise than a plain {architecture.kind} classifier "
-            "with its weights, so it cannot be written as one"
+            f"{folder} must predict as a plain {architecture.kind} classifier with its weights to "
+            "be written as one, got other predictions"
         )
 
 

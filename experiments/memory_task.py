@@ -30,6 +30,7 @@ from jax import Array
 import rnnjax
 from experiments.running.console import exit_code
 from experiments.running.run_folder import RunFolder, environment
+from experiments.running.setting_checks import Rule, check_settings, whole
 from rnnjax.metrics import Mean, compute, merge
 from rnnjax.segments import resets_from_dones
 
@@ -209,16 +210,19 @@ def check(settings: Settings) -> None:
     """Refuse settings under which there would be nothing to learn or to report.
 
     Raises:
-        ValueError: naming the setting.
+        DataError: naming the setting.
     """
-    for name, least in (("symbols", 2), ("longest", 2), ("environments", 1), ("updates", 10)):
-        if getattr(settings, name) < least:
-            raise ValueError(f"{name}: expected at least {least}, got {getattr(settings, name)}")
-    if settings.steps < settings.longest:
-        raise ValueError(
-            f"steps: expected at least {settings.longest}, the longest episode, so that every "
-            f"rollout sees an end; got {settings.steps}"
-        )
+    check_settings(
+        settings,
+        symbols=whole(2),
+        longest=whole(2),
+        environments=whole(1),
+        updates=whole(10),
+        steps=Rule(
+            f"at least --longest, {settings.longest}, so that every rollout sees an end",
+            lambda steps: steps >= settings.longest,
+        ),
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -120,7 +120,7 @@ OWN = ["config.json", "metrics.jsonl", "timings.jsonl", "checkpoints", "weights.
 def test_a_run_writes_through_no_link(name, folder, outside):
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to(outside)
-    with pytest.raises(OSError, match=f"run: cannot be written .*found links: {name}"):
+    with pytest.raises(OSError, match=f"run must be writable, got links at {name}"):
         RunFolder(folder, {"epochs": 3}, "resume", ["weights.safetensors"])
     assert outside.read_text() == "a line\nand half a line"
 
@@ -176,5 +176,5 @@ def test_the_folder_that_a_run_goes_on_in_is_never_read_from_its_config(folder, 
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"a": ' * 100_000, "{" + "9" * 5000])
 def test_a_config_without_end_is_damaged(content, folder):
     (folder / "config.json").write_text(content)
-    with pytest.raises(DataError, match=r"config\.json: damaged"):
+    with pytest.raises(DataError, match=r"config\.json must be JSON"):
         read_config(folder)

@@ -70,7 +70,9 @@ def require_same(batch: Batch, entered: Sequence[Contestant]) -> None:
     for one in entered:
         off = float(np.abs(one.logits(batch) - expected).max())
         if not off <= TOLERANCE[jax.default_backend()]:
-            raise DataError(f"{one.name}: its logits are off by {off:.2g}; it cannot be compared")
+            raise DataError(
+                f"{one.name} must give the logits of {entered[0].name}, got them off by {off:.2g}"
+            )
 
 
 def timed(one: Contestant, n: int) -> Epoch:

@@ -49,8 +49,8 @@ class Settings:
 def run_all(settings: Settings) -> dict[str, str]:
     """Runs the lessons; those that could not be run, and why."""
     if unknown := [name for name in settings.lessons if name not in LESSONS]:
-        expected = ", ".join(LESSONS)
-        raise DataError(f"lessons: expected some of {expected}, got {', '.join(unknown)}")
+        known = ", ".join(LESSONS)
+        raise DataError(f"--lessons must be some of {known}, got {', '.join(unknown)}")
     found: dict[str, tuple[Row, ...]] = {}
     failed: dict[str, str] = {}
     for name in settings.lessons:

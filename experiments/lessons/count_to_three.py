@@ -94,14 +94,14 @@ def load_named_weights(path: str | os.PathLike[str]) -> HeadParams:
         ((5, 15), (15, 1))
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: expected an .npz file, found none")
+        raise FileNotFoundError(f"{path} must be an .npz file, got no such file")
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {name: np.asarray(file[name]) for name in file.files}
     except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: expected an .npz file of plain arrays ({error})") from None
+        raise ValueError(f"{path} must be an .npz file of plain arrays, got {error}") from None
     wrong = [
-        f"{name}: expected {SHAPES.get(name, 'nothing')}, got {_described(found.get(name))}"
+        f"{name} must be {SHAPES.get(name, 'absent')}, got {_described(found.get(name))}"
         for name in SHAPES | found
         if not _fits(found.get(name), SHAPES.get(name))
     ]

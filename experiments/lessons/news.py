@@ -54,9 +54,9 @@ def load_titles(data_dir: Path | None, take: int | None) -> News:
         found = sorted(path for end in (".csv", ".csv.gz") for path in folder.glob(stem + end))
         if len(found) != 1:
             raise DataError(
-                f"{folder}: expected one file {stem}.csv or {stem}.csv.gz (no header; columns "
-                "label 1-4, title, description) for the titles alone; give the folder above it "
-                "as --data-dir"
+                f"{folder} must have one file {stem}.csv or {stem}.csv.gz (no header; columns "
+                "label 1-4, title, description) for the titles alone, got "
+                f"{len(found) or 'none'}: give the folder above it as --data-dir"
             )
         header = ("label", "title", "description")
         parts.append(

@@ -80,7 +80,7 @@ def split_couples(held_out: float, seed: int) -> tuple[list, list]:
     couples = list(itertools.product(GOOD, BAD))
     count = round(held_out * len(couples))
     if not 0 < count < len(couples):
-        raise ValueError(f"held_out: expected a share that leaves both parts some, got {held_out}")
+        raise ValueError(f"--held-out must be a share that leaves both parts some, got {held_out}")
     order = np.random.default_rng(seed).permutation(len(couples))
     chosen = [couples[place] for place in order]
     return chosen[count:], chosen[:count]

@@ -94,8 +94,8 @@ def vector_files(settings: Settings) -> list[Path]:
     found = sorted([*folder.glob("*.txt"), *folder.glob("*.txt.gz")])
     if not found:
         raise DataError(
-            f"{folder}: expected word vectors, *.txt or *.txt.gz; give their files as --vectors, "
-            "or the folder above glove as --data-dir"
+            f"{folder} must have word vectors, *.txt or *.txt.gz, got none: give their files as "
+            "--vectors, or the folder above glove as --data-dir"
         )
     return found
 

@@ -39,7 +39,7 @@ def pad_sequences(
     """
     for name, side in (("padding", padding), ("truncating", truncating)):
         if side not in ("pre", "post"):
-            raise DataError(f"{name}: expected 'pre' or 'post', got {side!r}")
+            raise DataError(f"{name} must be 'pre' or 'post', got {side!r}")
     length = max(map(len, sequences), default=0) if maxlen is None else maxlen
     rows = np.full((len(sequences), length), value, np.int32)
     for row, ids in zip(rows, sequences, strict=True):
@@ -75,8 +75,8 @@ def pack_padded(rows: ArrayLike, lengths: Sequence[int]) -> Packed:
     """
     rows, counts = np.asarray(rows), np.asarray(lengths, np.int64)
     if counts.shape != rows.shape[:1] or (counts < 1).any() or (counts > rows.shape[1]).any():
-        expected = f"one for each of {len(rows)} rows, in [1, {rows.shape[1]}]"
-        raise DataError(f"lengths: expected {expected}, got {counts.tolist()}")
+        wanted = f"one for each of {len(rows)} rows, in [1, {rows.shape[1]}]"
+        raise DataError(f"lengths must be {wanted}, got {counts.tolist()}")
     order = np.argsort(-counts, kind="stable")
     real = np.arange(counts.max()) < counts[order][:, None]
     steps = rows[order][:, : counts.max()]

@@ -106,10 +106,10 @@ def make_trainer(
 def _check(seeds: Sequence[int], rates: Sequence[float], steps: int, every: int) -> None:
     if len(seeds) != len(rates):
         raise ValueError(
-            f"learning_rates: expected one for each of {len(seeds)} seeds, got {len(rates)}"
+            f"learning_rates must be one for each of {len(seeds)} seeds, got {len(rates)}"
         )
     if steps < 1 or every < 1 or steps % every:
-        raise ValueError(f"steps: expected a multiple of every ({every}), got {steps}")
+        raise ValueError(f"steps must be a multiple of every ({every}), got {steps}")
 
 
 def _means(sums: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:

@@ -31,10 +31,10 @@ from experiments.lessons.news import share_note
 from experiments.lessons.recipes import take_both
 from experiments.running.advancing import take_steps
 from experiments.running.fitting import classification_loss, hide_words
-from experiments.running.setting_checks import check_settings
+from experiments.running.setting_checks import Rule, check_settings, each, one_of
 from experiments.running.text import Splits, fit_encoder, make_batches
 from rnnjax._numerics import affine
-from rnnjax.data import DataError, Dataset, load
+from rnnjax.data import Dataset, load
 from rnnjax.layers._common import apply_dropout
 from rnnjax.masking import max_pool, zero_padding
 from rnnjax.metrics import evaluate
@@ -245,14 +245,12 @@ def run(settings: Settings, results: Results) -> None:
             )
 
 
+_POWER_OF_TWO = Rule("a power of two", lambda value: value >= 1 and not value & (value - 1))
+
+
 def _check(settings: Settings) -> None:
-    expected = ", ".join(TUNINGS)
-    if unknown := [name for name in settings.datasets if name not in TUNINGS]:
-        raise DataError(f"datasets: expected some of {expected}, got {', '.join(unknown)}")
-    check_settings(settings, members=MEMBERS)
-    buckets = settings.buckets_of_pairs
-    if buckets < 1 or buckets & (buckets - 1):
-        raise DataError(f"buckets_of_pairs: expected a power of two, got {buckets}")
+    known = one_of(tuple(TUNINGS))
+    check_settings(settings, members=MEMBERS, datasets=each(known), buckets_of_pairs=_POWER_OF_TWO)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from experiments.running.generated_texts import generated_texts
 from experiments.running.interrupts import Interrupted, Interrupts
 from experiments.running.process_memory import MEGABYTE, Slope, least_squares_slope, process_memory
 from experiments.running.run_folder import RunFolder, environment, plain
+from experiments.running.setting_checks import check_settings, share, whole
 from experiments.running.text import Encoder, Splits, hold_out
 from rnnjax.checkpoint import CheckpointError, Checkpoints
 from rnnjax.data import DataError, Dataset, Examples
@@ -177,7 +178,7 @@ def summed_up(name: str, samples: Sequence[Sample], warm_up: float) -> Part:
     """
     counted = samples[int(warm_up * len(samples)) :]
     if len(counted) < 3:
-        raise DataError(f"samples: expected 3 or more after the warm-up, got {len(counted)}")
+        raise DataError(f"--samples must leave 3 or more after the warm-up, got {len(counted)}")
     # Of the end of an epoch much is still coming and going when the first sample is taken.
     settled = [now for last, now in pairwise(counted) if now.saves == last.saves]
     slope = _slope(settled, groups=[sample.saves for sample in settled])
@@ -367,11 +368,14 @@ def check(settings: Settings) -> None:
     Raises:
         DataError: naming the setting.
     """
-    for name in ("steps", "predictions", "samples"):
-        if getattr(settings, name) < 5:
-            raise DataError(f"{name}: expected 5 or more, got {getattr(settings, name)}")
-    if not 0 <= settings.warm_up < 1:
-        raise DataError(f"warm_up: expected a share in [0, 1), got {settings.warm_up}")
+    check_settings(
+        settings,
+        steps=whole(5),
+        predictions=whole(5),
+        samples=whole(5),
+        warm_up=share(),
+        texts=whole(20),
+    )
 
 
 if __name__ == "__main__":

@@ -33,9 +33,10 @@ from experiments.running.interrupts import Interrupted, Interrupts
 from experiments.running.prefetching import prefetched
 from experiments.running.process_memory import MEGABYTE, process_memory
 from experiments.running.run_folder import RunFolder, environment, plain
+from experiments.running.setting_checks import check_settings, whole
 from experiments.running.text import Encoder, fit_encoder
 from rnnjax.checkpoint import CheckpointError
-from rnnjax.data import BucketedBatches, DataError, Ragged, choose_boundaries, flatten
+from rnnjax.data import BucketedBatches, Ragged, choose_boundaries, flatten
 
 PROGRAM = "python -m experiments.measurements.million_texts"
 REPORT = "million_texts.json"
@@ -225,8 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = settings.out or Path("runs", f"million-texts-{time.strftime('%Y%m%d-%H%M%S')}")
     config = {"settings": plain(dataclasses.asdict(settings)), "environment": environment()}
     try:
-        if settings.texts < 1:
-            raise DataError(f"texts: expected 1 or more, got {settings.texts}")
+        check_settings(settings, texts=whole(1), words=whole(1))
         with RunFolder(folder, config) as run:
             stages, labels = measure(settings, run)
     except (ValueError, OSError, CheckpointError) as error:

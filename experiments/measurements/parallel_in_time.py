@@ -32,6 +32,7 @@ from jax import Array
 import rnnjax
 from experiments.running.console import exit_code
 from experiments.running.run_folder import RunFolder, environment
+from experiments.running.setting_checks import above, check_settings, each, whole
 from rnnjax.benchmark import Spread, interleaved, ratio, spread
 from rnnjax.cells.lru import lru
 from rnnjax.cells.min_gru import min_gru
@@ -170,14 +171,10 @@ def check(settings: Settings) -> None:
     """Refuse what cannot be measured.
 
     Raises:
-        ValueError: naming the setting.
+        DataError: naming the setting.
     """
-    for name in ("hidden_sizes", "steps", "batches"):
-        values = getattr(settings, name)
-        if not values or min(values) < 1:
-            raise ValueError(f"{name}: expected positive numbers, got {values}")
-    if settings.rounds < 1 or not settings.seconds > 0:
-        raise ValueError("rounds and seconds: expected positive numbers")
+    sizes = dict.fromkeys(("hidden_sizes", "steps", "batches"), each(whole(1)))
+    check_settings(settings, **sizes, rounds=whole(1), seconds=above(0))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -88,7 +88,8 @@ def in_fresh_process(settings: Settings, steps: int, remat: str) -> dict[str, An
     # The interpreter that runs this, given a list, with settings as JSON.
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # nosec B603
     if done.returncode:
-        raise RuntimeError(f"T = {steps}, remat = {remat}: {done.stderr.strip()[-500:]}")
+        said = done.stderr.strip()[-500:]
+        raise RuntimeError(f"{steps} steps with remat {remat} must end well, got {said}")
     return json.loads(done.stdout)
 
 

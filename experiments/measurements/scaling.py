@@ -30,6 +30,7 @@ from experiments.measurements.remat import parse_remat
 from experiments.running.console import exit_code, print_table
 from experiments.running.process_memory import least_squares_slope
 from experiments.running.run_folder import RunFolder, environment, plain
+from experiments.running.setting_checks import above, check_settings, each, whole
 from experiments.throughput.cases import Case, CellName, Shape
 from experiments.throughput.libraries import LIBRARIES
 from experiments.throughput.libraries.entries import Entry
@@ -258,15 +259,13 @@ def check(settings: Settings) -> None:
     """Refuse what cannot be measured.
 
     Raises:
-        ValueError: naming the setting.
+        DataError: naming the setting.
     """
-    for name in ("memory_steps", "times", "batches", "layers"):
-        values = getattr(settings, name)
-        if not values or min(values) < 1:
-            raise ValueError(f"{name}: expected positive numbers, got {values}")
-    for name in ("times", "batches", "layers"):
-        if len(set(getattr(settings, name))) < 3:
-            raise ValueError(f"{name}: expected three or more, to see how time grows")
+    # Three at least, to see how time grows.
+    grown = dict.fromkeys(("times", "batches", "layers"), each(whole(1), least=3))
+    once = dict.fromkeys(("size", "batch", "steps", "rounds"), whole(1))
+    steps = each(whole(1))
+    check_settings(settings, **grown, **once, memory_steps=steps, seconds=above(0))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

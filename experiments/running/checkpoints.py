@@ -165,13 +165,13 @@ class Saver:
         for part, names in _EXTRA.items():
             found = extra.get(part)
             if not isinstance(found, dict) or (names and sorted(found) != sorted(names)):
-                raise CheckpointError(f"not the checkpoint of a run: no {part} in it")
+                raise CheckpointError(f"a checkpoint of a run must have {part}, got none")
         require_same(
             extra["identity"], self._identity, self._may_change, str(self._checkpoints.folder)
         )
         if not self._run.reaches(extra["records"]):
             raise CheckpointError(
-                f"{self._run.metrics_path.name} does not begin with what it held then"
+                f"{self._run.metrics_path.name} must begin as it did then, got other records"
             )
 
 

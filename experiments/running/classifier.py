@@ -179,7 +179,7 @@ class Predictor:
     def __init__(self, folder: Path, debug_checks: bool = False) -> None:
         settings = stored_settings(Settings, folder)
         if settings.repeat > 1:
-            raise DataError(f"{folder}: expected one run, found several; choose a seed-... in it")
+            raise DataError(f"{folder} must be one run, got several: choose a seed-... in it")
         vocabulary = Vocabulary.load(folder / VOCABULARY)
         self.label_names: list[str] = read_config(folder)["label_names"]
         self._encode = Encoder(

@@ -82,7 +82,7 @@ def draw(metrics_jsonl_path: str | os.PathLike[str], png_path: str | os.PathLike
     records = read_records(path)
     names = [name for name in ("loss", "accuracy") if _has(records, name)]
     if not names:
-        raise ValueError(f"{path}: no step or epoch record with a loss or an accuracy to draw")
+        raise ValueError(f"{path} must have steps or epochs with a loss or an accuracy, got none")
     # A figure of its own, without pyplot: no window system is asked for, no figure is left open.
     figure = Figure(figsize=(5.2 * len(names), 5.0), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
@@ -149,9 +149,9 @@ def _record(line: str, place: str) -> Record:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{place}: not JSON ({error})") from error
+        raise ValueError(f"{place} must be JSON, got {error}") from error
     if not isinstance(record, dict) or "kind" not in record:
-        raise ValueError(f'{place}: expected an object with a "kind", got {line[:80]}')
+        raise ValueError(f'{place} must be an object with a "kind", got {line[:80]}')
     return record
 
 

@@ -237,7 +237,9 @@ class _Fitting:
                 self._epoch()
             best = self._snapshot.stopping
             if best.best_epoch is None:
-                raise NonFiniteError("no epoch ended with weights that are finite: none is kept")
+                raise NonFiniteError(
+                    "the weights must be finite after an epoch, got none such: none are kept"
+                )
             test = self._evaluate(best.best_params, self._splits.test, epoch=0)
         classes = test.pop("classes")
         guess = class_report.chance(_labels_of(self._splits.train, classes), classes["texts"])
@@ -255,8 +257,8 @@ class _Fitting:
         trained = counted(now.totals)
         if not trained:
             raise NonFiniteError(
-                f"loss, gradient or update was NaN or infinite in every step of epoch {now.epoch}: "
-                "a smaller learning rate or clipping may help"
+                f"a step of epoch {now.epoch} must have finite loss, gradient and update, got none "
+                "such: a smaller learning rate or clipping may help"
             )
         average = averaged(now.train.opt_state)
         validation = self._evaluate(average, self._splits.validation, now.epoch)

@@ -91,7 +91,7 @@ def save(folder: Path, model: Imported, source: Mapping[str, str]) -> None:
         FileExistsError: it is neither.
     """
     if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"run folder {folder} is not empty; choose another one")
+        raise FileExistsError(f"run folder {folder} must be empty, got files in it: choose another")
     folder.mkdir(parents=True, exist_ok=True)
     content = {
         "source": dict(source),
@@ -122,7 +122,7 @@ def load(folder: Path) -> Imported:
         label_names = list(content["label_names"])
     except (LookupError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{folder / CLASSIFIER}: expected what import writes ({type(error).__name__}: {error})"
+            f"{folder / CLASSIFIER} must be what import writes, got {type(error).__name__}: {error}"
         ) from None
     return Imported(architecture, load_weights(folder / WEIGHTS, shapes), reading, label_names)
 
@@ -152,17 +152,17 @@ class Predictor:
         size = self._model.architecture.vocab_size
         for index, row in enumerate(ids):
             if row and not 0 <= min(row) <= max(row) < size:
-                raise DataError(f"text {index}: expected token ids in [0, {size}), got {row}")
+                raise DataError(f"text {index} must be token ids in [0, {size}), got {row}")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The content of a file that must be in the folder of a run."""
     if not path.is_file():
-        raise DataError(f"{path.parent}: expected the folder of a run, found no {path.name} in it")
+        raise DataError(f"{path.parent} must be the folder of a run, got no {path.name} in it")
     try:
         return json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: damaged ({error})") from None
+        raise DataError(f"{path} must be JSON, got {error}") from None
 
 
 def _parse_ids(text: str) -> list[int]:
@@ -170,5 +170,5 @@ def _parse_ids(text: str) -> list[int]:
         return [int(word) for word in text.split()]
     except ValueError:
         raise DataError(
-            f"expected token ids, since the run has no vocabulary, got {text[:40]!r}"
+            f"texts must be token ids, as the run has no vocabulary, got {text[:40]!r}"
         ) from None

@@ -62,8 +62,8 @@ def open_run(folder: Path, debug_checks: bool = False) -> tuple[Predictor, int]:
         return found, found.batch_size
     if not (folder / CONFIG).is_file():
         raise DataError(
-            f"{folder}: expected the folder of a run, found no {CONFIG} (trained) "
-            f"and no {imported.CLASSIFIER} (imported) in it"
+            f"{folder} must be the folder of a run, got no {CONFIG} (trained) and no "
+            f"{imported.CLASSIFIER} (imported) in it"
         )
     return classifier.Predictor(folder, debug_checks), classifier.Predictor.chunk_size
 
@@ -78,7 +78,7 @@ def predict(request: Request) -> None:
         for text, probabilities in zip(chunk, predictor(chunk), strict=True):
             print(row(predictor.label_names, text, probabilities))
     if not count:
-        raise DataError("expected texts as arguments or on standard input, got none")
+        raise DataError("texts must come as arguments or on standard input, got none")
 
 
 def tabbed_row(names: Sequence[str], text: str, probabilities: np.ndarray) -> str:

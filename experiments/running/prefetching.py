@@ -28,7 +28,7 @@ def prefetched(items: Iterable[Item], ahead: int) -> Iterator[Item]:
         [0, 1, 2, 3, 4]
     """
     if ahead < 0:
-        raise ValueError(f"ahead: expected 0 or more items, got {ahead}")
+        raise ValueError(f"ahead must be at least 0, got {ahead}")
     return _from_thread(iter(items), ahead) if ahead else iter(items)
 
 

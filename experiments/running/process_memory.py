@@ -41,7 +41,7 @@ def process_memory() -> Memory:
         import resource
     except ImportError:
         raise OSError(
-            f"expected Linux or another Unix to measure memory, got {sys.platform}"
+            f"the system must be Linux or another Unix to measure memory, got {sys.platform}"
         ) from None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return Memory(_resident_by_ps(), peak if sys.platform == "darwin" else 1024 * peak)
@@ -115,11 +115,11 @@ def least_squares_slope(x: ArrayLike, y: ArrayLike, groups: ArrayLike | None = N
     )
     free = len(x) - len(names) - 1
     if x.ndim != 1 or not x.shape == y.shape == member.shape or free < 1:
-        raise ValueError(f"expected {len(names) + 2} points or more, got x {x} and y {y}")
+        raise ValueError(f"x and y must be {len(names) + 2} points or more, got {x} and {y}")
     x, y = (values - _means(values, member) for values in (x, y))
     spread = x @ x
     if spread == 0:
-        raise ValueError("expected points at different x in a group, got one x in each")
+        raise ValueError("x must have two values in a group at least, got one in each")
     value = (x @ y) / spread
     rest = y - value * x
     return Slope(float(value), math.sqrt((rest @ rest) / free / spread))

@@ -62,9 +62,7 @@ class RunFolder:
         leaves: Sequence[str] = (),
     ) -> None:
         if existing not in ("refuse", "resume", "replace"):
-            raise ValueError(
-                f'existing: expected "refuse", "resume" or "replace", got {existing!r}'
-            )
+            raise ValueError(f'existing must be "refuse", "resume" or "replace", got {existing!r}')
         self.path = Path(path)
         self.config_path = self.path / CONFIG
         self.metrics_path = self.path / METRICS
@@ -157,7 +155,9 @@ class _Records:
 
     def rewind(self, position: Mapping[str, Any] | None) -> None:
         if position is not None and not self.reaches(position):
-            raise ValueError(f"{self._path}: not what it was at byte {position['bytes']}")
+            raise ValueError(
+                f"{self._path} must begin as it did at byte {position['bytes']}, got other records"
+            )
         self._cut(self._path.read_bytes()[: position["bytes"] if position else 0])
 
     def _cut(self, begin: bytes) -> None:
@@ -215,11 +215,11 @@ def check_usable(path: Path, existing: str) -> None:
     used = [name for name in found if name != "lock" and not name.startswith(f".{CONFIG}.")]
     if existing == "refuse" and used:
         raise FileExistsError(
-            f"run folder {path} is not empty: choose another, go on with the run in it "
-            "(--resume), or delete that and begin anew (--replace)"
+            f"run folder {path} must be empty, got {used[0]} in it: choose another, go on with the "
+            "run in it (--resume), or delete that and begin anew (--replace)"
         )
     if existing == "resume" and used and CONFIG not in used:
-        raise FileExistsError(f"run folder {path} holds no run to resume: no {CONFIG} in it")
+        raise FileExistsError(f"run folder {path} must hold a run to resume, got no {CONFIG} in it")
 
 
 @contextlib.contextmanager
@@ -228,7 +228,7 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise OSError(f"{path} must be writable, got {error.strerror or error}") from error
 
 
 def _delete(folder: Path, names: Sequence[str]) -> None:
@@ -242,7 +242,7 @@ def _delete(folder: Path, names: Sequence[str]) -> None:
 def _refuse_links(folder: Path, names: Sequence[str]) -> None:
     links = [name for name in names if (folder / name).is_symlink()]
     if links:
-        raise OSError(f"expected files, found links: {', '.join(links)}")
+        raise OSError(f"links at {', '.join(links)}")
 
 
 def _sweep(folder: Path, names: Sequence[str]) -> None:

@@ -80,13 +80,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     if not path.is_file():
-        raise DataError(f"{folder}: expected the folder of a run, found no {CONFIG} in it")
+        raise DataError(f"{folder} must be the folder of a run, got no {CONFIG} in it")
     try:
         config = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: damaged ({error})") from None
+        raise DataError(f"{path} must be JSON, got {error}") from None
     if not isinstance(config, dict) or not isinstance(config.get("settings"), dict):
-        raise DataError(f"{path}: expected the settings of a run")
+        raise DataError(f"{path} must have the settings of a run, got {str(config)[:60]!r}")
     return config
 
 
@@ -114,22 +114,21 @@ def settings_from(kind: type[Settings], values: Mapping[str, Any], place: Path) 
         Traceback (most recent call last):
             ...
             ...
-        rnnjax.data.errors.DataError: config.json:
-          unknown setting decay
-          missing setting momentum
-          learning_rate: expected float, got 'high'
+        rnnjax.data.errors.DataError: config.json must have the settings of Rates, got others:
+          decay must be absent, got 0.5
+          momentum must be float | None, got nothing
+          learning_rate must be float, got 'high'
     """
     hints = get_type_hints(kind)
     names = [field.name for field in dataclasses.fields(kind)]  # pyright: ignore[reportArgumentType]
-    wrong = [f"unknown setting {name}" for name in values if name not in names]
-    wrong += [f"missing setting {name}" for name in names if name not in values]
-    wrong += [
-        f"{name}: expected {_described(hints[name])}, got {values[name]!r}"
-        for name in names
-        if name in values and not _fits(values[name], hints[name])
-    ]
+    wrong = [f"{name} must be absent, got {values[name]!r}" for name in values if name not in names]
+    for name in names:
+        if name not in values or not _fits(values[name], hints[name]):
+            came = repr(values[name]) if name in values else "nothing"
+            wrong.append(f"{name} must be {_described(hints[name])}, got {came}")
     if wrong:
-        raise DataError(f"{place}:" + "".join(f"\n  {line}" for line in wrong))
+        lines = "".join(f"\n  {line}" for line in wrong)
+        raise DataError(f"{place} must have the settings of {kind.__name__}, got others:{lines}")
     paths = {name for name in names if Path in (hints[name], *get_args(hints[name]))}
     return kind(
         **{
@@ -158,12 +157,14 @@ def require_same(
         >>> require_same(then, now, ("epochs",), "runs/a")
         Traceback (most recent call last):
             ...
-        rnnjax.data.errors.DataError: runs/a: the run was started otherwise:
+        rnnjax.data.errors.DataError: runs/a must be a run with these settings and data, got:
           cell: 'gru' then, 'lstm' now
     """
     lines = [f"\n  {line}" for line in _differences(stored, now, may_change)]
     if lines:
-        raise DataError(f"{place}: the run was started otherwise:" + "".join(lines))
+        raise DataError(
+            f"{place} must be a run with these settings and data, got:" + "".join(lines)
+        )
 
 
 def _differences(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from experiments.running.checkpoints import INTERVAL, match_interval
@@ -46,6 +46,19 @@ def share(*, zero: bool = True) -> Rule:
     """A share of something: below 1, and 0 only where that makes sense."""
     expected = "from 0 up to but not 1" if zero else "between 0 and 1"
     return Rule(f"a share {expected}", lambda value: 0 <= value < 1 and (zero or value > 0))
+
+
+def each(rule: Rule, least: int = 1) -> Rule:
+    """Several values of which each keeps a rule, so many different ones at least.
+
+    Example:
+        >>> each(whole(1)).expected, each(whole(1), least=3).expected
+        ('1 or more, each a whole number from 1 up', '3 or more, each a whole number from 1 up')
+    """
+    return Rule(
+        f"{least} or more, each {rule.expected}",
+        lambda values: len(set(values)) >= least and all(map(rule.holds, values)),
+    )
 
 
 def one_of(names: tuple[str, ...]) -> Rule:
@@ -102,9 +115,14 @@ def check_settings(settings: Any, **others: Rule) -> None:
             ...
         rnnjax.data.errors.DataError: --learning-rate must be a finite number above 0, got -1.0
     """
+    check_rules(settings, {**RULES, **others})
+
+
+def check_rules(settings: Any, rules: Mapping[str, Rule]) -> None:
+    """Refuse settings of which any breaks the rule for its name; see `check_settings`."""
     wrong = [
         f"{flag(name)} must be {rule.expected}, got {value!r}"
-        for name, rule in {**RULES, **others}.items()
+        for name, rule in rules.items()
         if (value := getattr(settings, name, None)) is not None and not rule.holds(value)
     ]
     if wrong:

@@ -59,7 +59,7 @@ def fit_encoder(
 ) -> Encoder:
     """An encoder whose vocabulary is made of ``texts``."""
     if tokenizer not in TOKENIZERS:
-        raise DataError(f"tokenizer: expected one of {', '.join(TOKENIZERS)}, got {tokenizer!r}")
+        raise DataError(f"--tokenizer must be one of {', '.join(TOKENIZERS)}, got {tokenizer!r}")
     tokenize = TOKENIZERS[tokenizer]
     vocabulary = Vocabulary.fit(
         (tokenize(text) for text in texts), max_size=vocabulary_size, min_count=min_count
@@ -97,8 +97,8 @@ def make_batches(
         DataError: an unknown batching, or whatever the batches refuse.
     """
     if batching not in get_args(Batching):
-        expected = ", ".join(get_args(Batching))
-        raise DataError(f"batching: expected one of {expected}, got {batching!r}")
+        known = ", ".join(get_args(Batching))
+        raise DataError(f"--batching must be one of {known}, got {batching!r}")
     encoded = [encode(part.texts) for part in parts]
     lengths = [len(ids) for part in encoded for ids in part]
     boundaries = choose_boundaries(lengths, buckets if batching == "bucketed" else 1)
@@ -136,5 +136,5 @@ def take(examples: Examples, count: int | None) -> Examples:
     if count is None:
         return examples
     if count < 1:
-        raise DataError(f"take: expected 1 or more examples, got {count}")
+        raise DataError(f"--take must be at least 1, got {count}")
     return examples._replace(texts=examples.texts[:count], labels=examples.labels[:count])

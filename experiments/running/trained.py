@@ -33,7 +33,9 @@ def finished_settings(program: str, kind: type[Run], folder: Path) -> Run:
     settings = stored_settings(kind, folder)
     if not (folder / WEIGHTS).is_file():
         go_on = command(*program.split(), "--out", folder, "--resume")
-        raise DataError(f"{folder} must hold a finished run, got one without weights: {go_on}")
+        raise DataError(
+            f"{folder} must hold a finished run, got one without weights; go on: {go_on}"
+        )
     return settings
 
 

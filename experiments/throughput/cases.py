@@ -100,7 +100,7 @@ def parse_shape(word: str) -> Shape:
     parts = word.split(",")
     if len(parts) != 4 or not all(part.isdigit() and int(part) for part in parts):
         known = ", ".join([*SHAPES, "deepbench"])
-        raise ValueError(f"shapes: expected one of {known} or B,T,D,H, got {word!r}")
+        raise ValueError(f"--shapes must be of {known} or B,T,D,H, got {word!r}")
     return Shape(*map(int, parts))
 
 

@@ -15,6 +15,7 @@ import jax
 import tyro
 
 from experiments.running.run_folder import RunFolder
+from experiments.running.setting_checks import above, check_rules, each, one_of, whole
 from experiments.throughput import cases, report
 from experiments.throughput.cases import Case, CellName, DType, Layers, Lengths, Mode
 from experiments.throughput.libraries import LIBRARIES
@@ -94,12 +95,8 @@ def check(settings: Settings) -> None:
     Raises:
         DataError: naming the setting.
     """
-    unknown = [name for name in settings.libraries if name not in LIBRARIES]
-    if unknown or not settings.libraries:
-        known = ", ".join(LIBRARIES)
-        raise DataError(f"libraries: expected some of {known}, got {list(settings.libraries)}")
-    if settings.rounds < 1 or not settings.seconds > 0:
-        raise DataError("rounds and seconds: expected positive numbers")
+    libraries = each(one_of(tuple(LIBRARIES)))
+    check_rules(settings, {"libraries": libraries, "rounds": whole(1), "seconds": above(0)})
     wanted(settings)
 
 
@@ -170,8 +167,8 @@ def _continued(path: Path, fresh: Results, again: bool) -> Results:
     if lines and not again:
         reasons = "".join(f"\n  {line}" for line in lines)
         raise DataError(
-            f"{path}: measured otherwise, so that times cannot stand side by side; measure "
-            f"--again or choose another folder:{reasons}"
+            f"{path} must be measured as it was before, for times to stand side by side; measure "
+            f"--again or choose another folder, got:{reasons}"
         )
     return fresh if lines else found
 

@@ -142,7 +142,7 @@ def difference(problem: Problem, found: np.ndarray, expected: np.ndarray) -> flo
         ValueError: the shapes differ.
     """
     if found.shape != expected.shape:
-        raise ValueError(f"expected a result of shape {expected.shape}, got {found.shape}")
+        raise ValueError(f"the result must have shape {expected.shape}, got {found.shape}")
     if problem.lengths is not None:
         valid = np.arange(found.shape[1]) < problem.lengths[:, None]
         found, expected = found[valid], expected[valid]

@@ -57,7 +57,7 @@ def read_results(path: Path) -> Results:
         content = json.loads(path.read_text("utf-8"))
         return Results(content["environment"], content["cases"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: expected the results of a run ({error!r})") from None
+        raise DataError(f"{path} must be the results of a run, got {error!r}") from None
 
 
 def here() -> dict[str, Any]:

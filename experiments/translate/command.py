@@ -163,7 +163,7 @@ def translate_one(request: Request) -> None:
     params = load_trained(model.init, request.run)
     tokens = tokenizer(settings)(request.sentence)
     if not tokens:
-        raise DataError("sentence: expected at least one token, got none")
+        raise DataError("the sentence must have at least one token, got none")
     ids = source.encode(tokens)
     unknown = [token for token, i in zip(tokens, ids, strict=True) if i == UNKNOWN]
     if unknown:
@@ -190,7 +190,7 @@ def translate_one(request: Request) -> None:
 def _check(settings: Settings) -> None:
     """Refuse what no part of the library would, before anything is made."""
     if settings.pair is not None and settings.task is not None:
-        raise DataError("expected one of --task and --pair, got both")
+        raise DataError("--task and --pair must be given one at a time, got both")
     check_settings(
         settings,
         examples=whole(1),

@@ -168,7 +168,9 @@ class _Fitting:
                 self._epoch(show)
             best = self._snapshot.stopping
             if best.best_epoch is None or best.best_value is None:
-                raise NonFiniteError("no epoch had a finite validation loss")
+                raise NonFiniteError(
+                    "the validation loss must be finite after an epoch, got none such"
+                )
             test = self._score(best.best_params, self._batches.test)
         return Fitted(best.best_params, best.best_epoch, best.best_value, test)
 

@@ -199,19 +199,19 @@ def _stop(request: Request, vocabulary: Vocabulary) -> int | None:
     if request.stop is None:
         return None
     if request.stop not in vocabulary.tokens:
-        raise DataError(f"stop: expected a token of the vocabulary, got {request.stop!r}")
+        raise DataError(f"--stop must be a token of the vocabulary, got {request.stop!r}")
     return vocabulary.tokens.index(request.stop)
 
 
 def _check_length(corpus: Corpus, settings: Settings) -> None:
     if len(corpus.train) <= settings.rows:
         raise DataError(
-            f"{corpus.name}: expected more than {settings.rows} tokens to train on, one for each "
+            f"{corpus.name} must have more than {settings.rows} tokens to train on, one for each "
             f"of --rows, got {len(corpus.train)}"
         )
     if len(corpus.validation) < 2:
         raise DataError(
-            f"{corpus.name}: expected at least 2 tokens to validate on, got "
+            f"{corpus.name} must have at least 2 tokens to validate on, got "
             f"{len(corpus.validation)}: give a longer text"
         )
 

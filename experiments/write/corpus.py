@@ -77,10 +77,10 @@ def encode_prompt(vocabulary: Vocabulary, prompt: str, level: Level) -> np.ndarr
     """
     tokens = tokenize(prompt, level)
     if not tokens:
-        raise DataError("prompt: expected at least one token, got none")
+        raise DataError("the prompt must have at least one token, got none")
     ids = encode(vocabulary, tokens)
     if np.all(ids == UNKNOWN):
-        raise DataError(f"prompt: no token of {prompt!r} was in the training text")
+        raise DataError(f"the prompt must have a token of the training text, got {prompt!r}")
     return ids
 
 

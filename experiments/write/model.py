@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import rnnjax
+from experiments.running.setting_checks import check_settings
 from experiments.write.settings import Settings
-from rnnjax.data import DataError
 
 _CELLS = {"lstm": rnnjax.lstm, "gru": rnnjax.gru, "vanilla": rnnjax.vanilla}
 
@@ -15,8 +15,7 @@ def build_model(settings: Settings, vocab_size: int) -> rnnjax.LanguageModel:
     Raises:
         DataError: settings that no network has.
     """
-    if not 1 <= settings.layers <= 100:
-        raise DataError(f"layers: expected 1 to 100, got {settings.layers}")
+    check_settings(settings)
     cell = _CELLS[settings.cell](settings.hidden_size)
     return rnnjax.language_model(
         rnnjax.embedding(vocab_size, settings.embedding_size),

@@ -37,7 +37,9 @@ def ngram_nats(train: np.ndarray, test: np.ndarray, vocab_size: int, order: int)
         (1991).
     """
     if order * np.log2(vocab_size) > _BITS:
-        raise ValueError(f"{order} tokens of {vocab_size} do not fit in {_BITS} bits")
+        raise ValueError(
+            f"order must let n-grams of {vocab_size} tokens fit in {_BITS} bits, got {order}"
+        )
     if len(test) < order:
         raise ValueError(f"test must have at least {order} tokens, got {len(test)}")
     count = len(test) - order + 1

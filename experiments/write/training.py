@@ -91,7 +91,7 @@ def score(model: rnnjax.LanguageModel, params: Any, ids: np.ndarray) -> float:
         carry, figures = _score(model, params, carry, piece)
         totals = figures if totals is None else merge(totals, figures)
     if totals is None:
-        raise DataError("expected a text of at least two tokens to score")
+        raise DataError(f"a text to score must have at least 2 tokens, got {len(ids)}")
     return compute(totals)["loss"]
 
 
@@ -198,7 +198,7 @@ class _Fitting:
                 self._epoch(show)
         best = self._snapshot.stopping
         if best.best_epoch is None or best.best_value is None:
-            raise NonFiniteError("no epoch had a finite validation loss")
+            raise NonFiniteError("the validation loss must be finite after an epoch, got none such")
         test = score(self._model, best.best_params, self._texts.test) if self._has_test else None
         return Fitted(best.best_params, best.best_epoch, best.best_value, test)
 

@@ -55,7 +55,7 @@ def test_a_read_only_file_system_is_told_by_name_before_anything_is_trained(
     given = ["--dataset", "local", "--data-dir", str(tmp_path), "--out", str(folder)]
     assert classify.main(given) == 2
     said = capsys.readouterr().err
-    assert said == f"error: {folder}: cannot be written (Read-only file system)\n"
+    assert said == f"error: {folder} must be writable, got Read-only file system\n"
 
 
 def test_the_newest_checkpoint_is_the_last_one_saved_though_the_clock_went_back(

@@ -75,7 +75,7 @@ def test_one_interface_alone_from_the_command_line(data_dir, tmp_path, capsys):
     assert "difference" not in printed
     assert [path.name for path in tmp_path.iterdir()] == ["linen"]
     assert main([*given, *small, "--api", "linen"]) == 2
-    assert "not empty" in capsys.readouterr().err
+    assert "must be empty" in capsys.readouterr().err
 
 
 def test_wrong_arguments_are_named(capsys):

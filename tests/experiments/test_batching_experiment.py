@@ -67,7 +67,7 @@ def test_a_packed_batch_has_the_loss_and_the_gradient_of_the_padded_one():
 
 
 def test_an_unknown_batching_is_named():
-    with pytest.raises(DataError, match="batching: expected one of bucketed, packed, padded, got"):
+    with pytest.raises(DataError, match="--batching must be one of bucketed, packed, padded, got"):
         splits_of("sorted", examples(4))
 
 

@@ -237,7 +237,7 @@ def test_an_existing_run_is_resumed_or_replaced_when_told_so(tmp_path):
     assert written("replace", 3) == (3, [3])
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {"config.json", "metrics.jsonl", "timings.jsonl", "lock", "notes.txt"}
-    with pytest.raises(ValueError, match="existing: expected"):
+    with pytest.raises(ValueError, match="existing must be"):
         written("overwrite", 4)
 
 
@@ -254,7 +254,9 @@ def test_records_go_back_to_a_position_and_to_no_other(tmp_path):
         run.write({"step": 3})
         assert records_of(run) == [{"step": 1}, {"step": 3}]
         assert not run.reaches(later)
-        with pytest.raises(ValueError, match=r"metrics\.jsonl: not what it was at byte"):
+        with pytest.raises(
+            ValueError, match=r"metrics\.jsonl must begin as it did at byte 24, got"
+        ):
             run.rewind(later)
         run.rewind(None)
         assert records_of(run) == []
@@ -300,7 +302,7 @@ def test_a_folder_that_cannot_be_written_is_named_with_the_reason(code, tmp_path
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    expected = re.escape(f"{tmp_path / 'run'}: cannot be written ({os.strerror(code)})")
+    expected = re.escape(f"{tmp_path / 'run'} must be writable, got {os.strerror(code)}")
     with pytest.raises(OSError, match=expected):
         RunFolder(tmp_path / "run", {})
 
@@ -315,7 +317,7 @@ def test_prefetching_changes_neither_items_nor_order_nor_errors():
         with pytest.raises(KeyError, match="six"):
             got.extend(made)  # keeps what came before the error
         assert got == [0, 1, 2, 3, 4]
-    with pytest.raises(ValueError, match="ahead: expected 0 or more items, got -1"):
+    with pytest.raises(ValueError, match="ahead must be at least 0, got -1"):
         prefetched([], -1)
 
 
@@ -384,7 +386,7 @@ def test_a_run_without_accuracy_gets_one_panel(tmp_path):
 
 def test_a_file_with_nothing_to_draw_is_refused(tmp_path):
     for records in ([], RECORDS[:1]):
-        with pytest.raises(ValueError, match=r"metrics\.jsonl: no step or epoch record"):
+        with pytest.raises(ValueError, match=r"metrics\.jsonl must have steps or epochs"):
             draw(lines_file(tmp_path, records), tmp_path / "curves.png")
 
 
@@ -394,10 +396,10 @@ def test_a_line_cut_short_at_the_end_is_passed_over_but_not_one_before(tmp_path)
     path.write_text(whole + '{"kind": "st')
     assert read_records(path) == RECORDS
     path.write_text('{"kind": "st\n' + whole)
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1: not JSON"):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1 must be JSON"):
         read_records(path)
     path.write_text(whole + "[1, 2]\n")
-    with pytest.raises(ValueError, match=r'line 6: expected an object with a "kind"'):
+    with pytest.raises(ValueError, match=r'line 6 must be an object with a "kind"'):
         read_records(path)
 
 

@@ -80,9 +80,9 @@ def test_ctrl_c_ends_it_cleanly(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--steps", "4"], "steps: expected 5 or more, got 4"),
-        (["--warm-up", "1"], "warm_up: expected a share in [0, 1), got 1"),
-        (["--samples", "0"], "samples: expected 5 or more, got 0"),
+        (["--steps", "4"], "--steps must be a whole number from 5 up, got 4"),
+        (["--warm-up", "1"], "--warm-up must be a share from 0 up to but not 1, got 1"),
+        (["--samples", "0"], "--samples must be a whole number from 5 up, got 0"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(given, message, tmp_path, capsys):
@@ -154,10 +154,10 @@ def test_the_slope_between_jumps_is_that_of_a_model_with_a_level_for_each_group(
 @pytest.mark.parametrize(
     ("x", "groups", "message"),
     [
-        ([1, 2], None, "expected 3 points or more"),
-        ([3, 3, 3], None, "got one x in each"),
-        ([1, 2, 3], [0, 0, 1], "expected 4 points or more"),
-        ([1, 1, 3, 3], [0, 0, 1, 1], "got one x in each"),
+        ([1, 2], None, "must be 3 points or more"),
+        ([3, 3, 3], None, "got one in each"),
+        ([1, 2, 3], [0, 0, 1], "must be 4 points or more"),
+        ([1, 1, 3, 3], [0, 0, 1, 1], "got one in each"),
     ],
 )
 def test_a_line_needs_points_enough_at_different_places(x, groups, message):
@@ -286,4 +286,4 @@ def test_a_bound_that_is_passed_is_said_and_ends_with_one(tmp_path, capsys):
     assert million_texts.report(settings, [stage], np.zeros(10, np.int8), tmp_path) == 1
     assert "PAST the bound of 90 MB" in capsys.readouterr().out
     assert million_texts.main(["--texts", "0", "--out", str(tmp_path)]) == 2
-    assert "texts: expected 1 or more, got 0" in capsys.readouterr().err
+    assert "--texts must be a whole number from 1 up, got 0" in capsys.readouterr().err

@@ -111,7 +111,7 @@ def test_the_packed_batch_of_the_text_and_back():
     rows, lengths = sequences.unpack(packed)
     assert rows.tolist() == padded[order].tolist()
     assert lengths.tolist() == [1, 5, 3]
-    with pytest.raises(DataError, match=r"lengths: expected one for each of 3 rows, in \[1, 5\]"):
+    with pytest.raises(DataError, match=r"lengths must be one for each of 3 rows, in \[1, 5\]"):
         sequences.pack_padded(padded, [6, 3, 1])
 
 
@@ -362,7 +362,7 @@ def test_one_command_runs_the_chosen_lessons_and_writes_one_page(tmp_path, monke
     assert right == {"mean": 20.5, "spread": pytest.approx(0.5**0.5), "count": 2}
     assert data["not run"] == {"broken": "no file"}
     assert __main__.main([*given, "no_lesson"]) == 2
-    assert "lessons: expected some of whole, broken, got no_lesson" in capsys.readouterr().err
+    assert "--lessons must be some of whole, broken, got no_lesson" in capsys.readouterr().err
 
 
 def test_every_lesson_is_there_in_reading_order():

@@ -136,9 +136,12 @@ def test_networks_tell_apart_what_unigrams_cannot(class_odds, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"datasets": ("imdb", "mail")}, "datasets: expected some of ag_news, imdb, .* got mail"),
+        (
+            {"datasets": ("imdb", "mail")},
+            "--datasets must be 1 or more, each one of ag_news, imdb, .* got",
+        ),
         ({"members": 0}, "--members must be a whole number from 1 to 1,000, got 0"),
-        ({"buckets_of_pairs": 1000}, "buckets_of_pairs: expected a power of two, got 1000"),
+        ({"buckets_of_pairs": 1000}, "--buckets-of-pairs must be a power of two, got 1000"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(change, message, tmp_path):

@@ -76,6 +76,6 @@ def test_from_the_command_line(tmp_path, capsys):
     assert main(arguments) == 2
     assert capsys.readouterr().err.startswith("error: ")
     assert main(["--steps", "7"]) == 2
-    assert "steps: expected at least 8, the longest episode" in capsys.readouterr().err
+    assert "--steps must be at least --longest, 8" in capsys.readouterr().err
     assert main(["--symbols", "1"]) == 2
-    assert "symbols: expected at least 2, got 1" in capsys.readouterr().err
+    assert "--symbols must be a whole number from 2 up, got 1" in capsys.readouterr().err

@@ -70,7 +70,10 @@ def test_an_error_is_the_distance_to_the_loop(monkeypatch):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--steps", "0"], "steps: expected positive"), (["--rounds", "0"], "rounds and seconds")],
+    [
+        (["--steps", "0"], "--steps must be 1 or more, each a whole number from 1 up, got (0,)"),
+        (["--rounds", "0"], "--rounds must be a whole number from 1 up, got 0"),
+    ],
 )
 def test_what_cannot_be_measured_is_named(arguments, message, tmp_path, capsys):
     assert main([*arguments, "--out", f"{tmp_path}/run"]) == 2

@@ -428,10 +428,10 @@ def test_another_vocabulary_is_refused(stopped, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hidden_units": 4}, "unknown setting hidden_units"),
-        ({"layers": None}, "layers: expected int, got None"),
-        ({"cell": "gsu"}, "cell: expected 'vanilla' or 'lstm' or 'gru'"),
-        ({"layers": True}, "layers: expected int, got True"),
+        ({"hidden_units": 4}, "hidden_units must be absent, got 4"),
+        ({"layers": None}, "layers must be int, got None"),
+        ({"cell": "gsu"}, "cell must be 'vanilla' or 'lstm' or 'gru'"),
+        ({"layers": True}, "layers must be int, got True"),
     ],
 )
 def test_a_config_that_was_tampered_with_is_refused_by_name(change, message, stopped, capsys):
@@ -442,13 +442,13 @@ def test_a_config_that_was_tampered_with_is_refused_by_name(change, message, sto
     assert message in fails(capsys, ["predict", str(stopped), "a text"])
     del config["settings"]["buckets"]
     (stopped / "config.json").write_text(json.dumps(config))
-    assert "missing setting buckets" in fails(capsys, ["--out", str(stopped), "--resume"])
+    assert "buckets must be int, got nothing" in fails(capsys, ["--out", str(stopped), "--resume"])
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"settings": 3}', "\xff"])
 def test_a_damaged_config_is_refused(text, stopped, capsys):
     (stopped / "config.json").write_text(text, "latin-1")
-    assert "config.json: " in fails(capsys, ["--out", str(stopped), "--resume"])
+    assert "config.json must " in fails(capsys, ["--out", str(stopped), "--resume"])
 
 
 def test_resuming_needs_a_folder_and_cannot_replace(tmp_path, capsys):
@@ -456,7 +456,7 @@ def test_resuming_needs_a_folder_and_cannot_replace(tmp_path, capsys):
     both = ["--out", str(tmp_path), "--resume", "--replace"]
     assert "--resume and --replace must be given one at a time" in fails(capsys, both)
     (tmp_path / "notes.txt").write_text("mine")
-    assert "holds no run" in fails(capsys, both[:-1])
+    assert "must hold a run to resume" in fails(capsys, both[:-1])
 
 
 @pytest.mark.parametrize("text", ["", "0", "-3", "1.5s", "60m", "soon"])
@@ -547,7 +547,7 @@ def test_records_that_are_not_as_they_were_take_the_run_further_back(
     path.write_bytes(b"".join(lines))
     assert main(["--out", str(stopped), "--resume"]) == 0
     out = capsys.readouterr().out
-    assert "metrics.jsonl does not begin with what it held then" in out
+    assert "metrics.jsonl must begin as it did then, got other records" in out
     assert f"going on after step {resumed_after}," in out
     assert contents(stopped) == contents(whole)
 
@@ -555,7 +555,7 @@ def test_records_that_are_not_as_they_were_take_the_run_further_back(
 def test_without_its_records_no_checkpoint_is_good(stopped, capsys):
     (stopped / "metrics.jsonl").unlink()
     message = fails(capsys, ["--out", str(stopped), "--resume"])
-    assert message.count("metrics.jsonl does not begin with what it held then") == 3
+    assert message.count("metrics.jsonl must begin as it did then, got other records") == 3
 
 
 def test_a_full_disk_stops_the_run_and_the_earlier_checkpoint_goes_on(

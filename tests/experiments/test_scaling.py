@@ -39,6 +39,12 @@ def test_the_power_of_growth_is_found(exponent):
 
 def test_sizes_that_cannot_be_are_refused(capsys, tmp_path):
     assert scaling.main(["--times", "0", "--out", str(tmp_path / "run")]) == 2
-    assert "times: expected positive numbers" in capsys.readouterr().err
+    assert (
+        "--times must be 3 or more, each a whole number from 1 up, got (0,)"
+        in capsys.readouterr().err
+    )
     assert scaling.main(["--layers", "1", "2", "--out", str(tmp_path / "run")]) == 2
-    assert "layers: expected three or more" in capsys.readouterr().err
+    assert (
+        "--layers must be 3 or more, each a whole number from 1 up, got (1, 2)"
+        in capsys.readouterr().err
+    )

@@ -152,7 +152,7 @@ def test_a_layer_of_another_library_is_measured_beside_ours_and_kept(tmp_path, c
     # Times of another environment cannot stand beside these.
     (out / "results.json").write_text(json.dumps(old))
     assert command.main(arguments) == 2
-    assert "measured otherwise" in capsys.readouterr().err
+    assert "must be measured as it was before" in capsys.readouterr().err
 
 
 def test_what_was_measured_before_ctrl_c_is_kept(tmp_path, capsys, monkeypatch):
@@ -197,11 +197,11 @@ def test_a_case_too_large_for_any_answer_and_a_broken_library_are_rows(monkeypat
 def test_settings_that_mean_nothing_are_refused(tmp_path, capsys):
     out = ["--out", str(tmp_path / "run")]
     assert command.main(["--libraries", "tensorflow", *out]) == 2
-    assert "libraries: expected some of rnnjax, flax.nnx" in capsys.readouterr().err
+    assert "--libraries must be 1 or more, each one of rnnjax, flax.nnx" in capsys.readouterr().err
     assert command.main(["--shapes", "H33", *out]) == 2
-    assert "expected one of H32, H128" in capsys.readouterr().err
+    assert "--shapes must be of H32, H128" in capsys.readouterr().err
     assert command.main(["--compare", str(tmp_path / "none.json"), *out]) == 2
-    assert "expected the results of a run" in capsys.readouterr().err
+    assert "must be the results of a run" in capsys.readouterr().err
 
 
 def test_rows_are_new_gone_within_the_spread_or_beyond_it():

@@ -177,7 +177,7 @@ def test_a_file_that_is_not_text_is_named(tmp_path, capsys):
 
 def test_an_unknown_prompt_is_refused():
     vocabulary = Vocabulary.fit([list("abc")])
-    with pytest.raises(DataError, match="no token of 'xyz'"):
+    with pytest.raises(DataError, match="must have a token of the training text, got 'xyz'"):
         encode_prompt(vocabulary, "xyz", "chars")
     with pytest.raises(DataError, match="got none"):
         encode_prompt(vocabulary, "", "chars")
