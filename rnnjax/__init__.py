@@ -7,12 +7,13 @@ embedding below and a head above. By subject:
 Cells
     ``lstm`` ``gru`` ``vanilla`` ``minimal_gated`` ``peephole_lstm`` ``projected_lstm``
     ``coupled_lstm`` ``mogrifier_lstm`` ``slstm`` ``conv_lstm`` ``indrnn`` ``cornn`` ``lmu``
-    ``cfc``; linear in their state: ``lru`` ``rg_lru`` ``s5`` ``min_lstm`` ``min_gru``; of your
-    own: ``Cell`` with ``Noise`` ``NoiseShape``. Their parameters, carries and gates:
+    ``cfc``; linear in their state: ``lru`` ``rg_lru`` ``s5`` ``s6`` ``min_lstm`` ``min_gru``; of
+    your own: ``Cell`` with ``Noise`` ``NoiseShape``. Their parameters, carries and gates:
     ``LSTMParams`` ``LSTMCarry`` ``LSTMGates`` ``GRUParams`` ``GRUGates`` ``VanillaParams``
     ``MGUParams`` ``MGUGates`` ``PeepholeLSTMParams`` ``ProjectedLSTMParams``
     ``CoupledLSTMParams`` ``ConvLSTMParams`` ``IndRNNParams`` ``LRUParams`` ``S5Params``
-    ``MinLSTMParams`` ``MinLSTMGates`` ``MinGRUParams`` ``MinGRUGates`` ``MogrifierLSTMParams``
+    ``S6Params`` ``MinLSTMParams`` ``MinLSTMGates`` ``MinGRUParams`` ``MinGRUGates``
+    ``MogrifierLSTMParams``
     ``SLSTMParams`` ``SLSTMCarry`` ``CoRNNParams`` ``CoRNNCarry`` ``CfCParams`` ``LMUParams``
     ``LMUCarry`` ``RGLRUParams``. Frames of ``conv_lstm``: ``flatten_frames``
     ``unflatten_frames``.
@@ -26,11 +27,13 @@ Running a cell over time
     ``segment_carries``; episodes: ``resets_from_dones`` ``valid_from_dones``.
 Layers
     ``recurrent`` ``bidirectional`` ``stack`` ``residual`` ``skip_stack`` ``output_head``
-    ``grid_lstm``, over images ``image_grid_lstm``; of your own: ``Layer``; ``Directions``
-    ``GridLSTMParams`` ``GridSide`` ``ImageGrid`` ``ImageGridParams``; over a memory:
-    ``attention`` ``Attention``, and inside the loop ``attention_cell`` ``Memory`` ``Attended``
-    ``prepare_memory``, in its loss ``doubly_stochastic_penalty`` ``score_function``;
-    sequences in pieces: ``make_stream``, and ``Layer.step``.
+    ``grid_lstm``, over images ``image_grid_lstm``; for blocks: ``rms_norm`` ``gated``
+    ``causal_convolution`` with ``RMSNormParams`` ``GatedParams`` ``CausalConvolutionParams``; of
+    your own: ``Layer``; ``Directions`` ``GridLSTMParams`` ``GridSide`` ``ImageGrid``
+    ``ImageGridParams``; over a memory: ``attention`` ``Attention``, and inside the loop
+    ``attention_cell`` ``Memory`` ``Attended`` ``prepare_memory``, in its loss
+    ``doubly_stochastic_penalty`` ``score_function``; sequences in pieces: ``make_stream``, and
+    ``Layer.step``.
 Models
     ``classifier`` ``tagger`` ``language_model`` ``sequence_to_sequence`` ``captioner``
     ``series_model`` ``embedding`` ``one_hot`` ``adaptive_softmax`` ``trainable``; ``Model``
@@ -90,6 +93,7 @@ from .cells import PeepholeLSTMParams as PeepholeLSTMParams
 from .cells import ProjectedLSTMParams as ProjectedLSTMParams
 from .cells import RGLRUParams as RGLRUParams
 from .cells import S5Params as S5Params
+from .cells import S6Params as S6Params
 from .cells import SLSTMCarry as SLSTMCarry
 from .cells import SLSTMParams as SLSTMParams
 from .cells import VanillaParams as VanillaParams
@@ -111,6 +115,7 @@ from .cells import peephole_lstm as peephole_lstm
 from .cells import projected_lstm as projected_lstm
 from .cells import rg_lru as rg_lru
 from .cells import s5 as s5
+from .cells import s6 as s6
 from .cells import slstm as slstm
 from .cells import unflatten_frames as unflatten_frames
 from .cells import vanilla as vanilla
@@ -142,16 +147,21 @@ from .heads import joint_head as joint_head
 from .heads import quantile_head as quantile_head
 from .layers import Attended as Attended
 from .layers import Attention as Attention
+from .layers import CausalConvolutionParams as CausalConvolutionParams
 from .layers import Directions as Directions
+from .layers import GatedParams as GatedParams
 from .layers import GridLSTMParams as GridLSTMParams
 from .layers import GridSide as GridSide
 from .layers import ImageGrid as ImageGrid
 from .layers import ImageGridParams as ImageGridParams
 from .layers import Memory as Memory
+from .layers import RMSNormParams as RMSNormParams
 from .layers import attention as attention
 from .layers import attention_cell as attention_cell
 from .layers import bidirectional as bidirectional
+from .layers import causal_convolution as causal_convolution
 from .layers import doubly_stochastic_penalty as doubly_stochastic_penalty
+from .layers import gated as gated
 from .layers import grid_lstm as grid_lstm
 from .layers import image_grid_lstm as image_grid_lstm
 from .layers import make_stream as make_stream
@@ -159,6 +169,7 @@ from .layers import output_head as output_head
 from .layers import prepare_memory as prepare_memory
 from .layers import recurrent as recurrent
 from .layers import residual as residual
+from .layers import rms_norm as rms_norm
 from .layers import score_function as score_function
 from .layers import skip_stack as skip_stack
 from .layers import stack as stack

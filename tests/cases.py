@@ -130,6 +130,20 @@ class Head(NamedTuple):
     below: Any
 
 
+class Convolution(NamedTuple):
+    """A ``causal_convolution`` over ``window`` steps of ``size`` channels, and then a tanh."""
+
+    size: int
+    window: int
+
+
+class Block(NamedTuple):
+    """A norm before, and a gate beside, what is ``below``."""
+
+    below: Any
+    size: int = H
+
+
 class Grid(NamedTuple):
     """A ``grid_lstm`` of H units with these arguments."""
 
@@ -177,6 +191,7 @@ COMPOSED: dict[str, Any] = {
     "grids": Tower(
         (Grid(2), Grid(1, tied=False, priority=None, reverse=True), Grid(1, priority="time"))
     ),
+    "mamba": Block(Tower((Convolution(5, 3), One(rnnjax.s6(5, 2))))),
     "transformed": Tower(
         (
             One(rnnjax.layer_norm(rnnjax.lstm(H))),
@@ -201,6 +216,10 @@ def build(spec: Any, scan_unroll: int = 1) -> rnnjax.Layer:
         return rnnjax.bidirectional(
             build(spec.forward, scan_unroll), build(spec.backward, scan_unroll)
         )
+    if isinstance(spec, Convolution):
+        return rnnjax.causal_convolution(*spec, jnp.tanh)
+    if isinstance(spec, Block):
+        return rnnjax.rms_norm(rnnjax.gated(build(spec.below, scan_unroll), spec.size))
     if isinstance(spec, Head):
         return rnnjax.output_head(build(spec.below, scan_unroll), 2, jnp.cos)
     return rnnjax.stack(*(build(floor, scan_unroll) for floor in spec.floors))
@@ -218,6 +237,10 @@ def initial_carry(spec: Any, params: Any) -> Any:
             initial_carry(spec.forward, params.forward),
             initial_carry(spec.backward, params.backward),
         )
+    if isinstance(spec, Convolution):
+        return jnp.zeros((spec.window - 1, spec.size), params.w.dtype)
+    if isinstance(spec, Block):
+        return initial_carry(spec.below, params.layer.layer)
     if isinstance(spec, Head):
         return initial_carry(spec.below, params.layer)
     return tuple(initial_carry(f, p) for f, p in zip(spec.floors, params, strict=True))
@@ -230,6 +253,14 @@ def alone(spec: Any, params: Any, xs: list, starts: list[bool], carry: Any) -> t
         backward, back = alone(spec.backward, params.backward, xs, starts, carry.backward)
         ys = [jnp.concatenate([a, b]) for a, b in zip(ahead, back, strict=True)]
         return rnnjax.Directions(forward, backward), ys
+    if isinstance(spec, Convolution):
+        return convolution_alone(params, xs, starts, carry)
+    if isinstance(spec, Block):
+        norm, own = params
+        xs = [norm * x / jnp.sqrt(jnp.mean(x**2) + 1e-6) for x in xs]
+        carry, hs = alone(spec.below, own.layer, [x @ own.w_in for x in xs], starts, carry)
+        gates = [jax.nn.silu(x @ own.w_gate) for x in xs]
+        return carry, [(h * g) @ own.w_out for h, g in zip(hs, gates, strict=True)]
     if isinstance(spec, Head):
         carry, hs = alone(spec.below, params.layer, xs, starts, carry)
         return carry, [jnp.cos(h @ params.w + params.bias) for h in hs]
@@ -242,6 +273,17 @@ def alone(spec: Any, params: Any, xs: list, starts: list[bool], carry: Any) -> t
     if isinstance(spec, Grid):
         return grid_alone(spec, params, xs, starts, carry)
     return _loop(spec, params, xs, starts, carry)
+
+
+def convolution_alone(params: Any, xs: list, starts: list[bool], carry: Any) -> tuple[Any, list]:
+    """The last inputs of the segment, the newest last, and their weighted sums."""
+    ys = []
+    for x, start in zip(xs, starts, strict=True):
+        before = jnp.zeros_like(carry) if start else carry
+        seen = jnp.concatenate([before, x[None].astype(carry.dtype)])
+        ys.append(jnp.tanh(jnp.sum(seen[::-1] * params.w, axis=0) + params.bias))
+        carry = seen[1:]
+    return carry, ys
 
 
 def grid_alone(

@@ -43,6 +43,10 @@ MAKE = {
     "residual": lambda: rnnjax.residual(rnnjax.lstm(4)),
     "output_head": lambda: rnnjax.output_head(rnnjax.lstm(4), 2, jax.nn.softplus),
     "grid_lstm": lambda: rnnjax.grid_lstm(4, 2, tied=False, policy=rnnjax.Policy()),
+    "s6": lambda: rnnjax.s6(4, 2, step_rank=1),
+    "block": lambda: rnnjax.rms_norm(
+        rnnjax.gated(rnnjax.causal_convolution(4, 3, jax.nn.silu), 4, activation=jax.nn.gelu)
+    ),
     "embedding": lambda: rnnjax.embedding(3, vectors=np.eye(3)),
     "one_hot": lambda: rnnjax.one_hot(3),
     "attention_cell": lambda: rnnjax.attention_cell(rnnjax.gru(4), 3, input_feeding=True),

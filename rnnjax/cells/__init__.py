@@ -44,6 +44,8 @@ from .rg_lru import RGLRUParams as RGLRUParams
 from .rg_lru import rg_lru as rg_lru
 from .s5 import S5Params as S5Params
 from .s5 import s5 as s5
+from .s6 import S6Params as S6Params
+from .s6 import s6 as s6
 from .slstm import SLSTMCarry as SLSTMCarry
 from .slstm import SLSTMParams as SLSTMParams
 from .slstm import slstm as slstm

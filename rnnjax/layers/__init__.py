@@ -14,6 +14,12 @@ from .attention_losses import doubly_stochastic_penalty as doubly_stochastic_pen
 from .attention_losses import score_function as score_function
 from .bidirectional import Directions as Directions
 from .bidirectional import bidirectional as bidirectional
+from .causal_convolution import CausalConvolutionParams as CausalConvolutionParams
+from .causal_convolution import causal_convolution as causal_convolution
+from .gated import GatedParams as GatedParams
+from .gated import RMSNormParams as RMSNormParams
+from .gated import gated as gated
+from .gated import rms_norm as rms_norm
 from .grid_lstm import GridLSTMParams as GridLSTMParams
 from .grid_lstm import GridSide as GridSide
 from .grid_lstm import grid_lstm as grid_lstm

@@ -57,18 +57,26 @@ def s5_step(p, s, x, elapsed=1.0):
     return s, 2 * (s @ (p.c_real + 1j * p.c_imag)).real + x @ p.d
 
 
+def s6_step(p, s, x):
+    step = np.log1p(np.exp(x @ p.w_down @ p.w_step + p.step_bias))
+    s = np.exp(-step[:, None] * np.exp(p.decay_log)) * s + np.outer(step * x, x @ p.w_in)
+    return s, s @ (x @ p.w_out) + p.d * x
+
+
 CASES = {
     "min_gru": (min_gru(H), min_gru_step),
     "min_lstm": (min_lstm(H), min_lstm_step),
     "lru": (lru(H, N), lru_step),
     "s5": (rnnjax.s5(H, N), s5_step),
+    "s6": (rnnjax.s6(D, N, step_rank=2), s6_step),
 }
 EVERY_CELL = pytest.mark.parametrize("name", CASES)
 
 
 def loop(step, p, carries, xs, reverse):
     """Each sequence by itself, over its real steps only."""
-    rows, ys = [], np.zeros((B, T, H))
+    size = step(p, carries[0], xs[0, 0])[1].size
+    rows, ys = [], np.zeros((B, T, size))
     for b in range(B):
         carry = carries[b]
         for t in sorted(np.flatnonzero(MASK[b]), reverse=reverse):
@@ -90,8 +98,8 @@ def normal_like(tree, seed):
 def problem(cell, seed=0):
     """Random parameters, initial carries and inputs."""
     params = jax.tree.map(lambda a: a.astype(float), cell.init(jax.random.key(0), D))
-    carries = np.zeros((B, 1), cell.initial_carry(params).dtype)
-    carries = np.broadcast_to(carries, (B, *cell.initial_carry(params).shape))
+    start = cell.initial_carry(params)
+    carries = np.zeros((B, *start.shape), start.dtype)
     params = jax.tree.map(lambda a, b: a + 0.3 * b, params, normal_like(params, seed))
     params = jax.tree.map(np.asarray, params)
     return params, *normal_like((carries, np.zeros((B, T, D))), seed + 1)
@@ -121,7 +129,7 @@ def test_unroll_equals_a_numpy_loop_over_the_real_steps(name, reverse):
 def test_gradients_equal_finite_differences_of_the_numpy_loop(name):
     cell, step = CASES[name]
     arguments = problem(cell)
-    weights = normal_like((arguments[1], np.zeros((B, T, H))), seed=5)
+    weights = normal_like((arguments[1], np.zeros((B, T, cell.output_size))), seed=5)
 
     def weighted(carry, ys):
         return (weights[0].conj() * carry).sum().real + (weights[1] * ys).sum()
@@ -285,6 +293,28 @@ def test_the_s5_starts_as_the_real_system_of_hippo():
     np.testing.assert_allclose(ys, expected, rtol=1e-5, atol=1e-6)  # drawn in float32
 
 
+def test_the_steps_of_an_s6_start_between_its_bounds():
+    params = rnnjax.s6(2000, 3, min_step=0.01, max_step=0.1).init(jax.random.key(0), 2000)
+    steps = np.sort(np.log(np.log1p(np.exp(np.asarray(params.step_bias, float)))))
+    uniform = np.linspace(np.log(0.01), np.log(0.1), 2000)
+    np.testing.assert_allclose(steps, uniform, atol=0.1)
+    np.testing.assert_allclose(np.exp(params.decay_log), np.tile([1, 2, 3], (2000, 1)), rtol=1e-6)
+
+
+@pytest.mark.usefixtures("float32")
+@pytest.mark.parametrize("size", [1e4, -1e4])
+def test_an_s6_that_is_driven_to_the_end_of_its_range_stays_finite(size):
+    cell = rnnjax.s6(D, N)
+    params = cell.init(jax.random.key(0), D)
+    for implementation in ("scan", "associative"):
+        run = jax.value_and_grad(
+            lambda p, i=implementation: jnp.mean(
+                rnnjax.unroll(cell, p, jnp.full((T, D), size), implementation=i)[1]
+            )
+        )
+        assert all(np.all(np.isfinite(a)) for a in jax.tree.leaves(run(params)))
+
+
 def test_an_lru_is_trained_by_optax_as_any_cell():
     """A delay of two steps, which only the state can bridge."""
     cell, optimizer = lru(1, 8), optax.adam(2e-2)
@@ -339,6 +369,7 @@ COUNTS = {
     "min_lstm": D * 3 * H + 3 * H,
     "lru": 3 * N + 2 * D * N + 2 * N * H + D * H,
     "s5": 3 * N + 2 * D * N + 2 * N * H + D * H,
+    "s6": 2 * D * 2 + D + 3 * D * N + D,
 }
 
 
@@ -358,6 +389,9 @@ BAD = {
     "max_phase must be a phase in \\(0, 2 pi\\], got 0": lambda: lru(3, max_phase=0),
     "min_step must be positive and finite, got 0": lambda: rnnjax.s5(3, min_step=0),
     "min_step must be at most max_step, 0.1, got 0.2": lambda: rnnjax.s5(3, min_step=0.2),
+    "state_size must be a positive integer, got 2.5": lambda: rnnjax.s6(3, 2.5),
+    "max_step must be positive and finite, got inf": lambda: rnnjax.s6(3, max_step=np.inf),
+    "input_size must be hidden_size, 3, got 4": lambda: rnnjax.s6(3).init(jax.random.key(0), 4),
     "input_size must be a positive integer": lambda: lru(3).init(jax.random.key(0), 0),
 }
 
