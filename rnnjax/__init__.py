@@ -10,7 +10,7 @@ Cells
     ``cfc``; linear in their state: ``lru`` ``rg_lru`` ``s5`` ``s6`` ``min_lstm`` ``min_gru``; of
     your own: ``Cell`` with ``Noise`` ``NoiseShape``. Their parameters, carries and gates:
     ``LSTMParams`` ``LSTMCarry`` ``LSTMGates`` ``GRUParams`` ``GRUGates`` ``VanillaParams``
-    ``MGUParams`` ``MGUGates`` ``PeepholeLSTMParams`` ``ProjectedLSTMParams``
+    ``MinimalGatedParams`` ``MinimalGatedGates`` ``PeepholeLSTMParams`` ``ProjectedLSTMParams``
     ``CoupledLSTMParams`` ``ConvLSTMParams`` ``IndRNNParams`` ``LRUParams`` ``S5Params``
     ``S6Params`` ``MinLSTMParams`` ``MinLSTMGates`` ``MinGRUParams`` ``MinGRUGates``
     ``MogrifierLSTMParams``
@@ -62,6 +62,7 @@ Modules, loaded when they are first used
 """
 
 import importlib as _importlib
+import warnings as _warnings
 
 from ._checks import checked as checked
 from .base import Cell as Cell
@@ -82,10 +83,10 @@ from .cells import LRUParams as LRUParams
 from .cells import LSTMCarry as LSTMCarry
 from .cells import LSTMGates as LSTMGates
 from .cells import LSTMParams as LSTMParams
-from .cells import MGUGates as MGUGates
-from .cells import MGUParams as MGUParams
 from .cells import MinGRUGates as MinGRUGates
 from .cells import MinGRUParams as MinGRUParams
+from .cells import MinimalGatedGates as MinimalGatedGates
+from .cells import MinimalGatedParams as MinimalGatedParams
 from .cells import MinLSTMGates as MinLSTMGates
 from .cells import MinLSTMParams as MinLSTMParams
 from .cells import MogrifierLSTMParams as MogrifierLSTMParams
@@ -243,10 +244,18 @@ _MODULES = (
 )
 
 
+# Names of the release before: they still work, with a warning.
+_FORMER = {"MGUGates": "MinimalGatedGates", "MGUParams": "MinimalGatedParams"}
+
+
 def __getattr__(name: str) -> object:
     """A module of the package, loaded when it is first asked for: importing rnnjax stays cheap."""
     if name in _MODULES:
         return _importlib.import_module(f"rnnjax.{name}")
+    if name in _FORMER:
+        message = f"rnnjax.{name} is called {_FORMER[name]} now, as its cell is minimal_gated"
+        _warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return globals()[_FORMER[name]]
     raise AttributeError(f"module 'rnnjax' has no attribute {name!r}")
 
 

@@ -27,6 +27,15 @@ def test_help_lists_every_public_name_by_subject():
     assert all(hasattr(rnnjax, name) for name in listed)
 
 
+@pytest.mark.parametrize(
+    ("former", "name"), [("MGUParams", "MinimalGatedParams"), ("MGUGates", "MinimalGatedGates")]
+)
+def test_a_former_name_still_works_and_warns(former, name):
+    with pytest.warns(DeprecationWarning, match=f"rnnjax.{former} is called {name} now"):
+        assert getattr(rnnjax, former) is getattr(rnnjax, name)
+    assert former not in dir(rnnjax)
+
+
 def test_every_public_name_has_a_docstring_of_its_own():
     missing = [n for n in sorted(public_names()) if not (getattr(rnnjax, n).__doc__ or "").strip()]
     assert missing == []

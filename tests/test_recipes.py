@@ -17,7 +17,7 @@ MAKE = {
     "relu": lambda: rnnjax.vanilla(4, jax.nn.relu),
     "tanh": lambda: rnnjax.vanilla(4, jnp.tanh),
     "gru": lambda: rnnjax.gru(4, reset_after=False, initializer="keras"),
-    "mgu": lambda: rnnjax.minimal_gated(4),
+    "minimal_gated": lambda: rnnjax.minimal_gated(4),
     "indrnn": lambda: rnnjax.indrnn(4, recurrent_range=(0.1, 0.5)),
     "lru": lambda: rnnjax.lru(4, 6, min_radius=0.5),
     "conv": lambda: rnnjax.conv_lstm([4, 3], 2, kernel_size=[2, 2]),

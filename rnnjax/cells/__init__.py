@@ -31,8 +31,8 @@ from .min_gru import min_gru as min_gru
 from .min_lstm import MinLSTMGates as MinLSTMGates
 from .min_lstm import MinLSTMParams as MinLSTMParams
 from .min_lstm import min_lstm as min_lstm
-from .minimal_gated import MGUGates as MGUGates
-from .minimal_gated import MGUParams as MGUParams
+from .minimal_gated import MinimalGatedGates as MinimalGatedGates
+from .minimal_gated import MinimalGatedParams as MinimalGatedParams
 from .minimal_gated import minimal_gated as minimal_gated
 from .mogrifier_lstm import MogrifierLSTMParams as MogrifierLSTMParams
 from .mogrifier_lstm import mogrifier_lstm as mogrifier_lstm

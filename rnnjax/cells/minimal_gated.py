@@ -15,7 +15,7 @@ from rnnjax.cells._common import packed_cell, project_packed, zeros_of
 from rnnjax.initializers import CellInitializer, resolve
 
 
-class MGUParams(NamedTuple):
+class MinimalGatedParams(NamedTuple):
     """``w_ih`` [D, 2H], ``w_hh`` [H, 2H], ``bias`` [2H], gates packed f, n; ``hidden_bias`` [H]
     belongs to the recurrent half of n and is None in the reset-before form."""
 
@@ -25,36 +25,40 @@ class MGUParams(NamedTuple):
     hidden_bias: Array | None
 
 
-class MGUGates(NamedTuple):
+class MinimalGatedGates(NamedTuple):
     """The one gate ``f`` in [0, 1], and the candidate ``n`` in [-1, 1]; each [H]."""
 
     f: Array
     n: Array
 
 
-def _gates_after(params: MGUParams, carry: Array, x_proj: tuple, h_proj: tuple) -> MGUGates:
+def _gates_after(
+    params: MinimalGatedParams, carry: Array, x_proj: tuple, h_proj: tuple
+) -> MinimalGatedGates:
     f = sigmoid(x_proj[0] + h_proj[0])
     assert params.hidden_bias is not None
-    return MGUGates(
+    return MinimalGatedGates(
         f, jnp.tanh(x_proj[1] + f * (h_proj[1] + params.hidden_bias.astype(h_proj[1].dtype)))
     )
 
 
 def _update_after(
-    params: MGUParams, carry: Array, x_proj: tuple, h_proj: tuple
+    params: MinimalGatedParams, carry: Array, x_proj: tuple, h_proj: tuple
 ) -> tuple[Array, Array]:
     f, n = _gates_after(params, carry, x_proj, h_proj)
     h = (1 - f) * n + f * carry
     return h, h
 
 
-def _gates_before(params: MGUParams, carry: Array, x_proj: tuple, h_proj: tuple) -> MGUGates:
+def _gates_before(
+    params: MinimalGatedParams, carry: Array, x_proj: tuple, h_proj: tuple
+) -> MinimalGatedGates:
     w_f, w_n = split_gates(params.w_hh, 2)
     f = sigmoid(x_proj[0] + affine(carry, w_f))
-    return MGUGates(f, jnp.tanh(x_proj[1] + affine(f * carry, w_n)))
+    return MinimalGatedGates(f, jnp.tanh(x_proj[1] + affine(f * carry, w_n)))
 
 
-def _step_before(params: MGUParams, carry: Array, x_proj: tuple) -> tuple[Array, Array]:
+def _step_before(params: MinimalGatedParams, carry: Array, x_proj: tuple) -> tuple[Array, Array]:
     f, n = _gates_before(params, carry, x_proj, ())
     h = (1 - f) * carry + f * n
     return h, h
@@ -119,9 +123,9 @@ def minimal_gated(
     draw = resolve(initializer)
     keep = draw.forget_bias if reset_after else -draw.forget_bias
 
-    def init(key: Array, input_size: int) -> MGUParams:
+    def init(key: Array, input_size: int) -> MinimalGatedParams:
         ih, hh, b, hb = jax.random.split(check_key(key), 4)
-        return MGUParams(
+        return MinimalGatedParams(
             draw.w_ih(ih, check_size("input_size", input_size), size, 2),
             draw.w_hh(hh, size, 2),
             draw.bias(b, size, 2).at[:size].add(keep),

@@ -10,7 +10,7 @@ kind                 cell                       parameters
 ``coupled_lstm``     ``coupled_lstm``           ``CoupledLSTMParams``
 ``gru``              ``gru``                    ``GRUParams``
 ``gru_reset_before`` ``gru(reset_after=False)`` ``GRUParams``
-``minimal_gated``    ``minimal_gated``          ``MGUParams``
+``minimal_gated``    ``minimal_gated``          ``MinimalGatedParams``
 ==================== ========================== =======================
 """
 
@@ -23,7 +23,7 @@ import numpy as np
 from rnnjax.cells.coupled_lstm import CoupledLSTMParams
 from rnnjax.cells.gru import GRUParams
 from rnnjax.cells.lstm import LSTMParams
-from rnnjax.cells.minimal_gated import MGUParams
+from rnnjax.cells.minimal_gated import MinimalGatedParams
 from rnnjax.cells.peephole_lstm import PeepholeLSTMParams
 from rnnjax.cells.projected_lstm import ProjectedLSTMParams
 from rnnjax.cells.vanilla import VanillaParams
@@ -49,7 +49,7 @@ KINDS = {
     "coupled_lstm": Kind(CoupledLSTMParams, _THREE_GATES),
     "gru": Kind(GRUParams, {**_THREE_GATES, "hidden_bias": "H"}),
     "gru_reset_before": Kind(GRUParams, _THREE_GATES),
-    "minimal_gated": Kind(MGUParams, _MINIMAL_GATED),
+    "minimal_gated": Kind(MinimalGatedParams, _MINIMAL_GATED),
 }
 
 

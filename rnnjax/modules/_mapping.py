@@ -17,7 +17,7 @@ from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Layer, Params
 from rnnjax.cells.gru import GRUParams, gru
 from rnnjax.cells.lstm import LSTMParams, lstm
-from rnnjax.cells.minimal_gated import MGUParams, minimal_gated
+from rnnjax.cells.minimal_gated import MinimalGatedParams, minimal_gated
 from rnnjax.cells.vanilla import VanillaParams, vanilla
 from rnnjax.engine.unroll import unroll
 from rnnjax.initializers import CellInitializer, resolve
@@ -395,12 +395,14 @@ def our_gru(
 
 
 @factory
-def mgu_cell(
+def minimal_gated_cell(
     features: int, gate_fn: Activation, activation_fn: Activation, reset_gate: bool
 ) -> Cell:
-    """Flax's minimal gated unit on ``MGUParams``."""
+    """Flax's minimal gated unit on ``MinimalGatedParams``."""
 
-    def update(params: MGUParams, h: Array, x_proj: tuple, h_proj: tuple) -> tuple[Array, Array]:
+    def update(
+        params: MinimalGatedParams, h: Array, x_proj: tuple, h_proj: tuple
+    ) -> tuple[Array, Array]:
         forget = gate_fn(x_proj[0] + h_proj[0])
         recalled = _with_bias(h_proj[1], params.hidden_bias)
         candidate = activation_fn(x_proj[1] + (forget * recalled if reset_gate else recalled))

@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 from rnnjax.base import Carry, Cell, Params
 from rnnjax.cells.gru import GRUParams
 from rnnjax.cells.lstm import LSTMParams
-from rnnjax.cells.minimal_gated import MGUParams
+from rnnjax.cells.minimal_gated import MinimalGatedParams
 from rnnjax.cells.vanilla import VanillaParams
 from rnnjax.engine.unroll import unroll
 from rnnjax.initializers import CellInitializer
@@ -458,14 +458,16 @@ def _read_gru(cell: nn.GRUCell, take: mapping.Take) -> tuple[Cell, GRUParams]:
     return mapping.gru_cell(cell.features, cell.gate_fn, cell.activation_fn), params
 
 
-def _read_mgu(cell: nn.MGUCell, take: mapping.Take) -> tuple[Cell, MGUParams]:
-    params = MGUParams(
+def _read_minimal_gated(cell: nn.MGUCell, take: mapping.Take) -> tuple[Cell, MinimalGatedParams]:
+    params = MinimalGatedParams(
         _join(take, "i", "fn", "kernel"),
         _join(take, "h", "fn", "kernel"),
         _join(take, "i", "fn", "bias"),
         take("hn.bias") if cell.reset_gate else None,
     )
-    found = mapping.mgu_cell(cell.features, cell.gate_fn, cell.activation_fn, cell.reset_gate)
+    found = mapping.minimal_gated_cell(
+        cell.features, cell.gate_fn, cell.activation_fn, cell.reset_gate
+    )
     return found, params
 
 
@@ -478,6 +480,6 @@ _READERS: dict[type, Callable[[Any, mapping.Take], tuple[Cell, Params]]] = {
     nn.LSTMCell: _read_lstm,
     nn.OptimizedLSTMCell: _read_lstm,
     nn.GRUCell: _read_gru,
-    nn.MGUCell: _read_mgu,
+    nn.MGUCell: _read_minimal_gated,
     nn.SimpleCell: _read_simple,
 }

@@ -10,7 +10,7 @@ import rnnjax
 from rnnjax.cells import (
     ConvLSTMParams,
     CoupledLSTMParams,
-    MGUParams,
+    MinimalGatedParams,
     PeepholeLSTMParams,
     ProjectedLSTMParams,
     conv_lstm,
@@ -76,7 +76,7 @@ def coupled_step(p, carry, x):
     return rnnjax.LSTMCarry(h, c), h
 
 
-def mgu_of_the_paper_step(p, h, x):
+def minimal_gated_of_the_paper_step(p, h, x):
     (u_f, u_n), (w_f, w_n) = np.split(p.w_ih, 2, axis=1), np.split(p.w_hh, 2, axis=1)
     b_f, b_n = np.split(p.bias, 2)
     f = sigmoid(np.concatenate([h, x]) @ np.concatenate([w_f, u_f]) + b_f)
@@ -85,7 +85,7 @@ def mgu_of_the_paper_step(p, h, x):
     return h, h
 
 
-def mgu_after_step(p, h, x):
+def minimal_gated_after_step(p, h, x):
     (x_f, x_n), (h_f, h_n) = np.split(x @ p.w_ih + p.bias, 2), np.split(h @ p.w_hh, 2)
     f = sigmoid(x_f + h_f)
     h = (1 - f) * np.tanh(x_n + f * (h_n + p.hidden_bias)) + f * h
@@ -127,8 +127,11 @@ CASES = {
     "projected LSTM": (projected_lstm(H, P), projected_step),
     "peephole LSTM": (peephole_lstm(H), peephole_step),
     "coupled LSTM": (coupled_lstm(H), coupled_step),
-    "MGU of the paper": (minimal_gated(H, reset_after=False), mgu_of_the_paper_step),
-    "MGU reset after": (minimal_gated(H), mgu_after_step),
+    "minimal_gated of the paper": (
+        minimal_gated(H, reset_after=False),
+        minimal_gated_of_the_paper_step,
+    ),
+    "minimal_gated reset after": (minimal_gated(H), minimal_gated_after_step),
     "IndRNN": (indrnn(H), indrnn_step),
     "ConvLSTM 1-D": (conv_lstm((3,), 2, kernel_size=2), conv_step((3,))),
     "ConvLSTM 2-D": (conv_lstm((3, 2), 2, kernel_size=(3, 2)), conv_step((3, 2))),
@@ -325,7 +328,9 @@ def test_minimal_gated_unit_of_flax_gives_the_same_outputs_and_carry():
     def join(half, leaf):
         return np.concatenate([w[half + "f"][leaf], w[half + "n"][leaf]], axis=-1)
 
-    params = MGUParams(join("i", "kernel"), join("h", "kernel"), join("i", "bias"), w["hn"]["bias"])
+    params = MinimalGatedParams(
+        join("i", "kernel"), join("h", "kernel"), join("i", "bias"), w["hn"]["bias"]
+    )
     assert_same_as_linen(minimal_gated(H), params, xs, carry, ys)
 
 
@@ -451,7 +456,7 @@ def test_traced_gates_are_those_the_carry_was_made_with(case):
         if case != "projected LSTM":
             assert_close(gates.o * np.tanh(after.c), after.h, "value")
     else:
-        keep = gates.f if case == "MGU reset after" else 1 - gates.f
+        keep = gates.f if case == "minimal_gated reset after" else 1 - gates.f
         assert_close(keep * held + (1 - keep) * gates.n, after, "value")
     assert "coupled" not in case or np.all(gates.i + gates.f == 1)
 
