@@ -7,7 +7,8 @@ made by :func:`checked` is being traced.
 """
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import jax
@@ -261,6 +262,34 @@ def check_size(name: str, value: Any) -> int:
     if not isinstance(number, int) or number < 1:
         raise ValueError(f"{name} must be a positive integer, got {value!r}")
     return number
+
+
+def check_id(name: str, value: Any, vocab_size: int | None = None) -> int:
+    """``value``, a token id of Python, NumPy or JAX, as an ``int``.
+
+    Raises:
+        ValueError: naming ``name``, the ids there are (where that is known), and what came.
+    """
+    number = _number(name, value)
+    end = math.inf if vocab_size is None else vocab_size
+    if not isinstance(number, int) or not 0 <= number < end:
+        within = "from 0 on" if vocab_size is None else f"in [0, {vocab_size})"
+        raise ValueError(f"{name} must be a token id, an integer {within}, got {value!r}")
+    return number
+
+
+def check_ids(name: str, ids: Any, vocab_size: int | None = None) -> tuple[int, ...]:
+    """One token id, or several, as a tuple of Python integers.
+
+    Raises:
+        ValueError: none, or one that :func:`check_id` refuses.
+    """
+    given = python_scalar(name, ids)
+    several = isinstance(given, Iterable) and not isinstance(given, str | bytes)
+    found = tuple(check_id(name, i, vocab_size) for i in (given if several else (given,)))
+    if not found:
+        raise ValueError(f"{name} must have at least one token id, got none")
+    return found
 
 
 def check_number(name: str, value: Any, expected: str, holds: Callable[[float], bool]) -> float:

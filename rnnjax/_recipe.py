@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -178,14 +179,22 @@ class _ById:
 
 
 def _snapshot(value: Any) -> Any:
-    """``value`` as it is now: a copy of what its owner may change later."""
+    """``value`` as it is now: a copy of what its owner may change later, and of a scalar of NumPy
+    or JAX the number it is."""
     if isinstance(value, Made):
         return value
+    if isinstance(value, np.ndarray | np.generic | jax.Array) and _is_number(value):
+        return value.item()
     if isinstance(value, np.ndarray):
         return value.copy()
     if isinstance(value, Mapping):
         return {key: _snapshot(part) for key, part in value.items()}
     return list(map(_snapshot, value)) if type(value) is list else value
+
+
+def _is_number(array: Any) -> bool:
+    is_number = jnp.issubdtype(array.dtype, np.number) or array.dtype == np.bool_
+    return array.shape == () and not isinstance(array, Tracer) and bool(is_number)
 
 
 def _comparable(value: Any) -> Any:

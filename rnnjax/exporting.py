@@ -1,12 +1,15 @@
 """A trained model as one compiled program that needs JAX alone to run."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+from rnnjax._checks import check_size
+from rnnjax.base import Cell
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -63,10 +66,9 @@ def export_program(
     """
     from jax import export
 
-    batch, time = export.symbolic_shape("batch, time")
-    inputs = jax.ShapeDtypeStruct((batch, time), jnp.int32)
-    if input_size is not None:
-        inputs = jax.ShapeDtypeStruct((batch, time, input_size), jnp.float32)
+    _check_callable("apply", apply)
+    inputs = _shape_of_inputs(export.symbolic_shape("batch, time"), input_size)
+    batch = inputs.shape[0]
 
     constants = jax.tree.map(jnp.asarray, params)
 
@@ -109,13 +111,15 @@ def export_step(
     Args:
         step: ``(params, carry, inputs) -> (carry, outputs)``: the ``step`` of a language model, a
             layer or a cell.
-        initial_carry: ``(params, batch_shape) -> carry``: the ``initial_carry`` of the same.
+        initial_carry: the ``initial_carry`` of the same: ``(params, batch_shape) -> carry``, or of
+            a cell ``(params) -> carry``.
         params: its parameters.
         input_size: None for token ids, D for vectors.
         platforms: as for ``export_program``.
 
     Raises:
-        ValueError: ``platforms`` is empty or names something else.
+        ValueError: ``platforms`` is empty or names something else, or another argument does not
+            fit.
 
     Example:
         >>> import jax, jax.export, jax.numpy as jnp, rnnjax
@@ -129,11 +133,18 @@ def export_step(
     """
     from jax import export
 
-    (batch,) = export.symbolic_shape("batch")
+    _check_callable("step", step)
+    _check_callable("initial_carry", initial_carry)
+    inputs = _shape_of_inputs(export.symbolic_shape("batch"), input_size)
+    (batch, *_) = inputs.shape
     constants = jax.tree.map(jnp.asarray, params)
+    of_a_cell = isinstance(getattr(step, "__self__", None), Cell)
 
     def start(rows: Any) -> Any:
-        return initial_carry(constants, (rows,))
+        if not of_a_cell:
+            return initial_carry(constants, (rows,))
+        one = initial_carry(constants)  # a cell knows one sequence alone
+        return jax.tree.map(lambda a: jnp.broadcast_to(a, (rows, *a.shape)), one)
 
     shapes = jax.eval_shape(functools.partial(start, batch))
     plain = _plain(shapes)
@@ -149,11 +160,21 @@ def export_step(
         new, outputs = step(constants, begun, inputs)
         return _plain(new), _plain(outputs)
 
-    inputs = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    if input_size is not None:
-        inputs = jax.ShapeDtypeStruct((batch, input_size), jnp.float32)
     make = export.export(jax.jit(program), platforms=_check_platforms(platforms))
     return bytes(make(plain, inputs, jax.ShapeDtypeStruct((batch,), bool)).serialize())
+
+
+def _check_callable(name: str, value: Any) -> None:
+    if not callable(value):
+        raise ValueError(
+            f"{name} must be a function, such as the {name} of a layer, got {type(value).__name__}"
+        )
+
+
+def _shape_of_inputs(shape: tuple, input_size: Any) -> jax.ShapeDtypeStruct:
+    if input_size is None:
+        return jax.ShapeDtypeStruct(shape, jnp.int32)
+    return jax.ShapeDtypeStruct((*shape, check_size("input_size", input_size)), jnp.float32)
 
 
 def _plain(outputs: Any) -> Any:
@@ -167,6 +188,7 @@ def _plain(outputs: Any) -> Any:
 
 def _check_platforms(platforms: Sequence[str]) -> tuple[str, ...]:
     known = (*PLATFORMS, "rocm")
-    if isinstance(platforms, str) or not platforms or set(platforms) - set(known):
+    several = isinstance(platforms, Iterable) and not isinstance(platforms, str)
+    if not several or not platforms or any(name not in known for name in platforms):
         raise ValueError(f"platforms must be some of {known}, got {platforms!r}")
     return tuple(platforms)

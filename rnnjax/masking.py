@@ -97,7 +97,10 @@ def as_array(name: str, value: Any) -> Any:
     if isinstance(value, list | tuple) and any(
         isinstance(leaf, Array) for leaf in jax.tree.leaves(value)
     ):
-        return jnp.asarray(value)  # a list of traced numbers among others
+        try:
+            return jnp.asarray(value)  # a list of traced numbers among others
+        except (TypeError, ValueError):
+            raise ValueError(f"{name} must be one array, got {_checks.describe(value)}") from None
     try:
         array = np.asarray(value)
     except ValueError:

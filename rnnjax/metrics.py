@@ -129,7 +129,7 @@ class Mean(NamedTuple):
             2.0
         """
         dtype = jnp.result_type(float)
-        array = jnp.asarray(values).astype(dtype)
+        array = _array("values", values).astype(dtype)
         if weights is None:
             return cls(array.sum(), jnp.array(array.size))
         scale = _weights(weights, array.shape)
@@ -141,8 +141,10 @@ class Mean(NamedTuple):
     def value(self) -> Array:
         """total / count, still on the device; the loss inside a loss function."""
         total, count = _number(self.total), _number(self.count)
-        # In one dtype, for those who forbid JAX to promote integers.
-        return total / count.astype(total.dtype)
+        # In one dtype, for those who forbid JAX to promote integers; in 16 bits a count of 257 is
+        # 256, and one of 70,000 infinite.
+        dtype = jnp.promote_types(total.dtype, jnp.float32)
+        return total.astype(dtype) / count.astype(dtype)
 
 
 def accuracy(logits: Array, labels: Array, weights: ArrayLike | None = None) -> Mean:
@@ -251,7 +253,9 @@ def bits(entropy: tuple[ArrayLike, ArrayLike]) -> Mean:
         2.0
     """
     total, count = entropy
-    return Mean(_number(total) / math.log(2), count)  # pyright: ignore[reportArgumentType]
+    number = _number(total)
+    number = number.astype(jnp.promote_types(number.dtype, jnp.float32))
+    return Mean(number / math.log(2), count)  # pyright: ignore[reportArgumentType]
 
 
 def recall_by_class(logits: Array, labels: Array, weights: ArrayLike | None = None) -> Mean:
@@ -374,8 +378,7 @@ def huber_error(
         Huber, "Robust estimation of a location parameter", Annals of Mathematical Statistics 35
         (1964).
     """
-    if not delta > 0:
-        raise ValueError(f"delta must be a positive number, got {delta!r}")
+    delta = _checks.check_number("delta", delta, "a positive number", lambda a: a > 0)
 
     def huber(error: Array) -> Array:
         size = jnp.abs(error)
@@ -414,8 +417,8 @@ def quantile_error(
     References:
         Koenker and Bassett, "Regression quantiles", Econometrica 46 (1978).
     """
-    if not 0 < quantile < 1:
-        raise ValueError(f"quantile must lie in (0, 1), got {quantile!r}")
+    expected = "a number in (0, 1)"
+    quantile = _checks.check_number("quantile", quantile, expected, lambda q: 0 < q < 1)
 
     def pinball(error: Array) -> Array:
         return jnp.maximum(-quantile * error, (1 - quantile) * error)
@@ -554,7 +557,7 @@ def _mean_of_errors(
     loss: Callable[[Array], Array], predictions: Any, targets: Any, weights: ArrayLike | None
 ) -> Mean:
     """The weighted mean of a loss of ``prediction - target``, over all numbers."""
-    predictions, targets = jnp.asarray(predictions), jnp.asarray(targets)
+    predictions, targets = _array("predictions", predictions), _array("targets", targets)
     if not jnp.issubdtype(predictions.dtype, jnp.floating):
         raise ValueError(f"predictions must be floating, got {predictions.dtype}")
     if targets.shape != predictions.shape:
@@ -565,7 +568,7 @@ def _mean_of_errors(
     predictions, targets = predictions.astype(dtype), targets.astype(dtype)
     if weights is None:
         return Mean.of(loss(predictions - targets))
-    array = jnp.asarray(weights)
+    array = _array("weights", weights)
     if array.shape != predictions.shape[: array.ndim]:
         raise ValueError(
             f"weights must have the shape of predictions {predictions.shape} or its first axes, "
@@ -601,12 +604,13 @@ def _by_class(
 
 
 def _count(weights: ArrayLike) -> Array:
-    return _summable(weights, jnp.shape(weights)).sum()
+    array = _array("weights", weights)
+    return _summable(array, array.shape).sum()
 
 
 def _summable(weights: ArrayLike, shape: tuple[int, ...]) -> Array:
     """Weights in the dtype of their count: integers where they are whole by their dtype."""
-    array = jnp.asarray(weights)
+    array = _array("weights", weights)
     if jnp.issubdtype(array.dtype, jnp.integer) or array.dtype == jnp.bool_:
         _weights(weights, shape)
         return array.astype(jnp.result_type(int))
@@ -614,10 +618,23 @@ def _summable(weights: ArrayLike, shape: tuple[int, ...]) -> Array:
 
 
 def _weights(weights: ArrayLike, shape: tuple[int, ...]) -> Array:
-    array = jnp.asarray(weights).astype(jnp.result_type(float))
+    array = _array("weights", weights).astype(jnp.result_type(float))
     if array.shape != shape:
         raise ValueError(f"weights must have shape {shape}, got {array.shape}")
     return array
+
+
+def _array(name: str, value: Any) -> Array:
+    """``value`` as an array of numbers.
+
+    Raises:
+        ValueError: naming ``name``.
+    """
+    value = value.value if isinstance(value, Sum) else value
+    array = value if isinstance(value, Array) else np.asarray(value)
+    if array.dtype != np.bool_ and not jnp.issubdtype(array.dtype, np.number):
+        raise ValueError(f"{name} must be numbers, got dtype {array.dtype}")
+    return jnp.asarray(array)
 
 
 def _counted(weights: ArrayLike | None, shape: tuple[int, ...]) -> Array | None:
@@ -626,7 +643,7 @@ def _counted(weights: ArrayLike | None, shape: tuple[int, ...]) -> Array | None:
 
 def _check_labels(logits: Any, given: Any, weights: ArrayLike | None) -> tuple[Array, Array]:
     """Both as arrays that fit each other, labels of at least 32 bits."""
-    logits = jnp.asarray(logits)
+    logits = _array("logits", logits)
     if not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ValueError(f"logits must be floating, got {logits.dtype}")
     labels: Any = given if hasattr(given, "dtype") else np.asarray(given)

@@ -2,7 +2,7 @@
 
 Run:     python -m tests.mutations                       (all; about ten minutes)
          python -m tests.mutations masking.py stack      (those whose file or text has such a word)
-Expect:  one line a fault, and last "58 of 58 noticed"; exit code 1 where a fault is not noticed
+Expect:  one line a fault, and last "61 of 61 noticed"; exit code 1 where a fault is not noticed
 
 Each fault is made in a copy of the project, and only the tests named with it are run. Before that
 these tests must pass without any fault. A fault that nothing notices needs a test, not another row.
@@ -353,6 +353,11 @@ FAULTS = [
             "finite = jnp.isfinite(norm) & jnp.isfinite(loss)",
             "finite = jnp.isfinite(loss)",
             f"{FINITE}test_an_infinite_gradient_of_a_finite_loss_changes_no_parameter",
+        ),
+        (
+            "finite = jnp.isfinite(norm) & jnp.isfinite(loss)",
+            "finite = jnp.isfinite(loss) & all_finite(grads)",
+            f"{FINITE}test_a_norm_that_overflows_is_not_finite",
         ),
         (
             "finite = jnp.isfinite(norm) & jnp.isfinite(loss)",

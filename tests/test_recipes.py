@@ -1,6 +1,7 @@
 """Cells, layers and models made from equal arguments are equal: one key of a cache, one program."""
 
 import copy
+import inspect
 import pickle
 import subprocess
 import sys
@@ -11,31 +12,39 @@ import numpy as np
 import pytest
 
 import rnnjax
+from rnnjax._recipe import Made
+from rnnjax.decoding.sampling import Transform
 
+# By the name of what makes it, and a word where there are several.
 MAKE = {
+    "vanilla": lambda: rnnjax.vanilla(4),
+    "vanilla relu": lambda: rnnjax.vanilla(4, jax.nn.relu),
     "lstm": lambda: rnnjax.lstm(4),
-    "relu": lambda: rnnjax.vanilla(4, jax.nn.relu),
-    "tanh": lambda: rnnjax.vanilla(4, jnp.tanh),
     "gru": lambda: rnnjax.gru(4, reset_after=False, initializer="keras"),
     "minimal_gated": lambda: rnnjax.minimal_gated(4),
     "indrnn": lambda: rnnjax.indrnn(4, recurrent_range=(0.1, 0.5)),
+    "cornn": lambda: rnnjax.cornn(4, time_step=0.1),
+    "lmu": lambda: rnnjax.lmu(4, 3, theta=np.float32(8)),
     "lru": lambda: rnnjax.lru(4, 6, min_radius=0.5),
-    "conv": lambda: rnnjax.conv_lstm([4, 3], 2, kernel_size=[2, 2]),
-    "projected": lambda: rnnjax.projected_lstm(4, 2),
-    "peephole": lambda: rnnjax.peephole_lstm(4),
-    "coupled": lambda: rnnjax.coupled_lstm(4),
-    "min_gru": lambda: rnnjax.min_gru(4),
-    "min_lstm": lambda: rnnjax.min_lstm(4),
+    "rg_lru": lambda: rnnjax.rg_lru(4),
     "s5": lambda: rnnjax.s5(4, 6, min_step=0.01),
     "cfc": lambda: rnnjax.cfc(4),
+    "conv_lstm": lambda: rnnjax.conv_lstm([4, 3], 2, kernel_size=[2, 2]),
+    "projected_lstm": lambda: rnnjax.projected_lstm(4, 2),
+    "peephole_lstm": lambda: rnnjax.peephole_lstm(4),
+    "coupled_lstm": lambda: rnnjax.coupled_lstm(4),
+    "mogrifier_lstm": lambda: rnnjax.mogrifier_lstm(4, rounds=3, rank=2),
+    "slstm": lambda: rnnjax.slstm(4),
+    "min_gru": lambda: rnnjax.min_gru(4),
+    "min_lstm": lambda: rnnjax.min_lstm(4),
     "zoneout": lambda: rnnjax.zoneout(rnnjax.lstm(4), {"h": 0.1, "c": np.float32(0.5)}),
-    "dropout": lambda: rnnjax.variational_dropout(rnnjax.lstm(4), 0.1, hidden=0.2),
+    "variational_dropout": lambda: rnnjax.variational_dropout(rnnjax.lstm(4), 0.1, hidden=0.2),
     "recurrent_dropout": lambda: rnnjax.recurrent_dropout(rnnjax.lstm(4), 0.1),
     "weight_drop": lambda: rnnjax.weight_drop(rnnjax.lstm(4), 0.1),
     "layer_norm": lambda: rnnjax.layer_norm(rnnjax.lstm(4)),
-    "learned": lambda: rnnjax.learn_initial_carry(rnnjax.lstm(4)),
-    "gates": lambda: rnnjax.trace_gates(rnnjax.lstm(4)),
-    "policy": lambda: rnnjax.with_policy(rnnjax.lstm(4), rnnjax.Policy(compute=jnp.bfloat16)),
+    "learn_initial_carry": lambda: rnnjax.learn_initial_carry(rnnjax.lstm(4)),
+    "trace_gates": lambda: rnnjax.trace_gates(rnnjax.lstm(4)),
+    "with_policy": lambda: rnnjax.with_policy(rnnjax.lstm(4), rnnjax.Policy(compute=jnp.bfloat16)),
     "recurrent": lambda: rnnjax.recurrent(rnnjax.lstm(4), reverse=True, remat=2),
     "bidirectional": lambda: rnnjax.bidirectional(rnnjax.lstm(4)),
     "stack": lambda: rnnjax.stack(rnnjax.lstm(4), rnnjax.gru(4), dropout=0.1),
@@ -43,24 +52,60 @@ MAKE = {
     "residual": lambda: rnnjax.residual(rnnjax.lstm(4)),
     "output_head": lambda: rnnjax.output_head(rnnjax.lstm(4), 2, jax.nn.softplus),
     "grid_lstm": lambda: rnnjax.grid_lstm(4, 2, tied=False, policy=rnnjax.Policy()),
+    "image_grid_lstm": lambda: rnnjax.image_grid_lstm(4, 2, corner="bottom right"),
+    "attention": lambda: rnnjax.attention("local", window=3),
+    "attention_cell": lambda: rnnjax.attention_cell(rnnjax.gru(4), 3, input_feeding=True),
     "s6": lambda: rnnjax.s6(4, 2, step_rank=1),
-    "block": lambda: rnnjax.rms_norm(
-        rnnjax.gated(rnnjax.causal_convolution(4, 3, jax.nn.silu), 4, activation=jax.nn.gelu)
-    ),
+    "causal_convolution": lambda: rnnjax.causal_convolution(4, 3, jax.nn.silu),
+    "gated": lambda: rnnjax.gated(rnnjax.gru(4), 4, activation=jax.nn.gelu),
+    "rms_norm": lambda: rnnjax.rms_norm(rnnjax.gru(4)),
     "embedding": lambda: rnnjax.embedding(3, vectors=np.eye(3)),
     "one_hot": lambda: rnnjax.one_hot(3),
-    "attention_cell": lambda: rnnjax.attention_cell(rnnjax.gru(4), 3, input_feeding=True),
-    "translator": lambda: rnnjax.sequence_to_sequence(
+    "adaptive_softmax": lambda: rnnjax.adaptive_softmax(4, 9, cutoffs=[3, 6]),
+    "classifier": lambda: rnnjax.classifier(rnnjax.embedding(5, 2), rnnjax.lstm(4), 3),
+    "tagger": lambda: rnnjax.tagger(rnnjax.embedding(5, 2), rnnjax.lstm(4), 3),
+    "language_model": lambda: rnnjax.language_model(
+        rnnjax.embedding(9, 4), rnnjax.lstm(4), softmax=rnnjax.adaptive_softmax(4, 9, [3])
+    ),
+    "sequence_to_sequence": lambda: rnnjax.sequence_to_sequence(
         rnnjax.embedding(5, 2), rnnjax.gru(4), rnnjax.one_hot(6), rnnjax.gru(4), start=1
+    ),
+    "captioner": lambda: rnnjax.captioner(
+        6, rnnjax.embedding(5, 2), rnnjax.attention_cell(rnnjax.gru(4), 6), start=1
     ),
     "series_model": lambda: rnnjax.series_model(
         rnnjax.gru(4),
         rnnjax.joint_head(rnnjax.gaussian_mixture_head(3, 2), rnnjax.bernoulli_head(1)),
     ),
+    "joint_head": lambda: rnnjax.joint_head(rnnjax.bernoulli_head(1), rnnjax.bernoulli_head(2)),
+    "gaussian_mixture_head": lambda: rnnjax.gaussian_mixture_head(3, 2),
+    "bernoulli_head": lambda: rnnjax.bernoulli_head(1),
     "quantile_head": lambda: rnnjax.quantile_head([0.2, 0.8], 3),
     "categorical_head": lambda: rnnjax.categorical_head(3),
-    "classifier": lambda: rnnjax.classifier(rnnjax.embedding(5, 2), rnnjax.lstm(4), 3),
+    "sample": lambda: rnnjax.sample(rnnjax.temperature(0.5), rnnjax.top_k(2)),
+    "greedy": lambda: rnnjax.greedy(rnnjax.forbid([0])),
+    "temperature": lambda: rnnjax.temperature(np.float32(0.5)),
+    "top_k": lambda: rnnjax.top_k(jnp.asarray(3)),
+    "top_p": lambda: rnnjax.top_p(0.5),
+    "min_p": lambda: rnnjax.min_p(0.5),
+    "repetition_penalty": lambda: rnnjax.repetition_penalty(1.5, window=4),
+    "forbid": lambda: rnnjax.forbid(np.array([2, 1])),
+    "min_length": lambda: rnnjax.min_length(2, stop=[1]),
 }
+
+
+def test_everything_that_the_package_makes_is_in_the_table():
+    """A factory is known by what it says it returns, or by how it is wrapped."""
+    functions = {name: f for name, f in vars(rnnjax).items() if inspect.isfunction(f)}
+    results = {name: f.__annotations__.get("return") for name, f in functions.items()}
+    made = {
+        name
+        for name, result in results.items()
+        if functions[name].__code__ is rnnjax.lstm.__code__
+        or result is Transform
+        or (isinstance(result, type) and issubclass(result, Made | rnnjax.Sampling))
+    }
+    assert made == {name.split()[0] for name in MAKE}
 
 
 @pytest.mark.parametrize("name", MAKE)
@@ -129,6 +174,8 @@ def test_they_are_printed_as_the_call_that_made_them():
         "rnnjax.lstm(hidden_size=2), dropout=0.5)"
     )
     assert repr(rnnjax.vanilla(2, jax.nn.relu)) == "rnnjax.vanilla(hidden_size=2, activation=relu)"
+    grid = rnnjax.grid_lstm(np.int64(4), jnp.asarray(2), reverse=np.True_)
+    assert repr(grid) == "rnnjax.grid_lstm(hidden_size=4, num_layers=2, reverse=True)"
     assert "float64[3, 3]" in repr(MAKE["embedding"]())
     assert repr(rnnjax.Cell(*rnnjax.lstm(4))).startswith("rnnjax.Cell(output_size=4, init=init, ")
 

@@ -80,6 +80,25 @@ def test_what_is_no_flag_is_refused(wrong):
         rnnjax.gru(2, reset_after=wrong)
 
 
+@pytest.mark.parametrize(
+    ("setting", "wrong"),
+    [
+        ("dimensions", True),
+        ("dimensions", 2.0),
+        ("remat", "all"),
+        ("remat", 0),
+        ("policy", "bfloat16"),
+        ("policy", rnnjax.Policy("int8")),
+    ],
+)
+def test_settings_of_a_layer_are_checked_when_it_is_made(setting, wrong):
+    with pytest.raises(ValueError, match="must be"):
+        rnnjax.grid_lstm(4, 2, **{setting: wrong})
+    if setting != "dimensions":
+        with pytest.raises(ValueError, match=r"must be|with_policy takes"):
+            rnnjax.recurrent(rnnjax.gru(2), **{setting: wrong})
+
+
 def test_a_traced_setting_is_refused_by_name():
     with pytest.raises(ValueError, match="dropout must be known when compiled"):
         jax.jit(lambda p: rnnjax.stack(rnnjax.gru(2), dropout=p).output_size)(0.5)

@@ -41,7 +41,7 @@ def input_and_elapsed(x: Any) -> tuple[Array, Array | None]:
     """
     if hasattr(x, "shape"):
         return x, None
-    if isinstance(x, tuple) and len(x) == 2 and jnp.shape(x[1]) == (1,):
+    if isinstance(x, tuple) and len(x) == 2 and getattr(x[1], "shape", None) == (1,):
         return x
     raise ValueError(
         "xs must be inputs [..., T, D], or a tuple of them and of elapsed times [..., T, 1], got "

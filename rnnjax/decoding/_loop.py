@@ -1,11 +1,11 @@
 """The loop that writes, whatever it writes: each chosen value is the next input of its row."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
 from rnnjax._checks import check_key
@@ -107,7 +107,7 @@ def write_rows(
             last=where_rows(~ended, choice.value, now.last),
             keys=where_rows(now.ended, now.keys, keys),
             ended=ended | choice.ends,
-            new=now.new + ~ended,
+            new=jnp.where(ended, now.new, now.new + 1),
             values=now.values.at[:, now.step].set(where_rows(~ended, choice.value, padding)),
             log_probs=now.log_probs.at[:, now.step].set(jnp.where(ended, 0.0, choice.log_prob)),
             seen=note(now.seen, choice.value, ~ended),
@@ -140,23 +140,40 @@ def row_keys(key: Any, batch: tuple[int, ...], draws: bool) -> Array:
     Raises:
         ValueError: there is no key, and something is drawn.
     """
-    count = int(np.prod(batch))
     if key is None:
         if draws:
             raise ValueError("key must be given where sampling draws; greedy() needs none")
         key = jax.random.key(0)
-    if getattr(key, "shape", None) == batch and batch:
-        return key
+    each = _keys_of_rows(key, batch) if batch else None
+    if each is not None:
+        return each
     key = check_key(key)
     if not batch:
         return key
-    rows = jnp.arange(count)
+    rows = jnp.arange(math.prod(batch))
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(rows).reshape(batch)
+
+
+def _keys_of_rows(key: Any, batch: tuple[int, ...]) -> Array | None:
+    """Keys [...], one a row, as typed keys; None if these are none.
+
+    The dtype is asked for, too: one key of ``jax.random.PRNGKey`` is two numbers, as if for two
+    rows.
+    """
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return key if shape == batch else None
+    raw = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+    if dtype == raw.dtype and shape == (*batch, *raw.shape):
+        return jax.random.wrap_key_data(jnp.asarray(key))
+    return None
 
 
 def as_rows(batch: tuple[int, ...], tree: Any) -> Any:
     """Leaves [..., *] as rows [B, *]."""
-    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[len(batch) :]), tree)
+    # Counted: a size of -1 would be unknown in a batch of no rows.
+    count = math.prod(batch)
+    return jax.tree.map(lambda a: a.reshape(count, *a.shape[len(batch) :]), tree)
 
 
 def as_batch(batch: tuple[int, ...], tree: Any) -> Any:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from rnnjax import masking
-from rnnjax._checks import check_size
+from rnnjax._checks import check_id, check_number, check_range, check_size
 from rnnjax._devices import with_automatic_axes
 from rnnjax.base import Carry
 from rnnjax.decoding.sampling import History, Transform, check_transforms
@@ -66,7 +66,8 @@ def beam_search(
             ``coverage`` it must return ``(carry, logits, weights [..., S])``.
         params: its parameters.
         carry: the carry before ``start``, leaves [..., ...].
-        start: int [...], the token that is read first, such as a start token.
+        start: int [...], the token that is read first, such as a start token. Inside a compiled
+            function, where it is not known, the ``step`` clamps it to [0, V) as all ids.
         memory: what a row reads but never changes, leaves [..., ...]: it is not copied for each
             hypothesis.
         stop: the id that ends a text.
@@ -93,24 +94,29 @@ def beam_search(
     References:
         Wu et al., "Google's neural machine translation system", 2016, equation 14.
     """
-    first = masking.as_integers("start", start)
+    if not callable(step):
+        kind = type(step).__name__
+        raise ValueError(f"step must be a function, such as the step of a model, got {kind}")
+    first = masking.as_integers("start", start).astype(jnp.int32)
     how = _How(
         step,
         check_size("beam_size", beam_size),
         check_size("max_length", max_length),
-        _check_id("stop", stop),
-        _check_id("pad", pad),
+        check_id("stop", stop),
+        check_id("pad", pad),
         _check_weight("length_penalty", length_penalty),
         _check_weight("coverage", coverage),
-        check_transforms(tuple(transforms)),
+        check_transforms(transforms),
         memory is not None,
     )
-    for leaf in jax.tree.leaves((carry, memory)):
-        if leaf.shape[: first.ndim] != first.shape:
-            raise ValueError(
-                f"carry and memory must have the batch shape of start, {first.shape}, "
-                f"got shape {leaf.shape}"
-            )
+    if carry is None:
+        raise ValueError("carry must be the one before start, such as model.initial_carry gives")
+    carry = _check_rows("carry", carry, first.shape)
+    memory = _check_rows("memory", memory, first.shape)
+    vocab_size = _vocab_size.eval_shape(how, params, carry, first, memory).shape[-1]
+    check_range("start", first, vocab_size, f"[0, {vocab_size})")
+    for name, number in (("stop", how.stop), ("pad", how.pad)):
+        check_id(name, number, vocab_size)
     return _search(how, params, carry, first, memory)
 
 
@@ -150,6 +156,13 @@ class _Searching(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=0)
+def _vocab_size(how: _How, params: Any, carry: Carry, start: Array, memory: Any) -> Array:
+    """The logits, of which the shape is asked for."""
+    given = (memory,) if how.has_memory else ()
+    return how.step(params, carry, start, *given)[1]
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def _search(how: _How, params: Any, carry: Carry, start: Array, memory: Any) -> Beams:
     given = params, carry, start, memory
     return with_automatic_axes(lambda given: _best_texts(how, *given), given, start, start.ndim)
@@ -164,15 +177,13 @@ def _best_texts(how: _How, params: Any, carry: Carry, start: Array, memory: Any)
     carry, start, memory = jax.tree.map(rows, (carry, start, memory))
     carry, last = jax.tree.map(lambda a: _repeat(a, how.beam_size), (carry, start))
     step = _over_beams(how, params, memory)
-    _, logits, weights = jax.eval_shape(step, carry, last)
-    if logits.shape[-1] <= max(how.stop, how.pad):
-        found = f"{how.stop} and {how.pad}"
-        raise ValueError(f"stop and pad must lie in [0, {logits.shape[-1]}), got {found}")
+    _, _, weights = jax.eval_shape(step, carry, last)
     empty = _no_texts(how, len(start))
     # One hypothesis to begin with: K equal ones would stay equal for ever.
-    only = jnp.where(jnp.arange(how.beam_size) == 0, 0.0, -jnp.inf)
+    only = jnp.where(jnp.arange(how.beam_size) == 0, 0.0, -jnp.inf).astype(jnp.float32)
     live = empty._replace(log_probs=jnp.broadcast_to(only, empty.log_probs.shape))
-    covered = jnp.zeros(weights.shape, weights.dtype)
+    # Attention of 16 bits is added up in 32, as the scores are.
+    covered = jnp.zeros(weights.shape, jnp.promote_types(weights.dtype, jnp.float32))
     begin = _Searching(jnp.zeros((), jnp.int32), live, empty, carry, last, covered)
     end = lax.while_loop(
         functools.partial(_may_improve, how), functools.partial(_extend, how, step), begin
@@ -213,7 +224,8 @@ def _extend(how: _How, step: Callable, now: _Searching) -> _Searching:
     vocabulary = totals.shape[-1]
     # 2 K candidates leave K that go on, even if K of them are stops.
     most = min(2 * how.beam_size, how.beam_size * vocabulary)
-    best, places = lax.top_k(totals.reshape(len(totals), -1), most)
+    # A batch of no rows says nothing of its columns, so that -1 would not do.
+    best, places = lax.top_k(totals.reshape(len(totals), how.beam_size * vocabulary), most)
     parents, tokens = places // vocabulary, (places % vocabulary).astype(jnp.int32)
     covered = _gather(now.covered + weights, parents)
     texts = _gather(now.live, parents)
@@ -271,8 +283,8 @@ def _no_texts(how: _How, count: int) -> _Texts:
     return _Texts(
         jnp.full((*shape, how.max_length), how.pad, jnp.int32),
         jnp.zeros(shape, jnp.int32),
-        jnp.full(shape, -jnp.inf),
-        jnp.full(shape, -jnp.inf),
+        jnp.full(shape, -jnp.inf, jnp.float32),
+        jnp.full(shape, -jnp.inf, jnp.float32),
         jnp.zeros(shape, bool),
     )
 
@@ -295,14 +307,21 @@ def _repeat(a: Array, count: int) -> Array:
     return jnp.broadcast_to(a[:, None], (len(a), count, *a.shape[1:]))
 
 
-def _check_id(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 0:
-        raise ValueError(f"{name} must be a token id, an integer from 0 on, got {value!r}")
-    return int(value)
+def _check_rows(name: str, tree: Any, batch: tuple[int, ...]) -> Any:
+    """A tree of arrays with the axes of the batch in front."""
+
+    def check(path: Any, leaf: Any) -> Any:
+        place = name + jax.tree_util.keystr(path)
+        array = masking.as_array(place, leaf)
+        if array.shape[: len(batch)] != batch:
+            raise ValueError(
+                f"{place} must have the batch shape of start, {batch}, got shape {array.shape}"
+            )
+        return array
+
+    return jax.tree_util.tree_map_with_path(check, tree)
 
 
 def _check_weight(name: str, value: Any) -> float:
-    number = float(value)
-    if not 0 <= number < math.inf:
-        raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
-    return number
+    expected = "a finite number of at least 0"
+    return check_number(name, value, expected, lambda number: 0 <= number < math.inf)

@@ -11,7 +11,7 @@ from jax import Array
 from jax.core import Tracer
 
 from rnnjax import masking
-from rnnjax._checks import check_size
+from rnnjax._checks import check_id, check_ids, check_size
 from rnnjax._devices import with_automatic_axes
 from rnnjax.base import Carry, Key
 from rnnjax.decoding._loop import (
@@ -22,9 +22,10 @@ from rnnjax.decoding._loop import (
     start_writing,
     write_rows,
 )
-from rnnjax.decoding.sampling import History, Sampling, check_ids, sample
+from rnnjax.decoding.sampling import History, Sampling, sample
 from rnnjax.models._token_table import step_with_table, token_table
 from rnnjax.models.embedding import check_tokens
+from rnnjax.models.language_model import LanguageModel
 
 
 class Generated(NamedTuple):
@@ -102,20 +103,12 @@ def generate(
         >>> out.tokens.shape, out.lengths.tolist()
         ((2, 6), [6, 6])
     """
+    _check_model(model)
+    how = _check_how(model, max_new_tokens, sampling, stop, pad)
+    prompt, lengths = _check_prompt(prompt, lengths, model.vocab_size)
+    keys = row_keys(key, prompt.shape[:-1], how.sampling.draws)
     table = token_table(model, params)
-    out, _ = _generate_with(
-        table,
-        model,
-        params,
-        prompt,
-        lengths,
-        max_new_tokens=max_new_tokens,
-        key=key,
-        sampling=sampling,
-        stop=stop,
-        pad=pad,
-        initial_carry=initial_carry,
-    )
+    out, _ = _generate(how, params, table, prompt, lengths, keys, initial_carry, None)
     return out
 
 
@@ -158,73 +151,38 @@ def stream_text(
         >>> [len(block) for block in blocks]
         [4, 4, 2]
     """
+    _check_model(model)
     block = check_size("block_size", block_size)
     left = check_size("max_new_tokens", max_new_tokens)
-    if jnp.ndim(prompt) != 1:
-        raise ValueError(f"prompt must have shape [T], got shape {jnp.shape(prompt)}")
-    stops = () if stop is None else check_ids("stop", stop)
-    table, history = token_table(model, params), None
+    prompt, lengths = _check_prompt(prompt, lengths, model.vocab_size)
+    if prompt.ndim != 1:
+        raise ValueError(f"prompt must have shape [T], got shape {prompt.shape}")
+    how = _check_how(model, min(block, left), sampling, stop, 0, room=left)
+    # Checked here and not at the first block: what follows runs only when that is asked for.
+    given = prompt, lengths, row_keys(key, (), how.sampling.draws), initial_carry
+    return _blocks(how, params, given, left)
+
+
+def _blocks(how: "_How", params: Any, given: tuple, left: int) -> Iterator[np.ndarray]:
+    """The blocks of :func:`stream_text`, from arguments that were checked.
+
+    The history of a block is that of the one before it, which has all tokens up to the last one,
+    the prompt of this block; the first one makes room in it for the tokens of all.
+    """
+    table, size, history = token_table(how.model, params), how.max_new_tokens, None
+    prompt, lengths, key, carry = given
     while left:
-        asked = min(block, left)
-        out, history = _generate_with(
-            table,
-            model,
-            params,
-            prompt,
-            lengths,
-            max_new_tokens=asked,
-            key=key,
-            sampling=sampling,
-            stop=stop,
-            initial_carry=initial_carry,
-            history=history,
-            room=left,
-        )
+        count = min(size, left)
+        how = how._replace(max_new_tokens=count)
+        out, history = _generate(how, params, table, prompt, lengths, key, carry, history)
+        how = how._replace(room=size)  # not read from now on: one program for all further blocks
         tokens = np.asarray(out.tokens)[: int(out.lengths)]
         if len(tokens):
             yield tokens
-        if len(tokens) < asked or tokens[-1] in stops:
+        if len(tokens) < count or tokens[-1] in how.stop:
             return
-        left -= len(tokens)
-        prompt, lengths, key, initial_carry = out.last[None], None, out.keys, out.carry
-
-
-def _generate_with(
-    table: Any,
-    model: Any,
-    params: Any,
-    prompt: Any,
-    lengths: Any,
-    *,
-    max_new_tokens: int,
-    key: Key | None,
-    sampling: Sampling | None,
-    stop: Any,
-    pad: int = 0,
-    initial_carry: Carry = None,
-    history: History | None = None,
-    room: int | None = None,
-) -> tuple[Generated, History]:
-    """:func:`generate`, given what :func:`token_table` made; and the history behind it.
-
-    ``history`` is what a call before this one gave: all tokens up to ``prompt``, which is the last
-    of them. A first call makes ``room`` in it for the tokens of later calls as well.
-    """
-    sampling = sample() if sampling is None else sampling
-    if not isinstance(sampling, Sampling):
-        raise ValueError(
-            f"sampling must be rnnjax.sample(...) or rnnjax.greedy(), got {sampling!r}"
-        )
-    count = check_size("max_new_tokens", max_new_tokens)
-    prompt, lengths = _check_prompt(prompt, lengths, model.vocab_size)
-    keys = row_keys(key, prompt.shape[:-1], sampling.draws)
-    stops = () if stop is None else check_ids("stop", stop)
-    for name, ids in (("stop", stops), ("pad", check_ids("pad", pad))):
-        if any(i >= model.vocab_size for i in ids):
-            raise ValueError(f"{name} must lie in [0, {model.vocab_size}), got {max(ids)}")
-    room = count if room is None or history is not None else room
-    how = _How(model, sampling, count, stops, int(pad), room)
-    return _generate(how, params, table, prompt, lengths, keys, initial_carry, history)
+        left -= count
+        prompt, lengths, key, carry = out.last[None], jnp.ones((), jnp.int32), out.keys, out.carry
 
 
 class _How(NamedTuple):
@@ -302,11 +260,15 @@ def _note(history: History, token: Array, going: Array) -> History:
     # A row that has ended writes behind the end of the array, that is nowhere.
     place = jnp.where(going, history.length, history.tokens.shape[1])
     tokens = history.tokens.at[jnp.arange(len(token)), place].set(token, mode="drop")
-    return History(tokens, history.length + going, history.new + going)
+    return History(
+        tokens,
+        jnp.where(going, history.length + 1, history.length),
+        jnp.where(going, history.new + 1, history.new),
+    )
 
 
 def _check_prompt(prompt: Any, lengths: Any, vocab_size: int) -> tuple[Array, Array]:
-    prompt = check_tokens(prompt, vocab_size)
+    prompt = check_tokens(prompt, vocab_size, "prompt")
     if not prompt.ndim or not prompt.shape[-1]:
         raise ValueError(
             f"prompt must have shape [..., T] with T at least 1, got shape {prompt.shape}: "
@@ -323,3 +285,25 @@ def _check_prompt(prompt: Any, lengths: Any, vocab_size: int) -> tuple[Array, Ar
             "an empty prompt needs a start token"
         )
     return prompt.astype(jnp.int32), jnp.maximum(jnp.asarray(lengths), 1)
+
+
+def _check_model(model: Any) -> None:
+    """Refuse what is no language model, such as one given behind its parameters."""
+    if not isinstance(model, LanguageModel):
+        kind = type(model).__name__
+        raise ValueError(f"model must be a rnnjax.language_model(...), got {kind}")
+
+
+def _check_how(
+    model: Any, count: Any, sampling: Any, stop: Any, pad: Any, room: int | None = None
+) -> _How:
+    sampling = sample() if sampling is None else sampling
+    if not isinstance(sampling, Sampling):
+        raise ValueError(
+            f"sampling must be rnnjax.sample(...) or rnnjax.greedy(), got {sampling!r}"
+        )
+    size = model.vocab_size
+    stops = () if stop is None else check_ids("stop", stop, size)
+    number = check_size("max_new_tokens", count)
+    number_of_pad = check_id("pad", pad, size)
+    return _How(model, sampling, number, stops, number_of_pad, number if room is None else room)

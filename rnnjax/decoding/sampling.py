@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from rnnjax._checks import check_size
+from rnnjax._checks import check_ids, check_number, check_size
 from rnnjax.base import Key
 
 
@@ -50,11 +50,17 @@ class Sampling:
     draws: bool = True
 
     def __call__(self, key: Key, logits: Array, history: History) -> Array:
+        logits = _raised(logits)
         for transform in self.transforms:
             logits = transform(logits, history)
         token = _draw(key, logits) if self.draws else jnp.argmax(logits)
         # Where no logit is left, or one is NaN, the token taken has such a logit itself.
         return jnp.where(logits[token] > -jnp.inf, token, -1).astype(jnp.int32)
+
+
+def _raised(logits: Array) -> Array:
+    """Of 16 bits as float32: probabilities of many tokens do not add up to 1 otherwise."""
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
 def _draw(key: Key, logits: Array) -> Array:
@@ -114,11 +120,8 @@ def temperature(value: float) -> Transform:
     Raises:
         ValueError: not a finite positive number; 0 is called :func:`greedy`.
     """
-    number = _number("temperature", value)
-    if not (0 < number < math.inf):
-        hint = ": use greedy() for the most likely token" if number == 0 else ""
-        raise ValueError(f"temperature must be a finite positive number, got {value!r}{hint}")
-    return Temperature(number)
+    expected = "a finite positive number (greedy() takes the likeliest token)"
+    return Temperature(check_number("temperature", value, expected, lambda a: 0 < a < math.inf))
 
 
 def _is_before(logits: Array, *, ties: bool = True) -> Array:
@@ -164,7 +167,7 @@ class TopP:
         if self.p == 1.0:
             return logits
         # A token stays while those likelier than it do not reach p: so the first always stays.
-        probabilities = jax.nn.softmax(logits)
+        probabilities = jax.nn.softmax(_raised(logits))
         if len(logits) <= _FEW_TOKENS:
             before = jnp.sum(jnp.where(_is_before(logits), probabilities[None], 0), axis=-1)
             return jnp.where(before < self.p, logits, -jnp.inf)
@@ -218,7 +221,7 @@ class RepetitionPenalty:
     window: int | None = None
 
     def __call__(self, logits: Array, history: History) -> Array:
-        places = jnp.arange(len(history.tokens))
+        places = jnp.arange(len(history.tokens), dtype=jnp.int32)
         counted = places < history.length
         if self.window is not None:
             counted &= places >= history.length - self.window
@@ -241,9 +244,8 @@ def repetition_penalty(penalty: float, window: int | None = None) -> Transform:
     References:
         Keskar et al., "CTRL: a conditional transformer language model", 2019.
     """
-    number = _number("penalty", penalty)
-    if not (1 <= number < math.inf):
-        raise ValueError(f"penalty must be a finite number of at least 1, got {penalty!r}")
+    expected = "a finite number of at least 1"
+    number = check_number("penalty", penalty, expected, lambda a: 1 <= a < math.inf)
     return RepetitionPenalty(number, None if window is None else check_size("window", window))
 
 
@@ -288,43 +290,17 @@ def min_length(tokens: int, stop: Iterable[int]) -> Transform:
     return MinLength(check_size("tokens", tokens), check_ids("stop", stop))
 
 
-def check_ids(name: str, ids: Any) -> tuple[int, ...]:
-    """Token ids as a tuple of Python integers.
-
-    Raises:
-        ValueError: none, or one that is no integer or negative.
-    """
-    given = tuple(ids) if isinstance(ids, Iterable) else (ids,)
-    if not given:
-        raise ValueError(f"{name} must name at least one token id, got none")
-    return tuple(
-        check_size(name, i + 1) - 1 if _is_integer(i) else check_size(name, i) for i in given
-    )
-
-
-def _is_integer(value: Any) -> bool:
-    return hasattr(value, "__index__") and not isinstance(value, bool)
-
-
-def _number(name: str, value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be a number, got {value!r}") from None
-
-
 def _share(name: str, value: Any) -> float:
-    number = _number(name, value)
-    if not (0 < number <= 1):
-        raise ValueError(f"{name} must lie in (0, 1], got {value!r}")
-    return number
+    return check_number(name, value, "a number in (0, 1]", lambda share: 0 < share <= 1)
 
 
-def check_transforms(transforms: tuple[Any, ...]) -> tuple[Transform, ...]:
+def check_transforms(transforms: Any) -> tuple[Transform, ...]:
     """Refuse what is no transformer of logits."""
+    if not isinstance(transforms, tuple | list):
+        raise ValueError(f"transforms must be a tuple of functions, got {transforms!r}")
     for transform in transforms:
         if not callable(transform) or isinstance(transform, Sampling):
             raise ValueError(
                 f"transforms must be functions of logits and history, got {transform!r}"
             )
-    return transforms
+    return tuple(transforms)

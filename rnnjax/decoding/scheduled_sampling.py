@@ -11,7 +11,7 @@ from rnnjax import masking
 from rnnjax._checks import check_flag, check_key, check_number
 from rnnjax.base import Key
 from rnnjax.models import SequenceToSequence
-from rnnjax.models.embedding import check_tokens
+from rnnjax.models._sources import read_tokens
 
 
 def scheduled_sampling(
@@ -82,17 +82,14 @@ def scheduled_sampling(
     if not isinstance(rate, Tracer):
         rate = check_number("rate", rate, "a rate in [0, 1]", lambda p: 0 <= p <= 1)
     reading, tossing, drawing = jax.random.split(check_key(key), 3)
-    target = masking.as_integers("target", target)
-    if not target.ndim:
-        raise ValueError("target must have shape [..., T], got a scalar")
+    source = masking.as_array("source", source)
+    target, valid = read_tokens("target", target, target_lengths, model.vocab_size)
     batch, time = target.shape[:-1], target.shape[-1]
-    of_source = jnp.shape(source)[: -model.source_ndim]
+    of_source = source.shape[: -model.source_ndim]
     if batch != of_source:
         raise ValueError(
             f"target must have the batch axes of source, {of_source}, got shape {target.shape}"
         )
-    valid = masking.valid_steps(target_lengths, None, batch, time)
-    target = check_tokens(masking.zero_padding(valid, target), model.vocab_size, "target")
     carry, memory = model.encode(params, source, source_lengths, key=reading)
 
     def step(held: tuple, at: tuple) -> tuple[tuple, tuple]:

@@ -144,7 +144,8 @@ def _chunks(remat: int | str | None, size: Size, platform: str) -> tuple[int | N
         if not isinstance(size.time, int):
             raise ValueError(f"remat={remat!r} needs a T known when compiled, got {size.time}")
         named = {"step": 1, "sqrt": max(1, math.isqrt(size.time))}
-        chunk = named[remat] if isinstance(remat, str) else remat
+        # No longer than the sequence, and so it is said.
+        chunk = named[remat] if isinstance(remat, str) else min(remat, max(1, size.time))
         return chunk, True, f"remat={remat!r}: chunks of {_steps(chunk)}"
     if not isinstance(size.gate_bytes, int):
         return None, False, "symbolic shapes: all steps projected at once"

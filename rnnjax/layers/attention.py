@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax import masking
-from rnnjax._checks import check_key, check_size
+from rnnjax._checks import check_floating, check_key, check_size
 from rnnjax._numerics import accumulation_dtype, affine
 from rnnjax._recipe import Made, factory
 from rnnjax.base import Key
@@ -157,8 +157,11 @@ def attention(kind: str = "general", *, size: int | None = None, window: int = 1
     def apply(
         params: Any, queries: Array, memory: Array, lengths: Any = None, *, mask: Any = None
     ) -> tuple[Array, Array]:
+        queries, memory = (
+            _as_vectors(name, a) for name, a in (("queries", queries), ("memory", memory))
+        )
         batch, steps = memory.shape[:-2], memory.shape[-2]
-        if queries.ndim < 2 or queries.shape[:-2] != batch:
+        if queries.shape[:-2] != batch:
             raise ValueError(
                 f"queries must have shape [..., T, H] with the batch axes of memory, {batch}, "
                 f"got shape {queries.shape}"
@@ -172,6 +175,19 @@ def attention(kind: str = "general", *, size: int | None = None, window: int = 1
         return weighted_mean(weights, memory), weights
 
     return Attention(init, apply, query_weights, keys, weigh)
+
+
+def _as_vectors(name: str, given: Any) -> Array:
+    """An array [..., S, D] of floats.
+
+    Raises:
+        ValueError: naming ``name`` and what came instead.
+    """
+    array = masking.as_array(name, given)
+    if array.ndim < 2:
+        raise ValueError(f"{name} must have shape [..., T, D], got shape {array.shape}")
+    check_floating(name, array)
+    return jnp.asarray(array)
 
 
 def weighted_mean(weights: Array, values: Array) -> Array:

@@ -212,8 +212,21 @@ def prepare_memory(cell: Cell, params: Params, memory: Memory) -> Memory:
     """
     if not isinstance(cell, Cell) or cell.context is None:
         raise ValueError(f"cell must be one that takes a context, got {cell!r}")
+    if isinstance(memory, Memory):
+        arrays = [
+            None if part is None else masking.as_array(f"memory.{name}", part)
+            for name, part in memory._asdict().items()
+        ]
+        states, mask = arrays[:2]
+        if states is None or mask is None or states.ndim < 2 or mask.shape != states.shape[:-1]:
+            shapes = [None if a is None else a.shape for a in (states, mask)]
+            raise ValueError(
+                "memory must have states [..., S, M] and a bool mask [..., S], got shapes "
+                f"{shapes[0]} and {shapes[1]}"
+            )
+        memory = Memory(*arrays)
     make = cell.context
-    for _ in memory.states.shape[:-2]:
+    for _ in memory.states.shape[:-2] if isinstance(memory, Memory) else ():
         make = jax.vmap(make, in_axes=(None, 0))
     return make(params, memory)
 
@@ -511,6 +524,8 @@ def _checked_memory(given: Any, memory_size: int) -> Memory:
             f"context must be a rnnjax.Memory(states, mask), got {type(given).__name__}"
         )
     states, mask = given.states, given.mask
+    if mask is None:
+        raise ValueError("context.mask must be bool of shape [..., S] as context.states, got None")
     if states.ndim != 2 or states.shape[-1] != memory_size:
         raise ValueError(
             f"context.states must have shape [..., S, {memory_size}], got size {states.shape[-1]}"

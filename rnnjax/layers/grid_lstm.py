@@ -9,13 +9,21 @@ from jax import Array, lax
 from jax.nn import sigmoid
 
 from rnnjax import masking
-from rnnjax._checks import check_carry, check_flag, check_key, check_size, describe
+from rnnjax._checks import (
+    check_carry,
+    check_flag,
+    check_key,
+    check_size,
+    describe,
+    python_scalar,
+)
 from rnnjax._numerics import affine, carry_dtype, split_gates, varying_like
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Layer
 from rnnjax.cells._common import draw_packed, zeros_of
 from rnnjax.cells.lstm import LSTMCarry, LSTMGates, lstm_gates
 from rnnjax.engine._arguments import check_xs
+from rnnjax.engine._plan import check_request
 from rnnjax.engine.unroll import unroll
 from rnnjax.initializers import CellInitializer, resolve
 from rnnjax.layers._common import StepArguments, with_signature
@@ -23,6 +31,7 @@ from rnnjax.transforms.precision import (
     Policy,
     as_operand,
     cast_parameters,
+    check_policy,
     with_policy,
 )
 
@@ -133,20 +142,21 @@ def grid_lstm(
         Kalchbrenner, Danihelka and Graves, "Grid long short-term memory", ICLR 2016,
         arXiv:1507.01526.
     """
-    if dimensions not in (1, 2):
+    count = python_scalar("dimensions", dimensions)
+    if type(count) is not int or count not in (1, 2):
         raise ValueError(f"dimensions must be 1 or 2, got {dimensions!r}")
     check_choice("priority", priority, PRIORITIES)
     check_choice("output", output, OUTPUTS)
     grid = _Grid(
         check_size("hidden_size", hidden_size),
         check_size("num_layers", num_layers),
-        dimensions == 2,
+        count == 2,
         check_flag("tied", tied),
         priority,
         output,
         check_flag("reverse", reverse),
-        policy,
-        remat,
+        None if policy is None else check_policy(policy),
+        check_request(_time_cell(1, "depth", "inside"), None, remat).remat,
     )
     draw = resolve(initializer)
 
@@ -159,7 +169,7 @@ def grid_lstm(
         else:
             keys = jax.random.split(second, grid.num_layers)
             sides = jax.vmap(lambda k: _draw_sides(k, draw, grid))(keys)
-        return cast_parameters(policy, GridLSTMParams(w, bias, *sides))
+        return cast_parameters(grid.policy, GridLSTMParams(w, bias, *sides))
 
     def apply(
         params: GridLSTMParams,

@@ -8,6 +8,7 @@ from rnnjax import masking
 from rnnjax._checks import check_flag
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Layer, Params
+from rnnjax.engine._plan import check_request
 from rnnjax.engine.one_step import spread_carry
 from rnnjax.engine.unroll import unroll
 from rnnjax.layers._common import StepArguments, with_signature
@@ -49,6 +50,7 @@ def recurrent(
     if not isinstance(cell, Cell):
         raise ValueError(f"cell must be a rnnjax.Cell, got {type(cell).__name__}")
     reverse = check_flag("reverse", reverse)
+    check_request(cell, implementation, remat, scan_unroll)
     if policy is not None:
         cell = with_policy(cell, policy)
 

@@ -1,5 +1,6 @@
 """A sequence in pieces: the same outputs, bit for bit, however it is cut."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,8 +11,9 @@ from jax import Array
 from jax.core import Tracer
 
 from rnnjax import masking
-from rnnjax._checks import check_floating, check_size
+from rnnjax._checks import check_size
 from rnnjax.base import Carry, Cell, Layer, Params
+from rnnjax.engine._arguments import check_xs
 from rnnjax.engine.one_step import Block, require_causal, run_block, run_only_step
 
 Stream = Callable[..., tuple[Carry, Any]]
@@ -36,7 +38,8 @@ def make_stream(layer: Cell | Layer, *, block_size: int = 32) -> Stream:
 
     Returns:
         ``stream(params, xs [..., n, D], lengths=None, *, mask, resets, initial_carry,
-        context) -> (carry, ys [..., n, O])``, with the arguments of a layer. Hand the carry on as
+        context) -> (carry, ys [..., n, O])``, with the arguments of a layer; ``xs`` may be a tree,
+        as for ``unroll``. Hand the carry on as
         ``initial_carry`` of the next piece; None starts anew.
 
     Raises:
@@ -70,8 +73,9 @@ def make_stream(layer: Cell | Layer, *, block_size: int = 32) -> Stream:
         context: Any = None,
     ) -> tuple[Carry, Any]:
         _refuse_tracers(params, xs, lengths, mask, resets, initial_carry, context)
-        xs = _check_xs(xs)
-        batch, time = xs.shape[:-2], xs.shape[-2]
+        xs = jax.tree.map(_canonical, check_xs(xs))
+        *batch, time = jax.tree.leaves(xs)[0].shape[:-1]
+        batch = tuple(batch)
         valid = masking.valid_steps(lengths, mask, batch, time)
         if resets is not None:
             resets = masking.check_flags("resets", resets, batch, time)
@@ -95,35 +99,33 @@ def _refuse_tracers(*arguments: Any) -> None:
         )
 
 
-def _check_xs(xs: Any) -> Any:
-    xs = masking.as_array("xs", xs)
-    if xs.ndim < 2:
-        raise ValueError(f"xs must have shape [..., n, D], got shape {xs.shape}")
+def _canonical(xs: Any) -> Any:
     dtype = jax.dtypes.canonicalize_dtype(xs.dtype)
-    if xs.dtype != dtype:  # astype would be a call of a program even where it changes nothing
-        xs = xs.astype(dtype)
-    check_floating("xs", xs)
-    return xs
+    # astype would be a call of a program even where it changes nothing.
+    return xs if xs.dtype == dtype else xs.astype(dtype)
 
 
 def _time_first(xs: Any, valid: Any, resets: Any) -> Block:
     """The steps of a piece, time first, on the host."""
-    shape = xs.shape[:-1]
+    shape = jax.tree.leaves(xs)[0].shape[:-1]
     mask = np.ones(shape, bool) if valid is None else np.asarray(valid)
     resets = np.zeros(shape, bool) if resets is None else np.asarray(resets)
-    xs = np.asarray(xs)
-    return Block(np.moveaxis(xs, -2, 0), np.moveaxis(mask, -1, 0), np.moveaxis(resets, -1, 0))
+    xs = jax.tree.map(lambda a: np.moveaxis(np.asarray(a), -2, 0), xs)
+    return Block(xs, np.moveaxis(mask, -1, 0), np.moveaxis(resets, -1, 0))
 
 
 def _blocks(piece: Block, size: int) -> Iterator[tuple[int, Block]]:
     """Blocks of ``size`` steps, and how many of them are real; a piece without steps is one."""
     time = len(piece.mask)
     for begin in range(0, max(time, 1), size):
-        part = [a[begin : begin + size] for a in piece]
-        block = Block(*(np.zeros((size, *a.shape[1:]), a.dtype) for a in part))
-        for whole, a in zip(block, part, strict=True):
-            whole[: len(a)] = a
-        yield len(part[0]), block
+        part = jax.tree.map(lambda a, begin=begin: a[begin : begin + size], piece)
+        yield len(part.mask), jax.tree.map(functools.partial(_padded, size), part)
+
+
+def _padded(size: int, a: np.ndarray) -> np.ndarray:
+    whole = np.zeros((size, *a.shape[1:]), a.dtype)
+    whole[: len(a)] = a
+    return whole
 
 
 def _concatenate_in_time(results: list[tuple[int, Any]], batch_axes: int) -> Any:

@@ -1,5 +1,6 @@
 """What models that write after they have read share: bridge, decoder, attention and head."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax import masking
-from rnnjax._checks import check_carry, check_flag, check_key, check_rate, check_size
+from rnnjax._checks import check_carry, check_flag, check_id, check_key, check_rate, check_size
 from rnnjax._numerics import affine
 from rnnjax._recipe import Made
 from rnnjax.base import Carry, Cell, Key, Layer, Params
@@ -121,7 +122,7 @@ def make_model(
     tied = check_flag("tie", tie)
     if tied:
         _check_tied(target, inner)
-    rate, first = check_rate("dropout", dropout), _check_start(start, target.vocab_size)
+    rate, first = check_rate("dropout", dropout), check_id("start", start, target.vocab_size)
 
     def init(key: Key) -> SequenceToSequenceParams:
         keys = jax.random.split(check_key(key), 7)
@@ -166,7 +167,7 @@ def make_model(
         reading, drop, inside, out = split_key(key, 4)
         carry, memory = encode(params, given, source_lengths, key=reading)
         tokens, valid = read_tokens("target", target_tokens, target_lengths, target.vocab_size)
-        batch = jnp.shape(given)[: -source.ndim]
+        batch = masking.as_array("source", given).shape[: -source.ndim]
         if tokens.shape[:-1] != batch:
             raise ValueError(
                 f"target must have the batch axes of source, {batch}, got shape {tokens.shape}"
@@ -317,7 +318,10 @@ class _Parts(NamedTuple):
         if self.bridge == "copy":
             crossed = check_carry("the carry of the encoder (bridge='copy')", final, crossed)
         else:
-            ends = [a.reshape(*batch, -1) for a in jax.tree.leaves(final)]
+            # A size of -1 would be unknown in a batch of no rows.
+            ends = [
+                a.reshape(*batch, math.prod(a.shape[len(batch) :])) for a in jax.tree.leaves(final)
+            ]
             known = jnp.concatenate(ends, axis=-1)
             leaves, structure = jax.tree.flatten(crossed)
             crossed = structure.unflatten(
@@ -457,14 +461,6 @@ def _size(tree: Any) -> int:
 
 def _zeros(shapes: Any) -> Any:
     return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-
-
-def _check_start(start: Any, vocab_size: int) -> int:
-    if isinstance(start, bool) or not hasattr(start, "__index__"):
-        raise ValueError(f"start must be a token id, an integer, got {start!r}")
-    if not 0 <= start < vocab_size:
-        raise ValueError(f"start must lie in [0, {vocab_size}), got {start}")
-    return int(start)
 
 
 def _check_tied(target: Embedding, head_size: int | None) -> None:

@@ -9,6 +9,8 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from rnnjax._checks import check_width
+
 Tree = TypeVar("Tree")
 
 
@@ -24,7 +26,8 @@ def replicate(
         divided: the arrays that are divided over the mesh instead, see :func:`state_shardings`.
 
     Raises:
-        ValueError: as :func:`state_shardings`.
+        ValueError: as :func:`state_shardings`; no mesh, or a leaf that is none of these, or holds
+            integers that JAX would cut to 32 bits.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -33,7 +36,9 @@ def replicate(
         >>> replicate(mesh, {"w": jnp.ones(3)})["w"].sharding.is_fully_replicated
         True
     """
-    where = state_shardings(mesh, tree, divided)
+    where = state_shardings(_check_mesh(mesh), tree, divided)
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        _check_leaf(f"tree{jax.tree_util.keystr(path)}", leaf)
     if NamedSharding(mesh, PartitionSpec()).is_fully_addressable:
         return jax.device_put(tree, where)
     return jax.tree.map(_of_all_processes, tree, where)
@@ -107,7 +112,8 @@ def shard_batch(mesh: Mesh, batch: Tree, axis: str | None = None) -> Tree:
         axis: the axis of the mesh over which rows are divided; its first one if not given.
 
     Raises:
-        ValueError: there is no such axis, or a leaf has no rows or a number that does not divide.
+        ValueError: there is no such axis, or a leaf is no array of numbers, has no rows, or a
+            number of them that does not divide.
 
     Example:
         >>> import jax, numpy as np
@@ -117,19 +123,36 @@ def shard_batch(mesh: Mesh, batch: Tree, axis: str | None = None) -> Tree:
         >>> [shard.data.shape for shard in x.addressable_shards][0]
         (4, 3)
     """
-    axis = mesh.axis_names[0] if axis is None else axis
+    axis = _check_mesh(mesh).axis_names[0] if axis is None else axis
     if axis not in mesh.axis_names:
         raise ValueError(f"axis must be one of the axes {mesh.axis_names} of mesh, got {axis!r}")
     count = mesh.shape[axis]
     for path, leaf in jax.tree.leaves_with_path(batch):
-        shape = np.shape(leaf)
+        name = f"batch{jax.tree_util.keystr(path)}"
+        shape = _check_leaf(name, leaf)
         if not shape or shape[0] % count:
             raise ValueError(
-                f"batch{jax.tree_util.keystr(path)} must have shape [B, ...] with B a multiple of "
+                f"{name} must have shape [B, ...] with B a multiple of "
                 f"the {count} devices on axis {axis!r}, got shape {shape}"
             )
     rows = NamedSharding(mesh, PartitionSpec(axis))
     return jax.tree.map(lambda leaf: _divided(leaf, rows), batch)
+
+
+def _check_mesh(mesh: Any) -> Mesh:
+    if not isinstance(mesh, Mesh):
+        raise ValueError(f"mesh must be a jax.sharding.Mesh, got {type(mesh).__name__}")
+    return mesh
+
+
+def _check_leaf(name: str, leaf: Any) -> tuple[int, ...]:
+    """The shape of a leaf that JAX can put on a device as it is."""
+    if isinstance(leaf, Array):
+        return leaf.shape
+    array = check_width(name, np.asarray(leaf))
+    if array.dtype != np.bool_ and not jnp.issubdtype(array.dtype, np.number):
+        raise ValueError(f"{name} must be an array of numbers, got dtype {array.dtype}")
+    return array.shape
 
 
 def _divided(leaf: Any, rows: NamedSharding) -> Any:

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from rnnjax._checks import check_size
+from rnnjax._checks import check_number, check_size
 
 # The decay rates that Kingma and Ba recommend, and the defaults of PyTorch and Keras.
 B1, B2 = 0.9, 0.999
@@ -86,21 +86,21 @@ def init_lazy_adam(
     """The state before the first step.
 
     Args:
-        vectors: the table [V, E].
-        rest: all other parameters, a tree.
+        vectors: the table [V, E]; of 16 bits it is raised to float32.
+        rest: all other parameters, a tree. Their averages are float32 or wider, too: what decays
+            as slowly stands still in 16 bits.
         max_steps: the most steps that are ever taken: two tables are as long.
         form: whose Adam, see the top of this file.
 
     Raises:
         ValueError: ``max_steps`` is not a positive integer, or the form is unknown.
     """
-    if form not in EPSILON:
-        raise ValueError(f"form must be 'pytorch' or 'keras', got {form!r}")
+    _check_form(form)
     return LazyAdamState(
         jnp.zeros((), jnp.int32),
         init_table(jnp.asarray(vectors)),
         rest,
-        Moments(*(jax.tree.map(jnp.zeros_like, rest) for _ in range(2))),
+        Moments(*(jax.tree.map(_zeros_for, rest) for _ in range(2))),
         make_tails(check_size("max_steps", max_steps), form),
     )
 
@@ -127,7 +127,12 @@ def make_lazy_adam_step(
 
     Returns:
         ``step(state, rows, batch, key=None) -> (state, (loss, aux))``, with ``rows`` int32 [U] the
-        distinct ids that the batch reads. Ids outside the table fill ``rows`` up to one shape.
+        distinct ids that the batch reads. Ids outside the table, negative ones included, fill
+        ``rows`` up to one shape.
+
+    Raises:
+        ValueError: a learning rate that is not finite or below 0, or an unknown form; from the
+            step, rows that are no integers.
 
     Example:
         >>> import numpy as np
@@ -146,10 +151,17 @@ def make_lazy_adam_step(
         Kingma and Ba, "Adam: a method for stochastic optimization", ICLR 2015.
     """
 
+    learning_rate = _check_learning_rate(learning_rate)
+    _check_form(form)
+
     def step(
         state: LazyAdamState, rows: Array, batch: Any, key: Any = None
     ) -> tuple[LazyAdamState, Any]:
         rows = jnp.asarray(rows)
+        if not jnp.issubdtype(rows.dtype, jnp.integer):
+            raise ValueError(f"rows must be integers, got dtype {rows.dtype}")
+        # A negative index would count from the end.
+        rows = jnp.where(rows < 0, len(state.table.last), rows)
         values = read(state.table, rows, state.step, state.tails, learning_rate, form)
         with_aux = jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True)
         result, (of_vectors, of_rest) = with_aux(values[:, 0], state.rest, batch, key)
@@ -169,8 +181,29 @@ def lazy_adam_params(
     state: LazyAdamState, learning_rate: float, *, form: Form = "pytorch"
 ) -> tuple[Array, Any]:
     """The whole table [V, E], every row up to date, and all other parameters."""
-    vectors = settle(state.table, state.step, state.tails, learning_rate, form)
-    return vectors, state.rest
+    _check_form(form)
+    rate = _check_learning_rate(learning_rate)
+    return settle(state.table, state.step, state.tails, rate, form), state.rest
+
+
+def _check_form(form: Any) -> None:
+    if form not in EPSILON:
+        raise ValueError(f"form must be 'pytorch' or 'keras', got {form!r}")
+
+
+def _check_learning_rate(rate: Any) -> float:
+    expected = "finite and at least 0"
+    return check_number("learning_rate", rate, expected, lambda a: 0 <= a < float("inf"))
+
+
+def _raised(a: Any) -> Array:
+    a = jnp.asarray(a)
+    return a.astype(jnp.promote_types(a.dtype, jnp.float32))
+
+
+def _zeros_for(parameter: Any) -> Array:
+    """An average of its gradients, before the first step."""
+    return jnp.zeros_like(_raised(parameter))
 
 
 def make_tails(steps: int, form: Form) -> Tails:
@@ -193,6 +226,7 @@ def _tails(terms: np.ndarray, rate: float) -> Array:
 
 def init_table(vectors: Array) -> Table:
     """A table before the first step."""
+    vectors = _raised(vectors)
     zeros = jnp.zeros_like(vectors)
     return Table(jnp.stack([vectors, zeros, zeros], axis=1), jnp.zeros(len(vectors), jnp.int32))
 
@@ -252,14 +286,17 @@ def adam(
 ) -> tuple[Any, Moments]:
     """One step of Adam, the ``step``-th from 1; the learning rate is one for all, or a tree."""
     s = step.astype(jnp.float32)
+    grads = jax.tree.map(_raised, grads)
     correct_mean, correct_square = 1 - B1**s, jnp.sqrt(1 - B2**s)
     mean = jax.tree.map(lambda m, g: B1 * m + (1 - B1) * g, moments.mean, grads)
     square = jax.tree.map(lambda v, g: B2 * v + (1 - B2) * g * g, moments.square, grads)
 
     def move(p: Array, m: Array, v: Array, rate: Any) -> Array:
         if form == "keras":
-            return p - rate * correct_square / correct_mean * m / (jnp.sqrt(v) + EPSILON[form])
-        return p - rate / correct_mean * m / (jnp.sqrt(v) / correct_square + EPSILON[form])
+            moved = rate * correct_square / correct_mean * m / (jnp.sqrt(v) + EPSILON[form])
+        else:
+            moved = rate / correct_mean * m / (jnp.sqrt(v) / correct_square + EPSILON[form])
+        return (p - moved).astype(p.dtype)
 
     if not isinstance(learning_rate, float):
         return jax.tree.map(move, params, mean, square, learning_rate), Moments(mean, square)

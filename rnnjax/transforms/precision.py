@@ -80,7 +80,7 @@ def with_policy(cell: Whole, policy: Policy) -> Whole:
             "cell must be a rnnjax.Cell, a layer or a model, and policy a rnnjax.Policy, "
             f"got {type(cell).__name__} and {type(policy).__name__}"
         )
-    named = Policy(*(_check_dtype(*field).name for field in policy._asdict().items()))
+    named = check_policy(policy)
     if not isinstance(cell, Cell):
         return _made_again(cell, named)
     if not all(
@@ -193,6 +193,17 @@ def _cell_with_policy(cell: Cell, policy: Policy) -> Cell:
         # A carry rounded at every step does not obey a linear recurrence.
         linear=linear if inner.linear and work == state else None,
     )
+
+
+def check_policy(policy: Any) -> Policy:
+    """The policy with its dtypes by name.
+
+    Raises:
+        ValueError: it is none, or a dtype is none of the four.
+    """
+    if not isinstance(policy, Policy):
+        raise ValueError(f"policy must be a rnnjax.Policy, got {type(policy).__name__}")
+    return Policy(*(_check_dtype(*field).name for field in policy._asdict().items()))
 
 
 def _check_dtype(name: str, dtype: Any) -> jnp.dtype:

@@ -255,6 +255,7 @@ def test_elapsed_times_of_the_s5_are_those_of_its_equations(implementation):
         np.testing.assert_allclose(carry[b], state, rtol=VALUE, atol=VALUE)
 
 
+@pytest.mark.kept
 def test_two_steps_of_half_the_time_are_one_of_the_whole_for_the_s5():
     """Also with an input: it is held, and the sampling is exact."""
     cell, _ = CASES["s5"]

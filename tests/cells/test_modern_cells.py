@@ -192,6 +192,7 @@ def test_the_memory_recovers_a_signal_of_the_past():
     assert abs(delayed - wave[-1 - int(theta)]) < 0.1
 
 
+@pytest.mark.kept
 def test_elapsed_times_are_an_input_of_the_cfc():
     """Ragged, with NaN behind the end of both inputs; the same through a layer and step by step."""
     params, cell = random_params("cfc"), CELLS["cfc"]

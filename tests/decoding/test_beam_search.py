@@ -206,7 +206,19 @@ BAD = {
     "no length": (lambda: search(TABLES[0], 0, 2, length=0), "max_length must be a positive"),
     "a penalty below 0": (lambda: search(TABLES[0], 0, 2, alpha=-1.0), "length_penalty must be"),
     "coverage without weights": (lambda: search(TABLES[0], 0, 2, coverage=1.0), "coverage needs"),
-    "a pad outside": (lambda: search(TABLES[0], 0, 2, pad=7), r"lie in \[0, 3\)"),
+    "a pad outside": (lambda: search(TABLES[0], 0, 2, pad=7), r"integer in \[0, 3\), got 7"),
+    "a start outside": (lambda: search(TABLES[0], [0, 3], 2), r"start must lie in \[0, 3\), got 3"),
+    "a start below 0": (lambda: search(TABLES[0], -1, 2), r"start must lie in \[0, 3\), got -1"),
+    "a penalty in words": (lambda: search(TABLES[0], 0, 2, alpha="1"), "length_penalty must be"),
+    "a coverage of None": (lambda: search(TABLES[0], 0, 2, coverage=None), "coverage must be"),
+    "one function": (
+        lambda: search(TABLES[0], 0, 2, transforms=rnnjax.forbid(1)),
+        "transforms must be a tuple",
+    ),
+    "no carry": (
+        lambda: rnnjax.beam_search(step, TABLES[0], None, [0], stop=1, beam_size=1, max_length=1),
+        "carry must be the one before start",
+    ),
     "a batch of another shape": (
         lambda: rnnjax.beam_search(
             step,
@@ -227,3 +239,39 @@ def test_bad_input_is_named(case):
     run, words = BAD[case]
     with pytest.raises(ValueError, match=words):
         run()
+
+
+def test_a_batch_of_no_rows_has_no_texts():
+    beams = search(TABLES[0], np.zeros(0, int), beam_size=2)
+    assert beams.tokens.shape == (0, 2, N)
+
+
+def test_dtypes_are_the_same_with_64_bits():
+    expected = search(TABLES[0], [0, 2], beam_size=2)
+    with jax.enable_x64(True):
+        found = search(TABLES[0], [0, 2], beam_size=2)
+    assert [a.dtype for a in found] == [a.dtype for a in expected]
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+
+
+def test_attention_of_16_bits_is_added_up_in_32():
+    """600 looks of 1/600 at the only place: in bfloat16 their sum would stand still at 0.5."""
+    length, weight = 600, jnp.bfloat16(1 / 600)
+
+    def looking(params, carry, token, memory):
+        logits = jnp.broadcast_to(jnp.array([0.0, -jnp.inf]), (*token.shape, 2))
+        return carry, logits, jnp.full((*token.shape, 1), weight)
+
+    beams = rnnjax.beam_search(
+        looking,
+        (),
+        (),
+        jnp.array([0]),
+        jnp.zeros((1, 1)),
+        stop=1,
+        beam_size=1,
+        max_length=length,
+        coverage=1.0,
+        length_penalty=0.0,
+    )
+    np.testing.assert_allclose(beams.scores[0, 0], np.log(length * float(weight)), atol=1e-4)

@@ -411,8 +411,8 @@ def call(**options):
 BAD = {
     "an empty prompt": (lambda: call(prompt=jnp.zeros((2, 0), int)), "prompt", "start token"),
     "a prompt of no tokens": (lambda: call(lengths=[1, 0, 2]), "lengths", "index (1,)"),
-    "an id outside": (lambda: call(prompt=jnp.array([[0, 3]])), "tokens", "[0, 3)"),
-    "floats": (lambda: call(prompt=jnp.ones((1, 2))), "tokens", "integers"),
+    "an id outside": (lambda: call(prompt=jnp.array([[0, 3]])), "prompt", "[0, 3)"),
+    "floats": (lambda: call(prompt=jnp.ones((1, 2))), "prompt", "integers"),
     "no key": (lambda: call(key=None), "key", "greedy()"),
     "no tokens wanted": (lambda: call(max_new_tokens=0), "max_new_tokens", "positive integer"),
     "a stop outside": (lambda: call(stop=[5]), "stop", "[0, 3)"),
@@ -433,8 +433,17 @@ BAD = {
     ),
     "forbidden outside": (lambda: call(sampling=rnnjax.sample(rnnjax.forbid([9]))), "[0, 3)", "9"),
     "no function": (lambda: rnnjax.sample(0.8), "transforms", "0.8"),
+    "a temperature in words": (lambda: rnnjax.temperature("1"), "temperature", "got '1'"),
+    "a share that is a flag": (lambda: rnnjax.top_p(True), "p must be", "got True"),
+    "a stop in words": (lambda: call(stop="1"), "stop must be a token id", "[0, 3)"),
+    "two pads": (lambda: call(pad=[1, 2]), "pad must be a token id", "[1, 2]"),
+    "parameters first": (
+        lambda: rnnjax.generate(PARAMS, MODEL, PROMPTS, max_new_tokens=2),
+        "model must be",
+        "got ArrayImpl",
+    ),
     "a batch to stream": (
-        lambda: next(rnnjax.stream_text(MODEL, PARAMS, PROMPTS, max_new_tokens=2)),
+        lambda: rnnjax.stream_text(MODEL, PARAMS, PROMPTS, max_new_tokens=2, key=jax.random.key(0)),
         "prompt",
         "[T]",
     ),
@@ -447,3 +456,65 @@ def test_bad_input_is_named(case):
     with pytest.raises(ValueError, match=re.escape(words[0])) as caught:
         run()
     assert words[1] in str(caught.value)
+
+
+def test_keys_of_either_kind_one_or_one_a_row_draw_the_same():
+    """One old key is two numbers, as many as there are rows."""
+    two = PROMPTS[:2]
+    np.testing.assert_array_equal(
+        call(prompt=two, key=jax.random.PRNGKey(7)).tokens,
+        call(prompt=two, key=jax.random.key(7)).tokens,
+    )
+    new, old = (jax.random.split(kind(7), 2) for kind in (jax.random.key, jax.random.PRNGKey))
+    np.testing.assert_array_equal(
+        call(prompt=two, key=old).tokens, call(prompt=two, key=new).tokens
+    )
+    with pytest.raises(ValueError, match="key must be one key"):
+        call(prompt=two, key=jax.random.split(jax.random.key(7), 3))
+
+
+@pytest.mark.parametrize("kind", [int, np.int8, np.array, jnp.asarray])
+def test_ids_are_integers_of_any_kind(kind):
+    expected = call(stop=1, pad=2, max_new_tokens=4).tokens
+    for stop in (kind(1), [kind(1)]):
+        found = call(stop=stop, pad=kind(2), max_new_tokens=kind(4)).tokens
+        np.testing.assert_array_equal(found, expected)
+    assert rnnjax.forbid(kind(1)) == rnnjax.forbid([1])
+
+
+def test_sums_of_logits_of_16_bits_are_taken_in_32():
+    """Of 512 equal tokens each has the same share, which bfloat16 rounds when it adds them up."""
+    logits, history = jnp.zeros(512, jnp.bfloat16), History(jnp.zeros(1, int), 1, 0)
+    assert jnp.sum(rnnjax.top_p(0.75)(logits, history) > -jnp.inf) == 0.75 * 512
+    logits = jnp.linspace(0, 1, 512).astype(jnp.bfloat16)
+    for seed in range(3):
+        narrow, wide = (
+            rnnjax.sample()(jax.random.key(seed), a, history)
+            for a in (logits, logits.astype(jnp.float32))
+        )
+        assert narrow == wide
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_writing_promotes_no_dtype(x64):
+    every = (rnnjax.repetition_penalty(1.2, 3), rnnjax.temperature(0.5), rnnjax.top_k(2))
+    some = (rnnjax.top_p(0.9), rnnjax.min_p(0.01), rnnjax.min_length(2, [1]))
+    with jax.enable_x64(x64), jax.numpy_dtype_promotion("strict"):
+        out = call(stop=1, sampling=rnnjax.sample(*every, *some))
+    assert out.tokens.dtype == out.lengths.dtype == out.last.dtype == jnp.int32
+    assert out.log_probs.dtype == jnp.float32
+
+
+def test_a_stream_is_checked_when_it_is_made_and_ends_where_no_token_is_left():
+    with pytest.raises(ValueError, match="key must be given"):
+        rnnjax.stream_text(MODEL, PARAMS, [0], max_new_tokens=2)
+
+    def three(logits, history):
+        return jnp.where(history.new < 3, logits, -jnp.inf)
+
+    def blocks(change):
+        options = {"max_new_tokens": 9, "block_size": 4, "sampling": rnnjax.greedy(change)}
+        return [len(block) for block in rnnjax.stream_text(MODEL, PARAMS, [0, 1], **options)]
+
+    assert blocks(three) == [3]
+    assert blocks(lambda logits, history: logits * jnp.nan) == []

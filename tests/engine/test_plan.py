@@ -76,3 +76,10 @@ def test_parameters_of_two_dtypes_have_a_carry_of_the_wider_one():
     assert (carry.c.dtype, ys.dtype) == (jnp.float64, jnp.float64)
     # Products with the float32 weights are taken in float32.
     np.testing.assert_allclose(ys, expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("remat", [5, 6, 1000, np.int64(7)])
+def test_explain_says_how_long_the_only_chunk_is(remat):
+    cell = rnnjax.lstm(4)
+    said = rnnjax.explain(cell, cell.init(jax.random.key(0), 3), (2, 5, 3), remat=remat)
+    assert f"remat={remat}: chunks of 5 steps" in said

@@ -68,3 +68,12 @@ def test_running_backwards_keeps_no_more(name):
 def test_bfloat16_halves_the_inputs_and_keeps_the_state_whole():
     lstm = bytes_per_step("lstm", H, "step", dtype=jnp.bfloat16)
     assert lstm == 4 * CARRIES["lstm"] * H + 2 * D
+
+
+@pytest.mark.parametrize("name", KEPT)
+@pytest.mark.parametrize("remat", [12, 13, 1000])
+def test_one_chunk_that_is_as_long_as_the_sequence_keeps_its_inputs_alone(name, remat):
+    """A longer sequence of one chunk: no carry more than the first one, and no gate."""
+    few, many = (residual_bytes(name, steps, H, max(remat, 24)) for steps in (12, 24))
+    assert (many - few) / 12 / B == 4 * D
+    assert residual_bytes(name, 12, H, remat) < residual_bytes(name, 12, H, "never") / 2

@@ -135,3 +135,33 @@ def test_bad_input_is_named(case):
     run, words = BAD[case]
     with pytest.raises(ValueError, match=words):
         run()
+
+
+def test_lists_are_taken_and_what_is_no_array_of_floats_is_named():
+    attend = rnnjax.attention("additive")
+    params = attend.init(jax.random.key(0), 3, 4)
+    queries, memory = np.ones((1, 2, 3)), np.ones((1, 5, 4))
+    found = attend.apply(params, queries.tolist(), memory.tolist(), [2])
+    np.testing.assert_array_equal(found[0], attend.apply(params, queries, memory, [2])[0])
+    for arguments, message in (
+        (("a", memory), "queries must be an array of numbers"),
+        ((queries, memory.astype(int)), "memory must be of floating dtype"),
+        ((queries, memory[0, 0]), r"memory must have shape \[..., T, D\], got shape \(4,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            attend.apply(params, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("memory", "message"),
+    [
+        ((np.ones((2, 5, 6)), np.ones((2, 5), bool)), r"must be a rnnjax\.Memory\(states, mask\)"),
+        (rnnjax.Memory(np.ones((2, 5, 6)), None), r"a bool mask \[..., S\], got shapes"),
+        (rnnjax.Memory(np.ones((2, 5, 6)), [5, 2]), r"got shapes \(2, 5, 6\) and \(2,\)"),
+        (rnnjax.Memory("ab", np.ones((2, 5), bool)), "memory.states must be an array of numbers"),
+    ],
+)
+def test_a_memory_that_is_none_is_named_before_it_is_prepared(memory, message):
+    cell = rnnjax.attention_cell(rnnjax.gru(4), 6)
+    with pytest.raises(ValueError, match=message):
+        rnnjax.prepare_memory(cell, cell.init(jax.random.key(0), 3), memory)

@@ -112,6 +112,7 @@ def test_it_is_a_plain_loop_in_values_and_gradients(name, kind, feeding, float64
 
 
 @pytest.mark.parametrize("feeding", [False, True])
+@pytest.mark.kept
 def test_what_is_masked_is_never_read_and_a_row_without_memory_is_finite(feeding):
     _, whole, params, xs, states = made("gru", M, "additive", feeding)
     behind = np.arange(S) >= SOURCES[:, None]

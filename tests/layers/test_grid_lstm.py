@@ -25,6 +25,7 @@ GRIDS = {
 
 
 @pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.kept
 def test_a_grid_is_its_blocks_one_by_one_in_numpy(name):
     spec = GRIDS[name]
     params = init(spec)

@@ -194,7 +194,7 @@ def test_a_stream_inside_a_transformation_is_refused():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"xs": inputs()[0, 0]}, r"xs must have shape \[..., n, D\], got shape \(3,\)"),
+        ({"xs": inputs()[0, 0]}, r"xs must have shape \[..., T, D\], got shape \(3,\)"),
         ({"xs": np.ones((2, T, D), int)}, "xs must be of floating dtype"),
         ({"mask": np.ones((2, T))}, "mask must be of dtype bool"),
         ({"resets": np.ones((2, T - 1), bool)}, r"resets must have shape \(2, 11\)"),
@@ -212,3 +212,48 @@ def test_what_is_no_layer_is_refused():
         make_stream("lstm")
     with pytest.raises(ValueError, match="block_size must be a positive integer, got 0"):
         make_stream(rnnjax.lstm(2), block_size=0)
+
+
+@pytest.mark.parametrize("name", ["lstm", "stack"])
+def test_a_step_by_itself_is_one_compiled_program(name):
+    """Of a stream and of the layer: any operation beside it would be a program, too."""
+    layer, params = layer_of(name), PARAMS[name]
+    stream, xs = make_stream(layer), inputs((7,))
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None
+    )
+    # The flags of a batch of seven are made once for all layers.
+    other = rnnjax.vanilla(1)
+    other.step(other.init(jax.random.key(0), D), None, xs[:, 0])
+    make_stream(other)(other.init(jax.random.key(0), D), xs[:, :1])
+
+    def count(step):
+        compiled.clear()
+        carry, _ = step(None)
+        at_first = len(compiled)
+        for _ in range(3):
+            carry, _ = step(carry)
+        return at_first, len(compiled)
+
+    def of_layer(carry):
+        return layer.step(params, carry, xs[:, 0])
+
+    def of_stream(carry):
+        return stream(params, xs[:, :1], initial_carry=carry)
+
+    # The first step begins without a carry, the others with one: two programs, and no more.
+    assert count(of_layer) == count(of_stream) == (1, 2)
+
+
+def test_inputs_may_be_several_a_step():
+    cell = rnnjax.cfc(5)
+    params, xs = cell.init(jax.random.key(0), D), inputs()
+    elapsed = np.abs(inputs(seed=3)[..., :1])
+    stream = make_stream(cell, block_size=BLOCK)
+    _, whole = stream(params, (xs, elapsed), [T, 3])
+    expected = rnnjax.unroll(cell, params, (xs, elapsed), [T, 3])
+    np.testing.assert_allclose(whole, expected[1], rtol=1e-5, atol=1e-6)
+    held, first = stream(params, (xs[:, :1], elapsed[:, :1]))
+    _, second = stream(params, (xs[:, 1:], elapsed[:, 1:]), [T - 1, 2], initial_carry=held)
+    assert_same_bits(jnp.concatenate([first, second], axis=1), whole)

@@ -62,6 +62,7 @@ def close(found, expected, tolerance):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.kept
 def test_what_is_taught_is_each_row_alone_step_by_step(kind):
     model = make(kind, head_size=5)
     params = model.init(jax.random.key(0))
@@ -327,7 +328,10 @@ BAD = {
         lambda: build(bridge="copy", decoder=rnnjax.lstm(4)),
         r"the carry of the encoder \(bridge='copy'\) must be LSTMCarry",
     ),
-    "a start that is no id": (lambda: build(start=6), r"start must lie in \[0, 6\), got 6"),
+    "a start that is no id": (
+        lambda: build(start=6),
+        r"start must be a token id, an integer in \[0, 6\), got 6",
+    ),
     "a tied head of another size": (lambda: build(tie=True, head_size=9), "head_size of 3"),
     "ids of no source": (lambda: run(sources=[3, 3, 3]), r"source must .*\[0, 7\)"),
     "ids of no target": (lambda: run(targets=[3, 3, 3]), r"target must .*\[0, 6\)"),
@@ -348,3 +352,17 @@ def test_bad_input_is_named(case):
     call, words = BAD[case]
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["none", "outside"])
+def test_lists_are_taken_and_batches_of_no_rows(kind):
+    model = make(kind)
+    params = model.init(jax.random.key(0))
+    given = [[4, 5, 6], [1, 3, 0]], [3, 2], [[4, 5], [5, STOP]], [2, 1]
+    found, _ = model.apply(params, *given)
+    np.testing.assert_array_equal(found, model.apply(params, *map(np.array, given))[0])
+    empty = np.zeros((0, 3), int)
+    logits, weights = model.apply(params, empty, None, empty)
+    assert logits.shape == (0, 3, V_OUT)
+    assert weights is None or weights.shape == (0, 3, 3)

@@ -9,9 +9,12 @@ import subprocess
 import sys
 import textwrap
 
+import jax
 import numpy as np
 import pytest
 from processes import TESTS, environment, outputs, program, start
+
+from rnnjax.training import replicate, shard_batch
 
 KINDS = ("Auto", "Explicit")
 
@@ -114,3 +117,20 @@ def test_two_processes_train_to_what_one_trains_to(tmp_path):
     assert one.files == both.files
     for name in one.files:
         np.testing.assert_allclose(both[name], one[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        (lambda mesh: replicate(None, {}), "mesh must be a jax.sharding.Mesh, got NoneType"),
+        (lambda mesh: shard_batch({}, mesh), "mesh must be a jax.sharding.Mesh, got dict"),
+        (lambda mesh: replicate(mesh, {"w": "a"}), r"tree\['w'\] must be an array of numbers"),
+        (lambda mesh: replicate(mesh, [np.int64(2**40)]), r"tree\[0\] must fit int32"),
+        (lambda mesh: shard_batch(mesh, {"x": np.array(["a"])}), r"batch\['x'\] must be an array"),
+        (lambda mesh: shard_batch(mesh, np.array([2**40])), "batch must fit int32"),
+        (lambda mesh: shard_batch(mesh, [1.0]), r"batch\[0\] must have shape \[B, ...\]"),
+    ],
+)
+def test_what_cannot_be_placed_is_named(place, message):
+    with pytest.raises(ValueError, match=message):
+        place(jax.make_mesh((1,), ("batch",)))

@@ -65,3 +65,41 @@ def test_wrong_settings_are_named():
         init_lazy_adam(jnp.ones((2, 2)), (), max_steps=0)
     with pytest.raises(ValueError, match="form must be 'pytorch' or 'keras', got 'optax'"):
         init_lazy_adam(jnp.ones((2, 2)), (), max_steps=1, form="optax")
+
+
+@pytest.mark.parametrize("outside", [-1, -3, 5, 100])
+def test_an_id_outside_the_table_moves_no_row(outside):
+    def loss_fn(rows, rest, places, key):
+        return jnp.sum((rows - 1.0) ** 2), {}
+
+    state = init_lazy_adam(jnp.zeros((5, 2)), (), max_steps=3)
+    rows = np.array([0, outside])
+    state, _ = make_lazy_adam_step(loss_fn, RATE)(state, rows, None)
+    vectors, _ = lazy_adam_params(state, RATE)
+    assert np.all(vectors[0] != 0)
+    assert np.all(vectors[1:] == 0)
+
+
+def test_averages_of_16_bits_are_kept_in_32():
+    """The mean square falls by a thousandth a step, which is nothing beside 8 bits."""
+
+    def loss_fn(rows, rest, slope, key):
+        return jnp.sum(rows * slope) + jnp.sum(rest["w"] * slope), {}
+
+    rest = {"w": jnp.zeros(2, jnp.bfloat16)}
+    state = init_lazy_adam(jnp.zeros((3, 2), jnp.bfloat16), rest, max_steps=50)
+    step = jax.jit(make_lazy_adam_step(loss_fn, np.float32(0.0)))
+    for slope in [1.0, *[0.0] * 40]:
+        state, _ = step(state, np.array([0]), jnp.bfloat16(slope))
+    expected = 0.001 * 0.999**40
+    np.testing.assert_allclose(state.moments.square["w"], expected, rtol=1e-5)
+    np.testing.assert_allclose(state.table.values[0, 2], expected, rtol=1e-5)
+    assert state.rest["w"].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("rate", ["0.1", -1.0, float("nan"), float("inf"), True, None])
+def test_a_learning_rate_that_is_none_is_refused(rate):
+    with pytest.raises(ValueError, match="learning_rate must be finite and at least 0, got"):
+        make_lazy_adam_step(lambda *_: None, rate)
+    with pytest.raises(ValueError, match="form must be 'pytorch' or 'keras', got 'jax'"):
+        make_lazy_adam_step(lambda *_: None, 0.1, form="jax")

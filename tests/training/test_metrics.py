@@ -361,7 +361,10 @@ def test_the_best_constant_for_a_quantile_is_that_quantile():
         (lambda a: squared_error(a, a, a[0]), r"weights must have the shape .* got \(3,\)"),
         (lambda a: absolute_error(a.astype(int), a), "predictions must be floating, got int32"),
         (lambda a: huber_error(a, a, delta=0.0), "delta must be a positive number, got 0.0"),
-        (lambda a: quantile_error(a, a, quantile=1), r"quantile must lie in \(0, 1\), got 1"),
+        (
+            lambda a: quantile_error(a, a, quantile=1),
+            r"quantile must be a number in \(0, 1\), got 1",
+        ),
         (lambda a: huber_error(a, a, delta=float("nan")), "delta must be .* got nan"),
     ],
 )
@@ -388,3 +391,27 @@ def test_recall_and_f1_by_class_are_those_of_counting():
             top, bottom = ratio(hits, (real & (guesses == c)).sum(), (real & (labels == c)).sum())
             np.testing.assert_allclose(got[c], top / bottom if bottom else np.nan)
     assert np.isnan(compute({"it": recall_by_class(device(logits), labels)})["it"][4])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_mean_of_a_sum_of_16_bits_is_divided_in_32(dtype):
+    """257 rows are 256 in bfloat16, and 70,000 are infinite in float16."""
+    total = jnp.asarray(256, dtype)
+    for count in (257, 70_000):
+        mean = Mean(total, jnp.array(count))
+        assert mean.value.dtype == jnp.float32
+        np.testing.assert_allclose(mean.value, 256 / count, rtol=1e-6)
+        np.testing.assert_allclose(perplexity(mean), np.exp(256 / count), rtol=1e-6)
+        np.testing.assert_allclose(bits(mean).value, 256 / count / np.log(2), rtol=1e-6)
+
+
+def test_weights_may_be_a_list_and_must_be_numbers():
+    logits, labels = jnp.array([[1.0, 0.0], [0.0, 3.0]]), jnp.array([0, 0])
+    for metric in (cross_entropy, accuracy):
+        found, expected = (metric(logits, labels, w) for w in ([1, 0], jnp.array([1, 0])))
+        assert jax.tree.leaves(found) == jax.tree.leaves(expected)
+    assert Mean.of([1.0, 3.0], [True, False]).value == 1
+    with pytest.raises(ValueError, match="weights must be numbers, got dtype <U2"):
+        accuracy(logits, labels, "ab")
+    with pytest.raises(ValueError, match="delta must be a positive number, got '1'"):
+        huber_error(logits, logits, delta="1")

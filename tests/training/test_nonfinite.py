@@ -90,10 +90,22 @@ def test_skipped_steps_are_missing_from_sums_and_are_counted():
 
 
 def test_a_norm_that_overflows_is_not_finite():
-    """Clipping by such a norm would give zeros or NaN."""
-    history = run(optax.clip_by_global_norm(1.0), ("slope", 3e38))
-    assert history[0][0].skipped == 1
-    assert history[0][0].params["w"].tolist() == [3.0, 5.0]
+    """Clipping by such a norm would give zeros or NaN. The loss is 0, each slope is finite."""
+
+    def loss_fn(params, batch, key):
+        loss = (params["w"] * jnp.array([2e20, -2e20])).sum()
+        return loss, {"loss": (loss, jnp.ones(()))}
+
+    optimizer = optax.clip_by_global_norm(1.0)
+    state = init_train_state(jax.random.key(0), {"w": jnp.array([3.0, 3.0])}, optimizer)
+    loss, slope = jax.value_and_grad(lambda p: loss_fn(p, None, None)[0])(state.params)
+    assert loss == 0
+    assert jnp.isfinite(slope["w"]).all()
+    assert jnp.isinf(jnp.linalg.norm(slope["w"]))
+    state, metrics = make_train_step(loss_fn, optimizer)(state, {})
+    assert state.params["w"].tolist() == [3.0, 3.0]
+    assert state.skipped == metrics["skipped"][0] == 1
+    assert metrics["loss"] == metrics["grad_norm"] == (0, 0)
 
 
 def test_a_finite_loss_with_an_infinite_gradient_is_left_out():

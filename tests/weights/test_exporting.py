@@ -187,3 +187,54 @@ def test_what_needs_to_know_the_number_of_steps_is_refused_and_without_it_export
     xs, lengths = jax.random.normal(jax.random.key(1), (2, 5, 4)), np.array([5, 3])
     got = jax.export.deserialize(data).call(xs, lengths)
     np.testing.assert_allclose(got["1"], layer.apply(params, xs, lengths)[1], atol=1e-5)
+
+
+def test_the_step_of_a_cell_is_exported_as_that_of_its_layer():
+    cell = rnnjax.learn_initial_carry(rnnjax.lstm(3))
+    params = jax.tree.map(lambda a: a + 0.1, cell.init(jax.random.key(0), D))
+    data = export_step(
+        cell.step, cell.initial_carry, params, input_size=np.int64(D), platforms=["cpu"]
+    )
+    x = np.ones((2, D), np.float32)
+    carry = {"h": np.full((2, 3), np.nan, np.float32), "c": np.full((2, 3), np.nan, np.float32)}
+    _, y = export.deserialize(data).call(carry, x, np.array([True, True]))
+    np.testing.assert_allclose(y, cell.step(params, None, x)[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"input_size": "3"}, "input_size must be a positive integer, got '3'"),
+        ({"input_size": 3.0}, "input_size must be a positive integer, got 3.0"),
+        ({"platforms": 3}, "platforms must be some of"),
+        ({"step": "step"}, "step must be a function, such as the step of a layer, got str"),
+        ({"initial_carry": None}, "initial_carry must be a function"),
+    ],
+)
+def test_what_cannot_be_exported_is_named(changes, message):
+    layer = rnnjax.recurrent(rnnjax.gru(2))
+    given = {
+        "step": layer.step,
+        "initial_carry": layer.initial_carry,
+        "params": layer.init(jax.random.key(0), D),
+        "input_size": D,
+    }
+    with pytest.raises(ValueError, match=message):
+        export_step(**(given | changes))
+
+
+def test_ids_outside_the_vocabulary_are_the_nearest_ones_in_every_program():
+    """A negative index would count from the end."""
+    model = rnnjax.classifier(rnnjax.embedding(11, 4), rnnjax.gru(3), 2)
+    params = model.init(jax.random.key(0))
+    tokens, lengths = np.array([[-1, 3], [99, 3], [-(2**31), 3]], np.int32), np.array([2, 2, 2])
+    program = export.deserialize(export_program(model.apply, params, platforms=["cpu"]))
+    nearest = np.clip(tokens, 0, 10)
+    np.testing.assert_array_equal(program.call(tokens, lengths), program.call(nearest, lengths))
+
+    writer = rnnjax.language_model(rnnjax.embedding(11, 4), rnnjax.gru(3))
+    params = writer.init(jax.random.key(0))
+    data = export_step(writer.step, writer.initial_carry, params, platforms=["cpu"])
+    one, carry, starts = export.deserialize(data), np.zeros((3, 3), np.float32), np.ones(3, bool)
+    found, expected = (one.call(carry, ids[:, 0], starts)[1] for ids in (tokens, nearest))
+    np.testing.assert_array_equal(found, expected)
