@@ -1,4 +1,4 @@
-"""The index of public names in rnnjax/README.md, made from the package itself.
+"""The index of public names in rnnjax/NAMES.md, made from the package itself.
 
 Run:     python -m tests.index     writes the section anew
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import rnnjax
 
-GUIDE = Path(__file__).parents[1] / "rnnjax" / "README.md"
+PAGE = Path(__file__).parents[1] / "rnnjax" / "NAMES.md"
 BEGIN, END = "<!-- index of names: python -m tests.index -->\n", "<!-- end of the index -->"
 
 # The rooms whose names ``rnnjax`` gives, in the order in which a reader meets them.
@@ -114,14 +114,14 @@ def section():
 
 
 def written():
-    """The section as it stands in the guide."""
-    return GUIDE.read_text("utf-8").split(BEGIN)[1].split(END)[0]
+    """The section as it stands on the page."""
+    return PAGE.read_text("utf-8").split(BEGIN)[1].split(END)[0]
 
 
 def main():
-    text = GUIDE.read_text("utf-8")
+    text = PAGE.read_text("utf-8")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    GUIDE.write_text(before + BEGIN + section() + END + after, "utf-8")
+    PAGE.write_text(before + BEGIN + section() + END + after, "utf-8")
 
 
 if __name__ == "__main__":

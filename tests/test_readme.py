@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 FRONT = ROOT / "README.md"
 DOCUMENTS = [
     FRONT,
+    index.PAGE,
     *sorted(p for d in ("rnnjax", "experiments", "tests") for p in ROOT.glob(f"{d}/**/README.md")),
 ]
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
