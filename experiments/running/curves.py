@@ -13,9 +13,9 @@ A line of the file is a record; its "kind" says which other fields it has:
              chance_accuracy, recall, f1                        weights were kept; recall and f1
                                                                 in the order of the classes
 
-Validation and test are those of the running average of the weights, training that of the weights
-of each step with dropout, so validation may be better than training. Chance is what one has who
-knows how often each class occurs in the training texts and reads none.
+Training is that of the weights of each step with dropout; validation and test are without it, in
+some scripts of the running average of the weights, so validation may be better than training.
+Chance is what one has who knows how often each class occurs in the training texts and reads none.
 
 Two runs with the same settings leave the same bytes; times are in timings.jsonl beside it.
 Steps and epochs count from 1. A field that is null or not there is a gap in its curve. Unknown
@@ -99,7 +99,7 @@ def _draw_panel(axes: Axes, records: list[Record], name: str) -> None:
     for kind, field, label, style in (
         ("step", name, "training, one step", step),
         ("epoch", f"train_{name}", "training, mean of the epoch", train),
-        ("epoch", f"validation_{name}", "validation, averaged weights", validation),
+        ("epoch", f"validation_{name}", "validation", validation),
     ):
         steps, values = _curve(records, kind, field)
         if steps:
@@ -112,7 +112,7 @@ def _draw_panel(axes: Axes, records: list[Record], name: str) -> None:
 
 def _draw_outcome(axes: Axes, records: list[Record], test: Record, name: str) -> None:
     """Lines for the test and for chance, and the epoch whose weights were kept."""
-    label = f"test, averaged weights, {test[name]:.4g}"
+    label = f"test, {test[name]:.4g}"
     axes.axhline(test[name], color=TEST, linestyle=":", linewidth=1.2, label=label)
     if (chance := test.get(f"chance_{name}")) is not None:
         label = f"chance, {chance:.4g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from experiments.running.devices import find_devices
 from experiments.running.opening import open_run
 from experiments.running.processes import is_first, start_time
 from experiments.running.run_settings import stored_config
-from experiments.running.setting_checks import check_settings, whole
+from experiments.running.setting_checks import Rule, check_settings, whole
 from experiments.running.trained import WEIGHTS, finished_settings, load_trained
 from experiments.write.corpus import (
     NEVER_WRITTEN,
@@ -34,7 +35,7 @@ from experiments.write.model import build_model
 from experiments.write.ngram import ngram_nats
 from experiments.write.settings import Request, Settings
 from experiments.write.training import Fitted, Texts, cut, fit, piece_steps
-from rnnjax.data import DataError, Vocabulary
+from rnnjax.data import UNKNOWN, DataError, Vocabulary
 from rnnjax.weights import save_weights
 
 PROGRAM = "python -m experiments.write"
@@ -151,31 +152,48 @@ def _samples(
 
 def generate(request: Request) -> None:
     """Write with the network in a run's folder."""
-    check_settings(request, length=whole(1), samples=whole(1))
+    share = Rule("a number above 0 and at most 1", lambda value: 0 < value <= 1)
+    check_settings(
+        request,
+        length=whole(1),
+        samples=whole(1),
+        temperature=Rule("a finite number from 0 up", lambda value: 0 <= value < math.inf),
+        top_k=whole(1),
+        top_p=share,
+        min_p=share,
+        repetition_penalty=Rule("a finite number from 1 up", lambda value: 1 <= value < math.inf),
+    )
     settings = finished_settings(PROGRAM, Settings, request.run)
     vocabulary = Vocabulary.load(request.run / VOCABULARY)
     model = build_model(settings, len(vocabulary))
     params = load_trained(model.init, request.run)
     prompt = encode_prompt(vocabulary, request.prompt, settings.level)
-    unknown = [t for t in tokenize(request.prompt, settings.level) if t not in vocabulary.tokens]
-    if unknown:
-        print(f"note: not in the training text: {', '.join(map(repr, unknown))}", file=sys.stderr)
+    begin = _begin(request.prompt, prompt, vocabulary, settings.level)
     options: dict[str, Any] = {
         "max_new_tokens": request.length,
         "sampling": make_sampling(request),
-        "stop": _stop(request, vocabulary),
+        "stop": find_stop(request.stop, vocabulary, settings.level),
     }
-    between = "" if settings.level == "chars" or request.prompt[-1:].isspace() else " "
     for sample in range(request.samples):
         key = jax.random.fold_in(jax.random.key(request.seed), sample)
         block_size = 16 if request.stream else request.length
         blocks = rnnjax.stream_text(
             model, params, prompt, key=key, block_size=block_size, **options
         )
-        for place, block in enumerate(blocks):
-            begin = "" if place else request.prompt + between
-            print(begin + decode(vocabulary, block, settings.level), end="", flush=True)
+        print(begin, end="", flush=True)
+        for block in blocks:
+            print(decode(vocabulary, block, settings.level), end="", flush=True)
         print()
+
+
+def _begin(prompt: str | None, ids: np.ndarray, vocabulary: Vocabulary, level: Any) -> str:
+    """What is printed before the text that goes on from a prompt; a note on what is unknown."""
+    if prompt is None:
+        return decode(vocabulary, ids, level)
+    unknown = [token for token in tokenize(prompt, level) if token not in vocabulary.tokens]
+    if unknown:
+        print(f"note: not in the training text: {', '.join(map(repr, unknown))}", file=sys.stderr)
+    return prompt if level == "chars" or prompt[-1:].isspace() else f"{prompt} "
 
 
 def make_sampling(request: Request) -> rnnjax.Sampling:
@@ -195,12 +213,19 @@ def make_sampling(request: Request) -> rnnjax.Sampling:
     return rnnjax.sample(*transforms)
 
 
-def _stop(request: Request, vocabulary: Vocabulary) -> int | None:
-    if request.stop is None:
+def find_stop(stop: str | None, vocabulary: Vocabulary, level: Any) -> int | None:
+    """The id of the token that ends a text.
+
+    Raises:
+        DataError: it is none, or several, or never written.
+    """
+    if stop is None:
         return None
-    if request.stop not in vocabulary.tokens:
-        raise DataError(f"--stop must be a token of the vocabulary, got {request.stop!r}")
-    return vocabulary.tokens.index(request.stop)
+    tokens = tokenize(stop, level)
+    ids = [UNKNOWN] if len(tokens) != 1 else vocabulary.encode(tokens)
+    if ids[0] in NEVER_WRITTEN:
+        raise DataError(f"--stop must be one token of the training text, got {stop!r}")
+    return ids[0]
 
 
 def _check_length(corpus: Corpus, settings: Settings) -> None:

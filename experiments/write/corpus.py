@@ -12,6 +12,7 @@ from rnnjax.data import PADDING, UNKNOWN, DataError, Vocabulary, load_text
 
 Level = Literal["chars", "words"]
 LINE_END = "<eos>"
+NEVER_WRITTEN = (PADDING, UNKNOWN)
 
 
 class Corpus(NamedTuple):
@@ -69,12 +70,16 @@ def decode(vocabulary: Vocabulary, ids: Iterable[int], level: Level) -> str:
     return "".join("\n" if token == LINE_END else f"{token} " for token in tokens)
 
 
-def encode_prompt(vocabulary: Vocabulary, prompt: str, level: Level) -> np.ndarray:
-    """A prompt as ids.
+def encode_prompt(vocabulary: Vocabulary, prompt: str | None, level: Level) -> np.ndarray:
+    """A prompt as ids; None is the end of a line, or in a text of one line its most frequent token.
 
     Raises:
         DataError: it is empty, or holds nothing that the vocabulary knows.
     """
+    if prompt is None:
+        line_end = "\n" if level == "chars" else LINE_END
+        known = line_end in vocabulary.tokens
+        return np.array([vocabulary.tokens.index(line_end) if known else len(NEVER_WRITTEN)])
     tokens = tokenize(prompt, level)
     if not tokens:
         raise DataError("the prompt must have at least one token, got none")
@@ -82,6 +87,3 @@ def encode_prompt(vocabulary: Vocabulary, prompt: str, level: Level) -> np.ndarr
     if np.all(ids == UNKNOWN):
         raise DataError(f"the prompt must have a token of the training text, got {prompt!r}")
     return ids
-
-
-NEVER_WRITTEN = (PADDING, UNKNOWN)

@@ -57,8 +57,8 @@ class Settings(RunSettings):
     devices: int | None = None
     """How many of the devices here, all by default, divide the rows among them."""
 
-    sample_prompt: str = "\n"
-    """What the samples after each epoch go on from."""
+    sample_prompt: str | None = None
+    """What the samples after each epoch go on from; the end of a line if not given."""
     out: Path | None = None
     """Folder of the run; by default runs/write-DATASET-TIME."""
     checkpoint_every: str = "60s"
@@ -86,8 +86,8 @@ class Request:
 
     run: Positional[Path]
     """Folder of the run."""
-    prompt: Positional[str] = "\n"
-    """What the text goes on from."""
+    prompt: Positional[str | None] = None
+    """What the text goes on from; the end of a line if not given."""
     length: int = 500
     """Most tokens to write."""
     samples: int = 1

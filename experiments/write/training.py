@@ -154,7 +154,7 @@ def fit(
     with go_on(run, saver, begin, epochs, steps) as (session, begin):
         fitted = _Fitting(model, optimizer, texts, settings, devices, session).go_on(begin, show)
     if fitted.test is not None:
-        run.write({"kind": "test", "loss": fitted.test})
+        run.write({"kind": "test", "epoch": fitted.epoch, "loss": fitted.test})
     return fitted
 
 

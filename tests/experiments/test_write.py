@@ -130,6 +130,41 @@ def test_an_ngram_model_is_a_law():
     assert total == pytest.approx(1, abs=1e-12)
 
 
+def test_without_a_prompt_a_text_goes_on_from_the_end_of_a_line_or_its_commonest_token():
+    lines, one_line = Vocabulary.fit([list("aaa\nb")]), Vocabulary.fit([list("bba")])
+    assert lines.decode(encode_prompt(lines, None, "chars")) == ["\n"]
+    assert one_line.decode(encode_prompt(one_line, None, "chars")) == ["b"]
+    words = Vocabulary.fit([tokenize("a a a\nb", "words")])
+    assert words.decode(encode_prompt(words, None, "words")) == ["<eos>"]
+
+
+def test_a_stop_is_one_token_that_can_be_written():
+    words = Vocabulary.fit([tokenize("a dog\nsat", "words")])
+    assert words.tokens[command.find_stop("\n", words, "words")] == "<eos>"
+    assert words.tokens[command.find_stop("dog", words, "words")] == "dog"
+    for stop in ("", "cat", "a dog", "<pad>", "<unk>"):
+        with pytest.raises(DataError, match="--stop must be one token of the training text"):
+            command.find_stop(stop, words, "words")
+
+
+@pytest.mark.parametrize(
+    ("flag", "wrong"),
+    [
+        ("--temperature", ("-1", "nan", "inf")),
+        ("--top-k", ("0",)),
+        ("--top-p", ("0", "2", "nan")),
+        ("--min-p", ("0", "2")),
+        ("--repetition-penalty", ("0", "inf")),
+        ("--length", ("0",)),
+    ],
+)
+def test_wishes_that_no_sampler_can_grant_are_named_before_a_run_is_read(flag, wrong, capsys):
+    for value in wrong:
+        # Temperature 0 takes the most likely token: what is wrong beside it is still named.
+        assert run("generate", "nowhere", "the", "--temperature", "0", flag, value) == 2
+        assert f"error: {flag} must be a" in capsys.readouterr().err
+
+
 def test_a_temperature_of_zero_is_the_most_likely_token():
     assert not command.make_sampling(Request(run=None, temperature=0.0)).draws
     wild = command.make_sampling(Request(run=None, top_k=5, top_p=0.9, repetition_penalty=1.2))
