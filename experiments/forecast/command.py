@@ -26,6 +26,7 @@ from experiments.running.console import print_table
 from experiments.running.devices import find_devices
 from experiments.running.loss_fitting import Recipe, fit_by_loss
 from experiments.running.opening import open_run
+from experiments.running.processes import start_time
 from experiments.running.run_settings import stored_config
 from experiments.running.setting_checks import check_settings, whole
 from experiments.running.trained import WEIGHTS
@@ -47,7 +48,7 @@ def train(settings: Settings) -> Figures:
     devices.check_rows("--batch-size", settings.batch_size)
     sets, sha256 = read_sets(settings)
     name = Path(settings.dataset).stem if settings.dataset else "generated"
-    folder = settings.out or Path("runs") / f"forecast-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = settings.out or Path("runs") / f"forecast-{name}-{start_time()}"
     stored = stored_config(settings, folder)
     windows = {name: cut(series, settings) for name, series in sets.items()}
     network, parts = build_network(settings), make_parts(list(windows.values()), settings)
@@ -60,13 +61,13 @@ def train(settings: Settings) -> Figures:
         params = network.init(jax.random.key(settings.seed))
         fitted = fit_by_loss(pinball(network), params, parts, recipe, run, saver, devices)
         saver.wait()
-        save_weights(folder / WEIGHTS, fitted.params)
+        save_weights(run.path / WEIGHTS, fitted.params)
         figures, panels = {}, {}
         for name, parts_of_set in windows.items():
             figures[name], panels[name] = compare(network, fitted.params, parts_of_set, settings)
             run.write({"kind": "set", "name": name, **figures[name]})
-        curves.draw(run.metrics_path, folder / CURVES)
-        draw_forecasts(panels, folder / PICTURE)
+        curves.draw(run.metrics_path, run.path / CURVES)
+        draw_forecasts(panels, run.path / PICTURE)
     _report(figures)
     print(f"{time.perf_counter() - began:.0f} s, compiling included; {PICTURE} in {folder}")
     return figures

@@ -50,10 +50,9 @@ def train(settings: Settings) -> Fitted:
         recipe = Recipe(*(getattr(settings, name) for name in Recipe._fields))
         fitted = fit_by_loss(frame_loss(model), params, parts, recipe, run, saver, devices)
         saver.wait()
-        params = devices.take_home(fitted.params)
-        save_weights(run.path / WEIGHTS, params)
+        save_weights(run.path / WEIGHTS, fitted.params)
         curves.draw(run.metrics_path, run.path / CURVES)
-        piece = compose(model, params, _SHOWN, 1.0, settings.seed)
+        piece = compose(model, fitted.params, _SHOWN, 1.0, settings.seed)
         (run.path / MIDI).write_bytes(midi_bytes(piece))
         shown = {"composed": piece, "from the test set": music.test[0][:_SHOWN]}
         draw_pieces(shown, run.path / PICTURE)

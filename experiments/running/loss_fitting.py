@@ -97,6 +97,7 @@ def fit_by_loss(
     begin = Snapshot(train, EarlyStopping("loss", mode="min", patience=recipe.patience), totals)
     with go_on(run, saver, begin, recipe.epochs, len(parts.train)) as (session, begin):
         fitted = _Fitting(loss_fn, optimizer, parts, recipe, devices, session).go_on(begin)
+    fitted = fitted._replace(params=devices.take_home(fitted.params))
     run.write({"kind": "test", "epoch": fitted.epoch, **fitted.test})
     return fitted
 

@@ -16,6 +16,7 @@ from experiments.running.console import command, parameter_table
 from experiments.running.devices import find_devices
 from experiments.running.loss_fitting import Fitted, Recipe, fit_by_loss
 from experiments.running.opening import open_run
+from experiments.running.processes import start_time
 from experiments.running.run_settings import stored_config
 from experiments.running.setting_checks import check_settings, whole
 from experiments.running.trained import WEIGHTS, finished_settings, load_trained
@@ -37,7 +38,7 @@ def train(settings: Settings) -> Fitted:
     devices = find_devices(settings.devices)
     devices.check_rows("--batch-size", settings.batch_size)
     corpus = read_corpus(settings)
-    folder = settings.out or Path("runs") / f"tag-{corpus.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = settings.out or Path("runs") / f"tag-{corpus.name}-{start_time()}"
     stored = stored_config(settings, folder)
     vocabulary = Vocabulary.fit([[word for word, _ in row] for row in corpus.train])
     labels = sorted({label for part in corpus[2:] for row in part for _, label in row})
@@ -56,14 +57,14 @@ def train(settings: Settings) -> Fitted:
         recipe = Recipe(*(getattr(settings, name) for name in Recipe._fields))
         fitted = fit_by_loss(label_loss(model), params, parts, recipe, run, saver, devices)
         saver.wait()
-        vocabulary.save(folder / VOCABULARY)
-        (folder / LABELS).write_text(json.dumps(labels), "utf-8")
-        save_weights(folder / WEIGHTS, fitted.params)
-        curves.draw(run.metrics_path, folder / CURVES)
+        vocabulary.save(run.path / VOCABULARY)
+        (run.path / LABELS).write_text(json.dumps(labels), "utf-8")
+        save_weights(run.path / WEIGHTS, fitted.params)
+        curves.draw(run.metrics_path, run.path / CURVES)
         rows = [vocabulary.encode([word for word, _ in row]) for row in corpus.test]
         found = np.concatenate(guess(model, fitted.params, rows))
         given = [labels.index(label) for row in corpus.test for _, label in row]
-        draw_confusion(confusion(given, found.tolist(), len(labels)), labels, folder / PICTURE)
+        draw_confusion(confusion(given, found.tolist(), len(labels)), labels, run.path / PICTURE)
     _report(corpus, fitted, time.perf_counter() - began, folder)
     return fitted
 

@@ -1,0 +1,269 @@
+"""Many recurrent classifiers trained at once by ``jax.vmap``, to choose a learning rate by.
+
+Every combination of seeds, learning rates and word dropout is one model; all of them are trained by
+one program, on the same batches. The dropout of activations is fixed when a program is compiled,
+so each of its rates has a program of its own.
+
+Run:     python -m experiments.sweep --learning-rates 1e-3 3e-3 1e-2 --seeds 4
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+
+import rnnjax
+from experiments import ensemble
+from experiments.running.console import exit_code, print_table
+from experiments.running.fitting import classification_loss
+from experiments.running.run_folder import RunFolder, environment
+from experiments.running.setting_checks import above, check_settings, share, whole
+from experiments.running.text import Splits
+from rnnjax.data import DataError
+from rnnjax.metrics import merge
+from rnnjax.training import CompiledStep, TrainState, init_train_state, make_train_step
+
+PICTURE = "sweep.png"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Train a recurrent classifier of texts with many settings at once."""
+
+    dataset: str = "rotten_tomatoes"
+    """rotten_tomatoes needs no network: its sentences come inside a package."""
+    data_dir: Path | None = None
+    """Folder of local data sets; the environment variable RNNJAX_DATA if not given."""
+    learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+    """Rates of Adam to be tried."""
+    word_dropouts: tuple[float, ...] = (0.2,)
+    """Shares of words read as the unknown word in training, to be tried."""
+    dropouts: tuple[float, ...] = (0.6,)
+    """Shares of activations dropped in training, to be tried; each is compiled anew."""
+    seeds: int = 3
+    """Models of each combination: differences smaller than their spread mean nothing."""
+    hidden_size: int = 32
+    """Units in each direction."""
+    embedding_size: int = 64
+    """Size of a word vector, learned from nothing."""
+    batch_size: int = 32
+    """Rows in a batch; all models see the same batches."""
+    buckets: int = 3
+    """Lengths that batches are padded to, which is how many shapes are compiled."""
+    epochs: int = 6
+    """How long all are trained; the best epoch of each is chosen by its validation accuracy."""
+    seed: int = 0
+    """Decides the split and the order of examples; the first of the seeds."""
+    out: Path | None = None
+    """The folder for the records and the picture; by default runs/sweep-DATASET-TIME."""
+
+
+class Combination(NamedTuple):
+    """What one model is trained with."""
+
+    dropout: float
+    word_dropout: float
+    learning_rate: float
+    seed: int
+
+
+class Found(NamedTuple):
+    """What became of one model: its best validation accuracy, when, and its test accuracy then."""
+
+    combination: Combination
+    validation: float
+    epoch: int
+    test: float
+
+
+def combinations(settings: Settings, dropout: float) -> list[Combination]:
+    """All models with this dropout."""
+    seeds = range(settings.seed, settings.seed + settings.seeds)
+    rest = itertools.product(settings.word_dropouts, settings.learning_rates, seeds)
+    return [Combination(dropout, *one) for one in rest]
+
+
+def make_optimizer(rate: float) -> optax.GradientTransformation:
+    """Adam whose rate is a number in its state, so that each model can have its own."""
+    adam = optax.inject_hyperparams(optax.adam)(learning_rate=rate)
+    return optax.chain(optax.clip_by_global_norm(1.0), adam)
+
+
+def init_models(model: rnnjax.Model, models: Sequence[Combination]) -> TrainState:
+    """The states of all models, stacked: every leaf has the models as its first axis."""
+
+    def init(seed: jax.Array, rate: jax.Array) -> TrainState:
+        init_key, step_key = jax.random.split(jax.random.key(seed))
+        state = init_train_state(step_key, model.init(init_key), make_optimizer(0.0))
+        return state._replace(
+            opt_state=optax.tree_utils.tree_set(state.opt_state, learning_rate=rate)
+        )
+
+    seeds = jnp.array([one.seed for one in models], jnp.uint32)
+    return jax.vmap(init)(seeds, jnp.array([one.learning_rate for one in models]))
+
+
+def make_step(model: rnnjax.Model) -> CompiledStep:
+    """A training step of one model, mapped over all of them on the same batch."""
+
+    def step(state: TrainState, word_dropout: jax.Array, batch: Any) -> Any:
+        loss_fn = classification_loss(model, word_dropout)  # pyright: ignore[reportArgumentType]
+        return make_train_step(loss_fn, make_optimizer(0.0)).function(state, batch)
+
+    every = jax.vmap(step, in_axes=(0, 0, None))
+    return CompiledStep("train step", every, donate_state=True, on_compile=None)
+
+
+def make_scoring(model: rnnjax.Model) -> Callable:
+    """The accuracy [N] of every model on a whole set."""
+    loss_fn = classification_loss(model, 0.0)
+
+    @jax.jit
+    def of_batch(params: Any, batch: Any) -> Any:
+        return jax.vmap(lambda p: loss_fn(p, batch, None)[1]["accuracy"])(params)
+
+    def of_set(params: Any, batches: Iterable[Any]) -> np.ndarray:
+        pairs = ({"accuracy": of_batch(params, batch)} for batch in batches)
+        total, count = functools.reduce(merge, pairs)["accuracy"]
+        return np.asarray(total) / np.asarray(count)
+
+    return of_set
+
+
+def train_together(
+    settings: Settings, models: Sequence[Combination], prepared: tuple[Splits, int, int]
+) -> list[Found]:
+    """Train models that differ in no shape; the best epoch of each by its validation accuracy."""
+    splits, vocab_size, num_classes = prepared
+    model = rnnjax.classifier(
+        rnnjax.embedding(vocab_size, settings.embedding_size),
+        rnnjax.bidirectional(rnnjax.gru(settings.hidden_size)),
+        num_classes,
+        pooling="max",
+        dropout=models[0].dropout,
+    )
+    states, step, score = init_models(model, models), make_step(model), make_scoring(model)
+    drops = jnp.array([one.word_dropout for one in models])
+    best = np.full((3, len(models)), -np.inf)  # validation, epoch, test
+    for epoch in range(1, settings.epochs + 1):
+        began = time.perf_counter()
+        for batch in splits.train.epoch(epoch):
+            states, _ = step(states, drops, batch)
+        validation = score(states.params, splits.validation.epoch(0))
+        test = score(states.params, splits.test.epoch(0))
+        now = np.stack([validation, np.full(len(models), epoch), test])
+        best = np.where(validation > best[0], now, best)
+        seconds = time.perf_counter() - began
+        print(f"epoch {epoch}: validation {validation.min():.4f} to {validation.max():.4f}", end="")
+        print(f", {len(models)} models, {seconds:.1f} s")
+    rows = zip(models, *best.tolist(), strict=True)
+    return [Found(one, validation, int(epoch), test) for one, validation, epoch, test in rows]
+
+
+def table(found: Sequence[Found]) -> list[dict[str, str]]:
+    """A row for each combination, the best one first: means and spread over its seeds."""
+    groups: dict[tuple[float, ...], list[Found]] = {}
+    for one in found:
+        groups.setdefault(one.combination[:3], []).append(one)
+    means = {key: np.mean([one.validation for one in group]) for key, group in groups.items()}
+    rows = []
+    for key in sorted(groups, key=lambda key: -means[key]):
+        values = [[one.validation for one in groups[key]], [one.test for one in groups[key]]]
+        validation, test = (f"{np.mean(v):.4f} ± {np.std(v, ddof=len(v) > 1):.4f}" for v in values)
+        dropout, word_dropout, rate = (f"{number:g}" for number in key)
+        rows.append(
+            {
+                "learning rate": rate,
+                "dropout": dropout,
+                "word dropout": word_dropout,
+                "validation": validation,
+                "test": test,
+            }
+        )
+    return rows
+
+
+def draw(found: Sequence[Found], path: Path) -> None:
+    """Validation accuracy over the learning rate: a dot a model, and a line through the means."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    kinds = sorted({one.combination[:2] for one in found})
+    for kind in kinds:
+        dots = [one for one in found if one.combination[:2] == kind]
+        rates = sorted({one.combination.learning_rate for one in dots})
+        means = [
+            np.mean([one.validation for one in dots if one.combination.learning_rate == rate])
+            for rate in rates
+        ]
+        (line,) = axes.plot(rates, means, label=f"dropout {kind[0]:g}, of words {kind[1]:g}")
+        xs, ys = zip(
+            *((one.combination.learning_rate, one.validation) for one in dots), strict=True
+        )
+        axes.scatter(xs, ys, s=12, color=line.get_color())
+    axes.set(xscale="log", xlabel="learning rate", ylabel="validation accuracy")
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+def sweep(settings: Settings) -> list[Found]:
+    """Train all models, and leave their records and a picture."""
+    check_settings(settings, seeds=whole(1, 1_000))
+    _check_each("learning_rates", settings.learning_rates, above(0))
+    _check_each("word_dropouts", settings.word_dropouts, share())
+    _check_each("dropouts", settings.dropouts, share())
+    name = f"sweep-{settings.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = settings.out or Path("runs", name)
+    shared = ensemble.Settings(
+        **{
+            name: getattr(settings, name)
+            for name in ("dataset", "data_dir", "batch_size", "buckets", "seed")
+        }
+    )
+    config = {"settings": vars(settings), "environment": environment()}
+    with RunFolder(folder, config, leaves=(PICTURE,)) as run:
+        prepared, found = ensemble.prepare(shared), []
+        for dropout in settings.dropouts:
+            found += train_together(settings, combinations(settings, dropout), prepared)
+        for one in found:
+            figures = {"validation": one.validation, "epoch": one.epoch, "test": one.test}
+            run.write({"kind": "model", **one.combination._asdict(), **figures})
+        draw(found, folder / PICTURE)
+    return found
+
+
+def _check_each(name: str, values: Sequence[float], rule: Any) -> None:
+    flag = f"--{name.replace('_', '-')}"
+    wrong = [value for value in values if not rule.holds(value)]
+    if wrong or not values:
+        raise DataError(f"{flag} must each be {rule.expected}, got {list(wrong) or 'none'}")
+
+
+def report(settings: Settings) -> None:
+    """Trains, and prints how good each combination became."""
+    rows = table(sweep(settings))
+    print("best epoch of each model by validation; mean ± standard deviation over the seeds")
+    print_table(rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    settings = tyro.cli(Settings, prog="python -m experiments.sweep", args=arguments)
+    return exit_code(lambda: report(settings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
