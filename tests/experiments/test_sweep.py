@@ -1,0 +1,91 @@
+"""The sweep: models trained at once are each the model that its settings train alone."""
+
+import json
+
+import jax
+import numpy as np
+import optax
+import pytest
+from test_ensemble import batch, write_rows
+
+import rnnjax
+from experiments.running.fitting import classification_loss
+from experiments.sweep import (
+    Combination,
+    Found,
+    Settings,
+    combinations,
+    init_models,
+    main,
+    make_scoring,
+    make_step,
+    table,
+)
+from rnnjax.training import init_train_state, make_train_step
+
+
+@pytest.mark.full
+def test_each_model_is_what_its_rate_dropout_and_seed_train_alone():
+    model = rnnjax.classifier(rnnjax.embedding(9, 4), rnnjax.gru(4), 2, dropout=0.5)
+    models = [
+        Combination(0.5, word_dropout, rate, seed)
+        for word_dropout, rate, seed in ((0.6, 1e-2, 0), (0.0, 1e-1, 5))
+    ]
+    states, step = init_models(model, models), make_step(model)
+    for number in range(3):
+        drops = np.array([one.word_dropout for one in models], np.float32)
+        states, metrics = step(states, drops, batch(number))
+    together = metrics["loss"].total / metrics["loss"].count
+    scores = make_scoring(model)(states.params, [batch(0), batch(1)])
+    for i, one in enumerate(models):
+        optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(one.learning_rate))
+        loss_fn = classification_loss(model, one.word_dropout)
+        alone = make_train_step(loss_fn, optimizer)
+        init_key, step_key = jax.random.split(jax.random.key(one.seed))
+        state = init_train_state(step_key, model.init(init_key), optimizer)
+        for number in range(3):
+            state, figures = alone(state, batch(number))
+        np.testing.assert_allclose(together[i], figures["loss"].value, rtol=1e-4)
+        for a, b in zip(jax.tree.leaves(states.params), jax.tree.leaves(state.params), strict=True):
+            np.testing.assert_allclose(a[i], b, rtol=1e-3, atol=1e-5)
+        pairs = [loss_fn(state.params, batch(n), None)[1]["accuracy"] for n in (0, 1)]
+        total, count = (sum(float(p[k]) for p in pairs) for k in (0, 1))
+        assert scores[i] == pytest.approx(total / count)
+    assert abs(together[0] - together[1]) > 1e-3
+
+
+def test_the_table_has_means_over_seeds_and_the_best_first():
+    found = [
+        Found(Combination(0.5, 0.1, rate, seed), value, 3, value - 0.1)
+        for rate, values in ((1e-3, (0.5, 0.7)), (1e-2, (0.8, 0.9)))
+        for seed, value in enumerate(values)
+    ]
+    rows = table(found)
+    assert [row["learning rate"] for row in rows] == ["0.01", "0.001"]
+    assert rows[1]["validation"] == "0.6000 ± 0.1414"
+    assert rows[0]["test"] == "0.7500 ± 0.0707"
+
+
+def test_every_combination_is_there_once():
+    settings = Settings(learning_rates=(1e-3, 1e-2), word_dropouts=(0.0, 0.5), seeds=2, seed=7)
+    models = combinations(settings, 0.25)
+    assert len(models) == len(set(models)) == 8
+    assert {one.seed for one in models} == {7, 8}
+    assert {one.dropout for one in models} == {0.25}
+
+
+@pytest.mark.full
+def test_a_sweep_leaves_a_record_a_model_and_a_picture(tmp_path, capsys):
+    write_rows(tmp_path / "train.csv", 60, 0)
+    write_rows(tmp_path / "test.csv", 20, 1)
+    data = ["--dataset", "local", "--data-dir", str(tmp_path), "--out", str(tmp_path / "run")]
+    small = ["--hidden-size", "4", "--embedding-size", "4", "--epochs", "2", "--buckets", "1"]
+    assert main([*data, *small, "--seeds", "2", "--learning-rates", "1e-3", "1e-1"]) == 0
+    lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines())
+    assert len([line for line in lines if line["kind"] == "model"]) == 4
+    assert (tmp_path / "run" / "sweep.png").stat().st_size > 5_000
+    assert "0.001" in capsys.readouterr().out
+    assert main([*data, *small, "--learning-rates", "0"]) == 2
+    assert "--learning-rates must each be a finite number above 0, got [0.0]" in (
+        capsys.readouterr().err
+    )
