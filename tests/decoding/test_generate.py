@@ -196,9 +196,20 @@ def test_a_transformer_that_keeps_all_changes_nothing(transform):
     np.testing.assert_array_equal(jax.vmap(transform)(logits, history), logits)
 
 
+# Few tokens are compared with each other, many are sorted.
+@pytest.mark.parametrize("vocabulary", [20, 300])
+@pytest.mark.parametrize("k", [1, 7])
+def test_the_k_largest_are_kept_and_what_is_equal_to_the_least_of_them(vocabulary, k):
+    logits = np.random.default_rng(0).normal(size=(50, vocabulary)).round(1).astype(np.float32)
+    kept = np.isfinite(jax.vmap(lambda row: rnnjax.top_k(k)(row, None))(jnp.asarray(logits)))
+    np.testing.assert_array_equal(kept, logits >= np.sort(logits, axis=1)[:, -k, None])
+    assert kept.sum() > 50 * k
+
+
+@pytest.mark.parametrize("vocabulary", [20, 300])
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 0.999])
-def test_the_nucleus_reaches_p_and_not_without_its_least_member(p):
-    logits = jax.random.normal(jax.random.key(0), (200, 20)) * 3
+def test_the_nucleus_reaches_p_and_not_without_its_least_member(p, vocabulary):
+    logits = jax.random.normal(jax.random.key(0), (200, vocabulary)) * 3
     kept = np.isfinite(jax.vmap(lambda row: rnnjax.top_p(p)(row, None))(logits))
     probabilities = np.asarray(jax.nn.softmax(logits, axis=-1), np.float64)
     for row, mask in zip(probabilities, kept, strict=True):

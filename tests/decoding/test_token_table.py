@@ -1,9 +1,12 @@
 """A step that looks up the first product of a token is the step that takes it."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from cases import CELLS
 
 import rnnjax
@@ -85,3 +88,29 @@ def test_what_is_written_is_what_a_loop_of_steps_writes(embedding):
             scored = jax.nn.log_softmax(logits)[token]
             np.testing.assert_allclose(out.log_probs[row, place], scored, rtol=1e-5)
             carry, logits = model.step(params, carry, token)
+
+
+def test_texts_of_a_network_come_as_often_as_its_logits_say():
+    model = rnnjax.language_model(rnnjax.embedding(3, 4), rnnjax.lstm(4))
+    params = jax.tree.map(lambda a: a * 4, model.init(jax.random.key(0)))
+    draws, prompts, lengths = 10_000, np.array([[1, 0, 2], [2, 0, 0]]), [3, 1]
+    out = rnnjax.generate(
+        model,
+        params,
+        np.repeat(prompts, draws, axis=0),
+        np.repeat(lengths, draws),
+        max_new_tokens=3,
+        key=jax.random.key(1),
+    )
+    strings = np.array(list(itertools.product(range(3), repeat=3)))
+    codes = np.asarray(out.tokens) @ [9, 3, 1]
+    for row, length in enumerate(lengths):
+        texts = np.concatenate([np.tile(prompts[row, :length], (27, 1)), strings], axis=1)
+        _, scores = model.score(params, (texts[:, :-1], texts[:, 1:]))
+        scores = np.asarray(scores[:, length - 1 :], np.float64)
+        mine = slice(row * draws, (row + 1) * draws)
+        np.testing.assert_allclose(out.log_probs[mine], scores[codes[mine]], rtol=1e-5, atol=1e-6)
+        expected = draws * np.exp(scores.sum(axis=1))
+        seen = np.bincount(codes[mine], minlength=27)
+        statistic = np.sum((seen - expected) ** 2 / expected)
+        assert statistic < scipy.stats.chi2.ppf(0.999, 26)
