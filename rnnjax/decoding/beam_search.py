@@ -110,7 +110,9 @@ def beam_search(
         memory is not None,
     )
     if carry is None:
-        raise ValueError("carry must be the one before start, such as model.initial_carry gives")
+        raise ValueError(
+            "carry must be the one before start, such as model.initial_carry gives, got None"
+        )
     carry = _check_rows("carry", carry, first.shape)
     memory = _check_rows("memory", memory, first.shape)
     vocab_size = _vocab_size.eval_shape(how, params, carry, first, memory).shape[-1]
