@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 from experiments import classify
 from experiments.classify import Predictor, Settings, build_model, main
 from experiments.running import fitting
+from experiments.running.checkpoints import Saver
 from rnnjax.data import hub
 
 ROOT = Path(__file__).parents[2]
@@ -195,6 +196,26 @@ def test_a_batch_that_was_not_put_on_the_device_is_an_error_not_a_hidden_copy(
     arguments = ["--dataset", "local", "--data-dir", str(data_dir), "--out", str(tmp_path / "run")]
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
         main([*arguments, *QUICK, "--prefetch", "0"])
+
+
+@pytest.mark.full
+def test_by_default_a_run_goes_on_until_validation_has_stopped_rising(
+    data_dir, tmp_path, monkeypatch, capsys
+):
+    evaluate, calls = fitting.evaluate, []
+
+    def rising(step, params, batches):
+        calls.append(1)
+        return evaluate(step, params, batches) | {"accuracy": min(len(calls), 12) / 100}
+
+    monkeypatch.setattr(fitting, "evaluate", rising)
+    monkeypatch.setattr(Saver, "save", lambda *_: None)  # 17 checkpoints would take the time
+    arguments = ["--dataset", "local", "--data-dir", str(data_dir), "--out", str(tmp_path / "run")]
+    assert main([*arguments, *SMALL, "--batch-size", "300"]) == 0
+    patience = Settings().patience
+    said = capsys.readouterr().out
+    assert f"ended after epoch {12 + patience}: validation did not rise for {patience}\n" in said
+    assert ", weights of epoch 12\n" in said
 
 
 def test_several_seeds_report_their_mean_and_spread(data_dir, tmp_path, capsys):

@@ -5,6 +5,7 @@ import dataclasses
 import importlib.machinery
 import importlib.util
 import json
+import shlex
 import sys
 import types
 
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.lessons import LESSONS, __main__, contest, news, ours, sequences, tables
+from experiments.lessons import LESSONS, __main__, contest, lesson, news, ours, sequences, tables
 from experiments.lessons.lesson import (
     LessonSettings,
     Measured,
@@ -363,6 +364,26 @@ def test_one_command_runs_the_chosen_lessons_and_writes_one_page(tmp_path, monke
     assert data["not run"] == {"broken": "no file"}
     assert __main__.main([*given, "no_lesson"]) == 2
     assert "--lessons must be some of whole, broken, got no_lesson" in capsys.readouterr().err
+
+
+def test_a_lesson_that_was_stopped_says_the_command_that_goes_on(tmp_path, monkeypatch, capsys):
+    def run(settings, results):
+        for seed in range(settings.seeds):
+            if seed in stops:
+                raise KeyboardInterrupt
+            results.row("a system", "rnnjax", seed, lambda: measured.append(1) or Measured({}))
+
+    module = types.ModuleType("experiments.lessons.stopped", "What it shows.")
+    module.Settings, module.run = LessonSettings, run
+    module.__spec__ = importlib.machinery.ModuleSpec(module.__name__, None)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    measured, stops, folder = [], {1}, tmp_path / "my run"
+    assert lesson.main(module.__name__, ["--seeds", "2", "--out", str(folder)]) == 130
+    printed = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert printed == ["python", "-m", module.__name__, "--out", str(folder), "..."]
+    stops.clear()
+    assert lesson.main(module.__name__, [*printed[3:-1], "--seeds", "2"]) == 0
+    assert len(measured) == 2  # one seed before the stop, one after it
 
 
 def test_every_lesson_is_there_in_reading_order():

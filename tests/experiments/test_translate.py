@@ -1,6 +1,7 @@
 """The program that makes one sequence of another."""
 
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -121,9 +122,14 @@ def test_wrong_settings_are_one_line_and_leave_nothing(case, tmp_path, capsys):
 
 @pytest.mark.full
 def test_pairs_of_ones_own_are_learned_from_and_translated(pairs, tmp_path, capsys):
-    folder = tmp_path / "run"
+    folder = tmp_path / "my run"
     assert run("--pair", pairs, "--out", folder, *QUICK, "--beam", "2") == 0
-    assert "BLEU on tokens" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert any("BLEU on tokens" in line for line in lines)
+    printed = shlex.split(lines[lines.index("try:") + 1])
+    assert printed[:5] == [*command.PROGRAM.split(), "translate", str(folder)]
+    assert run(*printed[3:]) == 0
+    capsys.readouterr()
     for name in ("weights.safetensors", "curves.png", "samples.txt", "alignment.png"):
         assert (folder / name).stat().st_size
     test = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])

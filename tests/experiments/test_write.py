@@ -1,11 +1,15 @@
 """The program that trains a network on a text and writes with it."""
 
+import json
 import math
+import shlex
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from experiments.running import session
 from experiments.running.interrupts import Interrupted, Interrupts
 from experiments.write import command
 from experiments.write.corpus import decode, encode_prompt, tokenize
@@ -30,11 +34,36 @@ def run(*arguments):
     return command.main([str(argument) for argument in arguments])
 
 
-def test_a_text_of_ones_own_is_trained_on_and_written_from(book, tmp_path, capsys):
-    folder = tmp_path / "run"
+@pytest.fixture
+def clock_of_compiling(monkeypatch):
+    """A clock that stands still but while something is compiled; how often that was."""
+    compiled, seconds = session.Session.compiled, []
+
+    def noted(self, made):
+        seconds.append(made.seconds)
+        compiled(self, made)
+
+    monkeypatch.setattr(session.Session, "compiled", noted)
+    clock = SimpleNamespace(perf_counter=lambda: sum(seconds))
+    monkeypatch.setattr(session, "time", clock)
+    return seconds
+
+
+def test_a_text_of_ones_own_is_trained_on_and_written_from(
+    book, tmp_path, capsys, clock_of_compiling
+):
+    folder = tmp_path / "my run"
     assert run("--dataset", book, "--out", folder, *QUICK) == 0
-    said = capsys.readouterr().out
-    assert "counting alone" in said
+    lines = capsys.readouterr().out.splitlines()
+    assert any("counting alone" in line for line in lines)
+    printed = shlex.split(lines[lines.index("try:") + 1])
+    assert printed == [*command.PROGRAM.split(), "generate", str(folder), "--stream"]
+    assert run(*printed[3:], "--length", "5") == 0
+    capsys.readouterr()
+    timings = map(json.loads, (folder / "timings.jsonl").read_text().splitlines())
+    epochs = [record["seconds"] for record in timings if record["kind"] == "epoch"]
+    assert clock_of_compiling
+    assert epochs == pytest.approx([0.0, 0.0], abs=1e-9)  # the time of an epoch leaves it out
     for name in ("weights.safetensors", "vocabulary.json", "curves.png", "config.json"):
         assert (folder / name).stat().st_size
     samples = (folder / "samples.txt").read_text()
