@@ -243,8 +243,7 @@ def export_run(request: Export) -> None:
         save_weights(request.out, named)
         parameter_table(named)
     elif request.to == "onnx":
-        chosen = {"pooling": architecture.pooling, "activation": architecture.activation}
-        request.out.write_bytes(onnx_graph.export_classifier(kind, params, **chosen))
+        request.out.write_bytes(onnx_graph.export_classifier(build(architecture), params))
         print("inputs tokens int32 [batch, time] and lengths int32 [batch]; output logits")
     else:
         request.out.write_bytes(export_program(build(architecture).apply, params))

@@ -7,20 +7,14 @@ from typing import Any
 import numpy as np
 
 from rnnjax.interop import onnx as onnx_layers
-from rnnjax.interop._kinds import present_name
 from rnnjax.interop._onnx_file import ACTIVATIONS, NODES, Graph, as_float32, narrow
+from rnnjax.interop._onnx_parts import arguments_of, cells_of, kind_of
 from rnnjax.interop.classifiers import describe, layers_of, table_of
 from rnnjax.layers.bidirectional import Directions
-from rnnjax.models.classifier import ClassifierParams
+from rnnjax.models.classifier import ClassifierParams, Model, classifier
 
 
-def export_classifier(
-    kind: str,
-    params: ClassifierParams,
-    *,
-    pooling: str = "last",
-    activation: str = "tanh",
-) -> bytes:
+def export_classifier(model: Model, params: ClassifierParams) -> bytes:
     """The ONNX model of a classifier: one native node a recurrent layer, both directions in one.
 
     Inputs are ``tokens`` int32 [batch, time] and ``lengths`` int32 [batch], which every recurrent
@@ -32,38 +26,37 @@ def export_classifier(
     The package ``onnx`` must be installed; the extra ``export`` brings it.
 
     Args:
-        kind: of cell: "vanilla", "lstm", "peephole_lstm", "gru" or "gru_reset_before".
-        params: of a classifier with a table of vectors, forward or bidirectional layers of that
-            kind and a head.
-        pooling: of the classifier: "last", "mean" or "max".
-        activation: of kind "vanilla": "tanh", "relu" or "sigmoid".
+        model: a classifier of ``embedding``, of ``lstm``, ``peephole_lstm``, ``gru`` or ``vanilla``
+            (with tanh, relu or sigmoid), one of them in all layers, forward or ``bidirectional``,
+            alone or in a ``stack``.
+        params: its parameters, at most 32 bits wide.
 
     Returns:
         The bytes of an ``.onnx`` file of operator set 17.
 
     Raises:
-        ValueError: ONNX has no node for the cell, the parameters are those of another one or of
-            no such classifier, they are wider than float32, or pooling or activation is unknown.
+        ValueError: a part of the model has no node in ONNX, or is not known: it was made by hand,
+            or changed; or the parameters are those of another model, or wider than float32.
         ModuleNotFoundError: the package ``onnx`` is not installed.
 
     Example:
         >>> import jax, rnnjax
         >>> model = rnnjax.classifier(rnnjax.embedding(9, 4), rnnjax.lstm(3), num_classes=2)
         >>> import onnx
-        >>> graph = onnx.load_from_string(export_classifier("lstm", model.init(jax.random.key(0))))
+        >>> graph = onnx.load_from_string(export_classifier(model, model.init(jax.random.key(0))))
         >>> [node.op_type for node in graph.graph.node if node.op_type == "LSTM"]
         ['LSTM']
 
     References:
         "ONNX Operators", onnx.ai, operators RNN, LSTM and GRU since version 14.
     """
-    kind = present_name(kind)
-    if kind not in NODES:
+    kind, activation, pooling, directions = _parts_of(model)
+    found = describe(kind, params, pooling=pooling, activation=activation)
+    if [1 + size.bidirectional for size in found.layers] != directions:
         raise ValueError(
-            f"kind must be one of {list(NODES)} to become ONNX nodes, got {kind!r}; "
-            "rnnjax.exporting.export_program takes every cell"
+            f"params must be of a model with {directions} directions in its layers, got "
+            f"{[1 + size.bidirectional for size in found.layers]}"
         )
-    describe(kind, params, pooling=pooling, activation=activation)
     graph = Graph("export_classifier")
     _at_least_one_step(graph)
     _valid_steps(graph)
@@ -80,6 +73,18 @@ def export_classifier(
     inputs = {"tokens": (np.int32, ["batch", "time"]), "lengths": (np.int32, ["batch"])}
     outputs = {"logits": (np.float32, ["batch", head["bias"].size])}
     return graph.serialize("classifier", inputs, outputs)
+
+
+def _parts_of(model: Any) -> tuple[str, str, str, list[int]]:
+    """Kind of cell, activation and pooling of a classifier, and the directions of each layer."""
+    given = arguments_of(model, classifier)
+    if given["policy"] is not None:
+        raise ValueError(f"model must have no policy to become ONNX nodes, got {model!r}")
+    layers = cells_of(given["encoder"])
+    kinds = {kind_of(cell) for cells in layers for cell in cells}
+    if len(kinds) > 1:
+        raise ValueError(f"model must have one kind of cell in all layers, got {sorted(kinds)}")
+    return *kinds.pop(), given["pooling"], [len(cells) for cells in layers]
 
 
 def _at_least_one_step(graph: Graph) -> None:

@@ -4,23 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rnnjax.base import Cell
-from rnnjax.cells.gru import gru
-from rnnjax.cells.lstm import lstm
-from rnnjax.cells.peephole_lstm import peephole_lstm
-from rnnjax.cells.vanilla import vanilla
 from rnnjax.interop import onnx as onnx_layers
 from rnnjax.interop._onnx_file import ACTIVATIONS, NODES, Graph, as_float32, narrow
-from rnnjax.layers.recurrent import as_layer, recurrent
-from rnnjax.layers.stack import stack
-from rnnjax.models.embedding import embedding
+from rnnjax.interop._onnx_parts import arguments_of, cells_of, kind_of
 from rnnjax.models.language_model import LanguageModel, LanguageModelParams, language_model
-
-_FUNCTIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
 
 
 def export_step(model: LanguageModel, params: LanguageModelParams) -> bytes:
@@ -60,7 +50,7 @@ def export_step(model: LanguageModel, params: LanguageModelParams) -> bytes:
         "ONNX Operators", onnx.ai, operators RNN, LSTM and GRU since version 14.
     """
     cells, tied = _parts_of(model)
-    kinds = [_kind_of(cell) for cell in cells]
+    kinds = [kind_of(cell) for cell in cells]
     layers = params.layer if type(params.layer) is tuple else (params.layer,)
     if len(layers) != len(cells):
         raise ValueError(f"params.layer must be of {len(cells)} layers, got {len(layers)}")
@@ -83,51 +73,11 @@ def export_step(model: LanguageModel, params: LanguageModelParams) -> bytes:
 
 def _parts_of(model: Any) -> tuple[list[Cell], bool]:
     """The cells of a language model, the lowest first, and whether its head is tied."""
-    recipe = getattr(model, "_recipe", None)
-    if recipe is None or recipe.make is not language_model:
-        raise ValueError(f"model must be made by rnnjax.language_model, got {model!r}")
-    given = recipe.arguments
-    made = given["embedding"]._recipe
-    if made is None or made.make is not embedding or given["softmax"] is not None:
-        raise ValueError(
-            "model must have a rnnjax.embedding and a linear head to become ONNX nodes, "
-            f"got {model!r}"
-        )
-    return _cells_of(as_layer(given["layer"])), given["tie"]
-
-
-def _cells_of(layer: Any) -> list[Cell]:
-    recipe = layer._recipe
-    if recipe is not None and recipe.arguments.get("policy") is None:
-        if recipe.make is recurrent:
-            return [recipe.arguments["cell"]]
-        if recipe.make is stack:
-            return [c for part in recipe.arguments["layers"] for c in _cells_of(as_layer(part))]
-    raise ValueError(
-        "layer must be a recurrent cell or a stack of them, without a policy, to become ONNX "
-        f"nodes, got {layer!r}"
-    )
-
-
-def _kind_of(cell: Cell) -> tuple[str, str]:
-    """The kind of a cell, and its activation."""
-    recipe = cell._recipe
-    make, given = (None, {}) if recipe is None else (recipe.make, recipe.arguments)
-    if make is lstm:
-        return "lstm", "tanh"
-    if make is peephole_lstm:
-        return "peephole_lstm", "tanh"
-    if make is gru:
-        return "gru" if given["reset_after"] else "gru_reset_before", "tanh"
-    if make is vanilla:
-        for name, function in _FUNCTIONS.items():
-            if given["activation"] is function:
-                return "vanilla", name
-    raise ValueError(
-        "cell must be an lstm, peephole_lstm, gru, or vanilla with one of "
-        f"{list(_FUNCTIONS)}, to become an ONNX node, got {cell!r}; "
-        "rnnjax.exporting.export_step takes every cell"
-    )
+    given = arguments_of(model, language_model)
+    if given["softmax"] is not None:
+        raise ValueError(f"model must have a linear head to become ONNX nodes, got {model!r}")
+    # A language model has no layer of two directions.
+    return [cell for (cell,) in cells_of(given["layer"])], given["tie"]
 
 
 def _layer(

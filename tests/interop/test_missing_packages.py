@@ -15,7 +15,7 @@ EXPORT = """
 import jax, rnnjax
 from rnnjax.interop.onnx_graph import export_classifier
 model = rnnjax.classifier(rnnjax.embedding(9, 4), rnnjax.lstm(3), num_classes=2)
-export_classifier("lstm", model.init(jax.random.key(0)))
+export_classifier(model, model.init(jax.random.key(0)))
 """
 EXPORT_STEP = """
 import jax, rnnjax

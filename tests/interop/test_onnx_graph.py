@@ -1,5 +1,7 @@
 """ONNX graphs of whole classifiers, run by onnxruntime on ragged batches beside the model."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -54,13 +56,13 @@ def assert_runtime_agrees(model, params, data, batch=ragged(5, 6, [6, 1, 0, 3, 6
 @pytest.mark.parametrize("kind", ["vanilla", "lstm", "gru", "gru_reset_before"])
 def test_onnxruntime_gives_the_logits_of_every_cell_and_direction(kind, layers):
     model, params = make(kind, layers)
-    assert_runtime_agrees(model, params, export_classifier(kind, params))
+    assert_runtime_agrees(model, params, export_classifier(model, params))
 
 
 @pytest.mark.parametrize("batch", [ragged(1, 9, [7]), ragged(2, 3, [0, 0])])
 def test_one_graph_runs_for_every_batch_and_time(batch):
     model, params = make("gru", "bidirectional")
-    assert_runtime_agrees(model, params, export_classifier("gru", params), batch)
+    assert_runtime_agrees(model, params, export_classifier(model, params), batch)
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (2, 0), (0, 0), (1, 1)])
@@ -78,7 +80,7 @@ def test_a_batch_without_rows_or_steps_has_the_logits_of_empty_rows(kind, layers
     model, params = make(kind, layers, pooling)
     batch, time = shape
     tokens, lengths = np.ones(shape, np.int32), np.full(batch, time, np.int32)
-    data = export_classifier(kind, params, pooling=pooling)
+    data = export_classifier(model, params)
     found = run(data, tokens, lengths)
     assert found.shape == (batch, CLASSES)
     if time == 0:
@@ -93,21 +95,21 @@ def test_a_batch_without_rows_or_steps_has_the_logits_of_empty_rows(kind, layers
     [([[1, 2]], [3], "sequence_lens"), ([[1, VOCAB]], [2], "out of (data )?bounds")],
 )
 def test_the_runtime_refuses_what_does_not_exist(tokens, lengths, message):
-    _, params = make("lstm", "forward")
+    model, params = make("lstm", "forward")
     with pytest.raises(Exception, match=message):
-        run(export_classifier("lstm", params), np.int32(tokens), np.int32(lengths))
+        run(export_classifier(model, params), np.int32(tokens), np.int32(lengths))
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max"])
 def test_pooling_is_over_the_real_steps(pooling):
     model, params = make("gru", pooling=pooling)
-    assert_runtime_agrees(model, params, export_classifier("gru", params, pooling=pooling))
+    assert_runtime_agrees(model, params, export_classifier(model, params))
 
 
 @pytest.mark.parametrize("activation", ["relu", "sigmoid"])
 def test_the_activation_of_a_simple_cell_is_written_for_both_directions(activation):
     model, params = make("vanilla", "bidirectional", activation=activation)
-    data = export_classifier("vanilla", params, activation=activation)
+    data = export_classifier(model, params)
     assert_runtime_agrees(model, params, data)
 
 
@@ -115,19 +117,19 @@ def test_peepholes_are_an_input_of_the_node():
     encoder = rnnjax.bidirectional(peephole_lstm(4))
     model = rnnjax.classifier(rnnjax.embedding(VOCAB, 5), encoder, CLASSES)
     params = jax.tree.map(lambda a: a + 0.3, model.init(jax.random.key(0)))
-    assert_runtime_agrees(model, params, export_classifier("peephole_lstm", params))
+    assert_runtime_agrees(model, params, export_classifier(model, params))
 
 
 def test_half_precision_weights_are_widened_exactly():
-    _, params = make("lstm", "forward")
+    model, params = make("lstm", "forward")
     half = jax.tree.map(lambda a: a.astype("bfloat16"), params)
     same = jax.tree.map(lambda a: a.astype("float32"), half)
-    assert export_classifier("lstm", half) == export_classifier("lstm", same)
+    assert export_classifier(model, half) == export_classifier(model, same)
 
 
 def test_each_layer_is_one_native_node_that_takes_the_lengths():
-    _, params = make("gru", "stacked")
-    graph = onnx.load_from_string(export_classifier("gru", params)).graph
+    model, params = make("gru", "stacked")
+    graph = onnx.load_from_string(export_classifier(model, params)).graph
     nodes = [node for node in graph.node if node.op_type == "GRU"]
     attributes = [
         {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute} for node in nodes
@@ -140,8 +142,8 @@ def test_each_layer_is_one_native_node_that_takes_the_lengths():
 
 
 def test_batch_and_time_are_symbolic_and_the_inputs_are_int32():
-    _, params = make("lstm", "forward")
-    graph = onnx.load_from_string(export_classifier("lstm", params)).graph
+    model, params = make("lstm", "forward")
+    graph = onnx.load_from_string(export_classifier(model, params)).graph
     kinds = {
         value.name: (
             value.type.tensor_type.elem_type,
@@ -156,35 +158,75 @@ def test_batch_and_time_are_symbolic_and_the_inputs_are_int32():
     }
 
 
-def test_a_cell_without_a_node_is_refused_with_the_reason():
-    _, params = make("lstm")
-    with pytest.raises(ValueError, match=r"to become ONNX nodes, got 'lru'; .*export_program"):
-        export_classifier("lru", params)
+def classifier(encoder, **options):
+    model = rnnjax.classifier(rnnjax.embedding(VOCAB, 4), encoder, CLASSES, **options)
+    return model, model.init(jax.random.key(0))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"kind": "gru"}, "must be GRUParams for kind 'gru', got LSTMParams"),
-        ({"pooling": "first"}, r"pooling must be one of \['last', 'mean', 'max'\], got 'first'"),
-        ({"activation": "relu"}, "'tanh' for the others, got 'relu' for 'lstm'"),
-        ({"activation": "cos"}, r"activation must be one of \['tanh', 'relu', 'sigmoid'\]"),
-    ],
-)
-def test_what_does_not_fit_is_named(arguments, message):
-    _, params = make("lstm")
-    with pytest.raises(ValueError, match=message):
-        export_classifier(**{"kind": "lstm", "params": params} | arguments)
+def of_another(model, params):
+    return classifier(model)[0], classifier(params)[1]
+
+
+BFLOAT16 = rnnjax.Policy(compute="bfloat16")
+BAD = {
+    "a cell without a node": (lambda: classifier(rnnjax.lru(4)), "cell must be an lstm"),
+    "an activation without a node": (
+        lambda: classifier(rnnjax.vanilla(4, jax.numpy.cos)),
+        "['tanh', 'relu', 'sigmoid']",
+    ),
+    "a layer that adds its input": (
+        lambda: classifier(rnnjax.stack(rnnjax.residual(rnnjax.gru(4)))),
+        "layer must be a recurrent cell",
+    ),
+    "a layer that runs in reverse": (
+        lambda: classifier(rnnjax.recurrent(rnnjax.gru(4), reverse=True)),
+        "layer must be a recurrent cell",
+    ),
+    "a direction of two layers": (
+        lambda: classifier(
+            rnnjax.bidirectional(rnnjax.stack(rnnjax.gru(4), rnnjax.gru(4)), rnnjax.gru(4))
+        ),
+        "layer must be a recurrent cell",
+    ),
+    "two kinds of cells": (
+        lambda: classifier(rnnjax.bidirectional(rnnjax.gru(4), rnnjax.gru(4, reset_after=False))),
+        "one kind of cell in all layers",
+    ),
+    "a policy": (lambda: classifier(rnnjax.gru(4), policy=BFLOAT16), "no policy"),
+    "a policy of a layer": (
+        lambda: classifier(rnnjax.bidirectional(rnnjax.gru(4), policy=BFLOAT16)),
+        "without a policy",
+    ),
+    "a model made by hand": (
+        lambda: (classifier(rnnjax.gru(4))[0]._replace(init=None), None),
+        "model must be made by rnnjax.classifier",
+    ),
+    "parameters of another cell": (
+        lambda: of_another(rnnjax.gru(4), rnnjax.lstm(4)),
+        "must be GRUParams for kind 'gru', got LSTMParams",
+    ),
+    "parameters of two directions": (
+        lambda: of_another(rnnjax.gru(4), rnnjax.bidirectional(rnnjax.gru(4))),
+        "params must be of a model with [1] directions in its layers, got [2]",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_has_no_nodes_is_refused(case):
+    given, words = BAD[case]
+    with pytest.raises(ValueError, match=re.escape(words)):
+        export_classifier(*given())
 
 
 def test_weights_wider_than_the_nodes_are_refused():
-    _, params = make("lstm")
+    model, params = make("lstm")
     wide = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
     with pytest.raises(ValueError, match=r"embedding must be float32 .*, got float64"):
-        export_classifier("lstm", wide)
+        export_classifier(model, wide)
 
 
 def test_an_embedding_without_a_table_is_refused():
     model = rnnjax.classifier(rnnjax.one_hot(VOCAB), rnnjax.lstm(3), CLASSES)
-    with pytest.raises(ValueError, match="embedding must have a table of vectors"):
-        export_classifier("lstm", model.init(jax.random.key(0)))
+    with pytest.raises(ValueError, match=r"model must have a rnnjax\.embedding"):
+        export_classifier(model, model.init(jax.random.key(0)))

@@ -89,7 +89,7 @@ BAD = {
     ),
     "a layer that adds its input": (
         lambda: make(rnnjax.residual(rnnjax.gru(4))),
-        "layer must be a recurrent cell or a stack of them",
+        "layer must be a recurrent cell, forward or in both directions, or a stack",
     ),
     "a policy": (
         lambda: make(rnnjax.recurrent(rnnjax.gru(4), policy=rnnjax.Policy(compute="bfloat16"))),
