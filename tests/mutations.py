@@ -1,8 +1,8 @@
 """Small faults put into the code one at a time, and the tests that must notice each of them.
 
-Run:     python -m tests.mutations                       (all; about ten minutes)
+Run:     python -m tests.mutations                       (all; about ten minutes alone)
          python -m tests.mutations masking.py stack      (those whose file or text has such a word)
-Expect:  one line a fault, and last "61 of 61 noticed"; exit code 1 where a fault is not noticed
+Expect:  one line a fault, and last how many were noticed, which must be all; exit code 1 otherwise
 
 Each fault is made in a copy of the project, and only the tests named with it are run. Before that
 these tests must pass without any fault. A fault that nothing notices needs a test, not another row.

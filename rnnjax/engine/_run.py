@@ -48,6 +48,8 @@ class Static(NamedTuple):
     mapped: int = 1
 
 
+# The one program of a call. Cell and options are compared by value, so that a cell built anew from
+# equal arguments finds the program that is there.
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def run_call(cell: Cell, static: Static, call: Call) -> tuple[Carry, Any]:
     """``(carry, ys)`` of one call, as one compiled program."""
@@ -132,6 +134,7 @@ def _in_chunks(
     """Run ``chunk`` steps at a time, and the steps left over at the end of time by themselves."""
     carry, steps = prepared.carry, prepared.steps
     time = jax.tree.leaves(steps.xs)[0].shape[0]
+    # The chunks are scanned over, so they must have one length; what is left over runs outside.
     whole = time - time % chunk
     chunks = jax.tree.map(lambda a: a[:whole].reshape(-1, chunk, *a.shape[1:]), steps)
     rest = jax.tree.map(lambda a: a[whole:], steps)

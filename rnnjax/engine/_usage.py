@@ -76,6 +76,7 @@ def usage_of_update(cell: Cell, primals: tuple, tangents: tuple) -> Usage:
     only_added = tuple(
         k < len(of_h) and _is_only_added(jaxpr, x_proj, of_h[k]) for k, x_proj in enumerate(of_x)
     )
+    # An input that is only added has its tangent in the sum, so it is left out of ``read_alone``.
     moving = [has_tangent(t) for t in leaves_of(d_inputs.x_projs)]
     return Usage(
         params=_read(jaxpr, of_params, d_weights.params),

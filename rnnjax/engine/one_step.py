@@ -48,6 +48,7 @@ def step(
     context: Any = None,
 ) -> tuple[Carry, Any]:
     """``part`` on one input of each sequence; see ``Layer.step``, which is this."""
+    # By structure, before anything runs: a layer that reads ahead would give numbers, too.
     require_causal("step", part)
     x = _check_x(x)
     batch = _batch_of(x)
@@ -56,6 +57,7 @@ def step(
     if not all(isinstance(leaf, Array) for leaf in jax.tree.leaves(carry)):
         carry = jax.tree.map(functools.partial(masking.as_array, "carry"), carry)
     arguments = (params, carry, x, mask, resets, context)
+    # Inside another program the step joins it; a loop of one step would stand in the way of fusion.
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arguments)):
         return _inline_step(part, *arguments)
     return _run_alone(part, params, carry, *_with_flags(batch, x, mask, resets), context)

@@ -128,12 +128,15 @@ def unroll(
     if include_initial and not all_carries:
         raise ValueError("include_initial=True needs all_carries=True")
     request = check_request(cell, implementation, remat, scan_unroll)
+    # Where the arrays lie is asked here: inside ``jax.jit`` they are traced and do not say.
     device = persistent.find_device(call)
     static = Static(reverse, all_carries, include_initial, request, platform_of(call), device)
 
     def run(call: Call, mapped: int) -> tuple[Carry, Any]:
         return run_call(cell, static._replace(mapped=mapped), call)
 
+    # A cell's own functions fail somewhere in the middle of a product. The error is looked at again
+    # afterwards: it may be a parameter or an input of another shape, which has a clearer message.
     try:
         carry, ys = run_as_one_batch(run, call)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):

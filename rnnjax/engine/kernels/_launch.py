@@ -146,6 +146,7 @@ def make_launch(
         try:
             return _planned(device, Launch(tiling, steps, options, not exact))
         except TooLargeError:
+            # The next way may have narrower tiles, which take less shared memory.
             if tiling is ways[-1]:
                 raise
     raise AssertionError("unreachable: there is always one way to cut a loop")
@@ -165,6 +166,8 @@ def _planned(device: Device, launch: Launch) -> Launch:
 def _bytes(launch: Launch, columns: int, scratch: dict[str, tuple[int, ...]]) -> int:
     """Shared memory of all but the weights and what is multiplied by them."""
     tiling = launch.tiling
+    # 4 bytes a number of what is pointwise; then the product's result, and its 16-bit operand of
+    # this CTA, which is sent to the others.
     sizes = [math.prod(count) * UNITS * tiling.width * 4 for count in scratch.values()]
     sizes += [ROWS * columns * 4, columns * UNITS * tiling.parts * 2]
     return sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)

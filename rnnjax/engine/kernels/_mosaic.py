@@ -128,7 +128,10 @@ class _Exchange(NamedTuple):
         unit = self.group * UNITS
         piece = lax.div(unit, product.depth)
         row = pl.multiple_of(lax.rem(unit, product.depth), UNITS)
+        # The copies of the step before must have read the buffer before it is written again.
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        # ``left`` is what the parts so far have not said: the first part is the number rounded to
+        # 16 bits, the second what the rounding took away.
         for k, left in enumerate(_in_tile(blocks)):
             for part in range(tiling.parts):
                 rounded = left.astype(tiling.dtype)
@@ -148,8 +151,10 @@ class _Exchange(NamedTuple):
 
     def multiply(self, t: Any, times: Any, result: Any) -> None:
         """Wait until all have sent ``times`` times, and multiply the weights by step ``t``."""
+        # Not decremented: a counter that only grows needs no second barrier to be set back.
         everyone = self.launch.tiling.groups
         plgpu.semaphore_wait(self.counter, everyone * times, decrement=False, memory_scope="gpu")
+        # Both parts of a piece one after the other, so that each finds the weights of its piece.
         order = [
             (part, piece)
             for piece in range(self.product.pieces)
@@ -164,7 +169,7 @@ class _Exchange(NamedTuple):
             target, bar = self.ring.at[k % slots], self.bars.at[k % slots]
             plgpu.copy_gmem_to_smem(source, target, bar, **axes)
 
-        for k in range(slots):
+        for k in range(slots):  # as much as there is room for is on its way at once
             fetch(k)
 
         def accumulate(sums: Any) -> Array:
@@ -263,6 +268,7 @@ def _given(arrays: NamedTuple) -> dict[str, Array]:
 
 
 def _flags(launch: Launch, refs: dict, slot: Any) -> Flags:
+    # Flags come as 0 and 1 in float32, laid out as everything else is.
     where = {name: k for k, name in enumerate(launch.flags)}
 
     def flag(name: str) -> Any:
@@ -358,6 +364,7 @@ def forward(launch: Launch, arrays: ForwardArrays, save: bool) -> ForwardResults
                 hs = _load_all(refs["result"], pieces.gates)
                 done = forward_step(launch.steps, par, reset_carry, carry, xs, hs, flags)
 
+                # Before the outputs are stored: the other CTAs wait for h, nobody for the outputs.
                 @pl.when(i + 1 < time)
                 def _() -> None:
                     send(i + 1, done.next_carry)
