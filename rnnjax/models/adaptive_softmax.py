@@ -1,13 +1,15 @@
 """A softmax over many words that spends its time on the frequent ones."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rnnjax._checks import check_key, check_size
+from rnnjax import masking
+from rnnjax._checks import check_key, check_number, check_size
 from rnnjax._numerics import affine
 from rnnjax._recipe import Made, factory
 from rnnjax.base import Key
@@ -88,12 +90,14 @@ def adaptive_softmax(
         2017.
     """
     size, words = check_size("input_size", input_size), check_size("vocab_size", vocab_size)
+    if isinstance(cutoffs, str) or not isinstance(cutoffs, Iterable):
+        raise ValueError(f"cutoffs must be several integers, got {cutoffs!r}")
     begins = tuple(check_size("cutoffs", n) for n in cutoffs)
     ends = (*begins[1:], words)
     if not begins or any(end <= begin for begin, end in zip(begins, ends, strict=True)):
         raise ValueError(f"cutoffs must grow within [1, {words}), got {tuple(cutoffs)}")
-    if not divisor >= 1:
-        raise ValueError(f"divisor must be at least 1, got {divisor!r}")
+    expected = "a finite number of at least 1"
+    divisor = check_number("divisor", divisor, expected, lambda d: 1 <= d < math.inf)
     first = begins[0]
     widths = [max(1, int(size // divisor ** (k + 1))) for k in range(len(begins))]
 
@@ -115,7 +119,13 @@ def adaptive_softmax(
         return jax.nn.log_softmax(affine(narrow, cluster.w, cluster.bias), axis=-1)
 
     def log_prob(params: AdaptiveSoftmaxParams, hs: Array, targets: Array) -> Array:
-        head, targets = head_of(params, hs), jnp.asarray(targets)
+        # Of at least 32 bits: a number of words need not fit fewer.
+        head, targets = head_of(params, hs), masking.as_integers("targets", targets)
+        if targets.shape != head.shape[:-1]:
+            raise ValueError(
+                f"targets must have shape {head.shape[:-1]}, that of hs without its last axis, "
+                f"got shape {targets.shape}"
+            )
         result = _pick(head, targets, first)
         for k, (cluster, begin, end) in enumerate(zip(params.clusters, begins, ends, strict=True)):
             inside = _pick(within(cluster, hs), targets - begin, end - begin)

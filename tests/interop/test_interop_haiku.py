@@ -140,3 +140,29 @@ def test_names_in_another_form_than_the_parameters_are_refused():
 def test_the_reset_after_form_is_refused():
     with pytest.raises(ValueError, match=r"kind must be one of .*gru_reset_before.* for Haiku"):
         interop.export_weights("gru", random_params(make_layer(CELLS["gru"])), "gru")
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_reset_core_in_reverse_resets_one_step_away(reverse):
+    """There a flag belongs to the step in the order of the loop, here to the first of a segment."""
+    cell, make_core, _ = CASES["vanilla"]
+    resets = np.array([[0, 0, 1, 0], [0, 1, 0, 1]], bool)
+    xs = normal(1, 2, 4, D)
+
+    def apply(xs, flags):
+        core = hk.ResetCore(make_core(H))
+        given = (jnp.asarray(xs), jnp.asarray(flags))
+        start = core.initial_state(2)
+        return hk.dynamic_unroll(core, given, start, time_major=False, reverse=reverse)[0]
+
+    transformed = hk.without_apply_rng(hk.transform(apply))
+    shapes = jax.eval_shape(transformed.init, jax.random.key(0), xs, resets)
+    weights = draw_like(shapes, seed=0, scale=0.5)
+    named = {key.replace("reset_core/~/", ""): part for key, part in weights.items()}
+    params = interop.import_weights("vanilla", named, next(iter(named)).rsplit("/", 1)[0])
+    layer = rnnjax.recurrent(cell, reverse=reverse)
+    _, ys = layer.apply(params, jnp.asarray(xs), resets=resets)
+    shifted = np.concatenate([resets[:, 1:], np.zeros((2, 1), bool)], axis=1)
+    assert_close(ys, transformed.apply(weights, xs, shifted if reverse else resets))
+    other = transformed.apply(weights, xs, resets if reverse else shifted)
+    assert not np.allclose(ys, other)

@@ -250,3 +250,26 @@ def test_old_keys_are_taken_and_are_the_new_ones():
     np.testing.assert_array_equal(
         jax.jit(layer.apply)(params, XS, key=jax.random.PRNGKey(5))[1], new
     )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **given: rnnjax.bidirectional(rnnjax.gru(4), **given),
+        lambda **given: rnnjax.stack(rnnjax.gru(4), rnnjax.lstm(4), **given),
+        lambda **given: rnnjax.skip_stack(rnnjax.gru(4), **given),
+        lambda **given: rnnjax.residual(rnnjax.gru(3), **given),
+        lambda **given: rnnjax.output_head(rnnjax.gru(4), 2, **given),
+        lambda **given: rnnjax.recurrent(rnnjax.gru(4), **given),
+        lambda **given: rnnjax.grid_lstm(4, 2, **given),
+    ],
+    ids=["bidirectional", "stack", "skip_stack", "residual", "output_head", "recurrent", "grid"],
+)
+def test_a_policy_is_taken_by_every_layer(make):
+    policy = rnnjax.Policy("bfloat16", "bfloat16", "bfloat16")
+    layer = make(policy=policy)
+    assert rnnjax.with_policy(make(), policy) == layer
+    xs = jax.ShapeDtypeStruct((2, 5, 3), jnp.float32)
+    params = jax.eval_shape(lambda key: layer.init(key, 3), jax.random.key(0))
+    results = jax.eval_shape(layer.apply, params, xs)
+    assert {leaf.dtype for leaf in jax.tree.leaves((params, results))} == {jnp.dtype("bfloat16")}

@@ -72,9 +72,29 @@ def test_cutoffs_that_do_not_grow_are_refused(cutoffs, words):
 
 
 def test_other_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match="divisor must be at least 1"):
+    with pytest.raises(ValueError, match="divisor must be a finite number of at least 1"):
         rnnjax.adaptive_softmax(H, V, CUTOFFS, divisor=0.5)
     with pytest.raises(ValueError, match="softmax must be made for inputs of size 4"):
         rnnjax.language_model(rnnjax.embedding(V, 8), rnnjax.gru(4), softmax=SOFTMAX)
     with pytest.raises(ValueError, match="tie=True"):
         rnnjax.language_model(rnnjax.embedding(V, H), rnnjax.gru(H), softmax=SOFTMAX, tie=True)
+
+
+def test_targets_of_few_bits_are_the_words_they_name():
+    """1,000 words do not fit 8 bits."""
+    softmax = rnnjax.adaptive_softmax(H, 1000, [300])
+    params, hs = softmax.init(jax.random.key(0)), jnp.ones((3, H))
+    targets = [1, 99, 127]
+    expected = softmax.log_probs(params, hs)[jnp.arange(3), jnp.array(targets)]
+    for given in (np.array(targets, np.int8), np.array(targets, np.uint8), targets):
+        np.testing.assert_allclose(softmax.log_prob(params, hs, given), expected, rtol=1e-5)
+    with pytest.raises(ValueError, match="targets must be integers, got dtype float32"):
+        softmax.log_prob(params, hs, jnp.ones(3))
+    with pytest.raises(ValueError, match=r"targets must have shape \(3,\)"):
+        softmax.log_prob(params, hs, [1, 2])
+
+
+@pytest.mark.parametrize("cutoffs", [10, "10", None, [10.0]])
+def test_cutoffs_that_are_no_integers_are_refused(cutoffs):
+    with pytest.raises(ValueError, match="cutoffs must be"):
+        rnnjax.adaptive_softmax(H, 1000, cutoffs)

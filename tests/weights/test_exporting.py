@@ -238,3 +238,23 @@ def test_ids_outside_the_vocabulary_are_the_nearest_ones_in_every_program():
     one, carry, starts = export.deserialize(data), np.zeros((3, 3), np.float32), np.ones(3, bool)
     found, expected = (one.call(carry, ids[:, 0], starts)[1] for ids in (tokens, nearest))
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_resets_are_exported_forwards_and_refused_in_reverse(reverse):
+    layer = rnnjax.recurrent(rnnjax.gru(3), reverse=reverse)
+    params = layer.init(jax.random.key(0), D)
+
+    def apply(params, xs, lengths):
+        return layer.apply(params, xs, lengths, resets=xs[..., 0] > 0)
+
+    options = {"input_size": D, "platforms": ["cpu"]}
+    if reverse:
+        with pytest.raises(ValueError, match="resets of a reversed direction"):
+            export_program(apply, params, **options)
+        return
+    program = export.deserialize(export_program(apply, params, **options))
+    xs, lengths = np.random.default_rng(0).normal(size=(2, 5, D)), np.array([5, 3], np.int32)
+    xs = xs.astype(np.float32)
+    expected = apply(params, xs, lengths)[1]
+    np.testing.assert_allclose(program.call(xs, lengths)["1"], expected, rtol=1e-6, atol=1e-6)
