@@ -59,36 +59,37 @@ class Import:
     """A safetensors file (for Keras with names that begin with the place of each array in
     get_weights()), or for Keras an .h5 file."""
     library: Annotated[Literal["torch", "keras"], arg(name="from")]
-    """Whose weights they are."""
+    """The library that wrote the weights, which decides their names and their order."""
     kind: Literal["vanilla", "lstm", "gru", "gru_reset_before"]
-    """The recurrent cell: vanilla is PyTorch's RNN and Keras's SimpleRNN, gru
-    is the one with reset_after."""
+    """The recurrent cell: vanilla is PyTorch's RNN and Keras's SimpleRNN, gru is the one with
+    reset_after."""
     classes: tuple[str, ...]
-    """Names of the classes in the order of the outputs; two for one sigmoid unit."""
+    """The names of the classes in the order of the outputs; two for one sigmoid unit."""
     out: Path
-    """Folder of the run."""
+    """The folder of the run that is made; it must be new or empty."""
     vocabulary: Path | None = None
     """Tokens by id: JSON (a list, an object of token: id, or a tokenizer.json of whole words) or
     text, one token a line. Without it texts are token ids with spaces between."""
     tokenizer: Literal["basic_english", "strip_punctuation", "characters"] | None = None
-    """By default basic_english for torch and strip_punctuation for keras."""
+    """How a text is cut into tokens, as it was for training; by default basic_english for torch and
+    strip_punctuation for keras."""
     unknown_id: int | None = None
     """The id of words outside the vocabulary; by default the one that a tokenizer.json says, or
     0 for torch and 1 for keras."""
     pooling: Literal["last", "mean", "max"] = "last"
     """How the outputs of all steps become one vector, which the weights do not show."""
     activation: Literal["tanh", "relu", "sigmoid"] = "tanh"
-    """Of kind vanilla, which the weights do not show either."""
+    """The function of a cell of kind vanilla, which the weights do not show either."""
     padding: Literal["unread", "right", "left"] = "unread"
-    """unread for packed sequences and for mask_zero; otherwise the side where the model was shown
-    padding as if it were text."""
+    """Where the model was shown padding as if it were text: on the right, on the left, or nowhere
+    (unread), as with packed sequences and with mask_zero."""
     pad_id: int = 0
-    """What it was shown there."""
+    """The token id that it was shown there."""
     length: int | None = None
     """Longer texts are cut to so many tokens and, where padding is read, shorter ones padded to
     it; by default no text is cut and a batch is padded to its longest."""
     keep: Literal["head", "tail"] = "head"
-    """Which end of a cut text stays."""
+    """Which end of a cut text stays: head or tail."""
     batch_size: int = 16
     """Texts in a batch: where padding is read, predictions depend on the longest of them."""
 
@@ -98,12 +99,12 @@ class Export:
     """Write a trained or an imported classifier for another program."""
 
     run: Positional[Path]
-    """Folder of a run of experiments.classify, or of one made by import."""
+    """The folder of a run of experiments.classify, or of one made by import."""
     to: Literal["torch", "keras", "onnx", "jax"]
-    """torch, keras: a safetensors file with their names; onnx: a graph of native nodes; jax: a
-    program of jax.export for cpu, cuda and tpu."""
+    """What reads the file: torch and keras get a safetensors file with their names, onnx a graph of
+    its own nodes, jax a program of jax.export for cpu, cuda and tpu."""
     out: Path
-    """The file."""
+    """The file that is written."""
 
 
 def import_run(settings: Import) -> None:

@@ -45,7 +45,7 @@ CONVENTIONS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """Train an agent to name, at the end of an episode, the symbol that it saw at its start."""
+    """Train an agent to name, at an episode's end, the symbol that it saw first."""
 
     resets: Literal["right", "off_by_one", "none"] = "right"
     """When the agent's memory is wiped: at the first step of an episode, a step late, or never."""
@@ -57,11 +57,11 @@ class Settings:
     environments: int = 64
     """How many environments run side by side."""
     steps: int = 32
-    """Of a rollout, several episodes long; what it cuts in two goes on in the next."""
+    """Steps of a rollout, several episodes long; what it cuts in two goes on in the next."""
     hidden_size: int = 32
-    """Units of the GRU."""
+    """Units of the GRU that remembers the symbol."""
     learning_rate: float = 3e-3
-    """Of Adam."""
+    """The step size of Adam."""
     updates: int = 400
     """Rollouts, each followed by one training step."""
     seed: int = 0

@@ -22,7 +22,7 @@ from rnnjax.models import ClassifierParams
 
 @dataclass(frozen=True)
 class Settings:
-    """Time whole epochs of one bidirectional LSTM classifier in every library that is installed."""
+    """Time epochs of one bidirectional LSTM in every library that is installed."""
 
     dataset: str = "rotten_tomatoes"
     """What to train on, as for experiments.classify: rotten_tomatoes needs no network."""

@@ -9,11 +9,12 @@ Writes ``measured/<device>.json`` and ``measured/<device>.md`` beside this file 
 given as the only argument).
 """
 
+import argparse
 import importlib.metadata
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
@@ -25,15 +26,25 @@ from experiments.gpu_check import speed, values
 from rnnjax.engine.kernels import persistent
 
 THREADS = 14
+_WHAT = "Check the kernel for Hopper GPUs against float64, and race it with other libraries."
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code, 1 where a value was wrong or nothing was checked."""
+    parser = argparse.ArgumentParser("python -m experiments.gpu_check", description=_WHAT)
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        type=Path,
+        default=Path(__file__).parent / "measured",
+        help="The folder for DEVICE.md and DEVICE.json; by default measured/ beside this program.",
+    )
+    folder: Path = parser.parse_args(arguments).folder
     began = time.time()
     device = persistent.find_device(())
     if isinstance(device, str):
         print(f"Nothing was checked. The persistent kernel cannot run here: {device}.")
         return 1
-    folder = Path(sys.argv[1] if sys.argv[1:] else Path(__file__).parent / "measured")
     folder.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {"device": device.name, "date": date.today().isoformat()}
     names = ("jax", "jaxlib", "flax", "torch", "numpy")

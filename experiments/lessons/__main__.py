@@ -35,15 +35,16 @@ class Settings:
     """Run the lessons, what is missing of them, and write their results."""
 
     lessons: tuple[str, ...] = LESSONS
-    """Which, in this order."""
+    """The lessons that are run, in this order; by default all."""
     take: int | None = None
-    """Of every data set this many training examples only; all of them if not given."""
+    """Use this many training examples of every data set only, to be done sooner."""
     seeds: int = 3
-    """Repeat what depends on chance so often."""
+    """Repeat what depends on chance so often, since one result does not show its spread."""
     data_dir: Path | None = None
-    """Folder of local data sets; the environment variable RNNJAX_DATA if not given."""
+    """The folder of local data sets; without it the environment variable RNNJAX_DATA says it."""
     out: Path = Path("runs", "lessons")
-    """Folder of it all: a folder for each lesson, results.md, results.json."""
+    """The folder of it all, with a folder for each lesson, results.md and results.json; what is in
+    it is not measured again."""
 
 
 def run_all(settings: Settings) -> dict[str, str]:

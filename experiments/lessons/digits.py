@@ -4,7 +4,7 @@ Run:     python -m experiments.lessons.digits --seeds 3
 Expect:  test accuracy, mean of 3 seeds  (22 November 2026, jax 0.10.2, a CPU):
 
              logistic regression   0.971
-             simple                0.973
+             vanilla               0.973
              LSTM                  0.967
              GRU                   0.970
 
@@ -34,7 +34,7 @@ from rnnjax.metrics import accuracy, compute, cross_entropy
 
 ROWS = COLUMNS = 8
 CLASSES = 10
-CELLS = {"simple": rnnjax.vanilla, "LSTM": rnnjax.lstm, "GRU": rnnjax.gru}
+CELLS = {"vanilla": rnnjax.vanilla, "LSTM": rnnjax.lstm, "GRU": rnnjax.gru}
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Told apart by the colour-blind, and in grey by their lines.
-COLOURS = {"simple": "#d1495b", "LSTM": "#1f5fa8", "GRU": "#2a9d6f"}
-LINES = {"simple": "--", "LSTM": "-", "GRU": "-."}
+COLOURS = {"vanilla": "#d1495b", "LSTM": "#1f5fa8", "GRU": "#2a9d6f"}
+LINES = {"vanilla": "--", "LSTM": "-", "GRU": "-."}
 REFERENCE = "#555555"
 
 

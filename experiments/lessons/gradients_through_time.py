@@ -6,7 +6,7 @@ Expect:  the norm over 50 steps, as a power of ten, mean of 3 seeds
 
              radius                       0.8     1.0     1.5
              linear                     -4.84    0.00    8.80
-             simple (tanh)              -7.34   -3.52    1.00
+             vanilla (tanh)             -7.34   -3.52    1.00
              LSTM                       -2.20   -1.22    0.03
              LSTM, forget gate open      0.85    0.96    1.29
              GRU                        -8.19   -6.78   -3.57
@@ -74,7 +74,7 @@ def systems(settings: Settings) -> dict[str, tuple[rnnjax.Cell, str | None]]:
     size = settings.hidden_size
     return {
         "linear": (rnnjax.vanilla(size, activation=lambda x: x), None),
-        "simple (tanh)": (rnnjax.vanilla(size), None),
+        "vanilla (tanh)": (rnnjax.vanilla(size), None),
         "LSTM": (rnnjax.lstm(size), None),
         "LSTM, forget gate open": (rnnjax.lstm(size), "forget"),
         "GRU": (rnnjax.gru(size), None),
@@ -130,7 +130,7 @@ def measure_norms(settings: Settings, name: str, radius: float, seed: int) -> np
 
 
 def exploding_task(settings: Settings) -> Task:
-    """Adding, by a simple cell whose recurrent weights start beyond 1."""
+    """Adding, by a vanilla cell whose recurrent weights start beyond 1."""
     task = adding_task(rnnjax.vanilla(settings.hidden_size), settings.clip_length, batch_size=32)
 
     def init(key: Array) -> Any:

@@ -37,7 +37,7 @@ from rnnjax.metrics import accuracy, cross_entropy
 
 @dataclass(frozen=True)
 class Settings(LessonSettings):
-    """Name the first of many symbols at the end: a simple cell at every rate and every length.
+    """Name the first of many symbols at the end: a vanilla cell at every rate and every length.
 
     The sequences are made as they are needed, so --take has no part here.
     """
@@ -68,7 +68,7 @@ def recall(symbols: int, length: int, batch_size: int) -> Callable[[Array, Array
 
 
 def make_task(settings: Settings, length: int) -> Task:
-    """A simple cell that reads one-hot symbols, and after the last names the first."""
+    """A vanilla cell that reads one-hot symbols, and after the last names the first."""
     head = rnnjax.output_head(rnnjax.vanilla(settings.hidden_size), settings.symbols)
 
     def loss_fn(params: Any, batch: Any, key: Array | None) -> tuple[Array, dict]:
@@ -93,7 +93,7 @@ def run(settings: Settings, results: Results) -> None:
         ]
         right[length] = np.mean(found, axis=0)
         for seed, shares in enumerate(found):
-            results.row(f"simple, T={length}", "rnnjax", seed, lambda: swept(settings, shares))  # noqa: B023
+            results.row(f"vanilla, T={length}", "rnnjax", seed, lambda: swept(settings, shares))  # noqa: B023
     draw(settings, right, results.folder / "learning_rate.png")
 
 

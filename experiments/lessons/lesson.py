@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shlex
 import sys
 import time
@@ -203,7 +204,9 @@ def main(module_name: str, arguments: Sequence[str] | None = None) -> int:
 
 
 def _key(record: Mapping[str, Any]) -> tuple[str, str, int | None]:
-    return record["system"], record["library"], record["seed"]
+    # The vanilla cell was called simple until November 2026.
+    system = re.sub(r"^simple\b", "vanilla", record["system"])
+    return system, record["library"], record["seed"]
 
 
 def _records(path: Path) -> list[dict[str, Any]]:

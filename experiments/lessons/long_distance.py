@@ -1,23 +1,23 @@
-"""What must be remembered over a long way: gated cells against the simple one.
+"""What must be remembered over a long way: gated cells against the vanilla one.
 
 Run:     python -m experiments.lessons.long_distance --seeds 3
 Expect:  mean of 3 seeds  (22 November 2026, jax 0.10.2, a CPU):
 
                                 loss     right   remembering nothing
              adding, T=100
-                 simple      0.181      0.065    0.167
+                 vanilla     0.181      0.065    0.167
                  LSTM        0.00037    0.959
                  GRU         0.00031    0.972
              adding, T=200
-                 simple      0.174      0.072    0.167
+                 vanilla     0.174      0.072    0.167
                  LSTM        0.0045     0.592
                  GRU         0.00032    0.975
              copy, T=10
-                 simple      0.063      0.941    0.693
+                 vanilla     0.063      0.941    0.693
                  LSTM        0.119      0.858
                  GRU         0.163      0.806
 
-         At copying the simple cell, its recurrent weights orthogonal at the start, is no worse.
+         At copying the vanilla cell, its recurrent weights orthogonal at the start, is no worse.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from experiments.lessons.lesson import LessonSettings, Measured, Results
 from experiments.lessons.synthetic import Task, evaluate, kept, make_trainer
 from rnnjax.metrics import Mean, accuracy, cross_entropy
 
-CELLS = {"simple": rnnjax.vanilla, "LSTM": rnnjax.lstm, "GRU": rnnjax.gru}
+CELLS = {"vanilla": rnnjax.vanilla, "LSTM": rnnjax.lstm, "GRU": rnnjax.gru}
 SYMBOLS, REMEMBERED = 8, 10
 CLASSES = SYMBOLS + 2  # and the blank, 0, and the mark that says "now", 9
 
@@ -59,7 +59,7 @@ class Settings(LessonSettings):
     """Steps of the adding task: 100 is where LSTM was first shown on it, in 1997."""
     copy_pauses: tuple[int, ...] = (10,)
     """Blanks between the symbols and the mark: over the 1,000 of the published comparison neither
-    LSTM nor GRU nor the simple cell learned anything in its budget."""
+    LSTM nor GRU nor the vanilla cell learned anything in its budget."""
     hidden_size: int = 32
     """For adding: two numbers are to be kept, and the size is most of the time it takes."""
     copy_hidden_size: int = 128
@@ -70,7 +70,7 @@ class Settings(LessonSettings):
     learning_rate: float = 1e-2
     """Of Adam, for adding: LSTM and GRU need a few hundred steps with it."""
     copy_learning_rate: float = 2e-3
-    """Of Adam, for copying: lower, as the simple cell and LSTM learned nothing at 0.01."""
+    """Of Adam, for copying: lower, as the vanilla cell and LSTM learned nothing at 0.01."""
     clip_norm: float = 1.0
     """Gradients are scaled down to this norm: over hundreds of steps now and then one explodes."""
     adding_steps: int = 1_500

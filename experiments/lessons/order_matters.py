@@ -110,11 +110,11 @@ def build_model(name: str, settings: Settings, vocab_size: int) -> rnnjax.Model:
     table = rnnjax.embedding(vocab_size, settings.embedding_size, scale=1.0)
     if name == "bag of embeddings":
         return rnnjax.classifier(table, bag(settings.embedding_size), 2, pooling="mean")
-    cell = {"simple": rnnjax.vanilla, "LSTM": rnnjax.lstm, "GRU": rnnjax.gru}[name]
+    cell = {"vanilla": rnnjax.vanilla, "LSTM": rnnjax.lstm, "GRU": rnnjax.gru}[name]
     return rnnjax.classifier(table, cell(settings.hidden_size), 2)
 
 
-SYSTEMS = ("bag of embeddings", "simple", "LSTM", "GRU")
+SYSTEMS = ("bag of embeddings", "vanilla", "LSTM", "GRU")
 
 
 def make_task(model: rnnjax.Model, training: Sentences, batch_size: int) -> Task:

@@ -35,21 +35,21 @@ class Settings:
     """Time the epochs of one classifier on the same texts in three kinds of batches."""
 
     dataset: str = "rotten_tomatoes"
-    """As for experiments.classify."""
+    """What to train on, as for experiments.classify: rotten_tomatoes needs no network."""
     data_dir: Path | None = None
-    """As for experiments.classify."""
+    """The folder of local data sets; without it the environment variable RNNJAX_DATA says it."""
     take: int | None = None
-    """Train on this many examples only."""
+    """Train on this many examples only, to try something out quickly."""
     max_length: int = 400
-    """Longer texts are cut."""
+    """Cut texts to this many words, so that one very long text does not decide the time."""
     hidden_size: int = 64
-    """Units in each direction of the GRU."""
+    """Units of the GRU in each direction; time grows with their square."""
     batch_size: int = 32
-    """Texts in a batch, whatever its kind."""
+    """Texts in a batch, the same in all three kinds, so that all take as many steps."""
     buckets: int = 4
-    """Of the bucketed batches."""
+    """Lengths that bucketed batches are padded to: more pad less, but each is compiled once."""
     epochs: int = 5
-    """Timed, after one that is not: in each of them the three kinds take turns."""
+    """How many epochs are timed, after one that is not; in each the three kinds take turns."""
     seed: int = 0
     """Decides the order of the examples and the initial weights."""
     out: Path | None = None

@@ -33,6 +33,7 @@ from tyro.conf import Positional
 
 import rnnjax
 from experiments.running.console import exit_code, print_table
+from experiments.running.setting_checks import above, check_settings, whole
 from experiments.running.trained import finished_settings, load_trained
 from experiments.write.command import PROGRAM
 from experiments.write.corpus import read_corpus
@@ -49,22 +50,23 @@ _WINDOWS_A_CALL = 50
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured."""
+    """Score a text by a language model that goes on learning while it reads it."""
 
     run: Positional[Path]
     """Folder of a finished run of experiments.write."""
     window: int = 20
     """Tokens between two steps of learning, and as far as gradients go back."""
     rate: float = 1e-3
-    """How far one step goes."""
+    """How far a weight goes in a step where its gradient is as large as usual."""
     decay: float = 2e-3
     """How much of the way back to the trained weights is gone in a step."""
     take: int | None = None
-    """Read only so many tokens of each text."""
+    """Read only so many tokens of each text, to be done sooner."""
     take_training: int = 20_000
     """Tokens of the training text that tell how large gradients usually are."""
     data_dir: Path | None = None
-    """Folder of local data sets; RNNJAX_DATA if not given."""
+    """The folder of local data sets; without it that of the run, or the environment variable
+    RNNJAX_DATA."""
 
 
 class Squares(NamedTuple):
@@ -164,8 +166,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     import tyro
 
-    settings = tyro.cli(Settings, description=__doc__, args=arguments)
-    return exit_code(lambda: print_table(measure(settings)))
+    program = "python -m experiments.measurements.dynamic_evaluation"
+    settings = tyro.cli(Settings, prog=program, args=arguments)
+
+    def run() -> None:
+        check_settings(settings, window=whole(1), rate=above(0), take_training=whole(2))
+        print_table(measure(settings))
+
+    return exit_code(run)
 
 
 if __name__ == "__main__":

@@ -50,18 +50,18 @@ FLAT = 250
 
 @dataclass(frozen=True)
 class Settings:
-    """Watch the memory of a process that trains a small classifier and predicts with it."""
+    """Watch the memory of a process that trains a classifier and then predicts."""
 
     steps: int = 10_000
-    """Of training, rounded up to whole epochs."""
+    """Steps of training, rounded up to whole epochs."""
     predictions: int = 1_000
-    """Calls, of one text and of a few texts by turns."""
+    """Calls of the trained classifier, with one text and with a few texts by turns."""
     samples: int = 100
     """How often memory is read, at equal distances, in training and again in predicting."""
     warm_up: float = 0.2
-    """Share of each part that the slope leaves out: programs compile, the allocator fills."""
+    """The share of each part that the slope leaves out: programs compile, the allocator fills."""
     texts: int = 20_000
-    """Generated; a tenth is the test set, a tenth of the rest validates: 1,013 steps an epoch."""
+    """Texts that are generated; a tenth is the test set, a tenth of the rest validates."""
     hidden_size: int = 16
     """Units of the GRU in each direction: small, as a leak does not depend on it."""
     batch_size: int = 16

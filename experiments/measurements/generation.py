@@ -9,7 +9,7 @@ Prints:  tokens a second of each, one text at a time and many at a time, and the
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,23 +19,24 @@ import numpy as np
 
 import rnnjax
 from experiments.running.console import exit_code, print_table
+from experiments.running.setting_checks import check_settings, each, whole
 from rnnjax.benchmark import Timing, interleaved, spread
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured."""
+    """Time the writing of texts by an LSTM, beside the same network in PyTorch."""
 
     hidden_size: int = 256
     """Units of the LSTM; the embedding is as wide."""
     vocab_size: int = 65
-    """As many as Tiny Shakespeare has characters."""
+    """Tokens to choose among: by default as many as Tiny Shakespeare has characters."""
     texts: tuple[int, ...] = (1, 256)
-    """How many are written side by side."""
+    """Numbers of texts that are written side by side."""
     tokens: int = 400
     """Tokens of each text in one call."""
     rounds: int = 7
-    """Durations kept of each."""
+    """How often each is timed, by turns; the median and the extremes are shown."""
 
 
 def ours(model: Any, params: Any, rows: int, tokens: int) -> Callable[[], Any]:
@@ -125,11 +126,19 @@ def _row(texts: int, tokens: int, timings: dict[str, Timing]) -> dict[str, str]:
     return {"texts": str(texts), **found, "ratio": f"{ratio:.1f}"}
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     import tyro
 
-    return exit_code(lambda: print_table(measure(tyro.cli(Settings, description=__doc__))))
+    program = "python -m experiments.measurements.generation"
+    settings = tyro.cli(Settings, prog=program, args=arguments)
+
+    def run() -> None:
+        sizes = dict.fromkeys(("vocab_size", "tokens", "rounds"), whole(1))
+        check_settings(settings, **sizes, texts=each(whole(1)))
+        print_table(measure(settings))
+
+    return exit_code(run)
 
 
 if __name__ == "__main__":

@@ -50,9 +50,9 @@ class Settings:
     """Take many short texts through the data path and a small LSTM, in bounded memory."""
 
     texts: int = 1_000_000
-    """Of 3 to 30 words, whose frequency follows the law of Zipf."""
+    """Texts of 3 to 30 words, whose frequency follows the law of Zipf."""
     words: int = 50_000
-    """How many different ones there are."""
+    """How many different words there are."""
     vocabulary_size: int = 20_000
     """Most frequent words kept; the rest are read as one unknown word."""
     hidden_size: int = 32
@@ -62,9 +62,10 @@ class Settings:
     buckets: int = 4
     """Lengths that batches are padded to, which is how many shapes are compiled."""
     fixed_mb: int = 500
-    """Bound on the peak memory: what Python, JAX and the compiled programs may take ..."""
+    """Megabytes that Python, JAX and the compiled programs may take at the peak."""
     text_bytes: int = 200
-    """... and each text. Its ids alone are 74 on average; as a list of Python they are some 200."""
+    """Bytes more that each text may take: its ids alone are 74 on average; as a list of Python they
+    are some 200."""
     seed: int = 0
     """Decides the texts and the weights."""
     out: Path | None = None

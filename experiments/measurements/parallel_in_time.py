@@ -48,22 +48,22 @@ CELLS: dict[CellName, Callable[[int], rnnjax.Cell]] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """Time the associative scan against the loop, for cells that are linear in their carry."""
+    """Time the associative scan against the loop, for cells with a linear carry."""
 
     cells: tuple[CellName, ...] = tuple(CELLS)
     """Cells that are linear in their carry: no others can run in parallel over time."""
     hidden_sizes: tuple[int, ...] = (1, 4, 16, 32)
-    """Small ones leave a device idle in the loop, large ones fill it."""
+    """Units of the cells: few leave a device idle in the loop, many fill it."""
     steps: tuple[int, ...] = (256, 1024, 4096, 16384)
-    """Lengths of the sequences."""
+    """Steps of the sequences: the longer, the more there is to run in parallel."""
     batches: tuple[int, ...] = (1, 16)
-    """A loop fills a device better with more sequences."""
+    """Sequences side by side: with more of them a loop fills a device better."""
     input_size: int = 8
-    """Small, since the product with the inputs is the same in every run."""
+    """Numbers a step that are read: few, as the product with them is the same in every run."""
     rounds: int = 7
     """Every run is timed once a round, one after the other; medians and extremes are reported."""
     seconds: float = 0.05
-    """A timing lasts at least this long: what is shorter is called several times."""
+    """Seconds that a timing lasts at least: what is shorter is called several times."""
     seed: int = 0
     """Decides the weights, which are untrained, and the inputs, which are normal."""
     out: Path | None = None

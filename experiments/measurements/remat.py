@@ -25,15 +25,23 @@ MEGABYTE = 2**20
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured. Each with its reason:"""
+    """Measure memory and time of a training step by what reverse mode keeps."""
 
-    cell: str = "lstm"  # the cell with the most to keep: four gates and two states
-    times: tuple[int, ...] = (4096, 16384)  # where keeping every gate starts to hurt
+    cell: str = "lstm"
+    """The recurrent cell: an LSTM has the most to keep, four gates and two states."""
+    times: tuple[int, ...] = (4096, 16384)
+    """Steps of the sequences: lengths at which keeping every gate starts to hurt."""
     remats: tuple[str, ...] = ("never", "step", "8", "32", "sqrt", "None")
-    batch: int = 16  # as in the published comparison of memory at T = 4,096
-    size: int = 128  # inputs and hidden units
-    repeats: int = 5  # the first call, which takes new pages, is not counted
-    out: str = ""  # where to write the rows as JSON; nowhere by default
+    """What reverse mode may keep: all (never), the carries (step), those of every so many steps, as
+    many as the root of the steps (sqrt), or what the library chooses (None)."""
+    batch: int = 16
+    """Sequences side by side, as in the published comparison of memory at 4,096 steps."""
+    size: int = 128
+    """Inputs and hidden units."""
+    repeats: int = 5
+    """Calls that are timed, after one that takes new pages of memory and is not."""
+    out: str = ""
+    """The file to write the rows to, as JSON; by default none is written."""
 
 
 def parse_remat(word: str) -> Any:
@@ -114,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     import tyro
 
-    settings = tyro.cli(Settings, args=argv, description=__doc__)
+    settings = tyro.cli(Settings, prog="python -m experiments.measurements.remat", args=argv)
     print("| T | remat | peak, MiB | set aside, MiB | step, ms |\n|---|---|---|---|---|")
     rows = []
     for steps in settings.times:

@@ -49,27 +49,27 @@ class Settings:
     """Measure a training step while one of its sizes grows."""
 
     cell: CellName = "lstm"
-    """The one with the most to keep: four gates and two states."""
+    """The recurrent cell: an LSTM has the most to keep, four gates and two states."""
     size: int = 128
     """Inputs and hidden units."""
     batch: int = 16
-    """Where steps or layers grow."""
+    """Sequences side by side where steps or layers grow."""
     steps: int = 256
-    """Where batch or layers grow."""
+    """Steps of the sequences where batch or layers grow."""
     memory_steps: tuple[int, ...] = (256, 1024, 4096, 16384)
-    """For which memory is counted; nothing is run."""
+    """Numbers of steps for which memory is counted; nothing is run."""
     times: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096)
-    """Numbers of steps that are timed."""
+    """Numbers of steps that are timed, three at least to see how time grows."""
     batches: tuple[int, ...] = (8, 16, 32, 64, 128)
-    """Batches that are timed."""
+    """Sizes of a batch that are timed, three at least."""
     layers: tuple[int, ...] = (1, 2, 4, 8)
-    """Numbers of layers that are timed."""
+    """Numbers of layers that are timed, three at least."""
     remats: tuple[str, ...] = ("never", "sqrt", "None")
-    """What reverse mode may keep; None chooses."""
+    """What reverse mode may keep, see rnnjax.unroll; None has the library choose."""
     rounds: int = 5
-    """In each, every size has its turn."""
+    """How often each size is timed: in a round every size has its turn."""
     seconds: float = 0.1
-    """A turn lasts at least this long."""
+    """Seconds that a turn lasts at least: what is shorter is called several times."""
     out: Path | None = None
     """Folder of the run; by default runs/scaling-TIME."""
 

@@ -6,13 +6,13 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
-CellName = Literal["simple", "lstm", "gru", "gru_reset_before"]
+CellName = Literal["vanilla", "lstm", "gru", "gru_reset_before"]
 Lengths = Literal["full", "ragged"]
 Layers = Literal["one", "bidirectional2"]
 DType = Literal["float32", "bfloat16"]
 Mode = Literal["forward", "training"]
 
-GATES: dict[str, int] = {"simple": 1, "lstm": 4, "gru": 3, "gru_reset_before": 3}
+GATES: dict[str, int] = {"vanilla": 1, "lstm": 4, "gru": 3, "gru_reset_before": 3}
 
 
 class Shape(NamedTuple):
@@ -39,7 +39,7 @@ SHAPES = {
 # Hidden units (and inputs), batches, steps of the problems of Baidu's DeepBench, for training and
 # for inference on a server or a small device.
 _DEEPBENCH: dict[str, list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]] = {
-    "simple": [
+    "vanilla": [
         ((1760, 2048, 2560), (16, 32, 64, 128), (50,)),
         ((32,), (1,), (672,)),
         ((64,), (1,), (96,)),
@@ -140,7 +140,7 @@ def standard() -> list[Case]:
     return [
         *product(["lstm"], five, ["full"], ["one"], ["float32"], all_modes),
         *product(["lstm"], five[:3], ["ragged"], ["one"], ["float32"], ["training"]),
-        *product(["gru", "simple"], five[1:3], ["full"], ["one"], ["float32"], ["training"]),
+        *product(["gru", "vanilla"], five[1:3], ["full"], ["one"], ["float32"], ["training"]),
         *product(["lstm"], five[1:2], ["ragged"], ["bidirectional2"], ["float32"], ["training"]),
         *product(["lstm"], five[2:3], ["full"], ["one"], ["bfloat16"], ["training"]),
         *product(get_args(CellName)[:3], ["streaming"], ["full"], ["one"], ["float32"], all_modes),
@@ -161,5 +161,5 @@ def quick() -> list[Case]:
     return [
         *product(["lstm"], [shape], ["full"], ["one"], ["float32"], ["training"]),
         *product(["gru"], [shape], ["ragged"], ["bidirectional2"], ["float32"], ["training"]),
-        *product(["simple"], ["1,1,3,4"], ["full"], ["one"], ["float32"], ["forward"]),
+        *product(["vanilla"], ["1,1,3,4"], ["full"], ["one"], ["float32"], ["forward"]),
     ]

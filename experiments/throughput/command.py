@@ -41,35 +41,41 @@ class Settings:
     take: Literal["standard", "all"] = "standard"
     """Which cases, if none of the six options below is given: a choice of them, or all."""
     cells: tuple[CellName, ...] = ()
-    """By default the LSTM. GRUs are of the reset-after form; Haiku's only form is apart."""
+    """The recurrent cells, by default the LSTM. GRUs are of the reset-after form; Haiku's only form
+    is apart."""
     shapes: tuple[str, ...] = ()
-    """H32, H128, H256, H512, H1024, streaming, deepbench, or B,T,D,H; by default the first five."""
+    """Batch, steps, inputs and units as B,T,D,H, or by name: H32, H128, H256, H512, H1024,
+    streaming, deepbench; by default the first five."""
     lengths: tuple[Lengths, ...] = ()
-    """Ragged: uniform between a quarter of T and T. By default full."""
+    """Lengths of the sequences: full, which is the default, or ragged, uniform between a quarter of
+    T and T."""
     layers: tuple[Layers, ...] = ()
-    """By default one."""
+    """How many layers, and of what kind; by default one."""
     dtypes: tuple[DType, ...] = ()
-    """Of weights and inputs. By default float32."""
+    """The dtypes of weights and inputs; by default float32."""
     modes: tuple[Mode, ...] = ()
-    """A training step has the gradients of weights and inputs. By default both."""
+    """What is timed: forward, or training, which has the gradients of weights and inputs; by
+    default both."""
     libraries: tuple[str, ...] = tuple(LIBRARIES)
-    """Of those, the ones that are installed."""
+    """The libraries to time, of which those take part that are installed."""
     rounds: int = 5
-    """In each every library has its turn; times and ratios are medians over them."""
+    """How often each library has its turn; times and ratios are medians over the rounds."""
     seconds: float = 0.1
-    """A turn lasts at least this long: what is shorter is called several times."""
+    """Seconds that a turn lasts at least: what is shorter is called several times."""
     memory: Literal["compiler", "process"] = "compiler"
-    """Peak memory as the compiler says (JAX only), or that of a process for each library."""
+    """Whose peak memory is shown: what the compiler says (JAX only), or that of a process for each
+    library."""
     quick: bool = False
     """Tiny cases in two short rounds, to see that everything works."""
     seed: int = 0
-    """Decides weights, inputs and lengths."""
+    """Decides the weights, the inputs and the lengths."""
     out: Path | None = None
-    """Folder of the run; by default runs/throughput-TIME. What is in it is not measured again."""
+    """The folder of the run; by default runs/throughput-TIME. What is in it is not measured
+    again."""
     again: bool = False
-    """Measure also what is in the folder."""
+    """Measure also what is in the folder, as after a change of the code."""
     compare: Path | None = None
-    """results.json of an earlier run: show what has changed since."""
+    """The results.json of an earlier run, to show what has changed since."""
 
 
 def wanted(settings: Settings) -> list[Case]:

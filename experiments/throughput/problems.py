@@ -98,7 +98,7 @@ def make_problem(case: Case, seed: int = 0) -> Problem:
     if lengths is not None:
         valid = (np.arange(steps) < lengths[:, None])[:, :, None]
         xs, weights = xs * valid, weights * valid
-    dtype, kind = jnp.dtype(case.dtype), {"simple": "rnn"}.get(case.cell, case.cell)
+    dtype, kind = jnp.dtype(case.dtype), {"vanilla": "rnn"}.get(case.cell, case.cell)
     params = jax.tree.map(lambda a: np.asarray(a, dtype), params)
     return Problem(case, kind, params, np.asarray(xs, dtype), lengths, weights)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from importlib import metadata
@@ -55,7 +56,10 @@ def read_results(path: Path) -> Results:
     """
     try:
         content = json.loads(path.read_text("utf-8"))
-        return Results(content["environment"], content["cases"])
+        # The vanilla cell was called simple until November 2026.
+        former = re.compile(r"^simple ")
+        cases = {former.sub("vanilla ", name): kept for name, kept in content["cases"].items()}
+        return Results(content["environment"], cases)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} must be the results of a run, got {error!r}") from None
 

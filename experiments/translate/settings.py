@@ -28,7 +28,7 @@ class Settings(RunSettings):
     shortest: int = 5
     """Symbols of the shortest generated sequence."""
     longest: int = 20
-    """Symbols of the longest."""
+    """Symbols of the longest generated sequence."""
     digits: int = 3
     """Digits of the numbers to add, at most."""
     min_count: int = 2
@@ -40,7 +40,8 @@ class Settings(RunSettings):
     """Where the decoder attends: before each step, inside the recurrence (Bahdanau); outside of it
     (Luong), which trains fastest; inside by input feeding; or not at all."""
     score: Literal["additive", "general", "scaled", "local"] = "additive"
-    """How a query meets a place of the source."""
+    """How a query is held against a place of the source: additive is Bahdanau's, general and local
+    are Luong's."""
     cell: Literal["gru", "lstm"] = "gru"
     """The recurrent cell of both sides."""
     hidden_size: int = 128
@@ -65,11 +66,11 @@ class Settings(RunSettings):
     patience: int = 3
     """Stop after so many epochs without a lower validation loss."""
     learning_rate: float = 3e-3
-    """Of Adam at the start; it falls along a cosine to a hundredth at the last step."""
+    """The step size of Adam at the start; it falls along a cosine to a hundredth at the end."""
     clip_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
+    """Gradients are scaled down to this norm, since a rare large one would undo many steps."""
     average_decay: float = 0.98
-    """Of the running average of the weights, which is what is kept."""
+    """The decay of the running average of the weights, which is what is kept."""
     seed: int = 0
     """Decides the generated pairs, the first weights, dropout and the order of the pairs."""
     devices: int | None = None

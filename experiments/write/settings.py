@@ -49,7 +49,7 @@ class Settings(RunSettings):
     patience: int = 3
     """Stop after so many epochs without a lower validation loss."""
     learning_rate: float = 4e-3
-    """Of Adam at the start; it falls along a cosine to a hundredth at the last step."""
+    """The step size of Adam at the start; it falls along a cosine to a hundredth at the end."""
     clip_norm: float = 1.0
     """Gradients are scaled down to this norm: those of long texts have rare large ones."""
     seed: int = 0

@@ -435,11 +435,11 @@ def test_gradients_vanish_explode_and_are_clipped(tmp_path, monkeypatch):
         out=tmp_path / "run",
     )
     cells = gradients_through_time.systems(settings)
-    chosen = {name: cells[name] for name in ("simple (tanh)", "GRU", "GRU, update gate open")}
+    chosen = {name: cells[name] for name in ("vanilla (tanh)", "GRU", "GRU, update gate open")}
     monkeypatch.setattr(gradients_through_time, "systems", lambda settings: chosen)
     rows = run_lesson(gradients_through_time, settings)
     whole = figures(rows, "log10 norm, 20 steps")
-    assert whole["simple (tanh), radius 0.8"] < -1
+    assert whole["vanilla (tanh), radius 0.8"] < -1
     closed, held = (whole[f"GRU{gate}, radius 0.8"] for gate in ("", ", update gate open"))
     assert closed < -2 < -0.3 < held < 0
     skipped = figures(rows, "steps not finite")

@@ -6,10 +6,8 @@ import pytest
 
 from experiments.measurements import scaling
 
-TINY = (
-    "--cell simple --size 8 --batch 2 --steps 6 --memory-steps 64 256 --times 4 6 8 --batches 1 2 3"
-)
-TINY += " --layers 1 2 3 --remats never sqrt --rounds 2 --seconds 0.0001"
+TINY = "--cell vanilla --size 8 --batch 2 --steps 6 --memory-steps 64 256 --times 4 6 8"
+TINY += " --batches 1 2 3 --layers 1 2 3 --remats never sqrt --rounds 2 --seconds 0.0001"
 
 
 def test_memory_is_counted_and_time_is_measured_at_every_size(tmp_path, capsys, monkeypatch):

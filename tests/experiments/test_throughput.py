@@ -299,13 +299,13 @@ def test_the_cases_of_a_run_are_those_asked_for():
 
 
 def test_deepbench_has_its_problems():
-    found = {cell: set(cases.deepbench(cell)) for cell in ("simple", "lstm", "gru")}
+    found = {cell: set(cases.deepbench(cell)) for cell in ("vanilla", "lstm", "gru")}
     assert {cell: len(shapes) for cell, shapes in found.items()} == {
-        "simple": 12 + 2,
+        "vanilla": 12 + 2,
         "lstm": 3 * 7 + 4 + 6 + 6,
         "gru": 3 + 12 + 48 + 4 + 5,
     }
-    assert Shape(16, 50, 1760, 1760) in found["simple"]
+    assert Shape(16, 50, 1760, 1760) in found["vanilla"]
     assert Shape(64, 1500, 1024, 1024) in found["gru"]
 
 
