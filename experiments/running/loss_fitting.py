@@ -138,7 +138,7 @@ class _Fitting:
                 self._epoch()
             best = self._snapshot.stopping
             if best.best_epoch is None:
-                raise NonFiniteError("no epoch had a finite validation loss")
+                raise NonFiniteError("validation must have a finite loss after an epoch, got none")
             validation = self._evaluate(best.best_params, self._parts.validation)
             test = self._evaluate(best.best_params, self._parts.test)
         return Fitted(best.best_params, best.best_epoch, validation, test)
@@ -152,8 +152,8 @@ class _Fitting:
         trained = counted(now.totals)
         if not trained:
             raise NonFiniteError(
-                f"loss, gradient or update was NaN or infinite in every step of epoch {now.epoch}: "
-                "a smaller learning rate may help"
+                f"a step of epoch {now.epoch} must have finite loss, gradient and update, got none "
+                "such: a smaller learning rate may help"
             )
         average = averaged(now.train.opt_state)
         validation = self._evaluate(average, self._parts.validation)

@@ -13,7 +13,7 @@ from experiments.throughput.cases import Case, Shape
 from experiments.throughput.libraries import LIBRARIES
 from experiments.throughput.libraries.entries import Entry, Refusal, Running, reversed_in_time
 from experiments.throughput.measuring import Effort, measure
-from experiments.throughput.results import Results, changes, differences
+from experiments.throughput.results import Results, changes, differences, read_results
 
 TINY = Case("lstm", Shape(2, 5, 3, 4), lengths="ragged")
 QUICK = ["--rounds", "2", "--seconds", "0.0001"]
@@ -192,6 +192,13 @@ def test_a_case_too_large_for_any_answer_and_a_broken_library_are_rows(monkeypat
     *_, row = command._measured(TINY, list(libraries), effort, settings)
     assert (row["name"], row["of"]) == ("broken", "broken")
     assert row["reason"] == "ImportError: no such symbol"
+
+
+def test_results_of_the_vanilla_cell_are_read_by_its_former_name(tmp_path):
+    stored = {"environment": {}, "cases": {"simple 1,1,3,4 forward": [], "lstm 1,1,3,4 step": []}}
+    (tmp_path / "results.json").write_text(json.dumps(stored))
+    found = read_results(tmp_path / "results.json")
+    assert list(found.cases) == ["vanilla 1,1,3,4 forward", "lstm 1,1,3,4 step"]
 
 
 def test_settings_that_mean_nothing_are_refused(tmp_path, capsys):
