@@ -115,8 +115,8 @@ def read_program(shape: Shape, devices: int) -> Program:
     batch = jax.ShapeDtypeStruct(size, jnp.float32, sharding=rows)
     step = rnnjax.make_train_step(loss_fn, optimizer).function
     compiled = jax.jit(step, donate_argnums=0).lower(placed, batch).compile()
-    memory = compiled.memory_analysis()
-    reduced, others, reductions = sent(compiled.as_text())
+    memory: Any = compiled.memory_analysis()
+    reduced, others, reductions = sent(compiled.as_text() or "")
     return Program(
         reduced, others, reductions, memory.argument_size_in_bytes, memory.temp_size_in_bytes
     )

@@ -1,0 +1,166 @@
+"""Settings of a program that trains, searched by Optuna, which stops trials that promise little.
+
+Every trial is a run of experiments.classify as its user would start it, in a folder of its own; how
+good it is after each epoch is read from the run's metrics.jsonl as it grows. A trial that is worse
+than the others were by then is sent SIGTERM, and ends with a checkpoint from which it could go on.
+
+Needs the package optuna (pip install optuna), which rnnjax itself does without.
+
+Run:     python -m experiments.tune --trials 20 -- --dataset rotten_tomatoes --epochs 15
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess  # nosec B404: it runs a program of this package, and no shell
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from experiments.running.console import command, exit_code
+from rnnjax.data import DataError
+
+# How often a run's records are looked at: an epoch takes seconds at least.
+_LOOK_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Search settings of experiments.classify; those behind -- are the same in all trials."""
+
+    trials: int = 20
+    """How many runs."""
+    rate_from: float = 3e-4
+    """The lowest learning rate."""
+    rate_to: float = 2e-2
+    """The highest."""
+    dropout_to: float = 0.8
+    """The highest dropout."""
+    sizes: tuple[int, ...] = (32, 64, 128)
+    """Units in each direction."""
+    metric: str = "validation_accuracy"
+    """What is made as large as it can be, by its name in the records of epochs."""
+    seed: int = 0
+    """Decides what is tried."""
+    out: Path | None = None
+    """The folder for the runs; by default runs/tune-TIME."""
+
+
+def suggested(trial: Any, settings: Settings) -> list[str]:
+    """What one trial is started with."""
+    rate = trial.suggest_float("learning_rate", settings.rate_from, settings.rate_to, log=True)
+    dropout = trial.suggest_float("dropout", 0.0, settings.dropout_to)
+    size = trial.suggest_categorical("hidden_size", settings.sizes)
+    found = {"learning-rate": rate, "dropout": dropout, "hidden-size": size}
+    return [word for name, value in found.items() for word in (f"--{name}", str(value))]
+
+
+def epochs(metrics: Path, has_ended: Callable[[], bool]) -> Iterator[dict[str, Any]]:
+    """The records of epochs, each when it has been written, until the run has ended.
+
+    A line without its end is still being written.
+    """
+    read = 0
+    while True:
+        ended = has_ended()
+        whole = metrics.read_bytes()[read:] if metrics.exists() else b""
+        whole = whole[: whole.rfind(b"\n") + 1]
+        read += len(whole)
+        records = map(json.loads, whole.splitlines())
+        yield from (record for record in records if record["kind"] == "epoch")
+        if ended:
+            return
+        time.sleep(_LOOK_SECONDS)
+
+
+def run_trial(trial: Any, words: Sequence[str], folder: Path, metric: str) -> tuple[float, bool]:
+    """The best value of a run, and whether it was stopped because it promised little.
+
+    Args:
+        trial: has ``report(value, step)`` and ``should_prune()``, as those of Optuna.
+        words: the command, but for the folder.
+        folder: that of the run.
+        metric: which of the figures of an epoch counts.
+
+    Raises:
+        DataError: the run failed; says how, or it has no such figure.
+    """
+    process = subprocess.Popen(  # nosec B603
+        [*words, "--out", str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    best, is_pruned = -float("inf"), False
+    try:
+        for record in epochs(folder / "metrics.jsonl", lambda: process.poll() is not None):
+            if metric not in record:
+                names = ", ".join(name for name in record if name.startswith("validation"))
+                raise DataError(f"--metric must be one of {names}, got {metric!r}")
+            value = record[metric]
+            if value is None:  # NaN
+                continue
+            best = max(best, value)
+            trial.report(value, record["epoch"])
+            if trial.should_prune():
+                is_pruned = True
+                process.terminate()
+                break
+    finally:
+        if process.poll() is None and not is_pruned:
+            process.terminate()
+        _, errors = process.communicate()
+    if process.returncode and not is_pruned:
+        raise DataError(f"the run in {folder} failed: {errors.strip().splitlines()[-1:]}")
+    return best, is_pruned
+
+
+def tune(settings: Settings, same: Sequence[str]) -> Any:
+    """Searches, and gives Optuna's study.
+
+    Raises:
+        DataError: optuna is not installed.
+    """
+    try:
+        import optuna  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError:
+        raise DataError("experiments.tune needs the package optuna: pip install optuna") from None
+    folder = settings.out or Path("runs", f"tune-{time.strftime('%Y%m%d-%H%M%S')}")
+    program = [sys.executable, "-m", "experiments.classify", *same]
+
+    def objective(trial: Any) -> float:
+        words = [*program, *suggested(trial, settings)]
+        best, is_pruned = run_trial(trial, words, folder / f"trial-{trial.number}", settings.metric)
+        if is_pruned:
+            raise optuna.TrialPruned
+        return best
+
+    study = optuna.create_study(
+        direction="maximize",
+        sampler=optuna.samplers.TPESampler(seed=settings.seed),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=2),
+    )
+    study.optimize(objective, n_trials=settings.trials)
+    return study
+
+
+def report(settings: Settings, same: Sequence[str]) -> None:
+    """Searches, and prints the best settings as a command."""
+    study = tune(settings, same)
+    print(f"best {settings.metric} {study.best_value:.4f}, of trial {study.best_trial.number}:")
+    best = [w for n, v in study.best_params.items() for w in (f"--{n.replace('_', '-')}", str(v))]
+    print(f"  {command('python', '-m', 'experiments.classify', *same, *best)}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    end = given.index("--") if "--" in given else len(given)
+    settings = tyro.cli(Settings, prog="python -m experiments.tune", args=given[:end])
+    return exit_code(lambda: report(settings, given[end + 1 :]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

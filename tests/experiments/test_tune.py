@@ -1,0 +1,81 @@
+"""Tuning: records are read as they grow, and a trial that promises little is stopped."""
+
+import json
+import sys
+
+import pytest
+
+from experiments.tune import epochs, main, run_trial
+from rnnjax.data import DataError
+
+# A run in short: ten epochs, of which the value falls, and what it does when it is asked to stop.
+RUN = """
+import json, pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+folder = pathlib.Path(sys.argv[-1])
+folder.mkdir()
+with open(folder / "metrics.jsonl", "a") as file:
+    for epoch in range(1, 11):
+        record = {"kind": "epoch", "epoch": epoch, "validation_accuracy": 1 / epoch}
+        if sys.argv[1] == "nan" and epoch == 1:
+            record["validation_accuracy"] = None
+        file.write(json.dumps({"kind": "step"}) + "\\n" + json.dumps(record) + "\\n")
+        file.flush()
+        if sys.argv[1] == "slow":
+            time.sleep(60)
+if sys.argv[1] == "fail":
+    sys.exit("error: no such data")
+"""
+
+
+class Trial:
+    """As Optuna's: gives up a trial whose value is below a bound."""
+
+    def __init__(self, bound=0.0):
+        self.reports, self._bound = [], bound
+
+    def report(self, value, step):
+        self.reports.append((step, value))
+
+    def should_prune(self):
+        return self.reports[-1][1] < self._bound
+
+
+def run(kind, folder, trial, metric="validation_accuracy"):
+    return run_trial(trial, [sys.executable, "-c", RUN, kind], folder, metric)
+
+
+def test_a_trial_is_the_best_of_its_epochs_and_reports_each(tmp_path):
+    trial = Trial()
+    assert run("nan", tmp_path / "run", trial) == (0.5, False)
+    assert trial.reports == [(epoch, 1 / epoch) for epoch in range(2, 11)]
+
+
+def test_a_trial_that_promises_little_is_stopped_at_once(tmp_path):
+    trial = Trial(bound=2.0)
+    assert run("slow", tmp_path / "run", trial) == (1.0, True)
+    assert len(trial.reports) == 1
+
+
+def test_a_run_that_fails_and_a_figure_that_is_not_there_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"failed: .*no such data"):
+        run("fail", tmp_path / "one", Trial())
+    with pytest.raises(DataError, match="--metric must be one of validation_accuracy, got 'bleu'"):
+        run("slow", tmp_path / "two", Trial(), "bleu")
+
+
+def test_half_a_line_is_left_until_it_is_whole(tmp_path):
+    path, line = tmp_path / "metrics.jsonl", json.dumps({"kind": "epoch", "epoch": 1})
+    ends = iter([False, False, True])
+    path.write_text(line[:9])
+    found = epochs(path, lambda: next(ends))
+    path.write_text(line + "\n" + line[:5])
+    assert [record["epoch"] for record in found] == [1]
+
+
+def test_without_optuna_it_is_asked_for_by_name(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert main(["--trials", "1"]) == 2
+    assert (
+        "experiments.tune needs the package optuna: pip install optuna" in capsys.readouterr().err
+    )
