@@ -1,5 +1,6 @@
 """Programs of several processes, started as a launcher would start them."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -26,6 +27,19 @@ def free_port():
     with socket.socket() as free:
         free.bind(("localhost", 0))
         return free.getsockname()[1]
+
+
+def slurm(count):
+    """The variables that srun sets in each process of a job on this machine."""
+    for job in range(os.getpid() % 4096, 4096):
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("localhost", 61440 + job))  # where JAX's processes meet in this job
+            break
+    of_all = {"JOB_ID": job, "STEP_NODELIST": "localhost", "NTASKS": count, "STEP_NUM_NODES": 1}
+    return [
+        {f"SLURM_{n}": str(v) for n, v in {**of_all, "PROCID": i, "LOCALID": i}.items()}
+        for i in range(count)
+    ]
 
 
 def start(count, *command):

@@ -50,17 +50,27 @@ class Launch:
         Raises:
             DataError: it is not said which processes there are, or not all of it.
         """
-        given = (self.coordinator, self.processes, self.process_id)
-        if not self.distributed and given == (None, None, None):
+        if self.distributed or self._told != (None, None, None):
+            self._join()
+        with contextlib.ExitStack() as stack:
+            # Whoever started this process, as Ray does, may have joined it to the others.
+            if jax.distributed.is_initialized() and not is_first():
+                nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+                stack.enter_context(contextlib.redirect_stdout(nowhere))
             yield
-            return
-        if None in given and given != (None, None, None):
+
+    @property
+    def _told(self) -> tuple[str | None, int | None, int | None]:
+        return self.coordinator, self.processes, self.process_id
+
+    def _join(self) -> None:
+        if None in self._told and self._told != (None, None, None):
             raise DataError("--coordinator, --processes and --process-id must be given together")
         if self.heartbeat < 1:
             raise DataError(f"--heartbeat must be a whole number from 1 up, got {self.heartbeat}")
         try:
             jax.distributed.initialize(
-                *given,
+                *self._told,
                 heartbeat_timeout_seconds=self.heartbeat,
                 # A process that ends by an error of its own waits no longer for the others.
                 shutdown_timeout_seconds=self.heartbeat,
@@ -70,11 +80,6 @@ class Launch:
                 "--distributed must find the processes of a job (SLURM, Kubernetes, Open MPI), or "
                 f"be told them by --coordinator, --processes and --process-id, got: {error}"
             ) from None
-        with contextlib.ExitStack() as stack:
-            if not is_first():
-                nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
-                stack.enter_context(contextlib.redirect_stdout(nowhere))
-            yield
 
 
 def is_first() -> bool:

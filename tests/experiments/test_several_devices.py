@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from processes import TESTS, environment, free_port
+from processes import TESTS, environment, free_port, slurm
 
 from experiments.running.processes import Launch
 from rnnjax.data import DataError
@@ -38,18 +38,21 @@ def start(program, *arguments):
     return subprocess.run(command(program, *arguments), capture_output=True, text=True, env=several)
 
 
-def start_together(program, *arguments):
+def start_together(program, *arguments, told_by_slurm=False):
     """Two processes of a run, with one device each."""
-    of_all = [*arguments, "--coordinator", f"localhost:{free_port()}", "--processes", "2"]
+    options = ("--coordinator", f"localhost:{free_port()}", "--processes", "2", "--process-id")
+    ways = [((*options, str(number)), {}) for number in range(2)]
+    if told_by_slurm:
+        ways = [(("--distributed",), variables) for variables in slurm(2)]
     return [
         subprocess.Popen(
-            command(program, *of_all, "--process-id", str(number), "--heartbeat", "30"),
-            env=environment() | QUICK,
+            command(program, *arguments, *given, "--heartbeat", "30"),
+            env=environment() | QUICK | variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for number in range(2)
+        for given, variables in ways
     ]
 
 
@@ -85,7 +88,8 @@ def test_a_run_on_all_devices_comes_to_what_one_on_a_single_device_comes_to(
 
 
 def test_two_processes_come_to_what_one_comes_to_and_the_first_alone_speaks(alone, tmp_path):
-    processes = start_together("write", *PROGRAMS["write"], "--out", str(tmp_path / "run"))
+    given = [*PROGRAMS["write"], "--out", str(tmp_path / "run")]
+    processes = start_together("write", *given, told_by_slurm=True)
     said = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     np.testing.assert_allclose(epochs_of(tmp_path / "run"), alone("write"), rtol=1e-3)
