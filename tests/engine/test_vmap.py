@@ -93,3 +93,19 @@ def test_the_plan_counts_the_mapped_axis(monkeypatch):
     jax.jit(jax.grad(mapped(cell))).lower(params, xs, lengths)
     jax.jit(jax.vmap(jax.grad(batched(cell)), (None, 0, 0))).lower(params, xs, lengths)
     assert {seen[-1].chunk, seen[-2].chunk} == {128}
+
+
+@pytest.mark.parametrize("take", ["value", "gradient"])
+def test_a_compiled_function_that_is_mapped_gives_what_a_batch_gives(take):
+    """Its plan is that of one sequence: it is compiled before anything maps it."""
+    cell = rnnjax.gru(3)
+    params, xs, lengths = made(cell)
+    one = jax.jit(batched(cell))
+    if take == "value":
+        found = jax.vmap(one, (None, 0, 0))(params, xs, lengths).sum()
+        expected = batched(cell)(params, xs, lengths)
+    else:
+        found = jax.grad(lambda p: jax.vmap(one, (None, 0, 0))(p, xs, lengths).sum())(params)
+        expected = jax.grad(batched(cell))(params, xs, lengths)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
