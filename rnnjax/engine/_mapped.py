@@ -4,9 +4,9 @@
 over many is not the loop over the batch of them: its plan would be that of one sequence, and its
 products would have an axis more, which XLA copies into another order first.
 
-A ``jax.jit`` inside the ``vmap`` hides the axis: the inner function is traced for one example before
-anything maps it, and runs as ``vmap`` maps its operations, with the plan of one sequence. Only a
-``custom_vmap`` left in its jaxpr would still see the axis, and that has no derivative.
+A ``jax.jit`` inside the ``vmap`` hides the axis: the inner function is traced for one example
+before anything maps it, and runs as ``vmap`` maps its operations, with the plan of one sequence.
+Only a ``custom_vmap`` left in its jaxpr would still see the axis, and that has no derivative.
 """
 
 import math
