@@ -128,6 +128,29 @@ def test_a_gated_map_is_its_equation_and_a_norm_that_of_its_input():
     assert carry == ()
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        rnnjax.gated(None, 2, hidden_size=4),
+        rnnjax.rms_norm(rnnjax.gru(2)),
+        rnnjax.causal_convolution(SIZE, 2),
+    ],
+    ids=repr,
+)
+def test_nan_in_the_padding_spoils_no_gradient(layer):
+    params, xs = drawn(layer, SIZE), np.random.default_rng(1).normal(size=(B, T, SIZE))
+    real = np.arange(T) < np.array([4, 2, 0])[:, None]
+
+    def loss(params, xs):
+        return jnp.sum(jnp.sin(layer.apply(params, xs, [4, 2, 0])[1]))
+
+    run = jax.jit(jax.grad(loss, argnums=(0, 1)))
+    clean, spoilt = (run(params, np.where(real[..., None], xs, dirt)) for dirt in (0.0, np.nan))
+    for a, b in zip(jax.tree.leaves(spoilt), jax.tree.leaves(clean), strict=True):
+        np.testing.assert_allclose(a, b, **EXACT)
+    assert not np.any(spoilt[1][~real])
+
+
 def test_a_policy_reaches_every_part_of_a_block():
     def make(policy=None):
         inner = rnnjax.stack(rnnjax.causal_convolution(WIDE), rnnjax.s6(WIDE, 2))
