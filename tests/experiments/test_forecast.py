@@ -32,7 +32,6 @@ def test_a_run_compares_every_set_and_says_where_it_is_not_better(tmp_path, caps
         assert f"\n{name} " in said
     assert "the network is not better than" in said  # after two epochs
     assert (folder / "forecasts.png").stat().st_size
-    assert run("--out", folder, "--resume") == 0
 
 
 def test_windows_are_cut_by_where_their_future_lies():

@@ -33,7 +33,6 @@ def test_a_file_of_ones_own_is_learned_and_labels_are_given(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines[:2]] == [["two", "B"], ["one", "A"]]
     assert "not in the training sentences" in lines[2]
-    assert run("--out", folder, "--resume") == 0
 
 
 def test_files_are_read_with_any_columns_between_word_and_label(tmp_path):
