@@ -71,7 +71,7 @@ def usage_of_update(cell: Cell, primals: tuple, tangents: tuple) -> Usage:
     # argument and its use, and nothing would look like a plain sum any more.
     operands = operand_shapes(weights, inputs)
     jaxpr = jax.make_jaxpr(step_and_next_hidden)(*operands).jaxpr
-    of_params, _, of_x, of_h, of_context = _divide(jaxpr.invars, operands)
+    of_params, _, of_x, of_h, of_context = _split_by_operand(jaxpr.invars, operands)
     # The gates come first among the pieces of x_proj, and each is one leaf.
     only_added = tuple(
         k < len(of_h) and _is_only_added(jaxpr, x_proj, of_h[k]) for k, x_proj in enumerate(of_x)
@@ -79,8 +79,8 @@ def usage_of_update(cell: Cell, primals: tuple, tangents: tuple) -> Usage:
     # An input that is only added has its tangent in the sum, so it is left out of ``read_alone``.
     moving = [has_tangent(t) for t in leaves_of(d_inputs.x_projs)]
     return Usage(
-        params=_read(jaxpr, of_params, d_weights.params),
-        context=_read(jaxpr, of_context, d_weights.context),
+        params=_subset_read(jaxpr, of_params, d_weights.params),
+        context=_subset_read(jaxpr, of_context, d_weights.context),
         only_added=only_added,
         read_alone=Subset(tuple(m and not a for m, a in zip(moving, only_added, strict=True))),
         y_is_hidden=_y_is_hidden(jaxpr, weights, carry),
@@ -116,12 +116,12 @@ def has_tangent(tangent: Any) -> bool:
     return tangent is not None and not is_symbolic(tangent)
 
 
-def _read(jaxpr: Any, variables: list, tangents: Any) -> Subset:
+def _subset_read(jaxpr: Any, variables: list, tangents: Any) -> Subset:
     pairs = zip(variables, leaves_of(tangents), strict=True)
     return Subset(tuple(has_tangent(t) and _is_read(jaxpr, v) for v, t in pairs))
 
 
-def _divide(variables: list, operands: tuple) -> list[list]:
+def _split_by_operand(variables: list, operands: tuple) -> list[list]:
     rest = iter(variables)
     return [[next(rest) for _ in jax.tree.leaves(operand)] for operand in operands]
 

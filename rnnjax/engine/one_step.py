@@ -52,8 +52,8 @@ def step(
     require_causal("step", part)
     x = _check_x(x)
     batch = _batch_of(x)
-    mask = None if mask is None else _check_flags("mask", mask, batch)
-    resets = None if resets is None else _check_flags("resets", resets, batch)
+    mask = None if mask is None else _check_step_flags("mask", mask, batch)
+    resets = None if resets is None else _check_step_flags("resets", resets, batch)
     if not all(isinstance(leaf, Array) for leaf in jax.tree.leaves(carry)):
         carry = jax.tree.map(functools.partial(masking.as_array, "carry"), carry)
     arguments = (params, carry, x, mask, resets, context)
@@ -226,13 +226,13 @@ def starting_carry(
 
     def own() -> Carry:
         if isinstance(part, Cell):
-            return spread_carry(part.initial_carry(params), batch)
+            return carry_of_batch(part.initial_carry(params), batch)
         return part.initial_carry(params, batch)
 
     return own() if carry is None else check_carry("initial_carry", carry, jax.eval_shape(own))
 
 
-def spread_carry(carry: Carry, batch: tuple[int, ...]) -> Carry:
+def carry_of_batch(carry: Carry, batch: tuple[int, ...]) -> Carry:
     """The carry of one sequence for all of a batch: leaves [...] as [*batch, ...]."""
     return jax.tree.map(lambda a: jnp.broadcast_to(a, (*batch, *a.shape)), carry)
 
@@ -288,7 +288,7 @@ def require_causal(name: str, part: Cell | Layer) -> None:
     )
 
 
-def _check_flags(name: str, flags: Any, batch: tuple[int, ...]) -> Any:
+def _check_step_flags(name: str, flags: Any, batch: tuple[int, ...]) -> Any:
     flags = masking.as_array(name, flags)
     if flags.shape != batch:
         raise ValueError(f"{name} must have the batch shape of x, {batch}, got shape {flags.shape}")

@@ -9,7 +9,7 @@ from rnnjax._checks import check_flag
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Layer, Params
 from rnnjax.engine._plan import check_request
-from rnnjax.engine.one_step import spread_carry
+from rnnjax.engine.one_step import carry_of_batch
 from rnnjax.engine.unroll import unroll
 from rnnjax.layers._common import StepArguments, with_signature
 from rnnjax.transforms.precision import Policy, with_policy
@@ -71,7 +71,7 @@ def recurrent(
         )
 
     def initial_carry(params: Params, batch_shape: tuple[int, ...] = ()) -> Carry:
-        return spread_carry(cell.initial_carry(params), batch_shape)
+        return carry_of_batch(cell.initial_carry(params), batch_shape)
 
     return Layer(
         init=cell.init,

@@ -13,7 +13,7 @@ from rnnjax._checks import check_carry, check_flag, check_id, check_key, check_r
 from rnnjax._numerics import affine
 from rnnjax._recipe import Made
 from rnnjax.base import Carry, Cell, Key, Layer, Params
-from rnnjax.engine.one_step import spread_carry, step_in_program
+from rnnjax.engine.one_step import carry_of_batch, step_in_program
 from rnnjax.engine.unroll import unroll
 from rnnjax.initializers import draw_linear
 from rnnjax.layers.attention import Attention, weighted_mean
@@ -288,8 +288,8 @@ class _Parts(NamedTuple):
         if isinstance(self.decoder, Layer):
             return self.decoder.initial_carry(params, batch)
         if self.above is None:
-            return spread_carry(self.decoder.initial_carry(params), batch)
-        attending = spread_carry(self.decoder.initial_carry(params.attending), batch)
+            return carry_of_batch(self.decoder.initial_carry(params), batch)
+        attending = carry_of_batch(self.decoder.initial_carry(params.attending), batch)
         return LayersCarry(attending, self.above.initial_carry(params.above, batch))
 
     def draw_bridge(self, key: Key, encoder: Params, decoder: Params) -> tuple:

@@ -180,17 +180,17 @@ def test_three_products_are_nearer_to_float64_than_tf32():
     def error(product):
         return np.linalg.norm(product - exact) / np.linalg.norm(exact)
 
-    parts = [np.asarray(_tiles.split(jnp.asarray(a), 2, jnp.bfloat16), "f8") for a in (h, w)]
+    parts = [np.asarray(_tiles.split_parts(jnp.asarray(a), 2, jnp.bfloat16), "f8") for a in (h, w)]
     three = sum(parts[0][p] @ parts[1][q] for p in range(2) for q in range(2 - p))
     assert error(three) < 0.05 * error(tf32(h).astype("f8") @ tf32(w).astype("f8"))
 
 
 def test_xla_may_not_leave_the_small_part_out():
     """A cast to 16 bits and back is one of the pairs that XLA drops; then nothing would be left."""
-    compiled = jax.jit(lambda a: _tiles.split(a, 2, jnp.bfloat16)).lower(jnp.ones(8))
+    compiled = jax.jit(lambda a: _tiles.split_parts(a, 2, jnp.bfloat16)).lower(jnp.ones(8))
     assert "reduce_precision" in compiled.as_text()
     a = np.random.default_rng(0).normal(size=1000).astype("f4")
-    parts = np.asarray(jax.jit(lambda a: _tiles.split(a, 2, jnp.bfloat16))(a), "f8")
+    parts = np.asarray(jax.jit(lambda a: _tiles.split_parts(a, 2, jnp.bfloat16))(a), "f8")
     assert np.abs(parts.sum(0) - a).max() < 2.0**-16 * np.abs(a).max()
 
 
@@ -431,14 +431,14 @@ def gpu(**changes):
 
 
 def test_a_device_is_known_by_what_it_says():
-    assert _device.describe(gpu()) == H100._replace(name="NVIDIA H100")
-    assert _device.describe(gpu(core_count=78)).processors == 78
-    assert "compute capability 9.0" in _device.describe(gpu(compute_capability="8.0"))
-    assert "for cpu" in _device.describe(jax.devices("cpu")[0])
-    assert "how many processors" in _device.describe(gpu(core_count=None))
+    assert _device.describe_gpu(gpu()) == H100._replace(name="NVIDIA H100")
+    assert _device.describe_gpu(gpu(core_count=78)).processors == 78
+    assert "compute capability 9.0" in _device.describe_gpu(gpu(compute_capability="8.0"))
+    assert "for cpu" in _device.describe_gpu(jax.devices("cpu")[0])
+    assert "how many processors" in _device.describe_gpu(gpu(core_count=None))
     unsaid = gpu()
     del unsaid.shared_memory_per_block_optin
-    assert _device.describe(unsaid).shared_memory == 232_448
+    assert _device.describe_gpu(unsaid).shared_memory == 232_448
 
 
 def test_running_a_cell_that_does_not_fit_raises():

@@ -25,7 +25,7 @@ class Device(NamedTuple):
     shared_memory: int
 
 
-def describe(device: Any) -> Device | str:
+def describe_gpu(device: Any) -> Device | str:
     """The GPU ``device``, or why the kernels do not run on it."""
     if device.platform != "gpu":
         return f"it runs on an NVIDIA GPU, and this computation is for {device.platform}"

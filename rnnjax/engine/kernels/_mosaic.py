@@ -75,16 +75,16 @@ def _tiled(swizzle: int) -> tuple:
     return (plgpu.TilingTransform((8, swizzle * 8 // 16)), plgpu.SwizzleTransform(swizzle))
 
 
-def _rows(k: Any, count: int = 1) -> Any:
+def _unit_rows(k: Any, count: int = 1) -> Any:
     return pl.ds(k * UNITS, count * UNITS)
 
 
-def _load(ref: Any) -> Array:
+def _load_tile(ref: Any) -> Array:
     return plgpu.load(ref, layout=TILE, optimized=False)
 
 
 def _load_all(ref: Any, count: int, first: int = 0) -> list:
-    return [_load(ref.at[_rows(first + k)]) for k in range(count)]
+    return [_load_tile(ref.at[_unit_rows(first + k)]) for k in range(count)]
 
 
 def _in_tile(values: Sequence) -> list:
@@ -94,10 +94,10 @@ def _in_tile(values: Sequence) -> list:
 
 def _store_all(ref: Any, values: Sequence) -> None:
     for k, value in enumerate(_in_tile(values)):
-        ref[_rows(k)] = value
+        ref[_unit_rows(k)] = value
 
 
-def _zeros(launch: Launch) -> Array:
+def _zero_tile(launch: Launch) -> Array:
     return plgpu.layout_cast(jnp.full((UNITS, launch.tiling.width), 0, F32), TILE)
 
 
@@ -241,7 +241,7 @@ def _all_tiles(launch: Launch, run_tile: Callable) -> None:
     lax.fori_loop(0, tiling.rounds, one_round, None)
 
 
-def _call(
+def _call_kernel(
     launch: Launch, paired: bool, body: Callable, arrays: dict, results: dict, scratch: dict
 ) -> dict:
     tiling = launch.tiling
@@ -272,7 +272,11 @@ def _flags(launch: Launch, refs: dict, slot: Any) -> Flags:
     where = {name: k for k, name in enumerate(launch.flags)}
 
     def flag(name: str) -> Any:
-        return _load(refs["flags_s"].at[slot, _rows(where[name])]) > 0.5 if name in where else None
+        return (
+            _load_tile(refs["flags_s"].at[slot, _unit_rows(where[name])]) > 0.5
+            if name in where
+            else None
+        )
 
     return Flags(flag("valid"), flag("reset"))
 
@@ -280,7 +284,9 @@ def _flags(launch: Launch, refs: dict, slot: Any) -> Flags:
 def _params(launch: Launch, refs: dict) -> tuple[list, Any]:
     """The parameters that ``update`` reads, and the units that are no padding."""
     par = _load_all(refs["par_s"], launch.params) if launch.params else []
-    units = _load(refs["par_s"].at[_rows(launch.params)]) > 0.5 if launch.pads_units else None
+    units = (
+        _load_tile(refs["par_s"].at[_unit_rows(launch.params)]) > 0.5 if launch.pads_units else None
+    )
     return par, units
 
 
@@ -344,7 +350,7 @@ def forward(launch: Launch, arrays: ForwardArrays, save: bool) -> ForwardResults
             reset_carry = (
                 _load_all(refs["reset_carry_s"], pieces.carries) if "reset_carry" in refs else []
             )
-            noise = _load(refs["noise_s"].at[_rows(0)]) if "noise" in refs else None
+            noise = _load_tile(refs["noise_s"].at[_unit_rows(0)]) if "noise" in refs else None
 
             def send(i: Any, carry: Sequence) -> None:
                 h = hidden_units(launch.steps, carry, noise, units)
@@ -391,7 +397,7 @@ def forward(launch: Launch, arrays: ForwardArrays, save: bool) -> ForwardResults
 
         _all_tiles(launch, run_tile)
 
-    found = _call(launch, product.paired, body, inputs, results, scratch)
+    found = _call_kernel(launch, product.paired, body, inputs, results, scratch)
     return ForwardResults(found["h"], found["ys"], found["last"], found.get("kept"))
 
 
@@ -427,7 +433,7 @@ def backward(launch: Launch, arrays: BackwardArrays) -> BackwardResults:
         group = _group(product)
         _load_once(launch, product, refs, group)
         par, units = _params(launch, refs)
-        zero = _zeros(launch)
+        zero = _zero_tile(launch)
         counters = pl.get_global(plgpu.SemaphoreType.REGULAR((tiling.tiles,)))
 
         def fetch(i: Any, tile: Any) -> None:
@@ -441,7 +447,7 @@ def backward(launch: Launch, arrays: BackwardArrays) -> BackwardResults:
         def from_product() -> Array:
             """The blocks of the result whose gates in rows and columns are the same."""
             blocks = [
-                _load(refs["result"].at[_rows(k), pl.ds(k * tiling.width, tiling.width)])
+                _load_tile(refs["result"].at[_unit_rows(k), pl.ds(k * tiling.width, tiling.width)])
                 for k in range(tiling.gates)
             ]
             return sum(blocks[1:], start=blocks[0])
@@ -456,7 +462,7 @@ def backward(launch: Launch, arrays: BackwardArrays) -> BackwardResults:
                 plgpu.copy_gmem_to_smem(source, refs[f"{name}_s"], refs["start_bar"])
             fetch(jnp.int32(0), tile)
             plgpu.barrier_wait(refs["start_bar"])
-            noise = _load(refs["noise_s"].at[_rows(0)]) if noisy else None
+            noise = _load_tile(refs["noise_s"].at[_unit_rows(0)]) if noisy else None
 
             def step(i: Any, state: Any) -> Any:
                 d_carry, d_par, d_reset_carry, d_noise = state
@@ -510,11 +516,11 @@ def backward(launch: Launch, arrays: BackwardArrays) -> BackwardResults:
                 plgpu.wait_smem_to_gmem(0)
                 _store_all(refs["sums_s"], values)
                 plgpu.commit_smem()
-                source = refs["sums_s"].at[_rows(0, len(values))]
+                source = refs["sums_s"].at[_unit_rows(0, len(values))]
                 plgpu.copy_smem_to_gmem(source, refs[name].at[tile, group])
             plgpu.wait_smem_to_gmem(0)
 
         _all_tiles(launch, run_tile)
 
-    found = _call(launch, product.paired, body, inputs, results, scratch)
+    found = _call_kernel(launch, product.paired, body, inputs, results, scratch)
     return BackwardResults(**{name: found.get(name) for name in BackwardResults._fields})

@@ -98,7 +98,7 @@ class Flat(NamedTuple):
         return [read(v) for v in self.outputs]
 
 
-def flatten(function: Callable, *shapes: Any, quick: bool = False) -> Flat:
+def flatten_function(function: Callable, *shapes: Any, quick: bool = False) -> Flat:
     """Trace ``function``, which takes and gives flat lists of arrays.
 
     Args:
@@ -161,7 +161,7 @@ def _inlined(jaxpr: Any, constants: Sequence, leaves: Sequence, words: dict) -> 
 _BODIES = ("call_jaxpr", "jaxpr", "fun_jaxpr")
 
 
-def check(name: str, flat: Flat, shape: tuple[int, ...]) -> None:
+def check_pointwise(name: str, flat: Flat, shape: tuple[int, ...]) -> None:
     """Refuse a function that does more than act on each element of arrays of ``shape``.
 
     Raises:

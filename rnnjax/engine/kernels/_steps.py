@@ -12,7 +12,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from rnnjax.base import Cell
-from rnnjax.engine.kernels._pointwise import Flat, NotPointwiseError, check, flatten
+from rnnjax.engine.kernels._pointwise import (
+    Flat,
+    NotPointwiseError,
+    check_pointwise,
+    flatten_function,
+)
 
 F32 = jnp.float32
 
@@ -107,9 +112,11 @@ def find_pieces(cell: Cell, shapes: ExampleShapes) -> Pieces:
     lists = (own, [one] * len(carry), [one] * len(inputs), [one] * gates)
     y = jax.eval_shape(cell.update, shapes.params, shapes.carry, shapes.x_proj, (one,) * gates)[1]
     # Traced on [H], as the cell was written; make_tile_functions traces once more on tiles.
-    flat = flatten(_on_leaves(update, lists), *_leaves(lists))
-    check("update", flat, (size,))
-    check("hidden", flatten(lambda *c: [hidden(c)], *[one] * len(carry)), (size,))
+    flat = flatten_function(_on_leaves(update, lists), *_leaves(lists))
+    check_pointwise("update", flat, (size,))
+    check_pointwise(
+        "hidden", flatten_function(lambda *c: [hidden(c)], *[one] * len(carry)), (size,)
+    )
     _check_leaves("y", jax.tree.leaves(y), size)
     reads = tuple(k for k in range(len(params)) if flat.reads(k))
     for k in reads:
@@ -249,8 +256,8 @@ def _make_tile_functions(
     par = [tile if k in pieces.reads else p for k, p in enumerate(pieces.params)]
     carry, gates = [tile] * pieces.carries, [tile] * pieces.gates
     lists = (par, carry, [tile] * pieces.inputs, gates)
-    update = flatten(_on_leaves(pieces.update, lists), *_leaves(lists), quick=quick)
-    hidden = flatten(lambda *c: [pieces.hidden(c)], *carry, quick=quick)
+    update = flatten_function(_on_leaves(pieces.update, lists), *_leaves(lists), quick=quick)
+    hidden = flatten_function(lambda *c: [pieces.hidden(c)], *carry, quick=quick)
     added = [k for k in range(pieces.gates) if pieces.only_added[k]]
     alone = [k for k in range(pieces.gates) if not pieces.only_added[k]]
     read = [tile] * len(pieces.reads)
@@ -259,19 +266,21 @@ def _make_tile_functions(
         *(read, carry, [tile] * len(added), [tile] * len(pieces.read_alone), [tile] * len(alone)),
         *(carry, [tile] * pieces.outputs, unread),
     )
-    update_back = flatten(_on_leaves(_pullback(pieces), lists), *_leaves(lists), quick=quick)
+    update_back = flatten_function(
+        _on_leaves(_pullback(pieces), lists), *_leaves(lists), quick=quick
+    )
 
     def back(*leaves: Array) -> list:
         return list(jax.vjp(lambda *c: pieces.hidden(c), *leaves[:-1])[1](leaves[-1]))
 
-    hidden_back = flatten(back, *carry, tile, quick=quick)
+    hidden_back = flatten_function(back, *carry, tile, quick=quick)
     for name, flat in (
         ("update", update),
         ("hidden", hidden),
         ("the derivative of update", update_back),
         ("the derivative of hidden", hidden_back),
     ):
-        check(name, flat, shape)
+        check_pointwise(name, flat, shape)
     starts = [0, len(read)]
     for part in lists[1:5]:
         starts.append(starts[-1] + len(part))
@@ -409,7 +418,7 @@ class Backward(NamedTuple):
     d_carry: list  # of the carry that entered, but for what comes back through the product
 
 
-def _entered(steps: TileFunctions, kept: Kept) -> list:
+def _entered_carry(steps: TileFunctions, kept: Kept) -> list:
     carry: list = [None] * steps.pieces.carries
     for k, a in zip(steps.entered, kept.kept[: len(steps.entered)], strict=True):
         carry[k] = a
@@ -449,7 +458,7 @@ def backward_step(
     unread = [None] * (len(pieces.params) - len(pieces.reads))
     results = iter(
         steps.update_back(
-            *par, *_entered(steps, kept), *sums, *read_alone, *h_alone, *d_new, *d_ys, *unread
+            *par, *_entered_carry(steps, kept), *sums, *read_alone, *h_alone, *d_new, *d_ys, *unread
         )
     )
 
@@ -471,7 +480,7 @@ def through_hidden(
     steps: TileFunctions, kept: Kept, d_carry: Sequence, d_h: Array, noise: Any
 ) -> tuple[list, Any]:
     """Add what comes back through the product; also the cotangent of the noise, if there is any."""
-    carry, d_noise = _entered(steps, kept), None
+    carry, d_noise = _entered_carry(steps, kept), None
     if noise is not None:
         (clean,) = steps.hidden(*carry)
         d_noise, d_h = d_h * clean, d_h * noise

@@ -192,7 +192,7 @@ def params_to_tiles(tiling: Tiling, params: Array) -> Array:
     return jnp.broadcast_to(params, (*params.shape[:2], tiling.width))
 
 
-def split(a: Array, parts: int, dtype: Any) -> Array:
+def split_parts(a: Array, parts: int, dtype: Any) -> Array:
     """``a`` as a sum of 16-bit arrays, on a new first axis: each is what those before it lack."""
     about, pieces = jnp.finfo(dtype), []
     for _ in range(parts):
@@ -220,7 +220,7 @@ def backward_weights(tiling: Tiling, product: Product, w: Array) -> Array:
 def _padded_weights(tiling: Tiling, w: Array) -> Array:
     w = w.reshape(w.shape[0], tiling.gates, tiling.size)
     w = _pad(w, {0: tiling.padded_size, 2: tiling.padded_size})
-    return split(w, tiling.parts, tiling.dtype)
+    return split_parts(w, tiling.parts, tiling.dtype)
 
 
 def _rows_of_weights(tiling: Tiling, w: Array) -> Array:

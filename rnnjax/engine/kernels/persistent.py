@@ -667,5 +667,5 @@ def find_device(tree: Any) -> Device | str:
     arrays = [a for a in leaves if isinstance(a, Array) and not isinstance(a, Tracer)]
     # Committed arrays decide where a program runs; the others follow them.
     for leaf in sorted(arrays, key=lambda leaf: not leaf.committed):
-        return _device.describe(min(leaf.devices(), key=lambda device: device.id))
-    return _device.describe(_device.default_device())
+        return _device.describe_gpu(min(leaf.devices(), key=lambda device: device.id))
+    return _device.describe_gpu(_device.default_device())
