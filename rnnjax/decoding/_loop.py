@@ -109,7 +109,9 @@ def write_rows(
             ended=ended | choice.ends,
             new=jnp.where(ended, now.new, now.new + 1),
             values=now.values.at[:, now.step].set(where_rows(~ended, choice.value, padding)),
-            log_probs=now.log_probs.at[:, now.step].set(jnp.where(ended, 0.0, choice.log_prob)),
+            log_probs=now.log_probs.at[:, now.step].set(
+                jnp.where(ended, 0.0, choice.log_prob).astype(now.log_probs.dtype)
+            ),
             seen=note(now.seen, choice.value, ~ended),
         )
 

@@ -148,7 +148,10 @@ def _series(
 
 
 def _check_prompt(prompt: Any, lengths: Any, value_shape: tuple[int, ...]) -> tuple[Array, Array]:
-    prompt = jnp.asarray(prompt) if value_shape else masking.as_integers("prompt", prompt)
+    if value_shape:
+        prompt = jnp.asarray(masking.as_array("prompt", prompt))
+    else:
+        prompt = masking.as_integers("prompt", prompt)
     if value_shape and not jnp.issubdtype(prompt.dtype, jnp.floating):
         prompt = prompt.astype(float)
     steps = prompt.shape[: prompt.ndim - len(value_shape)]

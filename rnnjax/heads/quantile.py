@@ -1,7 +1,7 @@
 """Quantiles of numbers: a forecast with its band, without a word on the shape of the density."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,8 @@ def quantile_head(levels: Sequence[float] = (0.1, 0.5, 0.9), size: int = 1) -> H
         Koenker and Bassett, "Regression quantiles", Econometrica 46 (1978).
     """
     size = check_size("size", size)
+    if isinstance(levels, str) or not isinstance(levels, Iterable):
+        raise ValueError(f"levels must be one or more, rising, got {levels!r}")
     numbers = [
         check_number("a level", level, "a number in (0, 1)", lambda a: 0 < a < 1)
         for level in levels

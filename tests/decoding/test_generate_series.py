@@ -127,6 +127,9 @@ BAD = {
     "lengths must be at least 1": lambda m, p: rnnjax.generate_series(
         m, p, np.zeros((1, 1, 2)), [0], max_new_steps=1, key=KEYS[0]
     ),
+    "prompt must be an array of numbers, got str": lambda m, p: rnnjax.generate_series(
+        m, p, "ab", max_new_steps=1, key=KEYS[0]
+    ),
     "stop must be a function": lambda m, p: rnnjax.generate_series(
         m, p, np.zeros((1, 2)), max_new_steps=1, key=KEYS[0], stop=3
     ),
@@ -186,3 +189,13 @@ def test_a_batch_is_written_on_devices_with_explicit_axes():
     )
     expected = rnnjax.generate_series(model, params, prompt, max_new_steps=3, key=KEYS)
     np.testing.assert_array_equal(out.values, expected.values)
+
+
+def test_values_are_of_the_dtype_of_the_prompt_with_64_bits():
+    with jax.enable_x64(True):
+        model, params, prompt = make("keys")
+        params = jax.tree.map(lambda a: a.astype("float64"), params)
+        given = {"max_new_steps": 2, "key": jax.random.PRNGKey(0)}
+        out = rnnjax.generate_series(model, params, prompt[:2].astype("float64"), **given)
+        assert rnnjax.generate_series(model, params, prompt[:0], **given).values.shape[:2] == (0, 2)
+    assert (out.values.dtype, out.log_probs.dtype) == (jnp.float64, jnp.float32)

@@ -241,6 +241,7 @@ BAD = {
     "min_scale must be positive and finite, got 0": lambda: rnnjax.gaussian_mixture_head(
         2, min_scale=0
     ),
+    "levels must be one or more, rising, got 0.5": lambda: rnnjax.quantile_head(0.5),
     "levels must be one or more, rising, got (0.5, 0.5)": lambda: rnnjax.quantile_head((0.5, 0.5)),
     "a level must be a number in (0, 1), got 1.0": lambda: rnnjax.quantile_head((0.1, 1.0)),
     "joint_head needs at least one head, got none": lambda: rnnjax.joint_head(),
