@@ -40,6 +40,13 @@ def test_the_last_output_is_what_each_direction_says_at_its_own_end():
     assert np.all(layer.last(ys, valid)[2] == 0)
 
 
+def test_the_last_output_of_a_mask_is_at_its_first_and_last_real_step():
+    layer, mask = both_ways(), np.array([[False, True, False, True, True, False]] * 3)
+    carry, ys = layer.apply(layer.init(KEY, 4), XS, mask=mask)
+    expected = jnp.concatenate([carry.forward.h, carry.backward], axis=-1)
+    np.testing.assert_array_equal(layer.last(ys, mask), expected)
+
+
 def test_a_stack_is_its_layers_one_after_the_other():
     floors = [both_ways(), rnnjax.recurrent(rnnjax.vanilla(2), reverse=True)]
     layer = rnnjax.stack(*floors)
