@@ -58,6 +58,9 @@ class Launch:
                 nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
                 stack.enter_context(contextlib.redirect_stdout(nowhere))
             yield
+        # Whoever is done first waits here for as long as it takes the others: at its end JAX would
+        # give them up after the heartbeat, and end them all.
+        Agreement().largest(0, now=True)
 
     @property
     def _told(self) -> tuple[str | None, int | None, int | None]:
