@@ -29,12 +29,17 @@ def free_port():
         return free.getsockname()[1]
 
 
+def _is_free(port):
+    with socket.socket() as free, contextlib.suppress(OSError):
+        free.bind(("localhost", port))
+        return True
+    return False
+
+
 def slurm(count):
-    """The variables that srun sets in each process of a job on this machine."""
-    for job in range(os.getpid() % 4096, 4096):
-        with socket.socket() as free, contextlib.suppress(OSError):
-            free.bind(("localhost", 61440 + job))  # where JAX's processes meet in this job
-            break
+    """The variables that srun sets in each process of a job on this machine, whose number says at
+    which port from 61440 up they meet."""
+    job = next(job for job in range(os.getpid() % 4096, 4096) if _is_free(61440 + job))
     of_all = {"JOB_ID": job, "STEP_NODELIST": "localhost", "NTASKS": count, "STEP_NUM_NODES": 1}
     return [
         {f"SLURM_{n}": str(v) for n, v in {**of_all, "PROCID": i, "LOCALID": i}.items()}
