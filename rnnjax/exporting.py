@@ -153,15 +153,96 @@ def export_step(
         return jnp.where(resets.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
 
     def program(carry: Any, inputs: Array, resets: Array) -> tuple[Any, Any]:
-        # ``jax.tree`` sorts a dict by name; ``plain`` has the order of the carry's own leaves.
-        given = [carry[name] for name in plain] if isinstance(plain, dict) else [carry]
-        held = jax.tree.unflatten(jax.tree.structure(shapes), given)
+        held = _shaped(carry, plain, shapes)
         begun = jax.tree.map(functools.partial(begin, resets), start(inputs.shape[0]), held)
         new, outputs = step(constants, begun, inputs)
         return _plain(new), _plain(outputs)
 
     make = export.export(jax.jit(program), platforms=_check_platforms(platforms))
     return bytes(make(plain, inputs, jax.ShapeDtypeStruct((batch,), bool)).serialize())
+
+
+def export_writer(
+    encode: Callable[..., tuple[Any, Any]],
+    step: Callable[..., tuple[Any, Any, Any]],
+    params: Any,
+    *,
+    source: jax.ShapeDtypeStruct | None = None,
+    platforms: Sequence[str] = PLATFORMS,
+) -> tuple[bytes, bytes]:
+    """A model that reads and then writes, with its parameters, as two ``jax.export`` artefacts.
+
+    For translators and captioners. The batch is symbolic, and so is the length of a source of
+    tokens. Both programs take and give plain arrays, so the process that loads them imports jax and
+    not this package. What :func:`export_program` says of trust and of versions holds here, too.
+
+    The first program takes ``(source, lengths)``, token ids int32 [B, S] and int32 [B]; or where
+    ``source`` is given ``(source,)``, [B, *shape]. It gives ``(carry, memory)``. The second takes
+    ``(carry, memory, token)``, int32 [B], and gives the next carry and a dict of "logits" [B, V]
+    and, with attention, "weights" [B, S]. The first token is the model's start token. A carry of
+    one array is that array; one of several, and a memory, are dicts of names (the path to each,
+    joined by dots) and arrays.
+
+    Args:
+        encode: ``(params, source, lengths) -> (carry, memory)``: the ``encode`` of a
+            ``sequence_to_sequence``. Where ``source`` is given, ``(params, source)``.
+        step: ``(params, carry, token, memory) -> (carry, logits, weights)``, its ``step``.
+        params: its parameters.
+        source: shape and dtype of one source where sources are no token ids, such as a picture.
+        platforms: as for ``export_program``.
+
+    Returns:
+        The bytes of both programs.
+
+    Raises:
+        ValueError: ``platforms`` is empty or names something else.
+
+    Example:
+        >>> import jax, jax.export, jax.numpy as jnp, rnnjax
+        >>> model = rnnjax.sequence_to_sequence(
+        ...     rnnjax.embedding(9, 4), rnnjax.gru(3), rnnjax.embedding(7, 4), rnnjax.lstm(3),
+        ...     start=2)
+        >>> made = export_writer(model.encode, model.step, model.init(jax.random.key(0)))
+        >>> encode, step = (jax.export.deserialize(data) for data in made)
+        >>> carry, memory = encode.call(jnp.array([[5, 7, 1], [3, 0, 0]]), jnp.array([3, 1]))
+        >>> carry, out = step.call(carry, memory, jnp.array([2, 2]))
+        >>> sorted(carry), out["logits"].shape
+        (['c', 'h'], (2, 7))
+    """
+    from jax import export
+
+    batch, length = export.symbolic_shape("batch, length")
+    constants = jax.tree.map(jnp.asarray, params)
+    given = (jax.ShapeDtypeStruct((batch, length), jnp.int32), _ids(batch))
+    if source is not None:
+        given = (jax.ShapeDtypeStruct((batch, *source.shape), source.dtype),)
+    shapes = jax.eval_shape(lambda *a: encode(constants, *a), *given)
+    plain = tuple(map(_plain, shapes))
+
+    def reading(*given: Array) -> tuple[Any, Any]:
+        carry, memory = encode(constants, *given)
+        return _plain(carry), _plain(memory)
+
+    def writing(carry: Any, memory: Any, token: Array) -> tuple[Any, dict[str, Array]]:
+        held = [_shaped(*each) for each in zip((carry, memory), plain, shapes, strict=True)]
+        new, logits, weights = step(constants, held[0], token, held[1])
+        return _plain(new), {"logits": logits} | ({} if weights is None else {"weights": weights})
+
+    names = _check_platforms(platforms)
+    encoded = export.export(jax.jit(reading), platforms=names)(*given)
+    stepped = export.export(jax.jit(writing), platforms=names)(*plain, _ids(batch))
+    return bytes(encoded.serialize()), bytes(stepped.serialize())
+
+
+def _ids(batch: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((batch,), jnp.int32)
+
+
+def _shaped(given: Any, plain: Any, shapes: Any) -> Any:
+    """The tree like ``shapes`` of which ``given`` has the arrays, as :func:`_plain` made them."""
+    # ``jax.tree`` sorts a dict by name; ``plain`` has the order of the tree's own leaves.
+    leaves = [given[name] for name in plain] if isinstance(plain, dict) else [given]
+    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 
 def _check_callable(name: str, value: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,6 @@ from experiments.running.checkpoints import Saver, Snapshot
 from experiments.running.devices import Devices
 from experiments.running.run_folder import RunFolder
 from experiments.running.session import Session, counted, go_on
-from rnnjax.data import Batch, BucketedBatches
 from rnnjax.metrics import compute, merge
 from rnnjax.training import (
     EarlyStopping,
@@ -29,15 +28,24 @@ from rnnjax.training import (
 )
 
 # (params, batch, key) -> (loss, metrics as sums and counts, "loss" among them); a key is training.
-Loss = Callable[[Any, Batch, Any], tuple[jax.Array, dict[str, Any]]]
+Loss = Callable[[Any, Any, Any], tuple[jax.Array, dict[str, Any]]]
+
+
+class Batches(Protocol):
+    """Batches of one part, each with the ``lengths`` of its rows; of an epoch n the order depends
+    on n alone."""
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, n: int) -> Iterator[Any]: ...
 
 
 class Parts(NamedTuple):
     """Batches to train on, to choose the weights by, and to judge them by."""
 
-    train: BucketedBatches
-    validation: BucketedBatches
-    test: BucketedBatches
+    train: Batches
+    validation: Batches
+    test: Batches
 
 
 class Recipe(NamedTuple):
@@ -77,11 +85,13 @@ def fit_by_loss(
     run: RunFolder,
     saver: Saver,
     devices: Devices,
+    show: Callable[[Any], str] | None = None,
 ) -> Fitted:
     """Train until the validation loss has not fallen for some epochs, or all are done.
 
     Goes on from the newest good checkpoint of the run, with the bits it would have had. The test
-    part is looked at once, with the weights of the best epoch.
+    part is looked at once, with the weights of the best epoch. ``show`` makes of weights a text for
+    the console and the records, after each epoch.
 
     Raises:
         Interrupted: SIGTERM or Ctrl-C came; what was done so far is saved.
@@ -96,7 +106,7 @@ def fit_by_loss(
     train, totals = devices.place_state(state)
     begin = Snapshot(train, EarlyStopping("loss", mode="min", patience=recipe.patience), totals)
     with go_on(run, saver, begin, recipe.epochs, len(parts.train)) as (session, begin):
-        fitted = _Fitting(loss_fn, optimizer, parts, recipe, devices, session).go_on(begin)
+        fitted = _Fitting(loss_fn, optimizer, parts, recipe, devices, session, show).go_on(begin)
     fitted = fitted._replace(params=devices.take_home(fitted.params))
     run.write({"kind": "test", "epoch": fitted.epoch, **fitted.test})
     return fitted
@@ -122,6 +132,7 @@ class _Fitting:
         recipe: Recipe,
         devices: Devices,
         session: Session,
+        show: Callable[[Any], str] | None,
     ) -> None:
         self._train_step = make_train_step(loss_fn, optimizer, on_compile=session.compiled)
         self._eval_step = make_eval_step(loss_fn, on_compile=session.compiled)
@@ -129,6 +140,7 @@ class _Fitting:
         self._recipe = recipe
         self._devices = devices
         self._session = session
+        self._show = show
 
     def go_on(self, snapshot: Snapshot) -> Fitted:
         self._snapshot = snapshot
@@ -160,22 +172,24 @@ class _Fitting:
         stopping = now.stopping.update(now.epoch, validation, average)
         is_best = stopping.best_epoch == now.epoch
         session.epoch(now, compute(trained), validation, session.clock() - began, is_best)
+        if self._show is not None:
+            session.sample(now.epoch, self._show(self._devices.take_home(average)))
         self._snapshot = now.after_epoch(stopping, self._zeros)
         session.save(self._snapshot)
 
-    def _step(self, batch: Batch) -> None:
+    def _step(self, batch: Any) -> None:
         now = self._snapshot
         train, metrics = self._train_step(now.train, self._devices.place_batch(batch))
         totals = merge(now.totals, {name: metrics[name] for name in now.totals})
         self._snapshot = now.after_step(train, totals)
         self._session.step(self._snapshot, metrics, int(np.sum(batch.lengths)))
 
-    def _evaluate(self, params: Any, batches: BucketedBatches) -> dict[str, float]:
+    def _evaluate(self, params: Any, batches: Batches) -> dict[str, float]:
         sums = (
             self._eval_step(params, self._devices.place_batch(batch))
             for batch in self._left(batches, 0)
         )
         return compute(jax.device_get(functools.reduce(merge, sums)))
 
-    def _left(self, batches: BucketedBatches, epoch: int, done: int = 0) -> Iterator[Batch]:
+    def _left(self, batches: Batches, epoch: int, done: int = 0) -> Iterator[Any]:
         return self._session.watch(islice(batches.epoch(epoch), done, None))

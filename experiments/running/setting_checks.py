@@ -61,6 +61,11 @@ def each(rule: Rule, least: int = 1) -> Rule:
     )
 
 
+def probability() -> Rule:
+    """A number from 0 to 1, both among them."""
+    return Rule("a number from 0 to 1", lambda value: 0 <= value <= 1)
+
+
 def one_of(names: tuple[str, ...]) -> Rule:
     """One of several names."""
     return Rule(f"one of {', '.join(names)}", lambda value: value in names)

@@ -15,18 +15,19 @@ from experiments.running import curves
 from experiments.running.command_line import run_program
 from experiments.running.console import command, parameter_table
 from experiments.running.devices import find_devices
+from experiments.running.exported import write_programs
 from experiments.running.opening import open_run
 from experiments.running.packages import missing_line
 from experiments.running.processes import start_time
 from experiments.running.run_settings import stored_config
-from experiments.running.setting_checks import check_settings, whole
+from experiments.running.setting_checks import check_settings, probability, whole
 from experiments.running.trained import WEIGHTS, finished_settings, load_trained
 from experiments.translate.corpus import Corpus, joined, read_corpus, tokenizer, tokens_of
 from experiments.translate.decoding import alignments, translate
 from experiments.translate.model import build_model
 from experiments.translate.pictures import Alignment, draw_alignments
 from experiments.translate.scoring import bleu, exact, on_diagonal, sacrebleu
-from experiments.translate.settings import Request, Settings
+from experiments.translate.settings import Export, Request, Settings
 from experiments.translate.training import Fitted, fit, make_batches
 from rnnjax.data import UNKNOWN, DataError, Vocabulary
 from rnnjax.weights import save_weights
@@ -157,10 +158,7 @@ def _report(
 
 def translate_one(request: Request) -> None:
     """Translate a sentence with the network in a run's folder."""
-    settings = finished_settings(PROGRAM, Settings, request.run)
-    source, target = (Vocabulary.load(request.run / name) for name in VOCABULARIES)
-    model = build_model(settings, len(source), len(target))
-    params = load_trained(model.init, request.run)
+    model, params, source, target, settings = _load(request.run)
     tokens = tokenizer(settings)(request.sentence)
     if not tokens:
         raise DataError("the sentence must have at least one token, got none")
@@ -187,6 +185,26 @@ def translate_one(request: Request) -> None:
     print(f"where it looked: {path}", file=sys.stderr)
 
 
+def export_run(request: Export) -> None:
+    """Write the network of a run as programs that need JAX alone to run."""
+    model, params, _, _, _ = _load(request.run)
+    names = dict(zip(("source", "target"), VOCABULARIES, strict=True))
+    write_programs(
+        request.out or request.run / "exported",
+        (model.encode, model.step, params),
+        {f"{side}_vocabulary": request.run / name for side, name in names.items()},
+    )
+
+
+def _load(
+    folder: Path,
+) -> tuple[rnnjax.SequenceToSequence, Any, Vocabulary, Vocabulary, Settings]:
+    settings = finished_settings(PROGRAM, Settings, folder)
+    source, target = (Vocabulary.load(folder / name) for name in VOCABULARIES)
+    model = build_model(settings, len(source), len(target))
+    return model, load_trained(model.init, folder), source, target, settings
+
+
 def _check(settings: Settings) -> None:
     """Refuse what no part of the library would, before anything is made."""
     if settings.pair is not None and settings.task is not None:
@@ -199,6 +217,7 @@ def _check(settings: Settings) -> None:
         digits=whole(1, 9),
         max_length=whole(2),
         head_size=whole(1, 1_000_000),
+        own_tokens=probability(),
         beam=whole(1, 1_000),
     )
 
@@ -211,5 +230,9 @@ def _train(settings: Settings) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     return run_program(
-        PROGRAM, Settings, _train, {"translate": (Request, translate_one)}, arguments
+        PROGRAM,
+        Settings,
+        _train,
+        {"translate": (Request, translate_one), "export": (Export, export_run)},
+        arguments,
     )

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.running.words import joined_words, words
 from experiments.translate.settings import Settings
 from rnnjax.data import DataError, PairParts, Pairs, Vocabulary, load_pairs
 
@@ -142,22 +143,11 @@ def tokenizer(settings: Settings) -> Callable[[str], list[str]]:
     return list if settings.task == "add" else str.split
 
 
-def words(text: str) -> list[str]:
-    """Words and signs in lower case.
-
-    Example:
-        >>> words("Ein Mann, der schläft.")
-        ['ein', 'mann', ',', 'der', 'schläft', '.']
-    """
-    return re.findall(r"\w+|[^\w\s]", text.lower())
-
-
 def joined(tokens: Sequence[str], settings: Settings) -> str:
     """Tokens as a text: signs stand by the word before them."""
     if settings.pair is None:
         return ("" if settings.task == "add" else " ").join(tokens)
-    text = re.sub(r" ([.,!?;:)\]])", r"\1", " ".join(tokens))
-    return re.sub(r"([(\[]) | (['-]) ", r"\1\2", text)
+    return joined_words(tokens)
 
 
 def _short(pairs: _Tokens, most: int) -> tuple[_Tokens, int]:

@@ -57,6 +57,9 @@ class Settings(RunSettings):
     dropout: float = 0.0
     """Rate at which embedded tokens, and what the head reads, are dropped."""
 
+    own_tokens: float = 0.0
+    """Rate at which the decoder is taught behind its own token rather than the right one
+    (scheduled sampling): slower, and there is no dropout in the decoder then."""
     batch_size: int = 128
     """Pairs of one step."""
     buckets: int = 3
@@ -95,6 +98,16 @@ class Settings(RunSettings):
     def name(self) -> str:
         """The task or the pair, short."""
         return Path(self.pair).stem if self.pair else self.task or "reverse"
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a trained network as programs that need JAX alone to run."""
+
+    run: Positional[Path]
+    """Folder of the run."""
+    out: Path | None = None
+    """Folder of the programs; by default exported in the run's folder."""
 
 
 @dataclass(frozen=True)

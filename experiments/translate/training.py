@@ -67,19 +67,19 @@ def make_batches(corpus: Corpus, settings: Settings) -> Batches:
     )
 
 
-def make_loss(model: rnnjax.SequenceToSequence) -> Callable:
-    """Cross entropy and accuracy of every token of the targets after those before it."""
+def make_loss(model: rnnjax.SequenceToSequence, own_tokens: float = 0.0) -> Callable:
+    """Cross entropy and accuracy of every token of the targets after those before it.
+
+    In training the model reads its own token in place of one before it at the rate ``own_tokens``.
+    """
 
     def loss_fn(params: Any, batch: PairBatch, key: jax.Array | None) -> tuple[jax.Array, dict]:
-        logits, _ = model.apply(
-            params,
-            batch.sources,
-            batch.source_lengths,
-            batch.targets,
-            batch.target_lengths,
-            key=key,
-        )
         targets = jnp.asarray(batch.targets)
+        pairs = jnp.asarray(batch.sources), batch.source_lengths, targets, batch.target_lengths
+        if key is None or own_tokens == 0:
+            logits, _ = model.apply(params, *pairs, key=key)
+        else:
+            logits, _ = rnnjax.scheduled_sampling(model, params, *pairs, rate=own_tokens, key=key)
         mask = rnnjax.lengths_to_mask(batch.target_lengths, targets.shape[-1])
         loss = cross_entropy(logits, targets, mask)
         return loss.value, {"loss": loss, "accuracy": accuracy(logits, targets, mask)}
@@ -152,7 +152,7 @@ class _Fitting:
         devices: Devices,
         session: Session,
     ) -> None:
-        loss_fn = make_loss(model)
+        loss_fn = make_loss(model, settings.own_tokens)
         self._train_step = make_train_step(loss_fn, optimizer, on_compile=session.compiled)
         self._eval_step = make_eval_step(loss_fn, on_compile=session.compiled)
         self._batches = batches

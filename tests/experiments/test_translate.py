@@ -3,14 +3,19 @@
 import json
 import shlex
 
+import jax
 import numpy as np
 import pytest
 
+import rnnjax
 from experiments.running.interrupts import Interrupted, Interrupts
 from experiments.translate import command
 from experiments.translate.corpus import STOP, joined, read_corpus, tokens_of, words
+from experiments.translate.model import build_model
 from experiments.translate.scoring import bleu, exact, on_diagonal, sacrebleu
 from experiments.translate.settings import Settings
+from experiments.translate.training import make_loss
+from rnnjax.data import PairBatch
 
 QUICK = ["--hidden-size", "8", "--embedding-size", "4", "--batch-size", "16", "--buckets", "1"]
 QUICK = [*QUICK, "--epochs", "2", "--max-length", "8", "--min-count", "1"]
@@ -104,9 +109,30 @@ BAD = {
         ["--task", "add", "--digits", "1"],
         "--examples must leave pairs",
     ),
+    "more than all of its own tokens": (["--own-tokens", "1.5"], "--own-tokens must be"),
     "nothing short enough": (["--max-length", "3"], "--max-length"),
     "resumed and replaced": (["--resume", "--replace"], "--replace"),
 }
+
+
+def test_with_all_of_its_own_tokens_the_loss_is_that_of_scheduled_sampling_alone():
+    model = build_model(Settings(hidden_size=8, embedding_size=4), 7, 8)
+    params, key = model.init(jax.random.key(0)), jax.random.key(1)
+    sources, targets = np.array([[4, 5, 6], [4, 6, 0]]), np.array([[4, 5, 3], [6, 3, 0]])
+    lengths = np.array([3, 2])
+    batch = PairBatch(sources, lengths, targets, lengths, np.ones(2, np.float32))
+    _, metrics = make_loss(model, 1.0)(params, batch, key)
+    logits, _ = rnnjax.scheduled_sampling(
+        model, params, sources, batch.source_lengths, targets, batch.target_lengths,
+        rate=1.0, key=key,
+    )  # fmt: skip
+    logits = np.asarray(logits, np.float64)
+    taken = np.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    nats = np.log(np.exp(logits).sum(-1)) - taken
+    real = np.arange(3) < batch.target_lengths[:, None]
+    np.testing.assert_allclose(float(metrics["loss"].value), nats[real].mean(), rtol=1e-5)
+    taught, _ = make_loss(model, 1.0)(params, batch, None)
+    assert float(taught) == pytest.approx(float(make_loss(model)(params, batch, None)[0]))
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -141,6 +167,8 @@ def test_pairs_of_ones_own_are_learned_from_and_translated(pairs, tmp_path, caps
     assert "not in the vocabulary: hunde" in said.err
     assert len(said.out.splitlines()) == 3
     assert (folder / "alignment-of-a-sentence.png").stat().st_size
+    assert run("export", folder) == 0
+    assert (folder / "exported" / "step.jax").stat().st_size
     assert run("translate", folder, " ") == 2
     assert "at least one token" in capsys.readouterr().err
 
@@ -149,7 +177,8 @@ def test_pairs_of_ones_own_are_learned_from_and_translated(pairs, tmp_path, caps
 @pytest.mark.parametrize("attention", ["none", "outside", "feeding"])
 def test_every_kind_of_attention_runs(attention, pairs, tmp_path):
     folder = tmp_path / "run"
-    assert run("--pair", pairs, "--out", folder, *QUICK, "--attention", attention) == 0
+    more = ["--attention", attention, "--own-tokens", "0.5" if attention == "outside" else "0"]
+    assert run("--pair", pairs, "--out", folder, *QUICK, *more) == 0
     assert (folder / "alignment.png").exists() == (attention != "none")
     assert run("translate", folder, "ein Mann.") == 0
 

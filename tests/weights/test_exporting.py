@@ -9,7 +9,7 @@ import pytest
 from cases import CELLS, D
 
 import rnnjax
-from rnnjax.exporting import PLATFORMS, export_program, export_step
+from rnnjax.exporting import PLATFORMS, export_program, export_step, export_writer
 
 pytest.importorskip("flatbuffers")
 from jax import export
@@ -41,6 +41,25 @@ for place in range(prompt.shape[1] + 5):
         text.append(np.argmax(logits, axis=-1))
 assert "rnnjax" not in sys.modules
 np.save(sys.argv[3], np.stack(text[prompt.shape[1]:], axis=1))
+"""
+
+
+TRANSLATOR = """
+import sys
+import jax, jax.export, numpy as np
+encode, step = (jax.export.deserialize(open(f, "rb").read()).call for f in sys.argv[1:3])
+given = np.load(sys.argv[3])
+found = {}
+for case in ("wide", "long"):
+    carry, memory = encode(given[case + "_tokens"], given[case + "_lengths"])
+    token, text = np.full(len(given[case + "_tokens"]), 2, np.int32), []
+    for _ in range(5):
+        carry, out = step(carry, memory, token)
+        token = np.argmax(out["logits"], axis=-1).astype(np.int32)
+        text.append(token)
+    found[case] = np.stack(text, axis=1)
+assert "rnnjax" not in sys.modules
+np.savez(sys.argv[4], **found)
 """
 
 
@@ -109,6 +128,49 @@ def test_a_row_of_an_exported_step_that_starts_anew_does_not_read_its_carry():
     np.testing.assert_allclose(y[0], layer.step(params, None, x)[1][0], rtol=1e-6)
     np.testing.assert_allclose(y[1], layer.step(params, before, x)[1][1], rtol=1e-6)
     np.testing.assert_array_equal(carry, y)
+
+
+@pytest.mark.full
+def test_a_process_without_rnnjax_writes_the_greedy_text_of_a_translator(tmp_path):
+    model = rnnjax.sequence_to_sequence(
+        rnnjax.embedding(11, 3, scale=1.0),
+        rnnjax.bidirectional(rnnjax.gru(3)),
+        rnnjax.embedding(9, 3, scale=1.0),
+        rnnjax.attention_cell(rnnjax.lstm(5), 6),
+        above=rnnjax.gru(4),
+        start=2,
+    )
+    params = jax.tree.map(lambda a: 3 * a, model.init(jax.random.key(0)))
+    made = export_writer(model.encode, model.step, params)
+    for name, data in zip(("encode", "step"), made, strict=True):
+        (tmp_path / name).write_bytes(data)
+    sources = {"wide": ragged_tokens(5, 3, [3, 1, 2, 3, 0]), "long": ragged_tokens(2, 9, [9, 4])}
+    names = [f"{case}_{name}" for case in sources for name in ("tokens", "lengths")]
+    arrays = [array for pair in sources.values() for array in pair]
+    np.savez(tmp_path / "given.npz", **dict(zip(names, arrays, strict=True)))
+    run_alone(TRANSLATOR, tmp_path, "encode", "step", "given.npz", "found.npz")
+    found = np.load(tmp_path / "found.npz")
+    for case, (tokens, lengths) in sources.items():
+        text = found[case]
+        logits, _ = model.apply(params, tokens, lengths, text)
+        np.testing.assert_array_equal(np.argmax(logits, axis=-1), text)
+
+
+def test_an_exported_captioner_takes_pictures_and_gives_the_logits_of_its_steps():
+    model = rnnjax.captioner(
+        3, rnnjax.embedding(6, 2), rnnjax.attention_cell(rnnjax.gru(4), 3, selector=True), start=2
+    )
+    params = model.init(jax.random.key(0))
+    shape = jax.ShapeDtypeStruct((5, 3), np.float32)
+    made = export_writer(model.encode, model.step, params, source=shape, platforms=("cpu",))
+    encode, step = (export.deserialize(data).call for data in made)
+    places = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32)
+    carry, memory = encode(places)
+    carry, out = step(carry, memory, np.array([2, 2], np.int32))
+    logits, weights = model.apply(params, places, None, np.array([[4], [4]]))
+    np.testing.assert_allclose(out["logits"], logits[:, 0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(out["weights"], weights[:, 0], rtol=1e-5, atol=1e-6)
+    assert carry.shape == (2, 4)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max"])

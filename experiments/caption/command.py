@@ -1,0 +1,231 @@
+"""The command line: train, caption and export."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.caption.corpus import Captioned, Corpus, read_corpus, read_picture
+from experiments.caption.decoding import caption, figures, looked
+from experiments.caption.model import Network, build_network
+from experiments.caption.pictures import Look, draw_looks
+from experiments.caption.scenes import PIXELS
+from experiments.caption.settings import Export, Request, Settings
+from experiments.caption.training import make_batches, make_loss
+from experiments.running import curves
+from experiments.running.command_line import run_program
+from experiments.running.console import command, parameter_table
+from experiments.running.devices import find_devices
+from experiments.running.exported import write_programs
+from experiments.running.loss_fitting import Fitted, Recipe, fit_by_loss
+from experiments.running.opening import open_run
+from experiments.running.processes import start_time
+from experiments.running.run_settings import stored_config
+from experiments.running.setting_checks import Rule, above, check_settings, whole
+from experiments.running.trained import WEIGHTS, finished_settings, load_trained
+from experiments.running.words import joined_words
+from rnnjax.data import Vocabulary
+from rnnjax.weights import save_weights
+
+PROGRAM = "python -m experiments.caption"
+VOCABULARY, CURVES, SAMPLES = "vocabulary.json", "curves.png", "samples.txt"
+LOOKED, PICTURES = "where-it-looked.png", "pictures"
+_SHOWN = 4  # captions after each epoch, and pictures that are drawn
+_KEPT = 10  # pictures of the test that are left as files
+_AT_LEAST_0 = Rule("a number from 0 up", lambda value: value >= 0)
+
+
+def train(settings: Settings, folder: Path) -> Fitted:
+    """Train, write the run's folder, and say how to use it."""
+    began = time.perf_counter()
+    _check(settings)
+    devices = find_devices(settings.devices)
+    devices.check_rows("--batch-size", settings.batch_size)
+    stored = stored_config(settings, folder)
+    corpus = read_corpus(settings)
+    network = build_network(settings, len(corpus.vocabulary))
+    identity = {"settings": settings.written(), "sha256": corpus.sha256}
+    leaves = (WEIGHTS, VOCABULARY, CURVES, SAMPLES, LOOKED, PICTURES)
+    with open_run(settings, folder, stored, identity, leaves) as (run, saver):
+        _announce(corpus)
+        params = network.init(jax.random.key(settings.seed))
+        parameter_table(params)
+
+        def show(params: Any) -> str:
+            pictures = corpus.validation.pictures[:_SHOWN]
+            found = caption(network, params, pictures, beam=1, max_length=settings.max_length)
+            lines = _lines(corpus.vocabulary, corpus.validation, found)
+            return "\n".join(lines)
+
+        recipe = Recipe(*(getattr(settings, name) for name in Recipe._fields))
+        parts, loss_fn = make_batches(corpus, settings), make_loss(network, settings)
+        fitted = fit_by_loss(loss_fn, params, parts, recipe, run, saver, devices, show)
+        saver.wait()
+        corpus.vocabulary.save(run.path / VOCABULARY)
+        save_weights(run.path / WEIGHTS, fitted.params)
+        found = _test(network, fitted.params, corpus, settings, run.path)
+        run.write({"kind": "captions", "epoch": fitted.epoch, **found})
+        curves.draw(run.metrics_path, run.path / CURVES)
+    _report(found, fitted, time.perf_counter() - began, folder)
+    return fitted
+
+
+def _announce(corpus: Corpus) -> None:
+    counts = [f"{len(part.words):,}" for part in (corpus.train, corpus.validation, corpus.test)]
+    print(
+        f"{corpus.name}: {counts[0]} pictures to train, {counts[1]} to validate, "
+        f"{counts[2]} to test"
+    )
+    print(f"{corpus.note}; {len(corpus.vocabulary):,} words")
+
+
+def _lines(vocabulary: Vocabulary, part: Captioned, found: Sequence[Any]) -> list[str]:
+    """What was written, and under it what is right where that is something else."""
+    lines = []
+    for texts, right in zip(found, part.words, strict=False):
+        wrote = _words(vocabulary, texts[0] if texts else [])
+        lines.append(f"  {joined_words(wrote)}")
+        if wrote != list(right):
+            lines.append(f"  not {joined_words(right)}")
+    return lines
+
+
+def _words(vocabulary: Vocabulary, ids: Sequence[int]) -> list[str]:
+    return [vocabulary.tokens[i] for i in ids]
+
+
+def _test(
+    network: Network, params: Any, corpus: Corpus, settings: Settings, folder: Path
+) -> dict[str, float]:
+    """Figures of the test; captions, pictures and where it looked go to the folder."""
+    options = {"beam": settings.beam, "max_length": settings.max_length}
+    found = caption(network, params, corpus.test.pictures, **options)
+    named = figures(network, params, corpus.test, corpus.vocabulary, found)
+    if corpus.composed is not None:
+        new = caption(network, params, corpus.composed.pictures, **options)
+        named["composed"] = figures(network, params, corpus.composed, corpus.vocabulary, new)[
+            "exact"
+        ]
+    lines = _lines(corpus.vocabulary, corpus.test, found[:100])
+    (folder / SAMPLES).write_text("\n".join(lines) + "\n", "utf-8")
+    _leave_pictures(corpus.test, folder / PICTURES)
+    if network.attends:
+        some = corpus.test.pictures[:_SHOWN]
+        best = [texts[0] if texts else [] for texts in found[:_SHOWN]]
+        _draw(network, params, corpus.vocabulary, some, best, folder / LOOKED)
+    return named
+
+
+def _leave_pictures(part: Captioned, folder: Path) -> None:
+    """Some pictures as files, with a list of their captions as ``--captions`` takes it."""
+    from PIL import Image
+
+    folder.mkdir(exist_ok=True)
+    lines = []
+    for number, (picture, right) in enumerate(zip(part.pictures, part.words, strict=True)):
+        if number == _KEPT:
+            break
+        Image.fromarray(picture).save(folder / f"{number}.png")
+        lines.append(f"{number}.png\t{joined_words(right)}\n")
+    (folder / "captions.tsv").write_text("".join(lines), "utf-8")
+
+
+def _draw(
+    network: Network,
+    params: Any,
+    vocabulary: Vocabulary,
+    pictures: np.ndarray,
+    captions: Sequence[Sequence[int]],
+    path: Path,
+) -> None:
+    weights = looked(network, params, pictures, captions)
+    rows = zip(pictures, captions, weights, strict=True)
+    draw_looks([Look(p, _words(vocabulary, ids), w) for p, ids, w in rows], path)
+
+
+def _report(found: dict[str, float], fitted: Fitted, seconds: float, folder: Path) -> None:
+    loss = fitted.validation["loss"]
+    print(f"validation {loss:.4f} nats a word, weights of epoch {fitted.epoch}")
+    print(f"test: {found['exact']:.3f} of the captions exactly right")
+    if "on_thing" in found:
+        print(f"looked at the thing that a word names: {found['on_thing']:.3f}")
+        print(f"penalty of attention other than once: {found['once']:.2f}")
+    if "composed" in found:
+        print(f"exactly right with a colour and shape never seen together: {found['composed']:.3f}")
+    print(f"{seconds:.0f} s, compiling included; curves, samples and {LOOKED} in {folder}")
+    print(f"try:\n  {command(*PROGRAM.split(), 'caption', folder, folder / PICTURES / '0.png')}")
+
+
+def caption_one(request: Request) -> None:
+    """Say what is in a picture, with the network in a run's folder."""
+    check_settings(request, beam=whole(1, 1_000), length_penalty=_AT_LEAST_0)
+    network, params, vocabulary, settings = _load(request.run)
+    pictures = read_picture(request.picture)[None]
+    (found,) = caption(
+        network,
+        params,
+        pictures,
+        beam=request.beam,
+        max_length=settings.max_length,
+        length_penalty=request.length_penalty,
+    )
+    for text in found:
+        print(joined_words(_words(vocabulary, text)))
+    if network.attends and found and found[0]:
+        path = request.figure or request.run / "where-it-looked-at-a-picture.png"
+        _draw(network, params, vocabulary, pictures, found[:1], path)
+        print(f"where it looked: {path}")
+
+
+def export_run(request: Export) -> None:
+    """Write the network of a run as programs that need JAX alone to run."""
+    network, params, _, _ = _load(request.run)
+    picture = jax.ShapeDtypeStruct((PIXELS, PIXELS, 3), jnp.uint8)
+
+    def step(params: Any, *given: Any) -> Any:
+        return network.writer.step(params.writer, *given)
+
+    write_programs(
+        request.out or request.run / "exported",
+        (network.encode, step, params),
+        {"vocabulary": request.run / VOCABULARY},
+        source=picture,
+    )
+
+
+def _load(folder: Path) -> tuple[Network, Any, Vocabulary, Settings]:
+    settings = finished_settings(PROGRAM, Settings, folder)
+    vocabulary = Vocabulary.load(folder / VOCABULARY)
+    network = build_network(settings, len(vocabulary))
+    return network, load_trained(network.init, folder), vocabulary, settings
+
+
+def _check(settings: Settings) -> None:
+    """Refuse what no part of the library would, before anything is made."""
+    check_settings(
+        settings,
+        scenes=whole(1),
+        max_length=whole(2),
+        picture_size=whole(2, 10_000),
+        beam=whole(1, 1_000),
+        once=_AT_LEAST_0,
+        entropy=_AT_LEAST_0,
+        learning_rate=above(0),
+    )
+
+
+def _train(settings: Settings) -> None:
+    name = "scenes" if settings.captions is None else settings.captions.stem
+    train(settings, settings.out or Path("runs", f"caption-{name}-{start_time()}"))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    requests = {"caption": (Request, caption_one), "export": (Export, export_run)}
+    return run_program(PROGRAM, Settings, _train, requests, arguments)

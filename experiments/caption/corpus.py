@@ -1,0 +1,166 @@
+"""Pictures with captions as ids: scenes that are made, or pictures from files."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.caption.scenes import PIXELS, Scene, make_scenes
+from experiments.caption.settings import Settings
+from experiments.running.words import words
+from rnnjax.data import DataError, Vocabulary
+
+START, STOP = 2, 3
+_MARKS = ("<start>", "<stop>")
+_HELD_OUT = 1000
+
+
+class Captioned(NamedTuple):
+    """Pictures uint8 [N, 36, 36, 3], captions in words, and of scenes the cell of each word."""
+
+    pictures: np.ndarray
+    words: list[list[str]]
+    cells: list[list[int]] | None
+
+
+class Corpus(NamedTuple):
+    """Pictures in parts; ``composed``, of scenes, holds pairs that no other part has."""
+
+    name: str
+    note: str
+    sha256: str
+    vocabulary: Vocabulary
+    train: Captioned
+    validation: Captioned
+    test: Captioned
+    composed: Captioned | None
+
+
+class CaptionBatch(NamedTuple):
+    """Pictures [B, 36, 36, 3], ids [B, T] that end with the stop, and how many [B] are real."""
+
+    pictures: np.ndarray
+    captions: np.ndarray
+    lengths: np.ndarray
+
+
+def read_corpus(settings: Settings) -> Corpus:
+    """The pictures that the settings name, from files or made by the seed."""
+    composed = None
+    if settings.captions is None:
+        name, note = "scenes", f"made by seed {settings.seed}"
+        train, validation, test, composed = _scenes(settings)
+    else:
+        name = settings.captions.stem
+        train, validation, test, note = _from_files(settings.captions, settings)
+    parts = (train, validation, test)
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.pictures.tobytes())
+        digest.update(repr(part.words).encode())
+    padding, unknown, *learned = Vocabulary.fit(train.words, min_count=settings.min_count).tokens
+    vocabulary = Vocabulary((padding, unknown, *_MARKS, *learned))
+    return Corpus(name, note, digest.hexdigest(), vocabulary, *parts, composed)
+
+
+def _scenes(settings: Settings) -> list[Captioned]:
+    rng = np.random.default_rng(settings.seed)
+    counts = (settings.scenes, _HELD_OUT, _HELD_OUT)
+    parts = [_captioned(make_scenes(rng, count)) for count in counts]
+    return [*parts, _captioned(make_scenes(rng, _HELD_OUT, composed=True))]
+
+
+def _captioned(scenes: Sequence[Scene]) -> Captioned:
+    pictures = np.stack([scene.picture for scene in scenes])
+    return Captioned(pictures, [s.words for s in scenes], [s.cells for s in scenes])
+
+
+def _from_files(path: Path, settings: Settings) -> tuple[Captioned, Captioned, Captioned, str]:
+    """The pictures that a file lists, a tenth of them to validate and a tenth to test."""
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+    pictures, captions = [], []
+    for number, row in enumerate(csv.reader(text.splitlines(), delimiter="\t"), start=1):
+        if len(row) != 2 or not (found := words(row[1])):
+            raise DataError(f"{path}, line {number}: expected a path, a tab and a caption")
+        if len(found) < settings.max_length:  # the stop is one more
+            pictures.append(read_picture(path.parent / row[0]))
+            captions.append(found)
+    if len(pictures) < 10:
+        raise DataError(
+            f"{path}: expected at least 10 pictures with captions of less than "
+            f"{settings.max_length} words, got {len(pictures)}"
+        )
+    order = np.random.default_rng(settings.seed).permutation(len(pictures))
+    tenth = len(order) // 10
+    parts = np.split(order, [len(order) - 2 * tenth, len(order) - tenth])
+    train, validation, test = (
+        Captioned(np.stack([pictures[i] for i in part]), [captions[i] for i in part], None)
+        for part in parts
+    )
+    note = f"divided 80/10/10 by seed {settings.seed}, pictures brought to {PIXELS} x {PIXELS}"
+    return train, validation, test, note
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """A picture file as uint8 [36, 36, 3].
+
+    Raises:
+        DataError: there is none, or it is no picture.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            small = image.convert("RGB").resize((PIXELS, PIXELS), Image.Resampling.BOX)
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: expected a picture ({error})") from None
+    return np.asarray(small, np.uint8)
+
+
+class CaptionBatches:
+    """Batches of one part; of an epoch n the order depends on the seed and n alone.
+
+    Args:
+        part: what they are made of.
+        vocabulary: the ids of words.
+        settings: the size of a batch and the seed.
+        shuffle: False gives the pictures as they come, the same in every epoch.
+    """
+
+    def __init__(
+        self, part: Captioned, vocabulary: Vocabulary, settings: Settings, *, shuffle: bool
+    ) -> None:
+        self._part, self._rows, self._seed = part, settings.batch_size, settings.seed
+        self._shuffle = shuffle
+        ids = [[*vocabulary.encode(caption), STOP] for caption in part.words]
+        self._lengths = np.array([len(row) for row in ids], np.int32)
+        # A row of length 0 behind the others fills up the last batch.
+        self._captions = np.zeros((len(ids), max(self._lengths)), np.int32)
+        for row, caption in enumerate(ids):
+            self._captions[row, : len(caption)] = caption
+
+    def __len__(self) -> int:
+        return -(-len(self._lengths) // self._rows)
+
+    def epoch(self, n: int) -> Iterator[CaptionBatch]:
+        """The batches of an epoch."""
+        order = np.arange(len(self._lengths))
+        if self._shuffle:
+            order = np.random.default_rng((self._seed, n)).permutation(order)
+        for begin in range(0, len(order), self._rows):
+            rows = order[begin : begin + self._rows]
+            parts = (self._part.pictures, self._captions, self._lengths)
+            yield CaptionBatch(*(filled(a[rows], self._rows) for a in parts))
+
+
+def filled(array: np.ndarray, rows: int) -> np.ndarray:
+    """The same with rows of zeros behind it, ``rows`` in all."""
+    return np.concatenate([array, np.zeros((rows - len(array), *array.shape[1:]), array.dtype)])

@@ -1,0 +1,104 @@
+"""What a run is told, and what captioning with it is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from tyro.conf import Positional
+
+from experiments.running.run_settings import RunSettings
+
+
+@dataclass(frozen=True)
+class Settings(RunSettings):
+    """Train a network that says what is in a picture."""
+
+    captions: Path | None = None
+    """Pictures of your own: a file with a line for each, its path (from the file's folder), a tab
+    and the caption. Without it scenes are made."""
+    scenes: int = 20_000
+    """Scenes to train on; 1,000 more are for validation and 1,000 for the test."""
+    min_count: int = 1
+    """Words that are rarer in the training captions are read as one unknown word."""
+    max_length: int = 30
+    """Longest caption to train on, in words, and longest to write."""
+
+    attention: Literal["outside", "inside", "hard", "none"] = "outside"
+    """Where the decoder looks: after each step, for the word alone; before it, inside the
+    recurrence (Show, Attend and Tell), at a mean of all places or, hard, at one that is drawn; or
+    nowhere, knowing the mean of the whole picture alone."""
+    selector: bool = False
+    """Whether a decoder that looks before each step may pass over what it sees."""
+    hidden_size: int = 128
+    """Units of the decoder, an LSTM."""
+    picture_size: int = 64
+    """Size of the vector of each place."""
+    embedding_size: int = 16
+    """Size of a word's vector."""
+    dropout: float = 0.0
+    """Rate at which words' vectors, and what the head reads, are dropped."""
+
+    once: float = 0.0
+    """Weight of the doubly stochastic penalty: attention to each place once over all words."""
+    entropy: float = 0.002
+    """In hard attention, weight of a reward for weights that are spread, against deciding early."""
+
+    batch_size: int = 64
+    """Pictures of one step."""
+    epochs: int = 12
+    """Times all pictures are seen, at most."""
+    patience: int = 4
+    """Stop after so many epochs without a lower validation loss."""
+    learning_rate: float = 3e-3
+    """Of Adam at the start; it falls along a cosine to a hundredth at the last step."""
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    average_decay: float = 0.98
+    """Of the running average of the weights, which is what is kept."""
+    devices: int | None = None
+    """How many of the devices here, all by default, divide the pictures of a batch among them."""
+    seed: int = 0
+    """Decides the scenes, the first weights, dropout, draws and the order of the pictures."""
+
+    beam: int = 1
+    """Hypotheses side by side in the test; 1 takes the likeliest word at every step."""
+    out: Path | None = None
+    """Folder of the run; by default runs/caption-TIME."""
+    checkpoint_every: str = "60s"
+    """Save after so many steps (50) or seconds (60s), besides after every epoch."""
+    keep: int = 2
+    """Checkpoints that stay on disk."""
+    resume: bool = False
+    """Go on with the run in --out from its newest good checkpoint, with the settings it has."""
+    replace: bool = False
+    """Delete the run in --out, and begin anew."""
+
+    MAY_CHANGE: ClassVar = ("captions", "out", "checkpoint_every", "keep", "beam")
+
+
+@dataclass(frozen=True)
+class Request:
+    """Say what is in a picture, with a trained network."""
+
+    run: Positional[Path]
+    """Folder of the run."""
+    picture: Positional[Path]
+    """A picture in a file."""
+    beam: int = 5
+    """Hypotheses side by side, of which all are printed."""
+    length_penalty: float = 0.6
+    """From 0, where short texts win, to 1, where the mean over the words counts."""
+    figure: Path | None = None
+    """Where to draw where it looked; by default where-it-looked.png in the run's folder."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a trained network as programs that need JAX alone to run."""
+
+    run: Positional[Path]
+    """Folder of the run."""
+    out: Path | None = None
+    """Folder of the programs; by default exported in the run's folder."""

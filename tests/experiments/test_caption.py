@@ -1,0 +1,164 @@
+"""The program that says what is in a picture."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments.caption import command
+from experiments.caption.corpus import STOP, CaptionBatches, read_corpus
+from experiments.caption.decoding import figures
+from experiments.caption.model import Network
+from experiments.caption.scenes import COLOURS, LEFT_OUT, SHAPES, SIZES, make_scenes
+from experiments.caption.settings import Settings
+from experiments.running.interrupts import Interrupted, Interrupts
+
+SMALL = ["--hidden-size", "8", "--picture-size", "4", "--batch-size", "8", "--epochs", "2"]
+
+
+def run(*arguments):
+    return command.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(autouse=True)
+def _few_scenes_to_judge_by(monkeypatch):
+    monkeypatch.setattr("experiments.caption.corpus._HELD_OUT", 12)
+
+
+def test_scenes_have_the_things_that_their_words_say_where_they_say():
+    scenes = make_scenes(np.random.default_rng(0), 60)
+    for scene in scenes:
+        ground = np.median(scene.picture.reshape(-1, 3), axis=0)
+        told = {cell for cell in scene.cells if cell >= 0}
+        blocks = scene.picture.reshape(3, 12, 3, 12, 3).swapaxes(1, 2).reshape(9, 12, 12, 3)
+        for cell, block in enumerate(blocks):
+            middle = block[5:7, 5:7].mean((0, 1))
+            assert (np.abs(middle - ground).max() > 60) == (cell in told)
+        for k in range(0, len(scene.words), 4):
+            size, colour, shape = scene.words[k : k + 3]
+            assert size in SIZES
+            assert colour in COLOURS
+            assert shape in SHAPES
+            assert (colour, shape) not in LEFT_OUT
+            covered = np.abs(blocks[scene.cells[k]] - ground).max(-1) > 60
+            assert (covered.any(axis=0).sum() > 7) == (size == "big")
+            red, green, blue = blocks[scene.cells[k]][5:7, 5:7].mean((0, 1))
+            seen = {"red": red > 2 * green, "green": green > 1.5 * red, "blue": blue > 1.5 * red}
+            assert seen.get(colour, min(red, green) > 1.5 * blue)
+        for k in range(3, len(scene.words), 4):
+            rows = [scene.cells[at] // 3 for at in (k - 1, k + 1)]
+            assert scene.cells[k] == -1
+            assert scene.words[k] == ("beside" if rows[0] == rows[1] else "above")
+        assert sorted(told) == list(dict.fromkeys(c for c in scene.cells if c >= 0))
+
+
+def test_every_composed_scene_holds_a_pair_that_is_left_out():
+    for scene in make_scenes(np.random.default_rng(0), 30, composed=True):
+        pairs = {tuple(scene.words[k + 1 : k + 3]) for k in range(0, len(scene.words), 4)}
+        assert pairs & set(LEFT_OUT)
+
+
+def test_an_epoch_has_every_picture_once_with_its_caption():
+    settings = Settings(scenes=21, batch_size=8)
+    corpus = read_corpus(settings)
+    batches = CaptionBatches(corpus.train, corpus.vocabulary, settings, shuffle=True)
+    seen = []
+    for batch in batches.epoch(3):
+        assert len(batch.lengths) == 8
+        for picture, ids, length in zip(*batch, strict=True):
+            if length:
+                (at,) = np.flatnonzero((corpus.train.pictures == picture).all((1, 2, 3)))
+                words = [corpus.vocabulary.tokens[i] for i in ids[: length - 1]]
+                assert words == corpus.train.words[at]
+                assert ids[length - 1] == STOP
+                seen.append(at)
+    assert sorted(seen) == list(range(21))
+    assert len(batches) == 3
+    first, again, other = (next(batches.epoch(n)).captions for n in (3, 3, 4))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_where_it_looked_is_held_against_the_cell_of_the_thing(monkeypatch):
+    corpus = read_corpus(Settings(scenes=1))
+    part = corpus.test._replace(
+        pictures=corpus.test.pictures[:1],
+        words=[["small", "red", "circle", "beside", "big", "red", "square"]],
+        cells=[[3, 3, 3, -1, 8, 8, 8]],
+    )
+    # Places of 6 x 6: cell 3 is rows 2 and 3, columns 0 and 1; cell 8 the last corner.
+    places = [12, 19, 14, 0, 35, 28, 27]
+    weights = np.eye(36)[places]
+    monkeypatch.setattr("experiments.caption.decoding.looked", lambda *_: [weights])
+    right = corpus.vocabulary.encode(part.words[0])
+    named = figures(Network(4, None, True), None, part, corpus.vocabulary, [[right]])
+    assert named == {"exact": 1.0, "on_thing": pytest.approx(4 / 6), "once": pytest.approx(29.0)}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("attention", ["hard", "none"])
+def test_with_attention_and_without_it_trains_and_captions_a_file(attention, tmp_path, capsys):
+    folder = tmp_path / "run"
+    more = ["--attention", attention, "--once", "0.1"]
+    assert run("--scenes", 16, *SMALL, *more, "--out", folder) == 0
+    out = capsys.readouterr().out
+    assert "captions exactly right" in out
+    assert ("looked at the thing" in out) == (attention != "none")
+    assert (folder / "where-it-looked.png").exists() == (attention != "none")
+    for name in ("weights.safetensors", "curves.png", "samples.txt"):
+        assert (folder / name).stat().st_size
+    record = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert record["kind"] == "captions"
+    assert run("caption", folder, folder / "pictures" / "0.png", "--beam", 2) == 0
+    assert run("caption", folder, folder / "config.json") == 2
+    assert "expected a picture" in capsys.readouterr().err
+    if attention == "hard":
+        assert run("export", folder) == 0
+        assert (folder / "exported" / "step.jax").stat().st_size
+        # What a run leaves of its pictures is what it takes as a user's own.
+        own = ["--captions", folder / "pictures" / "captions.tsv", "--max-length", 40]
+        assert run(*own, *SMALL, "--out", tmp_path / "own") == 0
+
+
+@pytest.mark.full
+def test_a_run_that_was_stopped_comes_to_the_same_bytes(tmp_path, monkeypatch):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    arguments = ["--scenes", 16, *SMALL, "--attention", "outside", "--dropout", "0.2"]
+    assert run(*arguments, "--out", whole) == 0
+    watch = Interrupts.watch
+
+    def stop_after_one(self, items):
+        for count, item in enumerate(watch(self, items)):
+            if count == 1:
+                raise Interrupted(15)
+            yield item
+
+    monkeypatch.setattr(Interrupts, "watch", stop_after_one)
+    assert run(*arguments, "--out", stopped) == 143
+    monkeypatch.setattr(Interrupts, "watch", watch)
+    assert run("--out", stopped, "--resume") == 0
+    for name in ("metrics.jsonl", "weights.safetensors", "samples.txt"):
+        assert (stopped / name).read_bytes() == (whole / name).read_bytes()
+
+
+BAD = {
+    "no such file": (["--captions", "nowhere.tsv"], "nowhere.tsv"),
+    "a negative penalty": (["--once", "-1"], "--once must be"),
+    "no scenes": (["--scenes", "0"], "--scenes must be"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_wrong_settings_are_one_line_and_leave_nothing(case, tmp_path, capsys):
+    wrong, expected = BAD[case]
+    assert run("--out", tmp_path / "run", *wrong) == 2
+    error = capsys.readouterr().err
+    assert expected in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_line_without_a_caption_is_named(tmp_path, capsys):
+    (tmp_path / "mine.tsv").write_text("a.png\t\n")
+    assert run("--captions", tmp_path / "mine.tsv", "--out", tmp_path / "run") == 2
+    assert "line 1: expected a path, a tab and a caption" in capsys.readouterr().err
