@@ -85,17 +85,21 @@ def _from_files(path: Path, settings: Settings) -> tuple[Captioned, Captioned, C
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from None
+        raise DataError(
+            f"--captions must be a text file that can be read, got {path}: {error}"
+        ) from None
     pictures, captions = [], []
     for number, row in enumerate(csv.reader(text.splitlines(), delimiter="\t"), start=1):
         if len(row) != 2 or not (found := words(row[1])):
-            raise DataError(f"{path}, line {number}: expected a path, a tab and a caption")
+            raise DataError(
+                f"{path}, line {number}, must be a path, a tab and a caption, got {row}"
+            )
         if len(found) < settings.max_length:  # the stop is one more
             pictures.append(read_picture(path.parent / row[0]))
             captions.append(found)
     if len(pictures) < 10:
         raise DataError(
-            f"{path}: expected at least 10 pictures with captions of less than "
+            f"{path} must have at least 10 pictures with captions of less than "
             f"{settings.max_length} words, got {len(pictures)}"
         )
     order = np.random.default_rng(settings.seed).permutation(len(pictures))
@@ -121,7 +125,7 @@ def read_picture(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             small = image.convert("RGB").resize((PIXELS, PIXELS), Image.Resampling.BOX)
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: expected a picture ({error})") from None
+        raise DataError(f"{path} must be a picture, got {error}") from None
     return np.asarray(small, np.uint8)
 
 

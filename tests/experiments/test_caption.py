@@ -111,7 +111,7 @@ def test_with_attention_and_without_it_trains_and_captions_a_file(attention, tmp
     assert record["kind"] == "captions"
     assert run("caption", folder, folder / "pictures" / "0.png", "--beam", 2) == 0
     assert run("caption", folder, folder / "config.json") == 2
-    assert "expected a picture" in capsys.readouterr().err
+    assert "must be a picture" in capsys.readouterr().err
     if attention == "hard":
         assert run("export", folder) == 0
         assert (folder / "exported" / "step.jax").stat().st_size
@@ -161,4 +161,4 @@ def test_wrong_settings_are_one_line_and_leave_nothing(case, tmp_path, capsys):
 def test_a_line_without_a_caption_is_named(tmp_path, capsys):
     (tmp_path / "mine.tsv").write_text("a.png\t\n")
     assert run("--captions", tmp_path / "mine.tsv", "--out", tmp_path / "run") == 2
-    assert "line 1: expected a path, a tab and a caption" in capsys.readouterr().err
+    assert "line 1, must be a path, a tab and a caption" in capsys.readouterr().err
