@@ -252,9 +252,9 @@ def _check_callable(name: str, value: Any) -> None:
         )
 
 
-def _shape_of_inputs(shape: tuple, input_size: Any) -> jax.ShapeDtypeStruct:
+def _shape_of_inputs(shape: Sequence[Any], input_size: Any) -> jax.ShapeDtypeStruct:
     if input_size is None:
-        return jax.ShapeDtypeStruct(shape, jnp.int32)
+        return jax.ShapeDtypeStruct(tuple(shape), jnp.int32)
     return jax.ShapeDtypeStruct((*shape, check_size("input_size", input_size)), jnp.float32)
 
 

@@ -213,7 +213,7 @@ def prepare_memory(cell: Cell, params: Params, memory: Memory) -> Memory:
     if not isinstance(cell, Cell) or cell.context is None:
         raise ValueError(f"cell must be one that takes a context, got {cell!r}")
     if isinstance(memory, Memory):
-        arrays = [
+        arrays: list[Any] = [
             None if part is None else masking.as_array(f"memory.{name}", part)
             for name, part in memory._asdict().items()
         ]
