@@ -1,0 +1,283 @@
+"""A translator with attention inside the recurrence, beside the same one in PyTorch.
+
+Run:     python -m experiments.measurements.translation
+Prints:  seconds of one training step, and sentences a second, greedy and with a beam, of each, and
+         the ratio: medians and ranges of interleaved rounds. Both have the same weights and do the
+         same work: sentences of one length, and texts of one length, as the stop is forbidden.
+         First both must give the same loss, the same greedy texts and the same best hypotheses.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import rnnjax
+from experiments.running.console import exit_code, print_table
+from experiments.running.setting_checks import check_settings, whole
+from rnnjax.benchmark import interleaved, spread
+from rnnjax.metrics import cross_entropy
+
+_START, _STOP = 2, 3
+_RATE = 1e-3
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured."""
+
+    hidden_size: int = 256
+    """Units of the decoder; the encoder has half of them in each direction."""
+    embedding_size: int = 256
+    """Size of a token's vector, on both sides."""
+    vocab_size: int = 6_000
+    """Tokens of each side: as many as Multi30k has."""
+    length: int = 13
+    """Tokens of each sentence and of each text."""
+    batch_size: int = 128
+    """Pairs of a training step."""
+    sentences: int = 64
+    """Sentences that are translated in one call."""
+    beam: int = 5
+    """Hypotheses side by side."""
+    rounds: int = 7
+    """Durations kept of each."""
+
+
+def make_model(settings: Settings) -> rnnjax.SequenceToSequence:
+    """A bidirectional GRU, and a GRU with additive attention (Bahdanau)."""
+    size = settings.hidden_size
+    return rnnjax.sequence_to_sequence(
+        rnnjax.embedding(settings.vocab_size, settings.embedding_size),
+        rnnjax.bidirectional(rnnjax.gru(size // 2)),
+        rnnjax.embedding(settings.vocab_size, settings.embedding_size),
+        rnnjax.attention_cell(rnnjax.gru(size), size),
+        start=_START,
+    )
+
+
+class Theirs:
+    """The same model in PyTorch, with the weights of ``params``."""
+
+    def __init__(self, params: Any) -> None:
+        import torch
+
+        self.torch = torch
+
+        def tensor(a: Any) -> Any:
+            return torch.tensor(np.array(a), requires_grad=True)
+
+        embedding_size, half = params.source.vectors.shape[1], params.encoder.forward.w_hh.shape[0]
+        size = params.decoder.cell.w_hh.shape[0]
+        self.encoder = torch.nn.GRU(embedding_size, half, bidirectional=True, batch_first=True)
+        self.decoder = torch.nn.GRUCell(embedding_size + 2 * half, size)
+        _fill(self.encoder, params.encoder.forward, "_l0")
+        _fill(self.encoder, params.encoder.backward, "_l0_reverse")
+        inner, context = params.decoder.cell, params.decoder.context
+        _fill(self.decoder, inner._replace(w_ih=jnp.concatenate([inner.w_ih, context])), "")
+        attention, head, bridge = params.decoder.attention, params.head.output, params.bridge[0]
+        self.source, self.target = tensor(params.source.vectors), tensor(params.target.vectors)
+        self.query, self.key, self.v = map(tensor, attention)
+        self.w, self.bias = tensor(head.w), tensor(head.bias)
+        self.bridge_w, self.bridge_bias = tensor(bridge.w), tensor(bridge.bias)
+        own = (self.source, self.target, self.query, self.key, self.v, self.w, self.bias)
+        self.weights = [
+            *own,
+            self.bridge_w,
+            self.bridge_bias,
+            *self.encoder.parameters(),
+            *self.decoder.parameters(),
+        ]
+        self.optimizer = torch.optim.Adam(self.weights, lr=_RATE)
+
+    def read(self, source: Any) -> tuple[Any, Any, Any]:
+        """The first state, the memory and its keys."""
+        states, final = self.encoder(self.source[source])
+        both = self.torch.cat([final[0], final[1]], dim=-1)
+        h = self.torch.tanh(both @ self.bridge_w + self.bridge_bias)
+        return h, states, states @ self.key
+
+    def look(self, h: Any, x: Any, states: Any, keys: Any) -> tuple[Any, Any]:
+        """The next state and what the head reads, of states [N, H] over a memory [N, S, M]."""
+        energy = self.torch.tanh((h @ self.query)[:, None] + keys) @ self.v
+        weights = self.torch.softmax(energy, dim=-1)
+        context = self.torch.bmm(weights[:, None], states)[:, 0]
+        h = self.decoder(self.torch.cat([x, context], dim=-1), h)
+        return h, self.torch.cat([h, context, x], dim=-1)
+
+    def loss(self, source: Any, target: Any) -> Any:
+        """Nats a token; the head is one product over all steps."""
+        h, states, keys = self.read(source)
+        starts = self.torch.full_like(target[:, :1], _START)
+        xs = self.target[self.torch.cat([starts, target[:, :-1]], dim=1)]
+        features = []
+        for x in xs.unbind(1):
+            h, read = self.look(h, x, states, keys)
+            features.append(read)
+        logits = self.torch.stack(features, dim=1) @ self.w + self.bias
+        return self.torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten())
+
+    def train(self, source: Any, target: Any) -> float:
+        """One step of Adam."""
+        self.optimizer.zero_grad()
+        loss = self.loss(source, target)
+        loss.backward()
+        self.optimizer.step()
+        return float(loss.detach())
+
+    def translate(self, source: Any, beam: int, length: int) -> Any:
+        """The best hypothesis of each sentence; of a beam of 1 the greedy text."""
+        torch, rows = self.torch, len(source)
+        with torch.inference_mode():
+            h, states, keys = (a.repeat_interleave(beam, dim=0) for a in self.read(source))
+            token = torch.full((rows * beam,), _START)
+            scores = torch.full((rows, beam), -torch.inf)
+            scores[:, 0] = 0.0
+            texts = torch.zeros((rows, beam, 0), dtype=torch.long)
+            for _ in range(length):
+                h, read = self.look(h, self.target[token], states, keys)
+                log_probs = torch.log_softmax(read @ self.w + self.bias, dim=-1)
+                log_probs[:, _STOP] = -torch.inf
+                totals = scores[..., None] + log_probs.view(rows, beam, -1)
+                scores, best = totals.flatten(1).topk(beam, dim=-1)
+                parents, chosen = best // totals.shape[-1], best % totals.shape[-1]
+                at = (parents + beam * torch.arange(rows)[:, None]).flatten()
+                h, token = h[at], chosen.flatten()
+                before = texts.flatten(0, 1)[at].view(rows, beam, -1)
+                texts = torch.cat([before, chosen[..., None]], dim=-1)
+            return texts[:, 0].numpy()
+
+
+def _fill(gru: Any, params: Any, layer: str) -> None:
+    """The weights of a GRU in PyTorch's layout."""
+    import torch
+
+    def tensor(a: Any) -> Any:
+        return torch.tensor(np.array(a))
+
+    zeros = torch.zeros(2 * len(params.hidden_bias))
+    with torch.no_grad():
+        getattr(gru, f"weight_ih{layer}").copy_(tensor(params.w_ih.T))
+        getattr(gru, f"weight_hh{layer}").copy_(tensor(params.w_hh.T))
+        getattr(gru, f"bias_ih{layer}").copy_(tensor(params.bias))
+        getattr(gru, f"bias_hh{layer}").copy_(torch.cat([zeros, tensor(params.hidden_bias)]))
+
+
+def _ours(
+    model: rnnjax.SequenceToSequence, params: Any, source: Any, beam: int, length: int
+) -> Callable[[], np.ndarray]:
+    @jax.jit
+    def search(params: Any, source: jax.Array) -> jax.Array:
+        carry, memory = model.encode(params, source)
+        found = rnnjax.beam_search(
+            model.step,
+            params,
+            carry,
+            jnp.full(len(source), _START),
+            memory,
+            stop=_STOP,
+            beam_size=beam,
+            max_length=length,
+            length_penalty=0.0,
+            transforms=(rnnjax.forbid((_STOP,)),),
+        )
+        return found.tokens[:, 0]
+
+    return lambda: np.asarray(search(params, source))
+
+
+def measure(settings: Settings) -> list[dict[str, str]]:
+    """A row of the table for the training step, and one for each way to translate."""
+    import torch
+
+    model = make_model(settings)
+    params = model.init(jax.random.key(0))
+    theirs = Theirs(params)
+    rng = np.random.default_rng(0)
+    shape = (settings.batch_size, settings.length)
+    source, target = (rng.integers(4, settings.vocab_size, shape) for _ in range(2))
+    sentences = rng.integers(4, settings.vocab_size, (settings.sentences, settings.length))
+    pairs = torch.tensor(source), torch.tensor(target)
+
+    def loss_fn(params: Any, batch: tuple, key: Any) -> tuple[jax.Array, dict]:
+        logits, _ = model.apply(params, batch[0], None, batch[1], key=key)
+        loss = cross_entropy(logits, batch[1])
+        return loss.value, {"loss": loss}
+
+    one, _ = loss_fn(params, (jnp.asarray(source), jnp.asarray(target)), None)
+    with torch.no_grad():
+        np.testing.assert_allclose(one, float(theirs.loss(*pairs)), rtol=1e-4)
+    rows = []
+    for name, beam in (("greedy", 1), (f"beam {settings.beam}", settings.beam)):
+        mine = _ours(model, params, jnp.asarray(sentences), beam, settings.length)
+        given = torch.tensor(sentences)
+
+        def other(beam: int = beam, given: Any = given) -> Any:
+            return theirs.translate(given, beam, settings.length)
+
+        _check_equal(mine(), other())
+        rows.append(_row(f"sentences/s, {name}", settings.sentences, mine, other, settings.rounds))
+    return [_training(params, loss_fn, theirs, (source, target), settings), *rows]
+
+
+def _training(
+    params: Any, loss_fn: Callable, theirs: Theirs, batch: tuple, settings: Settings
+) -> dict[str, str]:
+    optimizer = optax.adam(_RATE)
+    step = rnnjax.make_train_step(loss_fn, optimizer)
+    state = [rnnjax.init_train_state(jax.random.key(1), params, optimizer)]
+    on_device = jax.device_put(tuple(jnp.asarray(a) for a in batch))
+    pairs = tuple(theirs.torch.tensor(a) for a in batch)
+
+    def mine() -> Any:
+        state[0], metrics = step(state[0], on_device)
+        return jax.block_until_ready((state[0], metrics))
+
+    return _row("pairs/s, a training step", settings.batch_size, mine,
+                lambda: theirs.train(*pairs), settings.rounds)  # fmt: skip
+
+
+def _check_equal(mine: np.ndarray, other: np.ndarray) -> None:
+    """Nearly all texts are the same; sums in another order may turn a choice between two."""
+    same = np.mean(np.all(mine == other, axis=-1))
+    if same < 0.9:
+        raise AssertionError(f"texts must be those of PyTorch, got {same:.2f} of them equal")
+
+
+def _row(what: str, count: int, mine: Callable, other: Callable, rounds: int) -> dict[str, str]:
+    timings = interleaved(
+        {"rnnjax": mine, "PyTorch": other}, rounds=rounds, pauses={"PyTorch": 0.2}
+    )
+    found = {}
+    for name, timing in timings.items():
+        middle = spread(timing.seconds)
+        least, most = count / middle.most, count / middle.least
+        found[name] = f"{count / middle.median:,.0f} ({least:,.0f}-{most:,.0f})"
+    ratio = spread(timings["PyTorch"].seconds).median / spread(timings["rnnjax"].seconds).median
+    return {"what": what, **found, "ratio": f"{ratio:.1f}"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    import tyro
+
+    program = "python -m experiments.measurements.translation"
+    settings = tyro.cli(Settings, prog=program, args=arguments)
+
+    def run() -> None:
+        names = ("vocab_size", "length", "sentences", "beam", "rounds")
+        check_settings(settings, **dict.fromkeys(names, whole(1)))
+        print_table(measure(settings))
+
+    return exit_code(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
