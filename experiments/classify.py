@@ -99,8 +99,8 @@ def read_parts(settings: Settings) -> tuple[Dataset, tuple[Examples, Examples, E
     """
     if settings.resume and is_path(settings.dataset) and not Path(settings.dataset).is_file():
         raise DataError(
-            f"{settings.dataset}: the data of this run are not there any more; --dataset says "
-            "where they are now"
+            f"--dataset must be where the data of this run are now, got {settings.dataset}, which "
+            "is not there any more"
         )
     if settings.text_column == settings.label_column:
         raise DataError(
@@ -108,7 +108,7 @@ def read_parts(settings: Settings) -> tuple[Dataset, tuple[Examples, Examples, E
         )
     if Path(settings.dataset).is_file() and not settings.dataset.lower().endswith(SUFFIXES):
         endings = ", ".join(SUFFIXES)
-        raise DataError(f"{settings.dataset}: a file of your own must end in one of {endings}")
+        raise DataError(f"--dataset must end in one of {endings}, got {settings.dataset}")
     dataset = load(
         settings.dataset,
         data_dir=settings.data_dir,

@@ -130,7 +130,7 @@ def read_csv(path: Path, column: str | None) -> list[np.ndarray]:
         with path.open(encoding="utf-8", newline="") as file:
             header, *rows = list(csv.reader(file)) or [[]]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} must be a CSV file with a header line ({error})") from None
+        raise DataError(f"{path} must be a CSV file with a header line, got {error}") from None
     if column is not None and column not in header:
         raise DataError(f"--column must be one of {', '.join(header)}, got {column!r}")
     wanted = header if column is None else [column]

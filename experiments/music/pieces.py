@@ -85,7 +85,7 @@ def read_pieces(path: Path, seed: int = 0) -> Music:
         data = gzip.decompress(raw) if path.suffix == ".gz" else raw
         content = json.loads(data)
     except (OSError, EOFError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} must be a file of pieces in JSON ({error})") from None
+        raise DataError(f"{path} must be a file of pieces in JSON, got {error}") from None
     name, digest = path.name.split(".")[0], hashlib.sha256(raw).hexdigest()
     names = ("train", "valid", "test")
     if isinstance(content, dict) and all(isinstance(content.get(n), list) for n in names):
@@ -98,7 +98,10 @@ def read_pieces(path: Path, seed: int = 0) -> Music:
         pieces = [_piece(frames, f"{path}, piece {i}") for i, frames in enumerate(content)]
         parts, note = _divide(pieces, seed), f"{len(pieces)} pieces, divided 3:1:1 by the seed"
     else:
-        raise DataError(f'{path} must hold a list of pieces, or "train", "valid" and "test"')
+        raise DataError(
+            f'{path} must hold a list of pieces, or "train", "valid" and "test" with one each, '
+            f"got {type(content).__name__}"
+        )
     if not all(parts):
         raise DataError(f"{path} must hold a piece for each of {', '.join(names)}, got none of one")
     return Music(name, note, digest, *parts)

@@ -68,7 +68,10 @@ class Launch:
 
     def _join(self) -> None:
         if None in self._told and self._told != (None, None, None):
-            raise DataError("--coordinator, --processes and --process-id must be given together")
+            told = ", ".join(str(value) for value in self._told if value is not None)
+            raise DataError(
+                f"--coordinator, --processes and --process-id must be given together, got {told}"
+            )
         if self.heartbeat < 1:
             raise DataError(f"--heartbeat must be a whole number from 1 up, got {self.heartbeat}")
         try:

@@ -66,7 +66,7 @@ def read_sentences(path: Path) -> list[Sentence]:
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} must be a text file ({error})") from None
+        raise DataError(f"{path} must be a text file, got {error}") from None
     sentences: list[Sentence] = [[]]
     for number, line in enumerate(lines, start=1):
         columns = line.split("\t") if "\t" in line else line.split()

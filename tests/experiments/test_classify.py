@@ -399,7 +399,7 @@ def test_what_the_machine_has_no_memory_for_is_refused_before_anything_is_made(
 
 def test_a_file_of_another_kind_and_one_column_for_both_are_refused(tmp_path, capsys):
     (tmp_path / "own.txt").write_text("a text")
-    assert "own.txt: a file of your own must end in one of .csv, " in fails(
+    assert "--dataset must end in one of .csv, " in fails(
         capsys, ["--dataset", "own.txt"]
     )
     (tmp_path / "own.csv").write_text("text,label\na,b\n")
