@@ -57,7 +57,9 @@ def open_run(folder: Path, debug_checks: bool = False) -> tuple[Predictor, int]:
     """
     if (folder / imported.CLASSIFIER).is_file():
         if debug_checks:
-            raise DataError(f"--debug-checks must be left out, got it for {folder}, an imported run: it has none")
+            raise DataError(
+                f"--debug-checks must be left out for an imported run, got it for {folder}"
+            )
         found = imported.Predictor(folder)
         return found, found.batch_size
     if not (folder / CONFIG).is_file():

@@ -399,9 +399,7 @@ def test_what_the_machine_has_no_memory_for_is_refused_before_anything_is_made(
 
 def test_a_file_of_another_kind_and_one_column_for_both_are_refused(tmp_path, capsys):
     (tmp_path / "own.txt").write_text("a text")
-    assert "--dataset must end in one of .csv, " in fails(
-        capsys, ["--dataset", "own.txt"]
-    )
+    assert "--dataset must end in one of .csv, " in fails(capsys, ["--dataset", "own.txt"])
     (tmp_path / "own.csv").write_text("text,label\na,b\n")
     message = fails(capsys, ["--dataset", "own.csv", "--text-column", "label"])
     assert "--text-column and --label-column must be two columns, got 'label'" in message
@@ -409,7 +407,7 @@ def test_a_file_of_another_kind_and_one_column_for_both_are_refused(tmp_path, ca
 
 @pytest.mark.parametrize("arguments", [[], ["--repeat", "2"]])
 def test_data_that_are_not_there_leave_no_folder(arguments, tmp_path, capsys):
-    assert "none.csv: " in fails(capsys, ["--dataset", "none.csv", *arguments])
+    assert "none.csv must be a file" in fails(capsys, ["--dataset", "none.csv", *arguments])
     assert not list(tmp_path.iterdir())
 
 
