@@ -104,6 +104,11 @@ def _array(sequence: Sequence[Any] | NDArray[Any], index: int) -> NDArray[Any]:
     if array.ndim < 1 or not (array.dtype.kind in "iu" or _is_float(array.dtype)):
         found = f"{array.ndim} axes of {array.dtype}"
         raise DataError(f"sequence {index} must have integers or floats, got {found}")
+    if array.dtype == np.float64 and np.any(np.abs(array) >= 2.0**63):
+        # NumPy makes floats of integers where one needs 64 bits without a sign.
+        numbers = np.array(sequence, object).ravel()
+        if all(isinstance(number, int | np.integer) for number in numbers):
+            raise DataError(f"sequence {index} must have 32-bit integers, got {max(numbers)}")
     return array
 
 

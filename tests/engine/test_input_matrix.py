@@ -241,7 +241,8 @@ def test_the_message_names_argument_expectation_and_what_came(case):
     [
         ([[1, 10]], [0], r"sequence 0 must have .*\[0, 10\), got 10"),
         ([[1], [-1]], [0, 0], r"sequence 1 must have .*\[0, 10\), got -1"),
-        ([[1], [2**33 + 5]], [0, 0], "sequence 1: .*8589934597"),
+        ([[1], [2**33 + 5]], [0, 0], "sequence 1 must have 32-bit integers, got 8589934597"),
+        ([[1], [2**31, 2**63]], [0, 0], f"sequence 1 must have 32-bit integers, got {2**63}"),
         ([[1.0]], [0], r"ids must be integers in \[0, 10\), got float32"),
         ([[True]], [0], "sequence 0 must have integers or floats, got 1 axes of bool"),
         ([["a"]], [0], "sequence 0 must have integers or floats, got 1 axes of <U1"),
