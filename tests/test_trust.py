@@ -140,7 +140,7 @@ def test_replacing_a_run_deletes_links_and_not_what_they_lead_to(name, folder, t
 def test_a_lock_that_leads_elsewhere_is_refused(folder, outside):
     (folder / "lock").unlink()
     (folder / "lock").symlink_to(outside)
-    with pytest.raises(RuntimeError, match="lock: must be a file, found a link"):
+    with pytest.raises(RuntimeError, match="lock must be a file, got a link"):
         RunFolder(folder, {"epochs": 3}, "resume")
     assert outside.read_text() == "a line\nand half a line"
 

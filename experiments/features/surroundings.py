@@ -140,7 +140,7 @@ def table() -> list[Feature]:
         ),
         Feature(
             "quantisation to whole numbers",
-            no(lacks_names("rnnjax", "quant")),
+            no(lacks_names("rnnjax", "quantiz", "quantis", "int8")),
             (
                 no(lacks_names("flax.nnx", "quant", "int8")),
                 no(lacks_names("flax.linen", "quant", "int8")),

@@ -387,7 +387,8 @@ def test_a_run_goes_on_with_the_same_data_at_another_path(own, capsys):
     (own / "own.csv").rename(own / "moved.csv")
     resume = ["--out", "run", "--resume"]
     message = fails(capsys, resume)
-    assert "--dataset must be where the data of this run are now, got own.csv" in message
+    assert "--dataset must be where the data of this run are now, got " in message
+    assert "own.csv, which is not there any more" in message
     rows = (own / "moved.csv").read_text()
     (own / "changed.csv").write_text(rows.replace("warm", "cool"))
     message = fails(capsys, [*resume, "--dataset", "changed.csv"])

@@ -75,7 +75,7 @@ def test_packed_texts_have_the_logits_they_have_alone(pooling):
 def test_segment_ids_leave_no_room_for_lengths():
     (model, params), ids = make(), jnp.ones((1, 4), int)
     for options in ({"lengths": [4]}, {"mask": ids > 0}):
-        with pytest.raises(ValueError, match="give no lengths or mask"):
+        with pytest.raises(ValueError, match="lengths and mask must be None with segment_ids"):
             model.apply(params, ids, segment_ids=ids, num_segments=1, **options)
     with pytest.raises(ValueError, match="num_segments must be a positive integer, got None"):
         model.apply(params, ids, segment_ids=ids)

@@ -38,7 +38,7 @@ def test_packed_texts_are_tagged_as_alone():
         logits[4:6], model.apply(params, TOKENS[1, :2]), rtol=1e-5, atol=1e-6
     )
     assert np.all(logits[6] == 0)
-    with pytest.raises(ValueError, match="give no lengths or mask"):
+    with pytest.raises(ValueError, match="lengths and mask must be None with segment_ids"):
         model.apply(params, packed, [6], segment_ids=ids)
 
 
@@ -80,7 +80,7 @@ def test_a_policy_reaches_every_part(make_model):
     assert found.dtype == jnp.float32
     assert not np.array_equal(found, expected)
     np.testing.assert_allclose(found, expected, atol=0.02)
-    with pytest.raises(ValueError, match="has a policy already"):
+    with pytest.raises(ValueError, match="must be without a policy, got"):
         rnnjax.with_policy(model, policy)
 
 

@@ -194,7 +194,7 @@ def test_a_metric_of_a_reserved_name_is_refused(name):
         return params["w"].sum(), {name: (jnp.ones(()), jnp.ones(()))}
 
     state = init_train_state(jax.random.key(0), {"w": jnp.ones(2)}, optax.sgd(0.1))
-    with pytest.raises(ValueError, match=f'adds the metric "{name}"'):
+    with pytest.raises(ValueError, match=f'must not give the metric "{name}"'):
         make_train_step(loss_fn, optax.sgd(0.1))(state, jnp.ones(2))
 
 

@@ -290,7 +290,7 @@ def test_a_metric_of_the_same_name_is_refused():
         return params["w"].sum(), {"grad_norm": (jnp.ones(()), jnp.ones(()))}
 
     state = init_train_state(jax.random.key(0), start(), optax.sgd(0.1))
-    with pytest.raises(ValueError, match='adds the metric "grad_norm"'):
+    with pytest.raises(ValueError, match='must not give the metric "grad_norm"'):
         make_train_step(loss_fn, optax.sgd(0.1))(state, ())
 
 

@@ -147,7 +147,7 @@ def test_a_checkpoint_of_no_run_is_passed_over_by_name(part, value, tmp_path):
         checkpoints.save(2, {"w": jnp.zeros(3)}, {**whole, part: value})
         checkpoints.wait()
         saver = Saver(checkpoints, run, {}, every=Every(1, None))
-        with pytest.raises(CheckpointError, match=f"not the checkpoint of a run: no {part} in it"):
+        with pytest.raises(CheckpointError, match=f"of a run must have {part}, got none"):
             saver.restore(begin)
 
 
