@@ -66,6 +66,7 @@ def train(settings: Settings, folder: Path) -> Fitted:
         recipe = Recipe(*(getattr(settings, name) for name in Recipe._fields))
         parts, loss_fn = make_batches(corpus, settings), make_loss(network, settings)
         fitted = fit_by_loss(loss_fn, params, parts, recipe, run, saver, devices, show)
+        run.write({"kind": "test", "epoch": fitted.epoch, **fitted.test})
         saver.wait()
         corpus.vocabulary.save(run.path / VOCABULARY)
         save_weights(run.path / WEIGHTS, fitted.params)

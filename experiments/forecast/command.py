@@ -60,6 +60,7 @@ def train(settings: Settings) -> Figures:
         recipe = Recipe(*(getattr(settings, name) for name in Recipe._fields))
         params = network.init(jax.random.key(settings.seed))
         fitted = fit_by_loss(pinball(network), params, parts, recipe, run, saver, devices)
+        run.write({"kind": "test", "epoch": fitted.epoch, **fitted.test})
         saver.wait()
         save_weights(run.path / WEIGHTS, fitted.params)
         figures, panels = {}, {}

@@ -49,6 +49,7 @@ def train(settings: Settings) -> Fitted:
         parameter_table(params)
         recipe = Recipe(*(getattr(settings, name) for name in Recipe._fields))
         fitted = fit_by_loss(frame_loss(model), params, parts, recipe, run, saver, devices)
+        run.write({"kind": "test", "epoch": fitted.epoch, **fitted.test})
         saver.wait()
         save_weights(run.path / WEIGHTS, fitted.params)
         curves.draw(run.metrics_path, run.path / CURVES)

@@ -32,8 +32,7 @@ Loss = Callable[[Any, Any, Any], tuple[jax.Array, dict[str, Any]]]
 
 
 class Batches(Protocol):
-    """Batches of one part, each with the ``lengths`` of its rows; of an epoch n the order depends
-    on n alone."""
+    """Batches of one part; of an epoch n the order depends on n alone."""
 
     def __len__(self) -> int: ...
 
@@ -86,12 +85,14 @@ def fit_by_loss(
     saver: Saver,
     devices: Devices,
     show: Callable[[Any], str] | None = None,
+    tokens: Callable[[Any], int] = lambda batch: int(np.sum(batch.lengths)),
 ) -> Fitted:
     """Train until the validation loss has not fallen for some epochs, or all are done.
 
     Goes on from the newest good checkpoint of the run, with the bits it would have had. The test
-    part is looked at once, with the weights of the best epoch. ``show`` makes of weights a text for
-    the console and the records, after each epoch.
+    part is looked at once, with the weights of the best epoch; its figures are the caller's to
+    record. ``show`` makes of weights a text for the console and the records, after each epoch, and
+    ``tokens`` says how many a batch has.
 
     Raises:
         Interrupted: SIGTERM or Ctrl-C came; what was done so far is saved.
@@ -106,10 +107,9 @@ def fit_by_loss(
     train, totals = devices.place_state(state)
     begin = Snapshot(train, EarlyStopping("loss", mode="min", patience=recipe.patience), totals)
     with go_on(run, saver, begin, recipe.epochs, len(parts.train)) as (session, begin):
-        fitted = _Fitting(loss_fn, optimizer, parts, recipe, devices, session, show).go_on(begin)
-    fitted = fitted._replace(params=devices.take_home(fitted.params))
-    run.write({"kind": "test", "epoch": fitted.epoch, **fitted.test})
-    return fitted
+        fitting = _Fitting(loss_fn, optimizer, parts, recipe, devices, session, show, tokens)
+        fitted = fitting.go_on(begin)
+    return fitted._replace(params=devices.take_home(fitted.params))
 
 
 def _optimizer(recipe: Recipe, steps: int) -> optax.GradientTransformation:
@@ -133,6 +133,7 @@ class _Fitting:
         devices: Devices,
         session: Session,
         show: Callable[[Any], str] | None,
+        tokens: Callable[[Any], int],
     ) -> None:
         self._train_step = make_train_step(loss_fn, optimizer, on_compile=session.compiled)
         self._eval_step = make_eval_step(loss_fn, on_compile=session.compiled)
@@ -141,6 +142,7 @@ class _Fitting:
         self._devices = devices
         self._session = session
         self._show = show
+        self._tokens = tokens
 
     def go_on(self, snapshot: Snapshot) -> Fitted:
         self._snapshot = snapshot
@@ -182,7 +184,7 @@ class _Fitting:
         train, metrics = self._train_step(now.train, self._devices.place_batch(batch))
         totals = merge(now.totals, {name: metrics[name] for name in now.totals})
         self._snapshot = now.after_step(train, totals)
-        self._session.step(self._snapshot, metrics, int(np.sum(batch.lengths)))
+        self._session.step(self._snapshot, metrics, self._tokens(batch))
 
     def _evaluate(self, params: Any, batches: Batches) -> dict[str, float]:
         sums = (

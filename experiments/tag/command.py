@@ -56,6 +56,7 @@ def train(settings: Settings) -> Fitted:
         parameter_table(params)
         recipe = Recipe(*(getattr(settings, name) for name in Recipe._fields))
         fitted = fit_by_loss(label_loss(model), params, parts, recipe, run, saver, devices)
+        run.write({"kind": "test", "epoch": fitted.epoch, **fitted.test})
         saver.wait()
         vocabulary.save(run.path / VOCABULARY)
         (run.path / LABELS).write_text(json.dumps(labels), "utf-8")

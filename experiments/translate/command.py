@@ -16,6 +16,7 @@ from experiments.running.command_line import run_program
 from experiments.running.console import command, parameter_table
 from experiments.running.devices import find_devices
 from experiments.running.exported import write_programs
+from experiments.running.loss_fitting import Fitted, Recipe, fit_by_loss
 from experiments.running.opening import open_run
 from experiments.running.packages import missing_line
 from experiments.running.processes import start_time
@@ -28,7 +29,7 @@ from experiments.translate.model import build_model
 from experiments.translate.pictures import Alignment, draw_alignments
 from experiments.translate.scoring import bleu, exact, on_diagonal, sacrebleu
 from experiments.translate.settings import Export, Request, Settings
-from experiments.translate.training import Fitted, fit, make_batches
+from experiments.translate.training import count_tokens, make_batches, make_loss
 from rnnjax.data import UNKNOWN, DataError, Vocabulary
 from rnnjax.weights import save_weights
 
@@ -57,17 +58,18 @@ def train(settings: Settings, folder: Path) -> Fitted:
         parameter_table(params)
 
         def show(params: Any) -> str:
-            params, sources = devices.take_home(params), corpus.validation.sources[:_SHOWN]
+            sources = corpus.validation.sources[:_SHOWN]
             found = translate(model, params, sources, beam=1, max_length=settings.max_length)
             return "\n".join(_lines(corpus, settings, sources, found))
 
-        fitted = fit(
-            model, params, make_batches(corpus, settings), settings, run, saver, devices, show
+        recipe = Recipe(*(getattr(settings, name) for name in Recipe._fields))
+        parts, loss_fn = make_batches(corpus, settings), make_loss(model, settings.own_tokens)
+        fitted = fit_by_loss(
+            loss_fn, params, parts, recipe, run, saver, devices, show, count_tokens
         )
         saver.wait()
         for name, vocabulary in zip(VOCABULARIES, (corpus.source, corpus.target), strict=True):
             vocabulary.save(run.path / name)
-        fitted = fitted._replace(params=devices.take_home(fitted.params))
         save_weights(run.path / WEIGHTS, fitted.params)
         figures = _test(model, fitted, corpus, settings, run.path)
         run.write({"kind": "test", "epoch": fitted.epoch, **figures})
@@ -143,7 +145,9 @@ def _with_signature(written: list[list[str]], corpus: Corpus, settings: Settings
 def _report(
     figures: dict[str, Any], fitted: Fitted, seconds: float, folder: Path, corpus: Corpus
 ) -> None:
-    print(f"validation {fitted.validation:.4f} nats a token, weights of epoch {fitted.epoch}")
+    print(
+        f"validation {fitted.validation['loss']:.4f} nats a token, weights of epoch {fitted.epoch}"
+    )
     print(f"test: {figures['exact']:.3f} exactly right, {figures['loss']:.4f} nats a token")
     if "on_diagonal" in figures:
         print(f"attention on the symbol that is written: {figures['on_diagonal']:.3f}")
