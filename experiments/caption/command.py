@@ -63,7 +63,7 @@ def train(settings: Settings, folder: Path) -> Fitted:
             lines = _lines(corpus.vocabulary, corpus.validation, found)
             return "\n".join(lines)
 
-        recipe = Recipe(*(getattr(settings, name) for name in Recipe._fields))
+        recipe = Recipe.of(settings)
         parts, loss_fn = make_batches(corpus, settings), make_loss(network, settings)
         fitted = fit_by_loss(loss_fn, params, parts, recipe, run, saver, devices, show)
         run.write({"kind": "test", "epoch": fitted.epoch, **fitted.test})

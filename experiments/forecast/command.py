@@ -57,7 +57,7 @@ def train(settings: Settings) -> Figures:
         for name, series in sets.items():
             count = len(windows[name].train.past)
             print(f"{name}: {len(series)} series, {count:,} windows to train on")
-        recipe = Recipe(*(getattr(settings, name) for name in Recipe._fields))
+        recipe = Recipe.of(settings)
         params = network.init(jax.random.key(settings.seed))
         fitted = fit_by_loss(pinball(network), params, parts, recipe, run, saver, devices)
         run.write({"kind": "test", "epoch": fitted.epoch, **fitted.test})

@@ -47,7 +47,7 @@ def train(settings: Settings) -> Fitted:
         _announce(music)
         params = model.init(jax.random.key(settings.seed))
         parameter_table(params)
-        recipe = Recipe(*(getattr(settings, name) for name in Recipe._fields))
+        recipe = Recipe.of(settings)
         fitted = fit_by_loss(frame_loss(model), params, parts, recipe, run, saver, devices)
         run.write({"kind": "test", "epoch": fitted.epoch, **fitted.test})
         saver.wait()

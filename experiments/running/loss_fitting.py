@@ -66,6 +66,11 @@ class Recipe(NamedTuple):
     patience: int
     seed: int
 
+    @classmethod
+    def of(cls, settings: Any) -> Recipe:
+        """That of a program's settings, which have these names."""
+        return cls(*(getattr(settings, name) for name in cls._fields))
+
 
 class Fitted(NamedTuple):
     """The best weights of a run, their epoch, and their figures on validation and test."""

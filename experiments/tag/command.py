@@ -54,7 +54,7 @@ def train(settings: Settings) -> Fitted:
         print(f"{counts[2]:,} to test; {len(labels)} labels")
         params = model.init(jax.random.key(settings.seed))
         parameter_table(params)
-        recipe = Recipe(*(getattr(settings, name) for name in Recipe._fields))
+        recipe = Recipe.of(settings)
         fitted = fit_by_loss(label_loss(model), params, parts, recipe, run, saver, devices)
         run.write({"kind": "test", "epoch": fitted.epoch, **fitted.test})
         saver.wait()

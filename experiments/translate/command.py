@@ -62,7 +62,7 @@ def train(settings: Settings, folder: Path) -> Fitted:
             found = translate(model, params, sources, beam=1, max_length=settings.max_length)
             return "\n".join(_lines(corpus, settings, sources, found))
 
-        recipe = Recipe(*(getattr(settings, name) for name in Recipe._fields))
+        recipe = Recipe.of(settings)
         parts, loss_fn = make_batches(corpus, settings), make_loss(model, settings.own_tokens)
         fitted = fit_by_loss(
             loss_fn, params, parts, recipe, run, saver, devices, show, count_tokens
