@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from rnnjax.engine.kernels._device import Device
-from rnnjax.engine.kernels._launch import BackwardResults, ForwardResults
+from rnnjax.engine.kernels._launch import BackwardResults, ForwardResults, Kernels
 from rnnjax.engine.kernels._steps import (
     Flags,
     Kept,
@@ -19,7 +19,6 @@ from rnnjax.engine.kernels._steps import (
     through_hidden,
 )
 from rnnjax.engine.kernels._tiles import UNITS
-from rnnjax.engine.kernels.persistent import Kernels
 
 H100 = Device("NVIDIA H100 80GB HBM3", "9.0", 132, 232_448)
 

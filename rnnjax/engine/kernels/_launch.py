@@ -1,12 +1,14 @@
 """What a launch of the kernels is made of: sizes, functions, and the arrays that go in and out."""
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from rnnjax.engine.kernels._device import Device
-from rnnjax.engine.kernels._steps import Pieces, TileFunctions, make_tile_functions
+from rnnjax.engine.kernels._pieces import Pieces
+from rnnjax.engine.kernels._tile_functions import TileFunctions, make_tile_functions
 from rnnjax.engine.kernels._tiles import (
     MOST_GATES,
     ROWS,
@@ -221,3 +223,10 @@ class BackwardResults(NamedTuple):
     d_par: Any
     d_reset_carry: Any
     d_noise: Any
+
+
+class Kernels(NamedTuple):
+    """What runs a launch: the kernels, or in the tests the same steps in plain JAX."""
+
+    forward: Callable
+    backward: Callable
