@@ -7,12 +7,13 @@ embedding below and a head above. By subject:
 Cells
     ``lstm`` ``gru`` ``vanilla`` ``minimal_gated`` ``peephole_lstm`` ``projected_lstm``
     ``coupled_lstm`` ``mogrifier_lstm`` ``slstm`` ``conv_lstm`` ``indrnn`` ``cornn`` ``lmu``
-    ``cfc``; linear in their state: ``lru`` ``rg_lru`` ``s5`` ``s6`` ``min_lstm`` ``min_gru``; of
-    your own: ``Cell`` with ``Noise`` ``NoiseShape``. Their parameters, carries and gates:
+    ``cfc``; linear in their state: ``lru`` ``rg_lru`` ``s4d`` ``s5`` ``s6`` ``min_lstm``
+    ``min_gru``; of your own: ``Cell`` with ``Noise`` ``NoiseShape``. Their parameters, carries
+    and gates:
     ``LSTMParams`` ``LSTMCarry`` ``LSTMGates`` ``GRUParams`` ``GRUGates`` ``VanillaParams``
     ``MinimalGatedParams`` ``MinimalGatedGates`` ``PeepholeLSTMParams`` ``ProjectedLSTMParams``
-    ``CoupledLSTMParams`` ``ConvLSTMParams`` ``IndRNNParams`` ``LRUParams`` ``S5Params``
-    ``S6Params`` ``MinLSTMParams`` ``MinLSTMGates`` ``MinGRUParams`` ``MinGRUGates``
+    ``CoupledLSTMParams`` ``ConvLSTMParams`` ``IndRNNParams`` ``LRUParams`` ``S4DParams``
+    ``S5Params`` ``S6Params`` ``MinLSTMParams`` ``MinLSTMGates`` ``MinGRUParams`` ``MinGRUGates``
     ``MogrifierLSTMParams``
     ``SLSTMParams`` ``SLSTMCarry`` ``CoRNNParams`` ``CoRNNCarry`` ``CfCParams`` ``LMUParams``
     ``LMUCarry`` ``RGLRUParams``. Frames of ``conv_lstm``: ``flatten_frames``
@@ -93,6 +94,7 @@ from .cells import MogrifierLSTMParams as MogrifierLSTMParams
 from .cells import PeepholeLSTMParams as PeepholeLSTMParams
 from .cells import ProjectedLSTMParams as ProjectedLSTMParams
 from .cells import RGLRUParams as RGLRUParams
+from .cells import S4DParams as S4DParams
 from .cells import S5Params as S5Params
 from .cells import S6Params as S6Params
 from .cells import SLSTMCarry as SLSTMCarry
@@ -115,6 +117,7 @@ from .cells import mogrifier_lstm as mogrifier_lstm
 from .cells import peephole_lstm as peephole_lstm
 from .cells import projected_lstm as projected_lstm
 from .cells import rg_lru as rg_lru
+from .cells import s4d as s4d
 from .cells import s5 as s5
 from .cells import s6 as s6
 from .cells import slstm as slstm

@@ -185,6 +185,7 @@ COMPOSED: dict[str, Any] = {
             One(rnnjax.min_lstm(H)),
             One(rnnjax.lru(H), True),
             One(rnnjax.min_gru(H)),
+            One(rnnjax.s4d(H, 2)),
             One(rnnjax.s5(H, 2)),
         )
     ),

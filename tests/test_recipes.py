@@ -27,6 +27,7 @@ MAKE = {
     "lmu": lambda: rnnjax.lmu(4, 3, theta=np.float32(8)),
     "lru": lambda: rnnjax.lru(4, 6, min_radius=0.5),
     "rg_lru": lambda: rnnjax.rg_lru(4),
+    "s4d": lambda: rnnjax.s4d(4, 2, frequencies="inverse", sampling="bilinear"),
     "s5": lambda: rnnjax.s5(4, 6, min_step=0.01),
     "cfc": lambda: rnnjax.cfc(4),
     "conv_lstm": lambda: rnnjax.conv_lstm([4, 3], 2, kernel_size=[2, 2]),

@@ -42,6 +42,8 @@ from .projected_lstm import ProjectedLSTMParams as ProjectedLSTMParams
 from .projected_lstm import projected_lstm as projected_lstm
 from .rg_lru import RGLRUParams as RGLRUParams
 from .rg_lru import rg_lru as rg_lru
+from .s4d import S4DParams as S4DParams
+from .s4d import s4d as s4d
 from .s5 import S5Params as S5Params
 from .s5 import s5 as s5
 from .s6 import S6Params as S6Params

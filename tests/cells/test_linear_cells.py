@@ -1,5 +1,7 @@
 """Cells that are linear in their state against NumPy loops, written from the papers' equations."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,6 +59,17 @@ def s5_step(p, s, x, elapsed=1.0):
     return s, 2 * (s @ (p.c_real + 1j * p.c_imag)).real + x @ p.d
 
 
+def s4d_step(p, s, x, elapsed=1.0, sampling="hold"):
+    eigenvalues = -np.exp(p.decay_log) + 1j * p.frequency
+    step = np.exp(p.step_log)[:, None] * elapsed
+    grown, held = np.exp(eigenvalues * step), np.expm1(eigenvalues * step) / eigenvalues
+    if sampling == "bilinear":
+        divisor = 1 - eigenvalues * step / 2
+        grown, held = (1 + eigenvalues * step / 2) / divisor, step / divisor
+    s = grown * s + held * x[:, None]
+    return s, 2 * np.sum(s * (p.c_real + 1j * p.c_imag), axis=-1).real + p.d * x
+
+
 def s6_step(p, s, x):
     step = np.log1p(np.exp(x @ p.w_down @ p.w_step + p.step_bias))
     s = np.exp(-step[:, None] * np.exp(p.decay_log)) * s + np.outer(step * x, x @ p.w_in)
@@ -69,7 +82,13 @@ CASES = {
     "lru": (lru(H, N), lru_step),
     "s5": (rnnjax.s5(H, N), s5_step),
     "s6": (rnnjax.s6(D, N, step_rank=2), s6_step),
+    "s4d": (rnnjax.s4d(D, N, frequencies="inverse"), s4d_step),
+    "s4d bilinear": (
+        rnnjax.s4d(D, N, sampling="bilinear"),
+        functools.partial(s4d_step, sampling="bilinear"),
+    ),
 }
+COMPLEX = ("lru", "s5", "s4d", "s4d bilinear")
 EVERY_CELL = pytest.mark.parametrize("name", CASES)
 
 
@@ -240,8 +259,9 @@ def test_an_lru_cannot_grow_whatever_its_parameters_are():
 
 
 @pytest.mark.parametrize("implementation", ["scan", "associative"])
-def test_elapsed_times_of_the_s5_are_those_of_its_equations(implementation):
-    cell, step = CASES["s5"]
+@pytest.mark.parametrize("name", ["s4d", "s4d bilinear", "s5"])
+def test_elapsed_times_are_those_of_the_equations(name, implementation):
+    cell, step = CASES[name]
     params, carries, xs = problem(cell)
     elapsed = np.random.default_rng(9).uniform(0, 3, (B, T, 1))
     options = {"mask": MASK, "initial_carry": carries, "implementation": implementation}
@@ -256,9 +276,10 @@ def test_elapsed_times_of_the_s5_are_those_of_its_equations(implementation):
 
 
 @pytest.mark.kept
-def test_two_steps_of_half_the_time_are_one_of_the_whole_for_the_s5():
+@pytest.mark.parametrize("name", ["s5", "s4d"])
+def test_two_steps_of_half_the_time_are_one_of_the_whole(name):
     """Also with an input: it is held, and the sampling is exact."""
-    cell, _ = CASES["s5"]
+    cell, _ = CASES[name]
     params, carries, xs = problem(cell)
     whole, _ = cell.step(params, carries, (xs[:, 0], np.full((B, 1), 1.4)))
     half = np.full((B, 1), 0.7)
@@ -292,6 +313,18 @@ def test_the_s5_starts_as_the_real_system_of_hippo():
         expected.append(state @ out + x @ params.d)
     _, ys = rnnjax.unroll(cell, params, xs)
     np.testing.assert_allclose(ys, expected, rtol=1e-5, atol=1e-6)  # drawn in float32
+
+
+def test_the_s4d_starts_as_its_paper_says():
+    linear = rnnjax.s4d(2000, 3).init(jax.random.key(0), 2000)
+    np.testing.assert_allclose(linear.frequency, np.tile([0, np.pi, 2 * np.pi], (2000, 1)))
+    np.testing.assert_allclose(linear.decay_log, np.log(0.5), rtol=1e-6)
+    uniform = np.linspace(np.log(0.001), np.log(0.1), 2000)
+    np.testing.assert_allclose(np.sort(linear.step_log), uniform, atol=0.2)
+    np.testing.assert_allclose(np.mean(linear.c_real**2 + linear.c_imag**2), 1, atol=0.05)
+    inverse = rnnjax.s4d(2, 3, frequencies="inverse").init(jax.random.key(0), 2)
+    expected = 6 / np.pi * (6 / np.array([1, 3, 5]) - 1)
+    np.testing.assert_allclose(inverse.frequency[1], expected, rtol=1e-6)
 
 
 def test_the_steps_of_an_s6_start_between_its_bounds():
@@ -349,14 +382,14 @@ def test_carries_and_outputs_stay_float32(name, dtype):
     _, expected = rnnjax.unroll(cell, exact, xs.astype(float))
     for implementation in ("scan", "associative"):
         carry, ys = rnnjax.unroll(cell, narrow, xs, implementation=implementation)
-        assert carry.dtype == (jnp.complex64 if name in ("lru", "s5") else jnp.float32)
+        assert carry.dtype == (jnp.complex64 if name in COMPLEX else jnp.float32)
         assert ys.dtype == jnp.float32
         error = {"bfloat16": 6e-2, "float16": 6e-3, "float32": 3e-6}[dtype]
         np.testing.assert_allclose(ys, expected, atol=error * np.abs(expected).max())
 
 
 @pytest.mark.usefixtures("float32")
-@pytest.mark.parametrize("name", ["lru", "s5"])
+@pytest.mark.parametrize("name", ["lru", "s5", "s4d"])
 def test_complex_cells_need_no_promotion_of_dtypes(name):
     cell = rnnjax.with_policy(CASES[name][0], rnnjax.Policy("bfloat16", "bfloat16", "float32"))
     with jax.numpy_dtype_promotion("strict"):
@@ -371,6 +404,8 @@ COUNTS = {
     "lru": 3 * N + 2 * D * N + 2 * N * H + D * H,
     "s5": 3 * N + 2 * D * N + 2 * N * H + D * H,
     "s6": 2 * D * 2 + D + 3 * D * N + D,
+    "s4d": 4 * D * N + 2 * D,
+    "s4d bilinear": 4 * D * N + 2 * D,
 }
 
 
@@ -390,6 +425,10 @@ BAD = {
     "max_phase must be a phase in \\(0, 2 pi\\], got 0": lambda: lru(3, max_phase=0),
     "min_step must be positive and finite, got 0": lambda: rnnjax.s5(3, min_step=0),
     "min_step must be at most max_step, 0.1, got 0.2": lambda: rnnjax.s5(3, min_step=0.2),
+    "frequencies must be 'linear' or 'inverse', got 'lin'": lambda: rnnjax.s4d(
+        3, frequencies="lin"
+    ),
+    "sampling must be 'hold' or 'bilinear', got None": lambda: rnnjax.s4d(3, sampling=None),
     "state_size must be a positive integer, got 2.5": lambda: rnnjax.s6(3, 2.5),
     "max_step must be positive and finite, got inf": lambda: rnnjax.s6(3, max_step=np.inf),
     "input_size must be hidden_size, 3, got 4": lambda: rnnjax.s6(3).init(jax.random.key(0), 4),
