@@ -6,18 +6,16 @@ embedding below and a head above. By subject:
 
 Cells
     ``lstm`` ``gru`` ``vanilla`` ``minimal_gated`` ``peephole_lstm`` ``projected_lstm``
-    ``coupled_lstm`` ``mogrifier_lstm`` ``slstm`` ``conv_lstm`` ``indrnn`` ``cornn`` ``lmu``
-    ``cfc``; linear in their state: ``lru`` ``rg_lru`` ``s4d`` ``s5`` ``s6`` ``min_lstm``
-    ``min_gru``; of your own: ``Cell`` with ``Noise`` ``NoiseShape``. Their parameters, carries
-    and gates:
-    ``LSTMParams`` ``LSTMCarry`` ``LSTMGates`` ``GRUParams`` ``GRUGates`` ``VanillaParams``
+    ``coupled_lstm`` ``mogrifier_lstm`` ``slstm`` ``mlstm`` ``conv_lstm`` ``indrnn`` ``cornn``
+    ``lmu`` ``cfc``; linear in their state: ``lru`` ``rg_lru`` ``s4d`` ``s5`` ``s6`` ``min_lstm``
+    ``min_gru``; of your own: ``Cell`` with ``Noise`` ``NoiseShape``. Their parameters, carries and
+    gates: ``LSTMParams`` ``LSTMCarry`` ``LSTMGates`` ``GRUParams`` ``GRUGates`` ``VanillaParams``
     ``MinimalGatedParams`` ``MinimalGatedGates`` ``PeepholeLSTMParams`` ``ProjectedLSTMParams``
     ``CoupledLSTMParams`` ``ConvLSTMParams`` ``IndRNNParams`` ``LRUParams`` ``S4DParams``
     ``S5Params`` ``S6Params`` ``MinLSTMParams`` ``MinLSTMGates`` ``MinGRUParams`` ``MinGRUGates``
-    ``MogrifierLSTMParams``
-    ``SLSTMParams`` ``SLSTMCarry`` ``CoRNNParams`` ``CoRNNCarry`` ``CfCParams`` ``LMUParams``
-    ``LMUCarry`` ``RGLRUParams``. Frames of ``conv_lstm``: ``flatten_frames``
-    ``unflatten_frames``.
+    ``MogrifierLSTMParams`` ``SLSTMParams`` ``SLSTMCarry`` ``MLSTMParams`` ``MLSTMCarry``
+    ``CoRNNParams`` ``CoRNNCarry`` ``CfCParams`` ``LMUParams`` ``LMUCarry`` ``RGLRUParams``. Frames
+    of ``conv_lstm``: ``flatten_frames`` ``unflatten_frames``.
 From cell to cell
     ``variational_dropout`` ``recurrent_dropout`` ``weight_drop`` ``zoneout`` ``layer_norm``
     ``learn_initial_carry`` ``with_policy`` ``trace_gates``; ``Policy`` ``LayerNormParams``
@@ -90,6 +88,8 @@ from .cells import MinimalGatedGates as MinimalGatedGates
 from .cells import MinimalGatedParams as MinimalGatedParams
 from .cells import MinLSTMGates as MinLSTMGates
 from .cells import MinLSTMParams as MinLSTMParams
+from .cells import MLSTMCarry as MLSTMCarry
+from .cells import MLSTMParams as MLSTMParams
 from .cells import MogrifierLSTMParams as MogrifierLSTMParams
 from .cells import PeepholeLSTMParams as PeepholeLSTMParams
 from .cells import ProjectedLSTMParams as ProjectedLSTMParams
@@ -113,6 +113,7 @@ from .cells import lstm as lstm
 from .cells import min_gru as min_gru
 from .cells import min_lstm as min_lstm
 from .cells import minimal_gated as minimal_gated
+from .cells import mlstm as mlstm
 from .cells import mogrifier_lstm as mogrifier_lstm
 from .cells import peephole_lstm as peephole_lstm
 from .cells import projected_lstm as projected_lstm

@@ -81,6 +81,7 @@ class _CellFields(NamedTuple):
     noise: Callable[[Key, Params, NoiseShape], Noise] | None = None
     linear: Callable[[Params, tuple], tuple[Carry, Carry]] | None = None
     context: Callable[[Params, Any], Any] | None = None
+    chunk: Callable[..., tuple[Carry, Any]] | None = None
 
 
 class Cell(Made, _CellFields):
@@ -125,6 +126,12 @@ class Cell(Made, _CellFields):
             as attention does: called once a call on what ``unroll`` is given as ``context`` for
             one sequence. What it gives is a further argument, the last, of ``update``,
             ``plain_step`` and ``gates``.
+        chunk: ``(params, carry, reset_carry, x_projs, valid, resets) -> (carry, ys [K, O])``, what
+            ``update`` gives for K steps of one sequence, in the order they are taken, for a cell
+            that can compute them at once. ``x_projs`` has leaves [K, ...]; ``valid`` and ``resets``
+            are bool [K], or None where all steps are real, or none starts a segment: the carry
+            returns to ``reset_carry`` before such a step, and is held where a step is not valid.
+            Outputs at steps that are not valid need only be finite.
     """
 
     def step(

@@ -101,6 +101,7 @@ CELLS = {
     "minimal_gated_reset_before": rnnjax.minimal_gated(H, reset_after=False),
     "mogrifier": rnnjax.mogrifier_lstm(H, rounds=3, rank=2),
     "slstm": rnnjax.slstm(H),
+    "mlstm": rnnjax.mlstm(H, num_heads=2),
     "rg_lru": rnnjax.rg_lru(H),
     "cornn": rnnjax.cornn(H, time_step=0.3),
     "lmu": rnnjax.lmu(H, 3, theta=4.0),

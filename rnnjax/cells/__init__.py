@@ -34,6 +34,9 @@ from .min_lstm import min_lstm as min_lstm
 from .minimal_gated import MinimalGatedGates as MinimalGatedGates
 from .minimal_gated import MinimalGatedParams as MinimalGatedParams
 from .minimal_gated import minimal_gated as minimal_gated
+from .mlstm import MLSTMCarry as MLSTMCarry
+from .mlstm import MLSTMParams as MLSTMParams
+from .mlstm import mlstm as mlstm
 from .mogrifier_lstm import MogrifierLSTMParams as MogrifierLSTMParams
 from .mogrifier_lstm import mogrifier_lstm as mogrifier_lstm
 from .peephole_lstm import PeepholeLSTMParams as PeepholeLSTMParams

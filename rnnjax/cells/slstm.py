@@ -39,7 +39,9 @@ def _update(
     i, f, z, o = (a + b for a, b in zip(x_proj, h_proj, strict=True))
     kept = log_sigmoid(f) + carry.m
     # Before the first step there is nothing to keep. After it n is at least 1.
-    m = jnp.where(carry.n == 0, i, jnp.maximum(kept, i))
+    # A choice and no maximum, whose derivative asks which of the two equals it: neither does where
+    # XLA computes one twice and rounds it otherwise the second time.
+    m = jnp.where((carry.n == 0) | (kept < i), i, kept)
     # Never above 1; the bound acts where there is nothing to keep, and i may be far below zero.
     write, keep = jnp.exp(i - m), jnp.exp(jnp.minimum(kept - m, 0.0))
     c = keep * carry.c + write * jnp.tanh(z)

@@ -28,16 +28,17 @@ The path of one call, ``unroll(cell, params, xs, lengths)``, through these files
 5. ``prepare`` (``_prepare``) flattens the batch axes, puts time first, zeroes padded inputs, draws
    the noise. ``project`` then runs the half of the cell that sees no carry, for all steps or for
    those of one chunk.
-6. ``run_scan`` (``_loop``), ``run_associative`` or ``run_persistent`` (``kernels``) runs the steps.
-   All three take ``(cell, loop, weights, carry, inputs)`` and give ``(carry, ys)``.
+6. ``run_scan`` (``_loop``), ``run_associative``, ``run_chunk`` or ``run_persistent`` (``kernels``)
+   runs the steps. All four take ``(cell, loop, weights, carry, inputs)`` and give ``(carry, ys)``.
 7. Under ``jax.grad``, ``differentiable_loop`` (``_derivative``) runs another forward loop in the
    place of that of 6, which also gives what the backward loop needs.
 8. ``batch_first`` and ``unflatten`` put the axes back.
 
-Beside them: ``_associative``, the loop of linear cells in parallel over time; ``_accumulation``,
-sums of gradients that are wider than bfloat16 parameters; ``_closures``, cells that close over
-traced values; ``_row_constants``, gradients of vectors on several devices; ``kernels``, the loop as
-one kernel of a GPU; ``one_step``, a single step of a cell or layer.
+Beside them: ``_associative``, the loop of linear cells in parallel over time; ``_chunked``,
+cells that compute many steps at once; ``_accumulation``, sums of gradients that are wider than
+bfloat16 parameters; ``_closures``, cells that close over traced values; ``_row_constants``,
+gradients of vectors on several devices; ``kernels``, the loop as one kernel of a GPU; ``one_step``,
+a single step of a cell or layer.
 """
 
 from . import one_step as one_step  # gives Cell.step and Layer.step what they run

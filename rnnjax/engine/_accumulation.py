@@ -52,6 +52,7 @@ def cell_reading_wide(cell: Cell, params: Params) -> Cell:
         update=reads_narrow(cell.update),
         plain_step=reads_narrow(cell.plain_step),
         linear=reads_narrow(cell.linear),
+        chunk=reads_narrow(cell.chunk),
     )
 
 

@@ -100,8 +100,9 @@ def check_context(cell: Cell, context: Any, batch: tuple[int, ...]) -> Any:
         return None
     if context is None:
         raise ValueError("context must be given to a cell with the field context, got None")
-    if cell.linear is not None:
-        raise ValueError("a cell must give either linear or context, got both")
+    for name in ("linear", "chunk"):
+        if getattr(cell, name) is not None:
+            raise ValueError(f"a cell must give either {name} or context, got both")
 
     def check(path: Any, leaf: Any) -> Any:
         name = f"context{jax.tree_util.keystr(path)}"

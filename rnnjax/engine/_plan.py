@@ -14,7 +14,7 @@ import jax
 from rnnjax._checks import check_size, python_scalar
 from rnnjax.base import Cell, Params
 
-IMPLEMENTATIONS = ("scan", "associative", "persistent")
+IMPLEMENTATIONS = ("scan", "associative", "chunked", "persistent")
 REMAT = ("never", "step", "sqrt")
 
 # A block of 32 MiB and more is given back to the system by malloc of the GNU C library whenever it
@@ -47,13 +47,18 @@ RECOMPUTE_FROM_STEPS = 1024
 # times slower at 16). On a TPU it was not measured, so the loop stays as it is.
 STEPS_PER_ITERATION = {"gpu": 8}
 
+# Steps that a cell with ``chunk`` computes at once. The work in a chunk grows with the square of
+# its length, the chunks one after the other are the fewer the longer they are.
+STEPS_AT_ONCE = 64
+
 
 class Plan(NamedTuple):
     """How one call of ``unroll`` runs.
 
     Attributes:
-        implementation: "scan" or "associative".
-        chunk: steps that are projected, and in reverse mode recomputed, together; None for all.
+        implementation: "scan", "associative" or "chunked".
+        chunk: steps that are projected, and in reverse mode recomputed, together, and for "chunked"
+            computed together; None for all.
         recompute: whether the derivative keeps a chunk's first carry only.
         scan_unroll: steps one iteration of the compiled loop takes.
         reason: why these chunks, in words.
@@ -111,6 +116,25 @@ def check_request(cell: Cell, implementation: Any, remat: Any, scan_unroll: Any 
     return Request(implementation, remat, scan_unroll)
 
 
+def with_choice(cell: Cell, request: Request, all_carries: bool, time: Any) -> Request:
+    """The request with ``"chunked"`` in place of None, where the cell has it and it can run.
+
+    Raises:
+        ValueError: it was asked for, and cannot.
+    """
+    possible = not all_carries and isinstance(time, int)
+    if request.implementation is None and cell.chunk is not None and possible:
+        return request._replace(implementation="chunked")
+    if request.implementation != "chunked" or possible:
+        return request
+    if all_carries:
+        raise ValueError(
+            "all_carries must be False with implementation='chunked', which has those between "
+            "chunks alone, got True"
+        )
+    raise ValueError(f"implementation='chunked' needs a T known when compiled, got {time}")
+
+
 def size_of(cell: Cell, params: Params, xs: Any, mapped: int = 1) -> Size:
     """The size of a call, from shapes alone.
 
@@ -132,8 +156,20 @@ def make_plan(request: Request, size: Size, platform: str) -> Plan:
     scan_unroll = request.scan_unroll or STEPS_PER_ITERATION.get(platform, 1)
     if request.implementation == "associative":
         return Plan("associative", None, False, 1, "the carry of every step at once")
+    if request.implementation == "chunked":
+        return _plan_at_once(request.remat, size)
     chunk, recompute, reason = _chunks(request.remat, size, platform)
     return Plan("scan", chunk, recompute, scan_unroll, reason)
+
+
+def _plan_at_once(remat: int | str | None, size: Size) -> Plan:
+    named = {None: STEPS_AT_ONCE, "never": STEPS_AT_ONCE, "step": 1, "sqrt": math.isqrt(size.time)}
+    asked = remat if isinstance(remat, int) else named[remat]
+    chunk = max(1, min(asked, size.time))
+    # What is computed in a chunk takes [K, K] numbers a head: they are computed again.
+    kept = "kept" if remat == "never" else "run again by the derivative"
+    reason = f"remat={remat!r}: {_steps(chunk)} at once, {kept}"
+    return Plan("chunked", chunk, remat != "never", 1, reason)
 
 
 def _chunks(remat: int | str | None, size: Size, platform: str) -> tuple[int | None, bool, str]:
@@ -186,4 +222,9 @@ def _check_implementation(cell: Cell, implementation: Any) -> None:
         raise ValueError(
             "implementation='associative' needs a cell that is linear in its carry; "
             "this one's field linear is None"
+        )
+    if implementation == "chunked" and cell.chunk is None:
+        raise ValueError(
+            "implementation='chunked' needs a cell that computes many steps at once; "
+            "this one's field chunk is None"
         )

@@ -10,9 +10,9 @@ from jax import Array
 
 from rnnjax._devices import with_automatic_axes
 from rnnjax.base import Carry, Cell
-from rnnjax.engine import _associative, _loop
+from rnnjax.engine import _associative, _chunked, _loop
 from rnnjax.engine._accumulation import cell_reading_wide, in_dtypes_of, in_sum_dtypes
-from rnnjax.engine._plan import Plan, Request, make_plan, size_of
+from rnnjax.engine._plan import Plan, Request, make_plan, size_of, with_choice
 from rnnjax.engine._prepare import (
     Call,
     Prepared,
@@ -61,9 +61,9 @@ def run_call(cell: Cell, static: Static, call: Call) -> tuple[Carry, Any]:
 
 
 def _run_call(cell: Cell, static: Static, call: Call) -> tuple[Carry, Any]:
-    plan = make_plan(
-        static.request, size_of(cell, call.params, call.xs, static.mapped), static.platform
-    )
+    request = with_choice(cell, static.request, static.all_carries, call.sizes()[1])
+    static = static._replace(request=request)
+    plan = make_plan(request, size_of(cell, call.params, call.xs, static.mapped), static.platform)
     loop = Loop(static.reverse, plan.scan_unroll, static.all_carries)
     prepared = prepare(cell, loop.reverse, call)
     final, ys = _run_plan(cell, loop, _implementation(static, plan), plan, call, prepared)
@@ -77,6 +77,8 @@ def _implementation(static: Static, plan: Plan) -> Callable:
     """What runs the loop: of the scan and the persistent kernel, the arrays decide in the end."""
     if plan.implementation == "associative":
         return _associative.run_associative
+    if plan.implementation == "chunked":
+        return _chunked.run_chunk
     if static.request.implementation == "scan":
         return _loop.run_scan
     by_name = static.request.implementation == "persistent"

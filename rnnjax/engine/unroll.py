@@ -12,7 +12,7 @@ from rnnjax._devices import platform_of
 from rnnjax.base import Carry, Cell, Key, Params
 from rnnjax.engine import _arguments
 from rnnjax.engine._mapped import run_as_one_batch
-from rnnjax.engine._plan import check_request, make_plan, size_of
+from rnnjax.engine._plan import check_request, make_plan, size_of, with_choice
 from rnnjax.engine._prepare import Call
 from rnnjax.engine._run import Static, kernel_for, run_call
 from rnnjax.engine.kernels import persistent
@@ -92,7 +92,9 @@ def unroll(
             every k-th step, and the steps between are run again. None chooses; see
             :func:`explain`. Values and gradients are the same.
         implementation: ``"scan"``, step after step; ``"associative"``, in parallel over time, for
-            a cell that is linear in its carry (:class:`rnnjax.Cell`, ``linear``);
+            a cell that is linear in its carry (:class:`rnnjax.Cell`, ``linear``); ``"chunked"``,
+            many steps at once, for a cell with the field ``chunk``: 64, or as many as ``remat``
+            says;
             ``"persistent"``, the whole loop as one kernel, on an NVIDIA GPU of compute capability
             9.0, for a cell whose ``update`` acts unit by unit (``rnnjax.engine.kernels`` says what
             is promised there). None chooses; see :func:`explain`.
@@ -219,6 +221,8 @@ def explain(
     xs = _as_shapes(xs)
     platform = platform_of((params, xs))
     request = check_request(cell, implementation, remat, scan_unroll)
+    time = jax.tree.leaves(xs)[0].shape[-2]
+    request = with_choice(cell, request, False, time)
     try:
         plan = make_plan(request, size_of(cell, params, xs), platform)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
@@ -232,6 +236,9 @@ def explain(
     if plan.implementation == "associative":
         lines["implementation"] = "associative scan, parallel over time"
         lines["derivative"] = "a linear recurrence in the other direction, in parallel too"
+    elif plan.implementation == "chunked":
+        lines["implementation"] = "many steps at once, a scan over such chunks"
+        lines["derivative"] = "ordinary autodiff of each chunk"
     elif isinstance(kernel, persistent.Launch):
         lines["implementation"] = f"one persistent kernel: {kernel.tiling.describe()}"
         lines["derivative"] = "a kernel of its own; the weight gradient is one product after it"

@@ -46,4 +46,4 @@ def trace_gates(cell: Cell) -> Cell:
 
     if step is not None:
         return cell._replace(plain_step=traced_step)
-    return cell._replace(update=traced_update)
+    return cell._replace(update=traced_update, chunk=None)

@@ -69,6 +69,7 @@ def learn_initial_carry(cell: Cell) -> Cell:
         plain_step=_below(cell.plain_step),
         gates=_below(cell.gates),
         linear=_below(cell.linear),
+        chunk=_below(cell.chunk),
         context=_below(cell.context),
         noise=noise if inner_noise else None,
     )

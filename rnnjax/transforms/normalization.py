@@ -122,6 +122,8 @@ def layer_norm(cell: Cell, epsilon: float = 1e-5) -> Cell:
         gates=inner.gates and gates,
         noise=inner.noise and noise,
         linear=of_cell(inner.linear),
+        # Without recurrent weights ``normed_update`` is the cell's own.
+        chunk=of_cell(inner.chunk) if inner.recurrent is None else None,
         context=of_cell(inner.context),
     )
 

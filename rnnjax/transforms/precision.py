@@ -180,6 +180,13 @@ def _cell_with_policy(cell: Cell, policy: Policy) -> Cell:
         assert inner.linear is not None
         return inner.linear(operands(params), x_proj)
 
+    def chunk(
+        params: Params, carry: Carry, reset_carry: Carry, x_projs: tuple, *steps: Any
+    ) -> tuple[Carry, Any]:
+        assert inner.chunk is not None
+        new = inner.chunk(operands(params), lift(carry), lift(reset_carry), x_projs, *steps)
+        return _cast_each(new, state)
+
     return cell._replace(
         init=init,
         initial_carry=initial_carry,
@@ -192,6 +199,7 @@ def _cell_with_policy(cell: Cell, policy: Policy) -> Cell:
         noise=inner.noise and noise,
         # A carry rounded at every step does not obey a linear recurrence.
         linear=linear if inner.linear and work == state else None,
+        chunk=chunk if inner.chunk and work == state else None,
     )
 
 

@@ -311,6 +311,7 @@ def zoneout(cell: Cell, rate: float | Mapping[str, float]) -> Cell:
         plain_step=cell.plain_step and step,
         gates=cell.gates and gates,
         linear=cell.linear and linear,
+        chunk=None,  # it knows nothing of what is held
     )
 
 

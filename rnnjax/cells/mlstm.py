@@ -1,0 +1,254 @@
+"""The mLSTM of xLSTM: a matrix as memory, written under keys and read by queries."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.nn import log_sigmoid, sigmoid
+
+from rnnjax._checks import check_key, check_size
+from rnnjax._numerics import affine, carry_dtype, split_gates
+from rnnjax._recipe import factory
+from rnnjax.base import Cell
+from rnnjax.initializers import CellInitializer, resolve
+
+
+class MLSTMParams(NamedTuple):
+    """``w_ih`` [D, 4H] and ``bias`` [4H] of queries, keys, values and output gates, packed q, k,
+    v, o; ``w_gates`` [D, 2 heads] and ``gate_bias`` [2 heads] of the gates of each head, packed
+    i, f."""
+
+    w_ih: Array
+    bias: Array
+    w_gates: Array
+    gate_bias: Array
+
+
+class MLSTMCarry(NamedTuple):
+    """``c`` [heads, d, d], the memory, first the axis of keys; ``n`` [heads, d], the normaliser,
+    both divided by exp(m); ``m`` [heads], the stabiliser."""
+
+    c: Array
+    n: Array
+    m: Array
+
+
+class _Heads(NamedTuple):
+    """What a step reads: ``q``, ``k``, ``v`` and the output gate ``o`` [heads, d], and the
+    logarithms of the input gate ``i`` and the forget gate ``f`` [heads]."""
+
+    q: Array
+    k: Array
+    v: Array
+    o: Array
+    i: Array
+    f: Array
+
+
+def _by_heads(x_proj: tuple) -> _Heads:
+    """The pieces that ``project`` gives, [..., H] and [..., heads], by heads."""
+    q, k, v, o, i, f = x_proj
+    count, width = i.shape[-1], q.shape[-1] // i.shape[-1]
+    q, k, v, o = (a.reshape(*a.shape[:-1], count, width) for a in (q, k, v, o))
+    return _Heads(q, k / math.sqrt(width), v, sigmoid(o), i, log_sigmoid(f))
+
+
+def _read(o: Array, read: Array, total: Array, m: Array) -> Array:
+    # m is at least 0 after a real step. A carry that was given may have another, which masked
+    # steps hold: the bound keeps what is computed there, and not used, finite.
+    least, size = jnp.exp(-_larger(m, jnp.zeros_like(m))), jnp.abs(total)
+    return o * read / _larger(size, least)[..., None]
+
+
+def _larger(a: Array, b: Array) -> Array:
+    """The maximum, its derivative where both are equal that of ``a``.
+
+    A choice, here and below: the derivative of a maximum asks which of its arguments equals it, and
+    finds none where XLA computes an argument twice and rounds it otherwise the second time.
+    """
+    return jnp.where(a < b, b, a)
+
+
+def _product(a: Array, b: Array) -> Array:
+    # In full precision, so that chunks of any length, and steps, give the same.
+    return jnp.matmul(a, b, precision="highest")
+
+
+def _update(
+    params: MLSTMParams, carry: MLSTMCarry, x_proj: tuple, h_proj: tuple
+) -> tuple[MLSTMCarry, Array]:
+    carry, y = jax.vmap(_step_of_head)(carry, _by_heads(x_proj))
+    return carry, y.reshape(-1)
+
+
+def _step_of_head(carry: MLSTMCarry, heads: _Heads) -> tuple[MLSTMCarry, Array]:
+    q, k, v, o, i, f = heads
+    kept = f + carry.m
+    m = _larger(_larger(kept, i), jnp.zeros_like(i))
+    keep, write = jnp.exp(kept - m), jnp.exp(i - m)
+    c = keep * carry.c + write * k[:, None] * v[None]
+    n = keep * carry.n + write * k
+    return MLSTMCarry(c, n, m), _read(o, _product(q, c), _product(q, n), m)
+
+
+def _chunk(
+    params: MLSTMParams,
+    carry: MLSTMCarry,
+    reset_carry: MLSTMCarry,
+    x_projs: tuple,
+    valid: Array | None,
+    resets: Array | None,
+) -> tuple[MLSTMCarry, Array]:
+    of_heads = jax.vmap(_chunk_of_head, (0, 0, 1, None, None), (0, 1))
+    carry, ys = of_heads(carry, reset_carry, _by_heads(x_projs), valid, resets)
+    return carry, ys.reshape(len(ys), -1)
+
+
+def _chunk_of_head(
+    carry: MLSTMCarry,
+    reset_carry: MLSTMCarry,
+    heads: _Heads,
+    valid: Array | None,
+    resets: Array | None,
+) -> tuple[MLSTMCarry, Array]:
+    """K steps at once: what a step reads of the others in the chunk is a product of matrices
+    [K, K] and [K, d], and what it reads of the memory before the chunk is another."""
+    q, k, v, o, i, f = heads
+    steps = jnp.arange(len(q))
+    started = jnp.ones(steps.shape, bool)
+    if valid is not None:  # a masked step writes nothing and forgets nothing
+        i, f = jnp.where(valid, i, -jnp.inf), jnp.where(valid, f, 0.0)
+        started = jnp.cumsum(valid) > 0
+    # [t, s]: whether step t reads what step s wrote.
+    reads = steps[:, None] >= steps[None]
+    memory = jax.tree.map(lambda a: jnp.broadcast_to(a, (len(q), *a.shape)), (carry.n, carry.m))
+    read = _product(q, carry.c)
+    last_c = carry.c
+    if resets is not None:
+        segment = jnp.cumsum(resets)
+        reads = reads & (segment[:, None] == segment[None])
+        fresh = segment > 0
+        read = jnp.where(fresh[:, None], _product(q, reset_carry.c), read)
+        memory = (
+            jnp.where(fresh[:, None], reset_carry.n[None], memory[0]),
+            jnp.where(fresh, reset_carry.m, memory[1]),
+        )
+        last_c = jnp.where(fresh[-1], reset_carry.c, carry.c)
+    n, m = memory
+    # The logarithm of what is left at t of what s wrote. Each is a sum of its own terms: as a
+    # difference of two sums from the beginning it would lose the digits of both.
+    later = steps[:, None] > steps[None]
+    left = jnp.cumsum(jnp.where(later, f[:, None], 0.0), axis=0) + i[None]
+    left = jnp.where(reads, left, -jnp.inf)
+    kept = jnp.sum(jnp.where(reads, f[None], 0.0), axis=1) + m
+    all_left = jnp.concatenate([left, kept[:, None]], axis=1)
+    largest = jnp.argmax(all_left, axis=1)[:, None] == jnp.arange(len(q) + 1)[None]
+    m = jnp.sum(jnp.where(largest, all_left, 0.0), axis=1)
+    m = jnp.where(started, _larger(m, jnp.zeros_like(m)), m)
+    weights, keep = jnp.exp(left - m[:, None]), jnp.exp(kept - m)
+    scores = weights * _product(q, k.T)
+    read = _product(scores, v) + keep[:, None] * read
+    total = jnp.sum(scores, axis=1) + keep * jnp.sum(q * n, axis=1)
+    written = weights[-1][:, None] * k
+    new = MLSTMCarry(
+        keep[-1] * last_c + _product(written.T, v),
+        keep[-1] * n[-1] + jnp.sum(written, axis=0),
+        m[-1],
+    )
+    return new, _read(o, read, total, m)
+
+
+@factory
+def mlstm(
+    hidden_size: int,
+    *,
+    num_heads: int = 1,
+    initializer: str | CellInitializer = "rnnjax",
+) -> Cell:
+    r"""The mLSTM: an LSTM whose memory is a matrix, written under a key and read by a query.
+
+    .. math::
+
+        (q, k, v, o) &= x_t W_{ih} + b, \qquad (i, f) = x_t W_{gates} + b_{gates} \\
+        C_t &= \sigma(f) C_{t-1} + e^i \tfrac{k}{\sqrt d} v^\top \\
+        n_t &= \sigma(f) n_{t-1} + e^i \tfrac{k}{\sqrt d} \\
+        h_t &= \sigma(o) \odot \frac{C_t^\top q}{\max(|n_t^\top q|,\ 1)}
+
+    for each head, with d = H / heads: q, k, v and o are vectors [d], the gates i and f are numbers.
+    C and n are kept divided by :math:`e^m`, so that nothing overflows however large the gates are,
+
+    .. math:: m_t = \max(\log\sigma(f) + m_{t-1},\ i,\ 0)
+
+    and 1 becomes :math:`e^{-m}`; m cancels in the output. (The paper's m has no 0 and may fall
+    without end, where :math:`e^{-m}` overflows.) The carry is ``MLSTMCarry(c, n, m)``, so its size
+    is H d for each sequence.
+
+    Nothing here sees the state, so many steps are computed at once, as products of matrices
+    (``implementation="chunked"``, which ``unroll`` takes by itself): chunk after chunk of 64 steps,
+    or of ``remat=k``. The values and derivatives are those of step after step, to rounding. What
+    is not a number at a real step reaches all outputs of its chunk.
+
+    In the paper's block q and k come of a convolution, which v does not see, and the output is
+    normalised head by head; here all come of the input of the step.
+
+    Args:
+        hidden_size: H.
+        num_heads: so many memories, each of H / heads keys and values.
+        initializer: a name in ``rnnjax.initializers.PRESETS``, or one of your own, for ``w_ih`` and
+            ``bias``. The gates of the heads start as in the authors' code: their weights at 0,
+            biases i near 0, biases f from 3 to 6, so that heads differ in how long they remember.
+
+    Raises:
+        ValueError: a size is not a positive integer, the heads do not divide the units, or the
+            initializer is unknown.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, rnnjax
+        >>> cell = rnnjax.mlstm(6, num_heads=2)
+        >>> params = cell.init(jax.random.key(0), 5)
+        >>> carry, ys = rnnjax.unroll(cell, params, jnp.ones((4, 7, 5)), lengths=[7, 2, 0, 1])
+        >>> carry.c.shape, carry.m.shape, ys.shape
+        ((4, 2, 3, 3), (4, 2), (4, 7, 6))
+
+    References:
+        Beck et al., "xLSTM: extended long short-term memory", NeurIPS 2024, arXiv:2405.04517.
+    """
+    size = check_size("hidden_size", hidden_size)
+    heads = check_size("num_heads", num_heads)
+    if size % heads:
+        raise ValueError(f"num_heads must divide hidden_size {size}, got {heads}")
+    width = size // heads
+    draw = resolve(initializer)
+
+    def init(key: Array, input_size: int) -> MLSTMParams:
+        inputs = check_size("input_size", input_size)
+        ih, b, i = jax.random.split(check_key(key), 3)
+        gate_bias = [
+            0.1 * jax.random.normal(i, (heads,), jnp.float32),
+            jnp.linspace(3.0, 6.0, heads, dtype=jnp.float32),
+        ]
+        return MLSTMParams(
+            draw.w_ih(ih, inputs, size, 4),
+            draw.bias(b, size, 4),
+            jnp.zeros((inputs, 2 * heads), jnp.float32),
+            jnp.concatenate(gate_bias),
+        )
+
+    def initial_carry(params: MLSTMParams) -> MLSTMCarry:
+        zeros = jnp.zeros((heads, width, width), carry_dtype(params))
+        return MLSTMCarry(zeros, zeros[:, 0], zeros[:, 0, 0])
+
+    def project(params: MLSTMParams, x: Array) -> tuple[Array, ...]:
+        pieces = split_gates(affine(x, params.w_ih, params.bias), 4)
+        return *pieces, *split_gates(affine(x, params.w_gates, params.gate_bias), 2)
+
+    return Cell(
+        output_size=size,
+        init=init,
+        initial_carry=initial_carry,
+        project=project,
+        update=_update,
+        chunk=_chunk,
+    )

@@ -1,0 +1,211 @@
+"""The mLSTM: its equations in NumPy, many steps at once as one after the other, and its ends."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import B, D, One, batch_alone, init, ragged, random_carry
+from trees import EXACT, assert_trees_equal
+
+import rnnjax
+
+pytestmark = pytest.mark.usefixtures("float64", "quick_compile")
+
+H, HEADS, WIDTH = 6, 2, 3
+CELL = rnnjax.mlstm(H, num_heads=HEADS)
+LEARNED = rnnjax.learn_initial_carry(CELL)
+IMPLEMENTATIONS = pytest.mark.parametrize("implementation", ["scan", "chunked"])
+
+
+@pytest.fixture
+def float32(float64):
+    with jax.enable_x64(False):
+        yield
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def numpy_loop(p, xs):
+    """The equations as they stand, without a stabiliser: what it must cancel from."""
+    c, n, ys = np.zeros((HEADS, WIDTH, WIDTH)), np.zeros((HEADS, WIDTH)), []
+    for x in xs:
+        q, k, v, o = (x @ p.w_ih + p.bias).reshape(4, HEADS, WIDTH)
+        i, f = (x @ p.w_gates + p.gate_bias).reshape(2, HEADS, 1)
+        k = np.exp(i) * k / np.sqrt(WIDTH)
+        c = sigmoid(f)[..., None] * c + k[:, :, None] * v[:, None, :]
+        n = sigmoid(f) * n + k
+        read = np.einsum("hkv,hk->hv", c, q)
+        total = np.abs(np.sum(n * q, axis=-1, keepdims=True))
+        ys.append((sigmoid(o) * read / np.maximum(total, 1)).ravel())
+    return (c, n), np.stack(ys)
+
+
+@IMPLEMENTATIONS
+def test_values_are_those_of_the_equations(implementation):
+    params = jax.tree.map(np.asarray, init(One(CELL)))
+    xs = 2 * np.random.default_rng(0).normal(size=(9, D))
+    (c, n), expected = numpy_loop(params, xs)
+    options = {"remat": 4} if implementation == "chunked" else {}
+    carry, ys = rnnjax.unroll(CELL, params, xs, implementation=implementation, **options)
+    np.testing.assert_allclose(ys, expected, **EXACT)
+    scale = np.exp(carry.m)[:, None]
+    np.testing.assert_allclose(carry.n * scale, n, **EXACT)
+    np.testing.assert_allclose(carry.c * scale[..., None], c, **EXACT)
+    assert np.all(carry.m >= 0)
+
+
+def everything(run, *args):
+    """The carry and outputs of a run, and the gradients of a weighted sum to all it was given."""
+
+    def loss(*args):
+        results = run(*args)
+        leaves = jax.tree.leaves(results)
+        weights = [jnp.cos(jnp.arange(a.size) + k).reshape(a.shape) for k, a in enumerate(leaves)]
+        return sum(jnp.sum(a * w) for a, w in zip(leaves, weights, strict=True)), results
+
+    (_, results), grads = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(*args)
+    return results, grads
+
+
+@pytest.mark.parametrize(
+    ("cell", "reverse", "options", "remat"),
+    [
+        (LEARNED, False, "all", 1),
+        (LEARNED, False, "all", 2),
+        (LEARNED, True, "all", 3),
+        (LEARNED, False, "all", None),
+        (LEARNED, True, "all", None),
+        (CELL, False, "mask", 3),
+        (CELL, True, "resets", 2),
+        (CELL, False, "lengths", "never"),
+    ],
+)
+def test_chunks_of_any_length_are_each_sequence_alone(cell, reverse, options, remat):
+    spec = One(cell, reverse)
+    params, batch = init(spec), ragged(options)
+    start = random_carry(spec, params)
+
+    @jax.jit
+    def ours(params, start, xs):
+        def run(params, start, xs):
+            how = {"implementation": "chunked", "remat": remat, "reverse": reverse}
+            return rnnjax.unroll(cell, params, xs, initial_carry=start, **how, **batch.options)
+
+        return everything(run, params, start, xs)
+
+    def oracle(params, start, xs):
+        return batch_alone(spec, params, batch, start, xs)
+
+    assert_trees_equal(ours(params, start, batch.xs), everything(oracle, params, start, batch.xs))
+
+
+def test_what_stands_in_the_padding_of_a_chunk_is_not_read():
+    params, batch = init(One(CELL)), ragged("all")
+
+    @jax.jit
+    def differentiated(params, xs):
+        def unroll(params, start, xs):
+            return rnnjax.unroll(CELL, params, xs, initial_carry=start, remat=3, **batch.options)
+
+        return everything(unroll, params, random_carry(One(CELL), params), xs)
+
+    clean = differentiated(params, jnp.where(batch.valid[..., None], batch.xs, 0))
+    for dirt in (np.nan, np.inf):
+        dirty = differentiated(params, jnp.where(batch.valid[..., None], batch.xs, dirt))
+        assert_trees_equal(dirty, clean, rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("float32")
+@pytest.mark.parametrize("i", [-1e4, 0.0, 1e4])
+@pytest.mark.parametrize("f", [-1e4, 1e4])
+def test_gates_at_their_ends_stay_finite_and_right(i, f):
+    """In float32; what they give is known: the last value alone, the mean of all, or nothing."""
+    steps = 5
+    params = CELL.init(jax.random.key(0), D)
+    gate_bias = jnp.repeat(jnp.array([i, f], jnp.float32), HEADS)
+    params = params._replace(gate_bias=gate_bias, w_gates=jnp.full_like(params.w_gates, 0.1))
+    xs = jax.random.normal(jax.random.key(1), (2, steps, D))
+
+    def run(implementation):
+        def loss(params):
+            carry, ys = rnnjax.unroll(CELL, params, xs, implementation=implementation)
+            return jnp.sum(ys**2) + jnp.sum(carry.c**2) + jnp.sum(carry.n), (carry, ys)
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    for (_, (carry, ys)), grads in (run("scan"), run("chunked")):
+        assert all(np.all(np.isfinite(a)) for a in jax.tree.leaves((carry, ys, grads)))
+        if i == -1e4:
+            assert np.all(ys == 0)
+        if i >= 0 and f == -1e4:
+            q, k, v, o = jnp.moveaxis((xs @ params.w_ih).reshape(2, steps, 4, HEADS, WIDTH), 2, 0)
+            score = jnp.sum(q * k, axis=-1, keepdims=True) / np.sqrt(WIDTH)
+            least = 0 if i else jnp.exp(-(xs @ params.w_gates)[..., :HEADS, None])
+            expected = sigmoid(o) * v * score / jnp.maximum(jnp.abs(score), least)
+            np.testing.assert_allclose(ys, expected.reshape(ys.shape), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.usefixtures("float32")
+def test_a_chunk_in_float32_keeps_its_digits_behind_gates_that_are_shut():
+    """A sum of logarithms from the beginning of the chunk would have lost the small ones."""
+    params = CELL.init(jax.random.key(0), D)
+    rng = np.random.default_rng(3)
+    xs = jnp.asarray(rng.normal(size=(64, D)), jnp.float32).at[:, 0].set(0.0).at[3, 0].set(1.0)
+    w_gates = jnp.zeros_like(params.w_gates).at[0, HEADS:].set(-1e6)
+    params = params._replace(w_gates=w_gates)
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda a: jnp.asarray(a, float), (params, xs))
+        _, expected = rnnjax.unroll(CELL, *wide, implementation="scan")
+    _, ys = rnnjax.unroll(CELL, params, xs, implementation="chunked")
+    np.testing.assert_allclose(ys, expected, rtol=1e-4, atol=2e-6)
+
+
+def test_a_training_step_keeps_the_memory_between_chunks_alone():
+    params, xs = init(One(CELL)), jnp.ones((2, 256, D))
+    loss = lambda p: jnp.sum(rnnjax.unroll(CELL, p, xs)[1])  # noqa: E731
+    compiled = jax.jit(jax.grad(loss)).lower(params).as_text()
+    assert f"tensor<256x2x{HEADS}x{WIDTH}x{WIDTH}x" not in compiled
+    assert f"tensor<4x2x{HEADS}x{WIDTH}x{WIDTH}x" in compiled
+
+
+def test_it_runs_in_chunks_by_itself_and_says_so():
+    params = init(One(CELL))
+    assert "64 steps at once" in rnnjax.explain(CELL, params, (B, 500, D))
+    assert "scan over time" in rnnjax.explain(CELL, params, (B, 5, D), implementation="scan")
+    with pytest.raises(ValueError, match="all_carries must be False"):
+        rnnjax.unroll(CELL, params, jnp.ones((5, D)), all_carries=True, implementation="chunked")
+    _, (ys, carries) = rnnjax.unroll(CELL, params, jnp.ones((5, D)), all_carries=True)
+    assert carries.c.shape == (5, HEADS, WIDTH, WIDTH)
+    np.testing.assert_allclose(ys, rnnjax.unroll(CELL, params, jnp.ones((5, D)))[1], **EXACT)
+    with pytest.raises(ValueError, match="many steps at once"):
+        rnnjax.unroll(rnnjax.gru(H), None, jnp.ones((5, D)), implementation="chunked")
+
+
+MADE_OF_IT = {
+    "layer norm": rnnjax.layer_norm(CELL),
+    "dropout": rnnjax.variational_dropout(CELL, inputs=0.4),
+    "policy": rnnjax.with_policy(CELL, rnnjax.Policy("float64", "float32", "float64")),
+}
+
+
+@pytest.mark.parametrize("name", MADE_OF_IT)
+def test_what_is_made_of_the_cell_is_the_same_in_chunks(name):
+    cell, xs, key = MADE_OF_IT[name], ragged("plain").xs, jax.random.key(4)
+    params = init(One(cell))
+
+    def run(implementation):
+        def unroll(params, _, xs):
+            return rnnjax.unroll(cell, params, xs, key=key, implementation=implementation)
+
+        return everything(unroll, params, 0.0, xs)
+
+    assert_trees_equal(run("chunked"), run("scan"))
+
+
+def test_a_memory_that_is_rounded_at_every_step_is_not_computed_in_chunks():
+    cell = rnnjax.with_policy(CELL, rnnjax.Policy("float32", "bfloat16", "bfloat16"))
+    assert "scan over time" in rnnjax.explain(cell, cell.init(jax.random.key(0), D), (B, 5, D))
+    held = rnnjax.zoneout(CELL, {"n": 0.5})
+    assert "scan over time" in rnnjax.explain(held, held.init(jax.random.key(0), D), (B, 5, D))
