@@ -132,6 +132,30 @@ def test_one_extreme_gate_of_the_slstm(gate, size):
     assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(gradients))
 
 
+@pytest.mark.parametrize("implementation", ["scan", "associative"])
+@pytest.mark.parametrize("size", [1e4, -1e4])
+@pytest.mark.parametrize(
+    ("cell", "field", "part"),
+    [
+        (rnnjax.rg_lru(H), "bias", slice(0, H)),  # the gate of the recurrence
+        (rnnjax.rg_lru(H), "bias", slice(H, None)),  # that of the input
+        (rnnjax.s6(D, N), "step_bias", slice(None)),
+    ],
+    ids=["recurrence", "input", "step"],
+)
+def test_one_extreme_gate_of_a_cell_that_runs_in_parallel(cell, field, part, size, implementation):
+    params = cell.init(jax.random.key(0), D)
+    params = params._replace(**{field: getattr(params, field).at[part].set(size)})
+    xs = jax.random.normal(jax.random.key(2), (2, T, D))
+
+    @jax.jit
+    def loss(params, xs):
+        return jnp.sum(rnnjax.unroll(cell, params, xs, implementation=implementation)[1] ** 2)
+
+    value, gradients = jax.value_and_grad(loss, (0, 1))(params, xs)
+    assert all(np.all(np.isfinite(a)) for a in jax.tree.leaves((value, gradients)))
+
+
 def test_the_slstm_averages_what_it_keeps_for_good():
     """Forget gate open, input gates alike: the output is the mean of the candidates so far."""
     cell = rnnjax.slstm(1)

@@ -185,6 +185,7 @@ CELLS = {
     "min_lstm": min_lstm(H),
     "lru": lru(H, 3),
     "s5": rnnjax.s5(H, 3),
+    "s4d": rnnjax.s4d(D, 2),
     "users_own": users_linear_cell(),
 }
 EVERY_CELL = pytest.mark.parametrize("name", CELLS)

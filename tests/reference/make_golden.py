@@ -355,7 +355,7 @@ def lru(folder: Path) -> None:
     params = {"params": jax.tree.map(jnp.asarray, given)}
     unit = theirs.LRU(d_hidden=N, d_model=H)
     results = of_jax(lambda xs: (unit.apply(params, xs), {}), drawn("xs", T, H, scale=1))
-    how = "LRU; the authors of the paper published no code"
+    how = "LRU; not by those who wrote the paper"
     write("lru", "minimal-LRU", "lru/model.py", how, drawn, results)
 
 

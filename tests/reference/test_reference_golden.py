@@ -1,8 +1,8 @@
 """Numbers of the authors' own code, with its weights: ``golden/*.json``, by ``make_golden.py``.
 
-Each file names the repository, its commit and its licence (that of the LRU is a well-known one; its
-authors published none). Outputs, gradients to the inputs and,
-where that code gives them, final states are equal in float64.
+Each file names the repository, its commit and its licence; the code of the LRU is not by those who
+wrote the paper. Outputs, gradients to the inputs and, where that code gives them, final states are
+equal in float64.
 """
 
 import json

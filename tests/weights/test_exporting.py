@@ -235,10 +235,11 @@ def test_other_platforms_are_named(platforms):
     ("cell", "options"),
     [
         (rnnjax.min_gru(3), {"implementation": "associative"}),
+        (rnnjax.mlstm(3), {"implementation": "chunked"}),
         (rnnjax.lstm(3), {"scan_unroll": 2}),
         (rnnjax.lstm(3), {"remat": "step"}),
     ],
-    ids=["associative", "scan_unroll", "remat"],
+    ids=["associative", "chunked", "scan_unroll", "remat"],
 )
 def test_what_needs_to_know_the_number_of_steps_is_refused_and_without_it_exported(cell, options):
     layer = rnnjax.recurrent(cell, **options)
