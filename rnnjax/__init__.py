@@ -31,8 +31,9 @@ Layers
     your own: ``Layer``; ``Directions`` ``GridLSTMParams`` ``GridSide`` ``ImageGrid``
     ``ImageGridParams``; over a memory: ``attention`` ``Attention``, and inside the loop
     ``attention_cell`` ``Memory`` ``Attended`` ``prepare_memory``, in its loss
-    ``doubly_stochastic_penalty`` ``score_function``; sequences in pieces: ``make_stream``, and
-    ``Layer.step``.
+    ``doubly_stochastic_penalty`` ``score_function``; over a text, moving on: ``window_cell``
+    ``window_weights`` ``Window`` ``WindowCarry`` ``WindowCellParams``; sequences in pieces:
+    ``make_stream``, and ``Layer.step``.
 Models
     ``classifier`` ``tagger`` ``language_model`` ``sequence_to_sequence`` ``captioner``
     ``series_model`` ``embedding`` ``one_hot`` ``adaptive_softmax`` ``trainable``; ``Model``
@@ -161,6 +162,9 @@ from .layers import ImageGrid as ImageGrid
 from .layers import ImageGridParams as ImageGridParams
 from .layers import Memory as Memory
 from .layers import RMSNormParams as RMSNormParams
+from .layers import Window as Window
+from .layers import WindowCarry as WindowCarry
+from .layers import WindowCellParams as WindowCellParams
 from .layers import attention as attention
 from .layers import attention_cell as attention_cell
 from .layers import bidirectional as bidirectional
@@ -178,6 +182,8 @@ from .layers import rms_norm as rms_norm
 from .layers import score_function as score_function
 from .layers import skip_stack as skip_stack
 from .layers import stack as stack
+from .layers import window_cell as window_cell
+from .layers import window_weights as window_weights
 from .masking import lengths_to_mask as lengths_to_mask
 from .models import Embedding as Embedding
 from .models import LanguageModel as LanguageModel

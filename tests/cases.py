@@ -86,6 +86,19 @@ def cell_without_recurrent_matrix() -> rnnjax.Cell:
     )
 
 
+def with_memory(cell: rnnjax.Cell, size: int) -> rnnjax.Cell:
+    """A cell that reads a memory, which is the same for every sequence."""
+    states = jnp.sin(jnp.arange(3.0 * size)).reshape(3, size)
+    memory = rnnjax.Memory(states, jnp.array([True, True, False]))
+    assert cell.context is not None
+    assert cell.update is not None
+
+    def update(params, carry, x_proj, h_proj):
+        return cell.update(params, carry, x_proj, h_proj, cell.context(params, memory))
+
+    return cell._replace(update=update, context=None)
+
+
 CELLS = {
     "vanilla": rnnjax.vanilla(H),
     "vanilla_softplus": rnnjax.vanilla(H, jax.nn.softplus),
@@ -190,6 +203,7 @@ COMPOSED: dict[str, Any] = {
             One(rnnjax.s5(H, 2)),
         )
     ),
+    "window": One(with_memory(rnnjax.window_cell(rnnjax.gru(H), 2, 2, speed=0.3), 2)),
     "grids": Tower(
         (Grid(2), Grid(1, tied=False, priority=None, reverse=True), Grid(1, priority="time"))
     ),

@@ -57,6 +57,7 @@ MAKE = {
     "image_grid_lstm": lambda: rnnjax.image_grid_lstm(4, 2, corner="bottom right"),
     "attention": lambda: rnnjax.attention("local", window=3),
     "attention_cell": lambda: rnnjax.attention_cell(rnnjax.gru(4), 3, input_feeding=True),
+    "window_cell": lambda: rnnjax.window_cell(rnnjax.gru(4), 3, 2, speed=0.2),
     "s6": lambda: rnnjax.s6(4, 2, step_rank=1),
     "causal_convolution": lambda: rnnjax.causal_convolution(4, 3, jax.nn.silu),
     "gated": lambda: rnnjax.gated(rnnjax.gru(4), 4, activation=jax.nn.gelu),

@@ -58,6 +58,7 @@ def generate_series(
     key: Key,
     stop: Callable[[Array], Array] | None = None,
     initial_carry: Carry = None,
+    context: Any = None,
 ) -> GeneratedSeries:
     r"""Go on with series: a whole batch of ragged beginnings in one compiled loop.
 
@@ -79,6 +80,8 @@ def generate_series(
             keys [...], one a row.
         stop: ``(value [D]) -> bool``: a row ends with the first value of which it is True.
         initial_carry: the carry before the prompt; None starts anew.
+        context: constants of each series, as for the layer of the model: a tree of arrays
+            [..., anything], such as the text that is to be written by hand.
 
     Raises:
         ValueError: a head without density, an empty prompt, or an argument of wrong shape or
@@ -101,7 +104,7 @@ def generate_series(
         raise ValueError(f"stop must be a function of a value, or None, got {stop!r}")
     prompt, lengths = _check_prompt(prompt, lengths, model.head.value_shape)
     keys = row_keys(key, lengths.shape, draws=True)
-    return _generate((model, count, stop), params, prompt, lengths, keys, initial_carry)
+    return _generate((model, count, stop), params, prompt, lengths, keys, initial_carry, context)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -119,11 +122,14 @@ def _series(
     lengths: Array,
     keys: Array,
     initial_carry: Carry,
+    context: Any,
 ) -> GeneratedSeries:
     batch, head = lengths.shape, model.head
-    carry, distributions = model.apply(params, prompt, lengths, initial_carry=initial_carry)
-    prompt, lengths, keys, carry, distributions = as_rows(
-        batch, (prompt, lengths, keys, carry, distributions)
+    carry, distributions = model.apply(
+        params, prompt, lengths, initial_carry=initial_carry, context=context
+    )
+    prompt, lengths, keys, carry, distributions, context = as_rows(
+        batch, (prompt, lengths, keys, carry, distributions, context)
     )
 
     def at_last(leaf: Array) -> Array:
@@ -139,7 +145,7 @@ def _series(
     end = write_rows(
         start_writing(carry, at_last(prompt), keys, room),
         jax.tree.map(at_last, distributions),
-        lambda carry, value: model.step(params, carry, value),
+        lambda carry, value: model.step(params, carry, value, context=context),
         choose,
     )
     return as_batch(

@@ -31,6 +31,31 @@ class GaussianMixture(NamedTuple):
     log_scale: Array
     angle: Array
 
+    def sharpened(self, bias: float) -> "GaussianMixture":
+        r"""The mixture that draws what is likelier more often and closer to its means.
+
+        .. math::
+
+            \pi_m' \propto \pi_m^{1 + b}, \qquad \sigma_m' = \sigma_m e^{-b}
+
+        Args:
+            bias: b; 0 changes nothing, and handwriting gets the neater, the larger it is.
+
+        Example:
+            >>> import jax.numpy as jnp, rnnjax
+            >>> mixture = rnnjax.gaussian_mixture_head(2).apply(
+            ...     rnnjax.heads.HeadParams(jnp.zeros((3, 6)), jnp.zeros(6)), jnp.ones(3)
+            ... )
+            >>> bool(jnp.all(mixture.sharpened(1.0).log_scale == mixture.log_scale - 1))
+            True
+
+        References:
+            Graves, 2013, arXiv:1308.0850, equations 61 and 62.
+        """
+        return self._replace(
+            logits=jax.nn.log_softmax(self.logits) * (1 + bias), log_scale=self.log_scale - bias
+        )
+
 
 def _log_prob(mixture: GaussianMixture, values: Array) -> Array:
     z = (values[..., None, :] - mixture.mean) * jnp.exp(-mixture.log_scale)

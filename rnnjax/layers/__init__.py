@@ -1,12 +1,12 @@
 """Layers over whole sequences; each combinator takes layers and returns one."""
 
+from ._memory import Memory as Memory
 from .attention import Attention as Attention
 from .attention import attention as attention
 from .attention_cell import Attended as Attended
 from .attention_cell import AttentionCellParams as AttentionCellParams
 from .attention_cell import FeedingCarry as FeedingCarry
 from .attention_cell import InputFeedingParams as InputFeedingParams
-from .attention_cell import Memory as Memory
 from .attention_cell import SelectorParams as SelectorParams
 from .attention_cell import attention_cell as attention_cell
 from .attention_cell import prepare_memory as prepare_memory
@@ -34,3 +34,8 @@ from .residual import skip_stack as skip_stack
 from .stack import stack as stack
 from .streaming import Stream as Stream
 from .streaming import make_stream as make_stream
+from .window_cell import Window as Window
+from .window_cell import WindowCarry as WindowCarry
+from .window_cell import WindowCellParams as WindowCellParams
+from .window_cell import window_cell as window_cell
+from .window_cell import window_weights as window_weights

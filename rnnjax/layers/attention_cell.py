@@ -14,30 +14,20 @@ from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Noise, NoiseShape, Params
 from rnnjax.engine._products import gate_widths
 from rnnjax.initializers import draw_linear
+from rnnjax.layers._memory import (
+    Memory,
+    add_to_gates,
+    check_reading_cell,
+    checked_memory,
+    cut_gates,
+    draw_gate_weights,
+    gate_sizes,
+    recurrent_weights,
+)
 from rnnjax.layers.attention import Attention, weighted_mean
 from rnnjax.layers.attention import attention as make_attention
 
 _ADDITIVE = make_attention("additive")
-
-
-class Memory(NamedTuple):
-    """What is attended to, for each sequence of a batch.
-
-    Made by hand it is ``Memory(states, mask)``. What only depends on it, keys and values, is made
-    of it once (``prepare_memory``), not at every step.
-
-    Attributes:
-        states: [..., S, M], such as the outputs of an encoder.
-        mask: bool [..., S], True where a place is real; the others are never read.
-        keys: [..., S, K], what queries meet.
-        values: [..., S, G*H], the states through the matrix of the gates; None where attention is
-            outside the recurrence or reads the states themselves.
-    """
-
-    states: Array
-    mask: Array
-    keys: Array | None = None
-    values: Array | None = None
 
 
 class Attended(NamedTuple):
@@ -249,11 +239,11 @@ def _asking_before(
     def init(key: Key, input_size: int) -> AttentionCellParams:
         inner, asking, context = jax.random.split(check_key(key), 3)
         params = cell.init(inner, input_size)
-        widths, state_size = _sizes(cell, params, input_size)
+        widths, state_size = gate_sizes(cell, params, input_size)
         return AttentionCellParams(
             params,
             attention.init(asking, state_size, memory_size),
-            _draw_gates(context, memory_size, widths),
+            draw_gate_weights(context, memory_size, widths),
             _draw_selector(jax.random.fold_in(asking, 1), state_size) if selects else None,
         )
 
@@ -264,13 +254,13 @@ def _asking_before(
         return columns if selector is None else [*columns, selector.w[:, None]]
 
     def recurrent(params: AttentionCellParams) -> Array:
-        w_hh = _recurrent(cell, params.cell)
+        w_hh = recurrent_weights(cell, params.cell)
         columns = [w.astype(w_hh.dtype) for w in more_columns(params)]
         return jnp.concatenate([w_hh, *columns], axis=-1) if columns else w_hh
 
     def project(params: AttentionCellParams, x: Any) -> tuple:
         pieces = cell.project(params.cell, x)
-        gates = len(gate_widths(_recurrent(cell, params.cell), pieces))
+        gates = len(gate_widths(recurrent_weights(cell, params.cell), pieces))
         w_q, selector = attention.query_weights(params.attention), params.selector
         # The engine's product is divided as these pieces are: query and selector come last.
         more = []
@@ -281,7 +271,7 @@ def _asking_before(
         return (*pieces[:gates], *more, *pieces[gates:])
 
     def context(params: AttentionCellParams, given: Any) -> Memory:
-        memory = _checked_memory(given, memory_size)
+        memory = checked_memory(given, memory_size)
         if memory.values is not None:
             return memory
         states = memory.states
@@ -313,7 +303,7 @@ def _asking_before(
         shares = shares if share is None else share * shares
         answer = weighted_mean(shares[None], memory.values)[0]
         how = Attended(answer, weights, None if shares is weights else shares, drawn)
-        return _add_to_gates(x_proj, h_proj, answer), h_proj, how
+        return add_to_gates(x_proj, h_proj, answer), h_proj, how
 
     def update(
         params: AttentionCellParams, carry: Carry, x_proj: tuple, h_proj: tuple, memory: Memory
@@ -408,11 +398,11 @@ def _feeding(cell: Cell, attention: Attention, memory_size: int, output_size: in
     def init(key: Key, input_size: int) -> InputFeedingParams:
         inner, asking, feed, output = jax.random.split(check_key(key), 4)
         params = cell.init(inner, input_size)
-        widths, _ = _sizes(cell, params, input_size)
+        widths, _ = gate_sizes(cell, params, input_size)
         return InputFeedingParams(
             params,
             attention.init(asking, cell.output_size, memory_size),
-            _draw_gates(feed, output_size, widths),
+            draw_gate_weights(feed, output_size, widths),
             draw_linear(output, memory_size + cell.output_size, output_size)[0],
         )
 
@@ -421,7 +411,7 @@ def _feeding(cell: Cell, attention: Attention, memory_size: int, output_size: in
         return FeedingCarry(cell.initial_carry(params.cell), zeros)
 
     def context(params: InputFeedingParams, given: Any) -> Memory:
-        memory = _checked_memory(given, memory_size)
+        memory = checked_memory(given, memory_size)
         if memory.keys is not None:
             return memory
         return memory._replace(keys=attention.keys(params.attention, memory.states))
@@ -432,10 +422,10 @@ def _feeding(cell: Cell, attention: Attention, memory_size: int, output_size: in
         assert cell.update is not None
         assert cell.hidden is not None
         assert memory.keys is not None
-        w_hh = _recurrent(cell, params.cell)
+        w_hh = recurrent_weights(cell, params.cell)
         widths = gate_widths(w_hh, x_proj)
-        h_proj = _cut(affine(cell.hidden(carry.cell), w_hh), widths)
-        x_proj = _add_to_gates(x_proj, h_proj, affine(carry.fed, params.feed))
+        h_proj = cut_gates(affine(cell.hidden(carry.cell), w_hh), widths)
+        x_proj = add_to_gates(x_proj, h_proj, affine(carry.fed, params.feed))
         new, y = cell.update(params.cell, carry.cell, x_proj, h_proj)
         w_q = attention.query_weights(params.attention)
         query = y if w_q is None else affine(y, w_q)
@@ -461,78 +451,8 @@ def _feeding(cell: Cell, attention: Attention, memory_size: int, output_size: in
 
 
 def _check_parts(cell: Any, attention: Any) -> None:
-    if not isinstance(cell, Cell):
-        raise ValueError(f"cell must be a rnnjax.Cell, got {type(cell).__name__}")
-    if cell.recurrent is None or cell.update is None:
-        raise ValueError(
-            "cell must be one that gives recurrent weights and update, so that its gates are "
-            f"known, got {cell!r}"
-        )
-    if cell.context is not None:
-        raise ValueError(f"cell must take no context of its own, got {cell!r}")
+    check_reading_cell(cell)
     if not isinstance(attention, Attention):
         raise ValueError(
             f"attention must be a rnnjax.attention(...), got {type(attention).__name__}"
         )
-
-
-def _recurrent(cell: Cell, params: Params) -> Array:
-    assert cell.recurrent is not None
-    w_hh = cell.recurrent(params)
-    if w_hh.ndim != 2:
-        raise ValueError(
-            f"cell must have recurrent weights [P, G*H] of one head, got shape {w_hh.shape}"
-        )
-    return w_hh
-
-
-def _sizes(cell: Cell, params: Params, input_size: int) -> tuple[tuple[int, ...], int]:
-    """The widths of the gates, and that of the state that the recurrent weights multiply."""
-    x = jax.ShapeDtypeStruct((input_size,), jnp.float32)
-    w_hh = jax.eval_shape(lambda p: _recurrent(cell, p), params)
-    return gate_widths(w_hh, jax.eval_shape(cell.project, params, x)), w_hh.shape[0]
-
-
-def _draw_gates(key: Key, rows: int, widths: tuple[int, ...]) -> Array:
-    keys = jax.random.split(key, len(widths))
-    return jnp.concatenate(
-        [draw_linear(k, rows, width)[0] for k, width in zip(keys, widths, strict=True)], axis=-1
-    )
-
-
-def _cut(packed: Array, widths: tuple[int, ...]) -> tuple[Array, ...]:
-    """A vector of all gates as one a gate."""
-    ends = [sum(widths[: i + 1]) for i in range(len(widths))]
-    return tuple(jnp.split(packed, ends[:-1], axis=-1))
-
-
-def _add_to_gates(x_proj: tuple, h_proj: tuple, packed: Array) -> tuple:
-    """The pieces of ``x_proj`` that are gates, as those of ``h_proj`` are, with a further input."""
-    added = _cut(packed, tuple(piece.shape[-1] for piece in h_proj))
-    gates = (x + a for x, a in zip(x_proj, added, strict=False))
-    return (*gates, *x_proj[len(added) :])
-
-
-def _checked_memory(given: Any, memory_size: int) -> Memory:
-    """The memory of one sequence, zeros where it is not real.
-
-    Raises:
-        ValueError: it is no memory, or of another size.
-    """
-    if not isinstance(given, Memory):
-        raise ValueError(
-            f"context must be a rnnjax.Memory(states, mask), got {type(given).__name__}"
-        )
-    states, mask = given.states, given.mask
-    if mask is None:
-        raise ValueError("context.mask must be bool of shape [..., S] as context.states, got None")
-    if states.ndim != 2 or states.shape[-1] != memory_size:
-        raise ValueError(
-            f"context.states must have shape [..., S, {memory_size}], got size {states.shape[-1]}"
-        )
-    if mask.shape != states.shape[:1] or mask.dtype != bool:
-        raise ValueError(
-            "context.mask must be bool of shape [..., S] as context.states, "
-            f"got {mask.dtype} for {mask.shape[-1:]} places of {states.shape[0]}"
-        )
-    return given._replace(states=masking.zero_padding(mask, states))

@@ -26,7 +26,7 @@ class SeriesModelParams(NamedTuple):
 class _SeriesModelFields(NamedTuple):
     init: Callable[[Key], SeriesModelParams]
     apply: Callable[..., tuple[Carry, Any]]
-    step: Callable[[SeriesModelParams, Carry, Array], tuple[Carry, Any]]
+    step: Callable[..., tuple[Carry, Any]]
     initial_carry: Callable[..., Carry]
     score: Callable[..., tuple[Carry, Array]]
     loss: Callable[..., tuple[Carry, tuple[Array, Array]]]
@@ -40,11 +40,11 @@ class SeriesModel(Made, _SeriesModelFields):
 
     Attributes:
         init: ``(key) -> params``.
-        apply: ``(params, values [..., T, D], lengths [...], *, mask, resets, initial_carry, key) ->
-            (carry, distribution)``: at every step that of the value after it. Values are ids
-            [..., T] where the head is one of ids.
-        step: ``(params, carry, value [..., D]) -> (carry, distribution)``; a carry of None is the
-            one before the first value.
+        apply: ``(params, values [..., T, D], lengths [...], *, mask, resets, initial_carry, key,
+            context) -> (carry, distribution)``: at every step that of the value after it. Values
+            are ids [..., T] where the head is one of ids. ``context`` is that of the layer.
+        step: ``(params, carry, value [..., D], *, context) -> (carry, distribution)``; a carry of
+            None is the one before the first value.
         initial_carry: ``(params, batch_shape) -> carry``.
         score: ``(params, (values, targets), lengths, *, ...) -> (carry, log_probs [..., T])``, of
             the targets; 0 at masked steps. Other arguments are those of ``apply``.
@@ -106,6 +106,7 @@ def series_model(layer: Cell | Layer, head: Head, *, dropout: float = 0.0) -> Se
         resets: Any = None,
         initial_carry: Carry = None,
         key: Key | None = None,
+        context: Any = None,
     ) -> tuple[Carry, Any]:
         inner, out_key = (None, None) if key is None else jax.random.split(check_key(key))
         carry, ys = below.apply(
@@ -116,6 +117,7 @@ def series_model(layer: Cell | Layer, head: Head, *, dropout: float = 0.0) -> Se
             resets=resets,
             initial_carry=initial_carry,
             key=inner,
+            context=context,
         )
         return carry, head.apply(params.head, locked_dropout(out_key, ys, rate))
 
@@ -136,8 +138,10 @@ def series_model(layer: Cell | Layer, head: Head, *, dropout: float = 0.0) -> Se
 
         return run
 
-    def step(params: SeriesModelParams, carry: Carry, value: Any) -> tuple[Carry, Any]:
-        carry, y = below.step(params.layer, carry, head.encode(value))
+    def step(
+        params: SeriesModelParams, carry: Carry, value: Any, *, context: Any = None
+    ) -> tuple[Carry, Any]:
+        carry, y = below.step(params.layer, carry, head.encode(value), context=context)
         return carry, head.apply(params.head, y)
 
     def initial_carry(params: SeriesModelParams, batch_shape: tuple[int, ...] = ()) -> Carry:

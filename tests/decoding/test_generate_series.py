@@ -99,6 +99,32 @@ def test_two_calls_write_what_one_would(name):
     np.testing.assert_allclose(joined, whole.values, rtol=1e-5, atol=1e-5)
 
 
+def with_text(rows):
+    """A model that reads a text of each row through a window."""
+    window = rnnjax.window_cell(rnnjax.gru(4), 3, 2, speed=0.5)
+    model = rnnjax.series_model(rnnjax.skip_stack(window, rnnjax.gru(4)), HEADS["strokes"])
+    params = jax.tree.map(lambda a: 3 * a, model.init(jax.random.key(0)))
+    states = jax.random.normal(jax.random.key(1), (3, 4, 3))
+    memory = rnnjax.Memory(states, rnnjax.lengths_to_mask([4, 1, 3], 4))
+    context = jax.tree.map(lambda a: a[np.array(rows)], (memory, None))
+    return model, params, np.zeros((len(rows), 1, 3), "float32"), context
+
+
+def test_each_row_is_written_after_its_own_context():
+    model, params, start, context = with_text([0, 1, 2])
+    out = rnnjax.generate_series(model, params, start, max_new_steps=4, key=KEYS, context=context)
+    whole = np.concatenate([start, out.values], axis=1)
+    _, scores = jax.jit(model.score)(params, (whole[:, :-1], whole[:, 1:]), context=context)
+    np.testing.assert_allclose(out.log_probs, scores, rtol=1e-4, atol=1e-5)
+    # Another text, another series; and a row is what it is alone.
+    model, params, start, context = with_text([2, 1])
+    other = rnnjax.generate_series(
+        model, params, start, max_new_steps=4, key=KEYS[:2], context=context
+    )
+    np.testing.assert_allclose(other.values[1], out.values[1], rtol=1e-5, atol=1e-5)
+    assert np.max(np.abs(other.values[0] - out.values[0])) > 1e-3
+
+
 def to_the_left(value):
     return value[0] < 0
 

@@ -83,6 +83,33 @@ def test_log_probabilities_are_those_of_scipy(name):
 
 
 @pytest.mark.usefixtures("float64")
+def test_a_density_of_two_numbers_is_1_over_the_plane_and_is_sharpened_by_its_equation():
+    # Scales of 0.5 and more, far from the edges of the grid: the sum is then exact to 1e-9.
+    outputs = np.concatenate([[0.3, -1], [0.5, -1, 1, 2], [0, -0.5, 0.2, 0.4], [0.6, -1.2]])
+    head = rnnjax.gaussian_mixture_head(2, 2)
+    identity = rnnjax.heads.HeadParams(jnp.eye(12), jnp.zeros(12))
+    mixture, axis = head.apply(identity, outputs), np.arange(-16, 16, 0.2)
+    grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
+
+    def density(mixture):
+        many = jax.tree.map(lambda a: jnp.broadcast_to(a, (len(grid), *a.shape)), mixture)
+        return np.exp(head.log_prob(many, grid))
+
+    np.testing.assert_allclose(density(mixture).sum() * 0.04, 1, rtol=1e-9)
+    sharp, b = mixture.sharpened(0.7), 0.7
+    weights = scipy.special.softmax(outputs[:2]) ** (1 + b)
+    expected = 0.0
+    for m in range(2):
+        scale = (np.exp(outputs[6 + 2 * m : 8 + 2 * m]) + 1e-3) * np.exp(-b)
+        rho = np.tanh(outputs[10 + m]) * scale[0] * scale[1]
+        normal = scipy.stats.multivariate_normal(
+            outputs[2 + 2 * m : 4 + 2 * m], [[scale[0] ** 2, rho], [rho, scale[1] ** 2]]
+        )
+        expected += weights[m] / weights.sum() * normal.pdf(grid)
+    np.testing.assert_allclose(density(sharp), expected, rtol=1e-9, atol=1e-300)
+
+
+@pytest.mark.usefixtures("float64")
 def test_the_loss_of_quantiles_is_the_pinball_loss_and_they_never_cross():
     head, params, hs, values = problem("quantile")
     quantiles = np.asarray(head.apply(params, hs))

@@ -1,0 +1,107 @@
+"""What cells that read from a memory share: the memory, and how an answer enters the gates."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from rnnjax import masking
+from rnnjax.base import Cell, Key, Params
+from rnnjax.engine._products import gate_widths
+from rnnjax.initializers import draw_linear
+
+
+class Memory(NamedTuple):
+    """What is attended to, for each sequence of a batch.
+
+    Made by hand it is ``Memory(states, mask)``. What only depends on it, keys and values, is made
+    of it once (``prepare_memory``), not at every step.
+
+    Attributes:
+        states: [..., S, M], such as the outputs of an encoder.
+        mask: bool [..., S], True where a place is real; the others are never read.
+        keys: [..., S, K], what queries meet.
+        values: [..., S, G*H], the states through the matrix of the gates; None where attention is
+            outside the recurrence or reads the states themselves.
+    """
+
+    states: Array
+    mask: Array
+    keys: Array | None = None
+    values: Array | None = None
+
+
+def check_reading_cell(cell: Any) -> None:
+    """Refuse what cannot read from a memory before its step."""
+    if not isinstance(cell, Cell):
+        raise ValueError(f"cell must be a rnnjax.Cell, got {type(cell).__name__}")
+    if cell.recurrent is None or cell.update is None:
+        raise ValueError(
+            "cell must be one that gives recurrent weights and update, so that its gates are "
+            f"known, got {cell!r}"
+        )
+    if cell.context is not None:
+        raise ValueError(f"cell must take no context of its own, got {cell!r}")
+
+
+def recurrent_weights(cell: Cell, params: Params) -> Array:
+    assert cell.recurrent is not None
+    w_hh = cell.recurrent(params)
+    if w_hh.ndim != 2:
+        raise ValueError(
+            f"cell must have recurrent weights [P, G*H] of one head, got shape {w_hh.shape}"
+        )
+    return w_hh
+
+
+def gate_sizes(cell: Cell, params: Params, input_size: int) -> tuple[tuple[int, ...], int]:
+    """The widths of the gates, and that of the state that the recurrent weights multiply."""
+    x = jax.ShapeDtypeStruct((input_size,), jnp.float32)
+    w_hh = jax.eval_shape(lambda p: recurrent_weights(cell, p), params)
+    return gate_widths(w_hh, jax.eval_shape(cell.project, params, x)), w_hh.shape[0]
+
+
+def draw_gate_weights(key: Key, rows: int, widths: tuple[int, ...]) -> Array:
+    keys = jax.random.split(key, len(widths))
+    return jnp.concatenate(
+        [draw_linear(k, rows, width)[0] for k, width in zip(keys, widths, strict=True)], axis=-1
+    )
+
+
+def cut_gates(packed: Array, widths: tuple[int, ...]) -> tuple[Array, ...]:
+    """A vector of all gates as one a gate."""
+    ends = [sum(widths[: i + 1]) for i in range(len(widths))]
+    return tuple(jnp.split(packed, ends[:-1], axis=-1))
+
+
+def add_to_gates(x_proj: tuple, h_proj: tuple, packed: Array) -> tuple:
+    """The pieces of ``x_proj`` that are gates, as those of ``h_proj`` are, with a further input."""
+    added = cut_gates(packed, tuple(piece.shape[-1] for piece in h_proj))
+    gates = (x + a for x, a in zip(x_proj, added, strict=False))
+    return (*gates, *x_proj[len(added) :])
+
+
+def checked_memory(given: Any, memory_size: int) -> Memory:
+    """The memory of one sequence, zeros where it is not real.
+
+    Raises:
+        ValueError: it is no memory, or of another size.
+    """
+    if not isinstance(given, Memory):
+        raise ValueError(
+            f"context must be a rnnjax.Memory(states, mask), got {type(given).__name__}"
+        )
+    states, mask = given.states, given.mask
+    if mask is None:
+        raise ValueError("context.mask must be bool of shape [..., S] as context.states, got None")
+    if states.ndim != 2 or states.shape[-1] != memory_size:
+        raise ValueError(
+            f"context.states must have shape [..., S, {memory_size}], got size {states.shape[-1]}"
+        )
+    if mask.shape != states.shape[:1] or mask.dtype != bool:
+        raise ValueError(
+            "context.mask must be bool of shape [..., S] as context.states, "
+            f"got {mask.dtype} for {mask.shape[-1:]} places of {states.shape[0]}"
+        )
+    return given._replace(states=masking.zero_padding(mask, states))
