@@ -1,0 +1,123 @@
+"""The command line: train, and label."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from experiments.recognize.files import read_file
+from experiments.recognize.model import (
+    Known,
+    build_network,
+    label_loss,
+    make_parts,
+    probabilities,
+)
+from experiments.recognize.pictures import draw_kinds
+from experiments.recognize.series import Series, read_series
+from experiments.recognize.settings import Request, Settings
+from experiments.running import curves
+from experiments.running.command_line import run_program
+from experiments.running.console import command, parameter_table
+from experiments.running.devices import find_devices
+from experiments.running.loss_fitting import Fitted, Recipe, fit_by_loss
+from experiments.running.opening import open_run
+from experiments.running.predicting import one_line
+from experiments.running.processes import start_time
+from experiments.running.run_settings import stored_config
+from experiments.running.setting_checks import Rule, check_settings, share, whole
+from experiments.running.trained import WEIGHTS, finished_settings, load_trained
+from rnnjax.data import DataError
+from rnnjax.weights import save_weights
+
+PROGRAM = "python -m experiments.recognize"
+CURVES, PICTURE, KNOWN = "curves.png", "kinds.png", "series.json"
+
+
+def train(settings: Settings) -> Fitted:
+    """Train, write the run's folder, and say how to use it."""
+    began = time.perf_counter()
+    not_negative = Rule("a number from 0 up", lambda value: 0 <= value < float("inf"))
+    check_settings(settings, series=whole(10), noise=not_negative, validation=share(zero=False))
+    devices = find_devices(settings.devices)
+    devices.check_rows("--batch-size", settings.batch_size)
+    series = read_series(settings)
+    folder = settings.out or Path("runs") / f"recognize-{series.name}-{start_time()}"
+    stored = stored_config(settings, folder)
+    known = Known.of(series)
+    network = build_network(settings, known)
+    parts = make_parts(series, known, settings)
+    identity = {"settings": settings.written(), "sha256": series.sha256}
+    leaves = (WEIGHTS, CURVES, PICTURE, KNOWN)
+    with open_run(settings, folder, stored, identity, leaves) as (run, saver):
+        _describe(series, known)
+        params = network.init(jax.random.key(settings.seed))
+        parameter_table(params)
+        loss_fn, recipe = label_loss(network, settings.noise), Recipe.of(settings)
+        fitted = fit_by_loss(loss_fn, params, parts, recipe, run, saver, devices)
+        run.write({"kind": "test", "epoch": fitted.epoch, **fitted.test})
+        saver.wait()
+        (run.path / KNOWN).write_text(json.dumps(known._asdict()), "utf-8")
+        save_weights(run.path / WEIGHTS, fitted.params)
+        curves.draw(run.metrics_path, run.path / CURVES)
+        guessed = probabilities(network, fitted.params, known, series.test.rows).argmax(-1)
+        draw_kinds(series.test, guessed, known.labels, run.path / PICTURE)
+    _report(series, fitted, time.perf_counter() - began, folder)
+    return fitted
+
+
+def _describe(series: Series, known: Known) -> None:
+    counts = [len(part.rows) for part in series[3:]]
+    print(
+        f"{series.name}: {counts[0]:,} series to train, {counts[1]:,} to validate, {counts[2]:,} "
+        f"to test; {len(known.labels)} labels, {len(known.mean)} channels, up to {known.longest} "
+        "steps"
+    )
+
+
+def _report(series: Series, fitted: Fitted, seconds: float, folder: Path) -> None:
+    print(f"validation: {fitted.validation['accuracy']:.4f} of the labels right")
+    print(
+        f"test: {fitted.test['accuracy']:.4f} of the labels right, {fitted.test['loss']:.4f} nats"
+    )
+    usual = Counter(series.train.classes).most_common(1)[0][0]
+    chance = series.test.classes.count(usual) / len(series.test.classes)
+    print(f"with the most frequent label: {chance:.4f}")
+    print(f"{seconds:.0f} s, compiling included; {PICTURE} in {folder}")
+    print(f"label a file: {command(*PROGRAM.split(), 'predict', folder, 'new.csv')}")
+
+
+def predict(request: Request) -> None:
+    """Label the series of a file with the network in a run's folder."""
+    settings = finished_settings(PROGRAM, Settings, request.run)
+    known = Known(**json.loads((request.run / KNOWN).read_text("utf-8")))
+    table = read_file(request.file)
+    channels = table.rows[0].shape[1]
+    if channels != len(known.mean):
+        raise DataError(f"{request.file} must have {len(known.mean)} channels, got {channels}")
+    longest = max(map(len, table.rows))
+    if settings.pooling == "places" and longest > known.longest:
+        raise DataError(
+            f"{request.file} must have series of {known.longest} steps at most, since each place "
+            f"has weights of its own, got one of {longest}"
+        )
+    network = build_network(settings, known)
+    params = load_trained(network.init, request.run)
+    found = probabilities(network, params, known, table.rows)
+    for name, row in zip(table.names, found, strict=True):
+        best = int(row.argmax())
+        print(f"{one_line(name)}\t{one_line(known.labels[best])}\t{row[best]:.3f}")
+    if table.labels is not None:
+        right = np.array([known.labels[i] for i in found.argmax(-1)]) == np.array(table.labels)
+        print(f"{int(right.sum()):,} of {len(right):,} as the file says")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    return run_program(PROGRAM, Settings, train, {"predict": (Request, predict)}, arguments)

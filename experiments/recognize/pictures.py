@@ -1,0 +1,41 @@
+"""A series of each label, and how many of its kind were recognised."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from experiments.recognize.series import Part
+
+MOST = 20  # panels; of more labels the first are shown
+
+
+def draw_kinds(
+    part: Part, guessed: np.ndarray, labels: Sequence[str], path: str | os.PathLike[str]
+) -> None:
+    """A panel for each label: the channels of one series over its steps, and the count of right
+    answers."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    classes = np.array(part.classes)
+    shown = [c for c in range(len(labels)) if (classes == c).any()][:MOST]
+    columns = min(5, len(shown))
+    rows = -(-len(shown) // columns)
+    # A figure of its own, without pyplot: no window system is asked for, no figure is left open.
+    figure = Figure(figsize=(2.3 * columns, 1.9 * rows), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    for axes, number in zip(grid, shown, strict=False):
+        own = np.flatnonzero(classes == number)
+        axes.plot(part.rows[own[0]], linewidth=1.0)
+        right = int(np.sum(guessed[own] == number))
+        axes.set_title(f"{labels[number]}: {right} of {len(own)}", fontsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=7)
+    for axes in grid[len(shown) :]:
+        axes.set_visible(False)
+    figure.supxlabel("step", fontsize=8)
+    figure.savefig(os.fspath(path), format="png")

@@ -1,0 +1,195 @@
+"""Series with a label each, in three parts: from packages, from files, or made."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.recognize.files import Table, read_file
+from experiments.recognize.settings import Settings
+from experiments.running.packages import is_installed
+from rnnjax.data import DataError
+
+
+class Part(NamedTuple):
+    """Values [T, D] of some series, and the number of the label of each."""
+
+    rows: list[np.ndarray]
+    classes: list[int]
+
+
+class Series(NamedTuple):
+    """Labelled series.
+
+    Attributes:
+        name: of the data set.
+        sha256: of all values and labels.
+        labels: their names, in the order of their numbers.
+        train: series to learn from.
+        validation: series to choose the weights by.
+        test: series to judge them by.
+    """
+
+    name: str
+    sha256: str
+    labels: list[str]
+    train: Part
+    validation: Part
+    test: Part
+
+
+def read_series(settings: Settings) -> Series:
+    """The series that the settings name, divided by the seed.
+
+    Raises:
+        DataError: a package or a file is missing, or does not hold labelled series.
+    """
+    name = settings.dataset
+    if settings.test is not None and (name is None or name in PACKAGES):
+        raise DataError("--test must stand beside a --dataset that is a file, got it alone")
+    if name is None:
+        rng = np.random.default_rng((settings.seed, settings.series))
+        return _divided("strokes", make_strokes(rng, settings.series), None, settings)
+    if name in PACKAGES:
+        return _divided(name, *PACKAGES[name](), settings)
+    path = Path(name)
+    test = None if settings.test is None else _labelled(settings.test)
+    return _divided(path.stem, _labelled(path), test, settings)
+
+
+def _labelled(path: Path) -> Table:
+    table = read_file(path)
+    if table.labels is None:
+        raise DataError(f"{path} must have a label for each series, got none")
+    return table
+
+
+def _divided(name: str, table: Table, test: Table | None, settings: Settings) -> Series:
+    """The parts; without a test table a fifth of the series is the test part."""
+    labels = sorted(set(table.labels or ()), key=lambda label: (len(label), label))
+    if len(labels) < 2:
+        raise DataError(f"{name} must have 2 or more labels, got {len(labels)}")
+    whole = _as_part(table, labels, name)
+    tested = None if test is None else _as_part(test, labels, "--test")
+    rows = whole.rows + (tested.rows if tested else [])
+    if len({row.shape[1] for row in rows}) > 1:
+        raise DataError("--test must have as many channels as --dataset, got another number")
+    order = np.random.default_rng(settings.seed).permutation(len(whole.rows)).tolist()
+    if tested is None:
+        fifth = len(order) // 5
+        held, order = order[:fifth], order[fifth:]
+        tested = _pick(whole, held)
+    count = round(len(order) * settings.validation)
+    if not 0 < count < len(order) or not tested.rows:
+        raise DataError(f"{name} must have series enough for three parts, got {len(rows)}")
+    digest = hashlib.sha256(repr((labels, whole.classes, tested.classes)).encode())
+    for row in rows:
+        digest.update(row.tobytes())
+    parts = _pick(whole, order[count:]), _pick(whole, order[:count]), tested
+    return Series(name, digest.hexdigest(), labels, *parts)
+
+
+def _as_part(table: Table, labels: Sequence[str], name: str) -> Part:
+    number = {label: i for i, label in enumerate(labels)}
+    given = table.labels or []
+    new = sorted(set(given) - set(number))
+    if new:
+        raise DataError(f"{name} must have labels that --dataset has, got {new[0]!r}")
+    return Part(table.rows, [number[label] for label in given])
+
+
+def _pick(part: Part, places: Sequence[int]) -> Part:
+    return Part([part.rows[i] for i in places], [part.classes[i] for i in places])
+
+
+def _japanese_vowels() -> tuple[Table, Table]:
+    """9 men who say two vowels, 12 channels, 7 to 29 steps: 270 series to learn from, 370 to test.
+
+    Source: Kudo, Toyama and Shimbo, "Multidimensional curve classification using passing-through
+    regions" (1999). The files lie in the package aeon, which is found and not imported.
+    """
+    spec = importlib.util.find_spec("aeon")
+    if spec is None or not spec.submodule_search_locations:
+        raise _missing("aeon")
+    folder = Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "JapaneseVowels"
+    train, test = (_labelled(folder / f"JapaneseVowels_{part}.ts") for part in ("TRAIN", "TEST"))
+    return train, test
+
+
+def _mnist1d() -> tuple[Table, Table]:
+    """Ten shapes, moved, scaled, sheared and under noise: 4,000 series of 40 steps, 1,000 to test.
+
+    Source: Greydanus and Kobak, "Scaling down deep learning with MNIST-1D" (2020). The package
+    makes them from its seed.
+    """
+    if not is_installed("mnist1d"):
+        raise _missing("mnist1d")
+    from mnist1d.data import (  # pyright: ignore[reportMissingImports]
+        get_dataset_args,
+        make_dataset,
+    )
+
+    # The package seeds the generators of the whole process: they are put back.
+    states = random.getstate(), np.random.get_state()
+    try:
+        data = make_dataset(get_dataset_args())
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+    return tuple(
+        Table(
+            [str(i) for i in range(len(data[f"y{part}"]))],
+            list(data[f"x{part}"].astype(np.float32)[..., None]),
+            [str(label) for label in data[f"y{part}"].tolist()],
+        )
+        for part in ("", "_test")
+    )  # pyright: ignore[reportReturnType]
+
+
+def _missing(package: str) -> DataError:
+    return DataError(
+        f"the package {package} must be installed for this --dataset, got none: "
+        'pip install "rnnjax[series]"'
+    )
+
+
+PACKAGES = {"japanese_vowels": _japanese_vowels, "mnist1d": _mnist1d}
+
+KINDS = ("circle", "eight", "spiral", "zigzag", "square", "wave")
+
+
+def make_strokes(rng: np.random.Generator, count: int) -> Table:
+    """How a pen moves from step to step, in two channels: six figures, each drawn either way round.
+
+    Size, speed, slant, length and start differ, and the hand trembles. A spiral and a circle, or a
+    zigzag and a wave, are told apart only over many steps.
+    """
+    names = [str(i) for i in range(1, count + 1)]
+    labels = [str(rng.choice(KINDS)) for _ in names]
+    return Table(names, [_stroke(rng, label) for label in labels], labels)
+
+
+def _stroke(rng: np.random.Generator, kind: str) -> np.ndarray:
+    steps = int(rng.integers(20, 61))
+    time = np.linspace(0, 1, steps + 1) * rng.uniform(1.5, 2.5) + rng.uniform()
+    angle, swing = 2 * np.pi * time, 2 * np.abs(2 * (2 * time % 1) - 1) - 1
+    wide = np.abs(np.cos(angle)) + np.abs(np.sin(angle))
+    x, y = {
+        "circle": (np.cos(angle), np.sin(angle)),
+        "eight": (np.sin(angle), np.sin(2 * angle)),
+        "spiral": (time * np.cos(angle) / 2, time * np.sin(angle) / 2),
+        "square": (np.cos(angle) / wide, np.sin(angle) / wide),
+        "zigzag": (1.5 * time, swing),
+        "wave": (1.5 * time, np.cos(2 * angle)),
+    }[kind]
+    turn = rng.normal() * 0.3
+    points = np.stack([x * np.cos(turn) - y * np.sin(turn), x * np.sin(turn) + y * np.cos(turn)], 1)
+    moves = np.diff(points * rng.uniform(0.5, 1.5), axis=0) * rng.choice((-1, 1))
+    moves += rng.normal(size=moves.shape) * 0.3 * np.abs(moves).mean()
+    return (moves * steps / 40).astype(np.float32)
