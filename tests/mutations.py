@@ -46,6 +46,7 @@ OPTIONS = "engine/test_unroll_options.py::"
 PARALLEL = "engine/test_associative.py::"
 SEGMENTS = "engine/test_segments.py::"
 LAYERS = "layers/test_layers.py::"
+MLSTM = "cells/test_mlstm.py::"
 NOISE = "transforms/test_regularizers.py::"
 TRAIN = "training/test_training.py::"
 FINITE = "training/test_nonfinite.py::"
@@ -241,6 +242,32 @@ FAULTS = [
             "[0 if reverse else 1], carries)",
             "[1], carries)",
             f"{SEGMENTS}test_final_carries_stand_at_the_end_where_the_run_left_the_segment[True]",
+        ),
+    ),
+    *_of(
+        "cells/mlstm.py",
+        (
+            "before & (segment[:, None] == segment[None]),",
+            "before,",
+            MLSTM + "test_chunks_of_any_length_are_each_sequence_alone",
+        ),
+        (
+            "m = jnp.where(started, _larger(m, jnp.zeros_like(m)), m)",
+            "m = _larger(m, jnp.zeros_like(m))",
+            MLSTM + "test_chunks_of_any_length_are_each_sequence_alone",
+        ),
+        (
+            "    sums = _product(jnp.where(steps[:, None] >= steps[None], f[None], 0.0), later)\n",
+            "    sums = jnp.cumsum(f)[:, None] - jnp.cumsum(f)[None]\n",
+            MLSTM + "test_a_chunk_in_float32_keeps_its_digits_behind_gates_that_are_shut",
+        ),
+    ),
+    *_of(
+        "engine/_chunked.py",
+        (
+            "jnp.flip(a, 0)",
+            "a",
+            MLSTM + "test_chunks_of_any_length_are_each_sequence_alone",
         ),
     ),
     *_of(

@@ -106,6 +106,62 @@ def _chunk(
     return carry, ys.reshape(len(ys), -1)
 
 
+class _Start(NamedTuple):
+    """What the steps of a chunk go on from: the memory before the chunk, or that after a reset.
+
+    ``shares`` [K, K], whether step t has step s <= t in its segment; ``read`` [K, d] and ``total``
+    [K], what the queries read of that memory; ``m`` [K], its stabiliser; ``c`` and ``n``, those
+    that the last step goes on from.
+    """
+
+    shares: Array
+    read: Array
+    total: Array
+    m: Array
+    c: Array
+    n: Array
+
+
+def _start(carry: MLSTMCarry, reset_carry: MLSTMCarry, q: Array, resets: Array | None) -> _Start:
+    steps = jnp.arange(len(q))
+    before = steps[:, None] >= steps[None]
+
+    def of_memory(memory: MLSTMCarry) -> _Start:
+        c, n, m = memory
+        return _Start(before, _product(q, c), _product(q, n), jnp.full(len(q), m), c, n)
+
+    if resets is None:
+        return of_memory(carry)
+    segment = jnp.cumsum(resets)
+    is_fresh = segment > 0
+    fresh, old = of_memory(reset_carry), of_memory(carry)
+    return _Start(
+        before & (segment[:, None] == segment[None]),
+        jnp.where(is_fresh[:, None], fresh.read, old.read),
+        jnp.where(is_fresh, fresh.total, old.total),
+        jnp.where(is_fresh, fresh.m, old.m),
+        jnp.where(is_fresh[-1], fresh.c, old.c),
+        jnp.where(is_fresh[-1], fresh.n, old.n),
+    )
+
+
+def _weights(start: _Start, i: Array, f: Array, started: Array) -> tuple[Array, Array, Array]:
+    """The stabiliser m [K], and divided by exp(m) what is left at step t of what step s wrote,
+    [K, K], and of the memory before the chunk, [K]."""
+    steps = jnp.arange(len(i))
+    # Sums of the logarithms of the forget gates of steps s + 1 to t, each of its own terms: as a
+    # difference of two sums from the beginning it would lose the digits of both.
+    later = (steps[:, None] > steps[None]).astype(f.dtype)
+    sums = _product(jnp.where(steps[:, None] >= steps[None], f[None], 0.0), later)
+    written = jnp.where(start.shares, sums + i[None], -jnp.inf)
+    kept = jnp.sum(jnp.where(start.shares, f[None], 0.0), axis=1) + start.m
+    both = jnp.concatenate([written, kept[:, None]], axis=1)
+    largest = jnp.argmax(both, axis=1)[:, None] == jnp.arange(len(i) + 1)[None]
+    m = jnp.sum(jnp.where(largest, both, 0.0), axis=1)
+    m = jnp.where(started, _larger(m, jnp.zeros_like(m)), m)
+    return m, jnp.exp(written - m[:, None]), jnp.exp(kept - m)
+
+
 def _chunk_of_head(
     carry: MLSTMCarry,
     reset_carry: MLSTMCarry,
@@ -116,48 +172,19 @@ def _chunk_of_head(
     """K steps at once: what a step reads of the others in the chunk is a product of matrices
     [K, K] and [K, d], and what it reads of the memory before the chunk is another."""
     q, k, v, o, i, f = heads
-    steps = jnp.arange(len(q))
-    started = jnp.ones(steps.shape, bool)
+    started = jnp.ones(len(q), bool)
     if valid is not None:  # a masked step writes nothing and forgets nothing
         i, f = jnp.where(valid, i, -jnp.inf), jnp.where(valid, f, 0.0)
         started = jnp.cumsum(valid) > 0
-    # [t, s]: whether step t reads what step s wrote.
-    reads = steps[:, None] >= steps[None]
-    memory = jax.tree.map(lambda a: jnp.broadcast_to(a, (len(q), *a.shape)), (carry.n, carry.m))
-    read = _product(q, carry.c)
-    last_c = carry.c
-    if resets is not None:
-        segment = jnp.cumsum(resets)
-        reads = reads & (segment[:, None] == segment[None])
-        fresh = segment > 0
-        read = jnp.where(fresh[:, None], _product(q, reset_carry.c), read)
-        memory = (
-            jnp.where(fresh[:, None], reset_carry.n[None], memory[0]),
-            jnp.where(fresh, reset_carry.m, memory[1]),
-        )
-        last_c = jnp.where(fresh[-1], reset_carry.c, carry.c)
-    n, m = memory
-    # The logarithm of what is left at t of what s wrote. Each is a sum of its own terms: as a
-    # difference of two sums from the beginning it would lose the digits of both.
-    later = steps[:, None] > steps[None]
-    left = jnp.cumsum(jnp.where(later, f[:, None], 0.0), axis=0) + i[None]
-    left = jnp.where(reads, left, -jnp.inf)
-    kept = jnp.sum(jnp.where(reads, f[None], 0.0), axis=1) + m
-    all_left = jnp.concatenate([left, kept[:, None]], axis=1)
-    largest = jnp.argmax(all_left, axis=1)[:, None] == jnp.arange(len(q) + 1)[None]
-    m = jnp.sum(jnp.where(largest, all_left, 0.0), axis=1)
-    m = jnp.where(started, _larger(m, jnp.zeros_like(m)), m)
-    weights, keep = jnp.exp(left - m[:, None]), jnp.exp(kept - m)
+    start = _start(carry, reset_carry, q, resets)
+    m, weights, keep = _weights(start, i, f, started)
     scores = weights * _product(q, k.T)
-    read = _product(scores, v) + keep[:, None] * read
-    total = jnp.sum(scores, axis=1) + keep * jnp.sum(q * n, axis=1)
+    read = _product(scores, v) + keep[:, None] * start.read
+    total = jnp.sum(scores, axis=1) + keep * start.total
     written = weights[-1][:, None] * k
-    new = MLSTMCarry(
-        keep[-1] * last_c + _product(written.T, v),
-        keep[-1] * n[-1] + jnp.sum(written, axis=0),
-        m[-1],
-    )
-    return new, _read(o, read, total, m)
+    c = keep[-1] * start.c + _product(written.T, v)
+    n = keep[-1] * start.n + jnp.sum(written, axis=0)
+    return MLSTMCarry(c, n, m[-1]), _read(o, read, total, m)
 
 
 @factory
@@ -187,8 +214,8 @@ def mlstm(
 
     Nothing here sees the state, so many steps are computed at once, as products of matrices
     (``implementation="chunked"``, which ``unroll`` takes by itself): chunk after chunk of 64 steps,
-    or of ``remat=k``. The values and derivatives are those of step after step, to rounding. What
-    is not a number at a real step reaches all outputs of its chunk.
+    32 on a CPU, or of ``remat=k``. The values and derivatives are those of step after step, to
+    rounding. What is not a number at a real step reaches all outputs of its chunk.
 
     In the paper's block q and k come of a convolution, which v does not see, and the output is
     normalised head by head; here all come of the input of the step.

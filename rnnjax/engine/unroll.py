@@ -93,11 +93,11 @@ def unroll(
             :func:`explain`. Values and gradients are the same.
         implementation: ``"scan"``, step after step; ``"associative"``, in parallel over time, for
             a cell that is linear in its carry (:class:`rnnjax.Cell`, ``linear``); ``"chunked"``,
-            many steps at once, for a cell with the field ``chunk``: 64, or as many as ``remat``
-            says;
-            ``"persistent"``, the whole loop as one kernel, on an NVIDIA GPU of compute capability
-            9.0, for a cell whose ``update`` acts unit by unit (``rnnjax.engine.kernels`` says what
-            is promised there). None chooses; see :func:`explain`.
+            many steps at once, for a cell with the field ``chunk``: as many as ``remat`` says, or
+            64 (32 on a CPU); ``"persistent"``, the whole loop as one kernel, on an NVIDIA GPU of
+            compute capability 9.0, for a cell whose ``update`` acts unit by unit
+            (``rnnjax.engine.kernels`` says what is promised there). None chooses; see
+            :func:`explain`.
         scan_unroll: steps per iteration of the compiled loop; the result is the same. None
             chooses: several on a GPU, one elsewhere.
         context: constants of each sequence for a cell with the field ``context``: a tree of arrays

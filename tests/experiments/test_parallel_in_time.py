@@ -34,8 +34,11 @@ def test_every_way_to_run_every_cell_is_a_record(run):
     assert settings["steps"] == [9]
 
 
-def test_every_cell_to_choose_is_linear():
-    assert all(make(3).linear is not None for make in parallel_in_time.CELLS.values())
+def test_every_cell_to_choose_has_another_way_than_the_loop():
+    for make in parallel_in_time.CELLS.values():
+        cell = make(3)
+        other = {"associative": cell.linear, "chunked": cell.chunk}[parallel_in_time.ways(cell)[1]]
+        assert other is not None
 
 
 def test_a_ratio_is_taken_round_by_round(run):
