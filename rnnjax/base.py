@@ -128,10 +128,11 @@ class Cell(Made, _CellFields):
             ``plain_step`` and ``gates``.
         chunk: ``(params, carry, reset_carry, x_projs, valid, resets) -> (carry, ys [K, O])``, what
             ``update`` gives for K steps of one sequence, in the order they are taken, for a cell
-            that can compute them at once. ``x_projs`` has leaves [K, ...]; ``valid`` and ``resets``
-            are bool [K], or None where all steps are real, or none starts a segment: the carry
-            returns to ``reset_carry`` before such a step, and is held where a step is not valid.
-            Outputs at steps that are not valid need only be finite.
+            that can compute them at once. ``x_projs`` has leaves [K, ...], all finite: where they
+            were not, the engine makes NaN of that step and of the later ones of its segment.
+            ``valid`` and ``resets`` are bool [K], or None where all steps are real, or none starts
+            a segment: the carry returns to ``reset_carry`` before such a step, and is held where a
+            step is not valid. Outputs at steps that are not valid need only be finite.
     """
 
     def step(

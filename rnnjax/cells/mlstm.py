@@ -215,7 +215,7 @@ def mlstm(
     Nothing here sees the state, so many steps are computed at once, as products of matrices
     (``implementation="chunked"``, which ``unroll`` takes by itself): chunk after chunk of 64 steps,
     32 on a CPU, or of ``remat=k``. The values and derivatives are those of step after step, to
-    rounding. What is not a number at a real step reaches all outputs of its chunk.
+    rounding.
 
     In the paper's block q and k come of a convolution, which v does not see, and the output is
     normalised head by head; here all come of the input of the step.

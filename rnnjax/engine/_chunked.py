@@ -4,11 +4,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array, lax
 
 from rnnjax.base import Carry, Cell
 from rnnjax.engine._loop import run_scan
 from rnnjax.engine._step import Inputs, Loop, Weights
-from rnnjax.masking import zero_padding
+from rnnjax.masking import select, zero_padding
 
 
 def run_chunk(
@@ -19,11 +20,35 @@ def run_chunk(
     if not jax.tree.leaves(inputs.x_projs)[0].shape[0]:  # of no steps a cell need know nothing
         return run_scan(cell, loop, weights, carry, inputs)
     taken = _in_order(loop, inputs)
+    # In a product over all steps, NaN or Inf of one would reach the others, those before it too.
+    spoilt = ~_all_finite(taken.x_projs)
+    taken = taken._replace(x_projs=zero_padding(~spoilt, taken.x_projs))
     batched = jax.vmap(cell.chunk, (None, 0, 0, 1, 1, 1), (0, 1))
     carry, ys = batched(weights.params, carry, weights.reset_carry, *taken)
+    spoilt = _from_there_on(spoilt, taken.resets)
+    ys, carry = _spoil(spoilt, ys), _spoil(spoilt[-1], carry)
     return carry, zero_padding(inputs.valid, _in_order(loop, ys))
 
 
 def _in_order(loop: Loop, tree: Any) -> Any:
     """Leaves [T, ...] from the order of time into that of the run, and back."""
     return jax.tree.map(lambda a: jnp.flip(a, 0), tree) if loop.reverse else tree
+
+
+def _all_finite(x_projs: Any) -> Array:
+    """Whether all that a step reads is finite, [T, B]."""
+    leaves = [jnp.isfinite(a).all(tuple(range(2, a.ndim))) for a in jax.tree.leaves(x_projs)]
+    return jnp.stack(leaves).all(0)
+
+
+def _from_there_on(flags: Array, resets: Array | None) -> Array:
+    """``flags`` [T, B], True also at all later steps of the segment."""
+    count = jnp.cumsum(flags, axis=0, dtype=jnp.int32)
+    if resets is None:
+        return count > 0
+    before_segment = jnp.where(resets, count - flags, 0)
+    return count > lax.cummax(before_segment, axis=0)
+
+
+def _spoil(flags: Array, tree: Any) -> Any:
+    return select(~flags, tree, jax.tree.map(lambda a: jnp.full_like(a, jnp.nan), tree))

@@ -44,8 +44,8 @@ def gated(
     form, each in a ``residual(rms_norm(...))``:
 
     - Mamba: ``gated(stack(causal_convolution(E, 4, silu), s6(E)), D)``
-    - xLSTM: ``gated(stack(causal_convolution(E, 4, silu), mlstm(E, num_heads=4)), D)``, nearly: there
-      the values do not see the convolution, and a norm of each head stands behind the cell
+    - xLSTM: ``gated(stack(causal_convolution(E, 4, silu), mlstm(E, num_heads=4)), D)``, nearly:
+      there the values do not see the convolution, and a norm of each head stands behind the cell
     - Griffin: ``gated(stack(causal_convolution(E, 4), rg_lru(E)), D, activation=gelu)``, and then
       ``gated(None, D, hidden_size=3 * D, activation=gelu)``
 

@@ -117,6 +117,21 @@ def test_what_stands_in_the_padding_of_a_chunk_is_not_read():
         assert_trees_equal(dirty, clean, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_reaches_the_later_steps_of_its_segment_alone(bad, reverse):
+    params, batch = init(One(CELL)), ragged("all")
+    for place in zip(*np.nonzero(batch.valid), strict=True):
+        xs = batch.xs.at[place].set(bad)
+        options = {**batch.options, "reverse": reverse}
+        results = [
+            rnnjax.unroll(CELL, params, xs, implementation=name, remat=3, **options)
+            for name in ("chunked", "scan")
+        ]
+        assert_trees_equal(*results)
+        assert np.isnan(results[0][1]).any()
+
+
 @pytest.mark.usefixtures("float32")
 @pytest.mark.parametrize("i", [-1e4, 0.0, 1e4])
 @pytest.mark.parametrize("f", [-1e4, 1e4])
