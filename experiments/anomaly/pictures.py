@@ -1,0 +1,50 @@
+"""A series, how much each step surprises, and where the faults are."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from experiments.anomaly.series import Watched
+
+MOST = 1200  # steps that can be told apart
+
+
+def draw_surprise(
+    watched: Watched,
+    scores: np.ndarray,
+    alarm: float,
+    kinds: Sequence[str],
+    path: str | os.PathLike[str],
+) -> None:
+    """The steps around the first fault, or the first ones: values above, surprise below."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    places = np.flatnonzero(watched.fault)
+    begin = max(0, int(places[0]) - MOST // 2) if len(places) else 0
+    begin = 0 if len(scores) <= MOST else begin
+    steps = np.arange(begin, min(begin + MOST, len(scores)))
+    # A figure of its own, without pyplot: no window system is asked for, no figure is left open.
+    figure = Figure(figsize=(9, 4), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    above, below = figure.subplots(2, 1, sharex=True)
+    above.plot(steps, watched.values[steps], linewidth=0.9)
+    below.plot(steps, scores[steps], color="#2b2b2b", linewidth=0.9)
+    below.axhline(alarm, color="#c0392b", linestyle="--", linewidth=0.9)
+    edges = np.flatnonzero(np.diff(watched.fault[steps], prepend=0, append=0))
+    for first, end in itertools.pairwise(edges):
+        kind = int(watched.fault[steps[first]])
+        if kind:
+            for axes in (above, below):
+                axes.axvspan(steps[first] - 0.5, steps[end - 1] + 0.5, color="#e07b00", alpha=0.25)
+            above.text(steps[first], 1.0, kinds[kind - 1], fontsize=8,
+                       transform=above.get_xaxis_transform())  # fmt: skip
+    above.set(ylabel="value")
+    below.set(ylabel="surprise, nats", xlabel="step")
+    for axes in (above, below):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(os.fspath(path), format="png")
