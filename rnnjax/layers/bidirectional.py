@@ -9,6 +9,7 @@ from jax import Array
 from rnnjax._checks import check_key
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Layer
+from rnnjax.engine.kernels._device import side_by_side
 from rnnjax.layers._common import (
     StepArguments,
     check_parts,
@@ -90,12 +91,13 @@ def bidirectional(
         check_parts("initial_carry", start, 2)
         check_parts("params", params, 2, (tuple, list))
         keys = split_key(key, 2)
-        results = [
-            layer.apply(p, xs, **own, initial_carry=c, key=k)
-            for layer, p, c, k, own in zip(
-                (one, two), params, start, keys, split_context(steps, 2), strict=True
-            )
-        ]
+        with side_by_side(2):
+            results = [
+                layer.apply(p, xs, **own, initial_carry=c, key=k)
+                for layer, p, c, k, own in zip(
+                    (one, two), params, start, keys, split_context(steps, 2), strict=True
+                )
+            ]
         ys = jnp.concatenate([y for _, y in results], axis=-1)
         return Directions(*(carry for carry, _ in results)), ys
 

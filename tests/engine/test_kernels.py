@@ -1,5 +1,6 @@
 """The persistent kernels without a GPU: their mathematics tile by tile, their arrays, refusals."""
 
+import re
 import types
 
 import jax
@@ -92,10 +93,10 @@ def shapes(*about, **options):
     return jax.eval_shape(lambda: problem(*about, **options))
 
 
-def emulated(cell, loop):
+def emulated(cell, loop, device=H100):
     def run(weights, carry, inputs):
         return persistent.run_persistent(
-            cell, loop, weights, carry, inputs, device=H100, kernels=KERNELS
+            cell, loop, weights, carry, inputs, device=device, kernels=KERNELS
         )
 
     return run
@@ -398,6 +399,33 @@ def test_sizes_that_could_not_run_at_once_are_refused():
     small = H100._replace(processors=3)
     assert "the device has 3" in reason_for(rnnjax.lstm(64), device=small)
     assert "shared memory" in reason_for(rnnjax.lstm(64), device=H100._replace(shared_memory=9000))
+
+
+@NEW_JAX
+@pytest.mark.parametrize("by_name", [True, False])
+@pytest.mark.full
+def test_loops_that_run_side_by_side_fit_on_the_device_together(monkeypatch, by_name):
+    """However they overlap, none then waits for ever for room that another has."""
+    monkeypatch.setattr(_device, "describe_gpu", lambda device: H100)
+    implementation = "persistent" if by_name else None
+    half = rnnjax.recurrent(rnnjax.lstm(256), implementation=implementation)
+    back = rnnjax.recurrent(rnnjax.lstm(256), implementation=implementation, reverse=True)
+    layer, xs = rnnjax.bidirectional(half, back), jnp.ones((120, 20, 3))
+    params = jax.eval_shape(lambda: layer.init(jax.random.key(0), 3))
+
+    def processors(apply, params):
+        """What the kernels of a program take, all at once."""
+        program = str(jax.make_jaxpr(jax.grad(lambda p: jnp.sum(apply(p, xs)[1])))(params))
+        mesh = r"grid=\((\d+),\s+(\d+)\),\s+grid_names=\([^)]*\),\s+cluster=\((\d*),?\)"
+        grids = re.findall(mesh, program)
+        assert len(grids) == program.count("Mesh(")
+        return [int(a) * int(b) * int(c or 1) for a, b, c in grids]
+
+    alone = processors(half.apply, params.forward)
+    assert (max(alone, default=0) > 66) == by_name
+    together = processors(layer.apply, params)
+    assert len(together) == 4 * by_name
+    assert all(2 * taken <= H100.processors for taken in together)
 
 
 @NEW_JAX

@@ -14,9 +14,11 @@ What is promised, on an NVIDIA GPU of the Hopper generation (H100, H200) and JAX
   (hi hi + hi lo + lo hi), whose errors on an H100 were a sixtieth of those of TF32, which the
   scan's products have on a GPU unless JAX is told otherwise; sigmoid and tanh are exact to float32.
 - **When it is chosen by itself.** From 16 steps on, where all tiles of the batch fit on half of the
-  device at once: two loops that do not depend on each other, as the directions of a layer, may then
-  run side by side. Asked for by name it takes the whole device. ``rnnjax.explain`` says what is
-  chosen, and why.
+  device at once: two loops that do not depend on each other may then run side by side. Asked for
+  by name it takes the whole device; the two directions of a layer each take half of it, and a loop
+  inside ``jax.shard_map`` leaves half to collectives. Loops that a program of your own runs side
+  by side, by name, rely on XLA starting kernels in turn. ``rnnjax.explain`` says what is chosen,
+  and why.
 - **How fast.** Tables by device are in ``experiments/gpu_check/measured``; they and all that is
   said here are made and checked by ``python -m experiments.gpu_check``.
 - **The same bits.** Two runs on one device give equal bits: no sum depends on an order in time.

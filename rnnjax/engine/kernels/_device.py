@@ -1,5 +1,8 @@
 """What is known of the GPU that a computation is for."""
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -17,12 +20,47 @@ class Device(NamedTuple):
         capability: its compute capability, such as "9.0".
         processors: streaming multiprocessors: CTAs of the kernels' size that run at once.
         shared_memory: bytes that a CTA may have.
+        beside: loops, this one among them, and other kernels that may be on it at the same time.
     """
 
     name: str
     capability: str
     processors: int
     shared_memory: int
+    beside: int = 1
+
+    @property
+    def room(self) -> int:
+        """Processors for one loop: its equal share of them."""
+        return self.processors // self.beside
+
+
+_loops = contextvars.ContextVar("loops", default=1)
+
+
+@contextlib.contextmanager
+def side_by_side(loops: int) -> Iterator[None]:
+    """What is traced inside is one of ``loops`` loops that do not depend on each other.
+
+    All parts of a loop wait for each other, so all must be on the device at once. Two loops that
+    each hold a part of it, and wait for the part that the other holds, would wait for ever. XLA
+    starts the kernels of a program one after the other, but nothing in the program says that it
+    must; with a share of the processors for each, any order is right.
+    """
+    before = _loops.set(_loops.get() * loops)
+    try:
+        yield
+    finally:
+        _loops.reset(before)
+
+
+def with_share(device: Device | str) -> Device | str:
+    """``device`` with what may run on it beside the loop that is traced here."""
+    if isinstance(device, str):
+        return device
+    # In jax.shard_map there may be collectives, too, whose kernels wait for other devices.
+    collectives = bool(jax.sharding.get_abstract_mesh().manual_axes)
+    return device._replace(beside=_loops.get() + collectives)
 
 
 def describe_gpu(device: Any) -> Device | str:

@@ -104,12 +104,13 @@ def tilings(
     """
     # Up to a multiple of ROWS: a piece of a product is at least 64 units deep (DEPTHS).
     groups = math.ceil(size / ROWS) * (ROWS // UNITS)
-    if groups > device.processors:
+    if groups > device.room:
+        shared = f", for one of {device.beside} loops" if device.beside > 1 else ""
         raise TooLargeError(
             f"{size} hidden units take {groups} processors at once, and the device has "
-            f"{device.processors}"
+            f"{device.room}{shared}"
         )
-    most = device.processors // groups
+    most = device.room // groups
     ways = []
     for width in WIDTHS:
         # Rounds of equally many tiles, so that every CTA has work in each of them.

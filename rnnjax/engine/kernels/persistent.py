@@ -125,9 +125,10 @@ def plan(problem: Problem, device: Device | str, by_itself: bool) -> Launch | st
         return str(error)
     if by_itself and launch.tiling.rounds > 1:
         return f"{problem.batch} sequences would take {launch.tiling.rounds} rounds"
-    if by_itself and 2 * launch.tiling.at_once * launch.tiling.groups > device.processors:
+    taken = launch.tiling.at_once * launch.tiling.groups
+    if by_itself and max(2, device.beside) * taken > device.processors:
         # Two launches that each wait for room which the other has would wait for ever. By name, the
-        # caller says that nothing like it runs beside; the two directions of a layer might.
+        # caller says that nothing like it runs beside, but for what ``device.beside`` counts.
         return "it would take more than half of the device, and two such loops may run at once"
     if by_itself and problem.time < FEWEST_STEPS:
         return f"{problem.time} steps are too few to gain by it"
@@ -276,5 +277,6 @@ def find_device(tree: Any) -> Device | str:
     arrays = [a for a in leaves if isinstance(a, Array) and not isinstance(a, Tracer)]
     # Committed arrays decide where a program runs; the others follow them.
     for leaf in sorted(arrays, key=lambda leaf: not leaf.committed):
-        return _device.describe_gpu(min(leaf.devices(), key=lambda device: device.id))
-    return _device.describe_gpu(_device.default_device())
+        device = min(leaf.devices(), key=lambda device: device.id)
+        return _device.with_share(_device.describe_gpu(device))
+    return _device.with_share(_device.describe_gpu(_device.default_device()))
