@@ -1,9 +1,9 @@
 """What is computed on several devices by ``tests/training/test_devices.py``, and the comparison.
 
-    python tests/mesh_cases.py Auto lstm gru "a classifier"
+    python tests/mesh_cases.py lstm gru "a tagger"
 
-runs cases by name, all without names, on a mesh of as many devices as there are, with axes of the
-kind given. Each case is computed on one device, and with its batch divided over all of them.
+runs cases by name, all without names: each on one device, and with its batch divided over as many
+devices as there are, on meshes of both kinds, with and without ``jax.set_mesh``.
 """
 
 import contextlib
@@ -273,38 +273,59 @@ def weigh(tree):
     return sum(of_leaf(leaf) for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact))
 
 
-def compare(name: str, mesh: Any, set_mesh: bool) -> None:
-    """The case on one device, and divided over the mesh."""
-    case = CASES[name]()
+def values_and_gradients(cases: dict[str, Case]) -> Callable:
+    """Of all cases in one program, since compiling many small ones takes twice the time."""
 
-    def values_and_gradients(params, batch):
-        def loss(params):
-            results = case.function(params, batch)
-            return weigh(results), results
+    def results(params, batches):
+        return {n: case.function(params[n], batches[n]) for n, case in cases.items()}
 
-        if not case.differentiable:
-            return case.function(params, batch)
-        return jax.value_and_grad(loss, has_aux=True)(params)
+    def loss(params, batches):
+        found = results(params, batches)
+        return weigh(found), found
 
-    program = jax.jit(values_and_gradients)
-    expected = jax.device_get(program(case.params, case.batch))
-    with jax.set_mesh(mesh) if set_mesh else contextlib.nullcontext():
-        found = program(replicate(mesh, case.params), shard_batch(mesh, case.batch))
+    if all(case.differentiable for case in cases.values()):
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))
+    return jax.jit(results)
+
+
+def compare(name: str, found: Any, expected: Any) -> None:
+    """What a mesh gave for a case, beside what one device gave."""
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-            np.testing.assert_allclose(np.asarray(a), b, rtol=2e-4, atol=2e-5)
+            np.testing.assert_allclose(np.asarray(a), b, rtol=2e-4, atol=2e-5, err_msg=name)
 
 
-def main(kind: str, *names: str) -> None:
-    mesh = jax.make_mesh((jax.device_count(),), ("batch",), axis_types=(getattr(AxisType, kind),))
-    jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of the time
-    for name in names or CASES:
+def of_case(name: str, found: Any) -> Any:
+    """The results of one case, and its gradients if it has them, out of those of a program."""
+    if isinstance(found, dict):
+        return found[name]
+    (_, results), gradients = found
+    return results[name], gradients[name]
+
+
+def compare_together(cases: dict[str, Case]) -> None:
+    """Cases on one device, and divided over meshes of both kinds, set or not."""
+    program = values_and_gradients(cases)
+    params = {n: case.params for n, case in cases.items()}
+    batches = {n: case.batch for n, case in cases.items()}
+    expected = jax.device_get(program(params, batches))
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        mesh = jax.make_mesh((jax.device_count(),), ("batch",), axis_types=(kind,))
         for set_mesh in (False, True):
-            try:
-                compare(name, mesh, set_mesh)
-            except Exception as error:
-                error.add_note(f"the case: {name}, set_mesh={set_mesh}")
-                raise
+            with jax.set_mesh(mesh) if set_mesh else contextlib.nullcontext():
+                found = program(replicate(mesh, params), shard_batch(mesh, batches))
+            for name in cases:
+                what = f"{name}, {kind}, set_mesh={set_mesh}"
+                compare(what, of_case(name, found), of_case(name, expected))
+
+
+def main(*names: str) -> None:
+    jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of the time
+    cases = {name: CASES[name]() for name in names or CASES}
+    for differentiable in (True, False):
+        together = {n: c for n, c in cases.items() if c.differentiable == differentiable}
+        if together:
+            compare_together(together)
 
 
 if __name__ == "__main__":

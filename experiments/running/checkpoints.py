@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from experiments.running.processes import Agreement, is_first
+from experiments.running.agreement import Agreement
+from experiments.running.processes import is_first
 from experiments.running.run_folder import RunFolder
 from experiments.running.run_settings import require_same
 from rnnjax.checkpoint import CheckpointError, Checkpoints

@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from experiments.running.console import exit_code
+from experiments.running.failures import Failures
 from experiments.running.processes import Launch
 from experiments.running.run_folder import CONFIG
 from experiments.running.run_settings import RunSettings, stored_settings
@@ -45,10 +46,11 @@ def run_program(
             answer(tyro.cli(request, prog=f"{program} {given[0]}", args=given[1:]))
         else:
             settings, launch = parse_settings(program, kind, given)
-            with launch.joined():
+            with launch.joined(failures):
                 train(settings)
 
-    return exit_code(run, CheckpointError, NonFiniteError)
+    failures = Failures()
+    return failures.exit_code(lambda: exit_code(run, CheckpointError, NonFiniteError))
 
 
 def parse_settings(program: str, kind: type[Run], given: Sequence[str]) -> tuple[Run, Launch]:

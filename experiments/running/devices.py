@@ -18,17 +18,21 @@ class Devices(NamedTuple):
 
     mesh: Mesh | None
 
+    @property
+    def number(self) -> int:
+        """How many there are, of all processes."""
+        return 1 if self.mesh is None else self.mesh.size
+
     def check_rows(self, name: str, rows: int) -> None:
         """Refuse batches that the devices cannot divide evenly.
 
         Raises:
             DataError: naming the setting.
         """
-        count = 1 if self.mesh is None else self.mesh.size
-        if rows % count:
+        if rows % self.number:
             raise DataError(
-                f"{name} must be a multiple of {count}, the devices {_where()}, got {rows} rows in "
-                "a batch; --devices 1 uses one"
+                f"{name} must be a multiple of {self.number}, the devices {_where()}, got {rows} "
+                "rows in a batch; --devices 1 uses one"
             )
 
     def place_state(self, state: Tree) -> Tree:

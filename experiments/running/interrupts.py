@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import Any, TypeVar
 
-from experiments.running.processes import Agreement
+from experiments.running.agreement import Agreement
 
 Item = TypeVar("Item")
 

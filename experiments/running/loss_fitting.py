@@ -14,6 +14,7 @@ import optax
 
 from experiments.running.checkpoints import Saver, Snapshot
 from experiments.running.devices import Devices
+from experiments.running.processes import is_first
 from experiments.running.run_folder import RunFolder
 from experiments.running.session import Session, counted, go_on
 from rnnjax.metrics import compute, merge
@@ -179,7 +180,7 @@ class _Fitting:
         stopping = now.stopping.update(now.epoch, validation, average)
         is_best = stopping.best_epoch == now.epoch
         session.epoch(now, compute(trained), validation, session.clock() - began, is_best)
-        if self._show is not None:
+        if self._show is not None and is_first():
             session.sample(now.epoch, self._show(self._devices.take_home(average)))
         self._snapshot = now.after_epoch(stopping, self._zeros)
         session.save(self._snapshot)

@@ -1,4 +1,4 @@
-"""A run in several processes: how they find one another, and agree on when to stop and to save.
+"""A run in several processes: how they find one another, and which of them speaks.
 
 All of them read the same data in the same order and do the same steps, each on its devices. What is
 said and written is said and written by the first: the others print nothing, and leave their
@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from experiments.running.agreement import Agreement
+from experiments.running.failures import Failures
 from rnnjax.data import DataError
 
-# An agreement costs as much as a small step where processes talk over a network, so not every step
-# has one. It is asked for at one and read at the next, when it has long been reached.
-_CALLS_AN_AGREEMENT = 8
+# Machines of a job do not start at once; JAX itself waits as long.
+_SECONDS_TO_REACH = 300
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,12 @@ class Launch:
     """When a process has not been heard of for so many seconds, all others end."""
 
     @contextlib.contextmanager
-    def joined(self) -> Iterator[None]:
+    def joined(self, failures: Failures) -> Iterator[None]:
         """One process of all, its output silenced in all but the first.
 
         Raises:
-            DataError: it is not said which processes there are, or not all of it.
+            DataError: it is not said which processes there are, or not all of it, or the first one
+                cannot be reached.
         """
         if self.distributed or self._told != (None, None, None):
             self._join()
@@ -57,7 +58,8 @@ class Launch:
             if jax.distributed.is_initialized() and not is_first():
                 nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
                 stack.enter_context(contextlib.redirect_stdout(nowhere))
-            yield
+            with failures.told():
+                yield
         # Whoever is done first waits here for as long as it takes the others: at its end JAX would
         # give them up after the heartbeat, and end them all.
         Agreement().largest(0, now=True)
@@ -74,6 +76,8 @@ class Launch:
             )
         if self.heartbeat < 1:
             raise DataError(f"--heartbeat must be a whole number from 1 up, got {self.heartbeat}")
+        if self.coordinator is not None and self.process_id != 0:
+            _wait_for(self.coordinator)
         try:
             jax.distributed.initialize(
                 *self._told,
@@ -86,6 +90,26 @@ class Launch:
                 "--distributed must find the processes of a job (SLURM, Kubernetes, Open MPI), or "
                 f"be told them by --coordinator, --processes and --process-id, got: {error}"
             ) from None
+
+
+def _wait_for(coordinator: str) -> None:
+    """Until somebody listens there: JAX aborts a process that cannot reach the first one."""
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal():
+        raise DataError(f"--coordinator must be HOST:PORT, got {coordinator}")
+    give_up = time.monotonic() + _SECONDS_TO_REACH
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+        except OSError as error:
+            if time.monotonic() > give_up:
+                raise DataError(
+                    f"--coordinator must be reached within {_SECONDS_TO_REACH} seconds, got "
+                    f"{coordinator}: {error}"
+                ) from None
+            time.sleep(0.1)
+        else:
+            return
 
 
 def is_first() -> bool:
@@ -111,58 +135,3 @@ def start_time() -> str:
     from jax.experimental.multihost_utils import broadcast_one_to_all
 
     return bytes(broadcast_one_to_all(np.frombuffer(now.encode(), np.uint8))).decode()
-
-
-class Agreement:
-    """The largest of a number over all processes, in all of them at the same call.
-
-    All processes call it equally often. In one process it is the number itself.
-
-    Example:
-        >>> Agreement().largest(3)
-        3
-    """
-
-    def __init__(self) -> None:
-        self._calls = 0
-        self._asked: Any = None
-
-    def largest(self, number: int, *, now: bool = False) -> int:
-        """The largest number of one of the last calls, 0 in most.
-
-        Args:
-            number: at least 0. It counts at a later call, unless it is 0 by then.
-            now: wait for an answer about the numbers of this very call.
-        """
-        if jax.process_count() == 1:
-            return number
-        self._calls += 1
-        if now:
-            return _read(_ask(number))
-        if self._calls % _CALLS_AN_AGREEMENT:
-            return 0
-        found = 0 if self._asked is None else _read(self._asked)
-        self._asked = _ask(number)
-        return found
-
-
-def _ask(number: int) -> jax.Array:
-    """The largest number of all processes, on its way."""
-    first: dict[int, Any] = {}
-    for device in jax.devices():
-        first.setdefault(device.process_index, device)
-    devices = [first[process] for process in sorted(first)]
-    mesh = jax.make_mesh((len(devices),), ("processes",), (AxisType.Auto,), devices=devices)
-    own = jax.device_put(np.array([number], np.int32), first[jax.process_index()])
-    rows = NamedSharding(mesh, PartitionSpec("processes"))
-    numbers = jax.make_array_from_single_device_arrays((len(devices),), rows, [own])
-    return _largest(numbers)
-
-
-@jax.jit
-def _largest(numbers: jax.Array) -> jax.Array:
-    return numbers.max()
-
-
-def _read(answer: jax.Array) -> int:
-    return int(jax.device_get(answer))

@@ -14,6 +14,7 @@ import optax
 import rnnjax
 from experiments.running.checkpoints import Saver, Snapshot
 from experiments.running.devices import Devices
+from experiments.running.processes import is_first
 from experiments.running.run_folder import RunFolder
 from experiments.running.session import Session, go_on
 from experiments.write.layout import indented
@@ -83,12 +84,17 @@ def _score(model: Any, params: Any, carry: Any, piece: Piece) -> tuple[Any, dict
     return carry, {"loss": cross_entropy(logits, jnp.asarray(piece.targets), piece.mask)}
 
 
-def score(model: rnnjax.LanguageModel, params: Any, ids: np.ndarray) -> float:
-    """The mean nats a token of a text, read once with the carry handed on."""
+def score(model: rnnjax.LanguageModel, params: Any, ids: np.ndarray, devices: Devices) -> float:
+    """The mean nats a token of a text, read once with the carry handed on.
+
+    The devices divide its rows; rows without a token fill up what they cannot divide evenly.
+    """
     rows = min(_VALIDATION_ROWS, len(ids) - 1)
-    carry, totals = model.initial_carry(params, (rows,)), None
+    empty = -rows % devices.number
+    carry, totals = devices.place_batch(model.initial_carry(params, (rows + empty,))), None
     for piece in cut(ids, rows, _VALIDATION_STEPS):
-        carry, figures = _score(model, params, carry, piece)
+        filled = Piece(*(np.pad(part, ((0, empty), (0, 0))) for part in piece))
+        carry, figures = _score(model, params, carry, devices.place_batch(filled))
         totals = figures if totals is None else merge(totals, figures)
     if totals is None:
         raise DataError(f"a text to score must have at least 2 tokens, got {len(ids)}")
@@ -199,8 +205,11 @@ class _Fitting:
         best = self._snapshot.stopping
         if best.best_epoch is None or best.best_value is None:
             raise NonFiniteError("the validation loss must be finite after an epoch, got none such")
-        test = score(self._model, best.best_params, self._texts.test) if self._has_test else None
+        test = self._score(best.best_params, self._texts.test) if self._has_test else None
         return Fitted(best.best_params, best.best_epoch, best.best_value, test)
+
+    def _score(self, params: Any, ids: np.ndarray) -> float:
+        return score(self._model, params, ids, self._devices)
 
     @property
     def _has_test(self) -> bool:
@@ -212,13 +221,14 @@ class _Fitting:
             self._read(piece)
         now = self._snapshot
         session.check_finite(now)
-        validation = {"loss": score(self._model, now.train.params, self._texts.validation)}
+        validation = {"loss": self._score(now.train.params, self._texts.validation)}
         train = compute(now.totals[0])
         stopping = now.stopping.update(now.epoch, validation, now.train.params)
         is_best = stopping.best_epoch == now.epoch
         session.epoch(now, train, validation, session.clock() - began, is_best)
-        sample = show(now.train.params)
-        session.sample(now.epoch, sample, indented(sample))
+        if is_first():
+            sample = show(now.train.params)
+            session.sample(now.epoch, sample, indented(sample))
         zeros = jax.tree.map(jnp.zeros_like, now.totals[0])
         carry = self._model.initial_carry(now.train.params, (self._settings.rows,))
         self._snapshot = now.after_epoch(stopping, (zeros, self._devices.place_batch(carry)))

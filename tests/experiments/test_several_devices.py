@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from processes import TESTS, environment, free_port, slurm
 
+from experiments.running import processes
+from experiments.running.failures import Failures
 from experiments.running.processes import Launch
 from rnnjax.data import DataError
 
@@ -38,21 +40,21 @@ def start(program, *arguments):
     return subprocess.run(command(program, *arguments), capture_output=True, text=True, env=several)
 
 
-def start_together(program, *arguments, told_by_slurm=False):
-    """Two processes of a run, with one device each."""
+def start_together(program, *arguments, told_by_slurm=False, each=((), ())):
+    """Two processes of a run, with one device each, and with arguments of its own each."""
     options = ("--coordinator", f"localhost:{free_port()}", "--processes", "2", "--process-id")
     ways = [((*options, str(number)), {}) for number in range(2)]
     if told_by_slurm:
         ways = [(("--distributed",), variables) for variables in slurm(2)]
     return [
         subprocess.Popen(
-            command(program, *arguments, *given, "--heartbeat", "30"),
+            command(program, *arguments, *own, *given, "--heartbeat", "30"),
             env=environment() | QUICK | variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for given, variables in ways
+        for own, (given, variables) in zip(each, ways, strict=True)
     ]
 
 
@@ -114,6 +116,31 @@ def test_a_signal_to_one_process_stops_all_and_one_goes_on_to_the_same_end(alone
     np.testing.assert_allclose(epochs_of(folder), alone("classify"), rtol=1e-3)
 
 
+def test_several_seeds_in_two_processes_come_to_those_in_one(tmp_path):
+    given = [*PROGRAMS["classify"], "--epochs", "1", "--repeat", "2", "--out"]
+    processes = start_together("classify", *given, str(tmp_path / "two"))
+    done = start("classify", *given, str(tmp_path / "one"), "--devices", "1")
+    said = [process.communicate(timeout=300) for process in processes]
+    codes = [process.returncode for process in (done, *processes)]
+    assert codes == [0, 0, 0], (done.stderr, said)
+    for seed in ("seed-0", "seed-1"):
+        one, two = (epochs_of(tmp_path / run / seed) for run in ("one", "two"))
+        np.testing.assert_allclose(two, one, rtol=1e-3)
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_process_that_fails_alone_says_why_and_all_end(failing, tmp_path):
+    given = [[*PROGRAMS["write"], "--out", str(tmp_path / "run")] for _ in range(2)]
+    given[failing] += ["--dataset", str(tmp_path / "nothing.txt")]
+    processes = start_together("write", each=given)
+    said = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], said
+    assert "error: " in said[failing][1]
+    assert "nothing.txt" in said[failing][1]
+    assert f"error: process {failing} failed: " in said[1 - failing][1]
+    assert "nothing.txt" in said[1 - failing][1]
+
+
 ODD = ["odd"]
 
 
@@ -141,10 +168,16 @@ def test_a_number_of_devices_that_cannot_be_is_refused(program, wish, words, tmp
     [
         (Launch(processes=2), "--coordinator, --processes and --process-id must be given together"),
         (Launch(True, heartbeat=0), "--heartbeat must be a whole number from 1 up, got 0"),
+        (Launch(False, "first", 2, 1), "--coordinator must be HOST:PORT, got first"),
+        (
+            Launch(False, f"localhost:{free_port()}", 2, 1),
+            "--coordinator must be reached within 0 seconds, got localhost:.*refused",
+        ),
     ],
 )
-def test_processes_that_are_not_said_in_full_are_refused(launch, words):
-    with pytest.raises(DataError, match=words), launch.joined():
+def test_processes_that_are_not_said_in_full_are_refused(launch, words, monkeypatch):
+    monkeypatch.setattr(processes, "_SECONDS_TO_REACH", 0)
+    with pytest.raises(DataError, match=words), launch.joined(Failures()):
         pass
 
 

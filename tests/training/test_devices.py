@@ -12,11 +12,13 @@ import textwrap
 import jax
 import numpy as np
 import pytest
+from mesh_cases import CASES
 from processes import TESTS, environment, outputs, program, start
 
 from rnnjax.training import replicate, shard_batch
 
 KINDS = ("Auto", "Explicit")
+PARTS = 4  # each a process, whose cases are one program
 
 
 # No more devices than cores: on a CPU a device that waits for the others holds a thread of a pool
@@ -30,14 +32,14 @@ def run(*arguments, devices=2):
     return done.stdout
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.full
-def test_what_a_divided_batch_gives_is_what_one_device_gives(kind):
-    run(str(TESTS / "mesh_cases.py"), kind)
+def test_what_a_divided_batch_gives_is_what_one_device_gives(part):
+    run(str(TESTS / "mesh_cases.py"), *list(CASES)[part::PARTS])
 
 
 def test_the_gradient_of_a_recurrent_classifier_is_that_of_one_device():
-    run(str(TESTS / "mesh_cases.py"), "Explicit", "a classifier by last")
+    run(str(TESTS / "mesh_cases.py"), "a classifier by last")
 
 
 PROGRAM = """
