@@ -16,6 +16,7 @@ PROGRAMS = [
     "epochs.command",
     "features.command",
     "gpu_check.__main__",
+    "recurrent_ppo.command",
     "lessons.__main__",
     "throughput.command",
     "translate.command",

@@ -1,0 +1,192 @@
+"""The command line: train, play, and compare."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.recurrent_ppo.agent import Agent, build_agent
+from experiments.recurrent_ppo.environments import Task, find_task
+from experiments.recurrent_ppo.pictures import draw_returns
+from experiments.recurrent_ppo.settings import Compare, Play, Settings
+from experiments.recurrent_ppo.training import evaluate, fit
+from experiments.running.command_line import run_program
+from experiments.running.console import command, parameter_table
+from experiments.running.curves import read_records
+from experiments.running.opening import open_run
+from experiments.running.processes import start_time
+from experiments.running.run_folder import METRICS
+from experiments.running.run_settings import stored_config, stored_settings
+from experiments.running.setting_checks import (
+    Rule,
+    above,
+    check_settings,
+    probability,
+    whole,
+)
+from experiments.running.trained import WEIGHTS, finished_settings, load_trained
+from rnnjax.data import DataError
+from rnnjax.weights import save_weights
+
+PROGRAM = "python -m experiments.recurrent_ppo"
+CURVES = "curves.png"
+
+
+def train(settings: Settings) -> np.ndarray:
+    """Train, write the run's folder, and return the mean return of each seed in the test [S]."""
+    began = time.perf_counter()
+    check(settings)
+    task, agent = _make(settings)
+    folder = settings.out or Path("runs") / f"ppo-{_name(settings)}-{start_time()}"
+    stored = stored_config(settings, folder)
+    identity = {"settings": settings.written()}
+    with open_run(settings, folder, stored, identity, (WEIGHTS, CURVES)) as (run, saver):
+        _announce(settings, task, agent)
+        learners = fit(settings, task, agent, run, saver)
+        returns = evaluate(
+            settings, task, agent, learners.params, settings.test_steps, settings.seed, 256
+        )
+        record = {"kind": "test", "return": returns.mean(axis=1).tolist()}
+        run.write(record)
+        saver.wait()
+        save_weights(run.path / WEIGHTS, learners.params)
+        records = read_records(run.metrics_path)
+        draw_returns({settings.environment: {_label(settings): _updates(records)}},
+                     run.path / CURVES)  # fmt: skip
+    _report(settings, records, returns)
+    print(f"{time.perf_counter() - began:.0f} s, compiling included; {CURVES} in {folder}")
+    print(f"try: {command(*PROGRAM.split(), 'play', folder)}")
+    return returns.mean(axis=1)
+
+
+def check(settings: Settings) -> None:
+    """Refuse settings that do not fit.
+
+    Raises:
+        DataError: naming them.
+    """
+    if jax.process_count() > 1:
+        raise DataError(f"--processes must be 1 in this program, got {jax.process_count()}")
+    every = settings.report_every
+    check_settings(
+        settings,
+        length=whole(2),
+        environments=whole(1),
+        steps=whole(1),
+        minibatches=whole(1, settings.environments if settings.environments > 0 else None),
+        updates=Rule(
+            f"a whole number of times --report-every, {every}",
+            lambda updates: updates > 0 and every > 0 and updates % every == 0,
+        ),
+        reward_scale=above(0),
+        discount=probability(),
+        gae_lambda=probability(),
+        clip=above(0),
+        entropy=Rule("a number from 0 up", lambda weight: 0 <= weight < float("inf")),
+        value=Rule("a number from 0 up", lambda weight: 0 <= weight < float("inf")),
+        seeds=whole(1, 1_000),
+        test_steps=whole(1),
+        report_every=whole(1),
+    )
+
+
+def _make(settings: Settings) -> tuple[Task, Agent]:
+    task = find_task(settings.environment, settings.see, settings.length)
+    return task, build_agent(settings, task.observation_size, task.num_actions)
+
+
+def _name(settings: Settings) -> str:
+    environment = re.sub(r"\W+", "_", settings.environment)
+    return f"{environment}-{settings.cell}-{settings.resets}"
+
+
+def _label(settings: Settings) -> str:
+    return f"{settings.cell}, {'no' if settings.resets == 'none' else settings.resets} resets"
+
+
+def _updates(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [record for record in records if record["kind"] == "updates"]
+
+
+def _announce(settings: Settings, task: Task, agent: Agent) -> None:
+    steps = settings.updates * settings.steps_of_update
+    print(
+        f"{settings.environment}: {task.observation_size} numbers seen, "
+        f"{task.num_actions} actions; {steps:,} steps of each of {settings.seeds} seeds"
+    )
+    parameter_table(jax.eval_shape(agent.init, jax.random.key(0)))
+
+
+def _report(settings: Settings, records: Sequence[dict[str, Any]], returns: np.ndarray) -> None:
+    last = last_returns(records)
+    print(f"return over the last tenth of the updates: {_listed(last)}")
+    print(f"return in the test, likeliest actions:     {_listed(returns.mean(axis=1))}")
+
+
+def _listed(values: np.ndarray) -> str:
+    each = " ".join(f"{value:.3f}" for value in values)
+    return f"{each}  mean {values.mean():.3f}"
+
+
+def last_returns(records: Sequence[dict[str, Any]]) -> np.ndarray:
+    """The mean return of each seed [S] over the last tenth of the updates, all episodes alike."""
+    updates = _updates(records)
+    last = [record for record in updates if record["update"] > 0.9 * updates[-1]["update"]]
+    episodes = np.array([record["episodes"] for record in last], float)
+    returns = np.nan_to_num(np.array([record["return"] for record in last], float))
+    with np.errstate(invalid="ignore"):
+        return (returns * episodes).sum(axis=0) / episodes.sum(axis=0)
+
+
+def play_run(request: Play) -> None:
+    """Play with the agents in a run's folder."""
+    check_settings(request, steps=whole(1), environments=whole(1))
+    settings = finished_settings(PROGRAM, Settings, request.run)
+    task, agent = _make(settings)
+    seeds = jnp.arange(settings.seeds)
+
+    def init(key: jax.Array) -> Any:
+        return jax.vmap(lambda seed: agent.init(jax.random.fold_in(key, seed)))(seeds)
+
+    params = load_trained(init, request.run)
+    returns = evaluate(
+        settings, task, agent, params, request.steps, request.seed, request.environments
+    )
+    for number, row in enumerate(returns):
+        print(
+            f"seed {settings.seed + number}: mean return {row.mean():.3f}, from {row.min():.3f} to "
+            f"{row.max():.3f}, {len(row)} episodes"
+        )
+
+
+def compare(request: Compare) -> None:
+    """Draw the returns of several runs, a panel for each environment."""
+    if not request.runs:
+        raise DataError("compare must have the folders of runs, got none")
+    runs: dict[str, dict[str, Any]] = {}
+    for folder in request.runs:
+        settings = stored_settings(Settings, folder)
+        records = _updates(read_records(folder / METRICS))
+        if not records:
+            raise DataError(f"{folder} must hold updates to draw, got none")
+        title = settings.environment + (f", sees {settings.see}" if settings.see else "")
+        panel = runs.setdefault(title, {})
+        label = _label(settings)
+        panel[f"{label}, {folder.name}" if label in panel else label] = records
+        print(f"{folder}: {_listed(last_returns(records))}")
+    request.out.parent.mkdir(parents=True, exist_ok=True)
+    draw_returns(runs, request.out)
+    print(f"{request.out}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    requests = {"play": (Play, play_run), "compare": (Compare, compare)}
+    return run_program(PROGRAM, Settings, train, requests, arguments)
