@@ -5,7 +5,8 @@ import importlib
 import pytest
 
 MEASUREMENTS = (
-    "batching dynamic_evaluation endurance generation million_texts parallel_in_time remat scaling"
+    "batching dynamic_evaluation endurance generation million_texts parallel_in_time remat scaling "
+    "series_peers"
 )
 PROGRAMS = [
     "classify",
@@ -15,9 +16,11 @@ PROGRAMS = [
     "convert",
     "epochs.command",
     "features.command",
+    "anomaly.command",
     "gpu_check.__main__",
     "recurrent_ppo.command",
     "lessons.__main__",
+    "recognize.command",
     "throughput.command",
     "translate.command",
     "write.command",
