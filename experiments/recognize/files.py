@@ -140,5 +140,5 @@ def _ordered(steps: list[tuple[float, list[float], str]], place: str) -> np.ndar
     ordered = sorted(steps, key=lambda step: step[0])
     for (before, *_), (after, *_) in itertools.pairwise(ordered):
         if before == after:
-            raise DataError(f"{place}: steps must differ, got {after:g} twice")
+            raise DataError(f"{place}: must have steps that differ, got {after:g} twice")
     return np.array([values for _, values, _ in ordered], np.float32)

@@ -102,7 +102,10 @@ BAD_CSV = {
     "a column twice": ("series,step,x,x\n1,1,1,1\n", "all of different names"),
     "a short row": ("series,step,x\n1,1\n", "row 2: must have 3 columns, got 2"),
     "no number": ("series,step,x\n1,1,high\n", "row 2: values must be finite numbers, got 'high'"),
-    "a step twice": ("series,step,x\n1,1,1\n1,1.0,2\n", "series 1: steps must differ, got 1 twice"),
+    "a step twice": (
+        "series,step,x\n1,1,1\n1,1.0,2\n",
+        "series 1: must have steps that differ, got 1 twice",
+    ),
     "two labels": ("series,step,x,label\n1,1,1,a\n1,2,1,b\n", "must have one label, got 'a' and"),
     "nothing": ("", "got none"),
 }
