@@ -1,0 +1,8 @@
+"""A recurrent network that writes by hand: given a text, it draws pen strokes point by point.
+
+Run:       python -m experiments.handwriting
+Fonts:     python -m experiments.handwriting --font scripts
+Own:       python -m experiments.handwriting --pairs written.jsonl
+Go on:     python -m experiments.handwriting --out RUN --resume
+Write:     python -m experiments.handwriting write RUN "any sentence" --bias 1 --seed 0
+"""

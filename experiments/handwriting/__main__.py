@@ -1,0 +1,7 @@
+"""Starts :mod:`experiments.handwriting`."""
+
+import sys
+
+from experiments.handwriting.command import main
+
+sys.exit(main())

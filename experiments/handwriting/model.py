@@ -1,0 +1,197 @@
+"""The network that the settings describe, its loss, and how it writes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import rnnjax
+from experiments.handwriting.settings import Settings
+from experiments.handwriting.writing import SIZE, Writing, Written
+from experiments.running.loss_fitting import Parts
+from rnnjax.data import BucketedBatches, DataError, choose_boundaries
+
+# A letter has about 10 points.
+_SPEED = 0.1
+# More than any letter needs: a text that is not at its end by then is cut.
+_MOST_POINTS = 40
+
+
+class PairBatch(NamedTuple):
+    """Values [B, T, 4], how many of each row count [B], and its text: ids [B, S], how many [B]."""
+
+    values: Any
+    lengths: Any
+    text: Any
+    text_lengths: Any
+
+
+class PairBatches:
+    """Batches of pairs of about the same lengths; the order of an epoch depends on its number."""
+
+    def __init__(
+        self, pairs: Sequence[Written], characters: str, settings: Settings, shuffle: bool
+    ) -> None:
+        self._texts, self._lengths = encode([pair.text for pair in pairs], characters)
+        self._batches = BucketedBatches(
+            [pair.values for pair in pairs],
+            np.arange(len(pairs)),
+            batch_size=settings.batch_size,
+            boundaries=choose_boundaries([len(p.values) for p in pairs], count=settings.buckets),
+            seed=settings.seed,
+            shuffle=shuffle,
+        )
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def epoch(self, n: int) -> Iterator[PairBatch]:
+        for batch in self._batches.epoch(n):
+            which = batch.labels
+            yield PairBatch(batch.tokens, batch.lengths, self._texts[which], self._lengths[which])
+
+
+def encode(texts: Sequence[str], characters: str) -> tuple[np.ndarray, np.ndarray]:
+    """Ids [N, S] of texts, each with a space behind its end, 0, and their lengths [N].
+
+    Raises:
+        DataError: a text without characters, or with one that is not among these.
+    """
+    for text in texts:
+        unknown = sorted(set(text) - set(characters))
+        if unknown or not text.strip():
+            found = f"{''.join(unknown)!r} in {text!r}" if unknown else repr(text)
+            raise DataError(f"text must be of the characters {characters[1:]!r}, got {found}")
+    # The window of a network that has written all of a text stands on the space behind it.
+    lengths = np.array([len(text) + 1 for text in texts], np.int32)
+    ids = np.zeros((len(texts), lengths.max()), np.int32)
+    for row, text in zip(ids, texts, strict=True):
+        row[: len(text)] = [characters.index(character) for character in text]
+    return ids, lengths
+
+
+def build_model(settings: Settings, characters: str) -> rnnjax.SeriesModel:
+    """An LSTM that reads the text through a window, LSTMs above it, and the next point's density.
+
+    The density is a mixture of Gaussians of dx and dy, and beside it how likely it is that the pen
+    is lifted, and that the text is at its end.
+    """
+    lowest = rnnjax.window_cell(
+        rnnjax.lstm(settings.hidden_size), len(characters), settings.window, speed=_SPEED
+    )
+    above = (rnnjax.lstm(settings.hidden_size),) * (settings.layers - 1)
+    head = rnnjax.joint_head(
+        rnnjax.gaussian_mixture_head(settings.mixture, 2, min_scale=0.05),
+        rnnjax.bernoulli_head(2),
+    )
+    return rnnjax.series_model(rnnjax.skip_stack(lowest, *above), head)
+
+
+def memory_of(text: Any, lengths: Any, characters: str, layers: int) -> tuple:
+    """The texts as the context of the layers: one state a character, for the lowest."""
+    text = jnp.asarray(text)
+    states = jax.nn.one_hot(text, len(characters))
+    memory = rnnjax.Memory(states, rnnjax.lengths_to_mask(lengths, text.shape[-1]))
+    return (memory, *(None,) * (layers - 1))
+
+
+def make_parts(writing: Writing, settings: Settings) -> Parts:
+    """Batches of the three parts."""
+    return Parts(
+        *(
+            PairBatches(part, writing.characters, settings, shuffle=part is writing.train)
+            for part in (writing.train, writing.validation, writing.test)
+        )
+    )
+
+
+def point_loss(model: rnnjax.SeriesModel, characters: str, layers: int) -> Callable:
+    """Nats a point, of every point after those before it."""
+
+    def loss_fn(params: Any, batch: PairBatch, key: Any) -> tuple[jax.Array, dict]:
+        values = jnp.asarray(batch.values)
+        before = jnp.concatenate([jnp.zeros_like(values[:, :1]), values[:, :-1]], axis=1)
+        context = memory_of(batch.text, batch.text_lengths, characters, layers)
+        _, (total, count) = model.loss(
+            params, (before, values), batch.lengths, key=key, context=context
+        )
+        return total / count, {"loss": (total, count)}
+
+    return loss_fn
+
+
+@functools.cache
+def _neater(model: rnnjax.SeriesModel, bias: float) -> rnnjax.SeriesModel:
+    """The model whose head draws with a bias; one object for each, so that it compiles once."""
+
+    def sample(key: jax.Array, distribution: tuple) -> jax.Array:
+        mixture, pen = distribution
+        return model.head.sample(key, (mixture.sharpened(bias), pen * (1 + bias)))
+
+    return model._replace(head=model.head._replace(sample=sample))
+
+
+def _is_last(value: jax.Array) -> jax.Array:
+    return value[3] > 0.5
+
+
+class Drawn(NamedTuple):
+    """Values [T, 4] of one text, and whether it came to its end by itself."""
+
+    values: np.ndarray
+    ended: bool
+
+
+def write(
+    model: rnnjax.SeriesModel,
+    params: Any,
+    texts: Sequence[str],
+    characters: str,
+    layers: int,
+    bias: float,
+    seed: int,
+) -> list[Drawn]:
+    """Texts written by hand.
+
+    Raises:
+        DataError: a text with a character that the network does not know.
+    """
+    ids, lengths = encode(texts, characters)
+    most = _MOST_POINTS * ids.shape[1]
+    out = rnnjax.generate_series(
+        _neater(model, bias),
+        params,
+        jnp.zeros((len(texts), 1, SIZE)),
+        max_new_steps=most,
+        key=jax.random.key(seed),
+        stop=_is_last,
+        context=memory_of(ids, lengths, characters, layers),
+    )
+    rows = zip(np.asarray(out.values), np.asarray(out.lengths), strict=True)
+    return [Drawn(row[:count], bool(row[count - 1, 3] > 0.5)) for row, count in rows]
+
+
+def window_path(
+    model: rnnjax.SeriesModel,
+    params: Any,
+    text: str,
+    values: np.ndarray,
+    characters: str,
+    settings: Settings,
+) -> np.ndarray:
+    """How much of each character, and of the space behind, the window read at each point."""
+    lowest = rnnjax.window_cell(
+        rnnjax.lstm(settings.hidden_size), len(characters), settings.window, speed=_SPEED
+    )
+    ids, lengths = encode([text], characters)
+    (memory, *_) = memory_of(ids, lengths, characters, 1)
+    before = np.concatenate([np.zeros((1, SIZE), np.float32), values[:-1]])
+    _, (_, carries) = rnnjax.unroll(
+        lowest, params.layer[0], before[None], context=memory, all_carries=True
+    )
+    return np.asarray(rnnjax.window_weights(carries.window, len(text) + 1))[0]

@@ -1,0 +1,82 @@
+"""Strokes as SVG and as pictures, and the path of the window beside what was written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from experiments.handwriting.writing import as_lines
+
+_INK = "#1f3a93"
+
+
+def svg(values: np.ndarray, text: str) -> str:
+    """Values [T, 4] as a picture that scales: one path a stroke, under the text as its title."""
+    lines = as_lines(values)
+    points = np.concatenate(lines)
+    low, high = points.min(axis=0) - 2, points.max(axis=0) + 2
+    width, height = high - low
+    paths = []
+    for line in lines:
+        # y grows downwards there.
+        at = " L".join(f"{x - low[0]:.2f} {high[1] - y:.2f}" for x, y in line)
+        paths.append(f'<path d="M{at}"/>')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.2f} {height:.2f}" '
+        f'width="{width * 8:.0f}" height="{height * 8:.0f}">\n<title>{escape(text)}</title>\n'
+        f'<g fill="none" stroke="{_INK}" stroke-width="0.35" stroke-linecap="round" '
+        'stroke-linejoin="round">\n' + "\n".join(paths) + "\n</g>\n</svg>\n"
+    )
+
+
+def draw_lines(
+    written: Mapping[str, np.ndarray],
+    path: str | os.PathLike[str],
+    window: tuple[str, np.ndarray] | None = None,
+) -> None:
+    """A line for each, under its title, all of one scale; below them the path of a window.
+
+    Args:
+        written: values [T, 4] by their titles.
+        path: of the PNG.
+        window: a text, and how much of each of its characters was read before each point [T, S].
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    heights = [1.0] * len(written) + ([2.2] if window else [])
+    # A figure of its own, without pyplot: no window system is asked for, no figure is left open.
+    figure = Figure(figsize=(9.0, 1.05 * sum(heights)), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(
+        len(heights), 1, squeeze=False, gridspec_kw={"height_ratios": heights}
+    )[:, 0]
+    drawn = [as_lines(values) for values in written.values()]
+    widest = max(np.ptp(np.concatenate(lines)[:, 0]) for lines in drawn)
+    for axes, title, lines in zip(panels, written, drawn, strict=False):
+        _draw(axes, title, lines, float(widest))
+    if window:
+        _draw_window(panels[-1], *window)
+    figure.savefig(os.fspath(path), format="png")
+
+
+def _draw(axes: Any, title: str, lines: Sequence[np.ndarray], widest: float) -> None:
+    left = min(line[:, 0].min() for line in lines)
+    for line in lines:
+        axes.plot(line[:, 0] - left, line[:, 1], color=_INK, linewidth=1.1)
+    axes.set_xlim(-1, widest + 1)
+    axes.set_aspect("equal")
+    axes.set_title(title, loc="left", fontsize=8, color="0.4")
+    axes.axis("off")
+
+
+def _draw_window(axes: Any, text: str, weights: np.ndarray) -> None:
+    axes.imshow(weights.T, cmap="Blues", aspect="auto", interpolation="nearest")
+    names = [*text.replace(" ", "_"), "end"]
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set(xlabel="point", title="what the window reads")
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,93 @@
+"""What a run is told, and what writing with it is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from tyro.conf import Positional
+
+from experiments.running.run_settings import RunSettings
+
+
+@dataclass(frozen=True)
+class Settings(RunSettings):
+    """Train a recurrent network to write a text by hand, one point of the pen at a time."""
+
+    font: str = "drawn"
+    """Whose letters are learnt: drawn, 26 letters that are in the program, or a font of the package
+    hershey-fonts, such as futural or scripts."""
+    characters: str = "abcdefghijklmnopqrstuvwxyz"
+    """The characters that are learnt, besides the space."""
+    pairs: Path | None = None
+    """A file of your own in place of a font, one JSON object a line: {"text": "word", "strokes":
+    [[dx, dy, end], ...]}, where end is 1 at the last point before the pen is lifted. dx grows to
+    the right, dy upwards."""
+    words: int = 8000
+    """How many words to write by chance and learn from; a twentieth as many validate, and test."""
+    letters: int = 6
+    """The most letters of a word; the fewest are 3, and some words are two, with a space."""
+    tremor: float = 0.05
+    """How unsteady the hand is that is learnt from, as a share of the height of a small letter."""
+
+    hidden_size: int = 160
+    """Units of a layer."""
+    layers: int = 1
+    """Layers on top of one another; the lowest reads the text through the window."""
+    window: int = 6
+    """Bumps of the window."""
+    mixture: int = 8
+    """Gaussians in the density of the next point."""
+
+    batch_size: int = 32
+    """Words in a batch."""
+    buckets: int = 2
+    """Compiled shapes: words of similar lengths share batches."""
+    epochs: int = 8
+    """Times all words are read, at most."""
+    patience: int = 4
+    """Stop after so many epochs without a lower validation loss."""
+    learning_rate: float = 5e-3
+    """Of Adam at the start; it falls along a cosine to a hundredth at the last step."""
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    average_decay: float = 0.98
+    """Of the running average of the weights, which is what is kept."""
+    seed: int = 0
+    """Decides the words and how they are written, the first weights and the order."""
+    read_words: int = 200
+    """How many words the trained network writes to be read back; 0 reads none."""
+    bias: float = 1.0
+    """How much neater than what was learnt from the words to be read back are written."""
+    devices: int | None = 1
+    """How many of the devices here divide the words of a batch among them."""
+
+    out: Path | None = None
+    """Folder of the run; by default runs/handwriting-FONT-TIME."""
+    checkpoint_every: str = "60s"
+    """Save after so many steps (50) or seconds (60s), besides after every epoch."""
+    keep: int = 2
+    """Checkpoints that stay on disk."""
+    resume: bool = False
+    """Go on with the run in --out from its newest good checkpoint, with the settings it has."""
+    replace: bool = False
+    """Delete the run in --out, and begin anew."""
+
+    MAY_CHANGE: ClassVar = ("out", "devices", "checkpoint_every", "keep")
+
+
+@dataclass(frozen=True)
+class Request:
+    """Write a text with a trained network."""
+
+    run: Positional[Path]
+    """Folder of the run."""
+    text: Positional[str]
+    """What to write, in the characters that the network knows."""
+    bias: float = 1.0
+    """How neat: at 0 as unsteady as what was learnt from, above 1 almost always the same."""
+    seed: int = 0
+    """Another seed, another hand."""
+    out: Path | None = None
+    """The SVG file; by default written-SEED.svg in the run's folder. A PNG stands beside it."""

@@ -1,0 +1,193 @@
+"""The program that writes by hand."""
+
+import json
+import xml.etree.ElementTree
+
+import numpy as np
+import pytest
+
+from experiments.handwriting import command
+from experiments.handwriting.alphabet import read_font
+from experiments.handwriting.model import encode
+from experiments.handwriting.pictures import svg
+from experiments.handwriting.reading import distance, read, score, train_reader
+from experiments.handwriting.settings import Settings
+from experiments.handwriting.writing import (
+    as_lines,
+    read_writing,
+    resampled,
+    write_by_chance,
+)
+from experiments.running.interrupts import Interrupted, Interrupts
+from rnnjax.data import DataError
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+QUICK = [
+    *("--words", "20", "--letters", "3", "--characters", "lv", "--hidden-size", "8"),
+    *("--window", "2", "--mixture", "2", "--epochs", "2", "--buckets", "1", "--batch-size", "10"),
+]
+
+
+def run(*arguments):
+    return command.main([str(argument) for argument in arguments])
+
+
+def pairs_of(seed, count, letters="clv"):
+    glyphs, rng = read_font("drawn", letters), np.random.default_rng(seed)
+    texts = ["".join(rng.choice(list(letters), 4)) for _ in range(count)]
+    return [write_by_chance(text, glyphs, 0.05, rng) for text in texts]
+
+
+@pytest.mark.full
+def test_a_run_writes_and_one_that_was_stopped_comes_to_the_same_bytes(
+    tmp_path, monkeypatch, capsys
+):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert run("--out", whole, *QUICK, "--read-words", "0") == 0
+    said = capsys.readouterr().out
+    assert "drawn: 20 words by chance to learn from, 1 each to validate and test" in said
+    for name in ("weights.safetensors", "curves.png", "written.png", "metrics.jsonl"):
+        assert (whole / name).stat().st_size
+    for name in ("one", "two"):
+        assert run("write", whole, "v l", "--out", tmp_path / f"{name}.svg") == 0
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+    assert (tmp_path / "one.png").stat().st_size
+    assert run("write", whole, "love") == 2
+    assert "text must be of the characters 'lv', got 'eo' in 'love'" in capsys.readouterr().err
+
+    watch = Interrupts.watch
+
+    def stop_after_one(self, items):
+        for count, item in enumerate(watch(self, items)):
+            if count == 1:
+                raise Interrupted(15)
+            yield item
+
+    monkeypatch.setattr(Interrupts, "watch", stop_after_one)
+    assert run("--out", stopped, *QUICK, "--read-words", "0") == 143
+    monkeypatch.setattr(Interrupts, "watch", watch)
+    assert run("--out", stopped, "--resume") == 0
+    for name in ("metrics.jsonl", "weights.safetensors"):
+        assert (stopped / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_strokes_lead_through_the_letters_and_are_marked_at_their_ends():
+    glyphs = read_font("drawn", "itv")
+    pair = write_by_chance("it v", glyphs, 0.0, np.random.default_rng(0))
+    lines = as_lines(pair.values)
+    assert len(lines) == len(glyphs["i"].strokes) + len(glyphs["t"].strokes) + 1
+    assert pair.values[:, 3].tolist() == [0] * (len(pair.values) - 1) + [1]
+    assert pair.letters[pair.letters > 0].tolist() == [1, 2, 3]
+    # Letters end where a stroke does, and those of the last word begin behind those of the first.
+    assert np.all(pair.values[:-1][pair.letters > 0, 2] == 1)
+    assert lines[-1][:, 0].min() > max(line[:, 0].max() for line in lines[:-1])
+    # Only the dot is shorter than a step between two points.
+    steps = np.concatenate([np.hypot(*np.diff(line, axis=0).T) for line in lines])
+    assert steps.min() > 0.4
+    assert steps.max() < 1.5
+
+
+def test_a_line_is_cut_into_equal_lengths():
+    found = resampled(np.array([[0, 0], [3, 0], [3, 1]]), 0.5)
+    np.testing.assert_allclose(found[:7], [[x / 2, 0] for x in range(7)], atol=1e-12)
+    np.testing.assert_allclose(found[7:], [[3, 0.5], [3, 1]], atol=1e-12)
+
+
+def test_the_file_that_is_written_holds_every_stroke():
+    pair = pairs_of(0, 1)[0]
+    tree = xml.etree.ElementTree.fromstring(svg(pair.values, "a < b"))
+    kind = "{http://www.w3.org/2000/svg}"
+    assert tree.find(f"{kind}title").text == "a < b"
+    paths = [path.get("d") for path in tree.iter(f"{kind}path")]
+    for path, line in zip(paths, as_lines(pair.values), strict=True):
+        points = np.array([[float(n) for n in p.split()] for p in path[1:].split("L")])
+        moved = np.diff(points, axis=0) * (1, -1)
+        np.testing.assert_allclose(moved, np.diff(line, axis=0), atol=0.011)
+
+
+@pytest.mark.full
+def test_a_reader_reads_what_was_written_and_errors_are_counted(monkeypatch):
+    monkeypatch.setattr("experiments.handwriting.reading._WORDS", 60)
+    glyphs = read_font("drawn", "clv")
+    reader = train_reader(glyphs, Settings(characters="clv", letters=4))
+    pairs = pairs_of(1, 20)
+    found = read(reader, [pair.values for pair in pairs])
+    assert score([pair.text for pair in pairs], found).accuracy > 0.9
+
+
+def test_the_distance_of_two_texts_is_the_fewest_changes():
+    assert distance("", "abc") == distance("abc", "") == 3
+    assert distance("abc", "axc") == distance("abc", "ac") == distance("ac", "abc") == 1
+    assert score(["a b", "cc"], ["ab", "c"]) == (1, 4)
+
+
+def own_file(path, lines):
+    path.write_text("\n".join(line if type(line) is str else json.dumps(line) for line in lines))
+    return path
+
+
+def test_pairs_of_ones_own_are_read_in_the_unit_of_the_program(tmp_path):
+    strokes = [[5, 5, 0], [0, 40, 0], [30, 0, 1], [80, 0, 0], [0, -40, 1]]
+    path = own_file(tmp_path / "own.jsonl", [{"text": "Ab", "strokes": strokes}] * 10)
+    writing = read_writing(Settings(pairs=path))
+    assert [len(part) for part in writing[-3:]] == [8, 1, 1]
+    assert writing.characters == " Ab"
+    expected = [[0, 0], [0, 1], [0.75, 0], [2, 0], [0, -1], [0, 0]]
+    np.testing.assert_allclose(writing.test[0].values[:, :2], expected, atol=1e-6)
+    assert writing.test[0].values[:, 2:].tolist() == [
+        [0, 0],
+        [0, 0],
+        [1, 0],
+        [0, 0],
+        [1, 0],
+        [1, 1],
+    ]
+
+
+BAD_LINES = {
+    "no JSON": ("{", "line 1: must be JSON"),
+    "no text": ({"strokes": [[0, 0, 1]] * 2}, 'must have a "text"'),
+    "points of two": ({"text": "a", "strokes": [[0, 0]] * 2}, "2 or more points [dx, dy, end]"),
+    "an uneven list": ({"text": "a", "strokes": [[0, 0, 1], [0]]}, "2 or more points"),
+    "an end of 2": ({"text": "a", "strokes": [[0, 0, 2]] * 2}, "with an end of 0 or 1"),
+    "an empty text": ({"text": " ", "strokes": [[0, 0, 1]] * 2}, "text must have a character"),
+    "one pair": ({"text": "a", "strokes": [[1, 0, 1]] * 2}, "at least 10 pairs, got 1"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LINES)
+def test_a_line_that_is_no_pair_is_named(case, tmp_path):
+    line, words = BAD_LINES[case]
+    path = own_file(tmp_path / "own.jsonl", [line])
+    with pytest.raises(DataError) as caught:
+        read_writing(Settings(pairs=path))
+    assert words in str(caught.value)
+    assert "own.jsonl" in str(caught.value)
+
+
+def test_a_font_or_a_letter_that_is_not_there_is_named(monkeypatch):
+    with pytest.raises(DataError, match="must be in the font drawn, got 'É7'"):
+        read_font("drawn", "aÉ7")
+    with pytest.raises(DataError, match="must be different ones"):
+        read_font("drawn", "aa")
+    monkeypatch.setattr("experiments.handwriting.alphabet.is_installed", lambda name: False)
+    with pytest.raises(DataError, match=r'pip install "rnnjax\[handwriting\]"'):
+        read_font("futural", "abc")
+
+
+def test_letters_of_a_hershey_font_stand_on_the_line():
+    pytest.importorskip("HersheyFonts")
+    glyphs = read_font("futural", "axp")
+    for letter in "ax":
+        points = np.concatenate(glyphs[letter].strokes)
+        np.testing.assert_allclose([points[:, 1].min(), points[:, 1].max()], [0, 4], atol=1e-9)
+    assert np.concatenate(glyphs["p"].strokes)[:, 1].min() < -1
+    with pytest.raises(DataError, match="--font must be one of drawn, astrology"):
+        read_font("comic", "a")
+
+
+def test_texts_become_ids_and_their_lengths():
+    ids, lengths = encode(["b a", "c"], " abc")
+    assert ids.tolist() == [[2, 0, 1, 0], [3, 0, 0, 0]]
+    assert lengths.tolist() == [4, 2]
