@@ -57,7 +57,7 @@ class PairBatches:
 
 
 def encode(texts: Sequence[str], characters: str) -> tuple[np.ndarray, np.ndarray]:
-    """Ids [N, S] of texts, each with a space behind its end, 0, and their lengths [N].
+    """Ids [N, S] of texts, each with a mark behind it, and their lengths with the mark [N].
 
     Raises:
         DataError: a text without characters, or with one that is not among these.
@@ -67,11 +67,12 @@ def encode(texts: Sequence[str], characters: str) -> tuple[np.ndarray, np.ndarra
         if unknown or not text.strip():
             found = f"{''.join(unknown)!r} in {text!r}" if unknown else repr(text)
             raise DataError(f"text must be of the characters {characters[1:]!r}, got {found}")
-    # The window of a network that has written all of a text stands on the space behind it.
+    # Where the window of a network stands that has written all of a text.
+    mark = len(characters)
     lengths = np.array([len(text) + 1 for text in texts], np.int32)
     ids = np.zeros((len(texts), lengths.max()), np.int32)
     for row, text in zip(ids, texts, strict=True):
-        row[: len(text)] = [characters.index(character) for character in text]
+        row[: len(text) + 1] = [*map(characters.index, text), mark]
     return ids, lengths
 
 
@@ -82,7 +83,7 @@ def build_model(settings: Settings, characters: str) -> rnnjax.SeriesModel:
     is lifted, and that the text is at its end.
     """
     lowest = rnnjax.window_cell(
-        rnnjax.lstm(settings.hidden_size), len(characters), settings.window, speed=_SPEED
+        rnnjax.lstm(settings.hidden_size), len(characters) + 1, settings.window, speed=_SPEED
     )
     above = (rnnjax.lstm(settings.hidden_size),) * (settings.layers - 1)
     head = rnnjax.joint_head(
@@ -95,7 +96,7 @@ def build_model(settings: Settings, characters: str) -> rnnjax.SeriesModel:
 def memory_of(text: Any, lengths: Any, characters: str, layers: int) -> tuple:
     """The texts as the context of the layers: one state a character, for the lowest."""
     text = jnp.asarray(text)
-    states = jax.nn.one_hot(text, len(characters))
+    states = jax.nn.one_hot(text, len(characters) + 1)
     memory = rnnjax.Memory(states, rnnjax.lengths_to_mask(lengths, text.shape[-1]))
     return (memory, *(None,) * (layers - 1))
 
@@ -184,9 +185,9 @@ def window_path(
     characters: str,
     settings: Settings,
 ) -> np.ndarray:
-    """How much of each character, and of the space behind, the window read at each point."""
+    """How much of each character, and of the mark behind, the window read at each point."""
     lowest = rnnjax.window_cell(
-        rnnjax.lstm(settings.hidden_size), len(characters), settings.window, speed=_SPEED
+        rnnjax.lstm(settings.hidden_size), len(characters) + 1, settings.window, speed=_SPEED
     )
     ids, lengths = encode([text], characters)
     (memory, *_) = memory_of(ids, lengths, characters, 1)

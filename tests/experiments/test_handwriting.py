@@ -189,5 +189,5 @@ def test_letters_of_a_hershey_font_stand_on_the_line():
 
 def test_texts_become_ids_and_their_lengths():
     ids, lengths = encode(["b a", "c"], " abc")
-    assert ids.tolist() == [[2, 0, 1, 0], [3, 0, 0, 0]]
+    assert ids.tolist() == [[2, 0, 1, 4], [3, 4, 0, 0]]
     assert lengths.tolist() == [4, 2]
