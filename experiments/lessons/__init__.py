@@ -21,6 +21,7 @@ LESSONS = (
     "gate_as_flag",
     "long_distance",
     "grid_lstm",
+    "parity",
     "learning_rate",
     "count_to_three",
     "digits",

@@ -30,7 +30,7 @@ class Settings(RunSettings):
     """Units of a layer."""
     layers: int = 1
     """Layers on top of one another; with few pieces one is enough."""
-    dropout: float = 0.5
+    dropout: float = 0.4
     """Rate at which outputs of the layers are dropped: 229 chorales are soon known by heart."""
     transpose: int = 0
     """Also learn every piece moved up and down by so many keys. Pieces are then in every key, and
@@ -48,7 +48,7 @@ class Settings(RunSettings):
     """Of Adam at the start; it falls along a cosine to a hundredth at the last step."""
     clip_norm: float = 1.0
     """Gradients are scaled down to this norm."""
-    average_decay: float = 0.98
+    average_decay: float = 0.996
     """Of the running average of the weights, which is what is kept."""
     seed: int = 0
     """Decides the generated pieces, the first weights, dropout and the order of the pieces."""

@@ -19,6 +19,7 @@ from experiments.lessons import (
     learning_rate,
     long_distance,
     order_matters,
+    parity,
     pretrained_vectors,
 )
 from experiments.lessons.lesson import run_lesson
@@ -498,6 +499,29 @@ def test_a_grid_learns_a_parity(tmp_path):
     assert weights[stack] == (12 + 16 + 1) * 64 + (16 + 16 + 1) * 64 + (16 + 1) * 10
     assert (settings.out / "grid_lstm.png").exists()
     assert run_lesson(grid_lstm, settings) == rows  # gone on with: nothing is trained again
+
+
+def test_parities_are_counted_by_twos():
+    bits, odd = drawn(parity.parities(30, 4))
+    np.testing.assert_array_equal(odd, [[sum(row[: t + 1]) % 2 for t in range(30)] for row in bits])
+
+
+@pytest.mark.full
+def test_an_slstm_keeps_a_parity_and_a_linear_cell_does_not(tmp_path):
+    settings = parity.Settings(
+        cells=("sLSTM", "minGRU"),
+        seeds=1,
+        length=16,
+        longer=40,
+        steps=600,
+        test_sequences=256,
+        out=tmp_path / "run",
+    )
+    rows = run_lesson(parity, settings)
+    right = figures(rows, "right at step 40")
+    assert right["sLSTM"] > 0.95 > 0.65 > right["minGRU"]
+    assert (settings.out / "parity.png").exists()
+    assert run_lesson(parity, settings) == rows  # gone on with: nothing is trained again
 
 
 def test_a_sweep_finds_rates_too_low_and_too_high(tmp_path):
