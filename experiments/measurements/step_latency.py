@@ -168,7 +168,7 @@ def check(problem: Problem, entrants: dict[str, Stepper]) -> None:
     Raises:
         AssertionError: a library gives other numbers, or steps have other bits than the stream.
     """
-    expected = np.asarray(problem.layer.apply(problem.params, problem.xs)[1])
+    expected = np.asarray(problem.layer.apply(problem.params, jnp.asarray(problem.xs))[1])
     for name, stepper in entrants.items():
         found = outputs(stepper, problem.xs)
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5, err_msg=name)
