@@ -1,14 +1,16 @@
 """A translator with attention inside the recurrence, beside the same one in PyTorch.
 
 Run:     python -m experiments.measurements.translation
-Prints:  seconds of one training step, and sentences a second, greedy and with a beam, of each, and
-         the ratio: medians and ranges of interleaved rounds. Both have the same weights and do the
-         same work: sentences of one length, and texts of one length, as the stop is forbidden.
-         First both must give the same loss, the same greedy texts and the same best hypotheses.
+Prints:  pairs a second in training, and sentences a second, greedy and with a beam, many at once
+         and one alone, of each, and the ratio: medians and ranges of interleaved rounds. Both have
+         the same weights and do the same work: sentences of one length, and texts of one length, as
+         the stop is forbidden. First both must give the same loss, the same greedy texts and the
+         same best hypotheses.
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,7 +46,7 @@ class Settings:
     batch_size: int = 128
     """Pairs of a training step."""
     sentences: int = 64
-    """Sentences that are translated in one call."""
+    """Sentences that are translated in one call; one alone is measured, too."""
     beam: int = 5
     """Hypotheses side by side."""
     rounds: int = 7
@@ -215,15 +217,18 @@ def measure(settings: Settings) -> list[dict[str, str]]:
     with torch.no_grad():
         np.testing.assert_allclose(one, float(theirs.loss(*pairs)), rtol=1e-4)
     rows = []
-    for name, beam in (("greedy", 1), (f"beam {settings.beam}", settings.beam)):
-        mine = _ours(model, params, jnp.asarray(sentences), beam, settings.length)
-        given = torch.tensor(sentences)
+    ways = (("greedy", 1), (f"beam {settings.beam}", settings.beam))
+    for (name, beam), count in itertools.product(ways, dict.fromkeys((settings.sentences, 1))):
+        mine = _ours(model, params, jnp.asarray(sentences[:count]), beam, settings.length)
+        given = torch.tensor(sentences[:count])
 
         def other(beam: int = beam, given: Any = given) -> Any:
             return theirs.translate(given, beam, settings.length)
 
         _check_equal(mine(), other())
-        rows.append(_row(f"sentences/s, {name}", settings.sentences, mine, other, settings.rounds))
+        rows.append(
+            _row(f"sentences/s, {name}, {count} at once", count, mine, other, settings.rounds)
+        )
     return [_training(params, loss_fn, theirs, (source, target), settings), *rows]
 
 

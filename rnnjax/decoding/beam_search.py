@@ -13,6 +13,7 @@ from rnnjax import masking
 from rnnjax._checks import check_id, check_number, check_range, check_size
 from rnnjax._devices import with_automatic_axes
 from rnnjax.base import Carry
+from rnnjax.decoding._largest import largest
 from rnnjax.decoding.sampling import History, Transform, check_transforms
 
 
@@ -227,7 +228,7 @@ def _extend(how: _How, step: Callable, now: _Searching) -> _Searching:
     # 2 K candidates leave K that go on, even if K of them are stops.
     most = min(2 * how.beam_size, how.beam_size * vocabulary)
     # A batch of no rows says nothing of its columns, so that -1 would not do.
-    best, places = lax.top_k(totals.reshape(len(totals), how.beam_size * vocabulary), most)
+    best, places = largest(totals.reshape(len(totals), how.beam_size * vocabulary), most)
     parents, tokens = places // vocabulary, (places % vocabulary).astype(jnp.int32)
     covered = _gather(now.covered + weights, parents)
     texts = _gather(now.live, parents)
