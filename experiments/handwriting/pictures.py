@@ -48,7 +48,8 @@ def draw_lines(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    heights = [1.0] * len(written) + ([2.2] if window else [])
+    # A row of the window is as high as the letter beside it.
+    heights = [1.0] * len(written) + ([1.0 + 0.14 * len(window[0])] if window else [])
     # A figure of its own, without pyplot: no window system is asked for, no figure is left open.
     figure = Figure(figsize=(9.0, 1.05 * sum(heights)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)

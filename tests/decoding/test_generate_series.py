@@ -110,6 +110,7 @@ def with_text(rows):
     return model, params, np.zeros((len(rows), 1, 3), "float32"), context
 
 
+@pytest.mark.full
 def test_each_row_is_written_after_its_own_context():
     model, params, start, context = with_text([0, 1, 2])
     out = rnnjax.generate_series(model, params, start, max_new_steps=4, key=KEYS, context=context)

@@ -68,6 +68,7 @@ def test_it_is_a_numpy_loop_in_float64_and_so_is_its_path(float64):
         assert np.all(np.diff(carries.window.place[b, :steps], axis=0) > 0)
 
 
+@pytest.mark.full
 def test_its_gradients_are_those_of_the_loop(float64):
     whole, params, xs, states = jax.tree.map(
         lambda a: a.astype("float64") if isinstance(a, jax.Array) else a, problem()
