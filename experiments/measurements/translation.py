@@ -5,7 +5,8 @@ Prints:  pairs a second in training, and sentences a second, greedy and with a b
          and one alone, of each, and the ratio: medians and ranges of interleaved rounds. Both have
          the same weights and do the same work: sentences of one length, and texts of one length, as
          the stop is forbidden. First both must give the same loss, the same greedy texts and the
-         same best hypotheses.
+         same best hypotheses. Rows "the head alone" say how many there would be a second if nothing
+         were computed but the products of the head, which no translator of these sizes can exceed.
 """
 
 from __future__ import annotations
@@ -226,10 +227,15 @@ def measure(settings: Settings) -> list[dict[str, str]]:
             return theirs.translate(given, beam, settings.length)
 
         _check_equal(mine(), other())
-        rows.append(
-            _row(f"sentences/s, {name}, {count} at once", count, mine, other, settings.rounds)
-        )
-    return [_training(params, loss_fn, theirs, (source, target), settings), *rows]
+        what = f"sentences/s, {name}, {count} at once"
+        rows.append(_row(what, count, mine, other, settings.rounds))
+        if count > 1:
+            alone = _head_alone(params, count * beam, calls=settings.length, gradients=False)
+            rows.append(_row(f"{what}, the head alone", count, *alone, settings.rounds))
+    training = _training(params, loss_fn, theirs, (source, target), settings)
+    alone = _head_alone(params, settings.batch_size * settings.length, calls=1, gradients=True)
+    what = "pairs/s, a training step, the head alone"
+    return [training, _row(what, settings.batch_size, *alone, settings.rounds), *rows]
 
 
 def _training(
@@ -247,6 +253,29 @@ def _training(
 
     return _row("pairs/s, a training step", settings.batch_size, mine,
                 lambda: theirs.train(*pairs), settings.rounds)  # fmt: skip
+
+
+def _head_alone(
+    params: Any, rows: int, *, calls: int, gradients: bool
+) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """The products of the head for so many rows and nothing else, in JAX and in PyTorch."""
+    import torch
+
+    rng = np.random.default_rng(0)
+    w = np.array(params.head.output.w)
+    features, logits = (rng.normal(size=(rows, n)).astype(np.float32) for n in w.shape)
+
+    def products(features: Any, w: Any, logits: Any) -> Any:
+        product = features @ w
+        return (product, logits @ w.T, features.T @ logits) if gradients else product
+
+    compiled, ours = jax.jit(products), tuple(map(jnp.asarray, (features, w, logits)))
+    theirs = tuple(map(torch.tensor, (features, w, logits)))
+
+    def mine() -> Any:
+        return [jax.block_until_ready(compiled(*ours)) for _ in range(calls)]
+
+    return mine, lambda: [products(*theirs) for _ in range(calls)]
 
 
 def _check_equal(mine: np.ndarray, other: np.ndarray) -> None:

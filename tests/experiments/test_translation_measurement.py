@@ -14,6 +14,8 @@ def test_a_row_for_training_and_for_each_way_to_translate(capsys):
     out = capsys.readouterr().out
     for row in ("pairs/s, a training step", "sentences/s, greedy", "sentences/s, beam 2"):
         assert row in out
+    # Of the step and of both ways to translate many; one sentence alone has none.
+    assert out.count("the head alone") == 3
 
 
 def test_a_size_that_cannot_be_is_refused_by_name(capsys):
