@@ -22,6 +22,7 @@ LESSONS = (
     "long_distance",
     "grid_lstm",
     "parity",
+    "uneven_steps",
     "learning_rate",
     "count_to_three",
     "digits",

@@ -21,6 +21,7 @@ from experiments.lessons import (
     order_matters,
     parity,
     pretrained_vectors,
+    uneven_steps,
 )
 from experiments.lessons.lesson import run_lesson
 from experiments.lessons.synthetic import Task, kept, make_trainer, random_rows
@@ -522,6 +523,63 @@ def test_an_slstm_keeps_a_parity_and_a_linear_cell_does_not(tmp_path):
     assert right["sLSTM"] > 0.95 > 0.65 > right["minGRU"]
     assert (settings.out / "parity.png").exists()
     assert run_lesson(parity, settings) == rows  # gone on with: nothing is trained again
+
+
+def test_every_step_of_a_wave_asks_for_the_value_after_the_wait():
+    """Least squares find one sine behind the 13 samples, at the times that the waits add up to."""
+    settings = uneven_steps.Settings(length=12)
+    for scale in (1, 2):
+        values, waits, following = drawn(uneven_steps.waves(settings, 40, scale))
+        np.testing.assert_array_equal(values[:, 1:], following[:, :-1])
+        assert 0.1 * scale <= waits.min() < 0.2 * scale
+        assert 1.8 * scale < waits.max() <= 1.9 * scale
+        times = np.concatenate([np.zeros((40, 1)), np.cumsum(waits, 1, np.float64)], axis=1)
+        seen = np.concatenate([values[:, :1], following], axis=1)
+        for time, value in zip(times[:4], seen[:4], strict=True):
+            fits = []
+            for frequency in np.linspace(2 * np.pi / 16, 2 * np.pi / 6, 801):
+                waves = np.stack([np.sin(frequency * time), np.cos(frequency * time)], axis=1)
+                parts = np.linalg.lstsq(waves, value, rcond=None)[0]
+                fits.append((np.abs(waves @ parts - value).max(), np.hypot(*parts)))
+            wrong, amplitude = min(fits)
+            assert wrong < 0.02
+            assert 0.49 < amplitude < 1.51
+
+
+@pytest.mark.full
+def test_only_those_that_are_told_the_times_depend_on_them():
+    settings = uneven_steps.Settings(length=5, weights=200, layers=1)
+    batch = uneven_steps.Waves(*drawn(uneven_steps.waves(settings, 2)))
+    for system in ("GRU, no times", "GRU, times as input", "S5, elapsed time"):
+        net = uneven_steps.make_network(system, settings)
+        assert 100 < uneven_steps.count_weights(net) <= 200
+        params = jax.jit(net.init)(KEY)
+        # In the second row the wait of the third step is another: no answer before it may change.
+        waits = np.repeat(batch.waits[:1], 2, axis=0)
+        waits[1, 2] *= 2
+        said = jax.jit(net.apply)(params, np.repeat(batch.values[:1], 2, axis=0), waits)
+        changed = np.asarray(said[0] != said[1])
+        assert changed[:2].tolist() == [False, False]
+        assert changed[2:].any() == (system != "GRU, no times")
+
+
+@pytest.mark.full
+def test_a_network_that_is_told_the_times_follows_a_wave_better(tmp_path):
+    settings = uneven_steps.Settings(
+        systems=("GRU, no times", "CfC, elapsed time"),
+        seeds=1,
+        length=16,
+        layers=1,
+        weights=1_500,
+        steps=300,
+        test_waves=128,
+        out=tmp_path / "run",
+    )
+    rows = run_lesson(uneven_steps, settings)
+    error = figures(rows, "error")
+    assert error["CfC, elapsed time"] < 0.5 * error["GRU, no times"]
+    assert (settings.out / "uneven_steps.png").exists()
+    assert run_lesson(uneven_steps, settings) == rows  # gone on with: nothing is trained again
 
 
 def test_a_sweep_finds_rates_too_low_and_too_high(tmp_path):
