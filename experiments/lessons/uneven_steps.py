@@ -1,6 +1,9 @@
 """Uneven steps: which cells say where a wave will be, when told how much time passes.
 
 Run:     python -m experiments.lessons.uneven_steps --seeds 3
+Expect:  mean error of 3 seeds, 1 for who always says 0  (27 November 2026, jax 0.10.2, 2 cores of
+         an Intel Xeon): GRU without the times 0.130, with them as input 0.006; with elapsed time
+         CfC 0.009, S5 0.025, S4D 0.027. With gaps twice as long all have 0.3 to 0.6.
 """
 
 from __future__ import annotations
@@ -228,7 +231,7 @@ def run(settings: Settings, results: Results) -> None:
         results.folder / "uneven_steps.png",
         ("wait", "time until the value that is asked for"),
         ("error by wait", "error, as a part of the wave's square"),
-        title=f"waves seen at uneven times; learned with gaps up to {settings.longest_gap}",
+        title=f"waves learned with gaps up to {settings.longest_gap}, seen with gaps twice as long",
         references={"always 0": 1.0},
         log=True,
     )
