@@ -23,6 +23,7 @@ LESSONS = (
     "grid_lstm",
     "parity",
     "uneven_steps",
+    "long_memory",
     "learning_rate",
     "count_to_three",
     "digits",

@@ -18,6 +18,7 @@ from experiments.lessons import (
     grid_lstm,
     learning_rate,
     long_distance,
+    long_memory,
     order_matters,
     parity,
     pretrained_vectors,
@@ -580,6 +581,44 @@ def test_a_network_that_is_told_the_times_follows_a_wave_better(tmp_path):
     assert error["CfC, elapsed time"] < 0.5 * error["GRU, no times"]
     assert (settings.out / "uneven_steps.png").exists()
     assert run_lesson(uneven_steps, settings) == rows  # gone on with: nothing is trained again
+
+
+def test_delays_are_of_a_signal_without_high_frequencies():
+    xs, targets = drawn(long_memory.delayed(100, 300, (3, 40), band=0.1))
+    assert xs.shape == (300, 100, 1)
+    for place, delay in enumerate((3, 40)):
+        np.testing.assert_array_equal(targets[:, delay:, place], xs[:, :-delay, 0])
+        np.testing.assert_array_equal(targets[:, :delay, place], 0)
+    assert xs.var(axis=0).mean() == pytest.approx(1, abs=0.05)
+    # Half a period is seen, so a window keeps what leaks from one frequency to the next small.
+    power = np.abs(np.fft.rfft(xs[..., 0] * np.hanning(100), axis=1)) ** 2  # of k / 100 a step
+    assert power[:, 13:].sum() < 1e-4 * power.sum()
+    assert power[:, 6:10].sum() > 0.2 * power.sum()
+
+
+def test_explained_is_one_less_the_share_of_the_error():
+    targets = np.random.default_rng(0).normal(size=(50, 4))
+    np.testing.assert_allclose(long_memory.explained(0.5 * targets, targets, 0), 0.75)
+    np.testing.assert_allclose(long_memory.explained(targets, targets, (0, 1)), 0, atol=1e-12)
+
+
+@pytest.mark.full
+def test_an_lmu_gives_back_a_signal(tmp_path):
+    settings = long_memory.Settings(
+        cells=("LMU",),
+        seeds=1,
+        delays=(10, 20),
+        length=40,
+        longer=80,
+        steps=150,
+        test_sequences=32,
+        out=tmp_path / "run",
+    )
+    rows = run_lesson(long_memory, settings)
+    [end] = figures(rows, "20 ago, steps 40 to 80").values()
+    assert end > 0.9
+    assert (settings.out / "long_memory.png").exists()
+    assert run_lesson(long_memory, settings) == rows  # gone on with: nothing is trained again
 
 
 def test_a_sweep_finds_rates_too_low_and_too_high(tmp_path):
