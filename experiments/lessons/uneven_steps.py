@@ -2,7 +2,7 @@
 
 Run:     python -m experiments.lessons.uneven_steps --seeds 3
 Expect:  mean error of 3 seeds, 1 for who always says 0  (27 November 2026, jax 0.10.2, 2 cores of
-         an Intel Xeon): GRU without the times 0.130, with them as input 0.006; with elapsed time
+         an AMD EPYC): GRU without the times 0.130, with them as input 0.006; with elapsed time
          CfC 0.009, S5 0.025, S4D 0.027. With gaps twice as long: 0.64, 0.34;
          0.44, 0.57, 0.52.
 """
