@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,7 +47,8 @@ def read_sets(settings: Settings) -> tuple[Sets, str]:
     """The series that the settings name, and the hash of all their numbers.
 
     Raises:
-        DataError: a file cannot be read, holds no numbers, or a series is too short.
+        DataError: a package is missing, a file cannot be read, holds no numbers, or a series is
+            too short.
     """
     if settings.dataset is None:
         rng = np.random.default_rng((settings.seed, settings.series, settings.length))
@@ -55,6 +57,12 @@ def read_sets(settings: Settings) -> tuple[Sets, str]:
             name: [make(rng, time, settings.season) for _ in range(settings.series)]
             for name, make in GENERATED.items()
         }
+    elif settings.dataset in PACKAGED:
+        if settings.column is not None:
+            raise DataError(
+                f"--column must stand beside a --dataset that is a file, got {settings.dataset}"
+            )
+        sets = {settings.dataset: read_csv(_packaged(settings.dataset), None)}
     else:
         path = Path(settings.dataset)
         sets = {path.stem: read_csv(path, settings.column)}
@@ -118,6 +126,25 @@ GENERATED: dict[str, Callable[[np.random.Generator, np.ndarray, int], np.ndarray
     "chaos": _chaos,
     "walk": _walk,
 }
+
+
+# Files in the package aeon, which brings them with it.
+# airline: passengers of each of 144 months, 1949 to 1960: series G of Box and Jenkins, "Time series
+#   analysis: forecasting and control" (1976).
+# solar: the yield of solar cells in Great Britain in each of 289 half hours, May 2021, as
+#   estimated by Sheffield Solar (PV_Live).
+PACKAGED = {"airline": "Airline/Airline.csv", "solar": "solar/solar.csv"}
+
+
+def _packaged(name: str) -> Path:
+    """Where a file of aeon lies: the package is found and not imported."""
+    spec = importlib.util.find_spec("aeon")
+    if spec is None or not spec.submodule_search_locations:
+        raise DataError(
+            f"the package aeon must be installed for --dataset {name}, got none: "
+            'pip install "rnnjax[series]"'
+        )
+    return Path(spec.submodule_search_locations[0]) / "datasets" / "data" / PACKAGED[name]
 
 
 def read_csv(path: Path, column: str | None) -> list[np.ndarray]:

@@ -14,7 +14,8 @@ class Settings(RunSettings):
     """Train one recurrent network to forecast many series, and compare it."""
 
     dataset: str | None = None
-    """A CSV file of your own, a column a series; five sets of series are generated if not given."""
+    """A CSV file of your own, a column a series; or airline or solar, of the extra "series"; five
+    sets of series are generated if not given."""
     column: str | None = None
     """The one column of the file to forecast; by default every column of numbers."""
     series: int = 24

@@ -11,7 +11,7 @@ from experiments.forecast.rivals import (
     mase,
     seasonal_naive,
 )
-from experiments.forecast.series import GENERATED, Window, cut, read_csv, read_sets
+from experiments.forecast.series import GENERATED, PACKAGED, Window, cut, read_csv, read_sets
 from experiments.forecast.settings import Settings
 from rnnjax.data import DataError
 
@@ -87,7 +87,39 @@ def test_columns_of_numbers_are_read_and_others_passed_over(tmp_path):
             read_csv(path, column)
 
 
+def test_the_series_of_a_package_are_those_of_their_description():
+    pytest.importorskip("aeon")
+    (airline,) = read_sets(Settings(dataset="airline"))[0]["airline"]
+    assert (len(airline), airline[0], airline[-1], airline.sum()) == (144, 112, 432, 40363)
+    (solar,) = read_sets(Settings(dataset="solar", season=48))[0]["solar"]
+    assert len(solar) == 289
+    assert solar.min() == 0 == solar[0]  # it begins at midnight
+
+
+def test_a_series_of_a_package_is_found_without_importing_it(tmp_path, monkeypatch):
+    folder = tmp_path / "aeon" / "datasets" / "data" / "Airline"
+    folder.mkdir(parents=True)
+    (tmp_path / "aeon" / "__init__.py").write_text("raise ImportError")
+    values = 100 + np.arange(144) ** 1.1
+    rows = "".join(f"month {n},{value}\n" for n, value in enumerate(values))
+    (folder / "Airline.csv").write_text("Date,Passengers\n" + rows)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(__import__("sys").modules, "aeon", raising=False)
+    (airline,) = read_sets(Settings(dataset="airline"))[0]["airline"]
+    np.testing.assert_array_equal(airline, values)
+
+
+@pytest.mark.parametrize("name", PACKAGED)
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(name, capsys, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "aeon", None)
+    assert run("--dataset", name) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"the package aeon must be installed for --dataset {name}" in said
+    assert 'pip install "rnnjax[series]"' in said
+
+
 BAD = {
+    "a column of a package": (["--dataset", "solar", "--column", "a"], "--column must stand"),
     "too short": (["--length", "20"], "must have at least"),
     "a window below the season": (["--window", "3"], "--window must be at least --season, 4"),
     "no horizon": (["--horizon", "0"], "--horizon must be a whole number from 1 up"),
