@@ -69,7 +69,7 @@ def train(settings: Settings, folder: Path) -> Outcome:
     stored = stored_config(settings, folder)
     devices = find_devices(settings.devices)
     dataset, parts = read_parts(settings)
-    encode, splits = prepare(settings, parts, len(dataset.label_names))
+    encode, splits = prepare(settings, parts, len(dataset.label_names), devices.number)
     devices.check_rows("--batch-size", splits.train.shapes[0][0])
     require_room(settings, len(encode.vocabulary), len(dataset.label_names))
     identity = describe(settings, dataset, parts)
@@ -207,9 +207,10 @@ def describe(settings: Settings, dataset: Dataset, parts: Sequence[Examples]) ->
 
 
 def prepare(
-    settings: Settings, parts: Sequence[Examples], num_classes: int
+    settings: Settings, parts: Sequence[Examples], num_classes: int, devices: int = 1
 ) -> tuple[Encoder, Splits]:
-    """The encoder fitted on the first part, the training examples, and batches of all three."""
+    """The encoder fitted on the first part, the training examples, and batches of all three, which
+    so many devices divide."""
     encode = fit_encoder(
         parts[0].texts,
         tokenizer=settings.tokenizer,
@@ -226,6 +227,7 @@ def prepare(
         buckets=settings.buckets,
         seed=settings.seed,
         batching=settings.batching,
+        multiple_of=devices,
     )
     return encode, splits
 

@@ -69,6 +69,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "full: no part of the sample")
+    config.addinivalue_line("markers", "devices: what holds of several devices and processes")
     config.addinivalue_line("markers", "kept: one case is in the sample however long it takes")
     config.addinivalue_line("markers", "every_value: also of parameters whose cases take long")
     if hasattr(config, "workerinput"):  # a process of pytest-xdist

@@ -1,20 +1,42 @@
 """Programs of several processes, started as a launcher would start them."""
 
+import atexit
 import contextlib
+import functools
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
 TESTS = Path(__file__).parent
 
 
+@functools.cache
+def _compiled_programs():
+    """Where what one process compiled is found by the next: the folder of all tests if there is
+    one, or one that goes when they are over."""
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if folder is None:
+        folder = tempfile.mkdtemp()
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return {
+        "JAX_COMPILATION_CACHE_DIR": folder,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+
 def environment(devices=1):
     """That of a process with so many devices of its own; no more in all than there are cores, as
     on a CPU a device that waits for others holds a thread of a pool that has as many."""
     return os.environ | {
+        **_compiled_programs(),
+        # Compiling is most of the time of programs so small.
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "PYTHONPATH": os.pathsep.join(map(str, [TESTS.parent, TESTS, *TESTS.glob("*/")])),
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_NUMPY_RANK_PROMOTION": "raise",
@@ -47,13 +69,14 @@ def slurm(count):
     ]
 
 
-def start(count, *command):
-    """Starts the command so many times, with the port, its number and their count at the end."""
+def start(count, *command, devices=1):
+    """Starts the command so many times, each with so many devices, and with the port, its number
+    and their count at the end."""
     port = free_port()
     return [
         subprocess.Popen(
             [sys.executable, "-W", "error", *command, str(port), str(number), str(count)],
-            env=environment(),
+            env=environment(devices),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -54,18 +54,21 @@ def find_devices(count: int | None) -> Devices:
     Raises:
         DataError: there are not so many.
     """
-    there: list[Any] = jax.local_devices()
-    count = len(there) if count is None else count
-    if count > len(there):
-        raise DataError(f"--devices must be at most {len(there)}, the devices here, got {count}")
-    if count == jax.process_count() == 1:
-        return Devices(None)
     of_process: dict[int, list[Any]] = {}
     for device in jax.devices():
         of_process.setdefault(device.process_index, []).append(device)
+    fewest = min(map(len, of_process.values()))
+    if count is not None and count > fewest:
+        raise DataError(f"--devices must be at most {fewest}, the devices {_there()}, got {count}")
     devices = [d for process in sorted(of_process) for d in of_process[process][:count]]
+    if len(devices) == 1:
+        return Devices(None)
     # Axes that XLA divides as it sees fit: a loss that draws random numbers needs no word on where.
     return Devices(jax.make_mesh((len(devices),), ("batch",), (AxisType.Auto,), devices=devices))
+
+
+def _there() -> str:
+    return "here" if jax.process_count() == 1 else "of the process that has the fewest"
 
 
 def _where() -> str:

@@ -118,6 +118,14 @@ def fit_by_loss(
     return fitted._replace(params=devices.take_home(fitted.params))
 
 
+def total(
+    step: Callable[[Any, Any], Any], params: Any, batches: Iterator[Any], devices: Devices
+) -> dict[str, Any]:
+    """The sums and counts of the metrics over all batches, whose rows the devices divide."""
+    sums = (step(params, devices.place_batch(batch)) for batch in batches)
+    return jax.device_get(dict(functools.reduce(merge, sums)))
+
+
 def _optimizer(recipe: Recipe, steps: int) -> optax.GradientTransformation:
     rate = optax.cosine_decay_schedule(recipe.learning_rate, max(1, steps), alpha=0.01)
     return optax.chain(
@@ -193,11 +201,7 @@ class _Fitting:
         self._session.step(self._snapshot, metrics, self._tokens(batch))
 
     def _evaluate(self, params: Any, batches: Batches) -> dict[str, float]:
-        sums = (
-            self._eval_step(params, self._devices.place_batch(batch))
-            for batch in self._left(batches, 0)
-        )
-        return compute(jax.device_get(functools.reduce(merge, sums)))
+        return compute(total(self._eval_step, params, self._left(batches, 0), self._devices))
 
     def _left(self, batches: Batches, epoch: int, done: int = 0) -> Iterator[Any]:
         return self._session.watch(islice(batches.epoch(epoch), done, None))

@@ -7,12 +7,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from experiments.running.checkpoints import Saver, parse_every
 from experiments.running.console import wrapped
 from experiments.running.processes import own_folder
-from experiments.running.run_folder import CHECKPOINTS, RunFolder, environment
+from experiments.running.run_folder import CHECKPOINTS, RunFolder, environment, plain
 from experiments.running.run_settings import RunSettings, require_same
+from rnnjax._processes import Messages
 from rnnjax.checkpoint import Checkpoints
+from rnnjax.data import DataError
+
+# What a machine may have elsewhere than another has it.
+_PLACES = ("dataset", "data_dir", "captions", "pairs", "test")
 
 
 @contextlib.contextmanager
@@ -38,9 +45,11 @@ def open_run(
         more: what makes it the one it is as well, but is too long for config.json.
 
     Raises:
-        DataError: the run that is to go on was another one.
+        DataError: the run that is to go on was another one, or is another one in one of several
+            processes.
         OSError: see `RunFolder`.
     """
+    _require_agreement(identity)
     config = {"environment": environment(), **(stored or {}), **identity}
     if stored is not None:
         require_same(stored, config, settings.MAY_CHANGE, str(folder))
@@ -53,6 +62,23 @@ def open_run(
         every = parse_every(settings.checkpoint_every)
         known = {**identity, **(more or {})}
         yield run, Saver(checkpoints, run, known, may_change=settings.MAY_CHANGE, every=every)
+
+
+def _require_agreement(identity: Mapping[str, Any]) -> None:
+    """Refuse processes that were given other settings or data than the first: their batches would
+    not fit together, or the run would be none that can be said. Places may differ."""
+    if jax.process_count() == 1:
+        return
+    told, process = plain(identity), jax.process_index()
+    first, own = (
+        {**one.pop("settings", {}), **one}
+        for one in (Messages().from_first("identity", lambda: told), dict(told))
+    )
+    names = [n for n in {**first, **own} if n not in _PLACES and first.get(n) != own.get(n)]
+    if names:
+        raise DataError(
+            f"{', '.join(names)} must be the same in all processes, got others in process {process}"
+        )
 
 
 def _note_environment(stored: Mapping[str, Any]) -> None:

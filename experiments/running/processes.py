@@ -7,14 +7,17 @@ files in a folder that is deleted.
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import os
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -56,8 +59,7 @@ class Launch:
         with contextlib.ExitStack() as stack:
             # Whoever started this process, as Ray does, may have joined it to the others.
             if jax.distributed.is_initialized() and not is_first():
-                nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
-                stack.enter_context(contextlib.redirect_stdout(nowhere))
+                stack.enter_context(silent())
             with failures.told():
                 yield
         # Whoever is done first waits here for as long as it takes the others: at its end JAX would
@@ -110,6 +112,30 @@ def _wait_for(coordinator: str) -> None:
             time.sleep(0.1)
         else:
             return
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Nothing that goes to standard output is seen.
+
+    In a worker of Ray ``print`` is one of its own, which logs what it is given wherever standard
+    output leads: so that has nothing to print, either.
+    """
+    whole = builtins.print
+
+    def elsewhere_only(*values: Any, file: Any = None, **options: Any) -> None:
+        if file not in (None, sys.stdout):
+            whole(*values, file=file, **options)
+
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+    ):
+        builtins.print = elsewhere_only
+        try:
+            yield
+        finally:
+            builtins.print = whole
 
 
 def is_first() -> bool:

@@ -85,13 +85,14 @@ def make_batches(
     buckets: int,
     seed: int,
     batching: Batching = "bucketed",
+    multiple_of: int = 1,
 ) -> Splits:
     """Batches of the train, validation and test examples; only the first are shuffled.
 
     Every batch holds ``batch_size`` examples: "bucketed" by length, each bucket padded to its
     own; "packed" several in a row as long as the longest text; "padded" to the longest text, in
     the same order as the packed ones. Where no bucket has so many texts, a batch holds as many as
-    the fullest has.
+    the fullest has, and empty rows up to a multiple of ``multiple_of``, the devices that divide it.
 
     Raises:
         DataError: an unknown batching, or whatever the batches refuse.
@@ -108,7 +109,7 @@ def make_batches(
         # What is only evaluated shares one size, and so its compiled programs.
         most = training if shuffle else max(others)
         options: dict[str, Any] = {
-            "batch_size": min(batch_size, most),
+            "batch_size": min(batch_size, most + -most % multiple_of),
             "seed": seed,
             "shuffle": shuffle,
             "vocab_size": len(encode.vocabulary),

@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from processes import TESTS, environment, free_port, slurm
+from processes import TESTS, environment, free_port, outputs, program, slurm
+from processes import start as start_processes
 
-from experiments.running import processes
+from experiments.running import devices, processes
 from experiments.running.failures import Failures
 from experiments.running.processes import Launch
 from rnnjax.data import DataError
@@ -31,17 +33,14 @@ def command(program, *arguments):
     return [sys.executable, "-W", "error", "-m", f"experiments.{program}", *arguments]
 
 
-# XLA's optimizations take most of the time of a program so small.
-QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-
-
 def start(program, *arguments):
-    several = environment(devices=2) | QUICK
+    several = environment(devices=2)
     return subprocess.run(command(program, *arguments), capture_output=True, text=True, env=several)
 
 
-def start_together(program, *arguments, told_by_slurm=False, each=((), ())):
-    """Two processes of a run, with one device each, and with arguments of its own each."""
+def start_together(program, *arguments, told_by_slurm=False, each=((), ()), places=(None, None)):
+    """Two processes of a run, with one device each, and each with arguments of its own and in a
+    folder of its own."""
     options = ("--coordinator", f"localhost:{free_port()}", "--processes", "2", "--process-id")
     ways = [((*options, str(number)), {}) for number in range(2)]
     if told_by_slurm:
@@ -49,12 +48,13 @@ def start_together(program, *arguments, told_by_slurm=False, each=((), ())):
     return [
         subprocess.Popen(
             command(program, *arguments, *own, *given, "--heartbeat", "30"),
-            env=environment() | QUICK | variables,
+            env=environment() | variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            cwd=place,
         )
-        for own, (given, variables) in zip(each, ways, strict=True)
+        for own, place, (given, variables) in zip(each, places, ways, strict=True)
     ]
 
 
@@ -78,6 +78,56 @@ def alone(tmp_path_factory):
         return found[program]
 
     return of
+
+
+JUDGED = """
+    import json
+    import numpy as np
+    import rnnjax
+    from experiments.running import fitting, loss_fitting
+    from experiments.running.devices import Devices, find_devices
+    from experiments.write.training import score
+    from rnnjax.data import BucketedBatches
+
+    draw = np.random.default_rng(0)
+    texts = [draw.integers(2, 9, n).tolist() for n in draw.integers(1, 6, 13)]
+    labels = draw.integers(0, 3, 13)
+    batches = BucketedBatches(texts, labels, batch_size=8, boundaries=(3, 5), seed=0)
+    classifier = rnnjax.classifier(rnnjax.embedding(9, 4), rnnjax.gru(4), 3)
+    writer = rnnjax.language_model(rnnjax.embedding(9, 4), rnnjax.gru(4))
+    of_classifier, of_writer = (m.init(jax.random.key(0)) for m in (classifier, writer))
+    loss_fn = fitting.classification_loss(classifier, 0.0, classes=True)
+
+    def judged(devices):
+        params, letters = devices.place_state((of_classifier, of_writer))
+        placed = (devices.place_batch(batch) for batch in batches.epoch(0))
+        by_class = fitting.evaluate(fitting.make_eval_step(loss_fn), params, placed)
+        only_loss = fitting.classification_loss(classifier, 0.0)
+        step = rnnjax.make_eval_step(only_loss)
+        totals = loss_fitting.total(step, params, batches.epoch(0), devices)
+        sums, counts = zip(*(totals[name] for name in ("loss", "accuracy")))
+        nats = score(writer, letters, np.concatenate(texts), devices)
+        return {"figures": [by_class["loss"], nats, *map(float, sums)], "counts": [
+            by_class["accuracy"], by_class["classes"], *map(float, counts)]}
+
+    found = {"divided": judged(find_devices(None))}
+    if count == 1:
+        found["alone"] = judged(Devices(None))
+    print(json.dumps(found))
+"""
+
+
+@pytest.mark.devices
+def test_what_devices_and_processes_judge_together_is_what_one_judges_alone():
+    """13 texts in batches of 8 rows, in buckets, so that rows without a text fill up two of them;
+    and a text to write, of fewer tokens than its rows have places."""
+    (of_devices,) = outputs(start_processes(1, *program(JUDGED), devices=2))
+    of_processes = outputs(start_processes(2, *program(JUDGED)))
+    alone = json.loads(of_devices.splitlines()[-1])["alone"]
+    for said in (of_devices, *of_processes):
+        divided = json.loads(said.splitlines()[-1])["divided"]
+        assert divided["counts"] == alone["counts"]
+        np.testing.assert_allclose(divided["figures"], alone["figures"], rtol=1e-6)
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -139,6 +189,39 @@ def test_a_process_that_fails_alone_says_why_and_all_end(failing, tmp_path):
     assert "nothing.txt" in said[failing][1]
     assert f"error: process {failing} failed: " in said[1 - failing][1]
     assert "nothing.txt" in said[1 - failing][1]
+
+
+def test_processes_with_other_settings_than_the_first_are_refused(tmp_path):
+    out = ["--out", str(tmp_path / "run")]
+    each = ([], ["--epochs", "1", "--seed", "3"])
+    processes = start_together("write", *PROGRAMS["write"], *out, each=each)
+    said = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], said
+    words = "epochs, seed must be the same in all processes, got others in process 1"
+    assert all(words in errors for _, errors in said), said
+    assert not list(tmp_path.glob("run/checkpoints/*"))
+
+
+def test_a_process_that_is_silent_prints_nothing_even_by_a_print_that_logs(monkeypatch, capsys):
+    logged = []  # as Ray's print does, wherever standard output leads
+    monkeypatch.setattr("builtins.print", lambda *values, file=None: logged.append(values))
+    with processes.silent():
+        print("not heard")
+        print("nor this", file=sys.stdout)
+        sys.stdout.write("nor that\n")
+        print("an error", file=sys.stderr)
+    print("afterwards")
+    assert (logged, capsys.readouterr().out) == ([("an error",), ("afterwards",)], "")
+
+
+def test_a_machine_without_so_many_devices_is_noticed_by_all(monkeypatch):
+    of_two = [SimpleNamespace(process_index=process) for process in (0, 0, 0, 1)]
+    monkeypatch.setattr(devices.jax, "devices", lambda: of_two)
+    monkeypatch.setattr(devices.jax, "make_mesh", lambda shape, *_, devices: (shape, devices))
+    assert devices.find_devices(None).mesh == ((4,), of_two)
+    assert devices.find_devices(1).mesh == ((2,), [of_two[0], of_two[3]])
+    with pytest.raises(DataError, match=r"--devices must be at most 1, .*, got 2"):
+        devices.find_devices(2)
 
 
 ODD = ["odd"]

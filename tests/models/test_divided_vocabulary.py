@@ -112,6 +112,7 @@ def axes(shapes):
 
 
 @pytest.mark.full
+@pytest.mark.devices
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_adds_up_its_gradients_once_and_never_gathers_the_logits(kind):
     for case in json.loads(run(LOWERED, kind, 8)).values():  # 2 x 4 devices: compiled, not run
@@ -127,6 +128,7 @@ def test_a_step_adds_up_its_gradients_once_and_never_gathers_the_logits(kind):
 
 
 @pytest.mark.full
+@pytest.mark.devices
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_divided_vocabulary_trains_to_what_a_whole_one_trains_to(kind):
     run(VALUES, kind, 2)
@@ -141,6 +143,7 @@ REFUSED = """
 """
 
 
+@pytest.mark.devices
 def test_a_division_that_cannot_be_is_refused_by_name():
     refused = textwrap.dedent(REFUSED).replace("(4, 3)", "(3, 4)")
     assert run(refused, "Auto", 4).splitlines() == [

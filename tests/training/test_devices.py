@@ -4,6 +4,7 @@ Each test starts processes of its own: how many devices there are is fixed when 
 """
 
 import hashlib
+import json
 import re
 import subprocess
 import sys
@@ -17,7 +18,6 @@ from processes import TESTS, environment, outputs, program, start
 
 from rnnjax.training import replicate, shard_batch
 
-KINDS = ("Auto", "Explicit")
 PARTS = 4  # each a process, whose cases are one program
 
 
@@ -25,9 +25,7 @@ PARTS = 4  # each a process, whose cases are one program
 # that has as many as there are cores.
 def run(*arguments, devices=2):
     command = [sys.executable, "-W", "error", *arguments]
-    # Compiling is most of the time, as for the fixture quick_compile.
-    env = environment(devices) | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(devices))
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -38,32 +36,38 @@ def test_what_a_divided_batch_gives_is_what_one_device_gives(part):
     run(str(TESTS / "mesh_cases.py"), *list(CASES)[part::PARTS])
 
 
+@pytest.mark.devices
 def test_the_gradient_of_a_recurrent_classifier_is_that_of_one_device():
     run(str(TESTS / "mesh_cases.py"), "a classifier by last")
 
 
 PROGRAM = """
-    import sys, jax
+    import json, jax
     import mesh_cases
     from jax.sharding import AxisType
     from rnnjax.training import replicate, shard_batch
 
-    mesh = jax.make_mesh((2,), ("batch",), axis_types=(getattr(AxisType, sys.argv[1]),))
     step, state, batch = mesh_cases.train_step()
-    placed = replicate(mesh, state), shard_batch(mesh, batch)
-    print(jax.jit(step.function).lower(*placed).compile().as_text())
+    texts = []
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        mesh = jax.make_mesh((2,), ("batch",), axis_types=(kind,))
+        placed = replicate(mesh, state), shard_batch(mesh, batch)
+        texts.append(jax.jit(step.function).lower(*placed).compile().as_text())
+    print(json.dumps(texts))
 """
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.full
-def test_a_train_step_adds_up_its_gradients_over_the_devices_once(kind):
-    text = run("-c", textwrap.dedent(PROGRAM), kind)
-    reductions = re.findall(r" = (.*) all-reduce(?:-start)?\(", text)
-    of_arrays = [shapes for shapes in reductions if re.search(r"f32\[\d", shapes)]
-    assert len(of_arrays) == 1, reductions
-    for other in ("all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
-        assert f" {other}(" not in text
+@pytest.mark.devices
+def test_a_train_step_adds_up_its_gradients_over_the_devices_once():
+    texts = json.loads(run("-c", textwrap.dedent(PROGRAM)))
+    assert len(texts) == 2  # of both kinds of mesh
+    for text in texts:
+        reductions = re.findall(r" = (.*) all-reduce(?:-start)?\(", text)
+        of_arrays = [shapes for shapes in reductions if re.search(r"f32\[\d", shapes)]
+        assert len(of_arrays) == 1, reductions
+        for other in ("all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
+            assert f" {other}(" not in text
 
 
 REFUSED = """
@@ -80,6 +84,7 @@ REFUSED = """
 """
 
 
+@pytest.mark.devices
 def test_a_batch_that_does_not_divide_is_refused_by_name():
     rows = "must have shape [B, ...] with B a multiple of the 2 devices on axis 'batch'"
     assert run("-c", textwrap.dedent(REFUSED)).splitlines() == [
@@ -89,38 +94,61 @@ def test_a_batch_that_does_not_divide_is_refused_by_name():
     ]
 
 
-PROCESS = """
+TRAINED = """
     import numpy as np
     import mesh_cases
-    from rnnjax.training import replicate, shard_batch
+    from rnnjax.training import make_eval_step, replicate, shard_batch
 
     mesh = jax.make_mesh((jax.device_count(),), ("batch",))
-    step, state, batch = mesh_cases.train_step()
-    state, of_steps = replicate(mesh, state), []
-    for _ in range(20):
-        state, metrics = step(state, shard_batch(mesh, batch))
-        of_steps.append(metrics)
-    leaves = [np.asarray(a) for a in jax.tree.leaves((state.params, of_steps))]
-    np.savez(given[0] + f"/{number}of{count}.npz", *leaves)
+
+
+    def sums(place_state=lambda state: state, place_batch=lambda batch: batch):
+        step, state, batch = mesh_cases.train_step()
+        state, of_steps = place_state(state), []
+        for _ in range(20):
+            state, metrics = step(state, place_batch(batch))
+            of_steps.append(tuple(metrics["loss"]))
+        judged = make_eval_step(mesh_cases.language_loss)(state.params, place_batch(batch))
+        sums, counts = zip(*of_steps, tuple(judged["loss"]))
+        params = [np.asarray(a) for a in jax.tree.leaves(state.params)]
+        return {"sums": np.array(sums), "counts": np.array(counts),
+                **{f"params {n}": a for n, a in enumerate(params)}}
+
+
+    found = sums(lambda s: replicate(mesh, s), lambda b: shard_batch(mesh, b))
+    np.savez(given[0] + f"/{number}of{count}.npz", **found)
+    if count == 1:
+        np.savez(given[0] + "/alone.npz", **sums())
 """
 
 
-def in_processes(count, folder):
-    """What each process had in the end: the parameters, and the metrics of all 20 steps."""
-    outputs(start(count, *program(PROCESS), str(folder)))
-    return [folder / f"{n}of{count}.npz" for n in range(count)]
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """What 20 steps came to, and an evaluation after them: on one device, on two of a process, and
+    in each of two processes. Rows are of different lengths, so their counts differ."""
+    folder = tmp_path_factory.mktemp("trained")
+    outputs(start(1, *program(TRAINED), str(folder), devices=2))
+    outputs(start(2, *program(TRAINED), str(folder)))
+    return folder
 
 
 @pytest.mark.full
-def test_two_processes_train_to_what_one_trains_to(tmp_path):
-    (alone,) = in_processes(1, tmp_path)
-    first, second = in_processes(2, tmp_path)
-    digests = {hashlib.sha256(path.read_bytes()).hexdigest() for path in (first, second)}
-    assert len(digests) == 1
-    one, both = np.load(alone), np.load(first)
+@pytest.mark.devices
+@pytest.mark.parametrize("name", ["0of1", "0of2"])
+def test_two_devices_and_two_processes_train_to_what_one_trains_to(name, trained):
+    one, both = np.load(trained / "alone.npz"), np.load(trained / f"{name}.npz")
     assert one.files == both.files
-    for name in one.files:
-        np.testing.assert_allclose(both[name], one[name], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(both["counts"], one["counts"])
+    np.testing.assert_allclose(both["sums"], one["sums"], rtol=1e-6)
+    for params in one.files[2:]:
+        np.testing.assert_allclose(both[params], one[params], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.full
+@pytest.mark.devices
+def test_two_processes_have_equal_bits(trained):
+    of_both = [(trained / f"{n}of2.npz").read_bytes() for n in range(2)]
+    assert len({hashlib.sha256(data).hexdigest() for data in of_both}) == 1
 
 
 @pytest.mark.parametrize(

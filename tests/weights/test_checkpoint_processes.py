@@ -12,7 +12,7 @@ from processes import outputs, program, start
 
 from rnnjax.checkpoint import Checkpoints
 
-pytestmark = pytest.mark.full  # programs of two processes
+pytestmark = [pytest.mark.full, pytest.mark.devices]  # programs of two processes
 
 
 def state(seed):
