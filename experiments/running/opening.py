@@ -14,12 +14,12 @@ from experiments.running.console import wrapped
 from experiments.running.processes import own_folder
 from experiments.running.run_folder import CHECKPOINTS, RunFolder, environment, plain
 from experiments.running.run_settings import RunSettings, require_same
-from rnnjax._processes import Messages
+from rnnjax._processes import Messages, ProcessError
 from rnnjax.checkpoint import Checkpoints
 from rnnjax.data import DataError
 
-# What a machine may have elsewhere than another has it.
-_PLACES = ("dataset", "data_dir", "captions", "pairs", "test")
+# What is compared by its parts, and what a machine may have elsewhere than another has it.
+_PLACES = ("settings", "dataset", "data_dir", "captions", "pairs", "test")
 
 
 @contextlib.contextmanager
@@ -69,16 +69,22 @@ def _require_agreement(identity: Mapping[str, Any]) -> None:
     not fit together, or the run would be none that can be said. Places may differ."""
     if jax.process_count() == 1:
         return
-    told, process = plain(identity), jax.process_index()
-    first, own = (
-        {**one.pop("settings", {}), **one}
-        for one in (Messages().from_first("identity", lambda: told), dict(told))
-    )
-    names = [n for n in {**first, **own} if n not in _PLACES and first.get(n) != own.get(n)]
-    if names:
-        raise DataError(
-            f"{', '.join(names)} must be the same in all processes, got others in process {process}"
-        )
+    messages, told, process = Messages(), plain(identity), jax.process_index()
+    first = messages.from_first("identity", lambda: told)
+
+    def check() -> None:
+        then, now = ({**one, **one.get("settings", {})} for one in (first, told))
+        names = [n for n in {**then, **now} if n not in _PLACES and then.get(n) != now.get(n)]
+        if names:
+            raise DataError(
+                f"{', '.join(names)} must be the same in all processes, got others in process "
+                f"{process}"
+            )
+
+    try:
+        messages.gather("agreed", check)  # before the first one leaves a trace
+    except ProcessError as error:
+        raise DataError(str(error)) from None
 
 
 def _note_environment(stored: Mapping[str, Any]) -> None:
