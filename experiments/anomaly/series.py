@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import importlib.util
 import itertools
 import math
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.anomaly.settings import Settings
+from experiments.running.packages import packaged_file
 from rnnjax.data import DataError
 
 
@@ -77,14 +77,8 @@ def _bleeding() -> Path:
     anomaly detection benchmarks are flawed" (2020). The file lies in the package aeon, which is
     found and not imported.
     """
-    spec = importlib.util.find_spec("aeon")
-    if spec is None or not spec.submodule_search_locations:
-        raise DataError(
-            "the package aeon must be installed for --dataset bleeding, got none: "
-            'pip install "rnnjax[series]"'
-        )
-    folder = Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "KDD-TSAD_135"
-    return folder / "135_UCR_Anomaly_InternalBleeding16_TEST.csv"
+    file = "135_UCR_Anomaly_InternalBleeding16_TEST.csv"
+    return packaged_file("aeon", "bleeding", "series", "datasets", "data", "KDD-TSAD_135", file)
 
 
 def read_csv(path: Path, label: str | None) -> tuple[np.ndarray, np.ndarray | None, list[str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.forecast.settings import Settings
+from experiments.running.packages import packaged_file
 from rnnjax.data import DataError
 
 Sets = dict[str, list[np.ndarray]]  # series [N] of each set, by its name
@@ -137,14 +137,8 @@ PACKAGED = {"airline": "Airline/Airline.csv", "solar": "solar/solar.csv"}
 
 
 def _packaged(name: str) -> Path:
-    """Where a file of aeon lies: the package is found and not imported."""
-    spec = importlib.util.find_spec("aeon")
-    if spec is None or not spec.submodule_search_locations:
-        raise DataError(
-            f"the package aeon must be installed for --dataset {name}, got none: "
-            'pip install "rnnjax[series]"'
-        )
-    return Path(spec.submodule_search_locations[0]) / "datasets" / "data" / PACKAGED[name]
+    """Where a file of aeon lies."""
+    return packaged_file("aeon", name, "series", "datasets", "data", PACKAGED[name])
 
 
 def read_csv(path: Path, column: str | None) -> list[np.ndarray]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 
 from experiments.recognize.files import Table, read_file
 from experiments.recognize.settings import Settings
-from experiments.running.packages import is_installed
+from experiments.running.packages import is_installed, missing, packaged_file
 from rnnjax.data import DataError
 
 
@@ -114,10 +113,9 @@ def _japanese_vowels() -> tuple[Table, Table]:
     Source: Kudo, Toyama and Shimbo, "Multidimensional curve classification using passing-through
     regions" (1999). The files lie in the package aeon, which is found and not imported.
     """
-    spec = importlib.util.find_spec("aeon")
-    if spec is None or not spec.submodule_search_locations:
-        raise _missing("aeon")
-    folder = Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "JapaneseVowels"
+    folder = packaged_file(
+        "aeon", "japanese_vowels", "series", "datasets", "data", "JapaneseVowels"
+    )
     train, test = (_labelled(folder / f"JapaneseVowels_{part}.ts") for part in ("TRAIN", "TEST"))
     return train, test
 
@@ -129,7 +127,7 @@ def _mnist1d() -> tuple[Table, Table]:
     makes them from its seed.
     """
     if not is_installed("mnist1d"):
-        raise _missing("mnist1d")
+        raise missing("mnist1d", "mnist1d", "series")
     from mnist1d.data import (  # pyright: ignore[reportMissingImports]
         get_dataset_args,
         make_dataset,
@@ -150,13 +148,6 @@ def _mnist1d() -> tuple[Table, Table]:
         )
         for part in ("", "_test")
     )  # pyright: ignore[reportReturnType]
-
-
-def _missing(package: str) -> DataError:
-    return DataError(
-        f"the package {package} must be installed for this --dataset, got none: "
-        'pip install "rnnjax[series]"'
-    )
 
 
 PACKAGES = {"japanese_vowels": _japanese_vowels, "mnist1d": _mnist1d}

