@@ -18,6 +18,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 settings.register_profile("rnnjax", deadline=None, derandomize=True)
 settings.load_profile("rnnjax")
 
+# A program for those who draw the numbers anew, with packages that no test needs.
+collect_ignore = ["reference/make_golden.py"]
+
 CHECKOUT = Path(__file__).parents[1]
 _sampled = pytest.StashKey[bool]()
 _found_in_checkout = pytest.StashKey[set[str]]()
