@@ -35,6 +35,9 @@ def environment(devices=1):
     on a CPU a device that waits for others holds a thread of a pool that has as many."""
     return os.environ | {
         **_compiled_programs(),
+        # Threads of that pool: on busy cores other work took the second of two, and a sum of both
+        # devices was waited for until XLA gave it up.
+        "NPROC": "8",
         # Compiling is most of the time of programs so small.
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "PYTHONPATH": os.pathsep.join(map(str, [TESTS.parent, TESTS, *TESTS.glob("*/")])),
