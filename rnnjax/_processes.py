@@ -36,7 +36,7 @@ class Messages:
     def tell(self, name: str, value: Any) -> None:
         """Tells all who ask for this name; the value is of JSON's kinds."""
         if self.count > 1:
-            _store().key_value_set(self._key(name), json.dumps(value))
+            store().key_value_set(self._key(name), json.dumps(value))
 
     def hear(self, name: str) -> Any:
         """What was told under this name; waits for it.
@@ -44,7 +44,7 @@ class Messages:
         Raises:
             ProcessError: it was that something failed.
         """
-        value = json.loads(_store().blocking_key_value_get(self._key(name), _PATIENCE_MS))
+        value = json.loads(store().blocking_key_value_get(self._key(name), _PATIENCE_MS))
         if isinstance(value, dict) and "failed" in value:
             raise ProcessError(value["failed"])
         return value
@@ -84,7 +84,8 @@ class ProcessError(RuntimeError):
     """What was to be done failed in another process; the message is that of its error."""
 
 
-def _store() -> Any:
+def store() -> Any:
+    """What JAX's own coordination service keeps for all processes, by name."""
     # JAX has no public way to it; Orbax takes this one too.
     from jax._src import distributed
 

@@ -31,11 +31,11 @@ def _compiled_programs():
 
 
 def environment(devices=1):
-    """That of a process with so many devices of its own; no more in all than there are cores, as
-    on a CPU a device that waits for others holds a thread of a pool that has as many."""
+    """That of a process with so many devices of its own, far fewer than ``NPROC``."""
     return os.environ | {
         **_compiled_programs(),
-        # Threads of that pool: on busy cores other work took the second of two, and a sum of both
+        # On a CPU a device that waits for others holds a thread of a pool that has as many as there
+        # are cores, or as this says: other work once took the second of two, and a sum of both
         # devices was waited for until XLA gave it up.
         "NPROC": "8",
         # Compiling is most of the time of programs so small.

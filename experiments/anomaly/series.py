@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import itertools
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.anomaly.settings import Settings
+from experiments.running.number_columns import cells, no_numbers, number_column, read_table
 from experiments.running.packages import packaged_file
 from rnnjax.data import DataError
 
@@ -87,42 +86,22 @@ def read_csv(path: Path, label: str | None) -> tuple[np.ndarray, np.ndarray | No
     Raises:
         DataError: the file cannot be read, or a column has a gap among its numbers; names the row.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            header, *rows = list(csv.reader(file)) or [[]]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} must be a CSV file with a header line, got {error}") from None
+    header, rows = read_table(path)
     if label is not None and label not in header:
         raise DataError(f"--label must be one of {', '.join(header)}, got {label!r}")
     found, marks = {}, None
     for place, name in enumerate(header):
-        texts = [row[place] if place < len(row) else "" for row in rows]
-        numbers = np.array([_number(text) for text in texts])
-        bad = np.flatnonzero(np.isnan(numbers))
-        if name != label and len(bad) == len(rows):
-            continue  # dates, names
-        if len(bad):
-            raise DataError(
-                f"{path}, row {bad[0] + 2}: {name} must be a finite number, got {texts[bad[0]]!r}"
-            )
+        numbers = number_column(path, name, cells(rows, place), required=name == label)
         if name == label:
             marks = numbers
-        else:
+        elif numbers is not None:
             found[name] = numbers
     if marks is not None and not np.isin(marks, (0, 1)).all():
         row = int(np.flatnonzero(~np.isin(marks, (0, 1)))[0])
         raise DataError(f"{path}, row {row + 2}: {label} must be 0 or 1, got {marks[row]:g}")
     if not found:
-        raise DataError(f"{path} must have a column of numbers, got {', '.join(header) or 'none'}")
+        raise no_numbers(path, header)
     return np.stack(list(found.values()), axis=1), marks, list(found)
-
-
-def _number(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        return math.nan
-    return number if math.isfinite(number) else math.nan
 
 
 def _divided(

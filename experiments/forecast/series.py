@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import math
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.forecast.settings import Settings
+from experiments.running.number_columns import cells, no_numbers, number_column, read_table
 from experiments.running.packages import packaged_file
 from rnnjax.data import DataError
 
@@ -147,38 +147,17 @@ def read_csv(path: Path, column: str | None) -> list[np.ndarray]:
     Raises:
         DataError: the file cannot be read, or a column has a gap among its numbers; names the row.
     """
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            header, *rows = list(csv.reader(file)) or [[]]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} must be a CSV file with a header line, got {error}") from None
+    header, rows = read_table(path)
     if column is not None and column not in header:
         raise DataError(f"--column must be one of {', '.join(header)}, got {column!r}")
-    wanted = header if column is None else [column]
-    found = []
-    for name in wanted:
-        place = header.index(name)
-        texts = [row[place] if place < len(row) else "" for row in rows]
-        numbers = [_number(text) for text in texts]
-        if column is None and all(number is None for number in numbers):
-            continue  # dates, names
-        bad = next((i for i, number in enumerate(numbers) if number is None), None)
-        if bad is not None:
-            raise DataError(
-                f"{path}, row {bad + 2}: {name} must be a finite number, got {texts[bad]!r}"
-            )
-        found.append(np.array(numbers, float))
+    columns = (
+        number_column(path, name, cells(rows, header.index(name)), required=column is not None)
+        for name in (header if column is None else [column])
+    )
+    found = [numbers for numbers in columns if numbers is not None]
     if not found:
-        raise DataError(f"{path} must have a column of numbers, got {', '.join(header) or 'none'}")
+        raise no_numbers(path, header)
     return found
-
-
-def _number(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 def _parts(length: int) -> tuple[int, int]:

@@ -9,11 +9,11 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 
 from experiments.running.interrupts import Interrupted
+from rnnjax._processes import store
 
 _KEY = "experiments/failed"
 _SECONDS_A_LOOK = 1.0
@@ -70,7 +70,7 @@ class Failures:
         """Tells the others; what another process told before, if one did."""
         reason = str(error) or type(error).__name__
         try:
-            _store().key_value_set(_KEY, f"process {jax.process_index()} failed: {reason}")
+            store().key_value_set(_KEY, f"process {jax.process_index()} failed: {reason}")
         except jax.errors.JaxRuntimeError:
             return _told()
         return None
@@ -85,7 +85,7 @@ class Failures:
 def _told() -> str | None:
     """Which process failed, and why, if one has told."""
     try:
-        return _store().key_value_try_get(_KEY)
+        return store().key_value_try_get(_KEY)
     except jax.errors.JaxRuntimeError:
         return None
 
@@ -102,10 +102,3 @@ def _leave(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def _store() -> Any:
-    # JAX has no public way to it; Orbax takes this one too.
-    from jax._src import distributed
-
-    return distributed.global_state.client

@@ -1,12 +1,13 @@
 """What cells share: gates packed side by side in one matrix, and the two usual carries."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
 
-from rnnjax._checks import describe
+from rnnjax._checks import check_number, describe
 from rnnjax._numerics import affine, carry_dtype, split_gates
 from rnnjax.base import Carry, Cell, Params
 from rnnjax.initializers import CellInitializer
@@ -81,3 +82,14 @@ def packed_cell(
         update=update,
         gates=gate_values,
     )
+
+
+def check_step_range(min_step: Any, max_step: Any) -> tuple[float, float]:
+    """The least and the greatest time of a step that parameters are drawn with."""
+    low, high = (
+        check_number(name, step, "positive and finite", lambda a: 0 < a < math.inf)
+        for name, step in (("min_step", min_step), ("max_step", max_step))
+    )
+    if low > high:
+        raise ValueError(f"min_step must be at most max_step, {max_step!r}, got {min_step!r}")
+    return low, high

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from rnnjax._checks import check_key, check_number, check_size
+from rnnjax._checks import check_key, check_size
 from rnnjax._numerics import accumulation_dtype
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
-from rnnjax.cells._common import input_and_elapsed
+from rnnjax.cells._common import check_step_range, input_and_elapsed
 
 FREQUENCIES = ("linear", "inverse")
 SAMPLINGS = ("hold", "bilinear")
@@ -129,12 +129,7 @@ def s4d(
     ):
         if given not in known:
             raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, got {given!r}")
-    low, high = (
-        check_number(name, step, "positive and finite", lambda a: 0 < a < float("inf"))
-        for name, step in (("min_step", min_step), ("max_step", max_step))
-    )
-    if low > high:
-        raise ValueError(f"min_step must be at most max_step, {max_step!r}, got {min_step!r}")
+    low, high = check_step_range(min_step, max_step)
 
     def init(key: Array, input_size: int) -> S4DParams:
         if check_size("input_size", input_size) != size:

@@ -9,10 +9,11 @@ import numpy as np
 from jax import Array
 from jax.nn import softplus
 
-from rnnjax._checks import check_key, check_number, check_size
+from rnnjax._checks import check_key, check_size
 from rnnjax._numerics import accumulation_dtype, affine
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
+from rnnjax.cells._common import check_step_range
 from rnnjax.initializers import draw_linear
 
 # Below it a step changes nothing for thousands of steps; the authors' code starts none lower.
@@ -106,12 +107,7 @@ def s6(
     size = check_size("hidden_size", hidden_size)
     states = check_size("state_size", state_size)
     rank = math.ceil(size / 32) if step_rank is None else check_size("step_rank", step_rank)
-    low, high = (
-        check_number(name, step, "positive and finite", lambda a: 0 < a < math.inf)
-        for name, step in (("min_step", min_step), ("max_step", max_step))
-    )
-    if low > high:
-        raise ValueError(f"min_step must be at most max_step, {max_step!r}, got {min_step!r}")
+    low, high = check_step_range(min_step, max_step)
 
     def init(key: Array, input_size: int) -> S6Params:
         if check_size("input_size", input_size) != size:

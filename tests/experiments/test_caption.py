@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from stopping import stopped_after
 
 from experiments.caption import command
 from experiments.caption.corpus import STOP, CaptionBatches, read_corpus
@@ -11,7 +12,6 @@ from experiments.caption.decoding import figures
 from experiments.caption.model import Network
 from experiments.caption.scenes import COLOURS, LEFT_OUT, SHAPES, SIZES, make_scenes
 from experiments.caption.settings import Settings
-from experiments.running.interrupts import Interrupted, Interrupts
 
 SMALL = ["--hidden-size", "8", "--picture-size", "4", "--batch-size", "8", "--epochs", "2"]
 
@@ -121,21 +121,12 @@ def test_with_attention_and_without_it_trains_and_captions_a_file(attention, tmp
 
 
 @pytest.mark.full
-def test_a_run_that_was_stopped_comes_to_the_same_bytes(tmp_path, monkeypatch):
+def test_a_run_that_was_stopped_comes_to_the_same_bytes(tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     arguments = ["--scenes", 16, *SMALL, "--attention", "outside", "--dropout", "0.2"]
     assert run(*arguments, "--out", whole) == 0
-    watch = Interrupts.watch
-
-    def stop_after_one(self, items):
-        for count, item in enumerate(watch(self, items)):
-            if count == 1:
-                raise Interrupted(15)
-            yield item
-
-    monkeypatch.setattr(Interrupts, "watch", stop_after_one)
-    assert run(*arguments, "--out", stopped) == 143
-    monkeypatch.setattr(Interrupts, "watch", watch)
+    with stopped_after(1):
+        assert run(*arguments, "--out", stopped) == 143
     assert run("--out", stopped, "--resume") == 0
     for name in ("metrics.jsonl", "weights.safetensors", "samples.txt"):
         assert (stopped / name).read_bytes() == (whole / name).read_bytes()

@@ -5,6 +5,7 @@ import xml.etree.ElementTree
 
 import numpy as np
 import pytest
+from stopping import stopped_after
 
 from experiments.handwriting import command
 from experiments.handwriting.alphabet import read_font
@@ -18,7 +19,6 @@ from experiments.handwriting.writing import (
     resampled,
     write_by_chance,
 )
-from experiments.running.interrupts import Interrupted, Interrupts
 from rnnjax.data import DataError
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -40,9 +40,7 @@ def pairs_of(seed, count, letters="clv"):
 
 
 @pytest.mark.full
-def test_a_run_writes_and_one_that_was_stopped_comes_to_the_same_bytes(
-    tmp_path, monkeypatch, capsys
-):
+def test_a_run_writes_and_one_that_was_stopped_comes_to_the_same_bytes(tmp_path, capsys):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert run("--out", whole, *QUICK, "--read-words", "0") == 0
     said = capsys.readouterr().out
@@ -56,17 +54,8 @@ def test_a_run_writes_and_one_that_was_stopped_comes_to_the_same_bytes(
     assert run("write", whole, "love") == 2
     assert "text must be of the characters 'lv', got 'eo' in 'love'" in capsys.readouterr().err
 
-    watch = Interrupts.watch
-
-    def stop_after_one(self, items):
-        for count, item in enumerate(watch(self, items)):
-            if count == 1:
-                raise Interrupted(15)
-            yield item
-
-    monkeypatch.setattr(Interrupts, "watch", stop_after_one)
-    assert run("--out", stopped, *QUICK, "--read-words", "0") == 143
-    monkeypatch.setattr(Interrupts, "watch", watch)
+    with stopped_after(1):
+        assert run("--out", stopped, *QUICK, "--read-words", "0") == 143
     assert run("--out", stopped, "--resume") == 0
     for name in ("metrics.jsonl", "weights.safetensors"):
         assert (stopped / name).read_bytes() == (whole / name).read_bytes()

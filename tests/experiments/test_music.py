@@ -6,13 +6,13 @@ import math
 
 import numpy as np
 import pytest
+from stopping import stopped_after
 
 from experiments.music import command
 from experiments.music.counting import independent_keys, keys_by_themselves
 from experiments.music.midi import midi_bytes
 from experiments.music.model import transposed
 from experiments.music.pieces import make_progressions, read_pieces
-from experiments.running.interrupts import Interrupted, Interrupts
 from rnnjax.data import DataError
 
 QUICK = ["--pieces", "20", "--hidden-size", "8", "--epochs", "2", "--buckets", "1"]
@@ -73,9 +73,7 @@ def test_a_midi_file_holds_the_piece_that_was_written_into_it():
 
 
 @pytest.mark.full
-def test_a_run_composes_and_one_that_was_stopped_comes_to_the_same_bytes(
-    tmp_path, monkeypatch, capsys
-):
+def test_a_run_composes_and_one_that_was_stopped_comes_to_the_same_bytes(tmp_path, capsys):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert run("--out", whole, *QUICK) == 0
     said = capsys.readouterr().out
@@ -90,17 +88,8 @@ def test_a_run_composes_and_one_that_was_stopped_comes_to_the_same_bytes(
     assert (tmp_path / "one.mid").read_bytes() == (tmp_path / "two.mid").read_bytes()
     assert (tmp_path / "one.png").stat().st_size
 
-    watch = Interrupts.watch
-
-    def stop_after_one(self, items):
-        for count, item in enumerate(watch(self, items)):
-            if count == 1:
-                raise Interrupted(15)
-            yield item
-
-    monkeypatch.setattr(Interrupts, "watch", stop_after_one)
-    assert run("--out", stopped, *QUICK) == 143
-    monkeypatch.setattr(Interrupts, "watch", watch)
+    with stopped_after(1):
+        assert run("--out", stopped, *QUICK) == 143
     assert run("--out", stopped, "--resume") == 0
     for name in ("metrics.jsonl", "weights.safetensors", "piece.mid"):
         assert (stopped / name).read_bytes() == (whole / name).read_bytes()

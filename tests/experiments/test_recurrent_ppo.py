@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from stopping import stopped_after
 
 import rnnjax
 from experiments.recurrent_ppo import command
@@ -27,7 +28,6 @@ from experiments.recurrent_ppo.learning import (
     split_rows,
 )
 from experiments.recurrent_ppo.settings import Settings
-from experiments.running.interrupts import Interrupted, Interrupts
 from rnnjax.data import DataError
 
 SMALL = Settings(
@@ -241,22 +241,13 @@ QUICK = [
 
 
 @pytest.mark.full
-def test_a_run_that_was_stopped_comes_to_the_same_bytes(tmp_path, monkeypatch, capsys):
+def test_a_run_that_was_stopped_comes_to_the_same_bytes(tmp_path, capsys):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert run("--out", whole, *QUICK) == 0
     said = capsys.readouterr().out
     assert "chain: 1 numbers seen, 2 actions; 48 steps of each of 2 seeds" in said
-    watch = Interrupts.watch
-
-    def stop_after_one(self, items):
-        for count, item in enumerate(watch(self, items)):
-            if count == 1:
-                raise Interrupted(15)
-            yield item
-
-    monkeypatch.setattr(Interrupts, "watch", stop_after_one)
-    assert run("--out", stopped, *QUICK) == 143
-    monkeypatch.setattr(Interrupts, "watch", watch)
+    with stopped_after(1):
+        assert run("--out", stopped, *QUICK) == 143
     capsys.readouterr()
     assert run("--out", stopped, "--resume") == 0
     assert "going on after update 1" in capsys.readouterr().out

@@ -6,9 +6,9 @@ import shlex
 import jax
 import numpy as np
 import pytest
+from stopping import stopped_after
 
 import rnnjax
-from experiments.running.interrupts import Interrupted, Interrupts
 from experiments.translate import command
 from experiments.translate.corpus import STOP, joined, read_corpus, tokens_of, words
 from experiments.translate.model import build_model
@@ -184,21 +184,12 @@ def test_every_kind_of_attention_runs(attention, pairs, tmp_path):
 
 
 @pytest.mark.full
-def test_a_run_that_was_stopped_comes_to_the_same_bytes(pairs, tmp_path, monkeypatch):
+def test_a_run_that_was_stopped_comes_to_the_same_bytes(pairs, tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     arguments = ["--pair", pairs, *QUICK, "--dropout", "0.2"]
     assert run(*arguments, "--out", whole) == 0
-    watch = Interrupts.watch
-
-    def stop_after_two(self, items):
-        for count, item in enumerate(watch(self, items)):
-            if count == 2:
-                raise Interrupted(15)
-            yield item
-
-    monkeypatch.setattr(Interrupts, "watch", stop_after_two)
-    assert run(*arguments, "--out", stopped) == 143
-    monkeypatch.setattr(Interrupts, "watch", watch)
+    with stopped_after(2):
+        assert run(*arguments, "--out", stopped) == 143
     assert run("--out", stopped, "--resume") == 0
     for name in ("metrics.jsonl", "weights.safetensors", "samples.txt"):
         assert (stopped / name).read_bytes() == (whole / name).read_bytes()

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from stopping import stopped_after
 
 from experiments.running import session
-from experiments.running.interrupts import Interrupted, Interrupts
 from experiments.write import command
 from experiments.write.corpus import decode, encode_prompt, tokenize
 from experiments.write.ngram import ngram_nats
@@ -81,21 +81,12 @@ def test_a_text_of_ones_own_is_trained_on_and_written_from(
 
 
 @pytest.mark.full
-def test_a_run_that_was_stopped_comes_to_the_same_bytes(book, tmp_path, monkeypatch):
+def test_a_run_that_was_stopped_comes_to_the_same_bytes(book, tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     arguments = ["--dataset", book, *QUICK]
     assert run(*arguments, "--out", whole) == 0
-    watch = Interrupts.watch
-
-    def stop_after_five(self, items):
-        for count, item in enumerate(watch(self, items)):
-            if count == 5:
-                raise Interrupted(15)
-            yield item
-
-    monkeypatch.setattr(Interrupts, "watch", stop_after_five)
-    assert run(*arguments, "--out", stopped) == 143
-    monkeypatch.setattr(Interrupts, "watch", watch)
+    with stopped_after(5):
+        assert run(*arguments, "--out", stopped) == 143
     assert run("--out", stopped, "--resume") == 0
     for name in ("metrics.jsonl", "weights.safetensors", "samples.txt"):
         assert (stopped / name).read_bytes() == (whole / name).read_bytes()

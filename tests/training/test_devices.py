@@ -21,8 +21,6 @@ from rnnjax.training import replicate, shard_batch
 PARTS = 4  # each a process, whose cases are one program
 
 
-# No more devices than cores: on a CPU a device that waits for the others holds a thread of a pool
-# that has as many as there are cores.
 def run(*arguments, devices=2):
     command = [sys.executable, "-W", "error", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(devices))
