@@ -26,6 +26,7 @@ _sampled = pytest.StashKey[bool]()
 _found_in_checkout = pytest.StashKey[set[str]]()
 _started = pytest.StashKey[float]()
 _since_cleared = 0
+_compiles_quickly = False
 
 
 @pytest.fixture
@@ -42,9 +43,21 @@ def quick_compile():
     Compiling is most of their time, and what they hold the library to is mathematics. That the
     optimised programs keep to it, too, is seen by ``tests/reference`` and by all that runs scripts.
     """
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item):
+    """Compile as the test asks (``quick_compile``), before its fixtures of any scope are made.
+
+    JAX keeps a compiled program by its function and shapes, not by how it was optimised: a test
+    that trains would find the initialiser of another test, whose last bits are others.
+    """
+    global _compiles_quickly
+    quick = "quick_compile" in item.fixturenames
+    if quick != _compiles_quickly:
+        jax.clear_caches()
+        jax.config.update("jax_disable_most_optimizations", quick)
+        _compiles_quickly = quick
 
 
 def pytest_runtest_logfinish(nodeid, location):

@@ -1,6 +1,6 @@
 """The index of public names in rnnjax/NAMES.md, made from the package itself.
 
-Run:     python -m tests.index     writes the section anew
+Run:     python tests/index.py     writes the section anew
 
 ``tests/test_readme.py`` compares the section with what this makes of the package.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 import rnnjax
 
 PAGE = Path(__file__).parents[1] / "rnnjax" / "NAMES.md"
-BEGIN, END = "<!-- index of names: python -m tests.index -->\n", "<!-- end of the index -->"
+BEGIN, END = "<!-- index of names: python tests/index.py -->\n", "<!-- end of the index -->"
 
 # The rooms whose names ``rnnjax`` gives, in the order in which a reader meets them.
 ROOMS = {

@@ -1,7 +1,7 @@
 """Small faults put into the code one at a time, and the tests that must notice each of them.
 
-Run:     python -m tests.mutations                       (all; about ten minutes alone)
-         python -m tests.mutations masking.py stack      (those whose file or text has such a word)
+Run:     python tests/mutations.py                       (all; about ten minutes alone)
+         python tests/mutations.py masking.py stack      (those whose file or text has such a word)
 Expect:  one line a fault, and last how many were noticed, which must be all; exit code 1 otherwise
 
 Each fault is made in a copy of the project, and only the tests named with it are run. Before that

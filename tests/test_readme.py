@@ -130,7 +130,7 @@ def test_the_cell_of_the_guide_has_under_fifteen_lines():
 
 
 def test_the_index_has_every_public_name_with_the_first_line_of_its_docstring():
-    assert index.written() == index.section(), "python -m tests.index writes it anew"
+    assert index.written() == index.section(), "python tests/index.py writes it anew"
 
 
 def test_a_new_public_module_joins_the_index_by_itself(monkeypatch, tmp_path):

@@ -29,6 +29,7 @@ from experiments.lessons.synthetic import Task, kept, make_trainer, random_rows
 from rnnjax.data import DataError, Vocabulary, basic_english
 from rnnjax.data.vectors import read_vectors
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
 KEY, STEP = jax.random.key(0), jnp.array(0)
 VOCABULARY = Vocabulary.fit([["film", "warm", "Ünicode", "missing", ". ."]])
 
@@ -393,14 +394,6 @@ def test_an_open_gate_is_the_one_that_keeps_the_state():
 
 
 # --- the smallest form of each ------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    """Here programs are compiled once and run for a moment: most of the time would be LLVM's."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def figures(rows, name):

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from trees import EXACT, assert_trees_equal
 
 import rnnjax
 from rnnjax.base import Noise
 from rnnjax.layers.attention_cell import _Draw
-from tests.trees import EXACT, assert_trees_equal
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from trees import EXACT, assert_trees_equal
 
 import rnnjax
-from tests.trees import EXACT, assert_trees_equal
 
 pytestmark = pytest.mark.usefixtures("float64", "quick_compile")
 

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from trees import assert_trees_equal
 
 import rnnjax
-from tests.trees import assert_trees_equal
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
