@@ -1,8 +1,8 @@
 """A translator with attention inside the recurrence, beside the same one in PyTorch.
 
 Run:     python -m experiments.measurements.translation
-Prints:  pairs a second in training, and sentences a second, greedy and with a beam, many at once
-         and one alone, of each, and the ratio: medians and ranges of interleaved rounds. Both have
+Prints:  pairs a second in training, and sentences a second, greedy and with a beam, all at once
+         and one by one, of each, and the ratio: medians and ranges of interleaved rounds. Both have
          the same weights and do the same work: sentences of one length, and texts of one length, as
          the stop is forbidden. First both must give the same loss, the same greedy texts and the
          same best hypotheses. Rows "the head alone" say how many there would be a second if nothing
@@ -11,7 +11,6 @@ Prints:  pairs a second in training, and sentences a second, greedy and with a b
 
 from __future__ import annotations
 
-import itertools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -47,7 +46,7 @@ class Settings:
     batch_size: int = 128
     """Pairs of a training step."""
     sentences: int = 64
-    """Sentences that are translated in one call; one alone is measured, too."""
+    """Sentences that are translated, in one call and in a call each."""
     beam: int = 5
     """Hypotheses side by side."""
     rounds: int = 7
@@ -174,8 +173,8 @@ def _fill(gru: Any, params: Any, layer: str) -> None:
 
 
 def _ours(
-    model: rnnjax.SequenceToSequence, params: Any, source: Any, beam: int, length: int
-) -> Callable[[], np.ndarray]:
+    model: rnnjax.SequenceToSequence, params: Any, beam: int, length: int
+) -> Callable[[jax.Array], np.ndarray]:
     @jax.jit
     def search(params: Any, source: jax.Array) -> jax.Array:
         carry, memory = model.encode(params, source)
@@ -193,7 +192,7 @@ def _ours(
         )
         return found.tokens[:, 0]
 
-    return lambda: np.asarray(search(params, source))
+    return lambda source: np.asarray(search(params, source))
 
 
 def measure(settings: Settings) -> list[dict[str, str]]:
@@ -217,25 +216,48 @@ def measure(settings: Settings) -> list[dict[str, str]]:
     one, _ = loss_fn(params, (jnp.asarray(source), jnp.asarray(target)), None)
     with torch.no_grad():
         np.testing.assert_allclose(one, float(theirs.loss(*pairs)), rtol=1e-4)
-    rows = []
-    ways = (("greedy", 1), (f"beam {settings.beam}", settings.beam))
-    for (name, beam), count in itertools.product(ways, dict.fromkeys((settings.sentences, 1))):
-        mine = _ours(model, params, jnp.asarray(sentences[:count]), beam, settings.length)
-        given = torch.tensor(sentences[:count])
-
-        def other(beam: int = beam, given: Any = given) -> Any:
-            return theirs.translate(given, beam, settings.length)
-
-        _check_equal(mine(), other())
-        what = f"sentences/s, {name}, {count} at once"
-        rows.append(_row(what, count, mine, other, settings.rounds))
-        if count > 1:
-            alone = _head_alone(params, count * beam, calls=settings.length, gradients=False)
-            rows.append(_row(f"{what}, the head alone", count, *alone, settings.rounds))
+    rows = [
+        row
+        for beam in dict.fromkeys((1, settings.beam))
+        for row in _translating(model, params, theirs, sentences, beam, settings)
+    ]
     training = _training(params, loss_fn, theirs, (source, target), settings)
     alone = _head_alone(params, settings.batch_size * settings.length, calls=1, gradients=True)
     what = "pairs/s, a training step, the head alone"
     return [training, _row(what, settings.batch_size, *alone, settings.rounds), *rows]
+
+
+def _translating(
+    model: rnnjax.SequenceToSequence,
+    params: Any,
+    theirs: Theirs,
+    sentences: np.ndarray,
+    beam: int,
+    settings: Settings,
+) -> list[dict[str, str]]:
+    """All sentences in one call, nothing but the head's products of it, and a call a sentence."""
+    search, count = _ours(model, params, beam, settings.length), len(sentences)
+
+    def row(what: str, batches: Sequence[np.ndarray]) -> dict[str, str]:
+        given, tensors = [*map(jnp.asarray, batches)], [*map(theirs.torch.tensor, batches)]
+
+        def mine() -> list[np.ndarray]:
+            return [search(source) for source in given]
+
+        def other() -> list[np.ndarray]:
+            return [theirs.translate(source, beam, settings.length) for source in tensors]
+
+        _check_equal(np.concatenate(mine()), np.concatenate(other()))
+        return _row(what, count, mine, other, settings.rounds)
+
+    name = "greedy" if beam == 1 else f"beam {beam}"
+    what = f"sentences/s, {name}, {count} at once"
+    alone = _head_alone(params, count * beam, calls=settings.length, gradients=False)
+    return [
+        row(what, [sentences]),
+        _row(f"{what}, the head alone", count, *alone, settings.rounds),
+        row(f"sentences/s, {name}, one by one", np.split(sentences, count)),
+    ]
 
 
 def _training(

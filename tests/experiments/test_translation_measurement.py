@@ -14,7 +14,8 @@ def test_a_row_for_training_and_for_each_way_to_translate(capsys):
     out = capsys.readouterr().out
     for row in ("pairs/s, a training step", "sentences/s, greedy", "sentences/s, beam 2"):
         assert row in out
-    # Of the step and of both ways to translate many; one sentence alone has none.
+    # Of the step and of both ways to translate many at once; one by one has none.
+    assert out.count("one by one") == 2
     assert out.count("the head alone") == 3
 
 
