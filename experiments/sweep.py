@@ -27,6 +27,7 @@ import tyro
 import rnnjax
 from experiments import ensemble
 from experiments.running.console import exit_code, print_table
+from experiments.running.figures import new_figure
 from experiments.running.fitting import classification_loss
 from experiments.running.run_folder import RunFolder, environment
 from experiments.running.setting_checks import above, check_settings, share, whole
@@ -197,9 +198,7 @@ def table(found: Sequence[Found]) -> list[dict[str, str]]:
 
 def draw(found: Sequence[Found], path: Path) -> None:
     """Validation accuracy over the learning rate: a dot a model, and a line through the means."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = new_figure(6, 4)
     axes = figure.subplots()
     kinds = sorted({one.combination[:2] for one in found})
     for kind in kinds:
@@ -216,7 +215,7 @@ def draw(found: Sequence[Found], path: Path) -> None:
         axes.scatter(xs, ys, s=12, color=line.get_color())
     axes.set(xscale="log", xlabel="learning rate", ylabel="validation accuracy")
     axes.legend()
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, format="png")
 
 
 def sweep(settings: Settings) -> list[Found]:

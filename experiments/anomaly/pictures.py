@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.anomaly.series import Watched
+from experiments.running.figures import new_figure
 
 MOST = 1200  # steps that can be told apart
 
@@ -21,16 +22,11 @@ def draw_surprise(
     path: str | os.PathLike[str],
 ) -> None:
     """The steps around the first fault, or the first ones: values above, surprise below."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     places = np.flatnonzero(watched.fault)
     begin = max(0, int(places[0]) - MOST // 2) if len(places) else 0
     begin = 0 if len(scores) <= MOST else begin
     steps = np.arange(begin, min(begin + MOST, len(scores)))
-    # A figure of its own, without pyplot: no window system is asked for, no figure is left open.
-    figure = Figure(figsize=(9, 4), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9, 4, dpi=110)
     above, below = figure.subplots(2, 1, sharex=True)
     above.plot(steps, watched.values[steps], linewidth=0.9)
     below.plot(steps, scores[steps], color="#2b2b2b", linewidth=0.9)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.caption.model import GRID
+from experiments.running.figures import new_figure
 
 _ACROSS = 9  # panels of a row
 
@@ -23,13 +24,8 @@ class Look(NamedTuple):
 
 def draw_looks(looks: Sequence[Look], path: str | os.PathLike[str]) -> None:
     """A row of panels for each: the picture, and for each word the picture where it looked."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    # A figure of its own, without pyplot: no window system is asked for, no figure is left open.
     rows = [-(-(1 + len(look.words)) // _ACROSS) for look in looks]
-    figure = Figure(figsize=(1.2 * _ACROSS, 1.45 * sum(rows)), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(1.2 * _ACROSS, 1.45 * sum(rows), dpi=110)
     grid = figure.subplots(sum(rows), _ACROSS, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.running.figures import new_figure
+
 
 class Shown(NamedTuple):
     """One window: its past [W], what came [h], quantiles [h, 3], the seasonal naive one [h]."""
@@ -20,14 +22,9 @@ class Shown(NamedTuple):
 
 def draw_forecasts(panels: Mapping[str, Shown], path: str | os.PathLike[str]) -> None:
     """A panel for each set, under its name."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
-    # A figure of its own, without pyplot: no window system is asked for, no figure is left open.
-    figure = Figure(figsize=(5.6 * columns, 3.0 * rows), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(5.6 * columns, 3.0 * rows, dpi=130)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, (name, shown) in zip(grid, panels.items(), strict=False):
         _draw(axes, name, shown)

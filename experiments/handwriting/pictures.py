@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from experiments.handwriting.writing import as_lines
+from experiments.running.figures import new_figure
 
 _INK = "#1f3a93"
 
@@ -45,14 +46,9 @@ def draw_lines(
         path: of the PNG.
         window: a text, and how much of each of its characters was read before each point [T, S].
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     # A row of the window is as high as the letter beside it.
     heights = [1.0] * len(written) + ([1.0 + 0.14 * len(window[0])] if window else [])
-    # A figure of its own, without pyplot: no window system is asked for, no figure is left open.
-    figure = Figure(figsize=(9.0, 1.05 * sum(heights)), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9.0, 1.05 * sum(heights), dpi=110)
     panels = figure.subplots(
         len(heights), 1, squeeze=False, gridspec_kw={"height_ratios": heights}
     )[:, 0]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from experiments.lessons.lesson import Measured, Results
 from experiments.lessons.recipes import Corpus, Recipe, Totals, draw, in_order, steps_of
+from experiments.running.figures import new_figure
 from experiments.running.packages import NotInstalled
 from rnnjax.models import ClassifierParams
 
@@ -182,11 +183,7 @@ def _write_log(folder: Path, system: str, entry: _Entry, seed: int) -> None:
 
 def draw_logs(results: Results, systems: Sequence[str], png_path: Path) -> None:
     """Draws the running accuracy of the logs of these systems, a line for each training."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(6.4, 4.0)
     axes = figure.add_subplot()
     for row in results.rows:
         path = log_path(results.folder, row.system, row.library, row.seed or 0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from experiments.running.figures import new_figure
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -17,12 +19,7 @@ REFERENCE = "#555555"
 
 def panels(rows: int, columns: int, width: float = 4.4, height: float = 3.4) -> tuple:
     """A figure and the grid of its axes, [rows][columns], each so many inches wide and high."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    # A figure of its own, without pyplot: no window system is asked for, no figure is left open.
-    figure = Figure(figsize=(width * columns, height * rows), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(width * columns, height * rows)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 

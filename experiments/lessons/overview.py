@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.running.figures import new_figure
+
 
 def draw_ratios(lines: Sequence[dict[str, Any]], png_path: Path) -> bool:
     """Draws a bar for each line that was compared; whether there was one.
@@ -14,15 +16,12 @@ def draw_ratios(lines: Sequence[dict[str, Any]], png_path: Path) -> bool:
         lines: as `experiments.lessons.tables.summarize` gives them.
         png_path: the picture to write.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import LogFormatter
 
     compared = [line for line in lines if line["ratio"] is not None]
     if not compared:
         return False
-    figure = Figure(figsize=(7.2, 0.9 + 0.36 * len(compared)), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7.2, 0.9 + 0.36 * len(compared))
     axes = figure.add_subplot()
     names = [f"{line['system']} ({line['library']})" for line in compared]
     ratios = [line["ratio"] for line in compared]

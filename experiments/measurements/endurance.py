@@ -26,6 +26,7 @@ from experiments import classify
 from experiments.running.checkpoints import Saver, Snapshot, parse_every
 from experiments.running.console import Progress, print_table
 from experiments.running.devices import find_devices
+from experiments.running.figures import new_figure
 from experiments.running.fitting import Fitted
 from experiments.running.generated_texts import generated_texts
 from experiments.running.interrupts import Interrupted, Interrupts
@@ -302,11 +303,7 @@ def _shown(slope: Slope) -> str:
 
 def draw(watches: Sequence[Watch], parts: Sequence[Part], path: Path) -> None:
     """Memory against steps, and where the saves were."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10.4, 4.0), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10.4, 4.0)
     panels = figure.subplots(1, 2, sharey=True)
     for axes, watch, part in zip(panels, watches, parts, strict=True):
         _draw_part(axes, watch.samples, part)

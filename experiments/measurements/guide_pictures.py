@@ -18,6 +18,7 @@ import numpy as np
 
 import rnnjax
 from experiments.measurements.remat import MEGABYTE, parse_remat
+from experiments.running.figures import new_figure
 from rnnjax.benchmark import compiled_memory
 
 TIME = 16
@@ -67,7 +68,7 @@ def run_batch() -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
 
 def draw_batch(ys: np.ndarray, mask: np.ndarray, resets: np.ndarray, path: Path) -> None:
     """What goes in and what comes out, sequence by sequence."""
-    figure = _figure(9.0, 2.7)
+    figure = new_figure(9.0, 2.7)
     given, made = figure.subplots(1, 2, sharey=True)
     given.imshow(np.where(mask, 0.35, 0.0), cmap="Blues", vmin=0, vmax=1, aspect="auto")
     size = np.abs(ys).max()
@@ -106,7 +107,7 @@ def set_aside(settings: Settings, steps: int, remat: str) -> float:
 
 def draw_memory(settings: Settings, rows: dict[str, list[float]], path: Path) -> None:
     """One line for each value of ``remat``, both axes in powers."""
-    figure = _figure(6.4, 3.6)
+    figure = new_figure(6.4, 3.6)
     axes = figure.subplots()
     for (remat, found), style in zip(rows.items(), ("o-", "s-", "^-", "k--"), strict=False):
         label = "by default" if remat == "None" else f'remat="{remat}"'
@@ -124,16 +125,6 @@ def draw_memory(settings: Settings, rows: dict[str, list[float]], path: Path) ->
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.savefig(path, format="png")
-
-
-def _figure(width: float, height: float) -> Any:
-    # Without pyplot, which keeps every figure and asks for a display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def main(argv: list[str] | None = None) -> None:

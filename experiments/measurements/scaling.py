@@ -28,6 +28,7 @@ import tyro
 import rnnjax
 from experiments.measurements.remat import parse_remat
 from experiments.running.console import exit_code, print_table
+from experiments.running.figures import new_figure
 from experiments.running.process_memory import least_squares_slope
 from experiments.running.run_folder import RunFolder, environment, plain
 from experiments.running.setting_checks import above, check_settings, each, whole
@@ -189,11 +190,7 @@ def show(found: dict[str, Any]) -> None:
 
 def draw(found: dict[str, Any], title: str, path: Path) -> None:
     """Draw memory against steps, and time against each size, all on logarithmic axes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.5, 7.0), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9.5, 7.0)
     panels = figure.subplots(2, 2).flat
     _draw_memory(next(panels), found["memory"])
     for axes, (name, points) in zip(panels, found["time"].items(), strict=True):

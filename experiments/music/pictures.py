@@ -9,20 +9,16 @@ from typing import Any
 import numpy as np
 
 from experiments.music.pieces import LOWEST, Piece
+from experiments.running.figures import new_figure
 
 _NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 
 
 def draw_pieces(pieces: Mapping[str, Piece], path: str | os.PathLike[str]) -> None:
     """A panel for each piece, under its title, all over the same keys."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     used = np.flatnonzero(sum(piece.sum(axis=0) for piece in pieces.values()))
     low, high = (used[0] - 2, used[-1] + 2) if len(used) else (36, 60)
-    # A figure of its own, without pyplot: no window system is asked for, no figure is left open.
-    figure = Figure(figsize=(9.0, 2.6 * len(pieces)), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9.0, 2.6 * len(pieces), dpi=130)
     panels = figure.subplots(len(pieces), 1, squeeze=False)[:, 0]
     for axes, (title, piece) in zip(panels, pieces.items(), strict=True):
         _draw(axes, title, piece, int(low), int(high))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.recognize.series import Part
+from experiments.running.figures import new_figure
 
 MOST = 20  # panels; of more labels the first are shown
 
@@ -17,16 +18,11 @@ def draw_kinds(
 ) -> None:
     """A panel for each label: the channels of one series over its steps, and the count of right
     answers."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     classes = np.array(part.classes)
     shown = [c for c in range(len(labels)) if (classes == c).any()][:MOST]
     columns = min(5, len(shown))
     rows = -(-len(shown) // columns)
-    # A figure of its own, without pyplot: no window system is asked for, no figure is left open.
-    figure = Figure(figsize=(2.3 * columns, 1.9 * rows), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(2.3 * columns, 1.9 * rows, dpi=130)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
     for axes, number in zip(grid, shown, strict=False):
         own = np.flatnonzero(classes == number)

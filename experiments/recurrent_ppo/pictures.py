@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.running.figures import new_figure
+
 _COLOURS = ("#1f5fa8", "#e07b00", "#2b8a3e", "#8a3ea8", "#2b2b2b", "#c2255c", "#0b7285", "#8a8a8a")
 
 
@@ -20,13 +22,9 @@ def draw_returns(
         runs: records of kind "updates", by a label, by an environment.
         path: the picture to write.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-    # A figure of its own, without pyplot: no window system is asked for, no figure is left open.
-    figure = Figure(figsize=(5.6 * len(runs), 4.4), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(5.6 * len(runs), 4.4, dpi=110)
     panels = figure.subplots(1, len(runs), squeeze=False)[0]
     for axes, (environment, labelled) in zip(panels, runs.items(), strict=True):
         for number, (label, records) in enumerate(labelled.items()):

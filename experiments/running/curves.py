@@ -30,6 +30,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.running.figures import new_figure
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -75,17 +77,12 @@ def draw(metrics_jsonl_path: str | os.PathLike[str], png_path: str | os.PathLike
     Raises:
         ValueError: there is nothing to draw, or a line is broken.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     path = Path(metrics_jsonl_path)
     records = read_records(path)
     names = [name for name in ("loss", "accuracy") if _has(records, name)]
     if not names:
         raise ValueError(f"{path} must have steps or epochs with a loss or an accuracy, got none")
-    # A figure of its own, without pyplot: no window system is asked for, no figure is left open.
-    figure = Figure(figsize=(5.2 * len(names), 5.0), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(5.2 * len(names), 5.0)
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         _draw_panel(axes, records, name)
     figure.suptitle(path.resolve().parent.name, fontweight="bold")

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from experiments.running.figures import new_figure
+
 
 def confusion(given: Sequence[int], guessed: Sequence[int], count: int) -> np.ndarray:
     """[C, C], how often label i was taken for label j."""
@@ -17,13 +19,8 @@ def confusion(given: Sequence[int], guessed: Sequence[int], count: int) -> np.nd
 
 def draw_confusion(table: np.ndarray, labels: Sequence[str], path: str | os.PathLike[str]) -> None:
     """A row for each label, dark where its words were put; numbers in every field."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     size = 1.8 + 0.55 * len(labels)
-    # A figure of its own, without pyplot: no window system is asked for, no figure is left open.
-    figure = Figure(figsize=(size + 0.6, size), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(size + 0.6, size, dpi=130)
     axes = figure.subplots()
     shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)

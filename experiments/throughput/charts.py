@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.running.figures import new_figure
 from experiments.throughput.measuring import BASELINE, Record
 
 if TYPE_CHECKING:
@@ -32,16 +33,11 @@ def draw_ratios(cases: Mapping[str, Sequence[Record]], path: Path) -> bool:
     Returns:
         False where there is nothing to draw.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     rows = {case: _ranked(records) for case, records in cases.items()}
     rows = {case: found for case, found in rows.items() if found}
     if not rows:
         return False
-    # A figure of its own, without pyplot: no window system is asked for, no figure is left open.
-    figure = Figure(figsize=(9.5, 1.9 + 0.5 * len(rows)), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9.5, 1.9 + 0.5 * len(rows))
     axes = figure.subplots()
     names = list(dict.fromkeys(record["library"] for found in rows.values() for record in found))
     for number, found in enumerate(rows.values()):

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.running.figures import new_figure
+
 
 class Alignment(NamedTuple):
     """One sequence: its tokens, what was written (the stop included), and weights [T, S]."""
@@ -19,14 +21,9 @@ class Alignment(NamedTuple):
 
 def draw_alignments(alignments: Sequence[Alignment], path: str | os.PathLike[str]) -> None:
     """A panel for each: a row for each token written, dark where it was looked at."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    # A figure of its own, without pyplot: no window system is asked for, no figure is left open.
     width = sum(1.4 + 0.26 * len(a.source) for a in alignments)
     height = 1.6 + 0.26 * max(len(a.written) for a in alignments)
-    figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(width, height, dpi=130)
     ratios = [1.4 + 0.26 * len(a.source) for a in alignments]
     grid = figure.subplots(1, len(alignments), squeeze=False, width_ratios=ratios)
     images = [_draw(axes, one) for axes, one in zip(grid[0], alignments, strict=True)]
