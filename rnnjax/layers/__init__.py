@@ -1,13 +1,13 @@
 """Layers over whole sequences; each combinator takes layers and returns one."""
 
+from ._asking_before import AttentionCellParams as AttentionCellParams
+from ._asking_before import SelectorParams as SelectorParams
+from ._input_feeding import FeedingCarry as FeedingCarry
+from ._input_feeding import InputFeedingParams as InputFeedingParams
+from ._memory import Attended as Attended
 from ._memory import Memory as Memory
 from .attention import Attention as Attention
 from .attention import attention as attention
-from .attention_cell import Attended as Attended
-from .attention_cell import AttentionCellParams as AttentionCellParams
-from .attention_cell import FeedingCarry as FeedingCarry
-from .attention_cell import InputFeedingParams as InputFeedingParams
-from .attention_cell import SelectorParams as SelectorParams
 from .attention_cell import attention_cell as attention_cell
 from .attention_cell import prepare_memory as prepare_memory
 from .attention_losses import doubly_stochastic_penalty as doubly_stochastic_penalty

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax import masking
-from rnnjax.base import Cell, Key, Params
+from rnnjax.base import Cell, Key, Noise, NoiseShape, Params
 from rnnjax.engine._products import gate_widths
 from rnnjax.initializers import draw_linear
 
@@ -30,6 +30,29 @@ class Memory(NamedTuple):
     mask: Array
     keys: Array | None = None
     values: Array | None = None
+
+
+class Attended(NamedTuple):
+    """What a cell with attention gives at every step.
+
+    Attributes:
+        output: [..., T, O].
+        weights: [..., T, S], the attention to each place of the memory.
+        read: [..., T, S], how much of each place was read, where that is something else than the
+            weights: with a selector and with hard attention. None otherwise.
+        drawn: [..., T, S], with hard attention 1 at the place that was taken, and 0 everywhere at
+            steps where the mean was read. None otherwise.
+    """
+
+    output: Array
+    weights: Array
+    read: Array | None = None
+    drawn: Array | None = None
+
+    @property
+    def shares(self) -> Array:
+        """How much of each place was read: contexts are these times the memory."""
+        return self.weights if self.read is None else self.read
 
 
 def check_reading_cell(cell: Any) -> None:
@@ -80,6 +103,38 @@ def add_to_gates(x_proj: tuple, h_proj: tuple, packed: Array) -> tuple:
     added = cut_gates(packed, tuple(piece.shape[-1] for piece in h_proj))
     gates = (x + a for x, a in zip(x_proj, added, strict=False))
     return (*gates, *x_proj[len(added) :])
+
+
+def with_columns(w_hh: Array, columns: list[Array]) -> Array:
+    """The recurrent weights and what else the state is multiplied by, for one product of both."""
+    return jnp.concatenate([w_hh, *(column.astype(w_hh.dtype) for column in columns)], axis=-1)
+
+
+def behind_gates(cell: Cell, params: Params, x: Any, more: list[Array]) -> tuple:
+    """``project`` of the cell, with a piece for each of the further columns behind the gates.
+
+    The engine divides its product as these pieces are, so each column meets its piece.
+    """
+    pieces = cell.project(params, x)
+    gates = len(gate_widths(recurrent_weights(cell, params), pieces))
+    return (*pieces[:gates], *more, *pieces[gates:])
+
+
+def take_last(x_proj: tuple, h_proj: tuple) -> tuple[tuple, tuple, Array]:
+    """Both without the last piece that is in the engine's product, and the sum of these."""
+    last = len(h_proj) - 1
+    return (*x_proj[:last], *x_proj[last + 1 :]), h_proj[:last], x_proj[last] + h_proj[last]
+
+
+def draw_noise(
+    cell: Cell, key: Key, params: Params, shape: NoiseShape, columns: list[Array]
+) -> Noise:
+    """The noise of the cell: on its own weights, and not on the further columns."""
+    drawn = Noise() if cell.noise is None else cell.noise(key, params, shape)
+    if drawn.recurrent is None:
+        return drawn
+    clean = [jnp.ones_like(column) for column in columns]
+    return drawn._replace(recurrent=jnp.concatenate([drawn.recurrent, *clean], axis=-1))
 
 
 def checked_memory(given: Any, memory_size: int) -> Memory:

@@ -11,16 +11,19 @@ from rnnjax._checks import check_key, check_number, check_size
 from rnnjax._numerics import accumulation_dtype, affine
 from rnnjax._recipe import factory
 from rnnjax.base import Cell, Key, Noise, NoiseShape
-from rnnjax.engine._products import gate_widths
 from rnnjax.initializers import draw_linear
 from rnnjax.layers._memory import (
     Memory,
     add_to_gates,
+    behind_gates,
     check_reading_cell,
     checked_memory,
     draw_gate_weights,
+    draw_noise,
     gate_sizes,
     recurrent_weights,
+    take_last,
+    with_columns,
 )
 from rnnjax.layers.attention import weighted_mean
 
@@ -144,15 +147,11 @@ def window_cell(cell: Cell, memory_size: int, components: int = 10, *, speed: fl
         return WindowCarry(cell.initial_carry(params.cell), Window(zeros, zeros, zeros))
 
     def recurrent(params: WindowCellParams) -> Array:
-        w_hh = recurrent_weights(cell, params.cell)
-        return jnp.concatenate([w_hh, params.w.astype(w_hh.dtype)], axis=-1)
+        return with_columns(recurrent_weights(cell, params.cell), [params.w])
 
     def project(params: WindowCellParams, x: Any) -> tuple:
-        pieces = cell.project(params.cell, x)
-        gates = len(gate_widths(recurrent_weights(cell, params.cell), pieces))
         bias = params.bias.astype(accumulation_dtype(params.bias.dtype))
-        # The engine's product is divided as these pieces are: what makes the window comes last.
-        return (*pieces[:gates], bias, *pieces[gates:])
+        return behind_gates(cell, params.cell, x, [bias])
 
     def context(params: WindowCellParams, given: Any) -> Memory:
         memory = checked_memory(given, size)
@@ -165,11 +164,10 @@ def window_cell(cell: Cell, memory_size: int, components: int = 10, *, speed: fl
     ) -> tuple[tuple, tuple, Window, Array]:
         """The pieces that the cell gets, with what was read; the window, and what was read."""
         assert memory.values is not None
-        last = len(h_proj) - 1
-        height, sharpness, step = jnp.split(jnp.exp(x_proj[last] + h_proj[last]), 3)
+        x_proj, h_proj, asked = take_last(x_proj, h_proj)
+        height, sharpness, step = jnp.split(jnp.exp(asked), 3)
         window = Window(height, sharpness, carry.window.place + step)
         weights = jnp.where(memory.mask, window_weights(window, len(memory.mask)), 0.0)[None]
-        x_proj, h_proj = (*x_proj[:last], *x_proj[last + 1 :]), h_proj[:last]
         x_proj = add_to_gates(x_proj, h_proj, weighted_mean(weights, memory.values)[0])
         return x_proj, h_proj, window, weighted_mean(weights, memory.states)[0]
 
@@ -189,13 +187,7 @@ def window_cell(cell: Cell, memory_size: int, components: int = 10, *, speed: fl
         return cell.gates(params.cell, carry.cell, x_proj, h_proj)
 
     def noise(key: Key, params: WindowCellParams, shape: NoiseShape) -> Noise:
-        assert cell.noise is not None
-        drawn = cell.noise(key, params.cell, shape)
-        if drawn.recurrent is None:
-            return drawn
-        # The weights of the cell are noisy, those that make the window are not.
-        whole = jnp.concatenate([drawn.recurrent, jnp.ones_like(params.w)], axis=-1)
-        return drawn._replace(recurrent=whole)
+        return draw_noise(cell, key, params.cell, shape, [params.w])
 
     def hidden(carry: WindowCarry) -> Array:
         assert cell.hidden is not None

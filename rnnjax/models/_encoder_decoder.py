@@ -16,8 +16,10 @@ from rnnjax.base import Carry, Cell, Key, Layer, Params
 from rnnjax.engine.one_step import carry_of_batch, step_in_program
 from rnnjax.engine.unroll import unroll
 from rnnjax.initializers import draw_linear
+from rnnjax.layers._input_feeding import FeedingCarry
+from rnnjax.layers._memory import Attended, Memory
 from rnnjax.layers.attention import Attention, weighted_mean
-from rnnjax.layers.attention_cell import Attended, FeedingCarry, Memory, prepare_memory
+from rnnjax.layers.attention_cell import prepare_memory
 from rnnjax.layers.recurrent import as_layer
 from rnnjax.models._encoding import LinearParams
 from rnnjax.models._sources import Places, Tokens, read_tokens, split_key

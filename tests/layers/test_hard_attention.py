@@ -10,7 +10,7 @@ from trees import EXACT, assert_trees_equal
 
 import rnnjax
 from rnnjax.base import Noise
-from rnnjax.layers.attention_cell import _Draw
+from rnnjax.layers._asking_before import Draw
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -156,7 +156,7 @@ def test_the_score_function_gives_the_gradient_of_the_expected_cost(float64):
     (value, (chances, middles)), gradient = run(params)
     of_way = np.prod([chances[row, ways[:, row]] for row in range(rows)], axis=0)
     numbers = np.stack([middles[row, ways[:, row]] for row in range(rows)], axis=1)
-    forced = Noise(steps=(_Draw(jnp.asarray(numbers.reshape(-1, steps).T)),))
+    forced = Noise(steps=(Draw(jnp.asarray(numbers.reshape(-1, steps).T)),))
     cell = whole._replace(noise=lambda *_: forced)
 
     def estimated(params, baseline):
