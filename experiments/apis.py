@@ -20,7 +20,6 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
-import tyro
 from flax import nnx
 from flax.training.train_state import TrainState
 from jax import Array
@@ -29,6 +28,7 @@ import rnnjax
 from experiments.running import curves
 from experiments.running.console import Progress, exit_code
 from experiments.running.fitting import classification_loss
+from experiments.running.parsing import parse
 from experiments.running.run_folder import RunFolder, environment
 from experiments.running.setting_checks import check_settings
 from experiments.running.text import Splits, fit_encoder, hold_out, make_batches, take
@@ -352,7 +352,7 @@ def compare(settings: Settings, folder: Path) -> dict[str, Outcome]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    settings = tyro.cli(Settings, prog="python -m experiments.apis", args=arguments)
+    settings = parse(Settings, "python -m experiments.apis", arguments)
     name = f"apis-{settings.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
     return exit_code(lambda: compare(settings, settings.out or Path("runs", name)))
 

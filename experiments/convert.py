@@ -19,13 +19,13 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-import tyro
 from tyro.conf import Positional, arg, subcommand
 
 from experiments import classify
 from experiments.running import imported
 from experiments.running.console import command, exit_code, parameter_table
 from experiments.running.imported import Imported, Reading, read_json
+from experiments.running.parsing import parse
 from experiments.running.predicting import Request, predict
 from experiments.running.setting_checks import check_rules, whole
 from rnnjax.data import TOKENIZERS, DataError, Vocabulary, pad, read_text
@@ -335,7 +335,7 @@ ACTIONS = {Import: import_run, Request: predict, Export: export_run}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
-    request: Any = tyro.cli(COMMANDS, prog="python -m experiments.convert", args=given)
+    request: Any = parse(COMMANDS, "python -m experiments.convert", given)
     return exit_code(lambda: ACTIONS[type(request)](request), ImportError)
 
 

@@ -18,12 +18,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-import tyro
 
 import rnnjax
 from experiments.running.advancing import take_steps
 from experiments.running.console import exit_code
 from experiments.running.fitting import classification_loss
+from experiments.running.parsing import parse
 from experiments.running.setting_checks import check_settings, whole
 from experiments.running.text import Splits, fit_encoder, hold_out, make_batches
 from rnnjax.data import load
@@ -167,7 +167,7 @@ def prepare(settings: Settings) -> tuple[Splits, int, int]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    settings = tyro.cli(Settings, prog="python -m experiments.ensemble", args=arguments)
+    settings = parse(Settings, "python -m experiments.ensemble", arguments)
     return exit_code(lambda: report(settings))
 
 

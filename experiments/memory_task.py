@@ -24,11 +24,11 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-import tyro
 from jax import Array
 
 import rnnjax
 from experiments.running.console import exit_code
+from experiments.running.parsing import parse
 from experiments.running.run_folder import RunFolder, environment
 from experiments.running.setting_checks import Rule, check_settings, whole
 from rnnjax.metrics import Mean, compute, merge
@@ -227,7 +227,7 @@ def check(settings: Settings) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    settings = tyro.cli(Settings, prog="python -m experiments.memory_task", args=arguments)
+    settings = parse(Settings, "python -m experiments.memory_task", arguments)
     name = f"memory-{settings.resets}-{time.strftime('%Y%m%d-%H%M%S')}"
     return exit_code(lambda: train(settings, settings.out or Path("runs", name)))
 

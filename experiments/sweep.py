@@ -22,13 +22,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 
 import rnnjax
 from experiments import ensemble
 from experiments.running.console import exit_code, print_table
 from experiments.running.figures import new_figure
 from experiments.running.fitting import classification_loss
+from experiments.running.parsing import parse
 from experiments.running.run_folder import RunFolder, environment
 from experiments.running.setting_checks import above, check_settings, share, whole
 from experiments.running.text import Splits
@@ -260,7 +260,7 @@ def report(settings: Settings) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    settings = tyro.cli(Settings, prog="python -m experiments.sweep", args=arguments)
+    settings = parse(Settings, "python -m experiments.sweep", arguments)
     return exit_code(lambda: report(settings))
 
 

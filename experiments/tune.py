@@ -20,9 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from experiments.running.console import command, exit_code
+from experiments.running.parsing import parse
 from rnnjax.data import DataError
 
 # How often a run's records are looked at: an epoch takes seconds at least.
@@ -158,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     end = given.index("--") if "--" in given else len(given)
-    settings = tyro.cli(Settings, prog="python -m experiments.tune", args=given[:end])
+    settings = parse(Settings, "python -m experiments.tune", given[:end])
     return exit_code(lambda: report(settings, given[end + 1 :]))
 
 

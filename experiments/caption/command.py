@@ -27,7 +27,7 @@ from experiments.running.loss_fitting import Fitted, Recipe, fit_by_loss
 from experiments.running.opening import open_run
 from experiments.running.processes import start_time
 from experiments.running.run_settings import stored_config
-from experiments.running.setting_checks import Rule, above, check_settings, whole
+from experiments.running.setting_checks import above, at_least, check_settings, whole
 from experiments.running.trained import WEIGHTS, finished_settings, load_trained
 from experiments.running.words import joined_words
 from rnnjax.data import Vocabulary
@@ -38,7 +38,6 @@ VOCABULARY, CURVES, SAMPLES = "vocabulary.json", "curves.png", "samples.txt"
 LOOKED, PICTURES = "where-it-looked.png", "pictures"
 _SHOWN = 4  # captions after each epoch, and pictures that are drawn
 _KEPT = 10  # pictures of the test that are left as files
-_AT_LEAST_0 = Rule("a number from 0 up", lambda value: value >= 0)
 
 
 def train(settings: Settings, folder: Path) -> Fitted:
@@ -165,7 +164,7 @@ def _report(found: dict[str, float], fitted: Fitted, seconds: float, folder: Pat
 
 def caption_one(request: Request) -> None:
     """Say what is in a picture, with the network in a run's folder."""
-    check_settings(request, beam=whole(1, 1_000), length_penalty=_AT_LEAST_0)
+    check_settings(request, beam=whole(1, 1_000), length_penalty=at_least(0))
     network, params, vocabulary, settings = _load(request.run)
     pictures = read_picture(request.picture)[None]
     (found,) = caption(
@@ -211,12 +210,12 @@ def _check(settings: Settings) -> None:
     """Refuse what no part of the library would, before anything is made."""
     check_settings(
         settings,
-        scenes=whole(1),
+        scenes=whole(1, 10_000_000),
         max_length=whole(2),
         picture_size=whole(2, 10_000),
         beam=whole(1, 1_000),
-        once=_AT_LEAST_0,
-        entropy=_AT_LEAST_0,
+        once=at_least(0),
+        entropy=at_least(0),
         learning_rate=above(0),
     )
 

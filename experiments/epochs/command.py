@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import tyro
 
 from experiments.epochs.ours import Ours, make_batches
 from experiments.epochs.task import Contestant, Settings, Task, make_task
 from experiments.running.console import exit_code, print_table
 from experiments.running.packages import missing_line
+from experiments.running.parsing import parse
 from experiments.running.run_folder import RunFolder, environment, plain
 from rnnjax.benchmark import spread
 from rnnjax.data import DataError
@@ -122,7 +122,7 @@ def _row(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    settings = tyro.cli(Settings, prog="python -m experiments.epochs", args=arguments)
+    settings = parse(Settings, "python -m experiments.epochs", arguments)
     name = f"epochs-{Path(settings.dataset).name}-{time.strftime('%Y%m%d-%H%M%S')}"
     return exit_code(lambda: compare(settings, settings.out or Path("runs", name)))
 

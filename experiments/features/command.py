@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import jax
-import tyro
 
 from experiments.features import recurrent, surroundings
 from experiments.features.claims import OURS, PEERS, Feature, claim_of, verdict
 from experiments.running.packages import is_installed, missing_line
+from experiments.running.parsing import parse
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def sources(features: Sequence[Feature], libraries: Sequence[str]) -> Iterator[s
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    settings = tyro.cli(Settings, prog="python -m experiments.features", args=arguments)
+    settings = parse(Settings, "python -m experiments.features", arguments)
     libraries = [OURS, *filter(is_installed, PEERS)]
     for line in filter(None, (missing_line(peer, peer) for peer in PEERS)):
         print(line)

@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-import tyro
-
 from experiments.lessons import LESSONS
 from experiments.lessons.lesson import run_lesson
 from experiments.lessons.overview import draw_ratios
 from experiments.lessons.tables import Row, lesson_table, summarize
+from experiments.running.parsing import parse
 from experiments.running.run_folder import environment, plain
 from rnnjax.data import DataError
 
@@ -116,7 +115,7 @@ def _write(path: Path, text: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code, which is 1 where a lesson could not be run."""
-    settings = tyro.cli(Settings, prog=PROGRAM, args=arguments)
+    settings = parse(Settings, PROGRAM, arguments)
     try:
         settings.out.mkdir(parents=True, exist_ok=True)
         failed = run_all(settings)

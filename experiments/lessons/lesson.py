@@ -14,10 +14,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-import tyro
-
 from experiments.lessons.tables import Row, lesson_table
 from experiments.running.packages import NotInstalled
+from experiments.running.parsing import parse
 from experiments.running.run_folder import CONFIG, TIMINGS, RunFolder, environment, plain
 from experiments.running.run_settings import read_config, require_same
 
@@ -186,7 +185,7 @@ def main(module_name: str, arguments: Sequence[str] | None = None) -> int:
     module = sys.modules[module_name]
     name = lesson_name(module)
     program = f"python -m experiments.lessons.{name}"
-    settings = tyro.cli(module.Settings, prog=program, args=arguments)
+    settings = parse(module.Settings, program, arguments)
     if settings.out is None:
         folder = Path("runs", f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
         settings = dataclasses.replace(settings, out=folder)

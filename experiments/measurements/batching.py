@@ -15,13 +15,13 @@ from typing import Any, get_args
 
 import jax
 import numpy as np
-import tyro
 
 import rnnjax
 from experiments import classify
 from experiments.running.advancing import take_steps
 from experiments.running.console import exit_code, print_table
 from experiments.running.fitting import classification_loss
+from experiments.running.parsing import parse
 from experiments.running.run_folder import RunFolder, environment, plain
 from experiments.running.setting_checks import check_settings
 from experiments.running.text import Batching, Splits, hold_out, take
@@ -132,9 +132,7 @@ def measure(settings: Settings, run: RunFolder) -> Table:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    settings = tyro.cli(
-        Settings, prog="python -m experiments.measurements.batching", args=arguments
-    )
+    settings = parse(Settings, "python -m experiments.measurements.batching", arguments)
     name = f"batching-{settings.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
     return exit_code(lambda: compare(settings, settings.out or Path("runs", name)))
 

@@ -33,6 +33,7 @@ from tyro.conf import Positional
 
 import rnnjax
 from experiments.running.console import exit_code, print_table
+from experiments.running.parsing import parse
 from experiments.running.setting_checks import above, check_settings, whole
 from experiments.running.trained import finished_settings, load_trained
 from experiments.write.command import PROGRAM
@@ -164,10 +165,9 @@ def measure(settings: Settings) -> list[dict[str, str]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    import tyro
 
     program = "python -m experiments.measurements.dynamic_evaluation"
-    settings = tyro.cli(Settings, prog=program, args=arguments)
+    settings = parse(Settings, program, arguments)
 
     def run() -> None:
         check_settings(settings, window=whole(1), rate=above(0), take_training=whole(2))

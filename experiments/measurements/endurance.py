@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
-import tyro
 
 from experiments import classify
 from experiments.running.checkpoints import Saver, Snapshot, parse_every
@@ -30,6 +29,7 @@ from experiments.running.figures import new_figure
 from experiments.running.fitting import Fitted
 from experiments.running.generated_texts import generated_texts
 from experiments.running.interrupts import Interrupted, Interrupts
+from experiments.running.parsing import parse
 from experiments.running.process_memory import MEGABYTE, Slope, least_squares_slope, process_memory
 from experiments.running.run_folder import RunFolder, environment, plain
 from experiments.running.setting_checks import check_settings, share, whole
@@ -340,7 +340,7 @@ def _unit(part: Part) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code, 1 where memory is not flat."""
-    settings = tyro.cli(Settings, prog=PROGRAM, args=arguments)
+    settings = parse(Settings, PROGRAM, arguments)
     folder = settings.out or Path("runs", f"endurance-{time.strftime('%Y%m%d-%H%M%S')}")
     try:
         check(settings)

@@ -19,6 +19,7 @@ import numpy as np
 
 import rnnjax
 from experiments.running.console import exit_code, print_table
+from experiments.running.parsing import parse
 from experiments.running.setting_checks import check_settings, each, whole
 from rnnjax.benchmark import Timing, interleaved, spread
 
@@ -128,10 +129,8 @@ def _row(texts: int, tokens: int, timings: dict[str, Timing]) -> dict[str, str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    import tyro
-
     program = "python -m experiments.measurements.generation"
-    settings = tyro.cli(Settings, prog=program, args=arguments)
+    settings = parse(Settings, program, arguments)
 
     def run() -> None:
         sizes = dict.fromkeys(("vocab_size", "tokens", "rounds"), whole(1))

@@ -19,6 +19,7 @@ import numpy as np
 import rnnjax
 from experiments.measurements.remat import MEGABYTE, parse_remat
 from experiments.running.figures import new_figure
+from experiments.running.parsing import parse
 from rnnjax.benchmark import compiled_memory
 
 TIME = 16
@@ -128,9 +129,7 @@ def draw_memory(settings: Settings, rows: dict[str, list[float]], path: Path) ->
 
 
 def main(argv: list[str] | None = None) -> None:
-    import tyro
-
-    settings = tyro.cli(Settings, args=argv, description=__doc__)
+    settings = parse(Settings, "python -m experiments.measurements.guide_pictures", argv)
     ys, mask, resets, distance = run_batch()
     print(f"largest distance from the sequence or segment alone: {distance:.0e}")
     draw_batch(ys, mask, resets, settings.out / "ragged_batch.png")

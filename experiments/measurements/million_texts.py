@@ -24,12 +24,12 @@ from typing import NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 import rnnjax
 from experiments.running.console import Progress, print_table
 from experiments.running.generated_texts import generated_texts
 from experiments.running.interrupts import Interrupted, Interrupts
+from experiments.running.parsing import parse
 from experiments.running.prefetching import prefetched
 from experiments.running.process_memory import MEGABYTE, process_memory
 from experiments.running.run_folder import RunFolder, environment, plain
@@ -223,7 +223,7 @@ def print_stages(stages: Sequence[Stage]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code, 1 where the bound was passed."""
-    settings = tyro.cli(Settings, prog=PROGRAM, args=arguments)
+    settings = parse(Settings, PROGRAM, arguments)
     folder = settings.out or Path("runs", f"million-texts-{time.strftime('%Y%m%d-%H%M%S')}")
     config = {"settings": plain(dataclasses.asdict(settings)), "environment": environment()}
     try:

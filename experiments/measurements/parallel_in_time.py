@@ -31,11 +31,11 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import tyro
 from jax import Array
 
 import rnnjax
 from experiments.running.console import exit_code
+from experiments.running.parsing import parse
 from experiments.running.run_folder import RunFolder, environment
 from experiments.running.setting_checks import above, check_settings, each, whole
 from rnnjax.benchmark import Spread, interleaved, ratio, spread
@@ -186,9 +186,7 @@ def check(settings: Settings) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    settings = tyro.cli(
-        Settings, prog="python -m experiments.measurements.parallel_in_time", args=arguments
-    )
+    settings = parse(Settings, "python -m experiments.measurements.parallel_in_time", arguments)
     folder = settings.out or Path("runs", f"parallel-{time.strftime('%Y%m%d-%H%M%S')}")
     return exit_code(lambda: compare(settings, folder))
 

@@ -23,10 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from experiments.running.console import exit_code, print_table
+from experiments.running.parsing import parse
 from rnnjax.data import DataError
+
+_PROGRAM = "python -m experiments.measurements.processes"
 
 
 @dataclass(frozen=True)
@@ -148,10 +149,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given[:1] == ["work"]:
         address, number, count, cores = given[1:5]
         os.sched_setaffinity(0, map(int, cores.split(",")))  # before JAX counts them
-        settings = tyro.cli(Settings, args=given[5:])
+        settings = parse(Settings, _PROGRAM, given[5:])
         print(work(address, int(number), int(count), settings))
         return 0
-    settings = tyro.cli(Settings, prog="python -m experiments.measurements.processes", args=given)
+    settings = parse(Settings, _PROGRAM, given)
     return exit_code(lambda: print_table(measure(settings)))
 
 

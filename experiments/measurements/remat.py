@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.running.parsing import parse
 from experiments.running.process_memory import forget_peak, process_memory
 
 MEGABYTE = 2**20
@@ -120,9 +121,7 @@ def main(argv: list[str] | None = None) -> None:
         given, steps, remat = json.loads(argv[1])
         print(json.dumps(measure(Settings(**given), steps, remat)))
         return
-    import tyro
-
-    settings = tyro.cli(Settings, prog="python -m experiments.measurements.remat", args=argv)
+    settings = parse(Settings, "python -m experiments.measurements.remat", argv)
     print("| T | remat | peak, MiB | set aside, MiB | step, ms |\n|---|---|---|---|---|")
     rows = []
     for steps in settings.times:

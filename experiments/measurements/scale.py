@@ -24,9 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import tyro
-
 from experiments.running.console import exit_code, print_table
+from experiments.running.parsing import parse
 
 # Bytes a second that leave a GPU, or the machine of eight around it, through which a ring passes
 # once. An H100 SXM has 18 links of NVLink 4 with 25 GB/s each way; a DGX H100 has eight ConnectX-7
@@ -199,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         devices, *numbers = map(int, given[1:])
         print(json.dumps([read_program(SHAPES[number], devices) for number in numbers]))
         return 0
-    settings = tyro.cli(Settings, prog="python -m experiments.measurements.scale", args=given)
+    settings = parse(Settings, "python -m experiments.measurements.scale", given)
     return exit_code(lambda: print_table(read_all(settings)))
 
 

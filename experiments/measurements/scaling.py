@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import tyro
 
 import rnnjax
 from experiments.measurements.remat import parse_remat
 from experiments.running.console import exit_code, print_table
 from experiments.running.figures import new_figure
+from experiments.running.parsing import parse
 from experiments.running.process_memory import least_squares_slope
 from experiments.running.run_folder import RunFolder, environment, plain
 from experiments.running.setting_checks import above, check_settings, each, whole
@@ -267,7 +267,7 @@ def check(settings: Settings) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    settings = tyro.cli(Settings, prog="python -m experiments.measurements.scaling", args=arguments)
+    settings = parse(Settings, "python -m experiments.measurements.scaling", arguments)
     folder = settings.out or Path("runs", f"scaling-{time.strftime('%Y%m%d-%H%M%S')}")
     return exit_code(lambda: run(settings, folder))
 

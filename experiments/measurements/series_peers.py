@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tyro.conf import OmitArgPrefixes
 
 from experiments.recognize import command
 from experiments.recognize.model import Known
@@ -31,6 +32,7 @@ from experiments.recognize.series import Part, read_series
 from experiments.recognize.settings import Settings as Recognize
 from experiments.running.console import exit_code, print_table
 from experiments.running.packages import missing_line
+from experiments.running.parsing import parse
 from experiments.running.setting_checks import check_settings, whole
 from rnnjax.data import pad
 
@@ -223,14 +225,12 @@ def _spread(figures: list[float], form: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    import tyro
-
     program = "python -m experiments.measurements.series_peers"
-    settings = tyro.cli(
+    settings = parse(
         Settings,
-        prog=program,
-        args=arguments,
-        config=(tyro.conf.OmitArgPrefixes,),
+        program,
+        arguments,
+        config=(OmitArgPrefixes,),
     )
 
     def run() -> None:

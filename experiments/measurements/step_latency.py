@@ -22,6 +22,7 @@ import numpy as np
 
 import rnnjax
 from experiments.running.console import exit_code, print_table
+from experiments.running.parsing import parse
 from experiments.running.setting_checks import check_settings, each, whole
 from rnnjax.benchmark import Spread, Timing, interleaved, ratio
 
@@ -222,10 +223,8 @@ def _shown(spread: Spread, scale: float, digits: int = 1) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    import tyro
-
     program = "python -m experiments.measurements.step_latency"
-    settings = tyro.cli(Settings, prog=program, args=arguments)
+    settings = parse(Settings, program, arguments)
 
     def run() -> None:
         counts = dict.fromkeys(("rounds", "milliseconds", "torch_threads"), whole(1))

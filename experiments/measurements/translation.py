@@ -23,6 +23,7 @@ import optax
 
 import rnnjax
 from experiments.running.console import exit_code, print_table
+from experiments.running.parsing import parse
 from experiments.running.setting_checks import check_settings, whole
 from rnnjax.benchmark import interleaved, spread
 from rnnjax.metrics import cross_entropy
@@ -322,10 +323,8 @@ def _row(what: str, count: int, mine: Callable, other: Callable, rounds: int) ->
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    import tyro
-
     program = "python -m experiments.measurements.translation"
-    settings = tyro.cli(Settings, prog=program, args=arguments)
+    settings = parse(Settings, program, arguments)
 
     def run() -> None:
         names = ("vocab_size", "length", "sentences", "beam", "rounds")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from experiments.running.console import exit_code
 from experiments.running.failures import Failures
+from experiments.running.parsing import first_lines, one_paragraph, parse
 from experiments.running.processes import Launch
 from experiments.running.run_folder import CONFIG
 from experiments.running.run_settings import RunSettings, stored_settings
@@ -43,9 +45,12 @@ def run_program(
     def run() -> None:
         if given[:1] and given[0] in requests:
             request, answer = requests[given[0]]
-            answer(tyro.cli(request, prog=f"{program} {given[0]}", args=given[1:]))
+            answer(parse(request, f"{program} {given[0]}", given[1:]))
+        elif given[:1] and not given[0].startswith("-"):
+            known = " or ".join(["an option", *requests])
+            raise DataError(f"the first word must be {known} (see --help), got {given[0]!r}")
         else:
-            settings, launch = parse_settings(program, kind, given)
+            settings, launch = parse_settings(program, kind, given, requests)
             with launch.joined(failures):
                 train(settings)
 
@@ -53,14 +58,22 @@ def run_program(
     return failures.exit_code(lambda: exit_code(run, CheckpointError, NonFiniteError))
 
 
-def parse_settings(program: str, kind: type[Run], given: Sequence[str]) -> tuple[Run, Launch]:
+def parse_settings(
+    program: str,
+    kind: type[Run],
+    given: Sequence[str],
+    requests: Mapping[str, tuple[type, Any]] = MappingProxyType({}),
+) -> tuple[Run, Launch]:
     """The settings on the command line, and in how many processes; when resuming, the rest of the
     settings are those of the run.
+
+    The help also names the requests, what can be asked of a trained network.
 
     Raises:
         DataError: the run to go on with is not said, or is to be deleted as well.
     """
-    settings, launch = _parse(program, kind, given, kind())
+    description = "\n\n".join([first_lines(kind), *_requests_lines(program, requests)])
+    settings, launch = _parse(program, kind, given, kind(), description)
     if not settings.resume:
         return settings, launch
     if settings.replace:
@@ -69,10 +82,21 @@ def parse_settings(program: str, kind: type[Run], given: Sequence[str]) -> tuple
         raise DataError("--out must name the folder of the run to resume, got none")
     if not (settings.out / CONFIG).is_file():
         return settings, launch
-    return _parse(program, kind, given, stored_settings(kind, settings.out))
+    return _parse(program, kind, given, stored_settings(kind, settings.out), description)
 
 
-def _parse(program: str, kind: type[Run], given: Sequence[str], default: Run) -> tuple[Run, Launch]:
+def _requests_lines(program: str, requests: Mapping[str, tuple[type, Any]]) -> list[str]:
+    """What the help says of requests: how each is asked for, and the first sentence of its own."""
+    lines = []
+    for word, (request, _) in requests.items():
+        what = one_paragraph(request.__doc__ or "").partition(". ")[0].rstrip(".")
+        lines.append(f"{what}:\n  {program} {word} --help")
+    return lines
+
+
+def _parse(
+    program: str, kind: type[Run], given: Sequence[str], default: Run, description: str
+) -> tuple[Run, Launch]:
     without_prefix = tyro.conf.arg(name="")
     both = dataclasses.make_dataclass(
         "Both",
@@ -81,5 +105,5 @@ def _parse(program: str, kind: type[Run], given: Sequence[str], default: Run) ->
             ("launch", Annotated[Launch, without_prefix], Launch()),
         ],
     )
-    parsed = tyro.cli(both, prog=program, description=kind.__doc__, args=given)
+    parsed = parse(both, program, given, description=description)
     return parsed.settings, parsed.launch

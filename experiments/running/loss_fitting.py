@@ -127,7 +127,8 @@ def total(
 
 
 def _optimizer(recipe: Recipe, steps: int) -> optax.GradientTransformation:
-    rate = optax.cosine_decay_schedule(recipe.learning_rate, max(1, steps), alpha=0.01)
+    steps = min(max(1, steps), 2**31 - 1)  # JAX counts them in 32 bits
+    rate = optax.cosine_decay_schedule(recipe.learning_rate, steps, alpha=0.01)
     return optax.chain(
         optax.clip_by_global_norm(recipe.clip_norm),
         optax.adam(rate),

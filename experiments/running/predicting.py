@@ -23,8 +23,8 @@ NOTHING = "-"
 
 @dataclass(frozen=True)
 class Request:
-    """Label texts with a classifier that was trained by experiments.classify or imported by
-    experiments.convert. Prints label, probability and text of each, with tabs between."""
+    """Label texts with a classifier that was trained or imported. Prints label, probability and
+    text of each, with tabs between."""
 
     run: Positional[Path]
     """The folder of the run, of either kind."""

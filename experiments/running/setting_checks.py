@@ -42,6 +42,19 @@ def above(bound: float) -> Rule:
     )
 
 
+def at_least(bound: float) -> Rule:
+    """A finite number from a bound on.
+
+    Example:
+        >>> at_least(0).expected, at_least(0).holds(float("inf"))
+        ('a finite number from 0 up', False)
+    """
+    return Rule(
+        f"a finite number from {bound:g} up",
+        lambda value: bound <= value < math.inf,
+    )
+
+
 def share(*, zero: bool = True) -> Rule:
     """A share of something: below 1, and 0 only where that makes sense."""
     expected = "from 0 up to but not 1" if zero else "between 0 and 1"

@@ -34,7 +34,7 @@ CURVES, PICTURE, VOCABULARY, LABELS = "curves.png", "tags.png", "vocabulary.json
 def train(settings: Settings) -> Fitted:
     """Train, write the run's folder, and say how to use it."""
     began = time.perf_counter()
-    check_settings(settings, sentences=whole(5))
+    check_settings(settings, sentences=whole(5, 10_000_000))
     devices = find_devices(settings.devices)
     devices.check_rows("--batch-size", settings.batch_size)
     corpus = read_corpus(settings)

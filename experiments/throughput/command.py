@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 import jax
-import tyro
 
+from experiments.running.parsing import parse
 from experiments.running.run_folder import RunFolder
 from experiments.running.setting_checks import above, check_rules, each, one_of, whole
 from experiments.throughput import cases, report
@@ -181,7 +181,7 @@ def _continued(path: Path, fresh: Results, again: bool) -> Results:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    settings = tyro.cli(Settings, prog="python -m experiments.throughput", args=arguments)
+    settings = parse(Settings, "python -m experiments.throughput", arguments)
     folder = settings.out or Path("runs", f"throughput-{time.strftime('%Y%m%d-%H%M%S')}")
     # Compiled anew every time, or there would be nothing to time.
     jax.config.update("jax_enable_compilation_cache", False)

@@ -21,7 +21,7 @@ from experiments.running.opening import open_run
 from experiments.running.packages import missing_line
 from experiments.running.processes import start_time
 from experiments.running.run_settings import stored_config
-from experiments.running.setting_checks import check_settings, probability, whole
+from experiments.running.setting_checks import at_least, check_settings, probability, whole
 from experiments.running.trained import WEIGHTS, finished_settings, load_trained
 from experiments.translate.corpus import Corpus, joined, read_corpus, tokenizer, tokens_of
 from experiments.translate.decoding import alignments, translate
@@ -162,6 +162,7 @@ def _report(
 
 def translate_one(request: Request) -> None:
     """Translate a sentence with the network in a run's folder."""
+    check_settings(request, beam=whole(1, 1_000), length_penalty=at_least(0))
     model, params, source, target, settings = _load(request.run)
     tokens = tokenizer(settings)(request.sentence)
     if not tokens:
@@ -215,9 +216,9 @@ def _check(settings: Settings) -> None:
         raise DataError("--task and --pair must be given one at a time, got both")
     check_settings(
         settings,
-        examples=whole(1),
-        shortest=whole(1),
-        longest=whole(1),
+        examples=whole(1, 10_000_000),
+        shortest=whole(1, 10_000),
+        longest=whole(1, 10_000),
         digits=whole(1, 9),
         max_length=whole(2),
         head_size=whole(1, 1_000_000),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from experiments.running.devices import find_devices
 from experiments.running.opening import open_run
 from experiments.running.processes import is_first, start_time
 from experiments.running.run_settings import stored_config
-from experiments.running.setting_checks import Rule, check_settings, whole
+from experiments.running.setting_checks import Rule, at_least, check_settings, whole
 from experiments.running.trained import WEIGHTS, finished_settings, load_trained
 from experiments.write.corpus import (
     NEVER_WRITTEN,
@@ -46,7 +45,7 @@ _TEMPERATURES = (0.3, 0.8, 1.3)
 def train(settings: Settings, folder: Path) -> Fitted:
     """Train, write the run's folder, and say how to use it."""
     began = time.perf_counter()
-    check_settings(settings, rows=whole(1), window=whole(1))
+    check_settings(settings, rows=whole(1), window=whole(1, 1_000_000))
     devices = find_devices(settings.devices)
     devices.check_rows("--rows", settings.rows)
     stored = stored_config(settings, folder)
@@ -157,11 +156,11 @@ def generate(request: Request) -> None:
         request,
         length=whole(1),
         samples=whole(1),
-        temperature=Rule("a finite number from 0 up", lambda value: 0 <= value < math.inf),
+        temperature=at_least(0),
         top_k=whole(1),
         top_p=share,
         min_p=share,
-        repetition_penalty=Rule("a finite number from 1 up", lambda value: 1 <= value < math.inf),
+        repetition_penalty=at_least(1),
     )
     settings = finished_settings(PROGRAM, Settings, request.run)
     vocabulary = Vocabulary.load(request.run / VOCABULARY)

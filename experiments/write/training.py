@@ -166,7 +166,8 @@ def fit(
 
 def make_optimizer(settings: Settings, pieces: int) -> optax.GradientTransformation:
     """Adam with a rate that falls along a cosine, and gradients of bounded norm."""
-    updates = max(1, settings.epochs * pieces * _UPDATES_A_CALL)
+    updates = settings.epochs * pieces * _UPDATES_A_CALL
+    updates = min(max(1, updates), 2**31 - 1)  # JAX counts them in 32 bits
     rate = optax.cosine_decay_schedule(settings.learning_rate, updates, alpha=0.01)
     return optax.chain(optax.clip_by_global_norm(settings.clip_norm), optax.adam(rate))
 

@@ -1,29 +1,42 @@
 """What the programs say of themselves."""
 
 import importlib
+import itertools
 
 import pytest
+
+from experiments import classify
 
 MEASUREMENTS = (
     "batching dynamic_evaluation endurance generation million_texts parallel_in_time remat scaling "
     "series_peers"
 )
+WITH_REQUESTS = {
+    "anomaly.command": ["watch"],
+    "caption.command": ["caption", "export"],
+    "classify": ["predict"],
+    "convert": ["import", "predict", "export"],
+    "handwriting.command": ["write"],
+    "music.command": ["compose"],
+    "recognize.command": ["predict"],
+    "tag.command": ["label"],
+    "translate.command": ["translate", "export"],
+    "write.command": ["generate"],
+}
 PROGRAMS = [
-    "classify",
+    *WITH_REQUESTS,
     "ensemble",
     "memory_task",
     "apis",
-    "convert",
     "epochs.command",
     "features.command",
-    "anomaly.command",
+    "forecast.command",
     "gpu_check.__main__",
     "recurrent_ppo.command",
     "lessons.__main__",
-    "recognize.command",
+    "sweep",
     "throughput.command",
-    "translate.command",
-    "write.command",
+    "tune",
     *(f"measurements.{name}" for name in MEASUREMENTS.split()),
 ]
 
@@ -38,3 +51,62 @@ def test_help_fits_a_terminal(program, monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) > 4
     assert max(map(len, lines)) <= 80
+    if program != "convert":  # which is only a list of commands
+        assert not broken(lines)
+
+
+def broken(lines):
+    """The lines of texts on options behind which the first word of the next would have fitted."""
+    rule = next((number for number, line in enumerate(lines) if "-----" in line), len(lines))
+    inside = [line.rstrip() for line in lines[rule + 1 :]]
+    # Where the texts stand.
+    column = max((len(line) - len(line.lstrip()) for line in inside), default=0)
+    return [
+        line
+        for line, after in itertools.pairwise(inside)
+        if line[column:] and line[:column].endswith("  ")
+        if after[column:] and not after[:column].strip()
+        if len(line) + 1 + len(after.split()[0]) <= 80
+    ]
+
+
+@pytest.mark.parametrize("program", [name for name in WITH_REQUESTS if name != "convert"])
+def test_help_names_what_can_be_asked_of_a_trained_network(program, capsys):
+    main = importlib.import_module(f"experiments.{program}").main
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    out = capsys.readouterr().out
+    name = program.removesuffix(".command")
+    for word in WITH_REQUESTS[program]:
+        assert f"  python -m experiments.{name} {word} --help" in out
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    {
+        "a broken number": (["--epochs", "1.5"], "--epochs: it must be a whole number, got '1.5'"),
+        "one that may be left out": (["--take", "all"], "it must be a whole number, got 'all'"),
+        "a word": (["--learning-rate", "high"], "it must be a number, got 'high'"),
+        "too long for a machine": (["--patience", "9" * 20], "at most 1,000,000,000,000, got 999"),
+    }.values(),
+)
+def test_a_value_of_another_kind_is_refused_in_words(given, said, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as ended:
+        classify.main(given)
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_what_may_be_left_out_shows_its_kind_alone(capsys):
+    with pytest.raises(SystemExit):
+        classify.main(["--help"])
+    out = capsys.readouterr().out
+    assert "--take INT " in out
+    assert "--out PATH " in out
+
+
+def test_a_first_word_that_no_program_knows_is_named(capsys):
+    assert classify.main(["predit", "runs/a"]) == 2
+    expected = "the first word must be an option or predict (see --help), got 'predit'"
+    assert expected in capsys.readouterr().err

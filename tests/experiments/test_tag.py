@@ -48,7 +48,10 @@ def test_files_are_read_with_any_columns_between_word_and_label(tmp_path):
 
 
 BAD = {
-    "too few sentences": (["--sentences", "4"], "--sentences must be a whole number from 5 up"),
+    "too few sentences": (
+        ["--sentences", "4"],
+        "--sentences must be a whole number from 5 to 10,000,000",
+    ),
     "no file": (["--dataset", "nowhere.conll"], "nowhere.conll must be a text file"),
 }
 

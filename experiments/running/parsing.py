@@ -1,0 +1,133 @@
+"""A command line read into a dataclass, with help and refusals in words that its user knows."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import docstring_parser
+import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from experiments.running.console import wrapped
+
+# More can only be a slip of the keyboard, and NumPy would fail in words of its own where 64 bits do
+# not hold it.
+MOST = 10**12
+
+
+def parse(
+    kind: Any,
+    program: str,
+    arguments: Sequence[str] | None,
+    *,
+    description: str | None = None,
+    config: Sequence[Any] = (),
+) -> Any:
+    """What the command line says; ends the process where it asks for help or cannot be read.
+
+    Args:
+        kind: a dataclass, or a union of some; the docstrings of their fields are the help.
+        program: how it is called, ``"python -m experiments.write"``.
+        arguments: those of the command line if None.
+        description: the first lines of the help; the docstring of ``kind`` if None.
+        config: markers of tyro.
+    """
+    _let_help_flow(kind)
+    if description is None and isinstance(kind, type):
+        description = first_lines(kind)
+    read: Any = tyro.cli
+    with _words_for_types():
+        return read(
+            kind, prog=program, description=description, args=arguments, config=tuple(config)
+        )
+
+
+def one_paragraph(text: str) -> str:
+    """A text without the line ends and indents of the source that it stands in.
+
+    Example:
+        >>> one_paragraph("Train a network\\n    that writes.")
+        'Train a network that writes.'
+    """
+    return " ".join(text.split())
+
+
+def first_lines(kind: type) -> str:
+    """What the docstring of a dataclass says, as help begins: tyro breaks lines everywhere else."""
+    return wrapped(one_paragraph(kind.__doc__ or ""))
+
+
+def _let_help_flow(kind: Any) -> None:
+    """Has help end its lines where the terminal does: tyro takes an indented line of a docstring
+    for the beginning of a paragraph."""
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        for part in get_args(kind):
+            _let_help_flow(part)
+        return
+    texts = {
+        found.arg_name: found.description
+        for one in reversed(kind.__mro__[:-1])
+        for found in docstring_parser.parse_from_object(one).params
+    }
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if text := texts.get(field.name):
+            field.metadata = types.MappingProxyType({"help": one_paragraph(text)})
+        _let_help_flow(hints[field.name])
+
+
+def _whole(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise ValueError(f"it must be a whole number, got {text!r}") from None
+    if abs(value) > MOST:
+        raise ValueError(f"it must be a whole number of at most {MOST:,}, got {text}")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"it must be a number, got {text!r}") from None
+
+
+# How a value of each type is called in the help, and read.
+_READERS: dict[type, tuple[str, Callable[[str], Any]]] = {
+    int: ("INT", _whole),
+    float: ("FLOAT", _number),
+    str: ("STR", str),
+    Path: ("PATH", Path),
+}
+
+
+def _words_for_types() -> ConstructorRegistry:
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def _of_type(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+        options: list[Any] = [info.type]
+        if get_origin(info.type) in (Union, types.UnionType):
+            options = [kind for kind in get_args(info.type) if kind is not type(None)]
+        may_lack = type(None) in get_args(info.type)
+        if len(options) != 1 or options[0] not in _READERS:
+            return None
+        kind = options[0]
+        name, read = _READERS[kind]
+        kinds = ((int, float) if kind is float else (kind,)) + (type(None),) * may_lack
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=name,
+            instance_from_str=lambda words: (
+                None if may_lack and words[0] == "None" else read(words[0])
+            ),
+            is_instance=lambda value: isinstance(value, kinds),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    return registry
