@@ -79,28 +79,34 @@ def _aeon(make: Callable[[int], Any], longest: int | None) -> Method:
     return run
 
 
-def _torch(settings: Recognize, known: Known) -> Method:
-    """The network of the settings, of one layer, in PyTorch: Adam along a cosine, under noise."""
+def torch_network(settings: Recognize, known: Known) -> Any:
+    """The network of the settings, of one layer, in PyTorch; it drops what rnnjax's drops."""
     import torch
     from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+    size, places = settings.hidden_size, settings.pooling == "places"
 
     class Network(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            size, places = settings.hidden_size, settings.pooling == "places"
             self.layer = torch.nn.GRU(len(known.mean), size, bidirectional=True, batch_first=True)
             features = 2 * size * (known.longest if places else 1)
             self.head = torch.nn.Linear(features, len(known.labels))
             self.drop = torch.nn.Dropout(settings.dropout)
 
         def forward(self, xs: Any, lengths: Any) -> Any:
-            packed = pack_padded_sequence(
-                self.drop(xs), lengths, batch_first=True, enforce_sorted=False
-            )
+            xs = xs if places else self.drop(xs)  # see _by_places of experiments.recognize
+            packed = pack_padded_sequence(xs, lengths, batch_first=True, enforce_sorted=False)
             ys, _ = pad_packed_sequence(self.layer(packed)[0], True, total_length=xs.shape[1])
-            if settings.pooling == "places":
-                return self.head(self.drop(ys.flatten(1)))
-            return self.head(self.drop(ys.sum(1) / lengths[:, None]))
+            return self.head(self.drop(ys.flatten(1) if places else ys.sum(1) / lengths[:, None]))
+
+    return Network()
+
+
+def _torch(settings: Recognize, known: Known) -> Method:
+    """PyTorch: Adam along a cosine, under noise, and the running average of the weights."""
+    import torch
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
     def tensors(part: Part) -> tuple[Any, Any, Any]:
         xs, lengths = pad(part.rows)
@@ -109,7 +115,9 @@ def _torch(settings: Recognize, known: Known) -> Method:
 
     def run(train: Part, test: Part, seed: int) -> float:
         torch.manual_seed(seed)
-        network, (xs, lengths, labels) = Network(), tensors(train)
+        network, (xs, lengths, labels) = torch_network(settings, known), tensors(train)
+        moving = get_ema_multi_avg_fn(settings.average_decay)
+        average = AveragedModel(network, multi_avg_fn=moving)
         optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
         steps = settings.epochs * -(-len(xs) // settings.batch_size)
         rate = torch.optim.lr_scheduler.CosineAnnealingLR(
@@ -125,10 +133,11 @@ def _torch(settings: Recognize, known: Known) -> Method:
                 torch.nn.utils.clip_grad_norm_(network.parameters(), settings.clip_norm)
                 optimizer.step()
                 rate.step()
-        network.eval()
+                average.update_parameters(network)
+        average.eval()
         with torch.inference_mode():
             xs, lengths, labels = tensors(test)
-            return float((network(xs, lengths).argmax(-1) == labels).float().mean())
+            return float((average(xs, lengths).argmax(-1) == labels).float().mean())
 
     return run
 

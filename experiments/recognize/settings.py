@@ -38,7 +38,8 @@ class Settings(RunSettings):
     """What becomes of the outputs of all steps: the last ones, their mean, their greatest; or all
     of them side by side, so that the place of a step counts."""
     dropout: float = 0.3
-    """Rate at which the inputs of each layer, and what is pooled, are dropped."""
+    """Rate at which the inputs of each layer, and what is pooled, are dropped; with --pooling
+    places the series themselves are read whole."""
     noise: float = 0.1
     """Standard deviation of what is added to the values in training, in units of that of their
     channel: a few hundred series are soon known by heart."""

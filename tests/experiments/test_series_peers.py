@@ -1,9 +1,12 @@
 """What other libraries make of series with labels."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments.measurements import series_peers
+from experiments.recognize.model import Known, build_network
 from experiments.recognize.settings import Settings as Recognize
 
 
@@ -22,6 +25,49 @@ def test_every_method_learns_series_that_rise_or_fall(tmp_path):
     rows = series_peers.measure(series_peers.Settings(network, seeds=1))
     assert rows[0]["method"].startswith("rnnjax ")
     assert [row["right"] for row in rows] == ["1.0000"] * len(rows)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("pooling", ["places", "mean"])
+def test_the_network_in_torch_drops_what_ours_drops(pooling):
+    """One value, of which come two features, each dropped or doubled: 4 kinds of logits.
+
+    Where the value itself is dropped or doubled, too, they are others.
+    """
+    torch = pytest.importorskip("torch")
+    from rnnjax.interop.torch import export_weights
+
+    settings = Recognize(pooling=pooling, hidden_size=1, dropout=0.5)
+    known = Known(["no", "yes"], [0.0], [1.0], longest=1)
+    xs, lengths = np.full((400, 1, 1), 0.3, np.float32), np.ones(400, int)
+    ours = build_network(settings, known)
+    params = ours.init(jax.random.key(0))
+    if pooling == "places":
+        encoder, w, bias = params
+    else:
+        encoder, (w, bias) = params.encoder, params.head
+    theirs = series_peers.torch_network(settings, known)
+    theirs.layer.load_state_dict(
+        {name: torch.tensor(array) for name, array in export_weights("gru", encoder).items()}
+    )
+    theirs.head.load_state_dict(
+        {"weight": torch.tensor(np.array(w).T), "bias": torch.tensor(np.array(bias))}
+    )
+
+    def theirs_of(network):
+        with torch.no_grad():
+            return network(torch.tensor(xs), torch.tensor(lengths)).numpy()
+
+    def found(logits):
+        return np.unique(np.round(np.asarray(logits, float), 5), axis=0)
+
+    drawn = jax.jit(ours.apply)(params, xs, jnp.asarray(lengths), jax.random.key(1))
+    torch.manual_seed(0)
+    assert len(found(drawn)) == 4
+    np.testing.assert_allclose(found(theirs_of(theirs.train())), found(drawn), atol=2e-5)
+    np.testing.assert_allclose(
+        theirs_of(theirs.eval()), jax.jit(ours.apply)(params, xs, lengths), atol=1e-6
+    )
 
 
 def test_what_is_short_is_padded_behind():
