@@ -153,7 +153,7 @@ def _ours(settings: Recognize) -> Method:
     return run
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
     return f"{package} {importlib.metadata.version(package)}"
 
 
@@ -161,15 +161,15 @@ def methods(settings: Recognize, known: Known) -> dict[str, tuple[bool, Method]]
     """By name: whether chance takes part, and the method; of what is installed."""
     found: dict[str, tuple[bool, Method]] = {}
     size = f"{settings.cell.upper()} {settings.hidden_size}"
-    found[f"{_version('rnnjax')}, {size} {settings.direction}"] = True, _ours(settings)
+    found[f"{version_of('rnnjax')}, {size} {settings.direction}"] = True, _ours(settings)
     same = settings.cell == "gru" and settings.direction == "both" and settings.layers == 1
     if _told("PyTorch", "torch") and same and settings.pooling in ("mean", "places"):
-        found[f"{_version('torch')}, {size} both"] = True, _torch(settings, known)
+        found[f"{version_of('torch')}, {size} both"] = True, _torch(settings, known)
     if _told("scikit-learn", "sklearn"):
         from sklearn.linear_model import LogisticRegression
         from sklearn.neighbors import KNeighborsClassifier
 
-        version = _version("scikit-learn")
+        version = version_of("scikit-learn")
         found[f"{version}, logistic regression"] = (
             False,
             _scikit(lambda seed: LogisticRegression(max_iter=1000), known.longest),
@@ -186,7 +186,7 @@ def methods(settings: Recognize, known: Known) -> dict[str, tuple[bool, Method]]
             KNeighborsTimeSeriesClassifier,
         )
 
-        version = _version("aeon")
+        version = version_of("aeon")
         found[f"{version}, nearest neighbour by DTW"] = (
             False,
             _aeon(lambda seed: KNeighborsTimeSeriesClassifier("dtw", n_neighbors=1), None),
@@ -220,12 +220,16 @@ def measure(settings: Settings) -> list[dict[str, str]]:
             figures.append(method(train, test, settings.network.seed + seed))
             seconds.append(time.process_time() - began)
         rows.append(
-            {"method": name, "right": _spread(figures, ".4f"), "seconds": _spread(seconds, ".1f")}
+            {
+                "method": name,
+                "right": spread_of(figures, ".4f"),
+                "seconds": spread_of(seconds, ".1f"),
+            }
         )
     return rows
 
 
-def _spread(figures: list[float], form: str) -> str:
+def spread_of(figures: list[float], form: str) -> str:
     mean = format(float(np.mean(figures)), form)
     if len(figures) == 1:
         return mean

@@ -8,8 +8,8 @@ import pytest
 from experiments import classify
 
 MEASUREMENTS = (
-    "batching dynamic_evaluation endurance generation million_texts parallel_in_time remat scaling "
-    "series_peers"
+    "batching dynamic_evaluation endurance generation million_texts parallel_in_time ppo_peer "
+    "remat scaling series_peers"
 )
 WITH_REQUESTS = {
     "anomaly.command": ["watch"],

@@ -76,5 +76,5 @@ def test_what_is_short_is_padded_behind():
 
 
 def test_means_stand_beside_their_range():
-    assert series_peers._spread([0.5], ".2f") == "0.50"
-    assert series_peers._spread([0.5, 0.7], ".2f") == "0.60 (0.50 to 0.70)"
+    assert series_peers.spread_of([0.5], ".2f") == "0.50"
+    assert series_peers.spread_of([0.5, 0.7], ".2f") == "0.60 (0.50 to 0.70)"
