@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from rnnjax._numerics import varying_like
 from rnnjax.engine.kernels._device import Device
 from rnnjax.engine.kernels._launch import BackwardResults, ForwardResults, Kernels
 from rnnjax.engine.kernels._steps import (
@@ -159,6 +160,7 @@ def backward(launch, arrays):
         [zero] * (pieces.carries * resets),
         None if noise is None else zero,
     )
+    state = varying_like(arrays, state)
     steps_in = _in_run_order(launch, (arrays.kept, arrays.read_alone, arrays.d_ys, arrays.flags))
     state, outs = lax.scan(step, state, steps_in, reverse=True)
     d_gates, d_read_alone = _in_run_order(launch, outs)

@@ -4,6 +4,9 @@ The cells, layers and options are those of ``cases.py``, the truth is the scan i
 ``test_sequence_law.py`` holds to a plain loop. Rows that the kernels do not take are refused.
 """
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +26,7 @@ from cases import (
     random_carry,
 )  # fmt: skip
 from emulated_kernels import H100, KERNELS
+from processes import TESTS, environment
 from test_kernels import NEW_JAX
 from test_sequence_law import weigh
 
@@ -128,6 +132,13 @@ def test_batch_axes_and_vmap_agree():
     grid = apply(*(a.reshape(B, 1, 1, *a.shape[1:]) for a in args))
     for other in (by_row, jax.tree.map(lambda a: a.reshape(B, *a.shape[3:]), grid)):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), other, whole)
+
+
+def test_in_a_shard_map_devices_give_what_one_gives():
+    command = [sys.executable, "-W", "error", str(TESTS / "engine" / "kernels_in_shard_map.py")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(devices=2))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.split() == ["AxisType.Auto", "AxisType.Explicit"]
 
 
 @pytest.mark.parametrize("name", [name for name in CELLS if name not in TAKEN])

@@ -14,6 +14,8 @@ from jax import Array, lax
 from jax.core import Tracer
 from jax.extend.core import Literal
 
+from rnnjax._numerics import varying_like
+
 
 class NotPointwiseError(ValueError):
     """Why a function does not act unit by unit, or is made of what the kernels do not know."""
@@ -94,6 +96,7 @@ class Flat(NamedTuple):
 
         for e in self.equations:
             operands = [read(v) for v in e.invars]
+            operands = varying_like(operands, operands)  # numbers beside what differs by device
             values[e.outvars[0]] = e.primitive.bind(*operands, **e.params)
         return [read(v) for v in self.outputs]
 
@@ -109,7 +112,7 @@ def flatten_function(function: Callable, *shapes: Any, quick: bool = False) -> F
     Raises:
         NotPointwiseError: a call in it cannot be looked into.
     """
-    closed = jax.make_jaxpr(function)(*shapes)
+    closed = _trace(function, shapes)
     words = _IN_OTHER_WORDS | ({"logistic": _quick_logistic} if quick else {})
 
     def without_calls(*leaves: Any) -> list:
@@ -117,7 +120,7 @@ def flatten_function(function: Callable, *shapes: Any, quick: bool = False) -> F
 
     # Traced twice: the first trace has calls in it (``jax.nn`` functions are jitted), the second
     # runs what is inside of them and so has none.
-    flat = jax.make_jaxpr(without_calls)(*shapes)
+    flat = _trace(without_calls, shapes)
     # Backwards from the results; what they do not need, such as a dropped tangent, is left out.
     needed = {v for v in flat.jaxpr.outvars if not isinstance(v, Literal)}
     equations = []
@@ -128,6 +131,13 @@ def flatten_function(function: Callable, *shapes: Any, quick: bool = False) -> F
     constants = dict(zip(flat.jaxpr.constvars, flat.consts, strict=True))
     constants = {v: _as_scalar(c) for v, c in constants.items() if v in needed}
     return Flat(flat.jaxpr.invars, equations[::-1], flat.jaxpr.outvars, constants)
+
+
+def _trace(function: Callable, shapes: Sequence) -> Any:
+    # What one device computes of a tile lies on no mesh. In a shard_map there is one, and the
+    # transpose of a product would place its results on it.
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+        return jax.make_jaxpr(function)(*shapes)
 
 
 def _as_scalar(constant: Any) -> Any:

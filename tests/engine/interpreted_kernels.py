@@ -1,0 +1,120 @@
+"""The kernels of ``rnnjax.engine.kernels`` themselves, run on a CPU by the interpreter of Pallas.
+
+    python tests/engine/interpreted_kernels.py "16 bits" rounds      these rows, or all
+
+They give the numbers of the same steps in plain JAX (``emulated_kernels.py``), which
+``test_kernels.py`` and ``test_kernels_law.py`` hold to the scan and to a loop in float64.
+
+It runs the CTAs of a cluster side by side, one thread each, with their barriers, their copies and
+their shared memory, and watches who reads and writes what: two accesses that nothing orders are an
+error, and so is reading what nobody has written. Clusters come one after the other, and it knows no
+counters in global memory. So here all CTAs of a tile are one cluster, and its barriers stand in for
+the counter: a CTA arrives where it would raise the counter, and waits where it would wait for it.
+
+Not seen here: the counter itself, how numbers lie in registers, what the warps of one CTA do to
+each other, and the processor's own sigmoid and tanh.
+"""
+
+import contextlib
+import functools
+import sys
+
+import pytest
+from emulated_kernels import H100
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from test_kernels import ALL, CELLS, PLAIN, assert_close, emulated, problem, values_and_gradients
+
+from rnnjax.engine.kernels import persistent
+
+# Room for the weights, but not for all that they multiply: a slot of the ring is filled again.
+SMALL = H100._replace(shared_memory=47_000)
+FEW = H100._replace(processors=4)
+ROWS = {
+    "16 bits": ("lstm", 3, 18, 20, PLAIN, {"dtype": "bfloat16"}, H100),
+    "32 bits, all options": ("own", 3, 18, 20, ALL, {"flags": True, "noise": True}, H100),
+    "resets, pieces read alone": ("gru", 3, 4, 20, PLAIN, {"flags": True}, H100),
+    "rounds": ("vanilla", 2, 70, 20, ALL, {"flags": True}, FEW),
+    "pieces in pairs": ("gru", 2, 16, 192, ALL, {"flags": True}, H100),
+    "a ring": ("vanilla", 2, 16, 192, PLAIN, {"dtype": "float16"}, SMALL),
+}
+# A sum in another order may turn the rounding of what is sent in 16 bits.
+TOLERANCE = {"float32": 1e-6, "bfloat16": 1e-3, "float16": 1e-4}
+
+
+class _Counters:
+    """In the place of the counters, which nothing here reads."""
+
+    @property
+    def at(self):
+        return self
+
+    def __getitem__(self, index):
+        return self
+
+
+@contextlib.contextmanager
+def interpreted(wait=plgpu.barrier_wait):
+    """Kernels traced inside are interpreted; ``wait`` waits until all CTAs of a tile have sent."""
+    barriers = []
+    started = plgpu.kernel
+
+    def kernel(body, *, scratch_types, grid, grid_names, cluster=(), cluster_names=(), **others):
+        # (tiles, groups) or (tiles, pairs) of members: all but the tiles become the cluster.
+        axes = (*grid_names[1:], *cluster_names)
+        meeting = {f"all_{axis}": plgpu.ClusterBarrier(collective_axes=(axis,)) for axis in axes}
+
+        def with_barriers(*refs, **scratch):
+            barriers[:] = [scratch.pop(name) for name in meeting]
+            body(*refs, **scratch)
+
+        return started(
+            with_barriers,
+            scratch_types=scratch_types | meeting,
+            grid=grid[:1],
+            grid_names=grid_names[:1],
+            cluster=(*grid[1:], *cluster),
+            cluster_names=axes,
+            interpret=plgpu.InterpretGPUParams(detect_races=True),
+            **others,
+        )
+
+    def signal(counter, count, *, memory_scope):
+        del counter, count, memory_scope
+        plgpu.barrier_arrive(barriers[0])
+
+    def wait_for_all(counter, count, *, decrement, memory_scope):
+        del counter, count, decrement, memory_scope
+        wait(barriers[0])
+        # A barrier is one of the CTAs along one axis: those along the next meet after it.
+        for barrier in barriers[1:]:
+            plgpu.barrier_arrive(barrier)
+            wait(barrier)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plgpu, "kernel", kernel)
+        patch.setattr(plgpu, "semaphore_signal", signal)
+        patch.setattr(plgpu, "semaphore_wait", wait_for_all)
+        patch.setattr(pl, "get_global", lambda what: _Counters())
+        yield
+
+
+def check(row, wait=plgpu.barrier_wait):
+    """The kernels of one row beside the same steps in plain JAX."""
+    name, time, batch, size, loop, options, device = ROWS[row]
+    cell = CELLS[name](size)
+    args = problem(cell, time, batch, size, **options)
+    launch = persistent._launch(persistent.problem_of(cell, loop, *args), device)
+    assert (launch.tiling.rounds > 1) == (row == "rounds")
+    assert (launch.forward.slots < launch.forward.pieces) == (row == "a ring")
+    run = functools.partial(persistent.run_persistent, cell, loop, device=device)
+    with interpreted(wait):
+        given = values_and_gradients(run, args)
+    expected = values_and_gradients(emulated(cell, loop, device), args)
+    assert_close(given, expected, TOLERANCE[options.get("dtype", "float32")])
+
+
+if __name__ == "__main__":
+    for row in sys.argv[1:] or ROWS:
+        check(row)
+        print(row, flush=True)
