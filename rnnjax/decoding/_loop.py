@@ -6,8 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
+from jax.core import Tracer
 
+from rnnjax import masking
 from rnnjax._checks import check_key
 from rnnjax.base import Carry
 
@@ -134,6 +137,23 @@ def where_rows(rows: Array, yes: Any, no: Any) -> Any:
         return jnp.where(rows.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
 
     return jax.tree.map(select, yes, no)
+
+
+def prompt_lengths(lengths: Any, batch: tuple[int, ...], time: int) -> Array:
+    """The lengths of prompts [..., T], those that are traced clipped to [1, T]; None means all.
+
+    Raises:
+        ValueError: naming the first that is out of range.
+    """
+    if lengths is None:
+        return jnp.full(batch, time, jnp.int32)
+    lengths = masking.check_lengths(lengths, batch, time)
+    if not isinstance(lengths, Tracer) and np.any(np.asarray(lengths) < 1):
+        place = tuple(int(i) for i in np.argwhere(np.asarray(lengths) < 1)[0])
+        raise ValueError(
+            f"lengths must be at least 1, got 0 at index {place}: an empty prompt needs a start"
+        )
+    return jnp.clip(jnp.asarray(lengths).astype(jnp.int32), 1, time)
 
 
 def row_keys(key: Any, batch: tuple[int, ...], draws: bool) -> Array:

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.core import Tracer
 
 from rnnjax import masking
 from rnnjax._checks import check_id, check_ids, check_size
@@ -18,6 +17,7 @@ from rnnjax.decoding._loop import (
     Choice,
     as_batch,
     as_rows,
+    prompt_lengths,
     row_keys,
     start_writing,
     write_rows,
@@ -274,17 +274,7 @@ def _check_prompt(prompt: Any, lengths: Any, vocab_size: int) -> tuple[Array, Ar
             f"prompt must have shape [..., T] with T at least 1, got shape {prompt.shape}: "
             "begin with a start token"
         )
-    batch, time = prompt.shape[:-1], prompt.shape[-1]
-    if lengths is None:
-        return prompt.astype(jnp.int32), jnp.full(batch, time, jnp.int32)
-    lengths = masking.check_lengths(lengths, batch, time)
-    if not isinstance(lengths, Tracer) and np.any(np.asarray(lengths) < 1):
-        place = tuple(int(i) for i in np.argwhere(np.asarray(lengths) < 1)[0])
-        raise ValueError(
-            f"lengths must be at least 1, got 0 at index {place}: "
-            "an empty prompt needs a start token"
-        )
-    return prompt.astype(jnp.int32), jnp.maximum(jnp.asarray(lengths), 1)
+    return prompt.astype(jnp.int32), prompt_lengths(lengths, prompt.shape[:-1], prompt.shape[-1])
 
 
 def _check_model(model: Any) -> None:

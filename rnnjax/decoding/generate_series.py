@@ -6,9 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
-from jax.core import Tracer
 
 from rnnjax import masking
 from rnnjax._checks import check_size
@@ -18,6 +16,7 @@ from rnnjax.decoding._loop import (
     Choice,
     as_batch,
     as_rows,
+    prompt_lengths,
     row_keys,
     start_writing,
     write_rows,
@@ -167,9 +166,4 @@ def _check_prompt(prompt: Any, lengths: Any, value_shape: tuple[int, ...]) -> tu
             f"prompt must have shape [{expected}] with T at least 1, got shape {prompt.shape}: "
             "begin with a value such as zeros"
         )
-    if lengths is None:
-        return prompt, jnp.full(steps[:-1], steps[-1], jnp.int32)
-    lengths = masking.check_lengths(lengths, steps[:-1], steps[-1])
-    if not isinstance(lengths, Tracer) and np.any(np.asarray(lengths) < 1):
-        raise ValueError(f"lengths must be at least 1, got {np.asarray(lengths).tolist()}")
-    return prompt, jnp.clip(jnp.asarray(lengths), 1, steps[-1])
+    return prompt, prompt_lengths(lengths, steps[:-1], steps[-1])

@@ -94,3 +94,17 @@ def as_layer(part: Cell | Layer, *, reverse: bool = False, policy: Policy | None
     if isinstance(part, Layer):
         return part if policy is None else with_policy(part, policy)
     raise ValueError(f"a layer must be a rnnjax.Cell or a rnnjax.Layer, got {type(part).__name__}")
+
+
+def as_causal_layer(part: Cell | Layer) -> Layer:
+    """A cell as a layer, or a layer, for a model whose step sees the past alone.
+
+    Raises:
+        ValueError: it is neither, or it reads ahead.
+    """
+    if not isinstance(part, Cell | Layer):
+        raise ValueError(f"layer must be a rnnjax.Cell or rnnjax.Layer, got {type(part).__name__}")
+    layer = as_layer(part)
+    if not layer.causal:
+        raise ValueError("layer must not read ahead, got one with a part that runs in reverse")
+    return layer

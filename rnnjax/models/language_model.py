@@ -14,7 +14,7 @@ from rnnjax._numerics import affine
 from rnnjax._recipe import Made, factory
 from rnnjax.base import Carry, Cell, Key, Layer
 from rnnjax.initializers import draw_linear
-from rnnjax.layers.recurrent import recurrent
+from rnnjax.layers.recurrent import as_causal_layer
 from rnnjax.models.adaptive_softmax import AdaptiveSoftmax
 from rnnjax.models.embedding import Embedding, check_tokens
 
@@ -132,11 +132,7 @@ def language_model(
     """
     if not isinstance(embedding, Embedding):
         raise ValueError(f"embedding must be a rnnjax.Embedding, got {type(embedding).__name__}")
-    below = recurrent(layer) if isinstance(layer, Cell) else layer
-    if not isinstance(below, Layer):
-        raise ValueError(f"layer must be a rnnjax.Cell or rnnjax.Layer, got {type(layer).__name__}")
-    if not below.causal:
-        raise ValueError("layer must not read ahead, got one with a part that runs in reverse")
+    below = as_causal_layer(layer)
     if tie:
         _check_tied(embedding, below, softmax)
     if softmax is not None:

@@ -12,7 +12,7 @@ from rnnjax._checks import check_key, check_rate
 from rnnjax._recipe import Made, factory
 from rnnjax.base import Carry, Cell, Key, Layer
 from rnnjax.heads import Head
-from rnnjax.layers.recurrent import recurrent
+from rnnjax.layers.recurrent import as_causal_layer
 from rnnjax.models.language_model import locked_dropout
 
 
@@ -79,11 +79,7 @@ def series_model(layer: Cell | Layer, head: Head, *, dropout: float = 0.0) -> Se
         >>> int(count)
         20
     """
-    below = recurrent(layer) if isinstance(layer, Cell) else layer
-    if not isinstance(below, Layer):
-        raise ValueError(f"layer must be a rnnjax.Cell or rnnjax.Layer, got {type(layer).__name__}")
-    if not below.causal:
-        raise ValueError("layer must not read ahead, got one with a part that runs in reverse")
+    below = as_causal_layer(layer)
     if not isinstance(head, Head):
         raise ValueError(
             f"head must be one of rnnjax.heads, such as rnnjax.bernoulli_head(88), got "

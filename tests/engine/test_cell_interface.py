@@ -7,14 +7,10 @@ import pytest
 
 import rnnjax
 
+pytestmark = pytest.mark.usefixtures("float64", "quick_compile")
+
 B, T, D, H, HEADS, S = 3, 6, 4, 6, 2, 5
 LENGTHS = np.array([6, 0, 4])
-
-
-@pytest.fixture(autouse=True)
-def in_float64():
-    with jax.enable_x64(True):
-        yield
 
 
 def normal(seed, *shape):
@@ -58,20 +54,21 @@ def test_blocks_equal_the_dense_matrix_with_zeros_in_it(options):
     params = jax.tree.map(lambda a: normal(9, *a.shape), cell.init(jax.random.key(0), D))
     blocks, xs = normal(1, HEADS, H // HEADS, 4 * H // HEADS), normal(2, B, T, D)
 
-    def run(blocks, w_ih, bias, xs, of_blocks):
-        whole = params._replace(w_ih=w_ih, bias=bias, w_hh=of_blocks(blocks))
-        return rnnjax.unroll(cell, whole, xs, LENGTHS, **options)
-
     args = blocks, params.w_ih, params.bias, xs
-    assert_same(
-        value_and_gradients(lambda *a: run(*a, lambda w: w), *args),
-        value_and_gradients(lambda *a: run(*a, dense), *args),
-    )
     tangents = jax.tree.map(lambda a: normal(7, *a.shape), args)
-    assert_same(
-        jax.jvp(lambda *a: run(*a, lambda w: w), args, tangents),
-        jax.jvp(lambda *a: run(*a, dense), args, tangents),
-    )
+
+    def everything(weights):
+        def run(blocks, w_ih, bias, xs):
+            whole = params._replace(w_ih=w_ih, bias=bias, w_hh=weights(blocks))
+            return rnnjax.unroll(cell, whole, xs, LENGTHS, **options)
+
+        @jax.jit
+        def both(args, tangents):
+            return value_and_gradients(run, *args), jax.jvp(run, args, tangents)
+
+        return both(args, tangents)
+
+    assert_same(everything(lambda blocks: blocks), everything(dense))
 
 
 @pytest.mark.parametrize(

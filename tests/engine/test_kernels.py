@@ -234,7 +234,7 @@ def test_an_axis_mapped_by_vmap_joins_the_batch():
         last, ys = one(rows)
         return jnp.sum(jnp.sin(ys)) + jnp.sum(last**2)
 
-    moving = lambda f: jax.grad(f, allow_int=True)  # noqa: E731
+    moving = lambda f: jax.jit(jax.grad(f, allow_int=True))  # noqa: E731
     given, expected = moving(total)(split), moving(total_of_all)(rows)
     for a, b in zip(jax.tree.leaves(given), jax.tree.leaves(expected), strict=True):
         if a.dtype == jnp.float32:
@@ -247,16 +247,16 @@ def test_an_ensemble_is_its_members():
     members = [problem(cell, 4, 3, 16), problem(cell, 4, 3, 16)]
     members[1] = jax.tree.map(lambda a: a * 1.1, members[1])
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *members)
-    run = emulated(cell, PLAIN)
-    given = jax.vmap(run)(*stacked)
+    run = jax.jit(emulated(cell, PLAIN))
+    given = jax.jit(jax.vmap(run))(*stacked)
     for k, member in enumerate(members):
         assert_close(jax.tree.map(lambda a, k=k: a[k], given), run(*member), 1e-6)
 
     def loss(weights, carry, inputs):
         return jnp.sum(jax.vmap(run)(weights, carry, inputs)[1] ** 2)
 
-    gradient = jax.grad(loss)(*stacked)
-    one = jax.grad(lambda *a: jnp.sum(run(*a)[1] ** 2))(*members[1])
+    gradient = jax.jit(jax.grad(loss))(*stacked)
+    one = jax.jit(jax.grad(lambda *a: jnp.sum(run(*a)[1] ** 2)))(*members[1])
     assert_close(jax.tree.map(lambda a: a[1], gradient), one, 1e-5)
 
 
@@ -269,10 +269,14 @@ def test_second_derivatives_are_the_scans():
         def loss(w_hh):
             return jnp.sum(jnp.sin(run(weights._replace(w_hh=w_hh), carry, inputs)[1]))
 
-        direction = jnp.ones_like(weights.w_hh)
-        forward = jax.jvp(jax.grad(loss), (weights.w_hh,), (direction,))[1]
-        back = jax.grad(lambda w: jnp.vdot(jax.grad(loss)(w), direction))(weights.w_hh)
-        return forward, back
+        @jax.jit
+        def both(w_hh):
+            direction = jnp.ones_like(w_hh)
+            forward = jax.jvp(jax.grad(loss), (w_hh,), (direction,))[1]
+            back = jax.grad(lambda w: jnp.vdot(jax.grad(loss)(w), direction))(w_hh)
+            return forward, back
+
+        return both(weights.w_hh)
 
     assert_close(curvature(emulated(cell, PLAIN)), curvature(scanned(cell, PLAIN)), 1e-4)
 
