@@ -7,6 +7,7 @@ rounded in other places.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +37,23 @@ class Block(NamedTuple):
     resets: Any
 
 
+class Flags(NamedTuple):
+    """What a step is given where there are no flags, and how many steps it is.
+
+    Arrays on the device: as constants they would change the compiled step, and from the host they
+    would be copied at every step.
+
+    Attributes:
+        all_true: bool [2, ...].
+        all_false: bool [2, ...].
+        one: the number 1.
+    """
+
+    all_true: Array
+    all_false: Array
+    one: Array
+
+
 @runs_steps
 def step(
     part: Cell | Layer,
@@ -48,19 +66,21 @@ def step(
     context: Any = None,
 ) -> tuple[Carry, Any]:
     """``part`` on one input of each sequence; see ``Layer.step``, which is this."""
-    # By structure, before anything runs: a layer that reads ahead would give numbers, too.
+    arrays = (x, params, carry, mask, resets, context)
+    leaves = jax.tree.leaves(arrays)
+    # Arrays need no look here: what is wrong with their shapes or dtypes is found where the step is
+    # compiled, once for all steps of such arrays.
+    if isinstance(x, Array) and all(map(_holds_values, set(map(type, leaves)))):
+        return _run_alone(part, params, carry, x, mask, resets, _flags(x.shape[:-1]), context)
     require_causal("step", part)
     x = _check_x(x)
     batch = _batch_of(x)
-    mask = None if mask is None else _check_step_flags("mask", mask, batch)
-    resets = None if resets is None else _check_step_flags("resets", resets, batch)
-    if not all(isinstance(leaf, Array) for leaf in jax.tree.leaves(carry)):
-        carry = jax.tree.map(functools.partial(masking.as_array, "carry"), carry)
-    arguments = (params, carry, x, mask, resets, context)
+    mask, resets = _check_step_flags(mask, resets, batch)
+    carry = jax.tree.map(functools.partial(masking.as_array, "carry"), carry)
     # Inside another program the step joins it; a loop of one step would stand in the way of fusion.
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arguments)):
-        return _inline_step(part, *arguments)
-    return _run_alone(part, params, carry, *_with_flags(batch, x, mask, resets), context)
+    if any(isinstance(leaf, Tracer) for leaf in leaves):
+        return _inline_step(part, params, carry, x, mask, resets, context)
+    return _run_alone(part, params, carry, x, mask, resets, _flags(batch), context)
 
 
 def run_only_step(
@@ -74,16 +94,7 @@ def run_only_step(
 ) -> tuple[Carry, Any]:
     """:func:`step` of checked arguments, none of them traced, each with a time axis of one step."""
     batch = jax.tree.leaves(xs)[0].shape[:-2]
-    read = _with_flags((*batch, 1), xs, valid, resets)
-    return _run_with_time(part, params, carry, *read, context)
-
-
-def _with_flags(
-    shape: tuple[int, ...], xs: Any, mask: Any, resets: Any
-) -> tuple[Any, Any, Any, Array]:
-    """The inputs, their flags and the number of steps, as the compiled step takes them."""
-    all_true, all_false, one = _constants(shape)
-    return xs, all_true if mask is None else mask, all_false if resets is None else resets, one
+    return _run_with_time(part, params, carry, xs, valid, resets, _flags(batch), context)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -92,20 +103,52 @@ def run_block(
 ) -> tuple[Carry, Any]:
     """The carry after ``count`` steps of a block, and outputs [K, ..., O], zero beyond them."""
     carry = starting_carry(part, params, carry, block.mask.shape[1:])
+    packed, unpacked = _packing(carry)
 
     def at(i: Any) -> Block:
         return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, i, keepdims=False), block)
 
-    def body(i: Array, held: tuple[Carry, Any]) -> tuple[Carry, Any]:
+    def body(i: Array, held: tuple[Any, Any]) -> tuple[Any, Any]:
         carry, ys = held
-        carry, y = _inline_step(part, params, carry, *at(i), context)
+        carry, y = _inline_step(part, params, unpacked(carry), *at(i), context)
         put = functools.partial(lax.dynamic_update_index_in_dim, index=i, axis=0)
-        return carry, jax.tree.map(put, ys, y)
+        return packed(carry), jax.tree.map(put, ys, y)
 
     _, y = jax.eval_shape(lambda: _inline_step(part, params, carry, *at(0), context))
     # Room for the outputs beforehand: the number of steps is not known when this is compiled.
     room = jax.tree.map(lambda a: jnp.zeros((len(block.mask), *a.shape), a.dtype), y)
-    return lax.fori_loop(0, count, body, (carry, room))
+    carry, ys = lax.fori_loop(0, count, body, (packed(carry), room))
+    return unpacked(carry), ys
+
+
+def _packing(carry: Carry) -> tuple[Callable[[Carry], Any], Callable[[Any], Carry]]:
+    """How a loop holds a carry, and back: of many small arrays, those of one type as one array.
+
+    Before a loop, XLA copies every array of its state in a task of its own. From some ten such
+    tasks on, its runtime on a CPU divides them among threads, and to wake one takes longer than
+    the step of a few small layers.
+    """
+    leaves, structure = jax.tree.flatten(carry)
+    if len(leaves) <= 6:  # four more tasks are the inputs, room for outputs, and the counter
+        return (lambda carry: carry), (lambda carry: carry)
+    places: dict[Any, list[int]] = {}
+    for place, leaf in enumerate(leaves):
+        # Arrays so large that a copy of each, in every step, would cost more are left alone.
+        kind = jax.typeof(leaf) if leaf.size <= 4096 else place
+        places.setdefault(kind, []).append(place)
+
+    def packed(carry: Carry) -> list[Array]:
+        leaves = jax.tree.leaves(carry)
+        return [jnp.stack([leaves[place] for place in alike]) for alike in places.values()]
+
+    def unpacked(arrays: list[Array]) -> Carry:
+        leaves = list(jax.tree.leaves(carry))
+        for alike, array in zip(places.values(), arrays, strict=True):
+            for i, place in enumerate(alike):
+                leaves[place] = array[i]
+        return structure.unflatten(leaves)
+
+    return packed, unpacked
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -113,16 +156,27 @@ def _run_alone(
     part: Cell | Layer,
     params: Params,
     carry: Carry,
-    x: Array,
-    mask: Array,
-    resets: Array,
-    count: Array,
+    x: Any,
+    mask: Any,
+    resets: Any,
+    flags: Flags,
     context: Any,
 ) -> tuple[Carry, Any]:
+    require_causal("step", part)
+    x = _check_x(x)
+    mask, resets = _check_step_flags(mask, resets, _batch_of(x))
     # The shortest block whose step the compiler still takes out by its index.
-    block = jax.tree.map(lambda a: jnp.stack([a, jnp.zeros_like(a)]), Block(x, mask, resets))
-    carry, ys = run_block(part, params, carry, block, count, context)
+    block = Block(
+        jax.tree.map(_and_zeros, x),
+        flags.all_true if mask is None else _and_zeros(mask),
+        flags.all_false if resets is None else _and_zeros(resets),
+    )
+    carry, ys = run_block(part, params, carry, block, flags.one, context)
     return carry, jax.tree.map(lambda a: a[0], ys)
+
+
+def _and_zeros(a: Array) -> Array:
+    return jnp.stack([a, jnp.zeros_like(a)])
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -131,25 +185,25 @@ def _run_with_time(
     params: Params,
     carry: Carry,
     xs: Any,
-    valid: Array,
-    resets: Array,
-    count: Array,
+    valid: Any,
+    resets: Any,
+    flags: Flags,
     context: Any,
 ) -> tuple[Carry, Any]:
     # Taken out and put back in the compiled program: by itself each would be a call of its own,
     # as long as the step.
-    x = jax.tree.map(lambda a: jnp.squeeze(a, -2), xs)
-    flags = (jnp.squeeze(a, -1) for a in (valid, resets))
-    carry, y = _run_alone(part, params, carry, x, *flags, count, context)
-    return carry, jax.tree.map(lambda a: jnp.expand_dims(a, valid.ndim - 1), y)
+    x, mask, resets = jax.tree.map(
+        lambda a: jnp.squeeze(a, flags.all_true.ndim - 1), (xs, valid, resets)
+    )
+    carry, y = _run_alone(part, params, carry, x, mask, resets, flags, context)
+    return carry, jax.tree.map(lambda a: jnp.expand_dims(a, flags.all_true.ndim - 1), y)
 
 
 @functools.lru_cache(maxsize=64)
-def _constants(batch: tuple[int, ...]) -> tuple[Array, Array, Array]:
-    """All True, all False, and 1, on the device: as constants they would change the compiled step,
-    and from the host they would be copied at every step."""
+def _flags(batch: tuple[int, ...]) -> Flags:
     with jax.ensure_compile_time_eval():
-        return jnp.ones(batch, bool), jnp.zeros(batch, bool), jnp.asarray(1, jnp.int32)
+        shape = (2, *batch)
+        return Flags(jnp.ones(shape, bool), jnp.zeros(shape, bool), jnp.asarray(1, jnp.int32))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -245,6 +299,8 @@ def _check_x(x: Any) -> Any:
     """
     is_tree = is_tree_of_inputs(x)
     named = jax.tree.leaves_with_path(x) if is_tree else [((), x)]
+    if not named:
+        raise ValueError("x must have at least one array, got none")
     arrays = []
     for path, leaf in named:
         name = f"x{jax.tree_util.keystr(path)}"
@@ -288,10 +344,26 @@ def require_causal(name: str, part: Cell | Layer) -> None:
     )
 
 
-def _check_step_flags(name: str, flags: Any, batch: tuple[int, ...]) -> Any:
-    flags = masking.as_array(name, flags)
-    if flags.shape != batch:
-        raise ValueError(f"{name} must have the batch shape of x, {batch}, got shape {flags.shape}")
-    if flags.dtype != bool:
-        raise ValueError(f"{name} must be of dtype bool, got dtype {flags.dtype}")
-    return flags
+def _check_step_flags(mask: Any, resets: Any, batch: tuple[int, ...]) -> tuple[Any, Any]:
+    """``mask`` and ``resets`` as arrays, or None as they came.
+
+    Raises:
+        ValueError: naming the one that does not fit.
+    """
+    given = {"mask": mask, "resets": resets}
+    for name, flags in given.items():
+        if flags is None:
+            continue
+        given[name] = flags = masking.as_array(name, flags)
+        if flags.shape != batch:
+            raise ValueError(
+                f"{name} must have the batch shape of x, {batch}, got shape {flags.shape}"
+            )
+        if flags.dtype != bool:
+            raise ValueError(f"{name} must be of dtype bool, got dtype {flags.dtype}")
+    return given["mask"], given["resets"]
+
+
+def _holds_values(kind: type) -> bool:
+    """Whether it is an array of JAX, and none that is traced."""
+    return issubclass(kind, Array) and not issubclass(kind, Tracer)

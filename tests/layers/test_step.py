@@ -17,6 +17,9 @@ LAYERS = {
     "stack": rnnjax.stack(rnnjax.lstm(H), rnnjax.gru(H, reset_after=False)),
     "residual": rnnjax.stack(rnnjax.gru(H), rnnjax.residual(rnnjax.lru(H))),
     "skip_stack": rnnjax.skip_stack(rnnjax.lstm(H), rnnjax.gru(H)),
+    "many_arrays_in_the_carry": rnnjax.stack(
+        rnnjax.lstm(H), rnnjax.lru(H), rnnjax.mlstm(H), rnnjax.gru(H), rnnjax.lstm(H)
+    ),
     "output_head": rnnjax.output_head(rnnjax.lstm(H), 2, jnp.tanh),
     "associative": rnnjax.recurrent(rnnjax.min_lstm(H), implementation="associative"),
     "grid": rnnjax.grid_lstm(H, 2, priority=None),
@@ -148,6 +151,25 @@ def test_many_steps_are_compiled_once_and_for_equal_layers_too():
     assert counts[0] == counts[-1]
 
 
+@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
+def test_flags_that_say_nothing_change_no_bit_and_each_kind_of_call_is_one_program(kind):
+    layer = LAYERS["stack"]
+    params, xs = layer.init(KEY, D), kind(XS)
+    carry, _ = layer.step(params, None, xs[:, 0])
+    plain = layer.step(params, carry, xs[:, 1])
+    every, none = kind(np.ones(B, bool)), kind(np.zeros(B, bool))
+    for flags in ({"mask": every}, {"resets": none}, {"mask": every, "resets": none}):
+        same_bits(layer.step(params, carry, xs[:, 1], **flags), plain)
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None
+    )
+    for flags in ({}, {"mask": every}, {"resets": none}, {"mask": every, "resets": none}):
+        layer.step(params, carry, xs[:, 2], **flags)
+    assert compiled == []
+
+
+@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -159,11 +181,14 @@ def test_many_steps_are_compiled_once_and_for_equal_layers_too():
         ({"resets": np.ones(B + 1, bool)}, r"resets must have the batch shape of x, \(2,\)"),
     ],
 )
-def test_what_does_not_fit_is_named(arguments, message):
+def test_what_does_not_fit_is_named_at_every_call(arguments, message, kind):
+    """Of arrays of JAX too, of which shapes and dtypes are looked at where a step is compiled."""
     cell = rnnjax.lstm(H)
-    given = {"params": cell.init(KEY, D), "carry": None, "x": np.ones((B, D))} | arguments
-    with pytest.raises(ValueError, match=message):
-        cell.step(**given)
+    given = {"params": cell.init(KEY, D), "carry": None, "x": np.ones((B, D))}
+    given |= {name: jax.tree.map(kind, value) for name, value in arguments.items()}
+    for _ in range(2):
+        with pytest.raises(ValueError, match=message):
+            cell.step(**given)
 
 
 def test_a_layer_made_by_hand_steps_once_it_says_that_it_is_causal():
