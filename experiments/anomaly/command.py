@@ -14,27 +14,29 @@ import numpy as np
 
 from experiments.anomaly import judging
 from experiments.anomaly.model import (
-    Scale,
     build_model,
     make_parts,
+    scale_of,
     surprise,
     surprise_loss,
 )
 from experiments.anomaly.pictures import draw_surprise
 from experiments.anomaly.rivals import rivals
-from experiments.anomaly.series import Data, Watched, read_csv, read_data
+from experiments.anomaly.series import Data, Watched, read_data
 from experiments.anomaly.settings import Request, Settings
 from experiments.running import curves
 from experiments.running.command_line import run_program
 from experiments.running.console import command, print_table
 from experiments.running.devices import find_devices
 from experiments.running.loss_fitting import Recipe, fit_by_loss
+from experiments.running.number_columns import listed, number_column, read_steps
 from experiments.running.opening import open_run
 from experiments.running.packages import missing_line
 from experiments.running.processes import start_time
 from experiments.running.run_settings import stored_config
+from experiments.running.scaling import Scale
 from experiments.running.setting_checks import check_settings, share, whole
-from experiments.running.trained import WEIGHTS, finished_settings, load_trained
+from experiments.running.trained import WEIGHTS, finished_settings, load_notes, load_trained
 from rnnjax.data import DataError
 from rnnjax.weights import save_weights
 
@@ -64,7 +66,7 @@ def train(settings: Settings) -> Figures:
     _check_lengths(data, settings)
     folder = settings.out or Path("runs") / f"anomaly-{data.name}-{start_time()}"
     stored = stored_config(settings, folder)
-    scale = Scale.of(data)
+    scale = scale_of(data)
     model, parts = build_model(settings, len(data.channels)), make_parts(data, scale, settings)
     identity = {"settings": settings.written(), "sha256": data.sha256}
     leaves = (WEIGHTS, CURVES, PICTURE, SCORES, KNOWN)
@@ -81,7 +83,7 @@ def train(settings: Settings) -> Figures:
         known = {"channels": data.channels, "scale": scale._asdict(), "alarm": alarm._asdict()}
         (run.path / KNOWN).write_text(json.dumps(known), "utf-8")
         _write_scores(run.path / SCORES, scores)
-        curves.draw(run.metrics_path, run.path / CURVES)
+        curves.draw(run.metrics_path, run.path / CURVES, "nats a normal step")
         draw_surprise(data.test[0], scores[0], alarm.level, data.kinds, run.path / PICTURE)
     _report(figures, data, scores, fitted.validation["loss"])
     print(f"{time.perf_counter() - began:.0f} s, compiling included; {PICTURE} in {folder}")
@@ -209,17 +211,17 @@ def _report(figures: Figures, data: Data, scores: list[np.ndarray], nats: float)
 def watch(request: Request) -> None:
     """Print the steps of a file at which the network in a run's folder gives the alarm."""
     settings = finished_settings(PROGRAM, Settings, request.run)
-    known = json.loads((request.run / KNOWN).read_text("utf-8"))
-    values, _, names = read_csv(request.file, None)
-    missing = [name for name in known["channels"] if name not in names]
+    known = load_notes(request.run / KNOWN, ("channels", "scale", "alarm"))
+    table = read_steps(request.file)
+    missing = [name for name in known["channels"] if name not in table.header]
     if missing:
         raise DataError(
-            f"{request.file} must have the columns {', '.join(known['channels'])}, got none "
-            f"named {missing[0]}"
+            f"{request.file} must have the columns {listed(known['channels'])}, got none "
+            f"named {missing[0]!r}"
         )
+    values = np.stack([number_column(table, name) for name in known["channels"]], axis=1)
     if len(values) < 2:
         raise DataError(f"{request.file} must have 2 steps or more, got {len(values)}")
-    values = values[:, [names.index(name) for name in known["channels"]]]
     model, alarm = build_model(settings, len(known["channels"])), Alarm(**known["alarm"])
     params = load_trained(model.init, request.run)
     (raw,) = surprise(model, params, Scale(**known["scale"]), [values])

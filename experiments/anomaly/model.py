@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,25 +13,15 @@ import rnnjax
 from experiments.anomaly.series import Data, Watched
 from experiments.anomaly.settings import Settings
 from experiments.running.loss_fitting import Parts
+from experiments.running.scaling import Scale
 from rnnjax.data import Batch, BucketedBatches
 
 _CELLS = {"lstm": rnnjax.lstm, "gru": rnnjax.gru, "vanilla": rnnjax.vanilla}
 
 
-class Scale(NamedTuple):
-    """Mean and standard deviation of each channel in training, [D] both."""
-
-    mean: list[float]
-    spread: list[float]
-
-    @classmethod
-    def of(cls, data: Data) -> Scale:
-        steps = np.concatenate([part.values[part.fault == 0] for part in data.train]).astype(float)
-        spread = steps.std(axis=0)
-        return cls(steps.mean(axis=0).tolist(), np.where(spread > 0, spread, 1.0).tolist())
-
-    def __call__(self, values: np.ndarray) -> np.ndarray:
-        return ((values - self.mean) / self.spread).astype(np.float32)
+def scale_of(data: Data) -> Scale:
+    """That of the steps that are learnt from."""
+    return Scale.of(np.concatenate([part.values[part.fault == 0] for part in data.train]))
 
 
 def build_model(settings: Settings, channels: int) -> rnnjax.SeriesModel:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.anomaly.settings import Settings
-from experiments.running.number_columns import cells, no_numbers, number_column, read_table
+from experiments.running.console import wrapped
+from experiments.running.number_columns import left_out, listed, number_columns, read_steps
 from experiments.running.packages import packaged_file
 from rnnjax.data import DataError
 
@@ -20,7 +21,7 @@ class Watched(NamedTuple):
     """One series.
 
     Attributes:
-        values: [T, D].
+        values: [T, D], with the digits they have: they are scaled before they are rounded.
         fault: [T], 0 where the step is normal, else 1 + the place of its kind in `Data.kinds`.
     """
 
@@ -63,7 +64,7 @@ def read_data(settings: Settings) -> Data:
     if settings.dataset == "bleeding":
         # The package's file begins with the 1,200 steps that its authors give to learn from.
         values, marks, names = read_csv(_bleeding(), "is_anomaly")
-        return _divided("bleeding", values[:, 1:], marks, names[1:], 1200)
+        return _divided("bleeding", values, marks, names, 1200)
     path = Path(settings.dataset)
     values, marks, names = read_csv(path, settings.label)
     return _divided(path.stem, values, marks, names, int(len(values) * settings.normal))
@@ -86,21 +87,18 @@ def read_csv(path: Path, label: str | None) -> tuple[np.ndarray, np.ndarray | No
     Raises:
         DataError: the file cannot be read, or a column has a gap among its numbers; names the row.
     """
-    header, rows = read_table(path)
-    if label is not None and label not in header:
-        raise DataError(f"--label must be one of {', '.join(header)}, got {label!r}")
-    found, marks = {}, None
-    for place, name in enumerate(header):
-        numbers = number_column(path, name, cells(rows, place), required=name == label)
-        if name == label:
-            marks = numbers
-        elif numbers is not None:
-            found[name] = numbers
+    table = read_steps(path)
+    if label is not None and label not in table.header:
+        raise DataError(f"--label must be one of {', '.join(table.header)}, got {label!r}")
+    found = number_columns(table, () if label is None else (label,))
+    if (note := left_out(table, list(found))) is not None:
+        print(wrapped(note))
+    marks = None if label is None else found.pop(label)
     if marks is not None and not np.isin(marks, (0, 1)).all():
         row = int(np.flatnonzero(~np.isin(marks, (0, 1)))[0])
-        raise DataError(f"{path}, row {row + 2}: {label} must be 0 or 1, got {marks[row]:g}")
+        raise DataError(f"{table.place(row)}: {label} must be 0 or 1, got {marks[row]:g}")
     if not found:
-        raise no_numbers(path, header)
+        raise DataError(f"{path} must have a column of numbers beside {label}, got none")
     return np.stack(list(found.values()), axis=1), marks, list(found)
 
 
@@ -109,15 +107,45 @@ def _divided(
 ) -> Data:
     """Steps to learn from, the last fifth of them to choose the weights by; the rest to judge."""
     fault = np.zeros(len(values), int) if marks is None else marks.astype(int)
-    whole = Watched(values.astype(np.float32), fault)
+    whole = Watched(values, fault)
     begins = (0, int(normal * 0.8), normal, len(values))
     parts = [
         Watched(whole.values[begin:end], whole.fault[begin:end])
         for begin, end in itertools.pairwise(begins)
     ]
     train, validation, test = ([part] for part in parts)
+    _check_normal(name, channels, parts)
     kinds = () if marks is None else ("fault",)
     return Data(name, _digest(parts), channels, kinds, train, validation, [], test)
+
+
+def _check_normal(name: str, channels: list[str], parts: Sequence[Watched]) -> None:
+    """Refuse what nothing can be learnt from, and say which channels keep to one value."""
+    learnt = parts[0].values[parts[0].fault == 0]
+    for role, part in (("learn from", parts[0]), ("validate by", parts[1])):
+        count = int(np.sum(part.fault[1:] == 0))
+        if not count:
+            raise DataError(
+                f"{name} must have normal steps to {role} among {len(part.fault)}, got none: "
+                "--normal is the share of the file that they are taken from"
+            )
+    still = [
+        channel
+        for channel, spread in zip(channels, np.ptp(learnt, axis=0), strict=True)
+        if not spread
+    ]
+    if len(still) == len(channels):
+        raise DataError(
+            f"{name} must have a channel that changes in the steps to learn from, got "
+            f"{listed(still)}, which keep to one value"
+        )
+    if still:
+        print(
+            wrapped(
+                f"note: no change in the steps to learn from, so that 1 is a large one later: "
+                f"{listed(still)}"
+            )
+        )
 
 
 def _digest(parts: Sequence[Watched]) -> str:

@@ -22,7 +22,7 @@ from experiments.forecast.series import Windows, cut, read_sets
 from experiments.forecast.settings import Settings
 from experiments.running import curves
 from experiments.running.command_line import run_program
-from experiments.running.console import print_table
+from experiments.running.console import print_table, wrapped
 from experiments.running.devices import find_devices
 from experiments.running.loss_fitting import Recipe, fit_by_loss
 from experiments.running.opening import open_run
@@ -67,7 +67,7 @@ def train(settings: Settings) -> Figures:
         for name, parts_of_set in windows.items():
             figures[name], panels[name] = compare(network, fitted.params, parts_of_set, settings)
             run.write({"kind": "set", "name": name, **figures[name]})
-        curves.draw(run.metrics_path, run.path / CURVES)
+        curves.draw(run.metrics_path, run.path / CURVES, "pinball loss")
         draw_forecasts(panels, run.path / PICTURE)
     _report(figures)
     print(f"{time.perf_counter() - began:.0f} s, compiling included; {PICTURE} in {folder}")
@@ -95,7 +95,7 @@ def compare(
 
 
 def _report(figures: Figures) -> None:
-    print("mean absolute error in the test part, in units of the seasonal naive one in training")
+    print("mean absolute error in the test part; 1 is the seasonal naive one in training")
     rows = [
         {
             "set": name,
@@ -108,7 +108,7 @@ def _report(figures: Figures) -> None:
     for name, own in figures.items():
         better = [rival for rival in RIVALS if own[rival] <= own["network"]]
         if better:
-            print(f"{name}: the network is not better than {' and '.join(better)}")
+            print(wrapped(f"{name}: the network is not better than {' and '.join(better)}"))
 
 
 def _check(settings: Settings) -> None:

@@ -11,7 +11,13 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.forecast.settings import Settings
-from experiments.running.number_columns import cells, no_numbers, number_column, read_table
+from experiments.running.console import wrapped
+from experiments.running.number_columns import (
+    left_out,
+    number_column,
+    number_columns,
+    read_steps,
+)
 from experiments.running.packages import packaged_file
 from rnnjax.data import DataError
 
@@ -57,18 +63,18 @@ def read_sets(settings: Settings) -> tuple[Sets, str]:
             name: [make(rng, time, settings.season) for _ in range(settings.series)]
             for name, make in GENERATED.items()
         }
+        for name, series in sets.items():
+            for number, values in enumerate(series):
+                _check(values, f"{name}, series {number}", settings)
     elif settings.dataset in PACKAGED:
         if settings.column is not None:
             raise DataError(
                 f"--column must stand beside a --dataset that is a file, got {settings.dataset}"
             )
-        sets = {settings.dataset: read_csv(_packaged(settings.dataset), None)}
+        sets = {settings.dataset: _of_file(_packaged(settings.dataset), settings)}
     else:
         path = Path(settings.dataset)
-        sets = {path.stem: read_csv(path, settings.column)}
-    for name, series in sets.items():
-        for number, values in enumerate(series):
-            _check(values, f"{name}, series {number}", settings)
+        sets = {path.stem: _of_file(path, settings)}
     every = b"".join(values.tobytes() for series in sets.values() for values in series)
     return sets, hashlib.sha256(every).hexdigest()
 
@@ -136,28 +142,33 @@ GENERATED: dict[str, Callable[[np.random.Generator, np.ndarray, int], np.ndarray
 PACKAGED = {"airline": "Airline/Airline.csv", "solar": "solar/solar.csv"}
 
 
+def _of_file(path: Path, settings: Settings) -> list[np.ndarray]:
+    columns = read_csv(path, settings.column)
+    for name, values in columns.items():
+        _check(values, f"{path}, {name or 'the column without a name'}", settings)
+    return list(columns.values())
+
+
 def _packaged(name: str) -> Path:
     """Where a file of aeon lies."""
     return packaged_file("aeon", name, "series", "datasets", "data", PACKAGED[name])
 
 
-def read_csv(path: Path, column: str | None) -> list[np.ndarray]:
+def read_csv(path: Path, column: str | None) -> dict[str, np.ndarray]:
     """The columns of numbers of a file with a header line, or the one that is named.
 
     Raises:
         DataError: the file cannot be read, or a column has a gap among its numbers; names the row.
     """
-    header, rows = read_table(path)
-    if column is not None and column not in header:
-        raise DataError(f"--column must be one of {', '.join(header)}, got {column!r}")
-    columns = (
-        number_column(path, name, cells(rows, header.index(name)), required=column is not None)
-        for name in (header if column is None else [column])
-    )
-    found = [numbers for numbers in columns if numbers is not None]
-    if not found:
-        raise no_numbers(path, header)
-    return found
+    table = read_steps(path)
+    if column is None:
+        found = number_columns(table)
+        if (note := left_out(table, list(found))) is not None:
+            print(wrapped(note))
+        return found
+    if column not in table.header:
+        raise DataError(f"--column must be one of {', '.join(table.header)}, got {column!r}")
+    return {column: number_column(table, column)}
 
 
 def _parts(length: int) -> tuple[int, int]:
@@ -176,7 +187,10 @@ def _check(values: np.ndarray, name: str, settings: Settings) -> None:
             f"got {len(values)}"
         )
     if _unit(values, begin, settings.season) == 0:
-        raise DataError(f"{name} must change from season to season, got one that repeats exactly")
+        raise DataError(
+            f"{name} must change from one --season of {settings.season} steps to the next, got the "
+            "same again"
+        )
 
 
 def _unit(values: np.ndarray, begin: int, season: int) -> float:

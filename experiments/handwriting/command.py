@@ -75,7 +75,7 @@ def train(settings: Settings) -> Fitted:
         run.write({"kind": "test", "epoch": fitted.epoch, **fitted.test})
         saver.wait()
         save_weights(run.path / WEIGHTS, fitted.params)
-        curves.draw(run.metrics_path, run.path / CURVES)
+        curves.draw(run.metrics_path, run.path / CURVES, "nats a point")
         print(
             f"validation {fitted.validation['loss']:.3f} nats a point, weights of epoch "
             f"{fitted.epoch}\ntest {fitted.test['loss']:.3f} nats a point"

@@ -18,7 +18,7 @@ _INK = "#1f3a93"
 def svg(values: np.ndarray, text: str) -> str:
     """Values [T, 4] as a picture that scales: one path a stroke, under the text as its title."""
     lines = as_lines(values)
-    points = np.concatenate(lines)
+    points = np.concatenate(lines or [np.zeros((1, 2))])
     low, high = points.min(axis=0) - 2, points.max(axis=0) + 2
     width, height = high - low
     paths = []
@@ -53,7 +53,7 @@ def draw_lines(
         len(heights), 1, squeeze=False, gridspec_kw={"height_ratios": heights}
     )[:, 0]
     drawn = [as_lines(values) for values in written.values()]
-    widest = max(np.ptp(np.concatenate(lines)[:, 0]) for lines in drawn)
+    widest = max((np.ptp(np.concatenate(lines)[:, 0]) for lines in drawn if lines), default=1.0)
     for axes, title, lines in zip(panels, written, drawn, strict=False):
         _draw(axes, title, lines, float(widest))
     if window:
@@ -62,9 +62,12 @@ def draw_lines(
 
 
 def _draw(axes: Any, title: str, lines: Sequence[np.ndarray], widest: float) -> None:
-    left = min(line[:, 0].min() for line in lines)
+    left = min((line[:, 0].min() for line in lines), default=0.0)
     for line in lines:
-        axes.plot(line[:, 0] - left, line[:, 1], color=_INK, linewidth=1.1)
+        dot = "." if not np.ptp(line, axis=0).any() else None  # a line of no length is not drawn
+        axes.plot(
+            line[:, 0] - left, line[:, 1], color=_INK, linewidth=1.1, marker=dot, markersize=2.5
+        )
     axes.set_xlim(-1, widest + 1)
     axes.set_aspect("equal")
     axes.set_title(title, loc="left", fontsize=8, color="0.4")

@@ -162,11 +162,13 @@ def points_of(values: np.ndarray) -> np.ndarray:
 
 
 def as_lines(values: np.ndarray) -> list[np.ndarray]:
-    """Values [T, 4] as strokes, arrays of points [N, 2]."""
+    """Values [T, 4] as strokes, arrays of points [N, 2], a dot as twice the same point; none where
+    nothing was written."""
     values = points_of(values)
     points = np.cumsum(values[:, :2], axis=0)
     cuts = np.flatnonzero(values[:, 2] > 0.5) + 1
-    return [stroke for stroke in np.split(points, cuts) if len(stroke)]
+    strokes = [stroke for stroke in np.split(points, cuts) if len(stroke)]
+    return [stroke if len(stroke) > 1 else np.repeat(stroke, 2, axis=0) for stroke in strokes]
 
 
 def _read_pairs(path: Path, seed: int) -> Writing:

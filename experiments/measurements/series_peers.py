@@ -209,7 +209,7 @@ def measure(settings: Settings) -> list[dict[str, str]]:
     """A row for each method."""
     series = read_series(settings.network)
     known = Known.of(series)
-    learned, chosen, tested = series[3:]
+    learned, chosen, tested = series.parts
     train = Part(known.scaled(learned.rows + chosen.rows), learned.classes + chosen.classes)
     test = Part(known.scaled(tested.rows), tested.classes)
     rows = []

@@ -52,7 +52,7 @@ def train(settings: Settings) -> Fitted:
         run.write({"kind": "test", "epoch": fitted.epoch, **fitted.test})
         saver.wait()
         save_weights(run.path / WEIGHTS, fitted.params)
-        curves.draw(run.metrics_path, run.path / CURVES)
+        curves.draw(run.metrics_path, run.path / CURVES, "nats a frame")
         piece = compose(model, fitted.params, _SHOWN, 1.0, settings.seed)
         (run.path / MIDI).write_bytes(midi_bytes(piece))
         shown = {"composed": piece, "from the test set": music.test[0][:_SHOWN]}

@@ -80,6 +80,11 @@ def read_pieces(path: Path, seed: int = 0) -> Music:
     Raises:
         DataError: the file cannot be read, or a piece is none; names the first.
     """
+    if path.suffix.lower() in (".mid", ".midi"):
+        raise DataError(
+            f"{path} must be a file of pieces in JSON, got one of MIDI, which is written here and "
+            "not read"
+        )
     try:
         raw = path.read_bytes()
         data = gzip.decompress(raw) if path.suffix == ".gz" else raw
@@ -113,12 +118,17 @@ def _piece(frames: Any, place: str) -> Piece:
     roll = np.zeros((len(frames), KEYS), np.float32)
     for time, frame in enumerate(frames):
         notes = frame if isinstance(frame, list) else [frame]
-        if not all(type(n) in (int, float) and LOWEST <= n < LOWEST + KEYS for n in notes):
+        if not all(map(_is_key, notes)):
             raise DataError(
-                f"{place}, frame {time}: must be MIDI numbers from 21 to 108, got {frame!r:.60}"
+                f"{place}, frame {time}: must be whole MIDI numbers from 21 to 108, got "
+                f"{frame!r:.60}"
             )
         roll[time, [int(n) - LOWEST for n in notes]] = 1
     return roll
+
+
+def _is_key(note: Any) -> bool:
+    return type(note) in (int, float) and LOWEST <= note < LOWEST + KEYS and note == int(note)
 
 
 def _divide(pieces: list[Piece], seed: int) -> list[list[Piece]]:

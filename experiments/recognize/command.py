@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments.recognize.files import read_file
+from experiments.recognize.files import in_order, read_file
 from experiments.recognize.model import (
     Known,
     build_network,
@@ -24,15 +24,16 @@ from experiments.recognize.series import Series, read_series
 from experiments.recognize.settings import Request, Settings
 from experiments.running import curves
 from experiments.running.command_line import run_program
-from experiments.running.console import command, parameter_table
+from experiments.running.console import command, parameter_table, wrapped
 from experiments.running.devices import find_devices
 from experiments.running.loss_fitting import Fitted, Recipe, fit_by_loss
+from experiments.running.number_columns import listed
 from experiments.running.opening import open_run
 from experiments.running.predicting import one_line
 from experiments.running.processes import start_time
 from experiments.running.run_settings import stored_config
 from experiments.running.setting_checks import Rule, check_settings, share, whole
-from experiments.running.trained import WEIGHTS, finished_settings, load_trained
+from experiments.running.trained import WEIGHTS, finished_settings, load_notes, load_trained
 from rnnjax.data import DataError
 from rnnjax.weights import save_weights
 
@@ -73,12 +74,20 @@ def train(settings: Settings) -> Fitted:
 
 
 def _describe(series: Series, known: Known) -> None:
-    counts = [len(part.rows) for part in series[3:]]
+    counts = [len(part.rows) for part in series.parts]
     print(
-        f"{series.name}: {counts[0]:,} series to train, {counts[1]:,} to validate, {counts[2]:,} "
-        f"to test; {len(known.labels)} labels, {len(known.mean)} channels, up to {known.longest} "
-        "steps"
+        wrapped(
+            f"{series.name}: {counts[0]:,} series to train, {counts[1]:,} to validate, "
+            f"{counts[2]:,} to test; {len(known.labels)} labels, {len(known.mean)} channels, up to "
+            f"{known.longest} steps"
+        )
     )
+    learnt = set(series.train.classes)
+    unseen = [label for number, label in enumerate(known.labels) if number not in learnt]
+    if unseen:
+        print(
+            wrapped(f"warning: of these labels no series is among those to train: {listed(unseen)}")
+        )
 
 
 def _report(series: Series, fitted: Fitted, seconds: float, folder: Path) -> None:
@@ -96,11 +105,9 @@ def _report(series: Series, fitted: Fitted, seconds: float, folder: Path) -> Non
 def predict(request: Request) -> None:
     """Label the series of a file with the network in a run's folder."""
     settings = finished_settings(PROGRAM, Settings, request.run)
-    known = Known(**json.loads((request.run / KNOWN).read_text("utf-8")))
-    table = read_file(request.file)
-    channels = table.rows[0].shape[1]
-    if channels != len(known.mean):
-        raise DataError(f"{request.file} must have {len(known.mean)} channels, got {channels}")
+    known = Known(**load_notes(request.run / KNOWN, Known._fields))
+    file = read_file(request.file)
+    table = in_order(file, known.channels, len(known.mean), str(request.file))
     longest = max(map(len, table.rows))
     if settings.pooling == "places" and longest > known.longest:
         raise DataError(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from experiments.running.number_columns import listed, read_number, read_table, wanted
 from rnnjax.data import DataError
 
 
@@ -18,13 +19,33 @@ class Table(NamedTuple):
 
     Attributes:
         names: what the file calls each; "1", "2" ... where it does not.
-        rows: values [T, D] of each.
+        rows: values [T, D] of each, with the digits they have.
         labels: one for each, or None where the file has none.
+        channels: their names; none where the file does not name them.
     """
 
     names: list[str]
     rows: list[np.ndarray]
     labels: list[str] | None
+    channels: list[str]
+
+
+def in_order(table: Table, channels: Sequence[str], count: int, place: str) -> Table:
+    """The table with its channels as they are here; by their names where both have names.
+
+    Raises:
+        DataError: it has others, or another number.
+    """
+    if channels and table.channels:
+        if set(channels) != set(table.channels):
+            raise DataError(
+                f"{place} must have the channels {listed(channels)}, got {listed(table.channels)}"
+            )
+        order = [table.channels.index(name) for name in channels]
+        return table._replace(rows=[row[:, order] for row in table.rows], channels=list(channels))
+    if table.rows[0].shape[1] != count:
+        raise DataError(f"{place} must have {count} channels, got {table.rows[0].shape[1]}")
+    return table
 
 
 def read_file(path: Path) -> Table:
@@ -34,23 +55,24 @@ def read_file(path: Path) -> Table:
         DataError: it cannot be read or is none of the two kinds; names the line.
     """
     readers = {".ts": read_ts, ".csv": read_csv}
-    if path.suffix not in readers:
+    suffix = path.suffix.lower()
+    if suffix not in readers:
         raise DataError(f"{path} must end in .ts or .csv, got {path.suffix or 'no ending'}")
-    try:
-        text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} must be a text file, got {error}") from None
-    table = readers[path.suffix](text, str(path))
+    table = readers[suffix](path)
     if not table.rows:
         raise DataError(f"{path} must hold a series, got none")
     return table
 
 
-def read_ts(text: str, name: str) -> Table:
+def read_ts(path: Path) -> Table:
     """Series of the UEA archive: channels with : between, values with commas, the label last.
 
     Lines that begin with @ say what follows; # and % begin comments.
     """
+    try:
+        text = path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} must be a text file, got {error}") from None
     lines = enumerate(map(str.strip, text.splitlines()), start=1)
     head: dict[str, str] = {}
     for _, line in lines:
@@ -60,15 +82,24 @@ def read_ts(text: str, name: str) -> Table:
             if key.lower() == "data":
                 break
     if "data" not in head:
-        raise DataError(f"{name} must have a line @data, got none")
-    if head.get("timestamps", "false").lower() != "false":
-        raise DataError(f"{name}: @timeStamps must be false, got {head['timestamps']}")
-    is_labelled = head.get("classlabel", "false").lower().split()[:1] == ["true"]
+        raise DataError(f"{path} must have a line @data, got none")
+    for key, written in (("timestamps", "@timeStamps"), ("targetlabel", "@targetLabel")):
+        if head.get(key, "false").lower() != "false":
+            raise DataError(f"{path}: {written} must be false, got {head[key]}")
+    is_labelled, *said = head.get("classlabel", "false").split()
     rows, labels = [], []
     for number, line in lines:
         if line and line[0] not in "#%":
-            place = f"{name}, line {number}"
-            *channels, label = line.split(":") if is_labelled else [*line.split(":"), ""]
+            place = f"{path}, line {number}"
+            *channels, label = line.split(":")
+            if is_labelled.lower() != "true":
+                channels, label = [*channels, label], ""
+            elif said and label.strip() not in said:
+                raise DataError(
+                    f"{place}: must end in one of the labels {listed(said)}, got {label!r:.60}"
+                )
+            else:
+                _check_label(label, place)
             rows.append(_channels(channels, place))
             labels.append(label.strip())
             if rows[-1].shape[1] != rows[0].shape[1]:
@@ -77,7 +108,7 @@ def read_ts(text: str, name: str) -> Table:
                     f"got {rows[-1].shape[1]}"
                 )
     names = [str(n) for n in range(1, len(rows) + 1)]
-    return Table(names, rows, labels if is_labelled else None)
+    return Table(names, rows, labels if is_labelled.lower() == "true" else None, [])
 
 
 def _channels(texts: list[str], place: str) -> np.ndarray:
@@ -86,47 +117,46 @@ def _channels(texts: list[str], place: str) -> np.ndarray:
     if len(lengths) != 1:
         found = " and ".join(map(str, lengths)) or "none"
         raise DataError(f"{place}: channels must have equal numbers of steps, got {found}")
-    return np.array(channels, np.float32).T
+    return np.array(channels).T
 
 
-def _number(text: str, place: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise DataError(f"{place}: values must be finite numbers, got {text.strip()!r:.60}")
+def _number(text: str, place: str, what: str = "values") -> float:
+    number = read_number(text)
+    if math.isnan(number):
+        raise DataError(f"{place}: {what} must be {wanted(text)}")
     return number
 
 
-def read_csv(text: str, name: str) -> Table:
+def read_csv(path: Path) -> Table:
     """A line for each step: columns series, step, label, and one of any other name a channel.
 
     Lines may stand in any order. The label may be left out in all lines, not in some.
     """
-    try:
-        header, *lines = list(csv.reader(text.splitlines())) or [[]]
-    except csv.Error as error:
-        raise DataError(f"{name} must be a CSV file with a header line, got {error}") from None
-    channels = [i for i, column in enumerate(header) if column not in ("series", "step", "label")]
-    if not {"series", "step"} <= set(header) or not channels or len(set(header)) < len(header):
+    table = read_table(path)
+    channels = [name for name in table.header if name not in ("series", "step", "label")]
+    if not {"series", "step"} <= set(table.header) or not channels:
         raise DataError(
-            f"{name} must have the columns series, step and one or more channels, all of different "
-            f"names, got {', '.join(header) or 'none'}"
+            f"{path} must have the columns series, step and one or more channels, "
+            f"got {listed(table.header) or 'none'}"
         )
-    series, step = header.index("series"), header.index("step")
-    label = header.index("label") if "label" in header else None
+    is_labelled = "label" in table.header
     found: dict[str, list[tuple[float, list[float], str]]] = {}
-    for number, line in enumerate(lines, start=2):
-        place = f"{name}, row {number}"
-        if len(line) != len(header):
-            raise DataError(f"{place}: must have {len(header)} columns, got {len(line)}")
-        values = [_number(line[i], place) for i in channels]
-        said = "" if label is None else line[label]
-        found.setdefault(line[series], []).append((_number(line[step], place), values, said))
-    labels = [_label(steps, f"{name}, series {key}") for key, steps in found.items()]
-    rows = [_ordered(steps, f"{name}, series {key}") for key, steps in found.items()]
-    return Table(list(found), rows, None if label is None else labels)
+    for number, row in enumerate(table.rows):
+        texts, place = dict(zip(table.header, row, strict=True)), table.place(number)
+        values = [_number(texts[name], place, name) for name in channels]
+        label = texts["label"].strip() if is_labelled else ""
+        if is_labelled:
+            _check_label(label, place)
+        step = _number(texts["step"], place, "step")
+        found.setdefault(texts["series"], []).append((step, values, label))
+    labels = [_label(steps, f"{path}, series {key}") for key, steps in found.items()]
+    rows = [_ordered(steps, f"{path}, series {key}") for key, steps in found.items()]
+    return Table(list(found), rows, labels if is_labelled else None, channels)
+
+
+def _check_label(label: str, place: str) -> None:
+    if not label.strip():
+        raise DataError(f"{place}: must have a label, got none")
 
 
 def _label(steps: list[tuple[float, list[float], str]], place: str) -> str:
@@ -141,4 +171,4 @@ def _ordered(steps: list[tuple[float, list[float], str]], place: str) -> np.ndar
     for (before, *_), (after, *_) in itertools.pairwise(ordered):
         if before == after:
             raise DataError(f"{place}: must have steps that differ, got {after:g} twice")
-    return np.array([values for _, values, _ in ordered], np.float32)
+    return np.array([values for _, values, _ in ordered])

@@ -13,6 +13,7 @@ import rnnjax
 from experiments.recognize.series import Part, Series
 from experiments.recognize.settings import Settings
 from experiments.running.loss_fitting import Parts
+from experiments.running.scaling import Scale
 from rnnjax.data import Batch, BucketedBatches, choose_boundaries, pad
 from rnnjax.metrics import accuracy, cross_entropy
 
@@ -31,31 +32,27 @@ class Known(NamedTuple):
 
     Attributes:
         labels: their names, in the order of their numbers.
+        channels: their names; none where the file does not name them.
         mean: of each channel in training [D].
         spread: standard deviation of each channel in training [D].
         longest: steps of the longest series of the parts.
     """
 
     labels: list[str]
+    channels: list[str]
     mean: list[float]
     spread: list[float]
     longest: int
 
     @classmethod
     def of(cls, series: Series) -> Known:
-        steps = np.concatenate(series.train.rows).astype(float)
-        spread = steps.std(axis=0)
-        rows = [row for part in series[3:] for row in part.rows]
-        return cls(
-            series.labels,
-            steps.mean(axis=0).tolist(),
-            np.where(spread > 0, spread, 1.0).tolist(),
-            max(map(len, rows)),
-        )
+        scale = Scale.of(np.concatenate(series.train.rows))
+        longest = max(len(row) for part in series.parts for row in part.rows)
+        return cls(series.labels, series.channels, *scale, longest)
 
     def scaled(self, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Each channel with mean 0 and standard deviation 1 in training."""
-        return [((row - self.mean) / self.spread).astype(np.float32) for row in rows]
+        return list(map(Scale(self.mean, self.spread), rows))
 
 
 def build_network(settings: Settings, known: Known) -> Network:

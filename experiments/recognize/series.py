@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.recognize.files import Table, read_file
+from experiments.recognize.files import Table, in_order, read_file
 from experiments.recognize.settings import Settings
 from experiments.running.packages import is_installed, missing, packaged_file
 from rnnjax.data import DataError
@@ -30,6 +30,7 @@ class Series(NamedTuple):
         name: of the data set.
         sha256: of all values and labels.
         labels: their names, in the order of their numbers.
+        channels: their names; none where the file does not name them.
         train: series to learn from.
         validation: series to choose the weights by.
         test: series to judge them by.
@@ -38,9 +39,15 @@ class Series(NamedTuple):
     name: str
     sha256: str
     labels: list[str]
+    channels: list[str]
     train: Part
     validation: Part
     test: Part
+
+    @property
+    def parts(self) -> tuple[Part, Part, Part]:
+        """All three."""
+        return self.train, self.validation, self.test
 
 
 def read_series(settings: Settings) -> Series:
@@ -75,10 +82,11 @@ def _divided(name: str, table: Table, test: Table | None, settings: Settings) ->
     if len(labels) < 2:
         raise DataError(f"{name} must have 2 or more labels, got {len(labels)}")
     whole = _as_part(table, labels, name)
-    tested = None if test is None else _as_part(test, labels, "--test")
+    tested = None
+    if test is not None:
+        count = whole.rows[0].shape[1]
+        tested = _as_part(in_order(test, table.channels, count, "--test"), labels, "--test")
     rows = whole.rows + (tested.rows if tested else [])
-    if len({row.shape[1] for row in rows}) > 1:
-        raise DataError("--test must have as many channels as --dataset, got another number")
     order = np.random.default_rng(settings.seed).permutation(len(whole.rows)).tolist()
     if tested is None:
         fifth = len(order) // 5
@@ -91,7 +99,7 @@ def _divided(name: str, table: Table, test: Table | None, settings: Settings) ->
     for row in rows:
         digest.update(row.tobytes())
     parts = _pick(whole, order[count:]), _pick(whole, order[:count]), tested
-    return Series(name, digest.hexdigest(), labels, *parts)
+    return Series(name, digest.hexdigest(), labels, table.channels, *parts)
 
 
 def _as_part(table: Table, labels: Sequence[str], name: str) -> Part:
@@ -145,6 +153,7 @@ def _mnist1d() -> tuple[Table, Table]:
             [str(i) for i in range(len(data[f"y{part}"]))],
             list(data[f"x{part}"].astype(np.float32)[..., None]),
             [str(label) for label in data[f"y{part}"].tolist()],
+            [],
         )
         for part in ("", "_test")
     )  # pyright: ignore[reportReturnType]
@@ -163,7 +172,7 @@ def make_strokes(rng: np.random.Generator, count: int) -> Table:
     """
     names = [str(i) for i in range(1, count + 1)]
     labels = [str(rng.choice(KINDS)) for _ in names]
-    return Table(names, [_stroke(rng, label) for label in labels], labels)
+    return Table(names, [_stroke(rng, label) for label in labels], labels, ["x", "y"])
 
 
 def _stroke(rng: np.random.Generator, kind: str) -> np.ndarray:

@@ -16,7 +16,7 @@ from experiments.recurrent_ppo.agent import Agent, build_agent
 from experiments.recurrent_ppo.environments import Task, find_task
 from experiments.recurrent_ppo.pictures import draw_returns
 from experiments.recurrent_ppo.settings import Compare, Play, Settings
-from experiments.recurrent_ppo.training import evaluate, fit
+from experiments.recurrent_ppo.training import evaluate, fit, listed
 from experiments.running.command_line import run_program
 from experiments.running.console import command, parameter_table
 from experiments.running.curves import read_records
@@ -125,14 +125,8 @@ def _announce(settings: Settings, task: Task, agent: Agent) -> None:
 
 
 def _report(settings: Settings, records: Sequence[dict[str, Any]], returns: np.ndarray) -> None:
-    last = last_returns(records)
-    print(f"return over the last tenth of the updates: {_listed(last)}")
-    print(f"return in the test, likeliest actions:     {_listed(returns.mean(axis=1))}")
-
-
-def _listed(values: np.ndarray) -> str:
-    each = " ".join(f"{value:.3f}" for value in values)
-    return f"{each}  mean {values.mean():.3f}"
+    print(f"return over the last tenth of the updates: {listed(last_returns(records).tolist())}")
+    print(f"return in the test, likeliest actions:     {listed(returns.mean(axis=1).tolist())}")
 
 
 def last_returns(records: Sequence[dict[str, Any]]) -> np.ndarray:
@@ -180,7 +174,7 @@ def compare(request: Compare) -> None:
         panel = runs.setdefault(title, {})
         label = _label(settings)
         panel[f"{label}, {folder.name}" if label in panel else label] = records
-        print(f"{folder}: {_listed(last_returns(records))}")
+        print(f"{folder}: {listed(last_returns(records).tolist())}")
     request.out.parent.mkdir(parents=True, exist_ok=True)
     draw_returns(runs, request.out)
     print(f"{request.out}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -48,16 +49,18 @@ def _go_on(
     with Interrupts() as interrupts:
         try:
             every = settings.report_every
-            for done in interrupts.watch(range(now.step + every, settings.updates + 1, every)):
+            first = now.step + every
+            for done in interrupts.watch(range(first, settings.updates + 1, every)):
                 began = time.perf_counter()
                 learners, figures = updates(learners)
+                _require_finite_rewards(settings, figures, done)
                 record = {"kind": "updates", "update": done, **_record(settings, done, figures)}
                 _require_finite(learners, done)
                 now = now._replace(train=learners, step=done)
                 seconds = time.perf_counter() - began
                 run.write(record)
                 run.write_timing({"kind": "updates", "update": done, "seconds": seconds})
-                print(_line(settings, record, seconds), flush=True)
+                print(_line(settings, record, seconds, compiled=done == first), flush=True)
                 if saver.is_due(done):
                     saver.save(now)
         except (Interrupted, NonFiniteError):
@@ -83,14 +86,42 @@ def _record(settings: Settings, done: int, figures: dict[str, Any]) -> dict[str,
     }
 
 
-def _line(settings: Settings, record: dict[str, Any], seconds: float) -> str:
-    returns = " ".join(f"{value:8.3f}" for value in record["return"])
+def _line(settings: Settings, record: dict[str, Any], seconds: float, *, compiled: bool) -> str:
+    """A line for the console; the rate is none where the time is mostly that of compiling."""
+    said = f"update {record['update']:>5} of {settings.updates}  return {listed(record['return'])}"
+    if compiled:
+        return f"{said}  (compiled in {seconds:.0f} s)"
     speed = settings.report_every * settings.steps_of_update * settings.seeds / seconds
     left = (settings.updates - record["update"]) / settings.report_every * seconds
-    return (
-        f"update {record['update']:>5} of {settings.updates}  return {returns}  "
-        f"{speed:>9,.0f} steps/s  {left:4.0f} s left"
-    )
+    return f"{said}  {speed:,.0f} steps/s, {left:.0f} s left"
+
+
+def listed(returns: Sequence[float]) -> str:
+    """The mean of the seeds' returns, and their range; those of which no episode ended are named.
+
+    Example:
+        >>> listed([0.25, 0.75]), listed([0.5]), listed([0.5, float("nan")])
+        ('0.500 (0.250 to 0.750)', '0.500', '0.500, none ended in 1 of 2 seeds')
+        >>> listed([float("nan")])
+        'none, as no episode ended'
+    """
+    ended = [value for value in returns if not np.isnan(value)]
+    if not ended:
+        return "none, as no episode ended"
+    said = f"{np.mean(ended):.3f}"
+    if len(ended) > 1:
+        said += f" ({min(ended):.3f} to {max(ended):.3f})"
+    if len(ended) < len(returns):
+        said += f", none ended in {len(returns) - len(ended)} of {len(returns)} seeds"
+    return said
+
+
+def _require_finite_rewards(settings: Settings, figures: dict[str, Any], done: int) -> None:
+    if not np.isfinite(figures["returned"]).all():
+        raise NonFiniteError(
+            f"rewards of environment {settings.environment} must be finite, got others before "
+            f"update {done}"
+        )
 
 
 def _require_finite(learners: Learner, done: int) -> None:
@@ -102,7 +133,7 @@ def _require_finite(learners: Learner, done: int) -> None:
     if bad:
         raise NonFiniteError(
             f"weights after update {done} must be finite, got others in {', '.join(bad)}: a "
-            "smaller learning rate may help"
+            "smaller learning rate may help, if observations and rewards are finite"
         )
 
 

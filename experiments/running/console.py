@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # after every step would slow the run; and a log file is read by people.
 TERMINAL_INTERVAL = 0.5
 LOG_INTERVAL = 10.0
+# Of a terminal that nobody has made wider.
+_COLUMNS = 80
 
 
 def parameter_table(params: Any, file: IO[str] | None = None) -> None:
@@ -55,9 +57,11 @@ def parameter_table(params: Any, file: IO[str] | None = None) -> None:
 def print_table(rows: Sequence[Mapping[str, str]], file: IO[str] | None = None) -> None:
     """Prints rows in aligned columns, the first to the left and figures to the right.
 
+    Heads of several words stand in several lines where the table would pass 80 columns.
+
     Args:
         rows: one or more, each with the same names, which head the columns.
-        file: standard output when None; no terminal gets plain aligned text.
+        file: standard output when None.
 
     Example:
         >>> print_table([{"cell": "gru", "ms": "1.5"}, {"cell": "lstm", "ms": "12.0"}])
@@ -66,14 +70,37 @@ def print_table(rows: Sequence[Mapping[str, str]], file: IO[str] | None = None) 
         lstm  12.0
     """
     output = sys.stdout if file is None else file
-    if output.isatty():
-        _print_rich_rows(rows, output)
-        return
-    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for name, *figures in lines:
+    lines = [list(row.values()) for row in rows]
+    heads = _heads(list(rows[0]), lines)
+    widths = [max(map(len, column)) for column in zip(*heads, *lines, strict=True)]
+    for name, *figures in [*heads, *lines]:
         cells = [text.rjust(width) for text, width in zip(figures, widths[1:], strict=True)]
-        print(name.ljust(widths[0]), *cells, sep="  ", file=output)
+        print("  ".join([name.ljust(widths[0]), *cells]).rstrip(), file=output)
+
+
+def _heads(names: list[str], lines: list[list[str]]) -> list[list[str]]:
+    """The lines of a table's head: as few as there can be if it is to be at most 80 columns wide,
+    and as many as the longest name has words if it cannot."""
+    cells = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    most = max(len(name.split()) for name in names)
+    columns = [[name] for name in names]
+    for height in range(1, most + 1):
+        columns = [_stacked(name, width, height) for name, width in zip(names, cells, strict=True)]
+        widths = [max(width, *map(len, c)) for width, c in zip(cells, columns, strict=True)]
+        if sum(widths) + 2 * (len(widths) - 1) <= _COLUMNS:
+            break
+    height = max(map(len, columns))
+    columns = [[""] * (height - len(column)) + column for column in columns]
+    return [list(line) for line in zip(*columns, strict=True)]
+
+
+def _stacked(name: str, least: int, height: int) -> list[str]:
+    """The words of a name in so many lines at most, as narrow as they can be but for ``least``."""
+    for width in range(max(1, least), len(name)):
+        lines = textwrap.wrap(name, width, break_long_words=False, break_on_hyphens=False)
+        if len(lines) <= height and max(map(len, lines)) <= width:
+            return lines
+    return [name]
 
 
 def compiled_line(compilations: Sequence[Compilation]) -> str:
@@ -166,7 +193,7 @@ def wrapped(sentence: str) -> str:
           words many words many words
     """
     return textwrap.fill(
-        sentence, 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        sentence, _COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
     )
 
 
@@ -200,9 +227,24 @@ def exit_code(action: Callable[[], object], *also: type[Exception]) -> int:
     except Exception as error:
         if not isinstance(error, (ValueError, OSError, *also)) and not is_out_of_memory(error):
             raise
-        print(f"error: {_message(error)}", file=sys.stderr)
+        print(_for_a_reader(f"error: {_message(error)}", sys.stderr), file=sys.stderr)
         return 2
     return 0
+
+
+def _for_a_reader(text: str, file: IO[str]) -> str:
+    """The text as it is for a log file, and with no word broken in a terminal; commands are left
+    whole, to be copied."""
+    if not file.isatty():
+        return text
+    return "\n".join(
+        line if "python -m " in line else _indented(line) for line in text.splitlines()
+    )
+
+
+def _indented(line: str) -> str:
+    words = line.lstrip(" ")
+    return textwrap.indent(wrapped(words), " " * (len(line) - len(words)))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -358,17 +400,4 @@ def _print_rich(
         table.add_column(name, footer, justify="right" if name == "count" else "left")
     for row in rows:
         table.add_row(*map(Text, row))  # a Text: "[...]" in a name is no markup
-    Console(file=file).print(table)
-
-
-def _print_rich_rows(rows: Sequence[Mapping[str, str]], file: IO[str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table()
-    for number, name in enumerate(rows[0]):
-        table.add_column(name, justify="right" if number else "left")
-    for row in rows:
-        table.add_row(*map(Text, row.values()))
     Console(file=file).print(table)

@@ -67,12 +67,17 @@ def read_records(metrics_jsonl_path: str | os.PathLike[str]) -> list[Record]:
     ]
 
 
-def draw(metrics_jsonl_path: str | os.PathLike[str], png_path: str | os.PathLike[str]) -> None:
+def draw(
+    metrics_jsonl_path: str | os.PathLike[str],
+    png_path: str | os.PathLike[str],
+    loss: str = "cross entropy, nats",
+) -> None:
     """Draws loss and accuracy over the steps of a run, side by side.
 
     Args:
         metrics_jsonl_path: the records, see the top of this file. The folder names the run.
         png_path: the picture to write.
+        loss: what the loss is, in words.
 
     Raises:
         ValueError: there is nothing to draw, or a line is broken.
@@ -84,12 +89,12 @@ def draw(metrics_jsonl_path: str | os.PathLike[str], png_path: str | os.PathLike
         raise ValueError(f"{path} must have steps or epochs with a loss or an accuracy, got none")
     figure = new_figure(5.2 * len(names), 5.0)
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        _draw_panel(axes, records, name)
+        _draw_panel(axes, records, name, loss if name == "loss" else name)
     figure.suptitle(path.resolve().parent.name, fontweight="bold")
     figure.savefig(os.fspath(png_path), format="png")
 
 
-def _draw_panel(axes: Axes, records: list[Record], name: str) -> None:
+def _draw_panel(axes: Axes, records: list[Record], name: str, unit: str) -> None:
     step: dict[str, Any] = {"color": TRAIN, "alpha": 0.3, "linewidth": 0.8}
     train: dict[str, Any] = {"color": TRAIN, "marker": "o", "markersize": 4}
     validation: dict[str, Any] = {"color": VALIDATION, "marker": "s", "markersize": 4}
@@ -104,7 +109,7 @@ def _draw_panel(axes: Axes, records: list[Record], name: str) -> None:
     for record in records:
         if record["kind"] == "test" and record.get(name) is not None:
             _draw_outcome(axes, records, record, name)
-    _tidy(axes, name)
+    _tidy(axes, name, unit)
 
 
 def _draw_outcome(axes: Axes, records: list[Record], test: Record, name: str) -> None:
@@ -126,10 +131,10 @@ def _draw_outcome(axes: Axes, records: list[Record], test: Record, name: str) ->
                 )  # fmt: skip
 
 
-def _tidy(axes: Axes, name: str) -> None:
+def _tidy(axes: Axes, name: str, unit: str) -> None:
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-    axes.set(xlabel="training step", ylabel="cross entropy, nats" if name == "loss" else name)
+    axes.set(xlabel="training step", ylabel=unit)
     axes.set_title(name)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))

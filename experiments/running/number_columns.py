@@ -3,61 +3,216 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from rnnjax.data import DataError
 
+# Far beyond what is measured, and small enough that squares and their sums are finite.
+_GREATEST = 1e100
+_MONTH = re.compile(r"\d{4}-\d{2}")
 
-def read_table(path: Path) -> tuple[list[str], list[list[str]]]:
-    """The names in the header line, and the rows behind it.
+
+class Table(NamedTuple):
+    """What stands in a file with a header line.
+
+    Attributes:
+        path: of the file.
+        header: the names of the columns.
+        rows: the texts of each row, as many as there are names.
+        places: the line that each row ends on, counted from 1.
+    """
+
+    path: Path
+    header: list[str]
+    rows: list[list[str]]
+    places: list[int]
+
+    def column(self, name: str) -> list[str]:
+        """The texts of a column."""
+        place = self.header.index(name)
+        return [row[place] for row in self.rows]
+
+    def place(self, row: int) -> str:
+        """Where a row stands, for a message."""
+        return f"{self.path}, row {self.places[row]}"
+
+
+def read_table(path: Path) -> Table:
+    """The names in the header line, and the rows behind it; empty lines are passed over.
 
     Raises:
-        DataError: the file cannot be read.
+        DataError: the file cannot be read, has no header line, a name twice or a row of another
+            width.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets mark their files
-            header, *rows = list(csv.reader(file)) or [[]]
+            reader = csv.reader(file, strict=True)
+            lines = [(reader.line_num, row) for row in reader if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} must be a CSV file with a header line, got {error}") from None
-    return header, rows
+    header = [name.strip() for name in lines[0][1]] if lines else []
+    _check_header(path, header)
+    table = Table(path, header, [row for _, row in lines[1:]], [line for line, _ in lines[1:]])
+    for number, row in enumerate(table.rows):
+        if len(row) != len(header):
+            raise DataError(
+                f"{table.place(number)}: must have {len(header)} columns as the header line, got "
+                f"{len(row)}; columns are divided by commas, decimals by points"
+            )
+    return table
 
 
-def number_column(
-    path: Path, name: str, texts: Sequence[str], *, required: bool
-) -> np.ndarray | None:
-    """A column as numbers; None if none of it is one, as of dates, unless it is ``required``.
+def read_steps(path: Path) -> Table:
+    """A table whose rows are steps, one after the other.
 
     Raises:
-        DataError: there is a gap among its numbers; names the row.
+        DataError: as of `read_table`, or there is a column of dates that do not rise.
     """
-    numbers = np.array([_number(text) for text in texts], float)
-    bad = np.flatnonzero(np.isnan(numbers))
-    if not required and len(bad) == len(texts):
-        return None
-    if len(bad):
+    table = read_table(path)
+    for name in table.header:
+        _check_dates(table, name)
+    return table
+
+
+def _check_header(path: Path, header: Sequence[str]) -> None:
+    if header and all(math.isfinite(read_number(name)) for name in header):
+        raise DataError(f"{path} must begin with a line of names, got the numbers {listed(header)}")
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise DataError(f"{path} must have columns of different names, got {twice[0]!r:.60} twice")
+    if len(header) == 1 and (found := re.search(r"[;\t|]", header[0])):
         raise DataError(
-            f"{path}, row {bad[0] + 2}: {name} must be a finite number, got {texts[bad[0]]!r}"
+            f"{path} must have commas between its columns, got {found[0]!r} in {header[0]!r:.60}"
         )
+
+
+def _check_dates(table: Table, name: str) -> None:
+    texts = table.column(name)
+    dates = [date for text in texts if (date := _date(text)) is not None]
+    if len(dates) < len(texts):
+        return
+    for row in range(1, len(dates)):
+        try:
+            rises = dates[row - 1] < dates[row]
+        except TypeError:  # with a time zone and without one
+            return
+        if not rises:
+            raise DataError(
+                f"{table.place(row)}: {name} must be later than in the row before, "
+                f"{texts[row - 1]!r:.40}, got {texts[row]!r:.40}"
+            )
+
+
+def _date(text: str) -> datetime.datetime | None:
+    text = text.strip()
+    if text.isdigit():
+        return None  # 2024 and 20240101 are numbers
+    try:
+        return datetime.datetime.fromisoformat(f"{text}-01" if _MONTH.fullmatch(text) else text)
+    except ValueError:
+        return None
+
+
+def number_columns(table: Table, required: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """The columns of numbers by their names; a note says which others are left out.
+
+    Left out are columns of which nothing is a number, as of dates, and those that count the rows,
+    as the years do, unless they are ``required`` or there is nothing else.
+
+    Raises:
+        DataError: there are none, or one has a gap among its numbers; names the row.
+    """
+    found = {
+        name: number_column(table, name)
+        for name in table.header
+        if name in required or not all(math.isnan(_float(text)) for text in table.column(name))
+    }
+    counting = [name for name in found if name not in required and _counts(found[name])]
+    if len(found) - len(counting) > sum(name in found for name in required):
+        for name in counting:
+            del found[name]
+    if not found:
+        raise DataError(
+            f"{table.path} must have a column of numbers, got {listed(table.header) or 'none'}"
+        )
+    return found
+
+
+def left_out(table: Table, used: Sequence[str]) -> str | None:
+    """The note that says which columns are not read; None if all are."""
+    others = [name or "(without a name)" for name in table.header if name not in used]
+    if not others:
+        return None
+    return f"note: left out, as without numbers or counting the rows: {listed(others)}"
+
+
+def _counts(numbers: np.ndarray) -> bool:
+    steps = np.diff(numbers)
+    return len(steps) > 1 and steps[0] != 0 and bool(np.all(steps == steps[0]))
+
+
+def number_column(table: Table, name: str) -> np.ndarray:
+    """A column of numbers.
+
+    Raises:
+        DataError: one is none, or is missing; names the row.
+    """
+    texts = table.column(name)
+    numbers = np.array([read_number(text) for text in texts], float)
+    bad = np.flatnonzero(np.isnan(numbers))
+    if len(bad):
+        raise DataError(f"{table.place(bad[0])}: {name} must be {wanted(texts[bad[0]])}")
     return numbers
 
 
-def cells(rows: Sequence[Sequence[str]], place: int) -> list[str]:
-    """The texts of a column; a row that ends before it has an empty one."""
-    return [row[place] if place < len(row) else "" for row in rows]
+def read_number(text: str) -> float:
+    """A number that can be reckoned with as it stands there; else NaN, and `wanted` says why.
+
+    Example:
+        >>> read_number("-1.5e3"), read_number("1,5"), read_number("9007199254740993")
+        (-1500.0, nan, nan)
+    """
+    number = _float(text)
+    return number if abs(number) <= _GREATEST and not _is_rounded(text, number) else math.nan
 
 
-def no_numbers(path: Path, header: Sequence[str]) -> DataError:
-    """The refusal of a file without a column of numbers."""
-    return DataError(f"{path} must have a column of numbers, got {', '.join(header) or 'none'}")
-
-
-def _number(text: str) -> float:
+def _float(text: str) -> float:
     try:
-        number = float(text)
+        return float(text)
     except ValueError:
         return math.nan
-    return number if math.isfinite(number) else math.nan
+
+
+def _is_rounded(text: str, number: float) -> bool:
+    """Whether a whole number is another one as a float, which has 53 bits: an identifier, say."""
+    digits = text.strip().removeprefix("-").removeprefix("+")
+    return abs(number) >= 2**53 and digits.isdecimal() and abs(number) != int(digits)
+
+
+def wanted(text: str) -> str:
+    """What a number must be, and what came instead.
+
+    Example:
+        >>> wanted("n/a")
+        "a finite number, got 'n/a'"
+        >>> wanted("9007199254740993")
+        "a number that 53 bits hold, got '9007199254740993'"
+    """
+    number, kind = _float(text), "a finite number"
+    if math.isfinite(number):
+        rounded = _is_rounded(text, number)
+        kind = "a number that 53 bits hold" if rounded else f"at most {_GREATEST:g} in size"
+    return f"{kind}, got {text!r:.60}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names for a message, which stays readable however many and long they are."""
+    shown = ", ".join(name[:40] for name in names[:10])
+    return shown if len(names) <= 10 else f"{shown} and {len(names) - 10} more"

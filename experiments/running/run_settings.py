@@ -116,8 +116,8 @@ def settings_from(kind: type[Settings], values: Mapping[str, Any], place: Path) 
             ...
         rnnjax.data.errors.DataError: config.json must have the settings of Rates, got others:
           decay must be absent, got 0.5
-          momentum must be float | None, got nothing
           learning_rate must be float, got 'high'
+          momentum must be float | None, got nothing
     """
     hints = get_type_hints(kind)
     names = [field.name for field in dataclasses.fields(kind)]  # pyright: ignore[reportArgumentType]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 
@@ -42,3 +43,24 @@ def finished_settings(program: str, kind: type[Run], folder: Path) -> Run:
 def load_trained(init: Callable[[jax.Array], Params], folder: Path) -> Params:
     """The weights of a finished run, for the model of which ``init`` makes the first ones."""
     return load_weights(folder / WEIGHTS, jax.eval_shape(init, jax.random.key(0)))
+
+
+def load_notes(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
+    """What a run left in a JSON file beside its weights.
+
+    Args:
+        path: of the file.
+        names: what must stand in it, and nothing else.
+
+    Raises:
+        DataError: the file is missing, or holds something else.
+    """
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} must be what a run left there, got {error}") from None
+    if not isinstance(found, dict) or set(found) != set(names):
+        raise DataError(
+            f"{path} must have {', '.join(names)}, as a run leaves it there, got {str(found)!r:.60}"
+        )
+    return found

@@ -7,10 +7,18 @@ import numpy as np
 import pytest
 
 from experiments.anomaly import command, judging
-from experiments.anomaly.model import Scale, build_model, cut, make_parts, surprise, surprise_loss
+from experiments.anomaly.model import (
+    build_model,
+    cut,
+    make_parts,
+    scale_of,
+    surprise,
+    surprise_loss,
+)
 from experiments.anomaly.rivals import last_value, linear_autoregression, moving_z, rivals, seasonal
 from experiments.anomaly.series import KINDS, Data, Watched, make_series, read_csv, read_data
 from experiments.anomaly.settings import Settings
+from experiments.running.scaling import Scale
 from rnnjax.data import DataError
 
 SMALL = ["--series", "1", "--length", "200", "--season", "8", "--window", "20"]
@@ -121,7 +129,7 @@ def test_steps_that_are_marked_are_not_learned_from():
     values = np.random.default_rng(0).normal(size=(8, 1)).astype(np.float32)
     fault = np.array([0, 0, 1, 0, 0, 0, 0, 1])
     data = data_of(Watched(values, fault))
-    scale = Scale.of(data)
+    scale = scale_of(data)
     assert scale.mean[0] == pytest.approx(values[fault == 0].mean())
     model = build_model(settings, 1)
     params = model.init(jax.random.key(0))
@@ -169,11 +177,11 @@ def test_the_blood_pressure_is_that_of_its_description():
 
 
 BAD_FILES = {
-    "a gap": ("x,y\n1,2\n3\n", None, r"row 3: y must be a finite number, got ''"),
+    "a gap": ("x,y\n1,2\n3,\n", None, r"row 3: y must be a finite number, got ''"),
     "no numbers": ("x\na\n", None, "must have a column of numbers"),
     "no such label": ("x\n1\n", "y", "--label must be one of x, got 'y'"),
     "a mark of 2": ("x,y\n1,2\n", "y", "row 2: y must be 0 or 1, got 2"),
-    "nothing but marks": ("y\n1\n", "y", "must have a column of numbers, got y"),
+    "nothing but marks": ("y\n1\n", "y", "must have a column of numbers beside y"),
 }
 
 
@@ -184,6 +192,34 @@ def test_a_file_that_does_not_fit_is_refused_by_its_row(case, tmp_path):
     path.write_text(text)
     with pytest.raises(DataError, match=words):
         read_csv(path, label)
+
+
+def test_a_value_however_far_off_gives_an_alarm_and_spoils_no_step_behind_it():
+    model = build_model(Settings(hidden_size=3, components=1), 1)
+    params, values = model.init(jax.random.key(0)), np.zeros((6, 1))
+    values[2] = 1e60
+    (nats,) = surprise(model, params, Scale([0.0], [1.0]), [values])
+    assert np.isfinite(nats).all()
+    assert nats[2] > 1000 > np.delete(nats, 2).max()
+
+
+def own_file(tmp_path, rows):
+    path = tmp_path / "own.csv"
+    path.write_text("x,y,bad\n" + "".join(",".join(map(str, row)) + "\n" for row in rows))
+    return Settings(dataset=str(path), label="bad", normal=0.5)
+
+
+def test_a_file_without_normal_steps_or_changes_is_refused(tmp_path, capsys):
+    for rows, words in (
+        ([(i % 3, 5, 1) for i in range(20)], "must have normal steps to learn from among 8"),
+        ([(i % 3, 5, i > 7) for i in range(20)], "must have normal steps to validate by among 2"),
+        ([(4, 5, 0) for i in range(20)], "must have a channel that changes .* got x, y, which"),
+    ):
+        with pytest.raises(DataError, match=words):
+            read_data(own_file(tmp_path, [(x, y, int(bad)) for x, y, bad in rows]))
+    capsys.readouterr()
+    read_data(own_file(tmp_path, [(i % 3, 5, 0) for i in range(20)]))
+    assert "note: no change in the steps to learn from" in capsys.readouterr().out
 
 
 BAD = {

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.running.console import Progress, parameter_table
+from experiments.running.console import Progress, exit_code, parameter_table, print_table
 from experiments.running.curves import draw, read_records
 from experiments.running.prefetching import prefetched
 from experiments.running.run_folder import RunFolder, environment
@@ -411,3 +411,51 @@ def test_plots_and_bars_are_not_loaded_before_they_are_needed():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+METHODS = [
+    {"method": name, **dict.fromkeys(("area under ROC", "average precision"), "0.574"),
+     **{f"{kind} found": "1.000" for kind in ("spike", "level", "missing", "faster", "other")}}
+    for name in ("network", "linear autoregression")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [Terminal, io.StringIO])
+def test_a_table_of_many_columns_is_at_most_80_wide_with_all_its_words(kind):
+    file = kind()
+    print_table(METHODS, file)
+    lines = file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split() for line in lines[-2:]] == [
+        ["network", *["0.574"] * 2, *["1.000"] * 5],
+        ["linear", "autoregression", *["0.574"] * 2, *["1.000"] * 5],
+    ]
+    words = " ".join(lines[:-2]).split()
+    assert sorted(words) == sorted(" ".join(METHODS[0]).split())
+
+
+def test_an_error_breaks_no_word_in_a_terminal_and_no_line_of_a_log(monkeypatch):
+    long = "nowhere.csv must be a CSV file with a header line and with some more words behind it"
+
+    def fail():
+        raise ValueError(f"{long}:\n  go on: python -m experiments.forecast --out {'x' * 60}")
+
+    said = {}
+    for kind in (Terminal, io.StringIO):
+        monkeypatch.setattr("sys.stderr", kind())
+        assert exit_code(fail) == 2
+        said[kind] = sys.stderr.getvalue()
+    first, second, command = said[Terminal].splitlines()
+    assert (len(first) <= 80, second) == (True, "  words behind it:")
+    assert said[io.StringIO].splitlines() == [f"error: {long}:", command]
+
+
+def test_the_curves_say_what_their_loss_is(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    path, seen = tmp_path / "metrics.jsonl", []
+    path.write_text('{"kind": "step", "step": 1, "epoch": 1, "loss": 0.5, "accuracy": 0.25}\n')
+    kept = Axes.set
+    monkeypatch.setattr(Axes, "set", lambda axes, **to: seen.append(to) or kept(axes, **to))
+    draw(path, tmp_path / "curves.png", "nats a frame")
+    assert [to["ylabel"] for to in seen] == ["nats a frame", "accuracy"]

@@ -10,7 +10,7 @@ from stopping import stopped_after
 from experiments.handwriting import command
 from experiments.handwriting.alphabet import read_font
 from experiments.handwriting.model import encode
-from experiments.handwriting.pictures import svg
+from experiments.handwriting.pictures import draw_lines, svg
 from experiments.handwriting.reading import distance, read, score, train_reader
 from experiments.handwriting.settings import Settings
 from experiments.handwriting.writing import (
@@ -180,3 +180,19 @@ def test_texts_become_ids_and_their_lengths():
     ids, lengths = encode(["b a", "c"], " abc")
     assert ids.tolist() == [[2, 0, 1, 4], [3, 4, 0, 0]]
     assert lengths.tolist() == [4, 2]
+
+
+def test_a_dot_is_seen_and_where_nothing_was_written_there_is_an_empty_picture(tmp_path):
+    end = [0, 0, 1, 1]
+    dot = np.array([[1, 2, 1, 0], end], float)
+    assert as_lines(dot)[0].tolist() == [[1, 2], [1, 2]]  # with round ends, a line of no length
+    assert "L" in svg(dot, "i")
+    nothing = np.array([end], float)
+    assert as_lines(nothing) == []
+    assert "<path" not in svg(nothing, "i")
+    line = np.array([[0, 0, 0, 0], [5, 0, 1, 0], [1, 1, 1, 0], end], float)
+    pictures = []
+    for name, written in (("with", line), ("without", np.delete(line, 2, axis=0))):
+        draw_lines({"line": written, "nothing": nothing}, tmp_path / name, ("i", np.ones((2, 2))))
+        pictures.append((tmp_path / name).read_bytes())
+    assert pictures[0] != pictures[1]

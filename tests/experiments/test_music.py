@@ -111,7 +111,8 @@ def test_pieces_are_read_from_files_and_put_where_their_notes_are(tmp_path):
 
 
 BAD = {
-    "a note below the piano": ([[[20], [60]]] * 5, "frame 0: must be MIDI numbers"),
+    "a note below the piano": ([[[20], [60]]] * 5, "frame 0: must be whole MIDI numbers"),
+    "a note between two keys": ([[[60], [60.5]]] * 5, "frame 1: must be whole MIDI numbers"),
     "a piece of one frame": ([[[60]]] * 5, "must be a list of at least 2 frames"),
     "too few pieces": ([[[60], [60]]], "got none of one"),
     "no pieces": ({"train": []}, "must hold a list of pieces"),
@@ -128,6 +129,13 @@ def test_a_file_that_is_none_of_pieces_is_named(case, tmp_path, capsys):
     assert "own.json" in error
     assert words in error
     assert not (tmp_path / "run").exists()
+
+
+def test_a_midi_file_is_said_to_be_none_to_read(tmp_path, capsys):
+    path = tmp_path / "song.MID"
+    path.write_bytes(midi_bytes(np.zeros((2, 88))))
+    assert run("--dataset", path, "--out", tmp_path / "run") == 2
+    assert "must be a file of pieces in JSON, got one of MIDI" in capsys.readouterr().err
 
 
 def test_without_a_folder_the_chorales_say_which_file_to_put_where(tmp_path, capsys):

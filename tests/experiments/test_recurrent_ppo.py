@@ -273,6 +273,22 @@ def test_right_resets_solve_the_chain_and_a_memory_wiped_late_does_not(tmp_path)
     assert np.abs(found["late"]).max() < 0.3  # guessing: 0
 
 
+@pytest.mark.full
+def test_rewards_that_are_not_finite_are_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "my_nan.py").write_text(
+        "from experiments.recurrent_ppo.chain import Chain\n"
+        "class Broken(Chain):\n"
+        "    def step(self, *given):\n"
+        "        observation, state, reward, *rest = super().step(*given)\n"
+        "        return observation, state, reward * float('nan'), *rest\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert run("--environment", "my_nan:Broken", "--out", tmp_path / "run", *QUICK) == 2
+    monkeypatch.delitem(sys.modules, "my_nan")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "rewards of environment my_nan:Broken must be finite, got others before update 1" in said
+
+
 def changed(**methods):
     """The counting environment with other methods, given its own step."""
     made = Counting()
@@ -340,7 +356,7 @@ def test_a_missing_gymnax_is_named(monkeypatch):
 
 
 @pytest.fixture
-def gymnax(monkeypatch):
+def gymnax():
     with jax.numpy_rank_promotion("allow"):
         yield pytest.importorskip("gymnax")
 

@@ -1,0 +1,100 @@
+"""Files of numbers as people have them: from spreadsheets, from pandas, from elsewhere."""
+
+import numpy as np
+import pytest
+
+from experiments.running.number_columns import (
+    left_out,
+    number_column,
+    number_columns,
+    read_steps,
+)
+from experiments.running.scaling import Scale
+from rnnjax.data import DataError
+
+
+def table_of(tmp_path, text):
+    path = tmp_path / "own.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return read_steps(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a,b\n1,2\n3,5\n4,7\n",
+        "\ufeffa,b\r\n1,2\r\n3,5\r\n4,7\r\n",  # a spreadsheet's
+        "a,b\n1,2\n\n3,5\n4,7\n\n\n",
+        " a , b \n 1 , 2 \n 3 , 5 \n 4 , 7 \n",
+        '"a","b"\n"1","2"\n"3","5"\n"4","7"\n',
+        "day,a,b\n2024-01-31,1,2\n2024-02-01,3,5\n2025-01-01,4,7",
+        ",a,b\n0,1,2\n1,3,5\n2,4,7\n",  # pandas numbers the rows
+        "year,a,b\n1990,1,2\n1991,3,5\n1992,4,7\n",
+    ],
+)
+def test_columns_of_numbers_are_read_whatever_wrote_them(text, tmp_path):
+    found = number_columns(table_of(tmp_path, text))
+    assert {name: numbers.tolist() for name, numbers in found.items()} == {
+        "a": [1, 3, 4],
+        "b": [2, 5, 7],
+    }
+
+
+def test_a_note_says_which_columns_are_not_read(tmp_path):
+    table = table_of(tmp_path, ",day,a\n0,Mon,1\n1,Tue,3\n2,Wed,4\n")
+    found = number_columns(table)
+    assert left_out(table, list(found)) == (
+        "note: left out, as without numbers or counting the rows: (without a name), day"
+    )
+    assert left_out(table, table.header) is None
+
+
+def test_a_column_that_counts_is_read_where_it_is_asked_for_or_alone(tmp_path):
+    table = table_of(tmp_path, "year,a\n1990,1\n1991,3\n1992,4\n")
+    assert list(number_columns(table, ("year",))) == ["year", "a"]
+    assert number_column(table, "year").tolist() == [1990, 1991, 1992]
+    assert list(number_columns(table_of(tmp_path, "n\n2\n4\n6\n"))) == ["n"]
+
+
+REFUSED = {
+    "nothing": ("", "must have a column of numbers, got none"),
+    "a head alone": ("a\n", "must have a column of numbers, got a"),
+    "text": ("a\nx\ny\n", "must have a column of numbers, got a"),
+    "no head": ("1.5,2\n3,4\n", "must begin with a line of names, got the numbers 1.5, 2"),
+    "a name twice": ("a,a\n1,2\n", "must have columns of different names, got 'a' twice"),
+    "commas for points": ("a\n1,5\n2,5\n", "row 2: must have 1 columns .* got 2; .* points"),
+    "semicolons": ("a;b\n1;2\n", "must have commas between its columns, got ';'"),
+    "tabs": ("a\tb\n1\t2\n", r"must have commas between its columns, got '\\t'"),
+    "a short row behind an empty one": ("a,b\n1,2\n\n3\n", "row 4: must have 2 columns .* got 1"),
+    "a gap": ("a,b\n1,2\n3,\n", "row 3: b must be a finite number, got ''"),
+    "not a number": ("a\n1\nnan\n", "row 3: a must be a finite number, got 'nan'"),
+    "infinity": ("a\n1\n-inf\n", "row 3: a must be a finite number, got '-inf'"),
+    "too many bits": ("a\n9007199254740993\n", "row 2: a must be a number that 53 bits hold"),
+    "too far": ("a\n1\n1e200\n", r"row 3: a must be at most 1e\+100 in size, got '1e200'"),
+    "a day twice": ("day,a\n2024-01-01,1\n2024-01-01,2\n", "row 3: day must be later than in"),
+    "days out of order": ("day,a\n2024-02,1\n2024-01,2\n", "row 3: day .* got '2024-01'"),
+    "an open quote": ('a\n1\n"2\n', "must be a CSV file with a header line"),
+    "another encoding": ("a\n1\n".encode("utf-16"), "must be a CSV file with a header line"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_would_be_read_wrongly_is_refused_by_its_row(case, tmp_path):
+    text, words = REFUSED[case]
+    with pytest.raises(DataError, match=words):
+        number_columns(table_of(tmp_path, text))
+
+
+def test_digits_below_a_large_number_are_kept_until_channels_are_scaled():
+    values = 1.7e9 + np.array([[0.0], [1.0], [2.0], [3.0]])
+    scaled = Scale.of(values)(values)
+    np.testing.assert_allclose(scaled[:, 0], (np.arange(4) - 1.5) / np.sqrt(1.25), rtol=1e-6)
+    assert scaled.dtype == np.float32
+
+
+def test_a_channel_that_keeps_to_a_value_is_scaled_by_one_and_what_is_far_off_stays_finite():
+    scale = Scale.of(np.full((7, 1), 0.1))  # of which NumPy's standard deviation is 1.4e-17
+    np.testing.assert_allclose(scale(np.array([[0.1], [1.1]]))[:, 0], [0, 1], atol=1e-7)
+    far = scale(np.array([[1e60], [-1e60]]))
+    assert np.isfinite(np.square(far)).all()
+    assert np.sign(far[:, 0]).tolist() == [1, -1]
