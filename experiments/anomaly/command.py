@@ -217,7 +217,7 @@ def watch(request: Request) -> None:
     if missing:
         raise DataError(
             f"{request.file} must have the columns {listed(known['channels'])}, got none "
-            f"named {missing[0]!r}"
+            f"named {missing[0]}"
         )
     values = np.stack([number_column(table, name) for name in known["channels"]], axis=1)
     if len(values) < 2:

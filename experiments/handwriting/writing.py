@@ -16,6 +16,8 @@ from rnnjax.data import DataError
 
 # Between two points of a stroke, in the units of the glyphs: about 10 points a letter.
 STEP = 1.2
+# Times the median offset: a pen does not leap so far.
+_FARTHEST = 1000
 SIZE = 4  # of a value: dx, dy, whether the pen is lifted after it, whether the text is at its end
 
 
@@ -178,7 +180,8 @@ def _read_pairs(path: Path, seed: int) -> Writing:
         DataError: the file cannot be read, or a line is no pair; names the first.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
+        # Not splitlines: JSON may have other line ends within a text.
+        lines = path.read_text("utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
         raise DataError(f"{path} must be a file of JSON lines, got {error}") from None
     raw = [_line(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
@@ -190,6 +193,12 @@ def _read_pairs(path: Path, seed: int) -> Writing:
         raise DataError(f"{path} must hold strokes that move, got offsets of median length {size}")
     pairs = []
     for text, strokes in raw:
+        farthest = float(np.abs(strokes[:, :2]).max())
+        if farthest > _FARTHEST * size:
+            raise DataError(
+                f"{path} must have offsets of at most {_FARTHEST:,} times their median, {size:g}, "
+                f"got {farthest:g} in {text!r:.60}"
+            )
         # In the unit of the rest of the program: a common step between points is 1.
         points = np.cumsum(strokes[:, :2], axis=0) / size * STEP
         pairs.append(_pair(text, points, strokes[:, 2], None))
@@ -217,6 +226,9 @@ def _line(line: str, place: str) -> tuple[str, np.ndarray]:
         )
     if not np.all(np.isfinite(strokes)) or not np.all(np.isin(strokes[:, 2], (0, 1))):
         raise DataError(f"{place}: strokes must be finite, with an end of 0 or 1, got {line!r:.60}")
-    if not content["text"].strip():
-        raise DataError(f"{place}: text must have a character, got {content['text']!r}")
+    if not content["text"].strip() or not content["text"].isprintable():
+        raise DataError(
+            f"{place}: text must have characters, and none but those that can be seen, got "
+            f"{content['text']!r:.60}"
+        )
     return content["text"], strokes

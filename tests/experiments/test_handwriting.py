@@ -134,13 +134,31 @@ def test_pairs_of_ones_own_are_read_in_the_unit_of_the_program(tmp_path):
     ]
 
 
+def test_a_leap_among_the_strokes_is_named(tmp_path):
+    pair = {"text": "ab", "strokes": [[1, 0, 0], [0, 1, 0], [1, 0, 1]]}
+    leap = {"text": "leap", "strokes": [[1, 0, 0], [1e6, 1, 1]]}
+    path = own_file(tmp_path / "own.jsonl", [pair] * 12 + [leap])
+    with pytest.raises(DataError, match=r"1,000 times their median, 1, got 1e\+06 in 'leap'"):
+        read_writing(Settings(pairs=path))
+
+
+def test_lines_of_pairs_end_where_those_of_json_do(tmp_path):
+    pair = {"text": "a\u00a0b", "strokes": [[1, 0, 0], [0, 1, 1]]}
+    line = json.dumps(pair, ensure_ascii=False).replace("\u00a0", "\u2028")
+    path = own_file(tmp_path / "own.jsonl", ["\ufeff" + json.dumps({**pair, "text": "ab"}), line])
+    with pytest.raises(DataError, match="line 2: text must have characters"):
+        read_writing(Settings(pairs=path))
+
+
 BAD_LINES = {
     "no JSON": ("{", "line 1: must be JSON"),
     "no text": ({"strokes": [[0, 0, 1]] * 2}, 'must have a "text"'),
     "points of two": ({"text": "a", "strokes": [[0, 0]] * 2}, "2 or more points [dx, dy, end]"),
     "an uneven list": ({"text": "a", "strokes": [[0, 0, 1], [0]]}, "2 or more points"),
     "an end of 2": ({"text": "a", "strokes": [[0, 0, 2]] * 2}, "with an end of 0 or 1"),
-    "an empty text": ({"text": " ", "strokes": [[0, 0, 1]] * 2}, "text must have a character"),
+    "an empty text": ({"text": " ", "strokes": [[0, 0, 1]] * 2}, "text must have characters"),
+    "two lines": ({"text": "a\nb", "strokes": [[0, 0, 1]] * 2}, "but those that can be seen"),
+    "half a character": ({"text": "\ud800", "strokes": [[0, 0, 1]] * 2}, "that can be seen"),
     "one pair": ({"text": "a", "strokes": [[1, 0, 1]] * 2}, "at least 10 pairs, got 1"),
 }
 

@@ -55,7 +55,7 @@ def test_a_file_of_ones_own_is_learned_and_another_labelled(tmp_path, capsys):
     assert "30 of 30 as the file says" in capsys.readouterr().out
     new.write_text("series,step,height\na,1,2\n")
     assert run("predict", folder, new) == 2
-    assert "must have 2 channels, got 1" in capsys.readouterr().err
+    assert "must have the channels height, other, got height" in capsys.readouterr().err
 
 
 HEAD = "# made\n@problemName own\n@timeStamps false\n@classLabel true a b\n@data\n"
