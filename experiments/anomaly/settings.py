@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import Positional
 
-from experiments.running.run_settings import RunSettings
+from experiments.running.run_settings import PLACE, RunSettings
 
 
 @dataclass(frozen=True)
 class Settings(RunSettings):
     """Train a recurrent network on a normal series, and judge by it what is not."""
 
-    dataset: str | None = None
+    dataset: Annotated[str | None, PLACE] = None
     """bleeding, a pressure of blood, which comes in a package (the extra series); or a CSV file of
     your own, a row a step and a column of numbers for each channel. Beats with faults of known
     places and kinds are generated if not given."""

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import Positional
 
-from experiments.running.run_settings import RunSettings
+from experiments.running.run_settings import PLACE, RunSettings
 
 
 @dataclass(frozen=True)
 class Settings(RunSettings):
     """Train a network that says what is in a picture."""
 
-    captions: Path | None = None
+    captions: Annotated[Path | None, PLACE] = None
     """Pictures of your own: a file with a line for each, its path (from the file's folder), a tab
     and the caption. Without it scenes are made."""
     scenes: int = 20_000

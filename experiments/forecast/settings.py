@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from experiments.running.run_settings import RunSettings
+from experiments.running.run_settings import PLACE, RunSettings
 
 
 @dataclass(frozen=True)
 class Settings(RunSettings):
     """Train one recurrent network to forecast many series, and compare it."""
 
-    dataset: str | None = None
+    dataset: Annotated[str | None, PLACE] = None
     """A CSV file of your own, a column a series; or airline or solar, of the extra "series"; five
     sets of series are generated if not given."""
     column: str | None = None

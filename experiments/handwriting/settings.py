@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from tyro.conf import Positional
 
-from experiments.running.run_settings import RunSettings
+from experiments.running.run_settings import PLACE, RunSettings
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Settings(RunSettings):
     hershey-fonts, such as futural or scripts."""
     characters: str = "abcdefghijklmnopqrstuvwxyz"
     """The characters that are learnt, besides the space."""
-    pairs: Path | None = None
+    pairs: Annotated[Path | None, PLACE] = None
     """A file of your own in place of a font, one JSON object a line: {"text": "word", "strokes":
     [[dx, dy, end], ...]}, where end is 1 at the last point before the pen is lifted. dx grows to
     the right, dy upwards."""

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import Positional
 
-from experiments.running.run_settings import RunSettings
+from experiments.running.run_settings import PLACE, RunSettings
 
 
 @dataclass(frozen=True)
 class Settings(RunSettings):
     """Train a recurrent network on pieces of music, a frame of 88 keys at a time."""
 
-    dataset: str | None = None
+    dataset: Annotated[str | None, PLACE] = None
     """jsb_chorales, from --data-dir; progressions, which are generated and need no file; or a file
     of your own, .json or .json.gz. By default the chorales where there is a --data-dir (or
     RNNJAX_DATA), else progressions."""
-    data_dir: Path | None = None
+    data_dir: Annotated[Path | None, PLACE] = None
     """Folder of local data sets; the environment variable RNNJAX_DATA if not given."""
     pieces: int = 400
     """How many progressions to generate; a fifth of them validates, a fifth tests."""

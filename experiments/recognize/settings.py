@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import Positional
 
-from experiments.running.run_settings import RunSettings
+from experiments.running.run_settings import PLACE, RunSettings
 
 
 @dataclass(frozen=True)
 class Settings(RunSettings):
     """Train a recurrent network to say what kind a series is."""
 
-    dataset: str | None = None
+    dataset: Annotated[str | None, PLACE] = None
     """japanese_vowels or mnist1d, which come in packages (the extra series); or a file of your own:
     .ts as of the UEA archive, or .csv with the columns series, step, label and one for each
     channel. Strokes of a pen are generated if not given."""
-    test: Path | None = None
+    test: Annotated[Path | None, PLACE] = None
     """A file with the series to test on; by default a fifth of those in --dataset."""
     series: int = 1000
     """How many series to generate; a fifth of them validates, a fifth tests."""

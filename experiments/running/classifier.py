@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import jax
 import numpy as np
 
 import rnnjax
-from experiments.running.run_settings import RunSettings, read_config, stored_settings
+from experiments.running.run_settings import PLACE, RunSettings, read_config, stored_settings
 from experiments.running.setting_checks import check_settings
 from experiments.running.text import Encoder
 from experiments.running.trained import WEIGHTS as WEIGHTS
@@ -27,7 +27,7 @@ VOCABULARY = "vocabulary.json"
 class Settings(RunSettings):
     """Train a recurrent classifier of texts."""
 
-    dataset: str = "rotten_tomatoes"
+    dataset: Annotated[str, PLACE] = "rotten_tomatoes"
     """What to learn from: rotten_tomatoes needs no network, as its sentences come inside a
     package; a path such as own.csv is your own file; other names are those of rnnjax.data.load."""
     text_column: str = "text"
@@ -40,7 +40,7 @@ class Settings(RunSettings):
     quoting: bool = True
     """Whether quotes enclose a field of your own CSV or TSV file; --no-quoting takes every line as
     a row, for files in which quotes stand for themselves."""
-    data_dir: Path | None = None
+    data_dir: Annotated[Path | None, PLACE] = None
     """The folder of local data sets; without it the environment variable RNNJAX_DATA says it, and
     the data set that is the default needs none."""
     take: int | None = None

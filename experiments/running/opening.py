@@ -18,9 +18,6 @@ from rnnjax._processes import Messages, ProcessError
 from rnnjax.checkpoint import Checkpoints
 from rnnjax.data import DataError
 
-# What is compared by its parts, and what a machine may have elsewhere than another has it.
-_PLACES = ("settings", "dataset", "data_dir", "captions", "pairs", "test")
-
 
 @contextlib.contextmanager
 def open_run(
@@ -49,7 +46,7 @@ def open_run(
             processes.
         OSError: see `RunFolder`.
     """
-    _require_agreement(identity)
+    _require_agreement(identity, settings.places())
     config = {"environment": environment(), **(stored or {}), **identity}
     if stored is not None:
         require_same(stored, config, settings.MAY_CHANGE, str(folder))
@@ -64,17 +61,17 @@ def open_run(
         yield run, Saver(checkpoints, run, known, may_change=settings.MAY_CHANGE, every=every)
 
 
-def _require_agreement(identity: Mapping[str, Any]) -> None:
+def _require_agreement(identity: Mapping[str, Any], places: frozenset[str]) -> None:
     """Refuse processes that were given other settings or data than the first: their batches would
-    not fit together, or the run would be none that can be said. Places may differ."""
+    not fit together, or the run would be none that can be said. Places of data may differ."""
     if jax.process_count() == 1:
         return
     messages, told, process = Messages(), plain(identity), jax.process_index()
     first = messages.from_first("identity", lambda: told)
 
     def check() -> None:
-        then, now = ({**one, **one.get("settings", {})} for one in (first, told))
-        names = [n for n in {**then, **now} if n not in _PLACES and then.get(n) != now.get(n)]
+        then, now = ({**one, **one.get("settings", {}), "settings": None} for one in (first, told))
+        names = [n for n in {**then, **now} if n not in places and then.get(n) != now.get(n)]
         if names:
             raise DataError(
                 f"{', '.join(names)} must be the same in all processes, got others in process "

@@ -13,6 +13,10 @@ from experiments.running.processes import is_first
 from experiments.running.run_folder import CONFIG, check_usable, plain
 from rnnjax.data import DataError
 
+# Marks a setting that says where data lie, as ``Annotated[Path, PLACE]``. Another machine may have
+# them elsewhere: what they are is known by their hash.
+PLACE = "place"
+
 Settings = TypeVar("Settings")
 Run = TypeVar("Run", bound="RunSettings")
 
@@ -34,6 +38,12 @@ class RunSettings:
     # A run that goes on with others of these comes to what it would have come to with them all
     # along.
     MAY_CHANGE: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def places(cls) -> frozenset[str]:
+        """The settings that are marked as places."""
+        hints = get_type_hints(cls, include_extras=True).items()
+        return frozenset(n for n, hint in hints if PLACE in getattr(hint, "__metadata__", ()))
 
     @property
     def existing(self) -> Literal["refuse", "resume", "replace"]:

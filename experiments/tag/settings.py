@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import Positional
 
-from experiments.running.run_settings import RunSettings
+from experiments.running.run_settings import PLACE, RunSettings
 
 
 @dataclass(frozen=True)
 class Settings(RunSettings):
     """Train a recurrent network to label every word."""
 
-    dataset: str | None = None
+    dataset: Annotated[str | None, PLACE] = None
     """A file of your own: a word and its label on each line, an empty line after each sentence.
     Sentences of a small grammar, with words of several kinds, are generated if not given."""
     sentences: int = 3000

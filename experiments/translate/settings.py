@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import Positional
 
-from experiments.running.run_settings import RunSettings
+from experiments.running.run_settings import PLACE, RunSettings
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Settings(RunSettings):
     pair: str | None = None
     """Sentences in two languages: de-en and the like for those of Multi30k under --data-dir, or the
     path of a .tsv file of your own, source and target with a tab between."""
-    data_dir: Path | None = None
+    data_dir: Annotated[Path | None, PLACE] = None
     """Folder of local data sets; the environment variable RNNJAX_DATA if not given."""
     examples: int = 12_800
     """Generated pairs to train on; 1,000 more are for validation and 1,000 for the test."""

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import Positional
 
-from experiments.running.run_settings import RunSettings
+from experiments.running.run_settings import PLACE, RunSettings
 
 
 @dataclass(frozen=True)
 class Settings(RunSettings):
     """Train a recurrent network that writes text."""
 
-    dataset: str = "rotten_tomatoes"
+    dataset: Annotated[str, PLACE] = "rotten_tomatoes"
     """A name (rotten_tomatoes, tiny_shakespeare, ptb, ag_news_titles, ...) or the path of a text
     of your own. rotten_tomatoes needs no file: its sentences come inside a package."""
-    data_dir: Path | None = None
+    data_dir: Annotated[Path | None, PLACE] = None
     """Folder of local data sets; the environment variable RNNJAX_DATA if not given."""
     level: Literal["chars", "words"] = "chars"
     """What is written at a time. Words need more text and a large vocabulary."""

@@ -2,10 +2,13 @@
 
 import importlib
 import itertools
+from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
 from experiments import classify
+from experiments.running.run_settings import RunSettings
 
 MEASUREMENTS = (
     "batching dynamic_evaluation endurance generation million_texts parallel_in_time ppo_peer "
@@ -110,3 +113,14 @@ def test_a_first_word_that_no_program_knows_is_named(capsys):
     assert classify.main(["predit", "runs/a"]) == 2
     expected = "the first word must be an option or predict (see --help), got 'predit'"
     assert expected in capsys.readouterr().err
+
+
+def test_every_path_that_a_run_is_given_is_marked_as_a_place_but_for_its_folder():
+    for program in PROGRAMS:
+        importlib.import_module(f"experiments.{program}")
+    kinds = RunSettings.__subclasses__()
+    assert len(kinds) > 10
+    for kind in kinds:
+        hints = get_type_hints(kind).items()
+        paths = {name for name, hint in hints if Path in (hint, *get_args(hint))}
+        assert paths - {"out"} == kind.places() - {"dataset"}, kind  # a name or a path
