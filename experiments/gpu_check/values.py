@@ -6,14 +6,48 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType
 
 import rnnjax
 
 BATCH, TIME = 20, 18
 
 
+def both_directions(cell: Any, params: Any, xs: Any, **how: Any) -> Any:
+    """Two loops that share the device: none may take the room that the other waits for."""
+    layer = rnnjax.bidirectional(
+        *(
+            rnnjax.recurrent(
+                cell,
+                reverse=reverse,
+                implementation=how["implementation"],
+                scan_unroll=how["scan_unroll"],
+            )
+            for reverse in (False, True)
+        )
+    )
+    made = jax.eval_shape(lambda: layer.init(jax.random.key(0), 4))
+    flags = {name: how[name] for name in ("lengths", "resets")}
+    return layer.apply(type(made)(params, params), xs, **flags)
+
+
+def in_shard_map(cell: Any, params: Any, xs: Any, **how: Any) -> Any:
+    """The kernels in a program for each device of a mesh, here of one."""
+    flags = {name: how.pop(name) for name in ("lengths", "resets")}
+
+    def run(params: Any, xs: Any, flags: dict[str, Any]) -> Any:
+        return rnnjax.unroll(cell, params, xs, **how, **flags)
+
+    if how["implementation"] == "scan":
+        return run(params, xs, flags)
+    same, divided = jax.P(), jax.P("batch")
+    mesh = jax.make_mesh((1,), ("batch",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
+    specs = {"in_specs": (same, divided, divided), "out_specs": divided}
+    return jax.shard_map(run, mesh=mesh, **specs)(params, xs, flags)
+
+
 class Row(NamedTuple):
-    """A cell, a dtype, and what ``unroll`` is given beside it."""
+    """A cell, a dtype, what ``unroll`` is given beside it, and what may stand in its place."""
 
     name: str
     cell: Any
@@ -23,6 +57,7 @@ class Row(NamedTuple):
     options: tuple[tuple[str, Any], ...] = ()
     ragged: bool = True
     noisy: bool = False
+    run: Callable = rnnjax.unroll
 
 
 def loop_alone(cell: Any) -> Any:
@@ -63,6 +98,8 @@ def rows() -> list[Row]:
             rnnjax.variational_dropout(rnnjax.peephole_lstm(30), hidden=0.3), f32, noisy=True),
         Row("lstm, zoneout", rnnjax.zoneout(rnnjax.lstm(64), 0.2), bf16, noisy=True),
         Row("learned carry", rnnjax.learn_initial_carry(rnnjax.minimal_gated(64)), bf16),
+        Row("lstm, both directions", rnnjax.lstm(256), bf16, 120, run=both_directions),
+        Row("gru, in shard_map", rnnjax.gru(64), f32, run=in_shard_map),
     ]  # fmt: skip
 
 
@@ -95,7 +132,7 @@ def program(row: Row, implementation: str) -> Callable:
         static = dict(row.options)
 
         def loss(params: Any, xs: Any) -> Any:
-            outputs = rnnjax.unroll(
+            outputs = row.run(
                 cell, params, xs, implementation=implementation, scan_unroll=1, **static, **arrays
             )
             rng = np.random.default_rng(1)

@@ -6,6 +6,7 @@ The cells, layers and options are those of ``cases.py``, the truth is the scan i
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ from test_kernels import NEW_JAX
 from test_sequence_law import weigh
 
 import rnnjax
+from experiments.gpu_check import values
 from rnnjax.engine.kernels import persistent
 
 pytestmark = [NEW_JAX, pytest.mark.full, pytest.mark.usefixtures("quick_compile", "emulated_gpu")]
@@ -132,6 +134,14 @@ def test_batch_axes_and_vmap_agree():
     grid = apply(*(a.reshape(B, 1, 1, *a.shape[1:]) for a in args))
     for other in (by_row, jax.tree.map(lambda a: a.reshape(B, *a.shape[3:]), grid)):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), other, whole)
+
+
+@pytest.mark.parametrize("name", ["lstm, both directions", "gru, in shard_map"])
+def test_what_is_checked_on_a_gpu_is_right_tile_by_tile(name):
+    row = next(row for row in values.rows() if row.name == name)
+    small = row._replace(cell=rnnjax.gru(20), batch=4, time=3)
+    with ThreadPoolExecutor(1) as pool:
+        assert values.finish(values.start(small, pool))["right"]
 
 
 def test_in_a_shard_map_devices_give_what_one_gives():
