@@ -43,7 +43,7 @@ from experiments.running.process_memory import device_memory
 from experiments.running.processes import own_folder, start_time
 from experiments.running.run_folder import CONFIG, RunFolder, environment, plain
 from experiments.running.run_settings import stored_config
-from experiments.running.setting_checks import check_settings
+from experiments.running.setting_checks import MOST_SEEDS, check_settings
 from experiments.running.text import Encoder, Splits, fit_encoder, hold_out, make_batches, take
 from rnnjax.data import NAMES, DataError, Dataset, Examples, load
 from rnnjax.data.tables import SUFFIXES
@@ -250,6 +250,8 @@ def make_recipe(settings: Settings) -> Recipe:
 def train_all(settings: Settings) -> None:
     """Train with one seed, or with several and report how far they lie apart."""
     check_settings(settings)
+    if settings.seed + settings.repeat > MOST_SEEDS:
+        raise DataError(f"--seed plus --repeat must be at most {MOST_SEEDS:,}, got more")
     settings = located(settings)
     folder = settings.out
     assert folder is not None  # it was just given

@@ -26,11 +26,11 @@ import optax
 import rnnjax
 from experiments import ensemble
 from experiments.running.console import exit_code, print_table
-from experiments.running.figures import new_figure
+from experiments.running.figures import new_figure, save_figure
 from experiments.running.fitting import classification_loss
 from experiments.running.parsing import parse
-from experiments.running.run_folder import RunFolder, environment
-from experiments.running.setting_checks import above, check_settings, share, whole
+from experiments.running.run_folder import RunFolder, check_usable, environment
+from experiments.running.setting_checks import MOST_SEEDS, above, check_settings, share, whole
 from experiments.running.text import Splits
 from rnnjax.data import DataError
 from rnnjax.metrics import merge
@@ -215,17 +215,20 @@ def draw(found: Sequence[Found], path: Path) -> None:
         axes.scatter(xs, ys, s=12, color=line.get_color())
     axes.set(xscale="log", xlabel="learning rate", ylabel="validation accuracy")
     axes.legend()
-    figure.savefig(path, format="png")
+    save_figure(figure, path)
 
 
-def sweep(settings: Settings) -> list[Found]:
-    """Train all models, and leave their records and a picture."""
+def sweep(settings: Settings) -> tuple[list[Found], Path]:
+    """Train all models, and leave their records and a picture in the folder that is given too."""
     check_settings(settings, seeds=whole(1, 1_000))
     _check_each("learning_rates", settings.learning_rates, above(0))
     _check_each("word_dropouts", settings.word_dropouts, share())
     _check_each("dropouts", settings.dropouts, share())
-    name = f"sweep-{settings.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if settings.seed + settings.seeds > MOST_SEEDS:
+        raise DataError(f"--seed plus --seeds must be at most {MOST_SEEDS:,}, got more")
+    name = f"sweep-{Path(settings.dataset).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = settings.out or Path("runs", name)
+    check_usable(folder, "new")
     shared = ensemble.Settings(
         **{
             name: getattr(settings, name)
@@ -233,15 +236,15 @@ def sweep(settings: Settings) -> list[Found]:
         }
     )
     config = {"settings": vars(settings), "environment": environment()}
+    prepared, found = ensemble.prepare(shared), []  # what is wrong with the data leaves no folder
     with RunFolder(folder, config, leaves=(PICTURE,)) as run:
-        prepared, found = ensemble.prepare(shared), []
         for dropout in settings.dropouts:
             found += train_together(settings, combinations(settings, dropout), prepared)
         for one in found:
             figures = {"validation": one.validation, "epoch": one.epoch, "test": one.test}
             run.write({"kind": "model", **one.combination._asdict(), **figures})
         draw(found, folder / PICTURE)
-    return found
+    return found, folder
 
 
 def _check_each(name: str, values: Sequence[float], rule: Any) -> None:
@@ -253,9 +256,11 @@ def _check_each(name: str, values: Sequence[float], rule: Any) -> None:
 
 def report(settings: Settings) -> None:
     """Trains, and prints how good each combination became."""
-    rows = table(sweep(settings))
+    found, folder = sweep(settings)
+    rows = table(found)
     print("best epoch of each model by validation; mean ± standard deviation over the seeds")
     print_table(rows)
+    print(f"{PICTURE} and a record of each model in {folder}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -20,8 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.running.console import command, exit_code
+from experiments.running.console import command, exit_code, wrapped
 from experiments.running.parsing import parse
+from experiments.running.run_folder import check_usable
+from experiments.running.setting_checks import above, check_settings, each, share, whole
 from rnnjax.data import DataError
 
 # How often a run's records are looked at: an epoch takes seconds at least.
@@ -112,7 +114,10 @@ def run_trial(trial: Any, words: Sequence[str], folder: Path, metric: str) -> tu
             process.terminate()
         _, errors = process.communicate()
     if process.returncode and not is_pruned:
-        raise DataError(f"the run in {folder} failed: {errors.strip().splitlines()[-1:]}")
+        said = errors.strip() or "nothing"
+        raise DataError(
+            f"the run in {folder} failed with exit code {process.returncode}, saying\n{said}"
+        )
     return best, is_pruned
 
 
@@ -120,18 +125,24 @@ def tune(settings: Settings, same: Sequence[str]) -> Any:
     """Searches, and gives Optuna's study.
 
     Raises:
-        DataError: optuna is not installed.
+        DataError: a setting cannot be, optuna is not installed, or a run failed.
     """
+    _check(settings)
     try:
         import optuna  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
         raise DataError("experiments.tune needs the package optuna: pip install optuna") from None
     folder = settings.out or Path("runs", f"tune-{time.strftime('%Y%m%d-%H%M%S')}")
+    check_usable(folder, "new")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # what it tells of a trial is wider
     program = [sys.executable, "-m", "experiments.classify", *same]
 
     def objective(trial: Any) -> float:
         words = [*program, *suggested(trial, settings)]
         best, is_pruned = run_trial(trial, words, folder / f"trial-{trial.number}", settings.metric)
+        tried = ", ".join(f"{name} {_short(value)}" for name, value in trial.params.items())
+        end = " (stopped: it promised little)" if is_pruned else ""
+        print(wrapped(f"trial {trial.number}: {best:.4f}{end}, {tried}"), flush=True)
         if is_pruned:
             raise optuna.TrialPruned
         return best
@@ -143,6 +154,25 @@ def tune(settings: Settings, same: Sequence[str]) -> Any:
     )
     study.optimize(objective, n_trials=settings.trials)
     return study
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _check(settings: Settings) -> None:
+    check_settings(
+        settings,
+        trials=whole(1),
+        rate_from=above(0),
+        rate_to=above(0),
+        dropout_to=share(),
+        sizes=each(whole(1, 1_000_000)),
+    )
+    if settings.rate_from > settings.rate_to:
+        raise DataError(
+            f"--rate-from must be at most --rate-to, {settings.rate_to}, got {settings.rate_from}"
+        )
 
 
 def report(settings: Settings, same: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.anomaly.series import Watched
-from experiments.running.figures import new_figure
+from experiments.running.figures import new_figure, save_figure
 
 MOST = 1200  # steps that can be told apart
 
@@ -43,4 +43,4 @@ def draw_surprise(
     below.set(ylabel="surprise, nats", xlabel="step")
     for axes in (above, below):
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(os.fspath(path), format="png")
+    save_figure(figure, path)

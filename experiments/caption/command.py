@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -180,7 +181,7 @@ def caption_one(request: Request) -> None:
     if network.attends and found and found[0]:
         path = request.figure or request.run / "where-it-looked-at-a-picture.png"
         _draw(network, params, vocabulary, pictures, found[:1], path)
-        print(f"where it looked: {path}")
+        print(f"where it looked: {path}", file=sys.stderr)
 
 
 def export_run(request: Export) -> None:

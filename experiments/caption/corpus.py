@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from experiments.caption.scenes import PIXELS, Scene, make_scenes
 from experiments.caption.settings import Settings
 from experiments.running.words import words
-from rnnjax.data import DataError, Vocabulary
+from rnnjax.data import DataError, Vocabulary, read_lines
 
 START, STOP = 2, 3
 _MARKS = ("<start>", "<stop>")
@@ -82,17 +81,14 @@ def _captioned(scenes: Sequence[Scene]) -> Captioned:
 
 def _from_files(path: Path, settings: Settings) -> tuple[Captioned, Captioned, Captioned, str]:
     """The pictures that a file lists, a tenth of them to validate and a tenth to test."""
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"--captions must be a text file that can be read, got {path}: {error}"
-        ) from None
     pictures, captions = [], []
-    for number, row in enumerate(csv.reader(text.splitlines(), delimiter="\t"), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line.strip():
+            continue
+        row = line.split("\t")  # quotes are text
         if len(row) != 2 or not (found := words(row[1])):
             raise DataError(
-                f"{path}, line {number}, must be a path, a tab and a caption, got {row}"
+                f"{path}, line {number}, must be a path, a tab and a caption, got {line[:60]!r}"
             )
         if len(found) < settings.max_length:  # the stop is one more
             pictures.append(read_picture(path.parent / row[0]))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.caption.model import GRID
-from experiments.running.figures import new_figure
+from experiments.running.figures import AS_IT_STANDS, new_figure, save_figure
 
 _ACROSS = 9  # panels of a row
 
@@ -36,7 +36,7 @@ def draw_looks(looks: Sequence[Look], path: str | os.PathLike[str]) -> None:
         for word, weights, axes in zip(look.words, look.weights, panels, strict=False):
             _draw(axes, look.picture, word, weights)
         begin += count
-    figure.savefig(os.fspath(path), format="png")
+    save_figure(figure, path)
 
 
 def _draw(axes: Any, picture: np.ndarray, word: str, weights: np.ndarray) -> None:
@@ -44,4 +44,4 @@ def _draw(axes: Any, picture: np.ndarray, word: str, weights: np.ndarray) -> Non
     side = picture.shape[0] // GRID
     light = np.kron(weights.reshape(GRID, GRID) / weights.max(), np.ones((side, side)))
     axes.imshow(np.round(picture * (0.15 + 0.85 * light[..., None])).astype(np.uint8))
-    axes.set_title(word, fontsize=10)
+    axes.set_title(word, fontsize=10, **AS_IT_STANDS)

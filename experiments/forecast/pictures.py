@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.running.figures import new_figure
+from experiments.running.figures import new_figure, save_figure
 
 
 class Shown(NamedTuple):
@@ -32,7 +32,7 @@ def draw_forecasts(panels: Mapping[str, Shown], path: str | os.PathLike[str]) ->
         axes.set_visible(False)
     handles, labels = grid[0].get_legend_handles_labels()
     figure.legend(handles, labels, ncols=4, frameon=False, loc="outside lower center")
-    figure.savefig(os.fspath(path), format="png")
+    save_figure(figure, path)
 
 
 def _draw(axes: Any, name: str, shown: Shown) -> None:

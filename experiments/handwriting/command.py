@@ -84,7 +84,7 @@ def train(settings: Settings) -> Fitted:
         if settings.read_words and writing.glyphs:
             run.write({"kind": "read", **_read_back(writing, model, fitted.params, settings)})
     print(f"{time.perf_counter() - began:.0f} s, compiling included; {PICTURE} in {folder}")
-    print(f"try: {command(*PROGRAM.split(), 'write', folder, writing.test[0].text)}")
+    print(f"try:\n  {command(*PROGRAM.split(), 'write', folder, writing.test[0].text)}")
     return fitted
 
 

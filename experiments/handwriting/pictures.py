@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from experiments.handwriting.writing import as_lines
-from experiments.running.figures import new_figure
+from experiments.running.figures import new_figure, save_figure
 
 _INK = "#1f3a93"
 
@@ -58,7 +58,7 @@ def draw_lines(
         _draw(axes, title, lines, float(widest))
     if window:
         _draw_window(panels[-1], *window)
-    figure.savefig(os.fspath(path), format="png")
+    save_figure(figure, path)
 
 
 def _draw(axes: Any, title: str, lines: Sequence[np.ndarray], widest: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from experiments.running.figures import new_figure
+from experiments.running.figures import new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,4 +41,4 @@ def tidy(
 
 def save(figure: Figure, path: Path) -> None:
     """Writes a .png."""
-    figure.savefig(path, format="png")
+    save_figure(figure, path)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.running.figures import new_figure
+from experiments.running.figures import new_figure, save_figure
 
 
 def draw_ratios(lines: Sequence[dict[str, Any]], png_path: Path) -> bool:
@@ -37,5 +37,5 @@ def draw_ratios(lines: Sequence[dict[str, Any]], png_path: Path) -> bool:
     axes.set_xlim(min(0.8, 0.8 * min(ratios)), 1.6 * max(*ratios, 2))
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(png_path, format="png")
+    save_figure(figure, png_path)
     return True

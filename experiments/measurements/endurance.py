@@ -25,7 +25,7 @@ from experiments import classify
 from experiments.running.checkpoints import Saver, Snapshot, parse_every
 from experiments.running.console import Progress, print_table
 from experiments.running.devices import find_devices
-from experiments.running.figures import new_figure
+from experiments.running.figures import new_figure, save_figure
 from experiments.running.fitting import Fitted
 from experiments.running.generated_texts import generated_texts
 from experiments.running.interrupts import Interrupted, Interrupts
@@ -311,7 +311,7 @@ def draw(watches: Sequence[Watch], parts: Sequence[Part], path: Path) -> None:
     # Neither from zero, where no growth would show, nor so near that noise would look like it.
     panels[0].set_ylim(0.9 * min(resident), 1.05 * max(resident))
     panels[0].set_ylabel("resident memory, MB")
-    figure.savefig(path, format="png")
+    save_figure(figure, path)
 
 
 def _draw_part(axes: Axes, samples: Sequence[Sample], part: Part) -> None:

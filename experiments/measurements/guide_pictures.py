@@ -18,7 +18,7 @@ import numpy as np
 
 import rnnjax
 from experiments.measurements.remat import MEGABYTE, parse_remat
-from experiments.running.figures import new_figure
+from experiments.running.figures import new_figure, save_figure
 from experiments.running.parsing import parse
 from rnnjax.benchmark import compiled_memory
 
@@ -86,7 +86,7 @@ def draw_batch(ys: np.ndarray, mask: np.ndarray, resets: np.ndarray, path: Path)
     given.set_yticks(range(len(NAMES)), NAMES)
     given.set_title("what goes in: blue is read, black starts a segment", fontsize=10)
     made.set_title("what comes out: one unit of a GRU", fontsize=10)
-    figure.savefig(path, format="png")
+    save_figure(figure, path)
 
 
 def set_aside(settings: Settings, steps: int, remat: str) -> float:
@@ -125,7 +125,7 @@ def draw_memory(settings: Settings, rows: dict[str, list[float]], path: Path) ->
     )
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    figure.savefig(path, format="png")
+    save_figure(figure, path)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import rnnjax
 from experiments.measurements.remat import parse_remat
 from experiments.running.console import exit_code, print_table
-from experiments.running.figures import new_figure
+from experiments.running.figures import new_figure, save_figure
 from experiments.running.parsing import parse
 from experiments.running.process_memory import least_squares_slope
 from experiments.running.run_folder import RunFolder, environment, plain
@@ -196,7 +196,7 @@ def draw(found: dict[str, Any], title: str, path: Path) -> None:
     for axes, (name, points) in zip(panels, found["time"].items(), strict=True):
         _draw_time(axes, name, points)
     figure.suptitle(title, fontsize="medium")
-    figure.savefig(path, format="png")
+    save_figure(figure, path)
 
 
 def titled(settings: Settings) -> str:

@@ -78,7 +78,7 @@ def _report(music: Music, fitted: Fitted, seconds: float, folder: Path) -> None:
     print(f"each key by how often it sounds: {independent_keys(train, test):.3f}")
     print(f"each key by whether it sounded before: {keys_by_themselves(train, test):.3f}")
     print(f"{seconds:.0f} s, compiling included; {MIDI} and {PICTURE} in {folder}")
-    print(f"try: {command(*PROGRAM.split(), 'compose', folder, '--seed', '1')}")
+    print(f"try:\n  {command(*PROGRAM.split(), 'compose', folder, '--seed', '1')}")
 
 
 def write_piece(request: Request) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments.music.pieces import LOWEST, Piece
-from experiments.running.figures import new_figure
+from experiments.running.figures import new_figure, save_figure
 
 _NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 
@@ -22,7 +22,7 @@ def draw_pieces(pieces: Mapping[str, Piece], path: str | os.PathLike[str]) -> No
     panels = figure.subplots(len(pieces), 1, squeeze=False)[:, 0]
     for axes, (title, piece) in zip(panels, pieces.items(), strict=True):
         _draw(axes, title, piece, int(low), int(high))
-    figure.savefig(os.fspath(path), format="png")
+    save_figure(figure, path)
 
 
 def _draw(axes: Any, title: str, piece: Piece, low: int, high: int) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.recognize.series import Part
-from experiments.running.figures import new_figure
+from experiments.running.figures import new_figure, save_figure
 
 MOST = 20  # panels; of more labels the first are shown
 
@@ -34,4 +34,4 @@ def draw_kinds(
     for axes in grid[len(shown) :]:
         axes.set_visible(False)
     figure.supxlabel("step", fontsize=8)
-    figure.savefig(os.fspath(path), format="png")
+    save_figure(figure, path)

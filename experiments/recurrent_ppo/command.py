@@ -62,7 +62,7 @@ def train(settings: Settings) -> np.ndarray:
                      run.path / CURVES)  # fmt: skip
     _report(settings, records, returns)
     print(f"{time.perf_counter() - began:.0f} s, compiling included; {CURVES} in {folder}")
-    print(f"try: {command(*PROGRAM.split(), 'play', folder)}")
+    print(f"try:\n  {command(*PROGRAM.split(), 'play', folder)}")
     return returns.mean(axis=1)
 
 

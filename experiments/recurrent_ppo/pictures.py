@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.running.figures import new_figure
+from experiments.running.figures import new_figure, save_figure
 
 _COLOURS = ("#1f5fa8", "#e07b00", "#2b8a3e", "#8a3ea8", "#2b2b2b", "#c2255c", "#0b7285", "#8a8a8a")
 
@@ -39,7 +39,7 @@ def draw_returns(
             frameon=False, fontsize="small", ncols=2, loc="upper center",
             bbox_to_anchor=(0.5, -0.13),
         )  # fmt: skip
-    figure.savefig(os.fspath(path), format="png")
+    save_figure(figure, path)
 
 
 def _draw_run(axes: Any, label: str, records: Sequence[dict[str, Any]], colour: str) -> None:

@@ -197,6 +197,24 @@ def wrapped(sentence: str) -> str:
     )
 
 
+def shortened(text: str) -> str:
+    """The lines of a text, each cut to the 80 columns of a terminal.
+
+    Example:
+        >>> print(shortened("a short line\\n" + "many words " * 9))
+        a short line
+        many words many words many words many words many words many words many words ...
+    """
+    return "\n".join(
+        line if len(line) <= 80 else f"{line[:76].rstrip()} ..." for line in text.split("\n")
+    )
+
+
+def complain(text: str) -> None:
+    """Prints what is no result, as an error, where a terminal and no pipe shows it."""
+    print(_for_a_reader(text, sys.stderr), file=sys.stderr)
+
+
 def exit_code(action: Callable[[], object], *also: type[Exception]) -> int:
     """Does what a command line is for, and says in one line what its user can mend.
 
@@ -227,7 +245,7 @@ def exit_code(action: Callable[[], object], *also: type[Exception]) -> int:
     except Exception as error:
         if not isinstance(error, (ValueError, OSError, *also)) and not is_out_of_memory(error):
             raise
-        print(_for_a_reader(f"error: {_message(error)}", sys.stderr), file=sys.stderr)
+        complain(f"error: {_message(error)}")
         return 2
     return 0
 

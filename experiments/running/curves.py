@@ -30,7 +30,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.running.figures import new_figure
+from experiments.running.figures import AS_IT_STANDS, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,8 +90,8 @@ def draw(
     figure = new_figure(5.2 * len(names), 5.0)
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         _draw_panel(axes, records, name, loss if name == "loss" else name)
-    figure.suptitle(path.resolve().parent.name, fontweight="bold")
-    figure.savefig(os.fspath(png_path), format="png")
+    figure.suptitle(path.resolve().parent.name, fontweight="bold", **AS_IT_STANDS)
+    save_figure(figure, png_path)
 
 
 def _draw_panel(axes: Axes, records: list[Record], name: str, unit: str) -> None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+import warnings
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+# For texts of a user: otherwise two dollar signs in a name would make a formula of it.
+AS_IT_STANDS: dict[str, Any] = {"parse_math": False}
 
 
 def new_figure(width: float, height: float, dpi: int = 150) -> Figure:
@@ -19,3 +25,13 @@ def new_figure(width: float, height: float, dpi: int = 150) -> Figure:
     figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Writes a figure as PNG; a letter that no font here has is drawn as a box, without a word.
+
+    A warning for each such letter, as of words in Chinese, would bury what the program says.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        figure.savefig(os.fspath(path), format="png")

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from experiments.running.checkpoints import Saver, Snapshot
+from experiments.running.console import shortened
 from experiments.running.devices import Devices
 from experiments.running.processes import is_first
 from experiments.running.run_folder import RunFolder
@@ -190,7 +191,8 @@ class _Fitting:
         is_best = stopping.best_epoch == now.epoch
         session.epoch(now, compute(trained), validation, session.clock() - began, is_best)
         if self._show is not None and is_first():
-            session.sample(now.epoch, self._show(self._devices.take_home(average)))
+            text = self._show(self._devices.take_home(average))
+            session.sample(now.epoch, text, shortened(text))
         self._snapshot = now.after_epoch(stopping, self._zeros)
         session.save(self._snapshot)
 

@@ -41,13 +41,14 @@ class RunFolder:
     Args:
         path: the folder; made if need be, with those above it.
         config: what the run was started with; plain values, NumPy's and JAX's scalars, paths.
-        existing: what to do with a folder that is not empty: "refuse" it, "resume" its run (the
-            records go on, see `rewind`, and config.json stays, see `update_config`), or
-            "replace" its run, whose files are deleted.
+        existing: what to do with a folder that is not empty: "refuse" it, which tells of the
+            options --resume and --replace; "new" refuses it for programs without these; "resume"
+            its run (the records go on, see `rewind`, and config.json stays, see
+            `update_config`); or "replace" its run, whose files are deleted.
         leaves: names of further files that the run will leave here, to be deleted by "replace".
 
     Raises:
-        FileExistsError: the folder is not empty and `existing` is "refuse", or it is to be
+        FileExistsError: the folder is not empty and `existing` is "refuse" or "new", or it is to be
             resumed and holds no run.
         rnnjax.checkpoint.CheckpointError: another process runs in the folder.
         OSError: the folder cannot be made or written, or one of the run's files is a link.
@@ -58,11 +59,12 @@ class RunFolder:
         self,
         path: str | os.PathLike[str],
         config: Mapping[str, Any],
-        existing: Literal["refuse", "resume", "replace"] = "refuse",
+        existing: Literal["new", "refuse", "resume", "replace"] = "new",
         leaves: Sequence[str] = (),
     ) -> None:
-        if existing not in ("refuse", "resume", "replace"):
-            raise ValueError(f'existing must be "refuse", "resume" or "replace", got {existing!r}')
+        if existing not in ("new", "refuse", "resume", "replace"):
+            known = '"new", "refuse", "resume" or "replace"'
+            raise ValueError(f"existing must be {known}, got {existing!r}")
         self.path = Path(path)
         self.config_path = self.path / CONFIG
         self.metrics_path = self.path / METRICS
@@ -213,10 +215,11 @@ def check_usable(path: Path, existing: str) -> None:
     # A run that died at its very start leaves a lock, or what was to become config.json.
     found = [] if not path.is_dir() else [entry.name for entry in path.iterdir()]
     used = [name for name in found if name != "lock" and not name.startswith(f".{CONFIG}.")]
-    if existing == "refuse" and used:
+    if existing in ("new", "refuse") and used:
+        rest = ", go on with the run in it (--resume), or delete that and begin anew (--replace)"
         raise FileExistsError(
-            f"run folder {path} must be empty, got {used[0]} in it: choose another, go on with the "
-            "run in it (--resume), or delete that and begin anew (--replace)"
+            f"run folder {path} must be empty, got {used[0]} in it: choose another"
+            f"{rest if existing == 'refuse' else ''}"
         )
     if existing == "resume" and used and CONFIG not in used:
         raise FileExistsError(f"run folder {path} must hold a run to resume, got no {CONFIG} in it")

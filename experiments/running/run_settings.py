@@ -63,7 +63,19 @@ def stored_settings(kind: type[Run], folder: Path) -> Run:
         DataError: the folder holds no run, or one of another program.
     """
     values = read_config(folder)["settings"]
+    names = [field.name for field in dataclasses.fields(kind)]  # pyright: ignore[reportArgumentType]
+    unknown = [name for name in values if name not in names]
+    lacking = [name for name in names if name not in values and name not in kind.OF_THE_DAY]
+    if unknown and lacking:
+        raise DataError(
+            f"{folder} must hold a run of this program and version, got one with the settings "
+            f"{_few(unknown)} and without {_few(lacking)}"
+        )
     return settings_from(kind, {**values, **dict.fromkeys(kind.OF_THE_DAY, False)}, folder / CONFIG)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def stored_config(settings: RunSettings, folder: Path) -> dict[str, Any] | None:

@@ -77,7 +77,7 @@ def _report(corpus: Corpus, fitted: Fitted, seconds: float, folder: Path) -> Non
     print(f"with the label that each word has most often: {usual:.4f}")
     print(f"{seconds:.0f} s, compiling included; {PICTURE} in {folder}")
     words = " ".join(word for word, _ in corpus.test[0])
-    print(f"try: {command(*PROGRAM.split(), 'label', folder, words)}")
+    print(f"try:\n  {command(*PROGRAM.split(), 'label', folder, words)}")
 
 
 def label(request: Request) -> None:

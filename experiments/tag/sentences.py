@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.tag.settings import Settings
-from rnnjax.data import DataError
+from rnnjax.data import DataError, read_lines
 
 Sentence = list[tuple[str, str]]  # words with their labels
 
@@ -60,22 +60,22 @@ def read_corpus(settings: Settings) -> Corpus:
 def read_sentences(path: Path) -> list[Sentence]:
     """A word at the beginning of each line and its label at the end; empty lines between sentences.
 
+    Columns are divided by tabs, or in a line without any by blanks.
+
     Raises:
-        DataError: the file is no text, or a line has one column; names the line.
+        DataError: the file is no text, or a line has no word or no label; names the line.
     """
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} must be a text file, got {error}") from None
     sentences: list[Sentence] = [[]]
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         columns = line.split("\t") if "\t" in line else line.split()
         if not line.strip():
             sentences.append([])
-        elif len(columns) < 2:
-            raise DataError(f"{path}, line {number}: must be a word and its label, got {line!r}")
+        elif len(columns) < 2 or not columns[0].strip() or not columns[-1].strip():
+            raise DataError(
+                f"{path}, line {number}: must be a word and its label, got {line[:60]!r}"
+            )
         else:
-            sentences[-1].append((columns[0], columns[-1]))
+            sentences[-1].append((columns[0].strip(), columns[-1].strip()))
     return [sentence for sentence in sentences if sentence]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.running.figures import new_figure
+from experiments.running.figures import new_figure, save_figure
 from experiments.throughput.measuring import BASELINE, Record
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def draw_ratios(cases: Mapping[str, Sequence[Record]], path: Path) -> bool:
         for record in found:
             _draw_point(axes, number, names, record)
     _tidy(axes, list(rows), names)
-    figure.savefig(path, format="png")
+    save_figure(figure, path)
     return True
 
 

@@ -13,7 +13,7 @@ import jax
 import rnnjax
 from experiments.running import curves
 from experiments.running.command_line import run_program
-from experiments.running.console import command, parameter_table
+from experiments.running.console import command, complain, parameter_table, wrapped
 from experiments.running.devices import find_devices
 from experiments.running.exported import write_programs
 from experiments.running.loss_fitting import Fitted, Recipe, fit_by_loss
@@ -92,9 +92,13 @@ def _lines(
 ) -> list[str]:
     return [
         f"  {joined(tokens_of(corpus.source, source), settings)} -> "
-        f"{joined(tokens_of(corpus.target, texts[0] if texts else []), settings)}"
+        f"{_text(corpus.target, texts[0] if texts else [], settings)}"
         for source, texts in zip(sources, found, strict=True)
     ]
+
+
+def _text(vocabulary: Vocabulary, ids: Sequence[int], settings: Settings) -> str:
+    return joined(tokens_of(vocabulary, ids), settings) or "(empty)"
 
 
 def _test(
@@ -135,7 +139,7 @@ def _test(
 def _with_signature(written: list[list[str]], corpus: Corpus, settings: Settings) -> dict[str, Any]:
     """BLEU of whole texts by sacrebleu, where it is installed."""
     if (line := missing_line("the sacrebleu score", "sacrebleu")) is not None:
-        print(f"{line}; pip install sacrebleu, or -e '.[translate]' in a checkout")
+        print(wrapped(f"{line}; pip install sacrebleu, or -e '.[translate]' in a checkout"))
         return {}
     texts = [joined(tokens, settings) for tokens in written]
     score, signature = sacrebleu(texts, corpus.test_pairs.targets)
@@ -155,7 +159,7 @@ def _report(
         print(f"BLEU on tokens {figures['bleu']:.2f}")
     if "sacrebleu" in figures:
         print(f"sacrebleu {figures['sacrebleu']:.2f}, {figures['signature']}")
-    print(f"{seconds:.0f} s, compiling included; curves, samples and alignment in {folder}")
+    print(f"{seconds:.0f} s, compiling included; files in {folder}")
     example = corpus.test_pairs.sources[0]
     print(f"try:\n  {command(*PROGRAM.split(), 'translate', folder, example)}")
 
@@ -170,7 +174,7 @@ def translate_one(request: Request) -> None:
     ids = source.encode(tokens)
     unknown = [token for token, i in zip(tokens, ids, strict=True) if i == UNKNOWN]
     if unknown:
-        print(f"not in the vocabulary: {', '.join(unknown)}", file=sys.stderr)
+        complain(f"note: not in the training sentences: {', '.join(unknown)}")
     (found,) = translate(
         model,
         params,
@@ -180,7 +184,7 @@ def translate_one(request: Request) -> None:
         length_penalty=request.length_penalty,
     )
     for text in found:
-        print(joined(tokens_of(target, text), settings))
+        print(_text(target, text, settings))
     if settings.attention == "none" or not found:
         return
     (weights,) = alignments(model, params, [ids], found[:1])

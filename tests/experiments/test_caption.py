@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from stopping import stopped_after
 
 from experiments.caption import command
@@ -147,6 +148,17 @@ def test_wrong_settings_are_one_line_and_leave_nothing(case, tmp_path, capsys):
     assert expected in error
     assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_quotes_in_captions_are_text_whatever_the_line_ends_and_marks(tmp_path):
+    path = tmp_path / "mine.tsv"
+    rows = [f'{number}.png\t"a cat' for number in range(10)]
+    for number in range(10):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{number}.png")
+    path.write_bytes(("\ufeff" + "\r\n".join([*rows, "", ""])).encode())
+    corpus = read_corpus(Settings(captions=path, min_count=1))
+    parts = (corpus.train, corpus.validation, corpus.test)
+    assert [caption for part in parts for caption in part.words] == [['"', "a", "cat"]] * 10
 
 
 def test_a_line_without_a_caption_is_named(tmp_path, capsys):

@@ -84,8 +84,30 @@ def test_a_sweep_leaves_a_record_a_model_and_a_picture(tmp_path, capsys):
     lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines())
     assert len([line for line in lines if line["kind"] == "model"]) == 4
     assert (tmp_path / "run" / "sweep.png").stat().st_size > 5_000
-    assert "0.001" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "0.001" in out
+    assert f"sweep.png and a record of each model in {tmp_path / 'run'}" in out
     assert main([*data, *small, "--learning-rates", "0"]) == 2
     assert "--learning-rates must each be a finite number above 0, got [0.0]" in (
         capsys.readouterr().err
     )
+
+
+def test_what_is_wrong_with_the_data_leaves_no_folder_and_a_full_one_is_not_to_be_resumed(
+    tmp_path, capsys
+):
+    folder = tmp_path / "run"
+    assert main(["--dataset", str(tmp_path / "none.csv"), "--out", str(folder)]) == 2
+    assert not folder.exists()
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    capsys.readouterr()
+    assert main(["--out", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert "must be empty, got config.json in it: choose another" in error
+    assert "--resume" not in error
+
+
+def test_seeds_beyond_the_last_one_are_refused(capsys):
+    assert main(["--seed", "4294967295", "--seeds", "2"]) == 2
+    assert "--seed plus --seeds must be at most 4,294,967,296" in capsys.readouterr().err

@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from experiments.tag import command
-from experiments.tag.pictures import confusion
+from experiments.tag.pictures import confusion, draw_confusion
 from experiments.tag.sentences import make_sentence, most_frequent, read_corpus, read_sentences
 from experiments.tag.settings import Settings
 from rnnjax.data import DataError
@@ -43,7 +44,7 @@ def test_files_are_read_with_any_columns_between_word_and_label(tmp_path):
     with pytest.raises(DataError, match=r"own\.conll, line 2: must be a word and its label"):
         read_sentences(path)
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match="must be a text file"):
+    with pytest.raises(DataError, match="must have UTF-8 text, got line 1"):
         read_sentences(path)
 
 
@@ -52,7 +53,7 @@ BAD = {
         ["--sentences", "4"],
         "--sentences must be a whole number from 5 to 10,000,000",
     ),
-    "no file": (["--dataset", "nowhere.conll"], "nowhere.conll must be a text file"),
+    "no file": (["--dataset", "nowhere.conll"], "nowhere.conll must be a file, got none"),
 }
 
 
@@ -90,6 +91,23 @@ def test_the_usual_label_of_each_word_is_counted():
     train = [[("a", "X"), ("a", "Y"), ("a", "Y"), ("b", "X")], [("c", "X")]]
     test = [[("a", "Y"), ("a", "X")], [("b", "X"), ("new", "X")]]
     assert most_frequent(train, test) == pytest.approx(3 / 4)
+
+
+def test_a_file_is_read_whatever_its_line_ends_and_marks_and_no_label_is_empty(tmp_path):
+    path = tmp_path / "words.conll"
+    path.write_bytes("\ufeffthe D\r\nfish\u2028 N\r\n\r\ncaf\u00e9\t N \r\n".encode())
+    assert read_sentences(path) == [[("the", "D"), ("fish", "N")], [("caf\u00e9", "N")]]
+    for line in ("word\t", "\tN", "word\t "):
+        path.write_text(f"the D\n{line}\n")
+        with pytest.raises(DataError, match="line 2: must be a word and its label"):
+            read_sentences(path)
+
+
+def test_the_picture_of_many_labels_is_of_the_most_frequent_and_dollars_make_no_formula(tmp_path):
+    labels = [f"$x{number}^$" for number in range(400)]
+    draw_confusion(confusion(range(400), range(400), 400), labels, tmp_path / "tags.png")
+    with Image.open(tmp_path / "tags.png") as picture:
+        assert max(picture.size) < 3000
 
 
 def test_confusions_are_counted():

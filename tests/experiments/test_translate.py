@@ -6,12 +6,14 @@ import shlex
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from stopping import stopped_after
 
 import rnnjax
 from experiments.translate import command
 from experiments.translate.corpus import STOP, joined, read_corpus, tokens_of, words
 from experiments.translate.model import build_model
+from experiments.translate.pictures import Alignment, draw_alignments
 from experiments.translate.scoring import bleu, exact, on_diagonal, sacrebleu
 from experiments.translate.settings import Settings
 from experiments.translate.training import make_loss
@@ -69,6 +71,39 @@ def test_signs_stand_by_the_words_before_them():
     assert joined(words(text), settings) == text
     assert joined(list("12"), Settings(task="add")) == "12"
     assert joined(["a", "b"], Settings(task="copy")) == "a b"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Cafe\u0301, a\u0308u\u00dferst", ["caf\u00e9", ",", "\u00e4u\u00dferst"]),
+        ("\u0939\u093f\u0928\u094d\u0926\u0940!", ["\u0939\u093f\u0928\u094d\u0926\u0940", "!"]),
+        (
+            "\u0645\u06cc\u200c\u0634\u0648\u062f a-b",
+            ["\u0645\u06cc\u200c\u0634\u0648\u062f", "a", "-", "b"],
+        ),
+    ],
+)
+def test_marks_and_vowel_signs_are_parts_of_their_words(text, expected):
+    assert words(text) == expected
+
+
+@pytest.mark.parametrize(("flag", "wrong"), [("--beam", "0"), ("--length-penalty", "nan")])
+def test_wishes_that_no_search_can_grant_are_named_before_a_run_is_read(flag, wrong, capsys):
+    assert run("translate", "no run", "a b", flag, wrong) == 2
+    assert f"{flag} must be a" in capsys.readouterr().err
+
+
+def test_the_picture_of_a_long_text_is_of_its_beginning_and_dollars_make_no_formula(tmp_path):
+    tokens, path = ["$x^$"] * 5000, tmp_path / "alignment.png"
+    draw_alignments([Alignment(tokens, tokens, np.zeros((5000, 5000)))], path)
+    with Image.open(path) as picture:
+        assert max(picture.size) < 5000
+
+
+def test_a_letter_without_a_font_brings_no_warning(tmp_path):
+    sign = ["\U00010900"]
+    draw_alignments([Alignment(sign, sign, np.zeros((1, 1)))], tmp_path / "alignment.png")
 
 
 def test_bleu_is_that_of_sacrebleu():
@@ -135,6 +170,17 @@ def test_with_all_of_its_own_tokens_the_loss_is_that_of_scheduled_sampling_alone
     assert float(taught) == pytest.approx(float(make_loss(model)(params, batch, None)[0]))
 
 
+def test_a_run_of_another_program_is_said_to_be_one_in_a_line(tmp_path, capsys):
+    settings = {"direction": "both", "dataset": None, "sentences": 5, "cell": "gru"}
+    (tmp_path / "config.json").write_text(json.dumps({"settings": settings}))
+    for arguments in (("translate", tmp_path, "a b"), ("--out", tmp_path, "--resume")):
+        assert run(*arguments) == 2
+        error = capsys.readouterr().err
+        assert "must hold a run of this program and version" in error
+        assert "with the settings direction, dataset, sentences and without task, pair" in error
+        assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_wrong_settings_are_one_line_and_leave_nothing(case, tmp_path, capsys):
     wrong, expected = BAD[case]
@@ -152,6 +198,9 @@ def test_pairs_of_ones_own_are_learned_from_and_translated(pairs, tmp_path, caps
     assert run("--pair", pairs, "--out", folder, *QUICK, "--beam", "2") == 0
     lines = capsys.readouterr().out.splitlines()
     assert any("BLEU on tokens" in line for line in lines)
+    samples = [line for line in lines if " -> " in line]
+    assert samples
+    assert max(map(len, samples)) <= 80
     printed = shlex.split(lines[lines.index("try:") + 1])
     assert printed[:5] == [*command.PROGRAM.split(), "translate", str(folder)]
     assert run(*printed[3:]) == 0
@@ -164,8 +213,9 @@ def test_pairs_of_ones_own_are_learned_from_and_translated(pairs, tmp_path, caps
 
     assert run("translate", folder, "zwei Hunde .", "--beam", "3") == 0
     said = capsys.readouterr()
-    assert "not in the vocabulary: hunde" in said.err
+    assert "not in the training sentences: hunde" in said.err
     assert len(said.out.splitlines()) == 3
+    assert all(said.out.splitlines())  # "(empty)" is what is said of a text without words
     assert (folder / "alignment-of-a-sentence.png").stat().st_size
     assert run("export", folder) == 0
     assert (folder / "exported" / "step.jax").stat().st_size

@@ -58,7 +58,7 @@ def test_a_trial_that_promises_little_is_stopped_at_once(tmp_path):
 
 
 def test_a_run_that_fails_and_a_figure_that_is_not_there_are_named(tmp_path):
-    with pytest.raises(DataError, match=r"failed: .*no such data"):
+    with pytest.raises(DataError, match=r"failed with exit code 1, saying\nerror: no such data"):
         run("fail", tmp_path / "one", Trial())
     with pytest.raises(DataError, match="--metric must be one of validation_accuracy, got 'bleu'"):
         run("slow", tmp_path / "two", Trial(), "bleu")
@@ -79,3 +79,18 @@ def test_without_optuna_it_is_asked_for_by_name(monkeypatch, capsys):
     assert (
         "experiments.tune needs the package optuna: pip install optuna" in capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["--trials", "0"], "--trials must be a whole number from 1 up"),
+        (["--rate-from", "nan"], "--rate-from must be a finite number above 0"),
+        (["--rate-from", "1"], "--rate-from must be at most --rate-to, 0.02, got 1.0"),
+        (["--dropout-to", "1"], "--dropout-to must be a share"),
+        (["--sizes", "0"], "--sizes must be 1 or more, each a whole number"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused_before_a_trial(given, expected, capsys):
+    assert main(given) == 2
+    assert expected in capsys.readouterr().err
