@@ -36,7 +36,7 @@ from experiments.running.command_line import run_program
 from experiments.running.console import command, parameter_table, wrapped
 from experiments.running.devices import Devices, find_devices
 from experiments.running.fitting import Fitted, Recipe, fit
-from experiments.running.interrupts import Interrupted
+from experiments.running.interrupts import resumable
 from experiments.running.opening import open_run
 from experiments.running.predicting import Request, predict
 from experiments.running.process_memory import device_memory
@@ -257,15 +257,11 @@ def train_all(settings: Settings) -> None:
     assert folder is not None  # it was just given
     if settings.resume and not (folder / CONFIG).exists():
         print(f"{folder}: nothing to resume yet, beginning at the first step")
-    try:
-        if settings.repeat == 1:
-            train(settings, folder)
-        else:
+    if settings.repeat == 1:
+        train(settings, folder)
+    else:
+        with resumable(folder):
             train_seeds(settings, folder)
-    except (Interrupted, KeyboardInterrupt) as stop:
-        saved = stop if isinstance(stop, Interrupted) else "stopped at once"
-        print(f"{saved}; go on with:\n  {command(*PROGRAM.split(), '--out', folder, '--resume')}")
-        raise
 
 
 def located(settings: Settings, variables: Mapping[str, str] = os.environ) -> Settings:

@@ -12,6 +12,7 @@ import tyro
 
 from experiments.running.console import exit_code
 from experiments.running.failures import Failures
+from experiments.running.interrupts import telling_how_to_go_on
 from experiments.running.parsing import first_lines, one_paragraph, parse
 from experiments.running.processes import Launch
 from experiments.running.run_folder import CONFIG
@@ -51,7 +52,7 @@ def run_program(
             raise DataError(f"the first word must be {known} (see --help), got {given[0]!r}")
         else:
             settings, launch = parse_settings(program, kind, given, requests)
-            with launch.joined(failures):
+            with launch.joined(failures), telling_how_to_go_on(program):
                 train(settings)
 
     failures = Failures()

@@ -231,6 +231,9 @@ def exit_code(action: Callable[[], object], *also: type[Exception]) -> int:
         done
         0
     """
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed by who started the program, as by ">&-"
+            setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115 (it is open until the end)
     try:
         action()
     except Interrupted as stop:
@@ -271,6 +274,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename} must be usable, got {error.strerror}"
     if not is_out_of_memory(error):
         return str(error)
     reason = str(error).partition("\n")[0][:200]

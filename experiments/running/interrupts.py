@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shlex
 import signal
 import threading
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -25,6 +28,30 @@ class Interrupted(Exception):  # noqa: N818 (it was asked for)
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
         self.exit_code = 128 + signal_number
+
+
+@contextlib.contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """Notes on what stops a run in which folder it can go on."""
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt) as stop:
+        stop.folder = folder  # pyright: ignore[reportAttributeAccessIssue]
+        raise
+
+
+@contextlib.contextmanager
+def telling_how_to_go_on(program: str) -> Iterator[None]:
+    """Prints of a run that is stopped, if it can go on, by what command."""
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt) as stop:
+        folder: Path | None = getattr(stop, "folder", None)
+        if folder is not None:
+            saved = stop if isinstance(stop, Interrupted) else "stopped at once"
+            line = shlex.join([*program.split(), "--out", str(folder), "--resume"])
+            print(f"{saved}; go on with:\n  {line}")
+        raise
 
 
 class Interrupts:

@@ -11,6 +11,7 @@ import jax
 
 from experiments.running.checkpoints import Saver, parse_every
 from experiments.running.console import wrapped
+from experiments.running.interrupts import resumable
 from experiments.running.processes import own_folder
 from experiments.running.run_folder import CHECKPOINTS, RunFolder, environment, plain
 from experiments.running.run_settings import RunSettings, require_same
@@ -52,6 +53,7 @@ def open_run(
         require_same(stored, config, settings.MAY_CHANGE, str(folder))
         _note_environment(config["environment"])
     with (
+        resumable(folder),
         own_folder(folder) as place,
         RunFolder(place, config, settings.existing, leaves) as run,
         Checkpoints(folder / CHECKPOINTS, keep=settings.keep) as checkpoints,

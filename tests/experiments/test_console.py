@@ -1,11 +1,13 @@
 """The console, the run folder and the curves, read back as a user or a program would."""
 
+import contextlib
 import errno
 import io
 import json
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,7 @@ import pytest
 
 from experiments.running.console import Progress, exit_code, parameter_table, print_table
 from experiments.running.curves import draw, read_records
+from experiments.running.interrupts import Interrupted, resumable, telling_how_to_go_on
 from experiments.running.prefetching import prefetched
 from experiments.running.run_folder import RunFolder, environment
 from rnnjax.checkpoint import CheckpointError
@@ -178,6 +181,40 @@ def test_a_run_that_goes_on_counts_from_where_it_was_and_times_only_itself():
         progress.advance(dict, tokens=300)
     assert log.getvalue() == "step 81/100  10 tokens/s, 09:30 left\n"  # 19 steps of 30 s
     assert "80/100" in terminal.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("stop", "said"),
+    [(Interrupted(signal.SIGTERM), "stopped by SIGTERM"), (KeyboardInterrupt(), "stopped at once")],
+)
+def test_a_run_that_is_stopped_tells_by_what_command_it_goes_on(stop, said, tmp_path, capsys):
+    folder, inner = tmp_path / "my run", tmp_path / "my run" / "seed-0"
+    program = "python -m experiments.tag"
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(pytest.raises(type(stop)))
+        stack.enter_context(telling_how_to_go_on(program))
+        stack.enter_context(resumable(folder))
+        stack.enter_context(resumable(inner))
+        raise stop
+    expected = f"{said}; go on with:\n  {program} --out '{folder}' --resume\n"
+    assert capsys.readouterr().out == expected
+
+
+def test_a_program_whose_streams_are_closed_works_without_a_word(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert exit_code(lambda: sys.stdout.isatty() or print("text")) == 0
+    with pytest.raises(ZeroDivisionError):
+        exit_code(lambda: 1 // 0)
+    assert exit_code(lambda: int("one")) == 2
+    sys.stdout.close()
+    sys.stderr.close()
+
+
+def test_a_file_that_cannot_be_opened_is_named_without_numbers_of_the_system(tmp_path, capsys):
+    assert exit_code(lambda: (tmp_path / "none" / "file").read_text()) == 2
+    expected = f"error: {tmp_path / 'none' / 'file'} must be usable, got No such file or directory"
+    assert capsys.readouterr().err == f"{expected}\n"
 
 
 def test_an_empty_log_stays_empty():

@@ -234,12 +234,13 @@ def test_every_kind_of_attention_runs(attention, pairs, tmp_path):
 
 
 @pytest.mark.full
-def test_a_run_that_was_stopped_comes_to_the_same_bytes(pairs, tmp_path):
+def test_a_run_that_was_stopped_comes_to_the_same_bytes(pairs, tmp_path, capsys):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     arguments = ["--pair", pairs, *QUICK, "--dropout", "0.2"]
     assert run(*arguments, "--out", whole) == 0
     with stopped_after(2):
         assert run(*arguments, "--out", stopped) == 143
+    assert "stopped by SIGTERM; go on with:\n" in capsys.readouterr().out
     assert run("--out", stopped, "--resume") == 0
     for name in ("metrics.jsonl", "weights.safetensors", "samples.txt"):
         assert (stopped / name).read_bytes() == (whole / name).read_bytes()
