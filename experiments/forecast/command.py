@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from experiments.forecast.calibration import band_shift, disjoint_futures, least_futures, shifted
 from experiments.forecast.model import build_network, forecast, make_parts, pinball
 from experiments.forecast.pictures import Shown, draw_forecasts
 from experiments.forecast.rivals import (
@@ -37,7 +38,8 @@ PROGRAM = "python -m experiments.forecast"
 CURVES, PICTURE = "curves.png", "forecasts.png"
 RIVALS = ("last value", "seasonal naive", "linear autoregression")
 
-Figures = dict[str, dict[str, float]]  # by set: the error of each forecast, and "coverage"
+# By set: the error of each forecast, "coverage", "coverage as learnt", "band shift", "futures".
+Figures = dict[str, dict[str, float]]
 
 
 def train(settings: Settings) -> Figures:
@@ -77,9 +79,16 @@ def train(settings: Settings) -> Figures:
 def compare(
     network: Any, params: Any, windows: Windows, settings: Settings
 ) -> tuple[dict[str, float], Shown]:
-    """The error of every forecast in the test part of a set, and one window to look at."""
+    """The error of every forecast in the test part of a set, and one window to look at.
+
+    The band is that of the network, moved as far as it must be to hold in the validation part where
+    that is long enough.
+    """
     test = windows.test
-    quantiles = forecast(network, params, test)
+    chosen = forecast(network, params, windows.validation)
+    shift = band_shift(chosen, windows.validation)
+    raw = forecast(network, params, test)
+    quantiles = shifted(raw, test, shift)
     low, median, high = (quantiles[..., k] for k in range(3))
     naive = seasonal_naive(test, settings.season)
     rivals = (
@@ -90,6 +99,9 @@ def compare(
     figures = {"network": mase(median, test)}
     figures |= {name: mase(f, test) for name, f in zip(RIVALS, rivals, strict=True)}
     figures["coverage"] = coverage(low, high, test)
+    figures["coverage as learnt"] = coverage(raw[..., 0], raw[..., 2], test)
+    figures["band shift"] = shift
+    figures["futures"] = disjoint_futures(windows.validation)
     shown = Shown(test.past[0], test.future[0], quantiles[0], naive[0])
     return figures, shown
 
@@ -99,13 +111,21 @@ def _report(figures: Figures) -> None:
     rows = [
         {
             "set": name,
-            **{key: f"{value:.3f}" for key, value in own.items() if key != "coverage"},
+            **{key: f"{own[key]:.3f}" for key in ("network", *RIVALS)},
             "in the 80 % band": f"{own['coverage']:.3f}",
         }
         for name, own in figures.items()
     ]
     print_table(rows)
     for name, own in figures.items():
+        if own["futures"] < least_futures():
+            print(
+                wrapped(
+                    f"{name}: the band is as it was learnt: it takes {least_futures()} futures "
+                    "that do not overlap to say how wide it must be, and the validation part has "
+                    f"{own['futures']}"
+                )
+            )
         better = [rival for rival in RIVALS if own[rival] <= own["network"]]
         if better:
             print(wrapped(f"{name}: the network is not better than {' and '.join(better)}"))

@@ -67,7 +67,7 @@ def make_parts(windows: list[Windows], settings: Settings) -> Parts:
     def batches(parts: list[Window], shuffle: bool) -> BucketedBatches:
         past = np.concatenate([part.past for part in parts])
         future = np.concatenate([part.future for part in parts])
-        mean, spread = scale_of(past)
+        mean, spread = scale_of(past, np.concatenate([part.unit for part in parts]))
         return BucketedBatches(
             list(((past - mean) / spread).astype(np.float32)[..., None]),
             ((future - mean) / spread).astype(np.float32),
@@ -83,7 +83,7 @@ def make_parts(windows: list[Windows], settings: Settings) -> Parts:
 
 def forecast(network: Network, params: Any, window: Window) -> np.ndarray:
     """Quantiles [M, h, 3] in the units of the series."""
-    mean, spread = scale_of(window.past)
+    mean, spread = scale_of(window.past, window.unit)
     past = ((window.past - mean) / spread).astype(np.float32)[..., None]
     found = jax.jit(lambda params, past: network.apply(params, past, None))(params, past)
     return np.asarray(found, float) * spread[..., None] + mean[..., None]

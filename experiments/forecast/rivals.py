@@ -18,25 +18,30 @@ def seasonal_naive(window: Window, season: int) -> np.ndarray:
     return window.past[:, window.past.shape[1] - season + steps]
 
 
-def scale_of(past: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and mean distance from it of each past, [M, 1] both."""
+# A past that stood still says nothing of how far the series can go: a tenth of what it does in a
+# season is the least scale.
+_LEAST_SPREAD = 0.1
+
+
+def scale_of(past: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of each past [M, W] and mean distance from it, at least a tenth of the unit; [M, 1]."""
     mean = past.mean(axis=1, keepdims=True)
     spread = np.abs(past - mean).mean(axis=1, keepdims=True)
-    return mean, np.where(spread > 0, spread, 1.0)
+    return mean, np.maximum(spread, _LEAST_SPREAD * unit[:, None])
 
 
 def linear_autoregression(train: Window, window: Window) -> np.ndarray:
     """Every step as a linear function of the scaled past, by least squares with a little ridge."""
 
-    def inputs(past: np.ndarray) -> np.ndarray:
-        mean, spread = scale_of(past)
-        return np.concatenate([(past - mean) / spread, np.ones_like(mean)], axis=1)
+    def inputs(window: Window) -> np.ndarray:
+        mean, spread = scale_of(window.past, window.unit)
+        return np.concatenate([(window.past - mean) / spread, np.ones_like(mean)], axis=1)
 
-    mean, spread = scale_of(train.past)
-    x, y = inputs(train.past), (train.future - mean) / spread
+    mean, spread = scale_of(train.past, train.unit)
+    x, y = inputs(train), (train.future - mean) / spread
     weights = np.linalg.solve(x.T @ x + 1e-3 * len(x) * np.eye(x.shape[1]), x.T @ y)
-    mean, spread = scale_of(window.past)
-    return inputs(window.past) @ weights * spread + mean
+    mean, spread = scale_of(window.past, window.unit)
+    return inputs(window) @ weights * spread + mean
 
 
 def mase(forecast: np.ndarray, window: Window) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,10 +71,11 @@ def read_sets(settings: Settings) -> tuple[Sets, str]:
             raise DataError(
                 f"--column must stand beside a --dataset that is a file, got {settings.dataset}"
             )
-        sets = {settings.dataset: _of_file(_packaged(settings.dataset), settings)}
+        path = _packaged(settings.dataset)
+        sets = {settings.dataset: _checked(number_columns(read_steps(path)), path, settings)}
     else:
         path = Path(settings.dataset)
-        sets = {path.stem: _of_file(path, settings)}
+        sets = {path.stem: _checked(read_csv(path, settings.column), path, settings)}
     every = b"".join(values.tobytes() for series in sets.values() for values in series)
     return sets, hashlib.sha256(every).hexdigest()
 
@@ -142,8 +143,7 @@ GENERATED: dict[str, Callable[[np.random.Generator, np.ndarray, int], np.ndarray
 PACKAGED = {"airline": "Airline/Airline.csv", "solar": "solar/solar.csv"}
 
 
-def _of_file(path: Path, settings: Settings) -> list[np.ndarray]:
-    columns = read_csv(path, settings.column)
+def _checked(columns: Mapping[str, np.ndarray], path: Path, settings: Settings) -> list[np.ndarray]:
     for name, values in columns.items():
         _check(values, f"{path}, {name or 'the column without a name'}", settings)
     return list(columns.values())

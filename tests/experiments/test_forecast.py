@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 
 from experiments.forecast import command
+from experiments.forecast.calibration import band_shift, disjoint_futures, shifted
 from experiments.forecast.rivals import (
     coverage,
     last_value,
     linear_autoregression,
     mase,
+    scale_of,
     seasonal_naive,
 )
 from experiments.forecast.series import GENERATED, PACKAGED, Window, cut, read_csv, read_sets
@@ -68,6 +70,50 @@ def test_rivals_are_right_where_they_must_be():
     assert mase(linear_autoregression(both, both), both) < 0.05
     assert coverage(line.future - 1, line.future, line) == 1
     assert coverage(line.future + 1, line.future + 2, line) == 0
+
+
+def test_a_band_holds_what_it_should_on_the_windows_that_it_is_moved_by():
+    rng = np.random.default_rng(0)
+    window = window_of(np.zeros(80), count=4, horizon=5)
+    window = window._replace(
+        past=rng.normal(size=(20, 4)),
+        future=rng.normal(size=(20, 5)),
+        unit=np.ones(20),
+        series=np.arange(20),
+    )
+    for width in (0.1, 1.0, 9.0):  # too narrow, and too wide
+        band = np.tile([-width, 0.0, width], (20, 5, 1))
+        moved = shifted(band, window, band_shift(band, window))
+        assert coverage(moved[..., 0], moved[..., 2], window) == pytest.approx(0.81)
+        assert np.all(np.diff(moved, axis=-1) >= 0)
+    assert shifted(np.array([[[-1.0, 0.5, 1.0]]]), first(window, 1), -9.0).tolist() == [
+        [[0.5, 0.5, 0.5]]
+    ]
+
+
+def first(window, count, steps=1):
+    return Window(*(part[:count] for part in window))._replace(future=window.future[:count, :steps])
+
+
+def test_a_band_is_as_it_was_learnt_where_too_few_futures_could_say_how_wide_it_must_be():
+    window = window_of(np.arange(80.0) ** 1.1, count=4, horizon=5)
+    assert disjoint_futures(window) == 4  # of 20 windows that begin a step apart
+    assert disjoint_futures(first(window, 5, 5)) == 1
+    assert disjoint_futures(window._replace(series=np.arange(20) // 5)) == 4
+    band = np.zeros((20, 5, 3))
+    assert band_shift(band, window) > 0
+    assert band_shift(band[:15], first(window, 15, 5)) == 0
+    # The farthest of four: a fifth lies beyond it in one case of five.
+    four = first(window, 4)
+    far = np.sort(four.future[:, 0] / scale_of(four.past, four.unit)[1][:, 0])
+    assert band_shift(band[:4, :1], four) == pytest.approx(far[-1])
+
+
+def test_a_past_that_stood_still_is_scaled_by_what_the_series_does_in_a_season():
+    window = window_of(np.concatenate([np.full(10, 7.0), np.arange(70.0)]))
+    mean, spread = scale_of(window.past, window.unit)
+    assert (mean[0, 0], spread[0, 0]) == (7, 0.1 * 2)
+    assert spread[-1, 0] > spread[0, 0]
 
 
 def test_columns_of_numbers_are_read_and_others_passed_over(tmp_path, capsys):
