@@ -238,9 +238,10 @@ def check_range(name: str, values: Array | np.ndarray, end: int, interval: str) 
         require_range(name, values, end, interval)
         return
     values = np.asarray(values)
-    bad = np.argwhere((values < 0) | (values >= end))
-    if len(bad):
-        raise ValueError(f"{name} must lie in {interval}, got {_first(values, bad)}")
+    bad = (values < 0) | (values >= end)
+    if bad.any():
+        found = _first(values, np.argwhere(bad))
+        raise ValueError(f"{name} must lie in {interval}, got {found}")
 
 
 def _first(values: np.ndarray, bad: np.ndarray) -> str:

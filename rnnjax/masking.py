@@ -118,7 +118,7 @@ def as_integers(name: str, value: Any) -> Array:
         ValueError: it is something else, or (where it is not of JAX yet) a number does not fit.
     """
     array = _checks.check_width(name, _integers(name, value))
-    array = jnp.asarray(array)
+    array = array if isinstance(array, Array) else jnp.asarray(array)
     return array if array.dtype.itemsize >= 4 else array.astype(jnp.int32)
 
 

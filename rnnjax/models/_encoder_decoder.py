@@ -1,5 +1,6 @@
 """What models that write after they have read share: bridge, decoder, attention and head."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -140,12 +141,6 @@ def make_model(
             _draw_head(keys[6], parts.feature_size, inner, target.vocab_size, tied),
         )
 
-    def head(params: SequenceToSequenceParams, features: Array) -> Array:
-        hidden, output = params.head
-        if hidden is not None:
-            features = jnp.tanh(affine(features, hidden.w, hidden.bias))
-        return affine(features, params.target.vectors.T if tied else output.w, output.bias)
-
     def encode(
         params: SequenceToSequenceParams,
         given: Array,
@@ -179,7 +174,7 @@ def make_model(
         xs = locked_dropout(drop, target.apply(params.target, before), rate)
         features, attended = parts.decode(params, carry, xs, valid, memory, inside)
         features = masking.zero_padding(valid, features)
-        return head(params, locked_dropout(out, features, rate)), attended
+        return _logits(tied, params, locked_dropout(out, features, rate)), attended
 
     def apply(
         params: SequenceToSequenceParams,
@@ -198,9 +193,11 @@ def make_model(
     def step(
         params: SequenceToSequenceParams, carry: Carry, token: Array, memory: Memory | None = None
     ) -> tuple[Carry, Array, Array | None]:
-        x = target.apply(params.target, check_tokens(token, target.vocab_size, "token"))
-        carry, features, weights = parts.decode_one(params, carry, x, memory)
-        return carry, head(params, features), weights
+        parts.check_memory(memory)
+        carry = jax.tree.map(functools.partial(masking.as_array, "carry"), carry)
+        # Ids are looked at here, where their values may be known.
+        token = check_tokens(token, target.vocab_size, "token")
+        return _step(parts, tied, params, carry, token, memory)
 
     model = SequenceToSequence(
         init, apply, encode, step, first, source.size, target.vocab_size, source.ndim, teach
@@ -388,12 +385,14 @@ class _Parts(NamedTuple):
         features = _join(attended, memory, xs)
         return features, attended._replace(weights=masking.zero_padding(valid, weights))
 
+    def check_memory(self, memory: Any) -> None:
+        if self.attends and not isinstance(memory, Memory):
+            raise ValueError(f"memory must be what encode gave, got {type(memory).__name__}")
+
     def decode_one(
         self, params: SequenceToSequenceParams, carry: Carry, x: Array, memory: Memory | None
     ) -> tuple[Carry, Array, Array | None]:
         """The carry after one step, what the head reads [..., F], and the weights [..., S]."""
-        if self.attends and not isinstance(memory, Memory):
-            raise ValueError(f"memory must be what encode gave, got {type(memory).__name__}")
         if isinstance(self.decoder, Cell):
             own = carry if self.above is None else carry.attending
             weights_of = self.attending(params.decoder)
@@ -422,6 +421,29 @@ class _Parts(NamedTuple):
         w_q = self.attention.query_weights(params.attention)
         queries = hs if w_q is None else affine(hs, w_q)
         return self.attention.weigh(params.attention, queries, memory.keys, memory.mask)
+
+
+# One program, where operation after operation would each be a call of its own; for equal models,
+# the same one.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _step(
+    parts: _Parts,
+    tied: bool,
+    params: SequenceToSequenceParams,
+    carry: Carry,
+    token: Array,
+    memory: Memory | None,
+) -> tuple[Carry, Array, Array | None]:
+    x = parts.target.apply(params.target, token)
+    carry, features, weights = parts.decode_one(params, carry, x, memory)
+    return carry, _logits(tied, params, features), weights
+
+
+def _logits(tied: bool, params: SequenceToSequenceParams, features: Array) -> Array:
+    hidden, output = params.head
+    if hidden is not None:
+        features = jnp.tanh(affine(features, hidden.w, hidden.bias))
+    return affine(features, params.target.vectors.T if tied else output.w, output.bias)
 
 
 def _join(hs: Array | Attended, memory: Memory | None, xs: Array) -> Array:

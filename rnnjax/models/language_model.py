@@ -1,5 +1,6 @@
 """A language model: which token comes next, at every step of a text."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -139,6 +140,8 @@ def language_model(
         _check_softmax(softmax, below.output_size, embedding.vocab_size)
     rate, word_rate = check_rate("dropout", dropout), check_rate("word_dropout", word_dropout)
     vocab_size = embedding.vocab_size
+    parts = _Parts(embedding, below, bool(tie), softmax)
+    head = functools.partial(_logits, parts)
 
     def init(key: Key) -> LanguageModelParams:
         table, inner, head_key = jax.random.split(check_key(key), 3)
@@ -149,12 +152,6 @@ def language_model(
             top = softmax.init(head_key)
         layer_params = below.init(inner, embedding.output_size)
         return LanguageModelParams(embedding.init(table), layer_params, top)
-
-    def head(params: LanguageModelParams, hs: Array) -> Array:
-        if softmax is not None:
-            return softmax.log_probs(params.head, hs)
-        w = params.embedding.vectors.T if tie else params.head.w
-        return affine(hs, w, params.head.bias)
 
     def features(
         params: LanguageModelParams,
@@ -206,14 +203,41 @@ def language_model(
         return carry, with_automatic_axes(_chosen, (logits, targets), logits, logits.ndim - 1)
 
     def step(params: LanguageModelParams, carry: Carry, token: Array) -> tuple[Carry, Array]:
-        x = embedding.apply(params.embedding, check_tokens(token, vocab_size))
-        carry, y = below.step(params.layer, carry, x)
-        return carry, head(params, y)
+        carry = jax.tree.map(functools.partial(masking.as_array, "carry"), carry)
+        # Ids are looked at here, where their values may be known.
+        return _step(parts, params, carry, check_tokens(token, vocab_size))
 
     def initial_carry(params: LanguageModelParams, batch_shape: tuple[int, ...] = ()) -> Carry:
         return below.initial_carry(params.layer, batch_shape)
 
     return LanguageModel(init, apply, step, initial_carry, features, head, score, vocab_size)
+
+
+class _Parts(NamedTuple):
+    """What a language model is made of. Those of equal models are equal."""
+
+    embedding: Embedding
+    layer: Layer
+    tie: bool
+    softmax: AdaptiveSoftmax | None
+
+
+# One program, where operation after operation would each be a call of its own; for equal models,
+# the same one.
+@functools.partial(jax.jit, static_argnums=0)
+def _step(
+    parts: _Parts, params: LanguageModelParams, carry: Carry, token: Array
+) -> tuple[Carry, Array]:
+    x = parts.embedding.apply(params.embedding, token)
+    carry, y = parts.layer.step(params.layer, carry, x)
+    return carry, _logits(parts, params, y)
+
+
+def _logits(parts: _Parts, params: LanguageModelParams, hs: Array) -> Array:
+    if parts.softmax is not None:
+        return parts.softmax.log_probs(params.head, hs)
+    w = params.embedding.vectors.T if parts.tie else params.head.w
+    return affine(hs, w, params.head.bias)
 
 
 def locked_dropout(key: Key | None, xs: Array, rate: float) -> Array:

@@ -1,5 +1,6 @@
 """A model of a series: which value comes next, as a distribution at every step."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -137,8 +138,8 @@ def series_model(layer: Cell | Layer, head: Head, *, dropout: float = 0.0) -> Se
     def step(
         params: SeriesModelParams, carry: Carry, value: Any, *, context: Any = None
     ) -> tuple[Carry, Any]:
-        carry, y = below.step(params.layer, carry, head.encode(value), context=context)
-        return carry, head.apply(params.head, y)
+        carry = jax.tree.map(functools.partial(masking.as_array, "carry"), carry)
+        return _step((below, head), params, carry, value, context)
 
     def initial_carry(params: SeriesModelParams, batch_shape: tuple[int, ...] = ()) -> Carry:
         return below.initial_carry(params.layer, batch_shape)
@@ -152,3 +153,14 @@ def series_model(layer: Cell | Layer, head: Head, *, dropout: float = 0.0) -> Se
         with_targets(head.loss),
         head,
     )
+
+
+# One program, where operation after operation would each be a call of its own; for equal models,
+# the same one.
+@functools.partial(jax.jit, static_argnums=0)
+def _step(
+    parts: tuple[Layer, Head], params: SeriesModelParams, carry: Carry, value: Any, context: Any
+) -> tuple[Carry, Any]:
+    layer, head = parts
+    carry, y = layer.step(params.layer, carry, head.encode(value), context=context)
+    return carry, head.apply(params.head, y)

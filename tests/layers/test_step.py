@@ -17,9 +17,7 @@ LAYERS = {
     "stack": rnnjax.stack(rnnjax.lstm(H), rnnjax.gru(H, reset_after=False)),
     "residual": rnnjax.stack(rnnjax.gru(H), rnnjax.residual(rnnjax.lru(H))),
     "skip_stack": rnnjax.skip_stack(rnnjax.lstm(H), rnnjax.gru(H)),
-    "many_arrays_in_the_carry": rnnjax.stack(
-        rnnjax.lstm(H), rnnjax.lru(H), rnnjax.mlstm(H), rnnjax.gru(H), rnnjax.lstm(H)
-    ),
+    "many_arrays_in_the_carry": rnnjax.stack(*[rnnjax.indrnn(H)] * 6, rnnjax.lru(H)),
     "output_head": rnnjax.output_head(rnnjax.lstm(H), 2, jnp.tanh),
     "associative": rnnjax.recurrent(rnnjax.min_lstm(H), implementation="associative"),
     "grid": rnnjax.grid_lstm(H, 2, priority=None),

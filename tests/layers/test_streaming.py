@@ -79,6 +79,21 @@ def test_pieces_of_any_length_give_the_bits_of_the_whole(name, given_flags):
         assert_same_bits(feed(stream, params, xs, cuts, **options), whole)
 
 
+@pytest.mark.parametrize(
+    "name", ["lstm", *(pytest.param(name, marks=pytest.mark.full) for name in ("stack", "deep"))]
+)
+def test_steps_one_by_one_have_the_bits_of_the_stream(name):
+    """Compiled in full; in ``test_step`` with few optimisations, and of all cells and layers."""
+    layer = rnnjax.stack(*[rnnjax.lstm(5)] * 4) if name == "deep" else layer_of(name)
+    params, xs = layer.init(jax.random.key(0), D), jnp.asarray(inputs((16,)))
+    whole = make_stream(layer)(params, xs)
+    carry, ys = layer.initial_carry(params, (16,)), []
+    for t in range(T):
+        carry, y = layer.step(params, carry, xs[:, t])
+        ys.append(y)
+    assert_same_bits((carry, jnp.stack(ys, axis=1)), whole)
+
+
 @settings(max_examples=40)
 @given(st.lists(st.integers(0, T), max_size=8).map(sorted), st.integers(0, 99))
 def test_any_cuts_of_any_inputs_give_the_bits_of_the_whole(cuts, seed):
