@@ -37,6 +37,13 @@ def float64():
 
 
 @pytest.fixture
+def float64_of_others():
+    """JAX computes in float64, and broadcasts ranks: so Flax and Keras add their biases."""
+    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.fixture
 def quick_compile():
     """XLA optimises little, for suites of small programs by the hundred.
 

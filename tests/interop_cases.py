@@ -64,6 +64,12 @@ def states(carry):
     return jax.tree.leaves(carry)
 
 
+def as_flax(carries):
+    """Our states h, c of every row as Flax orders them: c, h."""
+    rows = jax.tree.leaves(carries, is_leaf=lambda node: hasattr(node, "c"))
+    return [state for row in rows for state in ([row.c, row.h] if hasattr(row, "c") else [row])]
+
+
 def assert_close(got, expected, kind="value"):
     assert jax.tree.structure(got) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):

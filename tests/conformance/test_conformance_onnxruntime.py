@@ -23,7 +23,8 @@ from rnnjax.interop.torch import export_carry, import_carry
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: its cases are not run")
-onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+from onnx_nodes import INPUTS, run_one_node  # noqa: E402
 
 B, T, D, H = 4, 5, 2, 3
 NODES = {
@@ -43,7 +44,6 @@ CELLS = {
     "gru_reset_before": functools.partial(rnnjax.gru, reset_after=False),
 }
 WEIGHTS = ["W", "R", "B", "P"]
-PLACES = ["X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P"]
 DIRECTIONS = ["forward", "reverse", "bidirectional"]
 TOLERANCE = 2e-6  # float32, in another order of sums
 
@@ -88,26 +88,6 @@ def run_rnnjax(op_type, attributes, feeds):
     if batch_first:
         return [y, *(np.swapaxes(state, 0, 1) for state in states)]
     return [y.transpose(1, 2, 0, 3), *states]
-
-
-def run_onnxruntime(op_type, attributes, feeds):
-    places = PLACES if op_type == "LSTM" else PLACES[:6]
-    outputs = ["Y", "Y_h", "Y_c"] if op_type == "LSTM" else ["Y", "Y_h"]
-    inputs = [name if name in feeds else "" for name in places]
-    node = onnx.helper.make_node(op_type, inputs, outputs, **attributes)
-
-    def value(name):
-        dtype = onnx.helper.np_dtype_to_tensor_dtype(feeds.get(name, feeds["X"]).dtype)
-        shape = feeds[name].shape if name in feeds else None
-        return onnx.helper.make_tensor_value_info(name, dtype, shape)
-
-    graph = onnx.helper.make_graph([node], "one", [*map(value, feeds)], [*map(value, outputs)])
-    opset = [onnx.helper.make_opsetid("", 21)]
-    model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=10)
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    return session.run(None, feeds)
 
 
 def draw_feeds(kind, direction, lengths, initial, sizes=(T, D, H), seed=0):
@@ -157,7 +137,7 @@ def assert_onnxruntime_agrees(kind, direction, feeds):
     """With its padding shown to onnxruntime as numbers, and to us as NaN."""
     op_type, attributes = NODES[kind]
     attributes = {"direction": direction, "hidden_size": feeds["R"].shape[-1], **attributes}
-    expected = with_initial_states(feeds, run_onnxruntime(op_type, attributes, feeds))
+    expected = with_initial_states(feeds, run_one_node(op_type, attributes, feeds))
     got = run_rnnjax(op_type, attributes, with_nan_as_padding(feeds))
     assert_near(got, expected)
 
@@ -251,7 +231,7 @@ def test_a_node_case_of_onnx_has_its_outputs(name):
         for key, value in attributes.items()
     }
     for inputs, outputs in case.data_sets:
-        given = [place for place, name in zip(PLACES, node.input, strict=False) if name]
+        given = [place for place, name in zip(INPUTS, node.input, strict=False) if name]
         got = run_rnnjax(node.op_type, attributes, dict(zip(given, inputs, strict=True)))
         asked = [a for a, name in zip(got, node.output, strict=False) if name]
         assert len(asked) == len(outputs) > 0

@@ -21,7 +21,7 @@ from interop_cases import (
 
 from rnnjax.interop import keras as interop
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = pytest.mark.usefixtures("float64_of_others", "quick_compile")
 
 keras = pytest.importorskip("keras", reason="keras is not installed: its weights are untested")
 
@@ -39,12 +39,6 @@ CASES = {
 def float64_tanh(x):
     """The tanh of Keras itself rounds to float32 on this backend."""
     return jnp.tanh(x)
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):  # Keras adds its biases so
-        yield
 
 
 def make(kind, num_layers, bidirectional, **options):

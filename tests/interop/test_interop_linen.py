@@ -10,6 +10,7 @@ from interop_cases import (
     D,
     H,
     T,
+    as_flax,
     assert_close,
     assert_equal,
     at_valid_steps,
@@ -23,7 +24,7 @@ from interop_cases import (
 
 from rnnjax.interop import linen as interop
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = pytest.mark.usefixtures("float64_of_others", "quick_compile")
 
 nn = pytest.importorskip("flax.linen", reason="flax is not installed: its weights are untested")
 
@@ -34,12 +35,6 @@ CASES = {
     "GRUCell": ("gru", nn.GRUCell),
     "MGUCell": ("minimal_gated", nn.MGUCell),
 }
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):  # Flax adds its biases so
-        yield
 
 
 def make(make_cell, bidirectional):
@@ -68,12 +63,6 @@ def draw_weights(module, num_layers):
         weights.append(draw_like(shapes, seed=layer, scale=0.5))
         size = jax.eval_shape(module.apply, {"params": shapes}, xs)[1].shape[-1]
     return weights
-
-
-def as_flax(carries):
-    """Our states h, c of every row as Flax orders them: c, h."""
-    rows = jax.tree.leaves(carries, is_leaf=lambda node: hasattr(node, "c"))
-    return [state for row in rows for state in ([row.c, row.h] if hasattr(row, "c") else [row])]
 
 
 ONE_LAYER = {"OptimizedLSTMCell", "MGUCell"}  # whose trees are those of LSTMCell and GRUCell

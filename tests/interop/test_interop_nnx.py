@@ -11,6 +11,7 @@ from interop_cases import (
     D,
     H,
     T,
+    as_flax,
     assert_close,
     assert_equal,
     at_valid_steps,
@@ -25,7 +26,7 @@ from interop_cases import (
 from rnnjax import GRUParams
 from rnnjax.interop import nnx as interop
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = pytest.mark.usefixtures("float64_of_others", "quick_compile")
 
 nnx = pytest.importorskip("flax.nnx", reason="flax is not installed: its weights are untested")
 
@@ -35,12 +36,6 @@ CASES = {
     "optimized_lstm": nnx.OptimizedLSTMCell,
     "gru": nnx.GRUCell,
 }
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):  # Flax adds its biases so
-        yield
 
 
 def make(kind, size, bidirectional):
@@ -72,12 +67,6 @@ def run_nnx(modules, weights, xs):
         xs = at_valid_steps(xs)
         carries.append(carry)
     return carries, xs
-
-
-def as_flax(carries):
-    """Our states h, c of every row as Flax orders them: c, h."""
-    rows = jax.tree.leaves(carries, is_leaf=lambda node: hasattr(node, "c"))
-    return [state for row in rows for state in ([row.c, row.h] if hasattr(row, "c") else [row])]
 
 
 def without_hidden_bias(params):

@@ -30,8 +30,9 @@ from rnnjax.interop import onnx as interop
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: its weights are untested")
-onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 from onnx.reference import ReferenceEvaluator  # noqa: E402
+from onnx_nodes import one_node, run_one_node  # noqa: E402
 
 CASES = {
     "vanilla": ("RNN", {}),
@@ -41,36 +42,14 @@ CASES = {
     "gru": ("GRU", {"linear_before_reset": 1}),
     "gru_reset_before": ("GRU", {}),
 }
-INPUTS = {"RNN": 6, "LSTM": 8, "GRU": 6}  # how many an operator has
 DIRECTIONS = ["forward", "reverse", "bidirectional"]
 TOLERANCE = 2e-6  # float32, in another order of sums
 
 
-def make_model(kind, direction, feeds, outputs):
-    """A model of one node, whose inputs are those named in ``feeds``."""
+def node_of(kind, direction):
+    """The operator of a kind, and its attributes."""
     op_type, attributes = CASES[kind]
-    places = ["X", "W", "R", "B", "lengths", "initial_h", "initial_c", "P"][: INPUTS[op_type]]
-    node = onnx.helper.make_node(
-        op_type,
-        [name if name in feeds else "" for name in places],
-        outputs,
-        hidden_size=H,
-        direction=direction,
-        **attributes,
-    )
-
-    def value(name):
-        dtype = onnx.helper.np_dtype_to_tensor_dtype(feeds.get(name, feeds["X"]).dtype)
-        shape = feeds[name].shape if name in feeds else None
-        return onnx.helper.make_tensor_value_info(name, dtype, shape)
-
-    graph = onnx.helper.make_graph([node], "one", [*map(value, feeds)], [*map(value, outputs)])
-    opset = [onnx.helper.make_opsetid("", 21)]
-    return onnx.helper.make_model(graph, opset_imports=opset, ir_version=10)
-
-
-def names_of_outputs(kind):
-    return ["Y", "Y_h", "Y_c"] if CASES[kind][0] == "LSTM" else ["Y", "Y_h"]
+    return op_type, {**attributes, "hidden_size": H, "direction": direction}
 
 
 def batch_first(outputs):
@@ -80,12 +59,8 @@ def batch_first(outputs):
 
 
 def run_node(kind, direction, weights, xs):
-    feeds = {"X": np.swapaxes(xs, 0, 1).copy(), "lengths": LENGTHS, **weights}
-    model = make_model(kind, direction, feeds, names_of_outputs(kind))
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    return batch_first(session.run(None, feeds))
+    feeds = {"X": np.swapaxes(xs, 0, 1).copy(), "sequence_lens": LENGTHS, **weights}
+    return batch_first(run_one_node(*node_of(kind, direction), feeds))
 
 
 def our_layer(kind, direction):
@@ -148,7 +123,7 @@ def test_gradients_are_the_differences_of_the_onnx_reference(kind, direction):
     def reference(params, xs):
         weights = reference_weights(kind, interop.export_weights(kind, params))
         feeds = {"X": np.swapaxes(xs, 0, 1).copy(), **weights}
-        model = make_model(kind, direction, feeds, names_of_outputs(kind))
+        model = one_node(*node_of(kind, direction), feeds)
         return batch_first(ReferenceEvaluator(model).run(None, feeds))
 
     with jax.enable_x64(True):
@@ -200,6 +175,6 @@ def test_a_node_without_bias_has_zeros():
 def test_the_kind_is_told_from_the_node(kind):
     weights = random_weights(kind, "forward")
     feeds = {"X": np.zeros((T, B, D), np.float32), **weights}
-    node = make_model(kind, "forward", feeds, names_of_outputs(kind)).graph.node[0]
+    node = one_node(*node_of(kind, "forward"), feeds).graph.node[0]
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     assert interop.kind_of(node.op_type, attributes, "P" in node.input) == kind

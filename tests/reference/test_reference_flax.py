@@ -7,17 +7,13 @@ import pytest
 
 import rnnjax
 
+pytestmark = pytest.mark.usefixtures("float64_of_others")
+
 nn = pytest.importorskip("flax.linen", reason="flax is not installed: its RNN cells untested")
 
 B, T, D, H = 4, 6, 3, 5
 LENGTHS = jnp.array([3, T, 1, 4])  # Flax returns a wrong carry at length 0
 TOLERANCE = 1e-12
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):  # Flax adds its biases so
-        yield
 
 
 def join(weights, half, gates, leaf):

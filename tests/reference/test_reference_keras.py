@@ -7,6 +7,8 @@ import pytest
 
 import rnnjax
 
+pytestmark = pytest.mark.usefixtures("float64_of_others")
+
 keras = pytest.importorskip("keras", reason="keras is not installed: its RNN layers untested")
 
 T, D, H = 6, 3, 4
@@ -26,12 +28,6 @@ CASES = {
 def exact_tanh(x):
     """The tanh of Keras itself rounds to float32 on this backend."""
     return jnp.tanh(x)
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):  # Keras adds its biases so
-        yield
 
 
 def normal(seed, *shape):
