@@ -47,6 +47,18 @@ def environment(devices=1):
     }
 
 
+def run(*command, devices=1, **variables):
+    """What a command of Python printed, once it has ended well, with so many devices."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", *map(str, command)],
+        capture_output=True,
+        text=True,
+        env=environment(devices) | variables,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 def free_port():
     """A port of this machine that nobody listens at."""
     with socket.socket() as free:

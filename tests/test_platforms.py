@@ -1,7 +1,5 @@
 """The same code on many devices and for other platforms than this one."""
 
-import subprocess
-import sys
 import textwrap
 
 import jax
@@ -10,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from jax import export
+from processes import run
 
 import rnnjax
 
@@ -45,13 +44,10 @@ SHARDED = """
 @pytest.mark.parametrize(
     ("kind", "by_hand"), [("Auto", False), ("Explicit", False), ("Auto", True)]
 )
-def test_a_batch_spread_over_devices_has_the_gradients_of_one_device(kind, by_hand, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+def test_a_batch_spread_over_devices_has_the_gradients_of_one_device(kind, by_hand):
     code = textwrap.dedent(SHARDED).replace("KIND", kind).replace("BY_HAND", str(by_hand))
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    # Optimised as programs of users are: the other tests of several devices compile quickly.
+    run("-c", code, devices=4, JAX_DISABLE_MOST_OPTIMIZATIONS="0")
 
 
 def test_one_program_with_free_batch_and_time_lowers_for_cpu_cuda_and_tpu():

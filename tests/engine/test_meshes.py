@@ -4,10 +4,9 @@
 Each case runs in a process of its own, since the number of devices is fixed when JAX starts.
 """
 
-import subprocess
-import sys
 import textwrap
 
+import processes
 import pytest
 
 COMMON = """
@@ -58,26 +57,22 @@ DIVIDED = """
 """
 
 
-def run(code, devices, monkeypatch, **names):
-    monkeypatch.setenv("XLA_FLAGS", f"--xla_force_host_platform_device_count={devices}")
-    monkeypatch.setenv("JAX_NUMPY_RANK_PROMOTION", "raise")
+def run(code, devices, **names):
     header = "".join(f"{name} = {value!r}\n" for name, value in names.items())
-    whole = header + textwrap.dedent(COMMON) + textwrap.dedent(code)
-    command = [sys.executable, "-W", "error", "-c", whole]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return processes.run(
+        "-c", header + textwrap.dedent(COMMON) + textwrap.dedent(code), devices=devices
+    )
 
 
 @pytest.mark.parametrize("name", ["layers", "classifier"])
 @pytest.mark.full
-def test_results_stay_divided_and_outside_jit_are_those_of_one_device(name, monkeypatch):
-    run(DIVIDED, 4, monkeypatch, NAME=name, SET_MESH=True)
+def test_results_stay_divided_and_outside_jit_are_those_of_one_device(name):
+    run(DIVIDED, 4, NAME=name, SET_MESH=True)
 
 
 @pytest.mark.parametrize("name", ["layers", "classifier"])
-def test_a_mesh_of_one_device_has_explicit_axes_too(name, monkeypatch):
-    run(DIVIDED, 1, monkeypatch, NAME=name, SET_MESH=False)
+def test_a_mesh_of_one_device_has_explicit_axes_too(name):
+    run(DIVIDED, 1, NAME=name, SET_MESH=False)
 
 
 PROGRAM = """
@@ -90,7 +85,7 @@ PROGRAM = """
 """
 
 
-def test_with_everything_on_one_of_several_devices_the_program_is_that_of_one(monkeypatch):
-    alone = run(PROGRAM, 1, monkeypatch)
+def test_with_everything_on_one_of_several_devices_the_program_is_that_of_one():
+    alone = run(PROGRAM, 1)
     assert "stablehlo.while" in alone
-    assert run(PROGRAM, 2, monkeypatch) == alone
+    assert run(PROGRAM, 2) == alone

@@ -1,11 +1,9 @@
 """What the table of scale says: bytes by hand, and one reduction a step for many devices."""
 
 import json
-import subprocess
-import sys
 
 import pytest
-from processes import environment
+from processes import run
 
 from experiments.measurements.scale import SHAPES, Program, ring_bytes, row, sent
 
@@ -37,10 +35,8 @@ def test_the_steps_at_which_sending_takes_as_long_as_computing_do_not_depend_on_
 
 @pytest.mark.full
 def test_a_step_of_many_devices_sends_its_gradients_once_and_nothing_else():
-    command = [sys.executable, "-m", "experiments.measurements.scale", "read", "64", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(64))
-    assert done.returncode == 0, done.stderr
-    ((reduced, others, reductions, _, _),) = json.loads(done.stdout)
+    found = run("-m", "experiments.measurements.scale", "read", "64", "0", devices=64)
+    ((reduced, others, reductions, _, _),) = json.loads(found)
     weights = 128 * 512 + 128 * 512 + 512
     assert 0 <= reduced - 4 * weights < 200  # and a few single numbers
     assert (others, reductions) == (0, 1)

@@ -5,12 +5,10 @@ Each test starts a process of its own: how many devices there are is fixed when 
 
 import json
 import re
-import subprocess
-import sys
 import textwrap
 
+import processes
 import pytest
-from processes import environment
 
 KINDS = ("Auto", "Explicit")
 
@@ -99,10 +97,7 @@ VALUES = """
 
 def run(code, kind, devices):
     code = textwrap.dedent(MODEL) + textwrap.dedent(code).replace("\\\\", "\\")
-    command = [sys.executable, "-W", "error", "-c", code, kind]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(devices))
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return processes.run("-c", code, kind, devices=devices)
 
 
 def axes(shapes):

@@ -3,29 +3,23 @@
 Each test starts processes of its own: how many devices there are is fixed when JAX starts.
 """
 
+import functools
 import hashlib
 import json
 import re
-import subprocess
-import sys
 import textwrap
 
 import jax
 import numpy as np
+import processes
 import pytest
 from mesh_cases import CASES
-from processes import TESTS, environment, outputs, program, start
+from processes import TESTS, outputs, program, start
 
 from rnnjax.training import replicate, shard_batch
 
+run = functools.partial(processes.run, devices=2)
 PARTS = 4  # each a process, whose cases are one program
-
-
-def run(*arguments, devices=2):
-    command = [sys.executable, "-W", "error", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(devices))
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 @pytest.mark.parametrize("part", range(PARTS))

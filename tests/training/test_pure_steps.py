@@ -1,16 +1,13 @@
 """A step is a pure function: called, compiled, looped over, mapped and differentiated alike."""
 
-import os
 import pickle
-import subprocess
-import sys
-import textwrap
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from processes import run
 
 import rnnjax
 from rnnjax.metrics import Mean
@@ -222,16 +219,7 @@ print(len(step.compilations), len(evaluate.compilations))
 
 def test_a_batch_placed_otherwise_is_one_more_program():
     """On no device by name, on the first, spread over four, on the last; then the first program."""
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    code = textwrap.dedent(PLACED_OTHERWISE)
-    found = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        env=os.environ | flags,
-        capture_output=True,
-        text=True,
-    )
-    assert found.returncode == 0, found.stderr
-    assert found.stdout.split() == ["4", "4"]
+    assert run("-c", PLACED_OTHERWISE, devices=4).split() == ["4", "4"]
 
 
 @pytest.mark.parametrize(
