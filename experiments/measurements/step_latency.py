@@ -5,6 +5,10 @@ Prints:  microseconds of a step of LSTM and GRU, for every size and batch: media
          interleaved rounds. Each step waits for the one before, and its output is waited for. All
          have the same weights, and are first checked to give the same numbers; those of
          ``layer.step`` called by itself must have the bits of the stream.
+
+Steps right after one another find the threads of JAX awake, which between two requests of a server
+are asleep: ``--pause 200`` lets that many microseconds pass before every step and does not count
+them.
 """
 
 from __future__ import annotations
@@ -12,9 +16,10 @@ from __future__ import annotations
 import functools
 import itertools
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +29,7 @@ import rnnjax
 from experiments.running.console import exit_code, print_table
 from experiments.running.parsing import parse
 from experiments.running.setting_checks import check_settings, each, whole
-from rnnjax.benchmark import Spread, Timing, interleaved, ratio
+from rnnjax.benchmark import Clock, Spread, Timing, interleaved, ratio
 
 CELLS = {"lstm": rnnjax.lstm, "gru": rnnjax.gru}
 CHECKED_STEPS = 6
@@ -42,6 +47,11 @@ class Settings:
     """How often each is timed, by turns; the median and the extremes are shown."""
     milliseconds: int = 10
     """That a turn lasts at least: a duration is the mean over the steps of a turn."""
+    pause: int = 0
+    """Microseconds of other work of the program before every step; they are not counted."""
+    dispatch: Literal["asynchronous", "synchronous"] = "asynchronous"
+    """How JAX runs a program on a CPU: handed over to another thread, as it does unless it is told
+    otherwise, or in the thread that calls (``jax_cpu_enable_async_dispatch`` is False)."""
     torch_threads: int = 1
     """Threads of PyTorch: a step is soon done, and on a machine that does other work two threads
     wait for one another far longer than they compute."""
@@ -178,12 +188,33 @@ def check(problem: Problem, entrants: dict[str, Stepper]) -> None:
             np.testing.assert_array_equal(found, np.asarray(streamed))
 
 
-def goes_on(stepper: Stepper, x: np.ndarray) -> Callable[[], Any]:
+class Pauses:
+    """Other work before every step, and a clock that stands still while it lasts."""
+
+    def __init__(self, seconds: float, now: Clock = time.perf_counter) -> None:
+        self.seconds, self.now = seconds, now
+        self.passed = 0.0
+
+    def clock(self) -> float:
+        return self.now() - self.passed
+
+    def wait(self) -> None:
+        if not self.seconds:
+            return
+        began = self.now()
+        # Not asleep: the processor would slow down, and the step be timed while it wakes up.
+        while self.now() < began + self.seconds:
+            pass
+        self.passed += self.now() - began
+
+
+def goes_on(stepper: Stepper, x: np.ndarray, pauses: Pauses) -> Callable[[], Any]:
     """A call that takes the next step from the carry of the last one."""
     step, x, carry = stepper.step, stepper.take(x), stepper.start()
 
     def call() -> Any:
         nonlocal carry
+        pauses.wait()
         carry, y = step(carry, x)
         return y
 
@@ -196,10 +227,12 @@ def measure(settings: Settings) -> Iterator[dict[str, str]]:
         problem = make_problem(kind, size, batch)
         entrants = dict(steppers(problem, settings.torch_threads))
         check(problem, entrants)
+        pauses, x = Pauses(settings.pause / 1e6), problem.xs[:, 0]
         timings = interleaved(
-            {name: goes_on(stepper, problem.xs[:, 0]) for name, stepper in entrants.items()},
+            {name: goes_on(stepper, x, pauses) for name, stepper in entrants.items()},
             rounds=settings.rounds,
             seconds=settings.milliseconds / 1e3,
+            clock=pauses.clock,
         )
         yield {"cell": f"{kind.upper()}, {size} units, batch {batch}", **_columns(timings)}
 
@@ -229,7 +262,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def run() -> None:
         counts = dict.fromkeys(("rounds", "milliseconds", "torch_threads"), whole(1))
         sizes = dict.fromkeys(("hidden_sizes", "batch_sizes"), each(whole(1)))
-        check_settings(settings, **counts, **sizes)
+        check_settings(settings, pause=whole(0), **counts, **sizes)
+        if settings.dispatch == "synchronous":  # before JAX computes anything
+            jax.config.update("jax_cpu_enable_async_dispatch", False)
         print_table(list(measure(settings)))
 
     return exit_code(run)

@@ -1,5 +1,7 @@
 """The measurement of one step: all compute the same before any time is taken."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from experiments.measurements import step_latency
 def test_a_row_for_each_cell_size_and_batch(capsys):
     for package in ("torch", "flax"):
         pytest.importorskip(package)
-    sizes = ["--hidden-sizes", "3", "--batch-sizes", "2", "--rounds", "1", "--milliseconds", "1"]
+    sizes = ["--hidden-sizes", "3", "--batch-sizes", "2", "--rounds", "1", "--milliseconds", "1", "--pause", "1"]
     assert step_latency.main(sizes) == 0
     out = capsys.readouterr().out
     assert "LSTM, 3 units, batch 2" in out
@@ -35,6 +37,19 @@ def test_other_numbers_and_other_bits_are_not_timed():
     for name, by in (("other", 1e-2), ("step", 1e-6)):
         with pytest.raises(AssertionError):
             step_latency.check(problem, {name: off(by)})
+
+
+def test_the_clock_stands_still_while_other_work_is_done():
+    now = itertools.count()  # every look at the clock is a second later
+    pauses = step_latency.Pauses(3.0, lambda: float(next(now)))
+    before = pauses.clock()
+    pauses.wait()
+    assert next(now) > 3
+    assert pauses.clock() - before <= 3
+    none = step_latency.Pauses(0.0, lambda: float(next(now)))
+    before = none.clock()
+    none.wait()
+    assert none.clock() - before == 1
 
 
 def test_a_size_that_cannot_be_is_refused_by_name(capsys):
