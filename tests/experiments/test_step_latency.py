@@ -12,7 +12,18 @@ from experiments.measurements import step_latency
 def test_a_row_for_each_cell_size_and_batch(capsys):
     for package in ("torch", "flax"):
         pytest.importorskip(package)
-    sizes = ["--hidden-sizes", "3", "--batch-sizes", "2", "--rounds", "1", "--milliseconds", "1", "--pause", "1"]
+    sizes = [
+        "--hidden-sizes",
+        "3",
+        "--batch-sizes",
+        "2",
+        "--rounds",
+        "1",
+        "--milliseconds",
+        "1",
+        "--pause",
+        "1",
+    ]
     assert step_latency.main(sizes) == 0
     out = capsys.readouterr().out
     assert "LSTM, 3 units, batch 2" in out
