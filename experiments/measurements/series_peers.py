@@ -114,6 +114,7 @@ def _torch(settings: Recognize, known: Known) -> Method:
         return torch.tensor(xs), torch.tensor(lengths).long(), torch.tensor(part.classes)
 
     def run(train: Part, test: Part, seed: int) -> float:
+        torch.set_num_threads(1)  # layers so small are slower on two
         torch.manual_seed(seed)
         network, (xs, lengths, labels) = torch_network(settings, known), tensors(train)
         moving = get_ema_multi_avg_fn(settings.average_decay)
