@@ -21,6 +21,7 @@ from experiments.lessons import LESSONS
 from experiments.lessons.lesson import run_lesson
 from experiments.lessons.overview import draw_ratios
 from experiments.lessons.tables import Row, lesson_table, summarize
+from experiments.running.console import exit_code
 from experiments.running.parsing import parse
 from experiments.running.run_folder import environment, plain
 from rnnjax.data import DataError
@@ -116,17 +117,17 @@ def _write(path: Path, text: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code, which is 1 where a lesson could not be run."""
     settings = parse(Settings, PROGRAM, arguments)
-    try:
+    failed: dict[str, str] = {}
+
+    def run() -> None:
         settings.out.mkdir(parents=True, exist_ok=True)
-        failed = run_all(settings)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return 130
-    print(f"results in {settings.out / 'results.md'}")
-    return 1 if failed else 0
+        failed.update(run_all(settings))
+        print(f"results in {settings.out / 'results.md'}")
+
+    code = exit_code(run)
+    if code == 130:
+        print("the same command goes on", file=sys.stderr)
+    return code or int(bool(failed))
 
 
 if __name__ == "__main__":

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import math
 import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from experiments.lessons.tables import Row, lesson_table
+from experiments.running.console import exit_code
 from experiments.running.packages import NotInstalled
 from experiments.running.parsing import parse
-from experiments.running.run_folder import CONFIG, TIMINGS, RunFolder, environment, plain
+from experiments.running.run_folder import CONFIG, METRICS, TIMINGS, RunFolder, environment, plain
 from experiments.running.run_settings import read_config, require_same
+from experiments.running.setting_checks import RULES, Rule, check_rules, each, whole
 
 # More seeds, or the same files elsewhere, leave the rows that are there what they are.
 MAY_CHANGE = ("out", "data_dir", "seeds")
@@ -153,6 +157,7 @@ def run_lesson(module: ModuleType, settings: LessonSettings) -> tuple[Row, ...]:
     """
     name = lesson_name(module)
     assert settings.out is not None
+    check(settings)
     config = {
         "lesson": name,
         "settings": plain(dataclasses.asdict(settings)),
@@ -162,11 +167,47 @@ def run_lesson(module: ModuleType, settings: LessonSettings) -> tuple[Row, ...]:
         stored = read_config(settings.out)
         place = str(settings.out)
         require_same(stored["settings"], config["settings"], MAY_CHANGE, place)
-    with RunFolder(settings.out, config, "resume") as run:
+    with _forgotten_if_refused(settings.out), RunFolder(settings.out, config, "resume") as run:
         results = Results(name, run)
         module.run(settings, results)
     print(lesson_table(results.rows))
     return results.rows
+
+
+@contextlib.contextmanager
+def _forgotten_if_refused(folder: Path) -> Iterator[None]:
+    """Leaves nothing of a run that was refused before its first row: its folder would be taken for
+    that of a run with the wrong settings."""
+    is_new = not (folder / CONFIG).exists()
+    try:
+        yield
+    except ValueError:
+        if is_new and (folder / CONFIG).exists() and not read_rows(folder):
+            for name in (CONFIG, METRICS, TIMINGS, "lock"):
+                (folder / name).unlink(missing_ok=True)
+            if not any(folder.iterdir()):
+                folder.rmdir()
+        raise
+
+
+_FINITE = Rule("a finite number", math.isfinite)
+
+
+def check(settings: LessonSettings) -> None:
+    """Refuse numbers with which there is nothing to measure, whatever the lesson.
+
+    Raises:
+        DataError: naming them.
+    """
+    kinds = {int: whole(1), float: _FINITE}
+    rules = {}
+    for name, hint in get_type_hints(type(settings)).items():
+        parts = get_args(hint)
+        kind = parts[0] if parts and get_origin(hint) is not Literal else hint
+        if kind in kinds:
+            is_many = get_origin(hint) is tuple
+            rules[name] = each(kinds[kind]) if is_many else RULES.get(name, kinds[kind])
+    check_rules(settings, rules)
 
 
 def lesson_name(module: ModuleType) -> str:
@@ -189,17 +230,16 @@ def main(module_name: str, arguments: Sequence[str] | None = None) -> int:
     if settings.out is None:
         folder = Path("runs", f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
         settings = dataclasses.replace(settings, out=folder)
-    try:
+
+    def run() -> None:
         run_lesson(module, settings)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
+        print(f"files in {settings.out}")
+
+    code = exit_code(run)
+    if code == 130:
         again = f"{program} --out {shlex.quote(str(settings.out))}"
-        print(f"stopped; go on with the same command and --out:\n  {again} ...")
-        return 130
-    print(f"files in {settings.out}")
-    return 0
+        print(f"go on with the same command and --out:\n  {again} ...")
+    return code
 
 
 def _key(record: Mapping[str, Any]) -> tuple[str, str, int | None]:

@@ -386,6 +386,44 @@ def test_a_lesson_that_was_stopped_says_the_command_that_goes_on(tmp_path, monke
     assert len(measured) == 2  # one seed before the stop, one after it
 
 
+REFUSED = {
+    "an unknown cell": ("parity", ["--cells", "lstm"], "--cells must be among sLSTM, mLSTM, LSTM"),
+    "no steps": ("parity", ["--steps", "-1"], "--steps must be a whole number from 1 up"),
+    "a rate that is none": (
+        "parity",
+        ["--learning-rate", "nan"],
+        "--learning-rate must be a finite",
+    ),
+    "no seeds": ("uneven_steps", ["--seeds", "0"], "--seeds must be a whole number from 1 up"),
+    "a delay of 0": ("long_memory", ["--delays", "0"], "--delays must be 1 or more, each a whole"),
+    "no radius": (
+        "gradients_through_time",
+        ["--radii", "inf"],
+        "--radii must be 1 or more, each a",
+    ),
+    "a wrong order": (
+        "long_memory",
+        ["--longer", "100"],
+        "--delays, --length and --longer must",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_lesson_that_is_refused_leaves_no_folder_in_the_way(case, tmp_path, capsys):
+    name, arguments, words = REFUSED[case]
+    importlib.import_module(f"experiments.lessons.{name}")
+    out = tmp_path / "run"
+    assert lesson.main(f"experiments.lessons.{name}", ["--out", str(out), *arguments]) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+    assert not out.exists()
+
+
+def test_the_defaults_of_every_lesson_pass_its_check():
+    for name in LESSONS:
+        lesson.check(importlib.import_module(f"experiments.lessons.{name}").Settings())
+
+
 def test_every_lesson_is_there_in_reading_order():
     for name in LESSONS:
         assert importlib.util.find_spec(f"experiments.lessons.{name}") is not None
