@@ -214,9 +214,9 @@ def check(settings: Settings) -> None:
     """
     check_settings(
         settings,
-        symbols=whole(2),
-        longest=whole(2),
-        environments=whole(1),
+        symbols=whole(2, 10_000),
+        longest=whole(2, 1_000_000),
+        environments=whole(1, 1_000_000),
         updates=whole(10),
         steps=Rule(
             f"at least --longest, {settings.longest}, so that every rollout sees an end",

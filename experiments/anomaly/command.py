@@ -95,8 +95,8 @@ def _check(settings: Settings) -> None:
     check_settings(
         settings,
         normal=share(zero=False),
-        series=whole(1),
-        length=whole(50),
+        series=whole(1, 100_000),
+        length=whole(50, 1_000_000),
         season=whole(2),
         components=whole(1, 1000),
         window=whole(4),

@@ -134,8 +134,8 @@ def _report(figures: Figures) -> None:
 def _check(settings: Settings) -> None:
     check_settings(
         settings,
-        series=whole(1),
-        length=whole(10),
+        series=whole(1, 100_000),
+        length=whole(10, 1_000_000),
         season=whole(1),
         window=whole(2),
         horizon=whole(1),

@@ -46,12 +46,12 @@ def train(settings: Settings) -> Fitted:
     began = time.perf_counter()
     check_settings(
         settings,
-        words=whole(20),
+        words=whole(20, 1_000_000),
         letters=whole(3, 100),
         tremor=_NOT_NEGATIVE,
         window=whole(1, 1000),
         mixture=whole(1, 1000),
-        read_words=whole(0),
+        read_words=whole(0, 100_000),
         bias=_NOT_NEGATIVE,
     )
     devices = find_devices(settings.devices)

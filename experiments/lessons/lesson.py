@@ -16,8 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-from experiments.lessons.tables import Row, lesson_table
-from experiments.running.console import exit_code
+from experiments.lessons.tables import OURS, Row, lesson_rows, lesson_table
+from experiments.running.console import exit_code, print_table
 from experiments.running.packages import NotInstalled
 from experiments.running.parsing import parse
 from experiments.running.run_folder import CONFIG, METRICS, TIMINGS, RunFolder, environment, plain
@@ -170,8 +170,20 @@ def run_lesson(module: ModuleType, settings: LessonSettings) -> tuple[Row, ...]:
     with _forgotten_if_refused(settings.out), RunFolder(settings.out, config, "resume") as run:
         results = Results(name, run)
         module.run(settings, results)
-    print(lesson_table(results.rows))
+    _print(results.rows)
     return results.rows
+
+
+def _print(rows: Sequence[Row]) -> None:
+    """The table of the rows; in a terminal, where lines of Markdown would break in two, as narrow as
+    it can be."""
+    if not sys.stdout.isatty():
+        print(lesson_table(rows))
+        return
+    lines = lesson_rows(rows)
+    if all(line["library"] == OURS for line in lines):
+        lines = [{name: text for name, text in line.items() if name != "library"} for line in lines]
+    print_table(lines)
 
 
 @contextlib.contextmanager

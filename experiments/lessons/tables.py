@@ -101,13 +101,19 @@ def lesson_table(rows: Sequence[Row]) -> str:
         |:-------|:--------|------:|--------------:|
         | LSTM   | rnnjax  |     2 | 1.000 ± 0.707 |
     """
+    found = lesson_rows(rows)
+    return markdown([list(row.values()) for row in found], list(found[0]))
+
+
+def lesson_rows(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """The lines of one lesson, each with the same columns by their names."""
     lines = [_cells(line) for line in summarize(rows)]
     order = ["system", "library", "seeds"]
     order += dict.fromkeys(
         name for line in lines for name in line if name not in (*order, *_AT_THE_END)
     )
     order += [name for name in _AT_THE_END if any(line.get(name) for line in lines)]
-    return markdown([[line.get(name, "") for name in order] for line in lines], order)
+    return [{name: line.get(name, "") for name in order} for line in lines]
 
 
 _AT_THE_END = ("steps", "epoch s", "times rnnjax", "note")
@@ -131,11 +137,17 @@ def _figure(value: Line) -> str:
     mean, spread = value["mean"], value["spread"]
     if spread is None:
         return f"{mean:,}" if isinstance(mean, int) else _number(mean, 4)
+    if spread == 0 and _is_count(mean):
+        return f"{int(mean):,}"  # of weights, say, which chance has no part in
     return f"{_number(mean, 3)} ± {_number(spread, 3)}"
 
 
+def _is_count(value: float) -> bool:
+    return value == int(value) and abs(value) >= 10
+
+
 def _number(value: float, digits: int) -> str:
-    if value == int(value) and abs(value) >= 10:
+    if _is_count(value):
         return f"{int(value):,}"
     small = value != 0 and abs(value) < 10 ** (1 - digits)
     return f"{value:.{digits - 1}e}" if small else f"{value:.{digits}f}"

@@ -34,7 +34,7 @@ _SHOWN = 64  # frames of the piece that a run leaves
 def train(settings: Settings) -> Fitted:
     """Train, write the run's folder, and say how to use it."""
     began = time.perf_counter()
-    check_settings(settings, pieces=whole(10), transpose=whole(0, 24))
+    check_settings(settings, pieces=whole(10, 1_000_000), transpose=whole(0, 24))
     devices = find_devices(settings.devices)
     devices.check_rows("--batch-size", settings.batch_size)
     music = read_music(settings)
@@ -84,7 +84,11 @@ def _report(music: Music, fitted: Fitted, seconds: float, folder: Path) -> None:
 def write_piece(request: Request) -> None:
     """Compose with the network in a run's folder."""
     check_settings(
-        request, steps=whole(1), temperature=above(0), tempo=above(0), seed=whole(0, 2**32 - 1)
+        request,
+        steps=whole(1, 100_000),
+        temperature=above(0),
+        tempo=above(0),
+        seed=whole(0, 2**32 - 1),
     )
     settings = finished_settings(PROGRAM, Settings, request.run)
     model = build_model(settings)

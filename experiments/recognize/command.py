@@ -45,7 +45,9 @@ def train(settings: Settings) -> Fitted:
     """Train, write the run's folder, and say how to use it."""
     began = time.perf_counter()
     not_negative = Rule("a number from 0 up", lambda value: 0 <= value < float("inf"))
-    check_settings(settings, series=whole(10), noise=not_negative, validation=share(zero=False))
+    check_settings(
+        settings, series=whole(10, 1_000_000), noise=not_negative, validation=share(zero=False)
+    )
     devices = find_devices(settings.devices)
     devices.check_rows("--batch-size", settings.batch_size)
     series = read_series(settings)

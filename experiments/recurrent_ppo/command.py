@@ -18,7 +18,7 @@ from experiments.recurrent_ppo.pictures import draw_returns
 from experiments.recurrent_ppo.settings import Compare, Play, Settings
 from experiments.recurrent_ppo.training import evaluate, fit, listed
 from experiments.running.command_line import run_program
-from experiments.running.console import command, parameter_table
+from experiments.running.console import command, parameter_table, wrapped
 from experiments.running.curves import read_records
 from experiments.running.opening import open_run
 from experiments.running.processes import start_time
@@ -50,7 +50,7 @@ def train(settings: Settings) -> np.ndarray:
     with open_run(settings, folder, stored, identity, (WEIGHTS, CURVES)) as (run, saver):
         _announce(settings, task, agent)
         learners = fit(settings, task, agent, run, saver)
-        returns = evaluate(
+        returns, ended = evaluate(
             settings, task, agent, learners.params, settings.test_steps, settings.seed, 256
         )
         record = {"kind": "test", "return": returns.mean(axis=1).tolist()}
@@ -60,7 +60,8 @@ def train(settings: Settings) -> np.ndarray:
         records = read_records(run.metrics_path)
         draw_returns({settings.environment: {_label(settings): _updates(records)}},
                      run.path / CURVES)  # fmt: skip
-    _report(settings, records, returns)
+    _report(records, returns)
+    _note_unfinished(ended, "--test-steps", settings.test_steps)
     print(f"{time.perf_counter() - began:.0f} s, compiling included; {CURVES} in {folder}")
     print(f"try:\n  {command(*PROGRAM.split(), 'play', folder)}")
     return returns.mean(axis=1)
@@ -77,9 +78,10 @@ def check(settings: Settings) -> None:
     every = settings.report_every
     check_settings(
         settings,
-        length=whole(2),
-        environments=whole(1),
-        steps=whole(1),
+        length=whole(2, 1_000_000),
+        environments=whole(1, 1_000_000),
+        steps=whole(1, 1_000_000),
+        epochs=whole(1, 1_000),
         minibatches=whole(1, settings.environments if settings.environments > 0 else None),
         updates=Rule(
             f"a whole number of times --report-every, {every}",
@@ -92,7 +94,7 @@ def check(settings: Settings) -> None:
         entropy=Rule("a number from 0 up", lambda weight: 0 <= weight < float("inf")),
         value=Rule("a number from 0 up", lambda weight: 0 <= weight < float("inf")),
         seeds=whole(1, 1_000),
-        test_steps=whole(1),
+        test_steps=whole(1, 1_000_000),
         report_every=whole(1),
     )
 
@@ -124,9 +126,19 @@ def _announce(settings: Settings, task: Task, agent: Agent) -> None:
     parameter_table(jax.eval_shape(agent.init, jax.random.key(0)))
 
 
-def _report(settings: Settings, records: Sequence[dict[str, Any]], returns: np.ndarray) -> None:
+def _report(records: Sequence[dict[str, Any]], returns: np.ndarray) -> None:
     print(f"return over the last tenth of the updates: {listed(last_returns(records).tolist())}")
     print(f"return in the test, likeliest actions:     {listed(returns.mean(axis=1).tolist())}")
+
+
+def _note_unfinished(ended: np.ndarray, option: str, steps: int) -> None:
+    if not ended.all():
+        print(
+            wrapped(
+                f"note: {np.sum(~ended):,} of {ended.size:,} episodes were not at their end after "
+                f"{option} {steps}: they count with what they had returned by then"
+            )
+        )
 
 
 def last_returns(records: Sequence[dict[str, Any]]) -> np.ndarray:
@@ -141,7 +153,7 @@ def last_returns(records: Sequence[dict[str, Any]]) -> np.ndarray:
 
 def play_run(request: Play) -> None:
     """Play with the agents in a run's folder."""
-    check_settings(request, steps=whole(1), environments=whole(1))
+    check_settings(request, steps=whole(1, 1_000_000), environments=whole(1, 1_000_000))
     settings = finished_settings(PROGRAM, Settings, request.run)
     task, agent = _make(settings)
     seeds = jnp.arange(settings.seeds)
@@ -150,7 +162,7 @@ def play_run(request: Play) -> None:
         return jax.vmap(lambda seed: agent.init(jax.random.fold_in(key, seed)))(seeds)
 
     params = load_trained(init, request.run)
-    returns = evaluate(
+    returns, ended = evaluate(
         settings, task, agent, params, request.steps, request.seed, request.environments
     )
     for number, row in enumerate(returns):
@@ -158,6 +170,7 @@ def play_run(request: Play) -> None:
             f"seed {settings.seed + number}: mean return {row.mean():.3f}, from {row.min():.3f} to "
             f"{row.max():.3f}, {len(row)} episodes"
         )
+    _note_unfinished(ended, "--steps", request.steps)
 
 
 def compare(request: Compare) -> None:

@@ -175,8 +175,9 @@ def make_updates(settings: Settings, task: Task, agent: Agent, count: int) -> An
 def play(
     task: Task, agent: Agent, settings: Settings, params: AgentParams, key: Array, count: int,
     steps: int,
-) -> Array:  # fmt: skip
-    """Returns [count] of first episodes, the likeliest action taken; so far, of unfinished ones."""
+) -> tuple[Array, Array]:  # fmt: skip
+    """Returns [count] of first episodes, the likeliest action taken, and which of them came to
+    their end [count]; the others have what they returned so far."""
     begin, go = jax.random.split(key)
     actor = first_actor(task, agent, params, begin, count)
     # As if an episode had just ended: a memory that is wiped late is to be wiped late here too.
@@ -186,4 +187,5 @@ def play(
         choose=lambda _, log_probs: jnp.argmax(log_probs, axis=-1),
     )  # fmt: skip
     ended = jnp.cumsum(rollout.dones, axis=1) - rollout.dones  # before the step
-    return jnp.sum(jnp.where(ended == 0, rollout.rewards, 0.0), axis=1)
+    returns = jnp.sum(jnp.where(ended == 0, rollout.rewards, 0.0), axis=1)
+    return returns, jnp.any(rollout.dones, axis=1)

@@ -145,11 +145,13 @@ def evaluate(
     steps: int,
     seed: int,
     environments: int,
-) -> np.ndarray:
-    """Returns [S, environments] of the agents of all seeds, the likeliest action taken."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns [S, environments] of the agents of all seeds, the likeliest action taken, and which
+    episodes came to their end."""
 
-    def one(params: Any, key: jax.Array) -> jax.Array:
+    def one(params: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         return play(task, agent, settings, params, key, environments, steps)
 
     keys = jax.random.split(jax.random.key(seed), settings.seeds)
-    return np.asarray(jax.jit(jax.vmap(one))(params, keys))
+    returns, ended = jax.jit(jax.vmap(one))(params, keys)
+    return np.asarray(returns), np.asarray(ended)

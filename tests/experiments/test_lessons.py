@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import importlib.machinery
 import importlib.util
+import io
 import json
 import shlex
 import sys
@@ -163,6 +164,32 @@ def test_rows_are_measured_once_and_a_missing_library_is_asked_again(tmp_path):
         assert results.row("s", "Keras", 0, lambda found=measured: found).figures == {
             "accuracy": 0.5
         }
+
+
+def test_a_count_that_is_the_same_for_all_seeds_has_no_spread_and_a_terminal_no_markdown(
+    tmp_path, monkeypatch
+):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    def run(settings, results):
+        for seed in range(settings.seeds):
+            figures = {f"right after {n} steps": 0.5 + n + seed for n in range(5)}
+            measured = Measured({**figures, "weights": 6_802})
+            results.row("a system", "rnnjax", seed, lambda found=measured: found)
+
+    module = types.ModuleType("experiments.lessons.wide", "What it shows.")
+    module.Settings, module.run = LessonSettings, run
+    module.__spec__ = importlib.machinery.ModuleSpec(module.__name__, None)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr("sys.stdout", Terminal())
+    run_lesson(module, LessonSettings(seeds=2, out=tmp_path / "run"))
+    lines = sys.stdout.getvalue().splitlines()
+    assert lines[-1].split()[:3] == ["a", "system", "2"]
+    assert lines[-1].split()[-2:] == ["0.707", "6,802"]
+    assert "|" not in lines[-1]
+    assert min(map(len, lines[:-1])) > 0
 
 
 def test_the_table_has_means_spreads_and_ratios_seed_by_seed():

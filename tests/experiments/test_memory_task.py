@@ -78,4 +78,4 @@ def test_from_the_command_line(tmp_path, capsys):
     assert main(["--steps", "7"]) == 2
     assert "--steps must be at least --longest, 8" in capsys.readouterr().err
     assert main(["--symbols", "1"]) == 2
-    assert "--symbols must be a whole number from 2 up, got 1" in capsys.readouterr().err
+    assert "--symbols must be a whole number from 2 to 10,000, got 1" in capsys.readouterr().err

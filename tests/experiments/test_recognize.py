@@ -163,7 +163,7 @@ def test_a_label_that_is_not_learnt_is_named(tmp_path, capsys):
 
 
 BAD = {
-    "too few series": (["--series", "4"], "--series must be a whole number from 10 up"),
+    "too few series": (["--series", "4"], "--series must be a whole number from 10 to 1,000,000"),
     "noise below 0": (["--noise", "-1"], "--noise must be a number from 0 up"),
     "no file": (["--dataset", "nowhere.csv"], "nowhere.csv must be a CSV file"),
     "another kind of file": (["--dataset", "own.xls"], "own.xls must end in .ts or .csv"),

@@ -256,7 +256,12 @@ def test_a_run_that_was_stopped_comes_to_the_same_bytes(tmp_path, capsys):
     records = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [record["kind"] for record in records] == ["updates"] * 3 + ["test"]
     assert run("play", whole, "--steps", "8", "--environments", "3", "--seed", "5") == 0
-    assert "seed 1: mean return " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "seed 1: mean return " in said
+    assert "note:" not in said  # an episode is 6 steps at most
+    assert run("play", whole, "--steps", "1", "--environments", "3") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "note: 6 of 6 episodes were not at their end after --steps 1: they count" in said
     assert run("compare", whole, stopped, "--out", tmp_path / "both.png") == 0
     for picture in (whole / "curves.png", tmp_path / "both.png"):
         assert picture.stat().st_size
@@ -341,7 +346,7 @@ def test_an_environment_of_a_users_own_is_found_by_its_module(tmp_path, monkeypa
         (["--see", "1"], "--see must be different numbers from 0 to 0"),
         (["--updates", "15"], "a whole number of times --report-every, 10, got 15"),
         (["--minibatches", "33"], "--minibatches must be a whole number from 1 to 32, got 33"),
-        (["--length", "1"], "--length must be a whole number from 2 up, got 1"),
+        (["--length", "1"], "--length must be a whole number from 2 to 1,000,000, got 1"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(arguments, message, tmp_path, capsys):
