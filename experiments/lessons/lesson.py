@@ -175,15 +175,19 @@ def run_lesson(module: ModuleType, settings: LessonSettings) -> tuple[Row, ...]:
 
 
 def _print(rows: Sequence[Row]) -> None:
-    """The table of the rows; in a terminal, where lines of Markdown would break in two, as narrow as
-    it can be."""
+    """The table of the rows; in a terminal, where lines of Markdown would break in two, one for all
+    rows with the same figures, and no column that says the same of all."""
     if not sys.stdout.isatty():
         print(lesson_table(rows))
         return
     lines = lesson_rows(rows)
-    if all(line["library"] == OURS for line in lines):
-        lines = [{name: text for name, text in line.items() if name != "library"} for line in lines]
-    print_table(lines)
+    hidden = {"library"} if all(line["library"] == OURS for line in lines) else set()
+    tables: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for line in lines:
+        shown = {name: text for name, text in line.items() if text and name not in hidden}
+        tables.setdefault(tuple(shown), []).append(shown)
+    for table in tables.values():
+        print_table(table)
 
 
 @contextlib.contextmanager
