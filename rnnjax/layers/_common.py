@@ -11,9 +11,8 @@ from rnnjax._checks import check_key
 from rnnjax._devices import with_automatic_axes
 from rnnjax.base import Apply, Carry, Direction, Key, Layer, Params
 
-StepArguments = dict[
-    str, Any
-]  # lengths, mask, resets, and context where given, handed on as they came
+# lengths, mask, resets, and context where given, handed on as they came
+StepArguments = dict[str, Any]
 
 
 def apply_dropout(key: Key | None, xs: Array, rate: float) -> Array:
