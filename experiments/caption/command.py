@@ -212,7 +212,7 @@ def _check(settings: Settings) -> None:
     check_settings(
         settings,
         scenes=whole(1, 10_000_000),
-        max_length=whole(2),
+        max_length=whole(2, 10_000),
         picture_size=whole(2, 10_000),
         beam=whole(1, 1_000),
         once=at_least(0),

@@ -121,7 +121,8 @@ def read_picture(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             small = image.convert("RGB").resize((PIXELS, PIXELS), Image.Resampling.BOX)
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} must be a picture, got {error}") from None
+        why = getattr(error, "strerror", None) or "no picture in it"
+        raise DataError(f"{path} must be a picture, got {why}") from None
     return np.asarray(small, np.uint8)
 
 

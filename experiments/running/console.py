@@ -231,9 +231,9 @@ def exit_code(action: Callable[[], object], *also: type[Exception]) -> int:
         done
         0
     """
-    for stream in ("stdout", "stderr"):
+    for stream, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, stream) is None:  # closed by who started the program, as by ">&-"
-            setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115 (it is open until the end)
+            setattr(sys, stream, open(os.devnull, mode))  # noqa: SIM115 (it is open until the end)
     try:
         action()
     except Interrupted as stop:

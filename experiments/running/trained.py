@@ -41,8 +41,23 @@ def finished_settings(program: str, kind: type[Run], folder: Path) -> Run:
 
 
 def load_trained(init: Callable[[jax.Array], Params], folder: Path) -> Params:
-    """The weights of a finished run, for the model of which ``init`` makes the first ones."""
-    return load_weights(folder / WEIGHTS, jax.eval_shape(init, jax.random.key(0)))
+    """The weights of a finished run, for the model of which ``init`` makes the first ones.
+
+    Raises:
+        DataError: they are of another run than the settings or the vocabulary beside them.
+        ValueError: the file is damaged.
+    """
+    path = folder / WEIGHTS
+    try:
+        return load_weights(path, jax.eval_shape(init, jax.random.key(0)))
+    except ValueError as error:
+        _, *differences = str(error).split("\n")
+        if not differences:
+            raise
+        lines = "\n".join(differences)
+        raise DataError(
+            f"{path} must be of one run with the other files in its folder, got:\n{lines}"
+        ) from None
 
 
 def load_notes(path: Path, names: tuple[str, ...]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from experiments.tag.model import build_model, guess, label_loss, make_parts
 from experiments.tag.pictures import confusion, draw_confusion
 from experiments.tag.sentences import Corpus, most_frequent, read_corpus
 from experiments.tag.settings import Request, Settings
-from rnnjax.data import DataError, Vocabulary
+from rnnjax.data import DataError, Vocabulary, read_text
 from rnnjax.weights import save_weights
 
 PROGRAM = "python -m experiments.tag"
@@ -87,7 +87,7 @@ def label(request: Request) -> None:
         raise DataError("the sentence must have a word, got none")
     settings = finished_settings(PROGRAM, Settings, request.run)
     vocabulary = Vocabulary.load(request.run / VOCABULARY)
-    labels = json.loads((request.run / LABELS).read_text("utf-8"))
+    labels = read_labels(request.run / LABELS)
     model = build_model(settings, len(vocabulary), len(labels))
     params = load_trained(model.init, request.run)
     (found,) = guess(model, params, [vocabulary.encode(words)])
@@ -95,6 +95,21 @@ def label(request: Request) -> None:
     for word, number in zip(words, found, strict=True):
         note = "" if word in vocabulary.tokens else "  (not in the training sentences)"
         print(f"{word.ljust(width)}  {labels[number]}{note}")
+
+
+def read_labels(path: Path) -> list[str]:
+    """The labels of a run.
+
+    Raises:
+        DataError: the file holds something else.
+    """
+    try:
+        labels = json.loads(read_text(path))
+    except (ValueError, RecursionError):
+        labels = None
+    if not (isinstance(labels, list) and labels and all(isinstance(one, str) for one in labels)):
+        raise DataError(f"{path} must be the labels of a run as a list in JSON, got another text")
+    return labels
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -224,7 +224,7 @@ def _check(settings: Settings) -> None:
         shortest=whole(1, 10_000),
         longest=whole(1, 10_000),
         digits=whole(1, 9),
-        max_length=whole(2),
+        max_length=whole(2, 10_000),
         head_size=whole(1, 1_000_000),
         own_tokens=probability(),
         beam=whole(1, 1_000),

@@ -154,8 +154,8 @@ def generate(request: Request) -> None:
     share = Rule("a number above 0 and at most 1", lambda value: 0 < value <= 1)
     check_settings(
         request,
-        length=whole(1),
-        samples=whole(1),
+        length=whole(1, 1_000_000),
+        samples=whole(1, 1_000_000),
         temperature=at_least(0),
         top_k=whole(1),
         top_p=share,

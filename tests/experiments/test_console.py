@@ -201,14 +201,14 @@ def test_a_run_that_is_stopped_tells_by_what_command_it_goes_on(stop, said, tmp_
 
 
 def test_a_program_whose_streams_are_closed_works_without_a_word(monkeypatch):
-    monkeypatch.setattr(sys, "stdout", None)
-    monkeypatch.setattr(sys, "stderr", None)
-    assert exit_code(lambda: sys.stdout.isatty() or print("text")) == 0
+    for stream in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, None)
+    assert exit_code(lambda: sys.stdout.isatty() or print(sys.stdin.read())) == 0
     with pytest.raises(ZeroDivisionError):
         exit_code(lambda: 1 // 0)
     assert exit_code(lambda: int("one")) == 2
-    sys.stdout.close()
-    sys.stderr.close()
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        stream.close()
 
 
 def test_a_file_that_cannot_be_opened_is_named_without_numbers_of_the_system(tmp_path, capsys):

@@ -17,7 +17,7 @@ from experiments.translate.pictures import Alignment, draw_alignments
 from experiments.translate.scoring import bleu, exact, on_diagonal, sacrebleu
 from experiments.translate.settings import Settings
 from experiments.translate.training import make_loss
-from rnnjax.data import PairBatch
+from rnnjax.data import PairBatch, Vocabulary
 
 QUICK = ["--hidden-size", "8", "--embedding-size", "4", "--batch-size", "16", "--buckets", "1"]
 QUICK = [*QUICK, "--epochs", "2", "--max-length", "8", "--min-count", "1"]
@@ -221,6 +221,11 @@ def test_pairs_of_ones_own_are_learned_from_and_translated(pairs, tmp_path, caps
     assert (folder / "exported" / "step.jax").stat().st_size
     assert run("translate", folder, " ") == 2
     assert "at least one token" in capsys.readouterr().err
+    vocabulary = Vocabulary.fit([["a", "b"]], min_count=1)
+    vocabulary.save(folder / "source_vocabulary.json")
+    assert run("translate", folder, "zwei") == 2
+    error = capsys.readouterr().err
+    assert "must be of one run with the other files in its folder, got:\n  source.vectors" in error
 
 
 @pytest.mark.full
