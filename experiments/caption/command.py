@@ -91,7 +91,7 @@ def _lines(vocabulary: Vocabulary, part: Captioned, found: Sequence[Any]) -> lis
     lines = []
     for texts, right in zip(found, part.words, strict=False):
         wrote = _words(vocabulary, texts[0] if texts else [])
-        lines.append(f"  {joined_words(wrote)}")
+        lines.append(f"  {joined_words(wrote) or '(empty)'}")
         if wrote != list(right):
             lines.append(f"  not {joined_words(right)}")
     return lines
@@ -177,7 +177,7 @@ def caption_one(request: Request) -> None:
         length_penalty=request.length_penalty,
     )
     for text in found:
-        print(joined_words(_words(vocabulary, text)))
+        print(joined_words(_words(vocabulary, text)) or "(empty)")
     if network.attends and found and found[0]:
         path = request.figure or request.run / "where-it-looked-at-a-picture.png"
         _draw(network, params, vocabulary, pictures, found[:1], path)

@@ -270,7 +270,8 @@ def _indented(line: str) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the host or the device had too little memory."""
-    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+    words = ("RESOURCE_EXHAUSTED", "Out of memory")  # the second where the host has too little
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def _message(error: Exception) -> str:

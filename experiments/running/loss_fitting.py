@@ -168,7 +168,10 @@ class _Fitting:
                 self._epoch()
             best = self._snapshot.stopping
             if best.best_epoch is None:
-                raise NonFiniteError("validation must have a finite loss after an epoch, got none")
+                raise NonFiniteError(
+                    "the validation loss must be finite after an epoch, got none such: a smaller "
+                    "--learning-rate may help"
+                )
             validation = self._evaluate(best.best_params, self._parts.validation)
             test = self._evaluate(best.best_params, self._parts.test)
         return Fitted(best.best_params, best.best_epoch, validation, test)

@@ -212,6 +212,8 @@ def plain(value: Any) -> Any:
 
 def check_usable(path: Path, existing: str) -> None:
     """Refuses a folder as `RunFolder` would, before there is a config to put in it."""
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"run folder {path} must be a folder, got a file")
     # A run that died at its very start leaves a lock, or what was to become config.json.
     found = [] if not path.is_dir() else [entry.name for entry in path.iterdir()]
     used = [name for name in found if name != "lock" and not name.startswith(f".{CONFIG}.")]

@@ -229,6 +229,11 @@ def _check(settings: Settings) -> None:
         own_tokens=probability(),
         beam=whole(1, 1_000),
     )
+    if settings.tie and settings.head_size != settings.embedding_size:
+        raise DataError(
+            f"--head-size must be --embedding-size, {settings.embedding_size}, with --tie, got "
+            f"{settings.head_size}"
+        )
 
 
 def _train(settings: Settings) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -91,6 +92,11 @@ def _load(settings: Settings) -> PairParts:
     assert settings.pair is not None
     languages = re.fullmatch(r"([a-z]{2})-([a-z]{2})", settings.pair)
     if languages is None:
+        if not Path(settings.pair).suffix and not Path(settings.pair).exists():
+            raise DataError(
+                "--pair must be two languages, as de-en, or the path of a .tsv file, got "
+                f"{settings.pair!r}"
+            )
         return load_pairs(settings.pair, seed=settings.seed)
     source, target = languages.groups()
     return load_pairs("multi30k", source=source, target=target, data_dir=settings.data_dir)
@@ -112,7 +118,11 @@ def _generated(settings: Settings) -> PairParts:
         if len(found) == count:
             break
     else:
-        raise DataError(f"--examples must leave pairs for the test, got {settings.examples}")
+        raise DataError(
+            f"--examples, and {2 * _HELD_OUT:,} to validate and test, must be different sequences, "
+            f"got {settings.examples:,} where only {len(found):,} were found: longer sequences or "
+            "more digits allow more"
+        )
     sources, targets = list(found), list(found.values())
     ends = (0, settings.examples, settings.examples + _HELD_OUT, count)
     train, validation, test = (

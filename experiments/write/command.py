@@ -46,6 +46,11 @@ def train(settings: Settings, folder: Path) -> Fitted:
     """Train, write the run's folder, and say how to use it."""
     began = time.perf_counter()
     check_settings(settings, rows=whole(1), window=whole(1, 1_000_000))
+    if settings.tie and settings.hidden_size != settings.embedding_size:
+        raise DataError(
+            f"--hidden-size must be --embedding-size, {settings.embedding_size}, with --tie, got "
+            f"{settings.hidden_size}"
+        )
     devices = find_devices(settings.devices)
     devices.check_rows("--rows", settings.rows)
     stored = stored_config(settings, folder)

@@ -205,7 +205,10 @@ class _Fitting:
                 self._epoch(show)
         best = self._snapshot.stopping
         if best.best_epoch is None or best.best_value is None:
-            raise NonFiniteError("the validation loss must be finite after an epoch, got none such")
+            raise NonFiniteError(
+                "the validation loss must be finite after an epoch, got none such: a smaller "
+                "--learning-rate may help"
+            )
         test = self._score(best.best_params, self._texts.test) if self._has_test else None
         return Fitted(best.best_params, best.best_epoch, best.best_value, test)
 

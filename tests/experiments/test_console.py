@@ -211,6 +211,20 @@ def test_a_program_whose_streams_are_closed_works_without_a_word(monkeypatch):
         stream.close()
 
 
+def test_too_little_memory_is_said_to_be_so_whatever_jax_calls_it(capsys):
+    def fail():
+        raise jax.errors.JaxRuntimeError("INTERNAL: Out of memory allocating 4000000000000 bytes.")
+
+    assert exit_code(fail) == 2
+    assert capsys.readouterr().err.startswith("error: out of memory (INTERNAL: Out of memory alloc")
+
+
+def test_a_file_that_is_where_a_folder_should_be_is_said_to_be_one(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(FileExistsError, match="run must be a folder, got a file"):
+        RunFolder(tmp_path / "run", {})
+
+
 def test_a_file_that_cannot_be_opened_is_named_without_numbers_of_the_system(tmp_path, capsys):
     assert exit_code(lambda: (tmp_path / "none" / "file").read_text()) == 2
     expected = f"error: {tmp_path / 'none' / 'file'} must be usable, got No such file or directory"
