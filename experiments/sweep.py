@@ -214,7 +214,9 @@ def draw(found: Sequence[Found], path: Path) -> None:
         )
         axes.scatter(xs, ys, s=12, color=line.get_color())
     axes.set(xscale="log", xlabel="learning rate", ylabel="validation accuracy")
-    axes.legend()
+    axes.set_title("a dot is a model, the line their mean over the seeds", fontsize="medium")
+    # Below, as no corner is free of dots in every sweep.
+    axes.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.15))
     save_figure(figure, path)
 
 

@@ -349,6 +349,8 @@ class Progress:
         """Takes the time for it out of the rates; a line says it with the next epoch's."""
         self._started += compilation.seconds
         self._read_at += compilation.seconds
+        if self._bar is not None:
+            self._bar.start_t += compilation.seconds
         self._compiled.append(compilation)
 
     def epoch(self, record: Mapping[str, Any]) -> None:
@@ -402,7 +404,10 @@ def _bar(total: int, done: int, file: IO[str]) -> tqdm:
 
     # Without steps a second, for which the figures of the run would be cut at 80 columns.
     form = "{percentage:3.0f}%|{bar}| {n}/{total}, {remaining} left{postfix}"
-    return tqdm(total=total, initial=done, file=file, dynamic_ncols=True, bar_format=form)
+    # Without smoothing, which would take the first steps, those that compile, for a rate.
+    return tqdm(
+        total=total, initial=done, file=file, dynamic_ncols=True, bar_format=form, smoothing=0
+    )
 
 
 def _print_plain(rows: list[tuple[str, ...]], file: IO[str]) -> None:

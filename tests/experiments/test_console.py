@@ -174,6 +174,16 @@ def test_a_terminal_gets_a_bar_and_whole_lines_above_it():
     assert "loss 0.2500 500 tokens/s" in file.getvalue()
 
 
+def test_the_time_that_is_left_counts_no_compilation():
+    terminal = Terminal()
+    with Progress(101, terminal) as progress:
+        progress._bar.start_t -= 3601.0  # as if it had begun then, an hour of it compiling
+        progress.compiled(Compilation("train step", {}, 3600.0))
+        progress.advance(lambda: {"loss": 0.25}, tokens=1000)
+        progress._bar.refresh()
+    assert re.search(r"1/101, 01:4\d left", terminal.getvalue())
+
+
 def test_a_run_that_goes_on_counts_from_where_it_was_and_times_only_itself():
     clock, log, terminal = Clock(), io.StringIO(), Terminal()
     with Progress(100, log, clock, done=80) as progress, Progress(100, terminal, done=80):
