@@ -26,6 +26,7 @@ from experiments.running import curves
 from experiments.running.command_line import run_program
 from experiments.running.console import command, parameter_table
 from experiments.running.devices import find_devices
+from experiments.running.figures import picture_beside
 from experiments.running.loss_fitting import Fitted, Recipe, fit_by_loss
 from experiments.running.opening import open_run
 from experiments.running.processes import start_time
@@ -132,6 +133,8 @@ def _read_back(
 def write_text(request: Request) -> None:
     """Write with the network in a run's folder."""
     check_settings(request, bias=_NOT_NEGATIVE, seed=whole(0, 2**32 - 1))
+    path = request.out or request.run / f"written-{request.seed}.svg"
+    picture = picture_beside(path)
     settings = finished_settings(PROGRAM, Settings, request.run)
     characters = read_config(request.run)["characters"]
     model = build_model(settings, characters)
@@ -139,9 +142,7 @@ def write_text(request: Request) -> None:
     (drawn,) = write(
         model, params, [request.text], characters, settings.layers, request.bias, request.seed
     )
-    path = request.out or request.run / f"written-{request.seed}.svg"
     path.write_text(svg(drawn.values, request.text), "utf-8")
-    picture = path.with_suffix(".png")
     seen = window_path(model, params, request.text, drawn.values, characters, settings)
     draw_lines({request.text: drawn.values}, picture, (request.text, seen))
     print(f"{path} and {picture}: {len(drawn.values)} points")

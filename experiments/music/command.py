@@ -18,6 +18,7 @@ from experiments.running import curves
 from experiments.running.command_line import run_program
 from experiments.running.console import command, parameter_table
 from experiments.running.devices import find_devices
+from experiments.running.figures import picture_beside
 from experiments.running.loss_fitting import Fitted, Recipe, fit_by_loss
 from experiments.running.opening import open_run
 from experiments.running.processes import start_time
@@ -90,13 +91,13 @@ def write_piece(request: Request) -> None:
         tempo=above(0),
         seed=whole(0, 2**32 - 1),
     )
+    path = request.out or request.run / f"piece-{request.seed}.mid"
+    picture = picture_beside(path)
     settings = finished_settings(PROGRAM, Settings, request.run)
     model = build_model(settings)
     params = load_trained(model.init, request.run)
     piece = compose(model, params, request.steps, request.temperature, request.seed)
-    path = request.out or request.run / f"piece-{request.seed}.mid"
     path.write_bytes(midi_bytes(piece, request.tempo))
-    picture = path.with_suffix(".png")
     draw_pieces({f"composed, temperature {request.temperature:g}": piece}, picture)
     print(
         f"{path} and {picture}: {len(piece)} frames, {piece.sum() / len(piece):.1f} notes in each"

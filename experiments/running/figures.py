@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rnnjax.data import DataError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,3 +38,16 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure.savefig(os.fspath(path), format="png")
+
+
+def picture_beside(path: Path) -> Path:
+    """Where the picture of a file goes that is written to ``--out``.
+
+    Raises:
+        DataError: the file itself would lie there, and be lost.
+    """
+    if path.suffix.lower() == ".png":
+        raise DataError(
+            f"--out must not end in .png, where the picture of the file goes, got {path}"
+        )
+    return path.with_suffix(".png")

@@ -214,3 +214,8 @@ def test_a_dot_is_seen_and_where_nothing_was_written_there_is_an_empty_picture(t
         draw_lines({"line": written, "nothing": nothing}, tmp_path / name, ("i", np.ones((2, 2))))
         pictures.append((tmp_path / name).read_bytes())
     assert pictures[0] != pictures[1]
+
+
+def test_a_file_that_its_picture_would_overwrite_is_refused(capsys):
+    assert run("write", "runs/none", "ab", "--out", "written.png") == 2
+    assert "--out must not end in .png, where its picture goes" in capsys.readouterr().err

@@ -182,3 +182,8 @@ def test_a_piece_is_moved_only_where_it_fits():
     assert [np.argwhere(p).tolist() for p in moved] == [
         [[0, 1 + m], [1, 80 + m]] for m in (-1, 0, 1, 2, 3)
     ]
+
+
+def test_a_file_that_its_picture_would_overwrite_is_refused(capsys):
+    assert run("compose", "runs/none", "--out", "piece.PNG") == 2
+    assert "--out must not end in .png, where its picture goes" in capsys.readouterr().err
