@@ -47,7 +47,5 @@ def picture_beside(path: Path) -> Path:
         DataError: the file itself would lie there, and be lost.
     """
     if path.suffix.lower() == ".png":
-        raise DataError(
-            f"--out must not end in .png, where the picture of the file goes, got {path}"
-        )
+        raise DataError(f"--out must not end in .png, where its picture goes, got {path}")
     return path.with_suffix(".png")
