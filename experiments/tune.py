@@ -97,9 +97,10 @@ def run_trial(trial: Any, words: Sequence[str], folder: Path, metric: str) -> tu
     best, is_pruned = -float("inf"), False
     try:
         for record in epochs(folder / "metrics.jsonl", lambda: process.poll() is not None):
-            if metric not in record:
-                names = ", ".join(name for name in record if name.startswith("validation"))
-                raise DataError(f"--metric must be one of {names}, got {metric!r}")
+            # The largest loss would be the worst.
+            names = [n for n in record if n.startswith("validation") and not n.endswith("loss")]
+            if metric not in names:
+                raise DataError(f"--metric must be one of {', '.join(names)}, got {metric!r}")
             value = record[metric]
             if value is None:  # NaN
                 continue
@@ -134,7 +135,8 @@ def tune(settings: Settings, same: Sequence[str]) -> Any:
         raise DataError("experiments.tune needs the package optuna: pip install optuna") from None
     folder = settings.out or Path("runs", f"tune-{time.strftime('%Y%m%d-%H%M%S')}")
     check_usable(folder, "new")
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # what it tells of a trial is wider
+    # What it tells of a trial is wider than a terminal, and of one that fails a traceback.
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     program = [sys.executable, "-m", "experiments.classify", *same]
 
     def objective(trial: Any) -> float:

@@ -17,6 +17,7 @@ folder.mkdir()
 with open(folder / "metrics.jsonl", "a") as file:
     for epoch in range(1, 11):
         record = {"kind": "epoch", "epoch": epoch, "validation_accuracy": 1 / epoch}
+        record["validation_loss"] = epoch
         if sys.argv[1] == "nan" and epoch == 1:
             record["validation_accuracy"] = None
         file.write(json.dumps({"kind": "step"}) + "\\n" + json.dumps(record) + "\\n")
@@ -62,6 +63,8 @@ def test_a_run_that_fails_and_a_figure_that_is_not_there_are_named(tmp_path):
         run("fail", tmp_path / "one", Trial())
     with pytest.raises(DataError, match="--metric must be one of validation_accuracy, got 'bleu'"):
         run("slow", tmp_path / "two", Trial(), "bleu")
+    with pytest.raises(DataError, match="--metric must be one of validation_accuracy, got 'valid"):
+        run("slow", tmp_path / "three", Trial(), "validation_loss")
 
 
 def test_half_a_line_is_left_until_it_is_whole(tmp_path):
