@@ -75,7 +75,7 @@ class Settings(RunSettings):
     replace: bool = False
     """Delete the run in --out, and begin anew."""
 
-    MAY_CHANGE: ClassVar = ("captions", "out", "checkpoint_every", "keep", "beam")
+    MAY_CHANGE: ClassVar = ("beam",)
 
 
 @dataclass(frozen=True)

@@ -64,4 +64,4 @@ class Settings(RunSettings):
     replace: bool = False
     """Delete the run in --out, and begin anew."""
 
-    MAY_CHANGE: ClassVar = ("out", "devices", "checkpoint_every", "keep")
+    MAY_CHANGE: ClassVar = ("devices",)

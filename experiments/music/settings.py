@@ -66,7 +66,7 @@ class Settings(RunSettings):
     replace: bool = False
     """Delete the run in --out, and begin anew."""
 
-    MAY_CHANGE: ClassVar = ("data_dir", "out", "devices", "checkpoint_every", "keep")
+    MAY_CHANGE: ClassVar = ("devices",)
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ class Settings(RunSettings):
     replace: bool = False
     """Delete the run in --out, and begin anew."""
 
-    MAY_CHANGE: ClassVar = ("out", "checkpoint_every", "keep", "test_steps")
+    MAY_CHANGE: ClassVar = ("test_steps",)
 
     @property
     def steps_of_update(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -96,7 +96,7 @@ class Saver:
         run: RunFolder,
         identity: Mapping[str, Any],
         *,
-        may_change: tuple[str, ...] = (),
+        may_change: Collection[str] = (),
         every: Every,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

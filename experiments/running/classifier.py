@@ -143,17 +143,7 @@ class Settings(RunSettings):
     from: slow."""
 
     OF_THE_DAY: ClassVar = ("resume", "replace", "debug_checks")
-    # Where the data lie is one of them, as what they are is known by their hash.
-    MAY_CHANGE: ClassVar = (
-        "dataset",
-        "data_dir",
-        "out",
-        "epochs",
-        "prefetch",
-        "devices",
-        "checkpoint_every",
-        "keep",
-    )
+    MAY_CHANGE: ClassVar = ("epochs", "prefetch", "devices")
 
 
 def build_model(settings: Settings, vocab_size: int, num_classes: int) -> rnnjax.Model:

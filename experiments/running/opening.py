@@ -50,7 +50,7 @@ def open_run(
     _require_agreement(identity, settings.places())
     config = {"environment": environment(), **(stored or {}), **identity}
     if stored is not None:
-        require_same(stored, config, settings.MAY_CHANGE, str(folder))
+        require_same(stored, config, settings.may_change(), str(folder))
         _note_environment(config["environment"])
     with (
         resumable(folder),
@@ -60,7 +60,7 @@ def open_run(
     ):
         every = parse_every(settings.checkpoint_every)
         known = {**identity, **(more or {})}
-        yield run, Saver(checkpoints, run, known, may_change=settings.MAY_CHANGE, every=every)
+        yield run, Saver(checkpoints, run, known, may_change=settings.may_change(), every=every)
 
 
 def _require_agreement(identity: Mapping[str, Any], places: frozenset[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -36,7 +36,7 @@ class RunSettings:
     # What to do with a folder is no setting of the run in it, and is not written down.
     OF_THE_DAY: ClassVar[tuple[str, ...]] = ("resume", "replace")
     # A run that goes on with others of these comes to what it would have come to with them all
-    # along.
+    # along. So it does with the data elsewhere, in a folder elsewhere, and saved at other times.
     MAY_CHANGE: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
@@ -44,6 +44,11 @@ class RunSettings:
         """The settings that are marked as places."""
         hints = get_type_hints(cls, include_extras=True).items()
         return frozenset(n for n, hint in hints if PLACE in getattr(hint, "__metadata__", ()))
+
+    @classmethod
+    def may_change(cls) -> frozenset[str]:
+        """The settings that a run may go on with others of."""
+        return cls.places() | {"out", "checkpoint_every", "keep", *cls.MAY_CHANGE}
 
     @property
     def existing(self) -> Literal["refuse", "resume", "replace"]:
@@ -90,7 +95,7 @@ def stored_config(settings: RunSettings, folder: Path) -> dict[str, Any] | None:
     if not settings.resume or not (folder / CONFIG).is_file():
         return None
     stored = read_config(folder)
-    require_same(stored["settings"], settings.written(), settings.MAY_CHANGE, str(folder))
+    require_same(stored["settings"], settings.written(), settings.may_change(), str(folder))
     return stored
 
 
@@ -161,7 +166,7 @@ def settings_from(kind: type[Settings], values: Mapping[str, Any], place: Path) 
 
 
 def require_same(
-    stored: Mapping[str, Any], now: Mapping[str, Any], may_change: tuple[str, ...], place: str
+    stored: Mapping[str, Any], now: Mapping[str, Any], may_change: Collection[str], place: str
 ) -> None:
     """Refuses to go on with a run that was another one.
 
@@ -190,7 +195,7 @@ def require_same(
 
 
 def _differences(
-    stored: Mapping[str, Any], now: Mapping[str, Any], may_change: tuple[str, ...], prefix: str = ""
+    stored: Mapping[str, Any], now: Mapping[str, Any], may_change: Collection[str], prefix: str = ""
 ) -> Iterator[str]:
     for name in {**stored, **now}:
         then_value, now_value = stored.get(name, _ABSENT), now.get(name, _ABSENT)

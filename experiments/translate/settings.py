@@ -92,7 +92,7 @@ class Settings(RunSettings):
     replace: bool = False
     """Delete the run in --out, and begin anew."""
 
-    MAY_CHANGE: ClassVar = ("data_dir", "out", "devices", "checkpoint_every", "keep", "beam")
+    MAY_CHANGE: ClassVar = ("devices", "beam")
 
     @property
     def name(self) -> str:

@@ -70,14 +70,7 @@ class Settings(RunSettings):
     replace: bool = False
     """Delete the run in --out, and begin anew."""
 
-    MAY_CHANGE: ClassVar = (
-        "data_dir",
-        "out",
-        "devices",
-        "checkpoint_every",
-        "keep",
-        "sample_prompt",
-    )
+    MAY_CHANGE: ClassVar = ("devices", "sample_prompt")
 
 
 @dataclass(frozen=True)

@@ -441,6 +441,10 @@ def test_a_config_that_was_tampered_with_is_refused_by_name(change, message, sto
     (stopped / "config.json").write_text(json.dumps(config))
     assert message in fails(capsys, ["--out", str(stopped), "--resume"])
     assert message in fails(capsys, ["predict", str(stopped), "a text"])
+
+
+def test_a_setting_that_is_missing_is_named(stopped, capsys):
+    config = json.loads((stopped / "config.json").read_text())
     del config["settings"]["buckets"]
     (stopped / "config.json").write_text(json.dumps(config))
     assert "buckets must be int, got nothing" in fails(capsys, ["--out", str(stopped), "--resume"])

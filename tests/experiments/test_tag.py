@@ -37,6 +37,20 @@ def test_a_file_of_ones_own_is_learned_and_labels_are_given(tmp_path, capsys):
     assert "not in the training sentences" in lines[2]
 
 
+@pytest.mark.full
+def test_a_run_goes_on_with_the_same_file_elsewhere_and_with_no_other(tmp_path, capsys):
+    path, moved, other = (tmp_path / name for name in ("own.conll", "moved.conll", "other.conll"))
+    path.write_text("one\tA\ntwo\tB\n\n" * 20)
+    arguments = ["--out", tmp_path / "run", *QUICK, "--epochs", "1"]
+    assert run("--dataset", path, *arguments) == 0
+    path.rename(moved)
+    other.write_text("one\tB\ntwo\tB\n\n" * 20)
+    assert run("--dataset", moved, *arguments, "--resume") == 0
+    capsys.readouterr()
+    assert run("--dataset", other, *arguments, "--resume") == 2
+    assert "sha256: '" in capsys.readouterr().err
+
+
 def test_files_are_read_with_any_columns_between_word_and_label(tmp_path):
     path = tmp_path / "own.conll"
     path.write_text("EU NNP B-NP I-ORG\nrejects VBZ B-VP O\n\n\nNew York\tplace\n")
