@@ -144,6 +144,29 @@ def require_finite(name: str, tree: Any, where: Array | None = None) -> None:
         _check(f"{name}{jax.tree_util.keystr(path)} must be finite", leaf, bad)
 
 
+def require_distinct(name: str, values: Array, where: Array) -> None:
+    """Refuse integers [U] that are there twice; traced ones under :func:`checked` alone.
+
+    Args:
+        name: what they are, for the message.
+        values: the integers.
+        where: bool [U], True where one is read.
+
+    Raises:
+        ValueError: naming one of them.
+    """
+    if isinstance(values, Tracer) and not is_checking():
+        return
+    # Those that are not read stand at the end, where they may be equal.
+    order = jnp.lexsort((values, ~where))
+    values, where = values[order], where[order]
+    again = (values[1:] == values[:-1]) & where[1:]
+    if isinstance(values, Tracer):
+        _check(f"{name} must be distinct", values[1:], again)
+    elif again.any():
+        raise ValueError(f"{name} must be distinct, got {values[1:][again][0]} more than once")
+
+
 def check_width(name: str, value: Any) -> Any:
     """Return ``value`` if JAX would not cut integers in it to 32 bits; looks at NumPy's alone.
 
@@ -220,6 +243,8 @@ def check_floating(name: str, xs: Array) -> None:
     Raises:
         ValueError: naming ``name``, the dtype that came, and the usual remedy.
     """
+    if not hasattr(xs, "dtype"):
+        raise ValueError(f"{name} must be one array, got {describe(xs)}")
     if not jnp.issubdtype(xs.dtype, jnp.floating):
         raise ValueError(
             f"{name} must be of floating dtype, got dtype {xs.dtype}: embed or one-hot token ids, "
@@ -347,7 +372,12 @@ def python_scalar(name: str, value: Any) -> Any:
     if isinstance(value, Tracer):
         raise ValueError(f"{name} must be known when compiled, got {value}")
     is_array = isinstance(value, Array | np.ndarray | np.generic)
-    return value.item() if is_array and value.shape == () else value
+    is_scalar = is_array and value.shape == () and not _is_key(value.dtype)
+    return value.item() if is_scalar else value
+
+
+def _is_key(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jax.dtypes.prng_key)
 
 
 def check_key(key: Any) -> Key:
@@ -357,12 +387,34 @@ def check_key(key: Any) -> Key:
         ValueError: it is no key, or several.
     """
     dtype = getattr(key, "dtype", None)
-    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.shape == ():
+    if dtype is not None and _is_key(dtype) and key.shape == ():
         return key
     raw = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
     if dtype == raw.dtype and key.shape == raw.shape:
         return jax.random.wrap_key_data(jnp.asarray(key))
     raise ValueError(f"key must be one key, such as jax.random.key(0), got {key!r}")
+
+
+def check_params(params: Any, kind: Any) -> None:
+    """Refuse parameters that are not of the NamedTuple ``kind``.
+
+    Raises:
+        ValueError: naming the fields that they must have, and what came.
+    """
+    if not isinstance(params, kind):
+        fields = ", ".join(kind._fields)
+        raise ValueError(f"params must be {kind.__name__}({fields}), got {describe(params)}")
+
+
+def check_batch_shape(batch_shape: Any) -> tuple[int, ...]:
+    """``batch_shape`` as a tuple.
+
+    Raises:
+        ValueError: it is no tuple, such as a number of rows.
+    """
+    if not isinstance(batch_shape, tuple | list):
+        raise ValueError(f"batch_shape must be a tuple of integers, got {batch_shape!r}")
+    return tuple(batch_shape)
 
 
 def check_carry(name: str, carry: Any, expected: Any) -> Any:
@@ -376,7 +428,11 @@ def check_carry(name: str, carry: Any, expected: Any) -> Any:
         raise ValueError(f"{name} must be {describe(expected)}, got {describe(carry)}")
 
     def check(path: Any, given: Any, leaf: jax.ShapeDtypeStruct) -> Array:
-        place, given = name + jax.tree_util.keystr(path), jnp.asarray(given)
+        place = name + jax.tree_util.keystr(path)
+        try:
+            given = jnp.asarray(given)
+        except (TypeError, ValueError):
+            raise ValueError(f"{place} must be an array, got {describe(given)}") from None
         if given.shape != leaf.shape:
             raise ValueError(f"{place} must have shape {leaf.shape}, got shape {given.shape}")
         if jnp.iscomplexobj(given) and not jnp.issubdtype(leaf.dtype, jnp.complexfloating):

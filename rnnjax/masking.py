@@ -10,12 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, export
 from jax.typing import ArrayLike
 
 from rnnjax import _checks
 from rnnjax._checks import check_range
 from rnnjax._devices import with_automatic_axes
+from rnnjax._numerics import accumulation_dtype
 
 # What a model of your own needs; the rest is for the rooms of this package alone.
 __all__ = ["lengths_to_mask", "max_pool", "mean_pool", "take_first", "take_last", "zero_padding"]
@@ -25,7 +26,7 @@ def lengths_to_mask(lengths: ArrayLike, time: int) -> Array:
     """The mask [..., T] of sequences padded on the right: True where ``t < length``.
 
     Raises:
-        ValueError: lengths or a time that are not integers.
+        ValueError: lengths or a time that are not integers, or a time below 0.
 
     Example:
         >>> import rnnjax
@@ -33,8 +34,10 @@ def lengths_to_mask(lengths: ArrayLike, time: int) -> Array:
         [[True, True, False], [False, False, False]]
     """
     array = _integers("lengths", lengths)
-    if isinstance(time, float):
-        raise ValueError(f"time must be an integer, got {time!r}")
+    time = _checks.python_scalar("time", time)
+    is_count = isinstance(time, int) and not isinstance(time, bool) and time >= 0
+    if not is_count and not export.is_symbolic_dim(time):
+        raise ValueError(f"time must be an integer of at least 0, got {time!r}")
     if isinstance(array, np.ndarray) and array.dtype.itemsize >= 4:
         array = np.clip(array, 0, np.iinfo(np.int32).max)  # what int32 cannot hold is beyond any T
     lengths = jnp.asarray(array).astype(jnp.int32)
@@ -172,7 +175,11 @@ def select(keep: Array | None, new: Any, old: Any) -> Any:
 
 
 def zero_padding(valid: Array | None, xs: Any) -> Any:
-    """``xs`` with exact zeros wherever ``valid`` is False."""
+    """``xs`` with exact zeros wherever ``valid``, bool over its leading axes, is False."""
+    if valid is not None:
+        valid = jnp.asarray(as_array("valid", valid))
+        if valid.dtype != jnp.bool_:
+            raise ValueError(f"valid must be of dtype bool, got dtype {valid.dtype}")
     return select(valid, xs, jax.tree.map(jnp.zeros_like, xs))
 
 
@@ -235,6 +242,7 @@ def take_first(ys: Array, valid: Array) -> Array:
 
 
 def _as_mask(ys: Array, valid: Any) -> Array:
+    _checks.check_floating("ys", ys)
     batch, time = ys.shape[:-2], ys.shape[-2]
     array = as_array("valid", valid)
     if array.dtype != jnp.bool_ and array.shape == batch:
@@ -261,21 +269,28 @@ def _take(ys: Array, valid: Array, index: Callable[[], Array]) -> Array:
 def mean_pool(ys: Array, valid: Array) -> Array:
     """The mean [..., O] over the valid steps of ``ys`` [..., T, O]; zero where there is none.
 
+    ``valid`` is the mask [..., T], or the lengths [...].
+
     Example:
         >>> import jax.numpy as jnp
         >>> from rnnjax.masking import mean_pool
         >>> mean_pool(jnp.array([[1.0], [3.0], [jnp.nan]]), jnp.array([True, True, False])).tolist()
         [2.0]
     """
+    valid = _as_mask(ys, valid)
     # Sums and counts of 16 bits would stop at 256 or be rounded; the mean comes back as it came.
-    steps = zero_padding(valid, ys).astype(jnp.promote_types(ys.dtype, jnp.float32))
+    steps = zero_padding(valid, ys).astype(accumulation_dtype(ys.dtype))
     total = jnp.sum(steps, axis=-2)
     count = jnp.sum(valid, axis=-1, keepdims=True, dtype=total.dtype)
     return (total / jnp.maximum(count, 1)).astype(ys.dtype)
 
 
 def max_pool(ys: Array, valid: Array) -> Array:
-    """The maximum [..., O] over the valid steps of ``ys`` [..., T, O]; zero where there is none."""
+    """The maximum [..., O] over the valid steps of ``ys`` [..., T, O]; zero where there is none.
+
+    ``valid`` is the mask [..., T], or the lengths [...].
+    """
+    valid = _as_mask(ys, valid)
     lowest = jnp.full_like(ys, -jnp.inf)
     highest = jnp.max(select(valid, ys, lowest), axis=-2, initial=-jnp.inf)
     return zero_padding(jnp.any(valid, -1), highest)

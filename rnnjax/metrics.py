@@ -143,7 +143,7 @@ class Mean(NamedTuple):
         total, count = _number(self.total), _number(self.count)
         # In one dtype, for those who forbid JAX to promote integers; in 16 bits a count of 257 is
         # 256, and one of 70,000 infinite.
-        dtype = jnp.promote_types(total.dtype, jnp.float32)
+        dtype = _single(total.dtype)
         return total.astype(dtype) / count.astype(dtype)
 
 
@@ -151,7 +151,8 @@ def accuracy(logits: Array, labels: Array, weights: ArrayLike | None = None) -> 
     """Share of the rows whose largest logit is that of the label.
 
     A row is whatever has a label: an example of a classifier, a step of a tagger or a language
-    model. A label outside [0, C) is nobody's guess: that row counts as a miss, -1 included.
+    model. A label outside [0, C) is nobody's guess: that row counts as a miss, -1 included. So does
+    a row with a logit that is NaN, which guesses nothing.
 
     Args:
         logits: [..., C], such as [B, C] or [B, T, C].
@@ -170,8 +171,9 @@ def accuracy(logits: Array, labels: Array, weights: ArrayLike | None = None) -> 
         0.667
     """
     logits, labels = _check_labels(logits, labels, weights)
-    guesses = jnp.argmax(logits, axis=-1)
-    return Mean.of(guesses == labels.astype(guesses.dtype), weights)
+    guesses = _guesses(logits)
+    hits = (guesses == labels.astype(guesses.dtype)) & (guesses < logits.shape[-1])
+    return Mean.of(hits, weights)
 
 
 def cross_entropy(logits: Array, labels: Array, weights: ArrayLike | None = None) -> Mean:
@@ -204,8 +206,7 @@ def cross_entropy(logits: Array, labels: Array, weights: ArrayLike | None = None
     import optax
 
     logits, labels = _check_labels(logits, labels, weights)
-    # NumPy's rule, as JAX's own refuses to promote where promotion is strict.
-    logits = logits.astype(np.promote_types(logits.dtype, np.float32))
+    logits = logits.astype(_single(logits.dtype))
     if weights is not None:
         unread = _weights(weights, labels.shape) == 0
         logits = jnp.where(unread[..., None], 0, logits)
@@ -254,7 +255,7 @@ def bits(entropy: tuple[ArrayLike, ArrayLike]) -> Mean:
     """
     total, count = entropy
     number = _number(total)
-    number = number.astype(jnp.promote_types(number.dtype, jnp.float32))
+    number = number.astype(_single(number.dtype))
     return Mean(number / math.log(2), count)  # pyright: ignore[reportArgumentType]
 
 
@@ -528,13 +529,21 @@ def _as_sum(number: Any) -> Sum:
         return number
     array = jnp.asarray(number)
     if jnp.issubdtype(array.dtype, jnp.floating):
-        high = array.astype(np.promote_types(array.dtype, np.float32))
+        high = array.astype(_single(array.dtype))
         return Sum(high, jnp.zeros_like(high))
     dtype = jnp.result_type(float)
     if array.dtype == jnp.bool_:
         return Sum(array.astype(dtype), jnp.zeros(array.shape, dtype))
     # Cut in two, each part short enough for a float: a large integer alone would be rounded.
     return Sum((array >> 12).astype(dtype) * 4096, (array & 4095).astype(dtype))
+
+
+def _single(dtype: Any) -> Any:
+    """The dtype to compute in: 16 bits become float32, and integers floats."""
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return jnp.result_type(float)
+    # NumPy's rule, as JAX's own refuses to promote where promotion is strict.
+    return np.promote_types(dtype, np.float32)
 
 
 def _number(number: Any) -> Array:
@@ -564,7 +573,7 @@ def _mean_of_errors(
         raise ValueError(
             f"targets must have shape {predictions.shape}, that of predictions, got {targets.shape}"
         )
-    dtype = np.promote_types(predictions.dtype, np.float32)
+    dtype = _single(predictions.dtype)
     predictions, targets = predictions.astype(dtype), targets.astype(dtype)
     if weights is None:
         return Mean.of(loss(predictions - targets))
@@ -587,7 +596,7 @@ def _by_class(
     """[C] each: rows that are guessed rightly, that are guessed, that are there."""
     logits, labels = _check_labels(logits, labels, weights)
     size = logits.shape[-1]
-    guesses = jnp.argmax(logits, axis=-1).ravel()
+    guesses = _guesses(logits).ravel()
     labels = labels.ravel()
     # Beyond the classes, where it is dropped: a negative index would count from the end.
     labels = jnp.where((labels < 0) | (labels >= size), size, labels).astype(guesses.dtype)
@@ -601,6 +610,13 @@ def _by_class(
 
     hits = jnp.where(guesses == labels, scale, 0)
     return count(labels, hits), count(guesses, scale), count(labels, scale)
+
+
+def _guesses(logits: Array) -> Array:
+    """The class [...] of the largest logit; C, which is none, where one is NaN."""
+    # The place of the largest would be that of the NaN, so that one class had all rows.
+    has_nan = jnp.isnan(jnp.max(logits, axis=-1))
+    return jnp.where(has_nan, logits.shape[-1], jnp.argmax(logits, axis=-1))
 
 
 def _count(weights: ArrayLike) -> Array:
@@ -625,7 +641,7 @@ def _weights(weights: ArrayLike, shape: tuple[int, ...]) -> Array:
 
 
 def _array(name: str, value: Any) -> Array:
-    """``value`` as an array of numbers.
+    """``value`` as an array of real numbers.
 
     Raises:
         ValueError: naming ``name``.
@@ -634,6 +650,8 @@ def _array(name: str, value: Any) -> Array:
     array = value if isinstance(value, Array) else np.asarray(value)
     if array.dtype != np.bool_ and not jnp.issubdtype(array.dtype, np.number):
         raise ValueError(f"{name} must be numbers, got dtype {array.dtype}")
+    if jnp.issubdtype(array.dtype, np.complexfloating):
+        raise ValueError(f"{name} must be real, got dtype {array.dtype}")
     return jnp.asarray(array)
 
 

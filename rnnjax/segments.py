@@ -15,8 +15,9 @@ from jax import Array, lax
 from jax.core import Tracer
 
 from rnnjax import masking
-from rnnjax._checks import check_range, check_size
+from rnnjax._checks import check_floating, check_range, check_size
 from rnnjax._devices import with_automatic_axes
+from rnnjax._numerics import accumulation_dtype
 from rnnjax.base import Carry
 
 __all__ = [
@@ -176,7 +177,7 @@ def resets_from_segment_ids(segment_ids: Any) -> Array:
         bool [..., T].
 
     Raises:
-        ValueError: ids that are not integers.
+        ValueError: ids that are not integers, or are below 0.
 
     Example:
         >>> from rnnjax.segments import resets_from_segment_ids
@@ -184,6 +185,9 @@ def resets_from_segment_ids(segment_ids: Any) -> Array:
         [[True, False, True, False, False, False]]
     """
     ids = _check_ids(segment_ids)
+    end = int(jnp.iinfo(ids.dtype).max) + 1
+    check_range("segment_ids", ids, end, "[0, N] (0 where a step is masked)")
+    ids = jnp.maximum(ids, 0)  # those that could not be checked
     last_real = lax.associative_scan(
         lambda earlier, here: jnp.where(here != 0, here, earlier), ids, axis=ids.ndim - 1
     )
@@ -228,7 +232,8 @@ def pool_segments(
     if pooling not in ("last", "mean", "max"):
         raise ValueError(f"pooling must be 'last', 'mean' or 'max', got {pooling!r}")
     ids, count = check_segments(segment_ids, num_segments)
-    ys = jnp.asarray(ys)
+    ys = jnp.asarray(masking.as_array("ys", ys))
+    check_floating("ys", ys)
     if ids.shape != ys.shape[:-1]:
         raise ValueError(f"segment_ids must have shape {ys.shape[:-1]}, got shape {ids.shape}")
 
@@ -316,7 +321,7 @@ def _at_ends(values: Array, ids: Array, count: int) -> tuple[Array, Array]:
 def _mean(steps: Array, ids: Array, count: int) -> Array:
     # Added up in 16 bits, a sum of ones would stay at 256.
     real = masking.zero_padding(ids > 0, steps)
-    real = real.astype(jnp.promote_types(steps.dtype, jnp.float32))
+    real = real.astype(accumulation_dtype(steps.dtype))
     total = jax.ops.segment_sum(real, ids, count + 1)[1:]
     sizes = _sizes(ids, count).astype(total.dtype)
     return (total / jnp.maximum(sizes, 1)[:, None]).astype(steps.dtype)

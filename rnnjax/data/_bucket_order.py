@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from rnnjax.data.errors import DataError
+from rnnjax.data.errors import check_count, check_flag
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class BucketOrder:
     shuffle: bool
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise DataError(f"batch_size must be at least 1, got {self.batch_size}")
-        if self.seed < 0:
-            raise DataError(f"seed must be at least 0, got {self.seed}")
+        # As Python has them: the class is frozen, so that its fields are set around it.
+        object.__setattr__(self, "batch_size", check_count("batch_size", self.batch_size))
+        object.__setattr__(self, "seed", check_count("seed", self.seed, least=0))
+        object.__setattr__(self, "shuffle", check_flag("shuffle", self.shuffle))
 
     @cached_property
     def batches_per_bucket(self) -> NDArray[np.int64]:
@@ -43,8 +43,7 @@ class BucketOrder:
 
     def epoch(self, n: int) -> list[NDArray[np.int64]]:
         """For each batch of epoch ``n`` the positions of its examples."""
-        if n < 0:
-            raise DataError(f"n must be an epoch of at least 0, got {n}")
+        n = check_count("n, the number of an epoch,", n, least=0)
         if not self.shuffle:
             return self._grouped(np.argsort(self.lengths, kind="stable"))
         random = np.random.default_rng([self.seed, n])

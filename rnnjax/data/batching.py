@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnnjax.data._bucket_order import BucketOrder
-from rnnjax.data.errors import DataError
+from rnnjax.data.errors import DataError, check_count, check_integers
 from rnnjax.data.ragged import Ragged, RaggedRows, flatten, require_at_most
 
 
@@ -83,12 +83,12 @@ class BucketedBatches:
         self._boundaries = _checked_boundaries(boundaries)
         check_lengths(self._lengths, int(self._boundaries[-1]))
         if vocab_size is not None:
-            check_range(self._ragged, vocab_size, "ids")
+            check_range(self._ragged, check_count("vocab_size", vocab_size), "ids")
         buckets = np.searchsorted(self._boundaries, self._lengths)
-        self._batch_size = batch_size
         self._order = BucketOrder(
             buckets, len(self._boundaries), self._lengths, batch_size, seed, shuffle
         )
+        self._batch_size = self._order.batch_size
 
     def __repr__(self) -> str:
         examples = f"{len(self._lengths)} examples in {len(self)} batches"
@@ -182,6 +182,8 @@ def checked_labels(
     """Labels a step as a ``Ragged``, labels an example as an array; int32 or float32."""
     if len(lengths) == 0:
         raise DataError("sequences must have at least 1 sequence, got none")
+    if num_classes is not None:
+        num_classes = check_count("num_classes", num_classes)
     if isinstance(labels, Ragged) or _has_sequences(labels):
         return _checked_step_labels(flatten(labels), lengths, num_classes)
     array = np.asarray(labels)
@@ -205,7 +207,7 @@ def _has_sequences(labels: Sequence[Any] | NDArray[Any]) -> bool:
     """Whether each label is a list or an array itself; a rectangular array is one label a row."""
     if isinstance(labels, np.ndarray) and labels.dtype != np.object_:
         return False
-    return len(labels) > 0 and np.ndim(labels[0]) > 0
+    return hasattr(labels, "__len__") and len(labels) > 0 and np.ndim(labels[0]) > 0
 
 
 def _checked_step_labels(
@@ -226,7 +228,7 @@ def _checked_step_labels(
 
 
 def _checked_boundaries(boundaries: Sequence[int]) -> NDArray[np.int64]:
-    array = np.asarray(boundaries, np.int64)
+    array = check_integers("boundaries", boundaries)
     if array.ndim != 1 or array.size == 0 or array[0] < 1 or (np.diff(array) < 1).any():
         raise DataError(f"boundaries must be rising lengths from 1 up, got {boundaries}")
     return array

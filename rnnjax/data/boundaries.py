@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rnnjax.data.errors import DataError
+from rnnjax.data.errors import DataError, check_count, check_integers
 
 
 def choose_boundaries(
@@ -37,9 +37,8 @@ def choose_boundaries(
         >>> choose_boundaries([3, 4, 5, 30, 31], count=2)
         (8, 32)
     """
-    if count < 1 or multiple < 1:
-        raise DataError(f"count and multiple must be at least 1, got {count} and {multiple}")
-    lengths = np.asarray(lengths)
+    count, multiple = check_count("count", count), check_count("multiple", multiple)
+    lengths = check_integers("lengths", lengths)
     if lengths.size == 0 or lengths.min() < 1:
         raise DataError(f"lengths must be one or more, each at least 1, got {lengths[:10]}")
     rounded = -(-lengths // multiple) * multiple

@@ -1,7 +1,12 @@
 """The one error of the data package."""
 
+import operator
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 class DataError(ValueError):
@@ -25,3 +30,47 @@ def rows_error(path: Path, wanted: str, bad: Sequence[str]) -> DataError:
     shown = "; ".join(bad[:3])
     more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
     return DataError(f"{path} must have {wanted}, got {shown}{more}")
+
+
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    """``value``, an integer of Python, NumPy or JAX, as an ``int``.
+
+    Raises:
+        DataError: naming ``name``; it is no integer, or below ``least``.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    # Python takes flags for integers; those of NumPy have no index.
+    if number is None or isinstance(value, bool):
+        raise DataError(f"{name} must be an integer, got {value!r}")
+    if number < least:
+        raise DataError(f"{name} must be at least {least}, got {number}")
+    return number
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """``value``, True or False of Python or NumPy, as a ``bool``.
+
+    Raises:
+        DataError: naming ``name`` and what came instead.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise DataError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def check_integers(name: str, values: Any) -> NDArray[np.int64]:
+    """An array of integers, of any kind, as int64; a float is never cut to one.
+
+    Raises:
+        DataError: naming ``name`` and what came instead.
+    """
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        array = np.asarray(None)  # rows of unequal length
+    if array.size and array.dtype.kind not in "iu":
+        raise DataError(f"{name} must be integers, got {values!r:.60}")
+    return array.astype(np.int64)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from rnnjax.data._bucket_order import BucketOrder
 from rnnjax.data.batching import check_lengths, check_range, checked_labels, filled
-from rnnjax.data.errors import DataError
+from rnnjax.data.errors import DataError, check_count
 from rnnjax.data.ragged import Ragged, RaggedRows, flatten, require_at_most
 
 
@@ -95,7 +95,7 @@ def pack(sequences: RaggedRows | Ragged, row_length: int, *, row_multiple: int =
         Johnson, Demers, Ullman, Garey and Graham, "Worst-case performance bounds for simple
         one-dimensional packing algorithms", SIAM Journal on Computing 3 (1974).
     """
-    _check_rows(row_length, row_multiple)
+    row_length, row_multiple = _check_rows(row_length, row_multiple)
     ragged = flatten(sequences)
     require_at_most(ragged.lengths, row_length)
     return _lay(ragged, np.arange(len(ragged.lengths)), row_length, row_multiple)
@@ -158,17 +158,17 @@ class PackedBatches:
         vocab_size: int | None = None,
         num_classes: int | None = None,
     ) -> None:
-        _check_rows(row_length, row_multiple)
+        row_length, row_multiple = _check_rows(row_length, row_multiple)
         self._ragged = flatten(sequences)
         lengths = self._ragged.lengths
         self._labels = checked_labels(labels, lengths, num_classes)
         check_lengths(lengths, row_length)
         if vocab_size is not None:
-            check_range(self._ragged, vocab_size, "ids")
+            check_range(self._ragged, check_count("vocab_size", vocab_size), "ids")
         one_bucket = np.zeros(len(lengths), np.int64)
         place = np.arange(len(lengths))
         self._order = BucketOrder(one_bucket, 1, place, batch_size, seed, shuffle)
-        self._batch_size = batch_size
+        self._batch_size = self._order.batch_size
         self._row_length = row_length
         self._row_multiple = row_multiple
 
@@ -308,7 +308,5 @@ def _round_up(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
 
-def _check_rows(row_length: int, row_multiple: int) -> None:
-    for name, value in (("row_length", row_length), ("row_multiple", row_multiple)):
-        if value < 1:
-            raise DataError(f"{name} must be at least 1, got {value}")
+def _check_rows(row_length: int, row_multiple: int) -> tuple[int, int]:
+    return check_count("row_length", row_length), check_count("row_multiple", row_multiple)

@@ -13,7 +13,7 @@ from rnnjax.data._local_files import data_folder, files_sha256, find_file, put_i
 from rnnjax.data._text_files import read_lines
 from rnnjax.data.batching import check_lengths, check_range, filled
 from rnnjax.data.boundaries import best_cuts
-from rnnjax.data.errors import DataError, rows_error
+from rnnjax.data.errors import DataError, check_count, check_integers, rows_error
 from rnnjax.data.ragged import Ragged, RaggedRows, flatten
 
 _MULTI30K = ("train", "val", "test_2016_flickr")
@@ -212,14 +212,16 @@ def choose_pair_boundaries(
         >>> choose_pair_boundaries([3, 4, 20, 21], [5, 9, 30, 33], count=2)
         ((8, 16), (24, 40))
     """
-    if count < 1 or multiple < 1:
-        raise DataError(f"count and multiple must be at least 1, got {count} and {multiple}")
-    sides = [np.ravel(side) for side in (source_lengths, target_lengths)]
+    count, multiple = check_count("count", count), check_count("multiple", multiple)
+    sides = [
+        np.ravel(check_integers(name, side))
+        for name, side in (("source_lengths", source_lengths), ("target_lengths", target_lengths))
+    ]
     if len(sides[0]) != len(sides[1]):
         raise DataError(
             f"target_lengths must be one for each of {len(sides[0])} sources, got {len(sides[1])}"
         )
-    lengths = np.stack(sides).astype(np.int64)
+    lengths = np.stack(sides)
     if lengths.shape[1] == 0 or lengths.min() < 1:
         raise DataError(
             f"lengths must be one pair or more, each at least 1, got {lengths.T[:10].tolist()}"
@@ -295,9 +297,9 @@ class PairBatches:
         for side, what in enumerate(("source", "target")):
             check_lengths(self._lengths[side], int(self._boundaries[-1, side]), what)
             if (size := sizes[side]) is not None:
+                size = check_count(f"{what}_vocab_size", size)
                 check_range(self._sides[side], size, "ids", what)
         needed = [np.searchsorted(self._boundaries[:, i], self._lengths[i]) for i in (0, 1)]
-        self._batch_size = batch_size
         self._order = BucketOrder(
             np.maximum(*needed),
             len(self._boundaries),
@@ -306,6 +308,7 @@ class PairBatches:
             seed,
             shuffle,
         )
+        self._batch_size = self._order.batch_size
 
     def __repr__(self) -> str:
         pairs = f"{self._lengths.shape[1]} pairs in {len(self)} batches"
@@ -389,7 +392,7 @@ def _equally_many(sources: Ragged, targets: Ragged) -> tuple[NDArray[np.int32], 
 
 
 def _checked_pair_boundaries(boundaries: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
-    array = np.asarray(boundaries, np.int64)
+    array = check_integers("boundaries", boundaries)
     right = array.ndim == 2 and array.shape[1:] == (2,) and len(array) > 0 and array.min() >= 1
     if not right or (np.diff(array, axis=0) < 0).any():
         raise DataError(f"boundaries must be rising pairs of lengths, got {boundaries}")

@@ -1,13 +1,13 @@
 """Sequences of unequal length: flat, padded, cut."""
 
 from collections.abc import Iterable, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rnnjax.data.errors import DataError
+from rnnjax.data.errors import DataError, check_count
 
 # Each is a list of ids, of floats or of vectors, or an array [T, ...] of integers or floats.
 RaggedRows = Sequence[Sequence[Any] | NDArray[Any]]
@@ -74,6 +74,8 @@ def flatten(sequences: Iterable[Sequence[Any] | NDArray[Any]] | Ragged) -> Ragge
     """
     if isinstance(sequences, Ragged):
         return sequences
+    if not isinstance(sequences, Iterable):
+        raise DataError(f"sequences must be several lists or arrays, got {sequences!r:.60}")
     pieces: list[NDArray[Any]] = []
     lengths = [np.zeros(0, np.int64)]
     rest, count = iter(sequences), 0
@@ -93,7 +95,13 @@ def flatten(sequences: Iterable[Sequence[Any] | NDArray[Any]] | Ragged) -> Ragge
 
 
 def _array(sequence: Sequence[Any] | NDArray[Any], index: int) -> NDArray[Any]:
-    if not len(sequence):
+    try:
+        is_empty = not len(sequence)
+    except TypeError:  # a number, or None where a table has no cell
+        raise DataError(
+            f"sequence {index} must be a list or an array, got {sequence!r:.60}"
+        ) from None
+    if is_empty:
         return np.zeros(0, np.int32)
     try:
         array = np.asarray(sequence)
@@ -173,18 +181,26 @@ def pad(
     lengths = ragged.lengths
     if length is None:
         length = int(lengths.max(initial=0))
-    if length < 0:
-        raise DataError(f"length must be at least 0, got {length}")
-    if ragged.values.dtype == np.int32 and not (
-        value == int(value) and _INT32.min <= value <= _INT32.max
-    ):
-        raise DataError(f"value must be an integer of 32 bits, got {value}")
+    length = check_count("length", length, least=0)
+    value = _checked_filler(value, ragged.values.dtype)
     require_at_most(lengths, length)
     return ragged.padded(np.arange(len(lengths)), length, value), lengths
 
 
+def _checked_filler(value: Any, dtype: np.dtype) -> float:
+    """A number that an array of such numbers can hold."""
+    value = value.item() if getattr(value, "shape", None) == () else value
+    is_number = isinstance(value, int | float)
+    if not is_number or isinstance(value, bool):
+        raise DataError(f"value must be a number, got {value!r}")
+    is_whole = value == value // 1 and _INT32.min <= value <= _INT32.max
+    if dtype == np.int32 and not is_whole:
+        raise DataError(f"value must be an integer of 32 bits, got {value}")
+    return value
+
+
 def truncate(
-    sequences: RaggedRows, max_length: int, keep: Literal["head", "tail"] = "head"
+    sequences: RaggedRows | Ragged, max_length: int, keep: Literal["head", "tail"] = "head"
 ) -> list[Sequence[Any] | NDArray[Any]]:
     """Cut each sequence to at most ``max_length`` steps.
 
@@ -194,7 +210,8 @@ def truncate(
         keep: ``"head"`` keeps the first steps, ``"tail"`` the last.
 
     Returns:
-        The sequences, each of its own type; one that is short enough is itself, not a copy.
+        The sequences, each of its own type, or an array where they were laid end to end; a list
+        or array that is short enough is itself, not a copy.
 
     Raises:
         DataError: if ``max_length`` is below 1 or ``keep`` is another word.
@@ -203,10 +220,11 @@ def truncate(
         >>> truncate([[1, 2, 3], [4]], 2), truncate([[1, 2, 3], [4]], 2, keep="tail")
         ([[1, 2], [4]], [[2, 3], [4]])
     """
-    if max_length < 1:
-        raise DataError(f"max_length must be at least 1, got {max_length}")
+    max_length = check_count("max_length", max_length)
     if keep not in ("head", "tail"):
         raise DataError(f"keep must be 'head' or 'tail', got {keep!r}")
+    if isinstance(sequences, Ragged):
+        sequences = [sequences.values[a:b] for a, b in pairwise(sequences.offsets)]
     part = slice(max_length) if keep == "head" else slice(-max_length, None)
     return [s if len(s) <= max_length else s[part] for s in sequences]
 

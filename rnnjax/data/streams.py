@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from rnnjax.data._local_files import data_folder, files_sha256, find_file, put_in
 from rnnjax.data._text_files import read_text
-from rnnjax.data.errors import DataError
+from rnnjax.data.errors import DataError, check_count
 from rnnjax.data.examples import Examples, split
 from rnnjax.data.sources import NAMES, load, read_ag_news
 from rnnjax.data.tables import SUFFIXES
@@ -58,8 +58,7 @@ def contiguous(ids: Sequence[int] | NDArray[np.integer], rows: int) -> Contiguou
     if stream.ndim != 1 or (stream.size and stream.dtype.kind not in "iu"):
         found = f"{stream.ndim} axes of {stream.dtype}"
         raise DataError(f"ids must be one axis of integers, got {found}")
-    if rows < 1:
-        raise DataError(f"rows must be at least 1, got {rows}")
+    rows = check_count("rows", rows)
     length = (stream.size - 1) // rows
     if length < 1:
         raise DataError(f"ids must have at least {rows + 1} for {rows} rows, got {stream.size}")

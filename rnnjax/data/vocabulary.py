@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rnnjax.data._text_files import decoded
-from rnnjax.data.errors import DataError
+from rnnjax.data.errors import DataError, check_count
 
 PADDING = 0
 UNKNOWN = 1
@@ -84,10 +84,9 @@ class Vocabulary:
             >>> Vocabulary.fit([["b", "a", "b"], ["c"]], max_size=4).tokens
             ('<pad>', '<unk>', 'b', 'c')
         """
-        if max_size is not None and max_size < len(_SPECIALS):
-            raise DataError(f"max_size must be at least {len(_SPECIALS)}, got {max_size}")
-        if min_count < 1:
-            raise DataError(f"min_count must be at least 1, got {min_count}")
+        if max_size is not None:
+            max_size = check_count("max_size", max_size, least=len(_SPECIALS))
+        min_count = check_count("min_count", min_count)
         counts = Counter(chain.from_iterable(map(_require_tokens, token_lists)))
         learned = [(n, t) for t, n in counts.items() if n >= min_count and t not in _SPECIALS]
         learned.sort(reverse=True)

@@ -191,6 +191,19 @@ def _keys_of_rows(key: Any, batch: tuple[int, ...]) -> Array | None:
     return None
 
 
+def as_arrays(name: str, tree: Any) -> Any:
+    """A tree of arrays.
+
+    Raises:
+        ValueError: naming the leaf that is no array of numbers.
+    """
+
+    def check(path: Any, leaf: Any) -> Any:
+        return masking.as_array(name + jax.tree_util.keystr(path), leaf)
+
+    return jax.tree_util.tree_map_with_path(check, tree)
+
+
 def as_rows(batch: tuple[int, ...], tree: Any) -> Any:
     """Leaves [..., *] as rows [B, *]."""
     # Counted: a size of -1 would be unknown in a batch of no rows.

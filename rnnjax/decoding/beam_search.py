@@ -12,9 +12,10 @@ from jax import Array, lax
 from rnnjax import masking
 from rnnjax._checks import check_id, check_number, check_range, check_size
 from rnnjax._devices import with_automatic_axes
+from rnnjax._numerics import accumulation_dtype
 from rnnjax.base import Carry
 from rnnjax.decoding._largest import largest
-from rnnjax.decoding.sampling import History, Transform, check_transforms
+from rnnjax.decoding.sampling import History, Transform, apply_transform, check_transforms
 
 
 class Beams(NamedTuple):
@@ -116,7 +117,7 @@ def beam_search(
         )
     carry = _check_rows("carry", carry, first.shape)
     memory = _check_rows("memory", memory, first.shape)
-    vocab_size = _vocab_size.eval_shape(how, params, carry, first, memory).shape[-1]
+    vocab_size = _check_step(how, params, carry, first, memory)
     check_range("start", first, vocab_size, f"[0, {vocab_size})")
     for name, number in (("stop", how.stop), ("pad", how.pad)):
         check_id(name, number, vocab_size)
@@ -159,10 +160,38 @@ class _Searching(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _vocab_size(how: _How, params: Any, carry: Carry, start: Array, memory: Any) -> Array:
-    """The logits, of which the shape is asked for."""
+def _first_step(
+    how: _How, params: Any, carry: Carry, start: Array, memory: Any
+) -> tuple[Carry, Array]:
+    """The carry and the logits, of which the shapes are asked for."""
     given = (memory,) if how.has_memory else ()
-    return how.step(params, carry, start, *given)[1]
+    new, logits = how.step(params, carry, start, *given)[:2]
+    return new, logits
+
+
+def _check_step(how: _How, params: Any, carry: Carry, start: Array, memory: Any) -> int:
+    """The size of the vocabulary.
+
+    Raises:
+        ValueError: the step gives logits of other rows, or a carry it could not be given again.
+    """
+    new, logits = _first_step.eval_shape(how, params, carry, start, memory)
+    if logits.shape[:-1] != start.shape or not logits.ndim:
+        raise ValueError(
+            f"step must give logits [..., V] for tokens of shape {start.shape}, "
+            f"got shape {logits.shape}"
+        )
+    kinds = [[(a.shape, jnp.result_type(a)) for a in jax.tree.leaves(c)] for c in (carry, new)]
+    if jax.tree.structure(carry) != jax.tree.structure(new) or kinds[0] != kinds[1]:
+        raise ValueError(
+            "step must give a carry of the same structure, shapes and dtypes as the one it is "
+            f"given, {jax.tree.map(_kind, carry)}, got {jax.tree.map(_kind, new)}"
+        )
+    return logits.shape[-1]
+
+
+def _kind(leaf: Any) -> str:
+    return f"{jnp.result_type(leaf)}{list(leaf.shape)}"
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -186,7 +215,7 @@ def _best_texts(how: _How, params: Any, carry: Carry, start: Array, memory: Any)
     only = jnp.where(jnp.arange(how.beam_size) == 0, 0.0, -jnp.inf).astype(jnp.float32)
     live = empty._replace(log_probs=jnp.broadcast_to(only, empty.log_probs.shape))
     # Attention of 16 bits is added up in 32, as the scores are.
-    covered = jnp.zeros(weights.shape, jnp.promote_types(weights.dtype, jnp.float32))
+    covered = jnp.zeros(weights.shape, accumulation_dtype(weights.dtype))
     begin = _Searching(jnp.zeros((), jnp.int32), live, empty, carry, last, covered)
     end = lax.while_loop(
         functools.partial(_may_improve, how), functools.partial(_extend, how, step), begin
@@ -199,7 +228,8 @@ def _best_texts(how: _How, params: Any, carry: Carry, start: Array, memory: Any)
     written = masking.lengths_to_mask(lengths, how.max_length)
     tokens = jnp.where(written, best.tokens, how.pad)
     log_probs = jnp.where(found, best.log_probs, -jnp.inf)
-    beams = Beams(tokens, lengths, best.scores, log_probs, best.ended & found)
+    scores = jnp.where(found, best.scores, -jnp.inf)  # of logits that are NaN it would be NaN
+    beams = Beams(tokens, lengths, scores, log_probs, best.ended & found)
     return jax.tree.map(lambda a: a.reshape(*batch, *a.shape[1:]), beams)
 
 
@@ -264,7 +294,8 @@ def _may_improve(how: _How, now: _Searching) -> Array:
 def _transformed(how: _How, logits: Array, live: _Texts) -> Array:
     history = History(live.tokens, live.lengths, live.lengths)
     for transform in how.transforms:
-        logits = jax.vmap(jax.vmap(transform))(logits, history)
+        change = functools.partial(apply_transform, transform)
+        logits = jax.vmap(jax.vmap(change))(logits, history)
     return logits
 
 

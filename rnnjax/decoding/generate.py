@@ -15,6 +15,7 @@ from rnnjax._devices import with_automatic_axes
 from rnnjax.base import Carry, Key
 from rnnjax.decoding._loop import (
     Choice,
+    as_arrays,
     as_batch,
     as_rows,
     prompt_lengths,
@@ -108,7 +109,8 @@ def generate(
     prompt, lengths = _check_prompt(prompt, lengths, model.vocab_size)
     keys = row_keys(key, prompt.shape[:-1], how.sampling.draws)
     table = token_table(model, params)
-    out, _ = _generate(how, params, table, prompt, lengths, keys, initial_carry, None)
+    carry = as_arrays("initial_carry", initial_carry)
+    out, _ = _generate(how, params, table, prompt, lengths, keys, carry, None)
     return out
 
 
@@ -159,7 +161,8 @@ def stream_text(
         raise ValueError(f"prompt must have shape [T], got shape {prompt.shape}")
     how = _check_how(model, min(block, left), sampling, stop, 0, room=left)
     # Checked here and not at the first block: what follows runs only when that is asked for.
-    given = prompt, lengths, row_keys(key, (), how.sampling.draws), initial_carry
+    keys, carry = row_keys(key, (), how.sampling.draws), as_arrays("initial_carry", initial_carry)
+    given = prompt, lengths, keys, carry
     return _blocks(how, params, given, left)
 
 
@@ -268,13 +271,17 @@ def _note(history: History, token: Array, going: Array) -> History:
 
 
 def _check_prompt(prompt: Any, lengths: Any, vocab_size: int) -> tuple[Array, Array]:
-    prompt = check_tokens(prompt, vocab_size, "prompt")
+    prompt = masking.as_integers("prompt", prompt)
     if not prompt.ndim or not prompt.shape[-1]:
         raise ValueError(
             f"prompt must have shape [..., T] with T at least 1, got shape {prompt.shape}: "
             "begin with a start token"
         )
-    return prompt.astype(jnp.int32), prompt_lengths(lengths, prompt.shape[:-1], prompt.shape[-1])
+    batch, time = prompt.shape[:-1], prompt.shape[-1]
+    ends = prompt_lengths(lengths, batch, time)
+    if lengths is not None:  # the padding need not be an id: it is never read
+        prompt = masking.zero_padding(masking.lengths_to_mask(ends, time), prompt)
+    return check_tokens(prompt, vocab_size, "prompt").astype(jnp.int32), ends
 
 
 def _check_model(model: Any) -> None:

@@ -14,6 +14,7 @@ from rnnjax._devices import with_automatic_axes
 from rnnjax.base import Carry, Key
 from rnnjax.decoding._loop import (
     Choice,
+    as_arrays,
     as_batch,
     as_rows,
     prompt_lengths,
@@ -21,6 +22,7 @@ from rnnjax.decoding._loop import (
     start_writing,
     write_rows,
 )
+from rnnjax.heads import Head
 from rnnjax.models import SeriesModel
 
 
@@ -101,9 +103,10 @@ def generate_series(
     count = check_size("max_new_steps", max_new_steps)
     if stop is not None and not callable(stop):
         raise ValueError(f"stop must be a function of a value, or None, got {stop!r}")
-    prompt, lengths = _check_prompt(prompt, lengths, model.head.value_shape)
+    prompt, lengths = _check_prompt(prompt, lengths, model.head)
     keys = row_keys(key, lengths.shape, draws=True)
-    return _generate((model, count, stop), params, prompt, lengths, keys, initial_carry, context)
+    carry = as_arrays("initial_carry", initial_carry)
+    return _generate((model, count, stop), params, prompt, lengths, keys, carry, context)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -138,7 +141,7 @@ def _series(
 
     def choose(keys: Array, distribution: Any, _: Any) -> Choice:
         value = jax.vmap(head.sample)(keys, distribution).astype(prompt.dtype)
-        ends = False if stop is None else jax.vmap(stop)(value)
+        ends = False if stop is None else _ends(stop, value)
         return Choice(value, head.log_prob(distribution, value), ends, False)
 
     end = write_rows(
@@ -152,7 +155,17 @@ def _series(
     )
 
 
-def _check_prompt(prompt: Any, lengths: Any, value_shape: tuple[int, ...]) -> tuple[Array, Array]:
+def _ends(stop: Callable, values: Array) -> Array:
+    """Which values end their rows, bool [B]."""
+    ends = jax.vmap(stop)(values)
+    if getattr(ends, "dtype", None) != jnp.bool_ or ends.shape != values.shape[:1]:
+        one = jax.tree.map(lambda a: jax.typeof(a[0]).str_short(), ends)
+        raise ValueError(f"stop must give True or False for a value, got {one!r}")
+    return ends
+
+
+def _check_prompt(prompt: Any, lengths: Any, head: Head) -> tuple[Array, Array]:
+    value_shape = head.value_shape
     if value_shape:
         prompt = jnp.asarray(masking.as_array("prompt", prompt))
     else:
@@ -166,4 +179,9 @@ def _check_prompt(prompt: Any, lengths: Any, value_shape: tuple[int, ...]) -> tu
             f"prompt must have shape [{expected}] with T at least 1, got shape {prompt.shape}: "
             "begin with a value such as zeros"
         )
-    return prompt, prompt_lengths(lengths, steps[:-1], steps[-1])
+    ends = prompt_lengths(lengths, steps[:-1], steps[-1])
+    if not value_shape:
+        if lengths is not None:  # the padding need not be an id: it is never read
+            prompt = masking.zero_padding(masking.lengths_to_mask(ends, steps[-1]), prompt)
+        head.encode(prompt)  # refuses others; in the compiled program nobody can look
+    return prompt, ends

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from rnnjax._checks import check_ids, check_number, check_size
+from rnnjax._checks import check_ids, check_number, check_size, describe
+from rnnjax._numerics import accumulation_dtype
 from rnnjax.base import Key
 
 
@@ -52,15 +53,30 @@ class Sampling:
     def __call__(self, key: Key, logits: Array, history: History) -> Array:
         logits = _raised(logits)
         for transform in self.transforms:
-            logits = transform(logits, history)
+            logits = apply_transform(transform, logits, history)
         token = _draw(key, logits) if self.draws else jnp.argmax(logits)
         # Where no logit is left, or one is NaN, the token taken has such a logit itself.
         return jnp.where(logits[token] > -jnp.inf, token, -1).astype(jnp.int32)
 
 
+def apply_transform(transform: Transform, logits: Array, history: History) -> Array:
+    """The logits [V] that a transformer makes of others.
+
+    Raises:
+        ValueError: it gives no logits of the same shape: of fewer, the others could never be taken.
+    """
+    changed = transform(logits, history)
+    if not hasattr(changed, "shape") or changed.shape != logits.shape:
+        raise ValueError(
+            f"a transform must give logits of shape {logits.shape}, got {describe(changed)} "
+            f"from {transform!r}"
+        )
+    return changed
+
+
 def _raised(logits: Array) -> Array:
     """Of 16 bits as float32: probabilities of many tokens do not add up to 1 otherwise."""
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return logits.astype(accumulation_dtype(logits.dtype))
 
 
 def _draw(key: Key, logits: Array) -> Array:
@@ -118,10 +134,13 @@ def temperature(value: float) -> Transform:
     """Logits divided by ``value``: below 1 likely tokens become likelier, above 1 the law flattens.
 
     Raises:
-        ValueError: not a finite positive number; 0 is called :func:`greedy`.
+        ValueError: not a finite number, or below 1e-30, by which logits would become infinite; 0 is
+            called :func:`greedy`.
     """
-    expected = "a finite positive number (greedy() takes the likeliest token)"
-    return Temperature(check_number("temperature", value, expected, lambda a: 0 < a < math.inf))
+    expected = "a finite number of at least 1e-30 (greedy() takes the likeliest token)"
+    return Temperature(
+        check_number("temperature", value, expected, lambda a: 1e-30 <= a < math.inf)
+    )
 
 
 def _is_before(logits: Array, *, ties: bool = True) -> Array:

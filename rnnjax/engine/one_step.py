@@ -16,7 +16,7 @@ from jax import Array, lax
 from jax.core import Tracer
 
 from rnnjax import masking
-from rnnjax._checks import check_carry, check_floating
+from rnnjax._checks import check_batch_shape, check_carry, check_floating
 from rnnjax.base import Carry, Cell, Layer, Params, runs_steps
 from rnnjax.engine._arguments import is_tree_of_inputs
 from rnnjax.engine._products import h_proj_of
@@ -288,6 +288,7 @@ def starting_carry(
 
 def carry_of_batch(carry: Carry, batch: tuple[int, ...]) -> Carry:
     """The carry of one sequence for all of a batch: leaves [...] as [*batch, ...]."""
+    batch = check_batch_shape(batch)
     return jax.tree.map(lambda a: jnp.broadcast_to(a, (*batch, *a.shape)), carry)
 
 

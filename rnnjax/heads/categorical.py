@@ -1,10 +1,13 @@
 """One of several classes at a time."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rnnjax._checks import check_size
+from rnnjax import masking
+from rnnjax._checks import check_range, check_size
 from rnnjax._recipe import factory
 from rnnjax.base import Key
 from rnnjax.heads.head import Head, make_head
@@ -27,8 +30,8 @@ def categorical_head(num_classes: int) -> Head:
     r"""One of C classes, :math:`\log P(v) = \log \mathrm{softmax}(h W + b)_v`.
 
     The distribution is the array of logits [..., C], a value an id; as a layer reads it, it is
-    one-hot. An id outside [0, C) has the log probability NaN. For texts see
-    :func:`rnnjax.language_model`.
+    one-hot. An id outside [0, C) has the log probability NaN, and is not read: it is refused, or
+    where ids are traced it is zeros. For texts see :func:`rnnjax.language_model`.
 
     Args:
         num_classes: C.
@@ -46,12 +49,18 @@ def categorical_head(num_classes: int) -> Head:
         1.386
     """
     size = check_size("num_classes", num_classes)
+
+    def encode(values: Any) -> Array:
+        ids = masking.as_integers("values", values)
+        check_range("values", ids, size, f"[0, {size})")
+        return jax.nn.one_hot(ids, size)
+
     return make_head(
         size,
         (),
         lambda outputs: outputs,
         _log_prob,
         _sample,
-        encode=lambda values: jax.nn.one_hot(values, size),
+        encode=encode,
         input_size=size,
     )

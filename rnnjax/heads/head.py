@@ -88,7 +88,9 @@ def make_head(
         return HeadParams(w, bias if start is None else start(bias))
 
     def apply(params: HeadParams, hs: Array) -> Any:
-        return distribution(affine(jnp.asarray(hs), params.w, params.bias, name="hs"))
+        return distribution(
+            affine(jnp.asarray(masking.as_array("hs", hs)), params.w, params.bias, name="hs")
+        )
 
     def masked(score: Callable) -> Callable[..., Array]:
         return lambda given, values, mask=None: _score_real(
@@ -115,7 +117,7 @@ def make_head(
 
 def as_they_are(values: Any) -> Array:
     """Values as a layer reads them that are vectors already."""
-    values = jnp.asarray(values)
+    values = jnp.asarray(masking.as_array("values", values))
     return values if jnp.issubdtype(values.dtype, jnp.floating) else values.astype(float)
 
 
@@ -162,7 +164,7 @@ def check_values(values: Any, value_shape: tuple[int, ...]) -> Array:
     """
     if not value_shape:
         return masking.as_integers("values", values)
-    values = jnp.asarray(values)
+    values = jnp.asarray(masking.as_array("values", values))
     if values.ndim < len(value_shape) or values.shape[-len(value_shape) :] != value_shape:
         sizes = ", ".join(map(str, value_shape))
         raise ValueError(f"values must have shape [..., {sizes}], got shape {values.shape}")

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rnnjax._checks import describe
 from rnnjax.cells.lstm import LSTMCarry
 from rnnjax.interop._entries import read_entries
 from rnnjax.interop._gates import add_bias
@@ -133,7 +134,8 @@ def import_carry(kind: str, state: Any, *, bidirectional: bool = False) -> Any:
         bidirectional: whether rows come in pairs, one a direction.
 
     Raises:
-        ValueError: the kind is unknown, or rows are of an odd number and should come in pairs.
+        ValueError: the kind is unknown, the state is no such one, or rows are of an odd number and
+            should come in pairs.
 
     Example:
         >>> import numpy as np
@@ -142,7 +144,7 @@ def import_carry(kind: str, state: Any, *, bidirectional: bool = False) -> Any:
         (2, (7, 5))
     """
     kind = check_kind(kind, _GATES, "PyTorch")
-    states = [np.asarray(part) for part in (state if kind.endswith("lstm") else (state,))]
+    states = _state_arrays(kind, state)
     rows = [LSTMCarry(*row) if len(row) == 2 else row[0] for row in zip(*states, strict=True)]
     if bidirectional and len(rows) % 2:
         raise ValueError(f"state must have an even number of rows, two a layer, got {len(rows)}")
@@ -164,6 +166,20 @@ def export_carry(kind: str, carry: Any) -> Any:
     if kind.endswith("lstm"):
         return np.stack([row.h for row in rows]), np.stack([row.c for row in rows])
     return np.stack(rows)
+
+
+def _state_arrays(kind: str, state: Any) -> list[np.ndarray]:
+    """``h``, and of an LSTM ``c``; an array alone is no pair, whatever its first axis is."""
+    is_pair = isinstance(state, tuple | list)
+    if is_pair is not kind.endswith("lstm") or (is_pair and len(state) != 2):
+        expected = "(h, c)" if kind.endswith("lstm") else "one array h"
+        raise ValueError(f"state must be {expected} for {kind!r}, got {describe(state)}")
+    arrays = [np.asarray(part) for part in (state if is_pair else (state,))]
+    shapes = [array.shape for array in arrays]
+    # Without a batch, PyTorch has states [layers * directions, H].
+    if any(len(shape) not in (2, 3) for shape in shapes) or len({s[:-1] for s in shapes}) > 1:
+        raise ValueError(f"state must have shape [layers * directions, B, H], got {shapes}")
+    return arrays
 
 
 def _suggest_prefix(names: Mapping[str, Any], place: str) -> None:

@@ -14,8 +14,9 @@ from rnnjax.weights._tensor_files import open_tensors
 
 MAX_BYTES = 8 << 30
 SAVE_TORCH = 'safetensors.torch.save_file(model.state_dict(), "model.safetensors")'
+# Copies are row-major: of an array that is not, safetensors 0.8.0 writes the numbers as they lie.
 SAVE_KERAS = (
-    'safetensors.numpy.save_file({f"{i:03}/{v.path}": w for i, (v, w) in '
+    'safetensors.numpy.save_file({f"{i:03}/{v.path}": w.copy() for i, (v, w) in '
     'enumerate(zip(model.weights, model.get_weights()))}, "model.safetensors")'
 )
 

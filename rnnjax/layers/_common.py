@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rnnjax._checks import check_key
+from rnnjax._checks import check_key, check_params, describe
 from rnnjax._devices import with_automatic_axes
 from rnnjax.base import Apply, Carry, Direction, Key, Layer, Params
+from rnnjax.engine._arguments import check_xs
 
 # lengths, mask, resets, and context where given, handed on as they came
 StepArguments = dict[str, Any]
@@ -33,8 +34,25 @@ def apply_dropout(key: Key | None, xs: Array, rate: float) -> Array:
     return with_automatic_axes(dropped, (key, xs), xs, xs.ndim)
 
 
-def with_signature(apply: Callable) -> Apply:
-    """``apply(params, xs, steps, initial_carry, key)`` with the signature all layers share."""
+def one_array(xs: Any) -> Array:
+    """The inputs of a layer that reads one array a step, [..., T, D] of floats.
+
+    Raises:
+        ValueError: they are something else; two arrays would be taken for a batch of them.
+    """
+    checked = check_xs(xs)
+    if not hasattr(checked, "dtype"):
+        raise ValueError(f"xs must be one array [..., T, D], got {describe(xs)}")
+    return jnp.asarray(checked)
+
+
+def with_signature(apply: Callable, kind: type | None = None) -> Apply:
+    """``apply(params, xs, steps, initial_carry, key)`` with the signature all layers share.
+
+    Args:
+        apply: of a layer.
+        kind: of its parameters, a NamedTuple; None where ``apply`` looks at them itself.
+    """
 
     def layer_apply(
         params: Params,
@@ -52,6 +70,9 @@ def with_signature(apply: Callable) -> Apply:
                 f"xs must be an array [..., T, D], got {type(xs).__name__}, and params an array: "
                 "the order is layer.apply(params, xs, lengths)"
             )
+        if kind is not None:
+            check_params(params, kind)
+        key = None if key is None else check_key(key)
         steps: StepArguments = {"lengths": lengths, "mask": mask, "resets": resets}
         if context is not None:
             steps["context"] = context

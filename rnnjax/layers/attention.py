@@ -200,7 +200,7 @@ def weighted_mean(weights: Array, values: Array) -> Array:
 
 def masked_softmax(scores: Array, real: Array) -> Array:
     """The softmax over the last axis of what is ``real``; 0 elsewhere, and where nothing is."""
-    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    scores = scores.astype(accumulation_dtype(scores.dtype))
     scores = jnp.where(real, scores, -jnp.inf)
     most = jnp.max(scores, axis=-1, keepdims=True, initial=-jnp.inf)
     # Without a real place the maximum is -inf: subtracting it would be NaN, in gradients too.

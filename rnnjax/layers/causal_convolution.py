@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax import masking
-from rnnjax._checks import check_carry, check_floating, check_key, check_size, describe
+from rnnjax._checks import check_batch_shape, check_carry, check_key, check_size, describe
 from rnnjax._devices import with_automatic_axes
 from rnnjax._numerics import carry_dtype
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Key, Layer
-from rnnjax.layers._common import StepArguments, with_signature
+from rnnjax.layers._common import StepArguments, one_array, with_signature
 from rnnjax.transforms.precision import Policy, as_operand, as_state, cast_parameters
 
 
@@ -75,7 +75,7 @@ def causal_convolution(
         return carry_dtype(params) if policy is None else jnp.dtype(policy.state)
 
     def own_carry(params: CausalConvolutionParams, batch_shape: tuple[int, ...] = ()) -> Array:
-        return jnp.zeros((*batch_shape, reach - 1, channels), dtype_of(params))
+        return jnp.zeros((*check_batch_shape(batch_shape), reach - 1, channels), dtype_of(params))
 
     def apply(
         params: CausalConvolutionParams,
@@ -87,9 +87,8 @@ def causal_convolution(
         if "context" in steps:
             came = describe(steps["context"])
             raise ValueError(f"context must be None for causal_convolution, got {came}")
-        xs = jnp.asarray(xs)
-        check_floating("xs", xs)
-        if xs.ndim < 2 or xs.shape[-1] != channels:
+        xs = one_array(xs)
+        if xs.shape[-1] != channels:
             raise ValueError(f"xs must have shape [..., T, {channels}], got shape {xs.shape}")
         batch, time = xs.shape[:-2], xs.shape[-2]
         mask, resets = steps["mask"], steps["resets"]
@@ -118,7 +117,7 @@ def causal_convolution(
 
     return Layer(
         init=init,
-        apply=with_signature(apply),
+        apply=with_signature(apply, CausalConvolutionParams),
         output_size=channels,
         last=masking.take_last,
         initial_carry=own_carry,

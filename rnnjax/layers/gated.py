@@ -9,11 +9,11 @@ from jax import Array
 
 from rnnjax import masking
 from rnnjax._checks import check_key, check_number, check_size
-from rnnjax._numerics import affine
+from rnnjax._numerics import accumulation_dtype, affine
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Layer
 from rnnjax.initializers import draw_linear
-from rnnjax.layers._common import StepArguments, with_signature
+from rnnjax.layers._common import StepArguments, one_array, with_signature
 from rnnjax.layers.recurrent import as_layer
 from rnnjax.transforms.precision import Policy, as_operand, as_state, cast_parameters
 
@@ -85,6 +85,7 @@ def gated(
 
     def init(key: Key, input_size: int) -> GatedParams:
         first, gate, own, last = jax.random.split(check_key(key), 4)
+        input_size = check_size("input_size", input_size)
         w_in, w_gate = (draw_linear(k, input_size, size)[0] for k in (first, gate))
         w_out = draw_linear(last, size, outputs)[0]
         w_in, w_gate, w_out = cast_parameters(policy, (w_in, w_gate, w_out))
@@ -93,7 +94,7 @@ def gated(
     def apply(
         params: GatedParams, xs: Array, steps: StepArguments, initial_carry: Carry, key: Key | None
     ) -> tuple[Carry, Array]:
-        xs = jnp.asarray(xs)
+        xs = one_array(xs)
         valid = masking.valid_steps(steps["lengths"], steps["mask"], xs.shape[:-2], xs.shape[-2])
         xs = masking.zero_padding(valid, xs)
         gate = activation(affine(xs, as_operand(policy, params.w_gate)))
@@ -110,7 +111,7 @@ def gated(
 
     return Layer(
         init=init,
-        apply=with_signature(apply),
+        apply=with_signature(apply, GatedParams),
         output_size=outputs,
         last=masking.take_last if inner is None else inner.last,
         initial_carry=own_carry,
@@ -165,13 +166,13 @@ def rms_norm(layer: Cell | Layer, *, epsilon: float = 1e-6, policy: Policy | Non
         initial_carry: Carry,
         key: Key | None,
     ) -> tuple[Carry, Array]:
-        xs = jnp.asarray(xs)
-        if xs.ndim < 2 or xs.shape[-1:] != params.scale.shape:
+        xs = one_array(xs)
+        if xs.shape[-1:] != params.scale.shape:
             size = params.scale.shape[0]
             raise ValueError(f"xs must have shape [..., T, {size}], got shape {xs.shape}")
         valid = masking.valid_steps(steps["lengths"], steps["mask"], xs.shape[:-2], xs.shape[-2])
         wide = masking.zero_padding(valid, xs)
-        wide = wide.astype(jnp.promote_types(wide.dtype, jnp.float32))
+        wide = wide.astype(accumulation_dtype(wide.dtype))
         root = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + least)
         scale = params.scale.astype(wide.dtype).reshape((1,) * (xs.ndim - 1) + params.scale.shape)
         normed = (wide * root * scale).astype(xs.dtype)
@@ -180,4 +181,6 @@ def rms_norm(layer: Cell | Layer, *, epsilon: float = 1e-6, policy: Policy | Non
     def own_carry(params: RMSNormParams, batch_shape: tuple[int, ...] = ()) -> Carry:
         return inner.initial_carry(params.layer, batch_shape)
 
-    return inner._replace(init=init, apply=with_signature(apply), initial_carry=own_carry)
+    return inner._replace(
+        init=init, apply=with_signature(apply, RMSNormParams), initial_carry=own_carry
+    )

@@ -10,6 +10,7 @@ from jax.nn import sigmoid
 
 from rnnjax import masking
 from rnnjax._checks import (
+    check_batch_shape,
     check_carry,
     check_flag,
     check_key,
@@ -201,9 +202,10 @@ def grid_lstm(
     def own_carry(params: GridLSTMParams, batch_shape: tuple[int, ...] = ()) -> Carry:
         if not grid.has_time:
             return ()
-        shape = (*batch_shape, grid.num_layers, grid.size)
-        zeros = jnp.zeros(shape, _state_dtype(grid, params))
-        return LSTMCarry(zeros, zeros)
+        shape = (*check_batch_shape(batch_shape), grid.num_layers, grid.size)
+        dtype = _state_dtype(grid, params)
+        # Two arrays: one that stood in both places could not be given away (donated).
+        return LSTMCarry(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
     return Layer(
         init=init,

@@ -76,5 +76,8 @@ def output_head(
         return below.initial_carry(params.layer, batch_shape)
 
     return below._replace(
-        init=init, apply=with_signature(apply), output_size=size, initial_carry=initial_carry
+        init=init,
+        apply=with_signature(apply, HeadParams),
+        output_size=size,
+        initial_carry=initial_carry,
     )

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax import masking
-from rnnjax._checks import check_key
+from rnnjax._checks import check_key, check_size
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Layer, Params
 from rnnjax.layers._common import (
     StepArguments,
     check_parts,
     joint_direction,
+    one_array,
     split_context,
     split_key,
     with_signature,
@@ -55,7 +56,7 @@ def residual(layer: Cell | Layer, *, policy: Policy | None = None) -> Layer:
     inner = as_layer(layer, policy=policy)
 
     def check(input_size: int) -> None:
-        if input_size != inner.output_size:
+        if check_size("input_size", input_size) != inner.output_size:
             raise ValueError(
                 f"residual needs an input of the size of the layer's output, {inner.output_size}, "
                 f"got size {input_size}"
@@ -68,7 +69,7 @@ def residual(layer: Cell | Layer, *, policy: Policy | None = None) -> Layer:
     def apply(
         params: Params, xs: Array, steps: StepArguments, initial_carry: Carry, key: Key | None
     ) -> tuple[Carry, Array]:
-        xs = jnp.asarray(xs)
+        xs = one_array(xs)
         carry, ys = inner.apply(params, xs, **steps, initial_carry=initial_carry, key=key)
         check(xs.shape[-1])
         valid = masking.valid_steps(steps["lengths"], steps["mask"], xs.shape[:-2], xs.shape[-2])
@@ -132,7 +133,7 @@ def skip_stack(*layers: Cell | Layer, policy: Policy | None = None) -> Layer:
         start = (None,) * len(floors) if initial_carry is None else initial_carry
         check_parts("initial_carry", start, len(floors))
         check_parts("params", params, len(floors), (tuple, list))
-        xs = jnp.asarray(xs)
+        xs = one_array(xs)
         carries, outputs = [], []
         keys = split_key(key, len(floors))
         steps_of = split_context(steps, len(floors))

@@ -74,7 +74,11 @@ def window_weights(window: Window, places: int) -> Array:
         >>> [f"{weight:.3f}" for weight in rnnjax.window_weights(window, 4)]
         ['0.368', '1.000', '0.368', '0.018']
     """
-    at = jnp.arange(check_size("places", places), dtype=window.place.dtype)
+    return _weights(window, check_size("places", places))
+
+
+def _weights(window: Window, places: int) -> Array:
+    at = jnp.arange(places, dtype=window.place.dtype)
     height, sharpness, place = (part[..., None] for part in window)
     away = jnp.square(place - at.reshape((1,) * (place.ndim - 1) + at.shape))
     return jnp.sum(height * jnp.exp(-sharpness * away), axis=-2)
@@ -167,7 +171,7 @@ def window_cell(cell: Cell, memory_size: int, components: int = 10, *, speed: fl
         x_proj, h_proj, asked = take_last(x_proj, h_proj)
         height, sharpness, step = jnp.split(jnp.exp(asked), 3)
         window = Window(height, sharpness, carry.window.place + step)
-        weights = jnp.where(memory.mask, window_weights(window, len(memory.mask)), 0.0)[None]
+        weights = jnp.where(memory.mask, _weights(window, len(memory.mask)), 0.0)[None]
         x_proj = add_to_gates(x_proj, h_proj, weighted_mean(weights, memory.values)[0])
         return x_proj, h_proj, window, weighted_mean(weights, memory.states)[0]
 

@@ -10,7 +10,15 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax import masking
-from rnnjax._checks import check_carry, check_flag, check_id, check_key, check_rate, check_size
+from rnnjax._checks import (
+    check_carry,
+    check_flag,
+    check_id,
+    check_key,
+    check_params,
+    check_rate,
+    check_size,
+)
 from rnnjax._numerics import affine
 from rnnjax._recipe import Made
 from rnnjax.base import Carry, Cell, Key, Layer, Params
@@ -24,7 +32,7 @@ from rnnjax.layers.attention_cell import prepare_memory
 from rnnjax.layers.recurrent import as_layer
 from rnnjax.models._encoding import LinearParams
 from rnnjax.models._sources import Places, Tokens, read_tokens, split_key
-from rnnjax.models.embedding import Embedding, check_tokens
+from rnnjax.models.embedding import Embedding, check_tokens, table_of
 from rnnjax.models.language_model import SoftmaxParams, locked_dropout
 
 
@@ -148,6 +156,7 @@ def make_model(
         *,
         key: Key | None = None,
     ) -> tuple[Carry, Memory | None]:
+        check_params(params, SequenceToSequenceParams)
         final, states, valid = source.read(params, given, lengths, rate, key)
         carry = parts.cross(params, final, states.shape[:-2])
         return carry, parts.remember(params, states, valid)
@@ -193,6 +202,7 @@ def make_model(
     def step(
         params: SequenceToSequenceParams, carry: Carry, token: Array, memory: Memory | None = None
     ) -> tuple[Carry, Array, Array | None]:
+        check_params(params, SequenceToSequenceParams)
         parts.check_memory(memory)
         carry = jax.tree.map(functools.partial(masking.as_array, "carry"), carry)
         # Ids are looked at here, where their values may be known.
@@ -443,7 +453,7 @@ def _logits(tied: bool, params: SequenceToSequenceParams, features: Array) -> Ar
     hidden, output = params.head
     if hidden is not None:
         features = jnp.tanh(affine(features, hidden.w, hidden.bias))
-    return affine(features, params.target.vectors.T if tied else output.w, output.bias)
+    return affine(features, table_of(params.target).T if tied else output.w, output.bias)
 
 
 def _join(hs: Array | Attended, memory: Memory | None, xs: Array) -> Array:

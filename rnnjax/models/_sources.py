@@ -8,6 +8,7 @@ from jax import Array
 
 from rnnjax import masking
 from rnnjax._checks import check_floating, check_key
+from rnnjax._numerics import accumulation_dtype
 from rnnjax.base import Cell, Key, Layer, Params
 from rnnjax.layers.recurrent import as_layer
 from rnnjax.models.embedding import Embedding, check_tokens
@@ -109,7 +110,7 @@ class Places(NamedTuple):
         if valid is not None:
             count = jnp.sum(valid, axis=-1, dtype=jnp.float32)[..., None]
         # At least float32, and 0 where there is no place.
-        total = jnp.sum(places.astype(jnp.promote_types(places.dtype, jnp.float32)), axis=-2)
+        total = jnp.sum(places.astype(accumulation_dtype(places.dtype)), axis=-2)
         return total / jnp.maximum(count, 1), places, valid
 
 

@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from rnnjax._checks import check_params
 from rnnjax._devices import with_automatic_axes
 from rnnjax.base import Carry
 from rnnjax.layers._first_projection import Halves, halves
-from rnnjax.models.language_model import LanguageModel, language_model
+from rnnjax.models.language_model import LanguageModel, LanguageModelParams, language_model
 
 # Most rows of a larger table are never looked up, and there the head is what a step costs.
 # For an LSTM of 256 units on a CPU, a table of so many rows takes what 300 steps of a text save.
@@ -34,6 +35,7 @@ def token_table(model: LanguageModel, params: Any) -> Any:
     if parts is None:
         return None
     embedding, layer = parts
+    check_params(params, LanguageModelParams)
     vectors = embedding.apply(params.embedding, jnp.arange(model.vocab_size))
     return jax.vmap(layer.project, in_axes=(None, 0))(params.layer, vectors)
 

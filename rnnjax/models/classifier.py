@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax import masking
+from rnnjax._checks import check_params
 from rnnjax._recipe import Made, factory
 from rnnjax.base import Cell, Key, Layer
 from rnnjax.models._encoding import Encoding, LinearParams, packed_steps, split_three
@@ -107,6 +108,7 @@ def classifier(
         num_segments: int | None = None,
         key: Key | None = None,
     ) -> Array:
+        check_params(params, ClassifierParams)
         *keys, head_key = split_three(key)
         inputs, shape = parts.as_inputs(tokens)
         resets, ids, count = None, None, 0

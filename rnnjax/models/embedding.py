@@ -70,9 +70,9 @@ def embedding(
         embedding_size: E; may be left out where ``vectors`` are given.
         vectors: [V, E], where the table starts; by default it is drawn from a normal
             distribution of standard deviation ``scale``.
-        frozen: keep the vectors as they are. Their gradient is zero; an optimizer that moves
-            parameters without a gradient (weight decay) must be kept off them, by
-            ``optax.masked(optimizer, rnnjax.trainable)``.
+        frozen: keep the vectors as they are. Their gradient is zero, also where a head is tied to
+            them; an optimizer that moves parameters without a gradient (weight decay) must be kept
+            off them, by ``optax.masked(optimizer, rnnjax.trainable)``.
         scale: standard deviation of the initial vectors.
 
     Raises:
@@ -104,9 +104,8 @@ def embedding(
         return make(scale * jax.random.normal(check_key(key), (size, width), jnp.float32))
 
     def apply(params: Any, tokens: Array) -> Array:
-        table = jax.lax.stop_gradient(params.vectors) if frozen else params.vectors
         tokens = check_tokens(tokens, size)
-        given = _check_table(table, (size, width)), tokens
+        given = _check_table(table_of(params), (size, width)), tokens
         return with_automatic_axes(lambda pair: pair[0][pair[1]], given, tokens, tokens.ndim)
 
     return Embedding(init, apply, width, size)
@@ -153,6 +152,12 @@ def trainable(params: Any) -> Any:
         return jax.tree.map(lambda _: not isinstance(node, FrozenEmbeddingParams), node)
 
     return jax.tree.map(mark, params, is_leaf=lambda n: isinstance(n, FrozenEmbeddingParams))
+
+
+def table_of(params: Any) -> Array:
+    """The vectors [V, E]; no gradient comes to those that are frozen, whoever reads them."""
+    is_frozen = isinstance(params, FrozenEmbeddingParams)
+    return jax.lax.stop_gradient(params.vectors) if is_frozen else params.vectors
 
 
 def check_tokens(tokens: Any, vocab_size: int, name: str = "tokens") -> Array:

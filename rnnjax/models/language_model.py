@@ -9,15 +9,15 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax import masking
-from rnnjax._checks import check_key, check_rate
+from rnnjax._checks import check_key, check_params, check_rate, describe
 from rnnjax._devices import with_automatic_axes
-from rnnjax._numerics import affine
+from rnnjax._numerics import accumulation_dtype, affine
 from rnnjax._recipe import Made, factory
 from rnnjax.base import Carry, Cell, Key, Layer
 from rnnjax.initializers import draw_linear
 from rnnjax.layers.recurrent import as_causal_layer
 from rnnjax.models.adaptive_softmax import AdaptiveSoftmax
-from rnnjax.models.embedding import Embedding, check_tokens
+from rnnjax.models.embedding import Embedding, check_tokens, table_of
 
 
 class Features(NamedTuple):
@@ -163,6 +163,7 @@ def language_model(
         initial_carry: Carry = None,
         key: Key | None = None,
     ) -> tuple[Carry, Features]:
+        check_params(params, LanguageModelParams)
         tokens = masking.as_integers("tokens", tokens)
         if not tokens.ndim:
             raise ValueError("tokens must have shape [..., T], got a scalar")
@@ -194,15 +195,21 @@ def language_model(
     def score(
         params: LanguageModelParams, pair: tuple[Array, Array], lengths: Any = None, **options: Any
     ) -> tuple[Carry, Array]:
-        tokens, targets = pair
-        carry, outputs = features(params, tokens, lengths, **options)
+        tokens, targets = check_pair("(tokens, targets)", pair)
         targets = masking.as_integers("targets", targets)
+        if targets.shape != jnp.shape(tokens):
+            raise ValueError(
+                f"targets must have the shape of tokens, {jnp.shape(tokens)}, "
+                f"got shape {targets.shape}"
+            )
+        carry, outputs = features(params, tokens, lengths, **options)
         if softmax is not None:
             return carry, softmax.log_prob(params.head, outputs.dropped, targets)
         logits = head(params, outputs.dropped)
         return carry, with_automatic_axes(_chosen, (logits, targets), logits, logits.ndim - 1)
 
     def step(params: LanguageModelParams, carry: Carry, token: Array) -> tuple[Carry, Array]:
+        check_params(params, LanguageModelParams)
         carry = jax.tree.map(functools.partial(masking.as_array, "carry"), carry)
         # Ids are looked at here, where their values may be known.
         return _step(parts, params, carry, check_tokens(token, vocab_size))
@@ -236,7 +243,7 @@ def _step(
 def _logits(parts: _Parts, params: LanguageModelParams, hs: Array) -> Array:
     if parts.softmax is not None:
         return parts.softmax.log_probs(params.head, hs)
-    w = params.embedding.vectors.T if parts.tie else params.head.w
+    w = table_of(params.embedding).T if parts.tie else params.head.w
     return affine(hs, w, params.head.bias)
 
 
@@ -280,6 +287,9 @@ def activation_penalty(
     Returns:
         A scalar, at least float32.
 
+    Raises:
+        ValueError: a mask of wrong shape or dtype.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from rnnjax.models import Features, activation_penalty
@@ -291,16 +301,29 @@ def activation_penalty(
         Merity, McCann and Socher, "Revisiting activation regularization for language RNNs", 2017.
     """
     raw, dropped = features
-    valid = jnp.ones(raw.shape[:-1], bool) if mask is None else jnp.asarray(mask)
+    valid = jnp.ones(raw.shape[:-1], bool)
+    if mask is not None:
+        valid = masking.check_flags("mask", mask, raw.shape[:-2], raw.shape[-2])
     both = valid[..., 1:] & valid[..., :-1]
     size = _mean_square(dropped, valid)
     return activity * size + change * _mean_square(raw[..., 1:, :] - raw[..., :-1, :], both)
 
 
+def check_pair(names: str, pair: Any) -> tuple[Any, Any]:
+    """What a model reads, and what it is to give after each step of it.
+
+    Raises:
+        ValueError: it is no pair.
+    """
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise ValueError(f"the pair {names} must be a tuple of 2, got {describe(pair)}")
+    return pair[0], pair[1]
+
+
 def _mean_square(xs: Array, valid: Array) -> Array:
-    squares = jnp.where(valid[..., None], xs.astype(jnp.promote_types(xs.dtype, jnp.float32)), 0)
+    squares = jnp.where(valid[..., None], xs.astype(accumulation_dtype(xs.dtype)), 0)
     count = jnp.maximum(jnp.sum(valid), 1) * xs.shape[-1]
-    return jnp.sum(squares**2) / count
+    return jnp.sum(squares**2) / count.astype(squares.dtype)
 
 
 def _drop_words(key: Key | None, tokens: Array, xs: Array, vocab_size: int, rate: float) -> Array:

@@ -5,16 +5,15 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 
 from rnnjax import masking
-from rnnjax._checks import check_key, check_rate
+from rnnjax._checks import check_key, check_params, check_rate
 from rnnjax._recipe import Made, factory
 from rnnjax.base import Carry, Cell, Key, Layer
 from rnnjax.heads import Head
 from rnnjax.layers.recurrent import as_causal_layer
-from rnnjax.models.language_model import locked_dropout
+from rnnjax.models.language_model import check_pair, locked_dropout
 
 
 class SeriesModelParams(NamedTuple):
@@ -94,6 +93,16 @@ def series_model(layer: Cell | Layer, head: Head, *, dropout: float = 0.0) -> Se
             below.init(inner, head.input_size), head.init(top, below.output_size)
         )
 
+    def real_values(values: Any, lengths: Any, mask: Any) -> tuple[Array, Array | None]:
+        """Values with zeros in the padding, where an id need not be one, and what is real."""
+        values = masking.as_array("values", values)
+        steps = values.shape[: values.ndim - len(head.value_shape)]
+        if not steps:
+            expected = ", ".join(map(str, ("...", "T", *head.value_shape)))
+            raise ValueError(f"values must have shape [{expected}], got shape {values.shape}")
+        valid = masking.valid_steps(lengths, mask, steps[:-1], steps[-1])
+        return masking.zero_padding(valid, values), valid
+
     def apply(
         params: SeriesModelParams,
         values: Any,
@@ -105,12 +114,13 @@ def series_model(layer: Cell | Layer, head: Head, *, dropout: float = 0.0) -> Se
         key: Key | None = None,
         context: Any = None,
     ) -> tuple[Carry, Any]:
+        check_params(params, SeriesModelParams)
         inner, out_key = (None, None) if key is None else jax.random.split(check_key(key))
+        values, valid = real_values(values, lengths, mask)
         carry, ys = below.apply(
             params.layer,
             head.encode(values),
-            lengths,
-            mask=mask,
+            mask=valid,
             resets=resets,
             initial_carry=initial_carry,
             key=inner,
@@ -127,9 +137,8 @@ def series_model(layer: Cell | Layer, head: Head, *, dropout: float = 0.0) -> Se
             mask: Any = None,
             **options: Any,
         ) -> tuple[Carry, Any]:
-            values, targets = pair
-            shape = jnp.shape(values)[: jnp.ndim(values) - len(head.value_shape)]
-            valid = masking.valid_steps(lengths, mask, shape[:-1], shape[-1])
+            values, targets = check_pair("(values, targets)", pair)
+            values, valid = real_values(values, lengths, mask)
             carry, distribution = apply(params, values, mask=valid, **options)
             return carry, measure(distribution, targets, valid)
 
@@ -138,8 +147,12 @@ def series_model(layer: Cell | Layer, head: Head, *, dropout: float = 0.0) -> Se
     def step(
         params: SeriesModelParams, carry: Carry, value: Any, *, context: Any = None
     ) -> tuple[Carry, Any]:
+        check_params(params, SeriesModelParams)
         carry = jax.tree.map(functools.partial(masking.as_array, "carry"), carry)
-        return _step((below, head), params, carry, value, context)
+        value = masking.as_array("value", value)
+        # Ids are looked at here, where their values may be known.
+        x = value if head.value_shape else head.encode(value)
+        return _step((below, head), params, carry, x, context)
 
     def initial_carry(params: SeriesModelParams, batch_shape: tuple[int, ...] = ()) -> Carry:
         return below.initial_carry(params.layer, batch_shape)
@@ -162,5 +175,6 @@ def _step(
     parts: tuple[Layer, Head], params: SeriesModelParams, carry: Carry, value: Any, context: Any
 ) -> tuple[Carry, Any]:
     layer, head = parts
-    carry, y = layer.step(params.layer, carry, head.encode(value), context=context)
+    x = head.encode(value) if head.value_shape else value
+    carry, y = layer.step(params.layer, carry, x, context=context)
     return carry, head.apply(params.head, y)

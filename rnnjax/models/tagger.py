@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 from jax import Array
 
 from rnnjax import masking
+from rnnjax._checks import check_params
 from rnnjax._recipe import factory
 from rnnjax.base import Cell, Key, Layer
 from rnnjax.models._encoding import Encoding, LinearParams, packed_steps, split_three
@@ -78,6 +79,7 @@ def tagger(
         segment_ids: Any = None,
         key: Key | None = None,
     ) -> Array:
+        check_params(params, TaggerParams)
         *keys, head_key = split_three(key)
         inputs, shape = parts.as_inputs(tokens)
         if segment_ids is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from rnnjax._checks import check_size
+from rnnjax._checks import check_rate, check_size
 
 if TYPE_CHECKING:
     import optax
@@ -52,9 +53,7 @@ def average_parameters(decay: float) -> optax.GradientTransformation:
         Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", SIAM
         Journal on Control and Optimization 30 (1992).
     """
-    if not 0 <= decay < 1:
-        raise ValueError(f"decay must be a number in [0, 1), got {decay!r}")
-
+    decay = check_rate("decay", decay)
     return _average(lambda t: 1 - jnp.minimum(decay, (1 + t) / (10 + t)))
 
 
@@ -99,7 +98,7 @@ def no_longer_improves(losses: Sequence[float], patience: int = 5) -> bool:
     The trigger of NT-ASGD: a loss that goes up and down while it falls does not set it off.
 
     Args:
-        losses: of the validations so far, in their order.
+        losses: of the validations so far, in their order; NaN counts as infinite.
         patience: n, a positive number of checks.
 
     Raises:
@@ -112,8 +111,10 @@ def no_longer_improves(losses: Sequence[float], patience: int = 5) -> bool:
     References:
         As of :func:`averaged_from`.
     """
-    earlier = losses[: -check_size("patience", patience)]
-    return bool(earlier) and losses[-1] > min(earlier)
+    # NaN is worse than any loss; compared as it is, it would be neither above nor below one.
+    known = [math.inf if math.isnan(loss) else float(loss) for loss in losses]
+    earlier = known[: -check_size("patience", patience)]
+    return bool(earlier) and known[-1] > min(earlier)
 
 
 def _average(weight_of: Callable[[Array], Array]) -> optax.GradientTransformation:
@@ -124,6 +125,8 @@ def _average(weight_of: Callable[[Array], Array]) -> optax.GradientTransformatio
         return ParameterAverage(jnp.zeros((), jnp.int32), jax.tree.map(_raised, params))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        if params is None:
+            raise ValueError("params must be given to the update of an average, got None")
         steps = state.steps + 1
         weight = weight_of(steps)
         new = optax.apply_updates(params, updates)

@@ -28,7 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from rnnjax._checks import check_number, check_size
+from rnnjax._checks import check_number, check_range, check_size, require_distinct
+from rnnjax.training.updates import raised
 
 # The decay rates that Kingma and Ba recommend, and the defaults of PyTorch and Keras.
 B1, B2 = 0.9, 0.999
@@ -132,7 +133,8 @@ def make_lazy_adam_step(
 
     Raises:
         ValueError: a learning rate that is not finite or below 0, or an unknown form; from the
-            step, rows that are no integers.
+            step, rows that are no integers. Where it is not compiled, or under
+            :func:`rnnjax.checked`, also a row that is there twice, and more than ``max_steps``.
 
     Example:
         >>> import numpy as np
@@ -160,6 +162,9 @@ def make_lazy_adam_step(
         rows = jnp.asarray(rows)
         if not jnp.issubdtype(rows.dtype, jnp.integer):
             raise ValueError(f"rows must be integers, got dtype {rows.dtype}")
+        most = len(state.tails.first) - 1
+        check_range("state.step", state.step, most, f"[0, {most}), as max_steps is {most}")
+        require_distinct("rows", rows, (rows >= 0) & (rows < len(state.table.last)))
         # A negative index would count from the end.
         rows = jnp.where(rows < 0, len(state.table.last), rows)
         values = read(state.table, rows, state.step, state.tails, learning_rate, form)
@@ -197,8 +202,7 @@ def _check_learning_rate(rate: Any) -> float:
 
 
 def _raised(a: Any) -> Array:
-    a = jnp.asarray(a)
-    return a.astype(jnp.promote_types(a.dtype, jnp.float32))
+    return raised(jnp.asarray(a))
 
 
 def _zeros_for(parameter: Any) -> Array:

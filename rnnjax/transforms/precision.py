@@ -4,6 +4,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
@@ -123,7 +124,7 @@ def as_state(policy: Policy | None, y: Array) -> Array:
 
 def _cell_with_policy(cell: Cell, policy: Policy) -> Cell:
     parameter, compute, state = (jnp.dtype(dtype) for dtype in policy)
-    work = jnp.promote_types(accumulation_dtype(compute), accumulation_dtype(state))
+    work = np.promote_types(accumulation_dtype(compute), accumulation_dtype(state))
     inner = cell
 
     def operands(params: Params) -> Params:

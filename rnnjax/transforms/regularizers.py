@@ -75,6 +75,10 @@ def variational_dropout(cell: Cell, inputs: float = 0.0, hidden: float = 0.0) ->
         x_key, h_key = jax.random.split(key)
         x = h = None
         if inputs:
+            if not isinstance(shape.input_size, int):  # not all of them are features to drop
+                raise ValueError(
+                    "variational_dropout(inputs=...) needs inputs of one array, got several"
+                )
             x = _factor(x_key, inputs, batch, (shape.input_size,), dtype)
         if hidden:
             *heads, rows, _ = _recurrent(cell, params).shape

@@ -109,11 +109,18 @@ def test_truncate_keeps_the_head_or_the_tail():
     sequences = [[1, 2, 3, 4], [5, 6]]
     assert truncate(sequences, 3) == [[1, 2, 3], [5, 6]]
     assert truncate(sequences, 3, keep="tail") == [[2, 3, 4], [5, 6]]
+    for keep, expected in (("head", [[1, 2, 3], [5, 6]]), ("tail", [[2, 3, 4], [5, 6]])):
+        laid = truncate(flatten(sequences), np.int64(3), keep=keep)
+        assert [part.tolist() for part in laid] == expected
+    assert truncate(flatten([[], [1, 2]]), 1)[1].tolist() == [1]
+    assert truncate(flatten([]), 1) == []
 
 
 def test_truncate_refuses_what_it_does_not_know():
     with pytest.raises(DataError, match="max_length must be at least 1, got 0"):
         truncate([[1]], 0)
+    with pytest.raises(DataError, match=r"max_length must be an integer, got 2\.5"):
+        truncate([[1]], 2.5)
     with pytest.raises(DataError, match="got 'middle'"):
         truncate([[1]], 1, keep="middle")  # type: ignore[arg-type]
 
@@ -308,6 +315,20 @@ def test_unshuffled_epochs_are_equal_and_rise_in_length():
         ({"boundaries": (0, 4)}, "boundaries must be rising lengths"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"batch_size": 2.5}, "batch_size must be an integer, got 2.5"),
+        ({"batch_size": True}, "batch_size must be an integer, got True"),
+        ({"batch_size": "2"}, "batch_size must be an integer, got '2'"),
+        ({"seed": None}, "seed must be an integer, got None"),
+        ({"seed": 1.5}, "seed must be an integer, got 1.5"),
+        ({"shuffle": "no"}, "shuffle must be True or False, got 'no'"),
+        ({"boundaries": (2.7, 4)}, r"boundaries must be integers, got \(2.7, 4\)"),
+        ({"boundaries": None}, "boundaries must be integers, got None"),
+        ({"vocab_size": "10"}, "vocab_size must be an integer, got '10'"),
+        ({"num_classes": 3.0}, "num_classes must be an integer, got 3.0"),
+        ({"labels": None}, "labels must have one for each of 3 sequences"),
+        ({"sequences": [[1], None, [2]]}, "sequence 1 must be a list or an array, got None"),
+        ({"sequences": [1, 2, 3]}, "sequence 0 must be a list or an array, got 1"),
+        ({"sequences": None}, "sequences must be several lists or arrays, got None"),
     ],
 )
 def test_the_first_thing_that_does_not_fit_is_named(changes, message):
@@ -390,6 +411,15 @@ def test_pad_takes_floats_and_vectors_of_any_kind():
     assert ids.dtype == np.int32
     with pytest.raises(DataError, match=r"value must be an integer of 32 bits, got 0\.5"):
         pad([[1]], value=0.5)
+    for value in (np.nan, np.inf):
+        with pytest.raises(DataError, match="value must be an integer of 32 bits"):
+            pad([[1]], value=value)
+    for value in (None, "0", True):
+        with pytest.raises(DataError, match="value must be a number"):
+            pad([[1]], value=value)
+    assert np.isnan(pad([[1.0], []], value=np.float32(np.nan))[0][1, 0])
+    with pytest.raises(DataError, match=r"length must be an integer, got 2\.0"):
+        pad([[1]], length=2.0)
 
 
 def test_batches_say_what_they_are_and_go_through_pickle():

@@ -139,7 +139,7 @@ def test_pair_boundaries_rise_hold_all_and_are_the_best_cuts_of_their_order(
         ([1, 2], [1], 2, "target_lengths must be one for each of 2 sources, got 1"),
         ([], [], 2, "one pair or more"),
         ([0], [1], 2, "each at least 1"),
-        ([1], [1], 0, "count and multiple must be at least 1"),
+        ([1], [1], 0, "count must be at least 1, got 0"),
     ],
 )
 def test_lengths_that_are_none_are_refused(sources, targets, count, message):

@@ -201,6 +201,12 @@ def test_forbidden_tokens_are_in_no_hypothesis():
         assert 2 not in beams.tokens[k, : int(beams.lengths[k])].tolist()
 
 
+def run(step):
+    return rnnjax.beam_search(
+        step, (), jnp.zeros(2, int), jnp.zeros(2, int), stop=1, beam_size=2, max_length=3
+    )
+
+
 BAD = {
     "no beam": (lambda: search(TABLES[0], 0, beam_size=0), "beam_size must be a positive integer"),
     "no length": (lambda: search(TABLES[0], 0, 2, length=0), "max_length must be a positive"),
@@ -214,6 +220,18 @@ BAD = {
     "one function": (
         lambda: search(TABLES[0], 0, 2, transforms=rnnjax.forbid(1)),
         "transforms must be a tuple",
+    ),
+    "logits of other rows": (
+        lambda: run(lambda params, carry, token: (carry, jnp.zeros(V))),
+        r"step must give logits \[..., V\] for tokens of shape \(2,\), got shape \(3,\)",
+    ),
+    "a carry that changes its dtype": (
+        lambda: run(lambda params, carry, token: (carry.astype(float), jnp.zeros((2, V)))),
+        r"step must give a carry of the same .* int32\[2\], got float32\[2\]",
+    ),
+    "a transform of fewer logits": (
+        lambda: search(TABLES[0], 0, 2, transforms=(lambda logits, history: logits[1:],)),
+        r"a transform must give logits of shape \(3,\), got an array of shape \(2,\)",
     ),
     "no carry": (
         lambda: rnnjax.beam_search(step, TABLES[0], None, [0], stop=1, beam_size=1, max_length=1),
@@ -244,6 +262,13 @@ def test_bad_input_is_named(case):
 def test_a_batch_of_no_rows_has_no_texts():
     beams = search(TABLES[0], np.zeros(0, int), beam_size=2)
     assert beams.tokens.shape == (0, 2, N)
+
+
+def test_logits_of_nan_have_no_texts():
+    beams = search(TABLES[0] * np.nan, np.zeros(2, int), beam_size=2)
+    assert not np.any(beams.lengths)
+    assert np.all(beams.scores == -np.inf)
+    assert np.all(beams.log_probs == -np.inf)
 
 
 def test_dtypes_are_the_same_with_64_bits():

@@ -421,6 +421,17 @@ def call(**options):
 
 BAD = {
     "an empty prompt": (lambda: call(prompt=jnp.zeros((2, 0), int)), "prompt", "start token"),
+    "a carry in words": (lambda: call(initial_carry="zeros"), "initial_carry", "got str"),
+    "a transform of fewer logits": (
+        lambda: call(sampling=rnnjax.greedy(lambda logits, history: logits[:2])),
+        "a transform must give logits of shape (3,)",
+        "shape (2,)",
+    ),
+    "a transform of nothing": (
+        lambda: call(sampling=rnnjax.greedy(lambda logits, history: None)),
+        "a transform must give logits",
+        "got None",
+    ),
     "a prompt of no tokens": (lambda: call(lengths=[1, 0, 2]), "lengths", "index (1,)"),
     "an id outside": (lambda: call(prompt=jnp.array([[0, 3]])), "prompt", "[0, 3)"),
     "floats": (lambda: call(prompt=jnp.ones((1, 2))), "prompt", "integers"),
@@ -429,7 +440,8 @@ BAD = {
     "a stop outside": (lambda: call(stop=[5]), "stop", "[0, 3)"),
     "a name for a sampler": (lambda: call(sampling="greedy"), "sampling", "greedy()"),
     "temperature 0": (lambda: rnnjax.temperature(0.0), "temperature", "greedy()"),
-    "temperature below 0": (lambda: rnnjax.temperature(-1.0), "temperature", "positive"),
+    "temperature below 0": (lambda: rnnjax.temperature(-1.0), "temperature", "at least 1e-30"),
+    "temperature near 0": (lambda: rnnjax.temperature(1e-38), "temperature", "got 1e-38"),
     "temperature NaN": (lambda: rnnjax.temperature(float("nan")), "temperature", "nan"),
     "top_k of 0": (lambda: rnnjax.top_k(0), "k", "positive integer"),
     "top_p of 0": (lambda: rnnjax.top_p(0.0), "p", "(0, 1]"),
@@ -467,6 +479,14 @@ def test_bad_input_is_named(case):
     with pytest.raises(ValueError, match=re.escape(words[0])) as caught:
         run()
     assert words[1] in str(caught.value)
+
+
+def test_what_pads_a_prompt_need_not_be_an_id():
+    lengths = np.array([1, 2, 3])
+    dirty = np.where(rnnjax.lengths_to_mask(lengths, PROMPTS.shape[1]), PROMPTS, -1)
+    np.testing.assert_array_equal(
+        call(prompt=dirty, lengths=lengths).tokens, call(lengths=lengths).tokens
+    )
 
 
 def test_keys_of_either_kind_one_or_one_a_row_draw_the_same():

@@ -157,11 +157,34 @@ BAD = {
     "prompt must be an array of numbers, got str": lambda m, p: rnnjax.generate_series(
         m, p, "ab", max_new_steps=1, key=KEYS[0]
     ),
+    r"stop must give True or False for a value, got 'bool\[2\]'": lambda m, p: (
+        rnnjax.generate_series(
+            m, p, np.zeros((1, 2)), max_new_steps=1, key=KEYS[0], stop=lambda value: value > 0
+        )
+    ),
+    "stop must give True or False for a value, got None": lambda m, p: rnnjax.generate_series(
+        m, p, np.zeros((1, 2)), max_new_steps=1, key=KEYS[0], stop=lambda value: None
+    ),
+    "initial_carry must be an array of numbers, got str": lambda m, p: rnnjax.generate_series(
+        m, p, np.zeros((1, 2)), max_new_steps=1, key=KEYS[0], initial_carry="zeros"
+    ),
+    r"params must be SeriesModelParams\(layer, head\), got None": lambda m, p: m.score(
+        None, (np.zeros((3, 2)), np.zeros((3, 2)))
+    ),
     "stop must be a function": lambda m, p: rnnjax.generate_series(
         m, p, np.zeros((1, 2)), max_new_steps=1, key=KEYS[0], stop=3
     ),
     "max_new_steps must be a positive integer": lambda m, p: rnnjax.generate_series(
         m, p, np.zeros((1, 2)), max_new_steps=0, key=KEYS[0]
+    ),
+    r"values must lie in \[0, 3\), got 3 at index \(0, 1\)": lambda m, p: rnnjax.generate_series(
+        *make("ids")[:2], np.array([[0, 3]]), max_new_steps=1, key=KEYS[0]
+    ),
+    r"values must have shape \[..., T, 2\], got shape \(2,\)": lambda m, p: m.score(
+        p, (np.zeros(2), np.zeros(2))
+    ),
+    r"pair \(values, targets\) must be a tuple of 2, got an array": lambda m, p: m.loss(
+        p, np.zeros((2, 3, 2))
     ),
     "layer must not read ahead": lambda m, p: rnnjax.series_model(
         rnnjax.bidirectional(rnnjax.gru(2)), HEADS["keys"]
@@ -226,3 +249,17 @@ def test_values_are_of_the_dtype_of_the_prompt_with_64_bits():
         out = rnnjax.generate_series(model, params, prompt[:2].astype("float64"), **given)
         assert rnnjax.generate_series(model, params, prompt[:0], **given).values.shape[:2] == (0, 2)
     assert (out.values.dtype, out.log_probs.dtype) == (jnp.float64, jnp.float32)
+
+
+def test_what_pads_a_row_of_ids_need_not_be_an_id():
+    model, params, prompt = make("ids")
+    real = rnnjax.lengths_to_mask(LENGTHS, 4)
+    dirty = np.where(real, prompt, -1)
+    written, expected = (
+        rnnjax.generate_series(model, params, p, LENGTHS, max_new_steps=3, key=KEYS)
+        for p in (dirty, prompt)
+    )
+    np.testing.assert_array_equal(written.values, expected.values)
+    found, score = (model.score(params, (p, p), LENGTHS)[1] for p in (dirty, prompt))
+    np.testing.assert_array_equal(found, score)
+    assert np.all(np.isfinite(found))

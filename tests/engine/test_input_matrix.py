@@ -87,6 +87,15 @@ WRONG = {
     "mask: a row missing": (lambda: unroll(mask=[[True] * 5, None]), "mask", "one array", "rows"),
     "resets: floats": (lambda: unroll(resets=np.ones((2, 5))), "resets", "bool", "float64"),
     "time: half a step": (lambda: rnnjax.lengths_to_mask([2], 2.5), "time", "integer", "2.5"),
+    "time: below 0": (lambda: rnnjax.lengths_to_mask([2], -1), "time", "at least 0", "-1"),
+    "time: a flag": (lambda: rnnjax.lengths_to_mask([2], True), "time", "integer", "True"),
+    "time: a word": (lambda: rnnjax.lengths_to_mask([2], "3"), "time", "integer", "'3'"),
+    "time: narrow floats": (
+        lambda: rnnjax.lengths_to_mask([2], np.float32(2)),
+        "time",
+        "integer",
+        "2.0",
+    ),
     "lengths_to_mask": (lambda: rnnjax.lengths_to_mask([2.5], 3), "lengths", "integers", "float64"),
     "layer: too long": (lambda: layer([6, 1]), "lengths", "[0, 5]", "6 at index (0,)"),
     "layer: negative": (lambda: layer([5, -1]), "lengths", "[0, 5]", "-1 at index (1,)"),
@@ -114,6 +123,8 @@ WRONG = {
     "all_carries: a number": (lambda: unroll(all_carries=2), "all_carries", "True or False", "2"),
     "scan_unroll: a bool": (lambda: unroll(scan_unroll=True), "scan_unroll", "positive", "True"),
     "key: a seed": (lambda: unroll(key=3), "key", "jax.random.key(0)", "3"),
+    "xs: several inputs": (lambda: unroll((XS, XS)), "xs", "one array", "a tuple of 2"),
+    "xs: named inputs": (lambda: unroll({"x": XS}), "xs", "one array", "dict"),
     # parameters
     "params: none": (lambda: unroll(params=None), "params", "LSTMParams", "None"),
     "params: of a GRU": (
@@ -152,6 +163,12 @@ WRONG = {
         "params.vectors",
         "(10, 3)",
         "(5, 3)",
+    ),
+    "model params: none": (
+        lambda: classify(params=None),
+        "params",
+        "ClassifierParams(embedding, encoder, head)",
+        "None",
     ),
     # token ids
     "tokens: nothing": (lambda: classify(None), "tokens", "array of numbers", "None"),
@@ -300,6 +317,11 @@ def test_plain_lists_do_for_arrays():
 def test_a_list_may_mix_numbers_and_traced_values():
     found = jax.jit(lambda n: unroll(lengths=[n, 2]))(4)
     np.testing.assert_allclose(found[1], unroll(lengths=[4, 2])[1], rtol=1e-6)
+
+
+def test_the_time_of_a_mask_is_any_integer():
+    for time in (np.int64(2), np.uint8(2), jnp.array(2)):
+        assert rnnjax.lengths_to_mask([1], time).tolist() == [[True, False]]
 
 
 def test_lengths_beyond_int32_are_beyond_every_step():

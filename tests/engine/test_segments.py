@@ -270,6 +270,8 @@ def test_no_steps_at_all_pool_to_zeros():
         ({"segment_ids": IDS.astype(float)}, "segment_ids must be integers, got dtype float64"),
         ({"segment_ids": IDS[:, :5]}, r"segment_ids must have shape \(2, 6\), got shape \(2, 5\)"),
         ({"num_segments": 4}, r"segment_ids must lie in \[0, 4\] .* got 5 at index \(1, 2\)"),
+        ({"ys": np.ones((2, 6, 3), int)}, "ys must be of floating dtype, got dtype int"),
+        ({"ys": "abc"}, "ys must be an array of numbers, got str"),
         ({"num_segments": 0}, "num_segments must be a positive integer, got 0"),
     ],
 )
@@ -277,6 +279,32 @@ def test_segment_ids_that_do_not_fit_are_named(changes, message):
     arguments = {"ys": outputs(), "segment_ids": IDS, "num_segments": COUNT} | changes
     with pytest.raises(ValueError, match=message):
         pool_segments(**arguments)
+
+
+def test_an_id_below_zero_is_no_segment():
+    """Other libraries pad with -1: it must not stand between two steps of one segment."""
+    with pytest.raises(ValueError, match=r"segment_ids must lie in .* got -1 at index \(1,\)"):
+        resets_from_segment_ids([1, -1, 1, 2, -1])
+    traced = jax.jit(resets_from_segment_ids)(jnp.array([1, -1, 1, 2, -1]))
+    assert traced.tolist() == [True, False, False, True, False]
+
+
+POOLS = {"mean": masking.mean_pool, "max": masking.max_pool}
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_a_pool_takes_a_mask_or_lengths_of_floats_alone(name):
+    ys = jnp.array([[1.0], [3.0], [9.0]])
+    expected = {"mean": 2.0, "max": 3.0}[name]
+    for valid in (jnp.array([True, True, False]), [True, True, False], 2, jnp.array(2)):
+        assert POOLS[name](ys, valid).tolist() == [expected]
+    with pytest.raises(ValueError, match="ys must be of floating dtype, got dtype int32"):
+        POOLS[name](ys.astype(int), 2)
+    with pytest.raises(ValueError, match="valid must be a mask, bool"):
+        POOLS[name](ys, jnp.array([1, 1, 0]))
+    with pytest.raises(ValueError, match="valid must be of dtype bool, got dtype int"):
+        masking.zero_padding([1, 1, 0], ys)
+    assert masking.zero_padding([True, True, False], ys).tolist() == [[1.0], [3.0], [0.0]]
 
 
 def test_carries_that_do_not_fit_the_ids_are_named():

@@ -282,6 +282,16 @@ BAD = {
         HEADS["bernoulli"].log_prob(np.zeros((2, 3, 5)), np.zeros((2, 5)))
     ),
     "values must be integers": lambda: HEADS["categorical"].log_prob(np.zeros(5), np.array(1.0)),
+    "values must lie in [0, 5), got 5 at index (1,)": lambda: HEADS["categorical"].encode([0, 5]),
+    "values must lie in [0, 5), got -1 at index (0,)": lambda: HEADS["categorical"].encode([-1]),
+    "values must be integers, got dtype float64": lambda: HEADS["categorical"].encode([1.5]),
+    "values must be an array of numbers, got str": lambda: HEADS["bernoulli"].encode("10100"),
+    "values must be one array, got rows of unequal size": lambda: HEADS["mixture"].log_prob(
+        np.zeros((2, 3)), [[1.0], []]
+    ),
+    "hs must be an array of numbers, got str": lambda: HEADS["bernoulli"].apply(
+        HEADS["bernoulli"].init(jax.random.key(0), 4), "hs"
+    ),
     "mask must be bool and have shape (2,), got int32": lambda: HEADS["bernoulli"].log_prob(
         np.zeros((2, 5)), np.zeros((2, 5)), np.ones(2, "int32")
     ),

@@ -1,8 +1,11 @@
 """Whole classifiers from and to PyTorch and Keras: logits beside the live models, and refusals."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from safetensors.numpy import save_file
 
 import rnnjax
@@ -18,7 +21,7 @@ from rnnjax.interop.classifiers import (
     import_torch,
     two_classes,
 )
-from rnnjax.interop.weight_files import read_keras_file, read_torch_file
+from rnnjax.interop.weight_files import SAVE_KERAS, read_keras_file, read_torch_file
 
 # Keras reads its own variables in a way that NumPy 2 warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -534,3 +537,15 @@ def test_a_file_that_is_something_else_is_refused(tmp_path):
         (tmp_path / name).write_bytes(b"PK\x03\x04 nothing of the kind")
         with pytest.raises(ValueError, match=message):
             read(tmp_path / name)
+
+
+def test_the_line_that_writes_keras_weights_writes_them_row_by_row(tmp_path):
+    """safetensors 0.8.0 writes the numbers of an array as they lie in memory."""
+    columns = np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3))
+    model = types.SimpleNamespace(
+        weights=[types.SimpleNamespace(path="dense/kernel")], get_weights=lambda: [columns]
+    )
+    path = tmp_path / "w.safetensors"
+    names = {"safetensors": safetensors, "model": model}
+    exec(SAVE_KERAS.replace("model.safetensors", str(path)), names)
+    np.testing.assert_array_equal(read_keras_file(path)[0], columns)

@@ -197,6 +197,19 @@ def test_a_torch_state_of_odd_rows_is_not_bidirectional():
         torch.import_carry("gru", np.zeros((3, 2, H)), bidirectional=True)
 
 
+def test_a_torch_state_of_an_lstm_is_a_pair():
+    """h alone, of two layers, would be taken for h and c of as many layers as there are rows."""
+    h = np.zeros((2, 3, H))
+    with refuses("state must be (h, c) for 'lstm', got an array of shape (2, 3, "):
+        torch.import_carry("lstm", h)
+    with refuses("state must be one array h for 'gru', got a tuple of 2"):
+        torch.import_carry("gru", (h, h))
+    with refuses("state must have shape [layers * directions, B, H]"):
+        torch.import_carry("lstm", (h, h[:1]))
+    with refuses("state must have shape [layers * directions, B, H]"):
+        torch.import_carry("gru", h[0, 0])
+
+
 def test_a_keras_layer_is_two_three_four_or_six_arrays():
     arrays = keras.export_weights("lstm", LSTM)
     for count in (0, 1, 5, 7):

@@ -175,3 +175,12 @@ def test_what_does_not_fit_is_named():
     }.items():
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_a_first_carry_can_be_given_away():
+    """One array that stood in it twice could not: JAX refuses to take a buffer twice."""
+    layer = rnnjax.grid_lstm(3, num_layers=2)
+    carry = layer.initial_carry(layer.init(jax.random.key(0), 3), (2,))
+    assert carry.h is not carry.c
+    moved = jax.jit(lambda c: jax.tree.map(lambda a: a + 1, c), donate_argnums=0)(carry)
+    assert float(moved.c[0, 0, 0]) == 1

@@ -280,3 +280,52 @@ def test_a_policy_is_taken_by_every_layer(make):
     params = jax.eval_shape(lambda key: layer.init(key, 3), jax.random.key(0))
     results = jax.eval_shape(layer.apply, params, xs)
     assert {leaf.dtype for leaf in jax.tree.leaves((params, results))} == {jnp.dtype("bfloat16")}
+
+
+READERS = {
+    "residual": rnnjax.residual(rnnjax.gru(4)),
+    "skip_stack": rnnjax.skip_stack(rnnjax.gru(4), rnnjax.gru(2)),
+    "gated": rnnjax.gated(rnnjax.gru(3), 2),
+    "gated map": rnnjax.gated(None, 2, hidden_size=3),
+    "rms_norm": rnnjax.rms_norm(rnnjax.gru(3)),
+    "convolution": rnnjax.causal_convolution(4),
+    "output_head": rnnjax.output_head(rnnjax.gru(3), 2),
+}
+WRONG_INPUTS = {
+    "one axis": (jnp.ones(4), r"xs must have shape \[..., T, D\], got shape \(4,\)"),
+    "a text": ("abc", "xs must be an array of numbers, got str"),
+    "nothing": (None, "xs must be an array of numbers, got NoneType"),
+    "rows of unequal size": ([[[1.0] * 4], [[1.0] * 4] * 2], "xs must be one array, got rows of"),
+    "integers": (XS.astype(int), "xs must be of floating dtype, got dtype int32"),
+    "two arrays": ((XS, XS), "xs must be one array.*, got a tuple of 2"),
+    "a dict": ({"x": XS}, "xs must be one array.*, got dict"),
+    "objects": (np.ones((3, 6, 4), object), "xs must be an array of numbers"),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_inputs_that_are_none_are_named_by_every_layer(name):
+    """Two arrays were taken for a batch of them by some, and told in words of JAX by others."""
+    layer = READERS[name]
+    params = layer.init(KEY, 4)
+    for xs, message in WRONG_INPUTS.values():
+        with pytest.raises(ValueError, match=message):
+            layer.apply(params, xs)
+    with pytest.raises(ValueError, match="params must "):
+        layer.apply({"w": 1}, XS)
+    with pytest.raises(ValueError, match="key must be one key"):
+        layer.apply(params, XS, key=3)
+    with pytest.raises(ValueError, match=r"input_size must be a positive|key must be one"):
+        layer.init(4, KEY)
+    with pytest.raises(ValueError, match=r"input_size must be a positive integer, got 4\.0"):
+        layer.init(KEY, 4.0)
+
+
+@pytest.mark.parametrize("name", ["residual", "skip_stack", "rms_norm", "convolution"])
+def test_a_number_of_rows_is_no_batch_shape(name):
+    layer = READERS[name]
+    params = layer.init(KEY, 4)
+    with pytest.raises(ValueError, match="batch_shape must be a tuple of integers, got 3"):
+        layer.initial_carry(params, 3)
+    with pytest.raises(ValueError, match="initial_carry"):
+        layer.apply(params, XS, initial_carry="zeros")

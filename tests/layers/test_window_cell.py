@@ -158,3 +158,11 @@ def test_bad_input_is_named(case):
     run, words = BAD[case]
     with pytest.raises(ValueError, match=words):
         run()
+
+
+def test_a_text_without_places_is_nothing_to_read():
+    whole, params, xs, states = problem()
+    memory = rnnjax.Memory(states[:, :0], jnp.ones((B, 0), bool))
+    masked = rnnjax.Memory(states[:, :1], jnp.zeros((B, 1), bool))
+    found, expected = (rnnjax.unroll(whole, params, xs, context=m)[1] for m in (memory, masked))
+    np.testing.assert_array_equal(found, expected)

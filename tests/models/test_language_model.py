@@ -214,6 +214,12 @@ def backwards():
     return rnnjax.recurrent(rnnjax.lstm(H), reverse=True)
 
 
+def score(*pair):
+    model, params = make()
+    return model.score(params, pair)
+
+
+HS = np.ones((1, 3, 2), np.float32)
 BAD = {
     "tied of other sizes": (
         lambda: rnnjax.language_model(rnnjax.embedding(V, 5), rnnjax.lstm(H), tie=True),
@@ -233,6 +239,35 @@ BAD = {
     ),
     "no embedding": (lambda: rnnjax.language_model(3, rnnjax.lstm(H)), "embedding must be"),
     "no layer": (lambda: rnnjax.language_model(rnnjax.embedding(V, E), 3), "layer must be"),
+    "targets of one step for all": (
+        lambda: score(TOKENS, TOKENS[:, :1]),
+        r"targets must have the shape of tokens, \(3, 6\), got shape \(3, 1\)",
+    ),
+    "targets of one row for all": (lambda: score(TOKENS, TOKENS[:1]), r"got shape \(1, 6\)"),
+    "three where a pair is": (
+        lambda: score(TOKENS, TOKENS, TOKENS),
+        r"pair \(tokens, targets\) must be a tuple of 2, got a tuple of 3",
+    ),
+    "no parameters": (
+        lambda: make()[0].apply(None, TOKENS),
+        r"params must be LanguageModelParams\(embedding, layer, head\), got None",
+    ),
+    "a step without parameters": (
+        lambda: make()[0].step({"w": 1}, None, TOKENS[:, 0]),
+        "params must be LanguageModelParams.*, got dict",
+    ),
+    "a text without parameters": (
+        lambda: rnnjax.generate(make()[0], None, TOKENS, max_new_tokens=1, key=jax.random.key(0)),
+        "params must be LanguageModelParams.*, got None",
+    ),
+    "a mask of numbers": (
+        lambda: activation_penalty(Features(HS, HS), np.array([[1, 2, 0]])),
+        "mask must be of dtype bool, got dtype int64",
+    ),
+    "a mask of one row": (
+        lambda: activation_penalty(Features(HS, HS), np.ones(3, bool)),
+        r"mask must have shape \(1, 3\), got shape \(3,\)",
+    ),
     "ids outside": (lambda: make()[0].apply(make()[1], jnp.array([[V]])), r"\[0, 7\)"),
 }
 
@@ -242,3 +277,26 @@ def test_bad_input_is_named(case):
     run, words = BAD[case]
     with pytest.raises(ValueError, match=words):
         run()
+
+
+def test_a_tied_head_leaves_a_frozen_table_as_it_is():
+    vectors = np.arange(V * E, dtype=np.float32).reshape(V, E) / 10
+    table = rnnjax.embedding(V, vectors=vectors, frozen=True)
+    model = rnnjax.language_model(table, rnnjax.lstm(E), tie=True)
+    params = model.init(jax.random.key(0))
+
+    def loss(params):
+        return -model.score(params, (TOKENS[:, :-1], TOKENS[:, 1:]))[1].sum()
+
+    optimizer = optax.masked(optax.sgd(0.1), rnnjax.trainable)
+    grads = jax.grad(loss)(params)
+    moved = optax.apply_updates(params, optimizer.update(grads, optimizer.init(params), params)[0])
+    np.testing.assert_array_equal(moved.embedding.vectors, vectors)
+    assert not np.array_equal(moved.head.bias, params.head.bias)
+
+
+def test_the_penalty_runs_where_promotion_is_strict():
+    with jax.numpy_dtype_promotion("strict"):
+        for dtype in (jnp.float32, jnp.bfloat16):
+            found = activation_penalty(Features(HS.astype(dtype), HS.astype(dtype)))
+            assert found.dtype == jnp.float32

@@ -161,3 +161,18 @@ def test_it_learns_to_tell_first_words_apart():
         params, state, value = step(params, state)
     assert value < 0.05
     assert np.all(jnp.argmax(model.apply(params, tokens), -1) == labels)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "max"])
+def test_a_model_of_16_bits_runs_where_promotion_is_strict(pooling):
+    half = rnnjax.Policy("bfloat16", "bfloat16", "bfloat16")
+    model = rnnjax.classifier(
+        rnnjax.embedding(10, 3), rnnjax.gru(2), 4, pooling=pooling, policy=half
+    )
+    with jax.numpy_dtype_promotion("strict"):
+        whole = jax.eval_shape(lambda: model.apply(model.init(KEY), TOKENS, LENGTHS))
+        packed = jax.eval_shape(
+            lambda: model.apply(model.init(KEY), TOKENS, segment_ids=TOKENS * 0, num_segments=1)
+        )
+    assert whole.shape == (len(TOKENS), 4)
+    assert packed.shape == (1, 4)

@@ -366,3 +366,25 @@ def test_lists_are_taken_and_batches_of_no_rows(kind):
     logits, weights = model.apply(params, empty, None, empty)
     assert logits.shape == (0, 3, V_OUT)
     assert weights is None or weights.shape == (0, 3, 3)
+
+
+def test_a_tied_head_leaves_a_frozen_table_as_it_is():
+    vectors = np.arange(V_OUT * E, dtype=np.float32).reshape(V_OUT, E) / 10
+    target = rnnjax.embedding(V_OUT, vectors=vectors, frozen=True)
+    model = rnnjax.sequence_to_sequence(
+        rnnjax.embedding(V_IN, E),
+        rnnjax.gru(H),
+        target,
+        rnnjax.gru(H),
+        start=START,
+        tie=True,
+        head_size=E,
+    )
+    params = model.init(jax.random.key(0))
+
+    def loss(params):
+        return model.apply(params, SOURCE, SOURCES, TARGET, TARGETS)[0][..., 0].sum()
+
+    grads = jax.grad(loss)(params)
+    np.testing.assert_array_equal(grads.target.vectors, np.zeros((V_OUT, E)))
+    assert np.any(grads.source.vectors)

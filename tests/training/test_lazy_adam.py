@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+import rnnjax
 from rnnjax.training import init_lazy_adam, lazy_adam, lazy_adam_params, make_lazy_adam_step
 
 RATE = 0.01
@@ -103,3 +104,22 @@ def test_a_learning_rate_that_is_none_is_refused(rate):
         make_lazy_adam_step(lambda *_: None, rate)
     with pytest.raises(ValueError, match="form must be 'pytorch' or 'keras', got 'jax'"):
         make_lazy_adam_step(lambda *_: None, 0.1, form="jax")
+
+
+def test_a_row_that_is_there_twice_is_refused_and_too_many_steps_are_seen():
+    """Of two equal rows one would be written, whichever comes last: half of the gradient."""
+
+    def loss_fn(rows, rest, places, key):
+        return jnp.sum(rows[places] @ rest), ()
+
+    step = make_lazy_adam_step(loss_fn, RATE)
+    state = init_lazy_adam(jnp.ones((5, 2)), jnp.ones(2), max_steps=1)
+    places = np.array([0, 1])
+    step(state, np.array([3, 1, -1, -1, 7, 7]), places)  # ids outside may fill the shape
+    for run in (step, rnnjax.checked(jax.jit(step))):
+        with pytest.raises(ValueError, match="rows must be distinct, got 3"):
+            run(state, np.array([3, 1, 3]), places)
+    later, _ = step(state, np.array([3, 1]), places)
+    for run in (step, rnnjax.checked(jax.jit(step))):
+        with pytest.raises(ValueError, match=r"state.step must lie in \[0, 1\), as max_steps is 1"):
+            run(later, np.array([3, 1]), places)

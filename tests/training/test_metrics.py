@@ -158,6 +158,20 @@ def test_accuracy_counts_hits_of_the_rows_that_count():
     assert accuracy(logits, labels, device([0, 1, 0, 0])).value == 0.0
 
 
+def test_a_row_of_nan_guesses_no_class():
+    """The place of the largest would be that of the NaN: all rows would be of the first class."""
+    logits, labels = jnp.array([[jnp.nan, 1.0], [0.0, jnp.nan], [3.0, 1.0]]), jnp.array([0, 1, 0])
+    assert accuracy(logits, labels).total == 1
+    assert accuracy(logits, jnp.array([2, 2, 1])).total == 0  # 2 is no class either
+    np.testing.assert_array_equal(recall_by_class(logits, labels).total, [1, 0])
+    np.testing.assert_array_equal(f1_by_class(logits, labels).count, [1 + 2, 0 + 1])
+
+
+def test_complex_numbers_are_refused():
+    with pytest.raises(ValueError, match="values must be real, got dtype complex64"):
+        Mean.of(jnp.array([1 + 2j]))
+
+
 @pytest.mark.parametrize("metric", [accuracy, cross_entropy])
 def test_labels_of_another_shape_are_refused_rather_than_broadcast(metric):
     with pytest.raises(ValueError, match=r"labels must have shape \(4,\).*got \(4, 1\)"):

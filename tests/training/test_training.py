@@ -482,7 +482,23 @@ def test_the_mean_from_a_step_on_is_that_of_numpy_and_may_begin_in_the_middle():
         ([3.0, 2.0, 9.0, 2.5], 2, True),  # above 2.0, two checks before
         ([3.0, 2.0, 9.0, 2.0], 2, False),  # no better, but no worse
         ([3.0, 2.0, 2.5], 2, False),  # 2.0 is not long enough ago
+        ([np.nan, 3.0, 4.0, 5.0], 2, True),  # NaN is no least loss
+        ([np.nan, 3.0, 2.0, 2.5], 2, False),
+        ([3.0, 2.0, 1.0, np.nan], 2, True),
+        (np.array([3.0, 4.0, 4.5]), 2, True),
     ],
 )
 def test_a_loss_that_wavers_while_it_falls_goes_on(losses, patience, expected):
     assert no_longer_improves(losses, patience) is expected
+
+
+@pytest.mark.parametrize("decay", ["0.9", None, True, 1.0, -0.1, np.nan])
+def test_a_decay_that_is_no_rate_is_refused(decay):
+    with pytest.raises(ValueError, match=r"decay must be a rate in \[0, 1\), got"):
+        average_parameters(decay)
+
+
+def test_an_average_of_no_parameters_is_refused():
+    link = average_parameters(np.float32(0.5))
+    with pytest.raises(ValueError, match="params must be given to the update of an average"):
+        link.update(jnp.ones(2), link.init(jnp.ones(2)))

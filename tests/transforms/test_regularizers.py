@@ -502,3 +502,11 @@ def test_variational_dropout_drops_inputs_and_hidden_units_independently():
     assert noise.inputs.shape == noise.hidden.shape == (40, 50)
     agree = np.mean((noise.inputs == 0) == (noise.hidden == 0))
     assert abs(agree - 0.5) < 0.05
+
+
+def test_inputs_of_which_one_is_a_time_are_not_dropped():
+    cell = variational_dropout(rnnjax.cfc(3), inputs=0.5)
+    params, xs = cell.init(KEY, 2), (jnp.ones((2, 4, 2)), jnp.ones((2, 4, 1)))
+    rnnjax.unroll(cell, params, xs)
+    with pytest.raises(ValueError, match=r"variational_dropout\(inputs=...\) needs inputs of one"):
+        rnnjax.unroll(cell, params, xs, key=KEY)
