@@ -167,6 +167,15 @@ def require_distinct(name: str, values: Array, where: Array) -> None:
         raise ValueError(f"{name} must be distinct, got {values[1:][again][0]} more than once")
 
 
+def in_native_order(array: np.ndarray) -> np.ndarray:
+    """The array with the byte order of this machine, as files of other ones need not have it.
+
+    A function of ``jax.jit`` that was compiled for arrays of that shape before takes the bytes of
+    another order as they lie (JAX 0.10.2).
+    """
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
 def check_width(name: str, value: Any) -> Any:
     """Return ``value`` if JAX would not cut integers in it to 32 bits; looks at NumPy's alone.
 

@@ -12,6 +12,8 @@ same functions.
 import functools
 import importlib
 import inspect
+import types
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Self, TypeVar
 
@@ -101,6 +103,31 @@ class Recipe:
         return bound.args, bound.kwargs
 
 
+# The recipe of what a function is the field ``step`` of; it is forgotten with the function.
+_made_by: weakref.WeakKeyDictionary[Callable, Recipe] = weakref.WeakKeyDictionary()
+
+
+class ComparedStep:
+    """A step as a static argument of ``jax.jit``: those of equal models are one program.
+
+    Any other function is equal to itself alone.
+    """
+
+    def __init__(self, step: Callable) -> None:
+        self.step = step
+        is_function = isinstance(step, types.FunctionType)
+        self._key = _made_by.get(step, step) if is_function else step
+
+    def __call__(self, *args: Any) -> Any:
+        return self.step(*args)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ComparedStep) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+
 class Made:
     """Equality, hash, text and pickling by the recipe, for a tuple of functions."""
 
@@ -110,6 +137,8 @@ class Made:
         """The same functions with a recipe."""
         made = type(self)(*self)  # pyright: ignore
         made.__dict__["_recipe"] = recipe
+        if "step" in self._fields:  # pyright: ignore[reportAttributeAccessIssue]
+            _made_by[made.step] = recipe  # pyright: ignore[reportAttributeAccessIssue]
         return made
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -16,7 +16,6 @@ from jax.typing import ArrayLike
 from rnnjax import _checks
 from rnnjax._checks import check_range
 from rnnjax._devices import with_automatic_axes
-from rnnjax._numerics import accumulation_dtype
 
 # What a model of your own needs; the rest is for the rooms of this package alone.
 __all__ = ["lengths_to_mask", "max_pool", "mean_pool", "take_first", "take_last", "zero_padding"]
@@ -104,8 +103,10 @@ def as_array(name: str, value: Any) -> Any:
             return jnp.asarray(value)  # a list of traced numbers among others
         except (TypeError, ValueError):
             raise ValueError(f"{name} must be one array, got {_checks.describe(value)}") from None
+    if isinstance(value, np.ma.MaskedArray) and value.mask.any():
+        raise ValueError(f"{name} must be a plain array, got one with masked numbers: give a mask")
     try:
-        array = np.asarray(value)
+        array = _checks.in_native_order(np.asarray(value))
     except ValueError:
         raise ValueError(f"{name} must be one array, got rows of unequal size") from None
     if not jnp.issubdtype(array.dtype, np.number) and array.dtype != np.bool_:
@@ -279,7 +280,8 @@ def mean_pool(ys: Array, valid: Array) -> Array:
     """
     valid = _as_mask(ys, valid)
     # Sums and counts of 16 bits would stop at 256 or be rounded; the mean comes back as it came.
-    steps = zero_padding(valid, ys).astype(accumulation_dtype(ys.dtype))
+    # NumPy's rule, as JAX's own refuses to promote where promotion is strict.
+    steps = zero_padding(valid, ys).astype(np.promote_types(ys.dtype, np.float32))
     total = jnp.sum(steps, axis=-2)
     count = jnp.sum(valid, axis=-1, keepdims=True, dtype=total.dtype)
     return (total / jnp.maximum(count, 1)).astype(ys.dtype)

@@ -238,6 +238,7 @@ def perplexity(entropy: tuple[ArrayLike, ArrayLike]) -> Array:
         >>> round(perplexity(cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 3]))).item(), 4)
         4.0
     """
+    _check_pair("entropy", entropy)
     return jnp.exp(Mean(*entropy).value)  # pyright: ignore[reportArgumentType]
 
 
@@ -253,7 +254,7 @@ def bits(entropy: tuple[ArrayLike, ArrayLike]) -> Mean:
         >>> round(bits(cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 3]))).value.item(), 4)
         2.0
     """
-    total, count = entropy
+    total, count = _check_pair("entropy", entropy)
     number = _number(total)
     number = number.astype(_single(number.dtype))
     return Mean(number / math.log(2), count)  # pyright: ignore[reportArgumentType]
@@ -439,12 +440,23 @@ def merge(first: Any, second: Any) -> Any:
         beside it. Counts are exact to 2^48.
 
     Raises:
-        ValueError: the trees are of different structure.
+        ValueError: the trees are of different structure, or two leaves of different shape.
 
     Example:
         >>> merge(Mean.of(jnp.array([1.0, 2.0])), Mean.of(jnp.array([6.0]))).value.item()
         3.0
     """
+    parts = [jax.tree.flatten(tree, is_leaf=_is_sum) for tree in (first, second)]
+    if parts[0][1] != parts[1][1]:
+        raise ValueError(
+            f"second must be a tree like first, {parts[0][1]}, got the structure {parts[1][1]}"
+        )
+    for one, two in zip(parts[0][0], parts[1][0], strict=True):
+        shape, other = (a.shape if isinstance(a, Sum) else jnp.shape(a) for a in (one, two))
+        if shape != other:
+            raise ValueError(
+                f"second must have sums of the shapes of first, {shape}, got shape {other}"
+            )
     return _add(first, second)
 
 
@@ -458,13 +470,18 @@ def compute(metrics: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
         Names and plain numbers; NumPy arrays where sums and counts are arrays.
 
     Raises:
-        ValueError: a count is 0, so that there is no mean to speak of. (In an array of means it
-            is NaN: a class without a row says nothing of the others.)
+        ValueError: a metric is no pair, or a count is 0, so that there is no mean to speak of. (In
+            an array of means it is NaN: a class without a row says nothing of the others.)
 
     Example:
         >>> compute({"loss": Mean.of(jnp.array([1.0, 2.0]))})
         {'loss': 1.5}
     """
+    if not isinstance(metrics, Mapping):
+        kind = type(metrics).__name__
+        raise ValueError(f"metrics must be a dict of pairs (total, count), got {kind}")
+    for name, pair in metrics.items():
+        _check_pair(f"metric {name!r}", pair)
     return {name: _divide(name, *pair) for name, pair in jax.device_get(dict(metrics)).items()}
 
 
@@ -504,7 +521,11 @@ def evaluate(
 # One dispatch for the whole tree; leaf by leaf costs several times as much.
 @jax.jit
 def _add(first: Any, second: Any) -> Any:
-    return jax.tree.map(_plus, first, second, is_leaf=lambda node: isinstance(node, Sum))
+    return jax.tree.map(_plus, first, second, is_leaf=_is_sum)
+
+
+def _is_sum(node: Any) -> bool:
+    return isinstance(node, Sum)
 
 
 def _plus(first: Any, second: Any) -> Sum:
@@ -522,6 +543,12 @@ def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
     rest = (a - (total - of_b)) + (b - of_b)
     # What is infinite has no rest, but infinity less infinity would be NaN.
     return total, jnp.where(jnp.isfinite(total), rest, 0)
+
+
+def _check_pair(name: str, pair: Any) -> tuple[Any, Any]:
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise ValueError(f"{name} must be a pair (total, count), got {_checks.describe(pair)}")
+    return pair[0], pair[1]
 
 
 def _as_sum(number: Any) -> Sum:
@@ -647,7 +674,7 @@ def _array(name: str, value: Any) -> Array:
         ValueError: naming ``name``.
     """
     value = value.value if isinstance(value, Sum) else value
-    array = value if isinstance(value, Array) else np.asarray(value)
+    array = value if isinstance(value, Array) else _checks.in_native_order(np.asarray(value))
     if array.dtype != np.bool_ and not jnp.issubdtype(array.dtype, np.number):
         raise ValueError(f"{name} must be numbers, got dtype {array.dtype}")
     if jnp.issubdtype(array.dtype, np.complexfloating):
@@ -676,6 +703,8 @@ def _check_labels(logits: Any, given: Any, weights: ArrayLike | None) -> tuple[A
         )
     if labels.dtype.itemsize < 4:  # too narrow to hold every number of classes
         labels = labels.astype(np.int32)
+    if not isinstance(labels, Array):
+        labels = _checks.in_native_order(np.asarray(labels))
     if isinstance(labels, np.ndarray | np.generic):  # cut to 32 bits it could become a class
         labels = np.clip(labels, max(jnp.iinfo(labels.dtype).min, -1), np.iinfo(np.int32).max)
     labels = jnp.asarray(labels)

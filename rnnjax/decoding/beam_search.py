@@ -13,6 +13,7 @@ from rnnjax import masking
 from rnnjax._checks import check_id, check_number, check_range, check_size
 from rnnjax._devices import with_automatic_axes
 from rnnjax._numerics import accumulation_dtype
+from rnnjax._recipe import ComparedStep
 from rnnjax.base import Carry
 from rnnjax.decoding._largest import largest
 from rnnjax.decoding.sampling import History, Transform, apply_transform, check_transforms
@@ -101,7 +102,7 @@ def beam_search(
         raise ValueError(f"step must be a function, such as the step of a model, got {kind}")
     first = masking.as_integers("start", start).astype(jnp.int32)
     how = _How(
-        step,
+        ComparedStep(step),
         check_size("beam_size", beam_size),
         check_size("max_length", max_length),
         check_id("stop", stop),

@@ -7,6 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from rnnjax._checks import in_native_order
+
 Shapes = Mapping[str, str]  # name -> axes, as in {"weight_ih": "4H D"}
 
 
@@ -32,7 +34,7 @@ def read_entries(found: Mapping[str, Any], shapes: Shapes, place: str) -> dict[s
             continue
         try:
             # A copy: the arrays of a live module may go on changing.
-            arrays[name] = np.asarray(value).copy()
+            arrays[name] = in_native_order(np.asarray(value)).copy()
         except (TypeError, ValueError, RuntimeError) as error:
             problems.append(f"{name} must be readable by NumPy, got {error}")
     sizes = {"": 1}
@@ -45,6 +47,19 @@ def read_entries(found: Mapping[str, Any], shapes: Shapes, place: str) -> dict[s
     if problems:
         raise ValueError(f"{place} must have weights that fit, got:\n  " + "\n  ".join(problems))
     return {name: arrays[name] for name in shapes}
+
+
+def check_names(name: str, weights: Any) -> None:
+    """Refuse what is no mapping of names to arrays, such as a module itself.
+
+    Raises:
+        ValueError: naming ``name`` and what came.
+    """
+    if not isinstance(weights, Mapping):
+        raise ValueError(f"{name} must be arrays by name, got {type(weights).__name__}")
+    wrong = [key for key in weights if not isinstance(key, str)]
+    if wrong:
+        raise ValueError(f"{name} must be arrays by name, got the name {wrong[0]!r}")
 
 
 def _misfits(name: str, array: np.ndarray, axes: str, sizes: dict[str, int]) -> Iterator[str]:

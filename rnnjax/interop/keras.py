@@ -95,6 +95,9 @@ def export_weights(kind: str, params: Any, *, bias: bool = True) -> list:
 
 def _named(weights: Any, place: str) -> Any:
     """The lists of Keras as the tree of cells that they mean."""
+    if not isinstance(weights, list | tuple):
+        kind = type(weights).__name__
+        raise ValueError(f"{place} must be a list, as get_weights() gives, got {kind}")
     if isinstance(weights, Directions):
         both = zip(weights._fields, weights, strict=True)
         return Directions(*(_named(half, f"{place}.{name}") for name, half in both))

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from rnnjax.interop._entries import read_entries
+from rnnjax.interop._entries import check_names, read_entries
 from rnnjax.interop._gates import add_bias, reorder
 from rnnjax.interop._kinds import check_kind, make_params, read_params
 from rnnjax.interop._parts import convert_parts
@@ -127,6 +127,7 @@ def import_weights(kind: str, nodes: Any) -> Any:
 
     def convert(node: Mapping[str, Any], place: str) -> Any:
         place = f"{place}, ONNX {kind!r}"
+        check_names(place, node)
         arrays = read_entries(node, _onnx_shapes(kind, "B" in node), place)
         directions = len(arrays["R"])
         if directions not in (1, 2):

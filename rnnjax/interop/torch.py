@@ -18,7 +18,7 @@ import numpy as np
 
 from rnnjax._checks import describe
 from rnnjax.cells.lstm import LSTMCarry
-from rnnjax.interop._entries import read_entries
+from rnnjax.interop._entries import check_names, read_entries
 from rnnjax.interop._gates import add_bias
 from rnnjax.interop._kinds import check_kind, make_params, read_params
 from rnnjax.layers.bidirectional import Directions
@@ -70,6 +70,9 @@ def import_weights(kind: str, weights: Mapping[str, Any], prefix: str = "") -> A
         ((3, 20), (5, 20), 2.0)
     """
     kind = check_kind(kind, _GATES, "PyTorch")
+    check_names("weights", weights)
+    if not isinstance(prefix, str):
+        raise ValueError(f"prefix must be a string, got {prefix!r}")
     own = {name.removeprefix(prefix): a for name, a in weights.items() if name.startswith(prefix)}
     place = f"PyTorch {kind!r} at {prefix!r}"
     if not {"weight_ih", "weight_ih_l0"} & own.keys():
@@ -155,6 +158,9 @@ def import_carry(kind: str, state: Any, *, bidirectional: bool = False) -> Any:
 def export_carry(kind: str, carry: Any) -> Any:
     """The PyTorch state of a layer's carry; inverse of `import_carry`.
 
+    Raises:
+        ValueError: the kind is unknown, or the carry is that of another one.
+
     Example:
         >>> import numpy as np
         >>> export_carry("gru", (np.ones((7, 5)), np.ones((7, 5)))).shape
@@ -163,7 +169,12 @@ def export_carry(kind: str, carry: Any) -> Any:
     kind = check_kind(kind, _GATES, "PyTorch")
     layers = carry if type(carry) is tuple else (carry,)
     rows = [row for one in layers for row in (one if isinstance(one, Directions) else [one])]
-    if kind.endswith("lstm"):
+    is_lstm = kind.endswith("lstm")
+    for row in rows:
+        if isinstance(row, LSTMCarry) is not is_lstm or not (is_lstm or hasattr(row, "shape")):
+            expected = "LSTMCarry(h, c)" if is_lstm else "one array"
+            raise ValueError(f"carry must be {expected} a row for {kind!r}, got {describe(row)}")
+    if is_lstm:
         return np.stack([row.h for row in rows]), np.stack([row.c for row in rows])
     return np.stack(rows)
 

@@ -102,7 +102,7 @@ class CompiledStep(Generic[State, Result]):
             return self.function(state, *rest)
         leaves = jax.tree.leaves(rest)
         if not all(map(_is_array, leaves)):
-            _check_batch(rest[0])
+            check_batch(rest[0])
         traced = any(isinstance(leaf, Tracer) for leaf in (*leaves, *jax.tree.leaves(state)))
         began = time.perf_counter()
         with _watch(self.__name__) as ends:
@@ -153,11 +153,12 @@ def _watch(name: str) -> Iterator[list[float]]:
 
 def _is_array(leaf: Any) -> bool:
     if isinstance(leaf, np.ndarray | np.generic):
-        return leaf.dtype.kind in "biufcV"  # V: bfloat16 and its like
+        # V: bfloat16 and its like. Bytes of another order a compiled program would misread.
+        return leaf.dtype.kind in "biufcV" and leaf.dtype.isnative
     return isinstance(leaf, Array)
 
 
-def _check_batch(batch: Any) -> None:
+def check_batch(batch: Any) -> None:
     """Refuse what JAX would refuse without a name, and lists of numbers, which are no arrays.
 
     Raises:
@@ -167,6 +168,9 @@ def _check_batch(batch: Any) -> None:
         name = f"batch{jax.tree_util.keystr(path)}"
         if isinstance(leaf, list):
             raise ValueError(f"{name} must be an array, got a list: jnp.asarray makes one of it")
+        dtype = getattr(leaf, "dtype", None)
+        if isinstance(dtype, np.dtype) and not dtype.isnative:
+            raise ValueError(f"{name} must have the byte order of this machine, got {dtype}")
         if not _is_array(leaf) and not isinstance(leaf, bool | int | float | complex):
             given = repr(leaf) if isinstance(leaf, str | bytes) else _described(leaf)
             raise ValueError(f"{name} must be an array of numbers, got {given}")

@@ -150,6 +150,8 @@ def _check_leaf(name: str, leaf: Any) -> tuple[int, ...]:
     if isinstance(leaf, Array):
         return leaf.shape
     array = check_width(name, np.asarray(leaf))
+    if not array.dtype.isnative:
+        raise ValueError(f"{name} must have the byte order of this machine, got {array.dtype}")
     if array.dtype != np.bool_ and not jnp.issubdtype(array.dtype, np.number):
         raise ValueError(f"{name} must be an array of numbers, got dtype {array.dtype}")
     return array.shape

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from rnnjax._checks import check_size
+from rnnjax._checks import check_size, python_scalar
 from rnnjax.training.updates import all_finite
 
 _all_finite = jax.jit(all_finite)  # one program for all leaves
@@ -64,12 +64,15 @@ class EarlyStopping:
                 the next training step would delete the originals.
 
         Raises:
-            ValueError: the watched metric is not among them.
+            ValueError: the watched metric is not among them, or is no number.
         """
         if self.metric not in metrics:
             names = ", ".join(sorted(metrics)) or "none"
             raise ValueError(f"metrics must have {self.metric!r}, to stop early on, got {names}")
-        value = float(metrics[self.metric])
+        value = python_scalar("metrics", metrics[self.metric])
+        if not isinstance(value, int | float):
+            raise ValueError(f"metrics[{self.metric!r}] must be a number, got {value!r}")
+        value = float(value)
         if not self._improves(value) or not bool(_all_finite(params)):
             return replace(self, epochs_since_best=self.epochs_since_best + 1)
         copied = jax.tree.map(jnp.copy, params)

@@ -18,7 +18,13 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from rnnjax.training.compiled import Compilation, CompiledStep
-from rnnjax.training.updates import TrainState, apply_gradients, raised
+from rnnjax.training.updates import (
+    TrainState,
+    apply_gradients,
+    check_optimizer,
+    check_state,
+    raised,
+)
 
 if TYPE_CHECKING:
     import optax
@@ -66,8 +72,9 @@ def make_train_step(
         "skipped" as (1, 1) where the update was left out and (0, 1) elsewhere.
 
     Raises:
-        ValueError: when it compiles, if the loss function gives anything but (loss, metrics), or
-            has metrics of these names, or the optimizer needs what a step cannot give.
+        ValueError: ``loss_fn`` is no function or the optimizer none of Optax; when it compiles, if
+            the loss function gives anything but (loss, metrics), or has metrics of these names, or
+            the optimizer needs what a step cannot give.
 
     Example:
         >>> import optax
@@ -90,8 +97,10 @@ def make_train_step(
         (8, (5,))
     """
     loss_fn = _checked(loss_fn)
+    check_optimizer(optimizer)
 
     def train_step(state: TrainState, batch: Any) -> StepResult:
+        check_state(state)
         key = jax.random.fold_in(state.key, state.step)
         with_metrics = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, metrics), grads = with_metrics(state.params, batch, key)
@@ -160,6 +169,7 @@ def make_accumulating_step(
         (2.6, 3)
     """
     loss_fn = _checked(loss_fn)
+    check_optimizer(optimizer)
 
     def micro_step(params: Any, batch: Any, key: Array) -> tuple[Array, Any, Any]:
         with_metrics = jax.value_and_grad(loss_fn, has_aux=True)
@@ -176,6 +186,7 @@ def make_accumulating_step(
         return weight, sums, metrics
 
     def accumulating_step(state: TrainState, batches: Any) -> StepResult:
+        check_state(state)
         size = _check_leading(batches)
         step_key = jax.random.fold_in(state.key, state.step)
 
@@ -268,7 +279,10 @@ def check_result(result: Any) -> tuple[Array, dict[str, tuple[Array, Array]]]:
     if loss.shape or not jnp.issubdtype(loss.dtype, jnp.floating):
         raise ValueError(f"the loss of loss_fn must be a floating scalar, got {_described(loss)}")
     for name, pair in result[1].items():
+        if not isinstance(name, str):
+            raise ValueError(f"the metrics of loss_fn must have strings for names, got {name!r}")
         is_pair = isinstance(pair, tuple | list) and len(pair) == 2
+        is_pair = is_pair and not any(isinstance(part, str | bytes | None) for part in pair)
         if not is_pair or jnp.shape(pair[0]) != jnp.shape(pair[1]):
             raise ValueError(
                 f"the metric {name!r} of loss_fn must be a pair (total, count) of one shape, as "
@@ -285,6 +299,9 @@ def _described(value: Any) -> str:
 
 def _checked(loss_fn: LossFn) -> Callable[..., tuple[Array, dict[str, tuple[Array, Array]]]]:
     """``loss_fn`` with its result checked; it is traced once a program, so this costs no time."""
+    if not callable(loss_fn):
+        kind = type(loss_fn).__name__
+        raise ValueError(f"loss_fn must be a function of params, batch and key, got {kind}")
     return lambda params, batch, key: check_result(loss_fn(params, batch, key))
 
 

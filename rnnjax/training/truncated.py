@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from rnnjax._checks import check_size
-from rnnjax.training.compiled import Compilation, CompiledStep
+from rnnjax._checks import check_carry, check_size
+from rnnjax.training.compiled import Compilation, CompiledStep, check_batch
 from rnnjax.training.steps import Metrics, check_result, join_metrics
-from rnnjax.training.updates import TrainState, apply_gradients
+from rnnjax.training.updates import TrainState, apply_gradients, check_optimizer, check_state
 
 if TYPE_CHECKING:
     import optax
@@ -56,6 +56,8 @@ class TruncatedStep:
         self, state: TrainState, batch: Sequences, carry: Any = None
     ) -> tuple[TrainState, Any, dict[str, tuple[Array, Array]]]:
         batch = _check_sequences(batch)
+        if carry is not None:
+            carry = jax.tree_util.tree_map_with_path(_as_carry, carry)
         if carry is None:
             carry = self._first_carry(state.params, batch.xs)
             # As a reset, so that a carry that is learned gets its gradient.
@@ -137,6 +139,7 @@ def make_truncated_step(
         recurrent network trajectories", Neural Computation 2 (1990), there BPTT(k2; k1).
     """
     k1, k2 = _check_sizes(k1, k2)
+    check_optimizer(optimizer)
 
     def window_loss(params: Any, carry: Any, window: Sequences, key: Array) -> tuple[Array, tuple]:
         ahead, ys = _run(apply, params, carry, _in_time(window, 0, k1), key)
@@ -169,8 +172,12 @@ def make_truncated_step(
         return _run(apply, params, None, Sequences(none, (), flags, flags), None)[0]
 
     def train(state: TrainState, batch: Sequences, carry: Any) -> tuple[TrainState, Any, Any]:
+        check_state(state)
+        # In the dtypes that ``apply`` gives: what a loop begins with must be as it ends.
+        carry = check_carry("carry", carry, jax.eval_shape(first_carry, state.params, batch.xs))
         time = batch.mask.shape[1]
-        chunks = -(-time // k1)
+        # Of no steps one chunk too, all of it masked, which moves nothing.
+        chunks = max(1, -(-time // k1))
         padded = _pad_time(batch, k2 - k1, chunks * k1 - time)
 
         def body(held: tuple, chunk: Array) -> tuple[tuple, Metrics]:
@@ -218,6 +225,7 @@ def _check_sequences(batch: Any) -> Sequences:
         raise ValueError(
             f"batch must be Sequences(xs, targets, mask, resets), got {type(batch).__name__}"
         )
+    check_batch(batch)
     xs, targets = jax.tree.map(jnp.asarray, (batch.xs, batch.targets))
     shape = next((a.shape[:2] for a in jax.tree.leaves(xs)), ())
     for name, part in (("xs", xs), ("targets", targets)):
@@ -231,6 +239,13 @@ def _check_sequences(batch: Any) -> Sequences:
     if batch.resets is None:
         return Sequences(xs, targets, mask, jnp.zeros(shape, bool))
     return Sequences(xs, targets, mask, _check_flags("resets", batch.resets, shape))
+
+
+def _as_carry(path: Any, leaf: Any) -> Any:
+    if not hasattr(leaf, "dtype") and not isinstance(leaf, float):
+        name = f"carry{jax.tree_util.keystr(path)}"
+        raise ValueError(f"{name} must be an array, got {type(leaf).__name__}")
+    return leaf
 
 
 def _check_flags(name: str, flags: Any, shape: tuple[int, ...]) -> Array:

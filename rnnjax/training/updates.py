@@ -46,7 +46,7 @@ def init_train_state(
 
     Raises:
         ValueError: the key is not one key, a parameter is not floating-point, or the optimizer is
-            ``optax.lookahead``, which trains pairs of parameters.
+            none, or ``optax.lookahead``, which trains pairs of parameters.
 
     Example:
         >>> import optax
@@ -62,12 +62,28 @@ def init_train_state(
         )
         key, params, optimizer = optimizer, key, params  # pyright: ignore[reportAssignmentType]
     key = _checks.check_key(key)
+    check_optimizer(optimizer)
     _check_floating(params)
     params = jax.tree.map(_owned, params)
     opt_state = jax.tree.map(_owned, _init_optimizer(optimizer, params))
     # One array each: a step gives its state away, and no array can be given away twice.
     counts = [jnp.zeros((), jnp.int32) for _ in range(3)]
     return TrainState(counts[0], params, opt_state, _owned(key), *counts[1:])
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Refuse what is no Optax transformation."""
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        kind = type(optimizer).__name__
+        raise ValueError(f"optimizer must be one of Optax, such as optax.adam(1e-3), got {kind}")
+
+
+def check_state(state: Any) -> None:
+    """Refuse what is no state of a run."""
+    if not isinstance(state, TrainState):
+        raise ValueError(
+            f"state must be a TrainState, as init_train_state gives, got {_checks.describe(state)}"
+        )
 
 
 def apply_gradients(
@@ -173,8 +189,9 @@ def check_finite(state: TrainState, limit: int) -> None:
         Traceback (most recent call last):
         rnnjax.training.updates.NonFiniteError: loss, gradient or update was NaN or infinite in ...
     """
+    check_state(state)
     in_a_row = int(state.skipped_in_a_row)
-    if in_a_row >= limit:
+    if in_a_row >= _checks.check_size("limit", limit):
         raise NonFiniteError(
             f"loss, gradient or update was NaN or infinite in the last {in_a_row} steps "
             f"(limit {limit}): the parameters are those after step {int(state.step) - in_a_row}; "
@@ -242,6 +259,10 @@ def _update(
 
 def _check_floating(params: Any) -> None:
     for path, leaf in jax.tree.leaves_with_path(params):
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, bool | int | float | complex):
+            raise ValueError(
+                f"params{jax.tree_util.keystr(path)} must be an array, got {type(leaf).__name__}"
+            )
         if not _is_floating(leaf):
             raise ValueError(
                 f"params{jax.tree_util.keystr(path)} must be floating, got "

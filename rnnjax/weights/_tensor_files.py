@@ -34,6 +34,9 @@ _DTYPES: dict[str, Any] = {
 }
 
 
+KNOWN_DTYPES = frozenset(map(np.dtype, _DTYPES.values()))
+
+
 class Entry(NamedTuple):
     """What the header says of one array."""
 

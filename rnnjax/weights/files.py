@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from rnnjax.weights._tensor_files import open_tensors
+from rnnjax.weights._tensor_files import KNOWN_DTYPES, open_tensors
 
 Params = TypeVar("Params")
 
@@ -56,7 +56,8 @@ def save_weights(
         metadata: strings to keep beside them, read back by `load_metadata`.
 
     Raises:
-        ValueError: two leaves would have the same name.
+        ValueError: two leaves would have the same name, one has a name or a dtype that the format
+            does not know, or the metadata are no strings; names it.
 
     Example:
         >>> import tempfile
@@ -68,11 +69,11 @@ def save_weights(
     import safetensors.numpy
 
     # The format knows row-major arrays only, and an array from a device may be strided.
-    arrays = {
-        name: np.asarray(leaf, order="C")
-        for name, leaf in jax.device_get(named_parameters(params)).items()
-    }
-    kept = None if metadata is None else dict(metadata)
+    leaves = named_parameters(params)
+    for name, leaf in leaves.items():
+        _check_leaf(name, leaf)
+    arrays = {name: np.asarray(leaf, order="C") for name, leaf in jax.device_get(leaves).items()}
+    kept = None if metadata is None else _checked_metadata(metadata)
     data = safetensors.numpy.save(arrays, kept) if arrays else _without_arrays(kept or {})
     _replace(Path(path), data)
 
@@ -136,6 +137,29 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
         return dict(file.metadata)
 
 
+def _check_leaf(name: str, leaf: Any) -> None:
+    """Refuse what could not be read again: the library writes some of it without a word."""
+    if name == "__metadata__":
+        raise ValueError("params must have no leaf of the name '__metadata__', got one")
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is None and isinstance(leaf, bool | int | float | complex):
+        dtype = np.asarray(leaf).dtype
+    native = dtype.newbyteorder("=") if isinstance(dtype, np.dtype) else dtype
+    if native not in KNOWN_DTYPES:
+        came = type(leaf).__name__ if dtype is None else f"dtype {dtype}"
+        names = ", ".join(sorted(str(known) for known in KNOWN_DTYPES))
+        raise ValueError(f"params, at {name!r}, must be of one of {names}, got {came}")
+
+
+def _checked_metadata(metadata: Any) -> dict[str, str]:
+    if not isinstance(metadata, Mapping):
+        raise ValueError(f"metadata must be a dict of strings, got {type(metadata).__name__}")
+    for name, value in metadata.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise ValueError(f"metadata must be strings by name, got {value!r} at {name!r}")
+    return dict(metadata)
+
+
 def _without_arrays(metadata: dict[str, str]) -> bytes:
     """What the library, as of 0.8.0, writes as broken JSON: a file of metadata alone."""
     header = json.dumps({"__metadata__": metadata}).encode()
@@ -153,6 +177,8 @@ def _differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[
 
 
 def _kind(leaf: Any) -> str:
+    if not hasattr(leaf, "dtype"):
+        raise ValueError(f"like must be a tree of arrays or their shapes, got {leaf!r:.60}")
     return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
 
 

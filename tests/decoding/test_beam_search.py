@@ -1,6 +1,8 @@
 """Beam search finds what a search of all texts finds, and mixes up nothing on the way."""
 
+import importlib
 import itertools
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,9 @@ import numpy as np
 import pytest
 
 import rnnjax
+
+# The module: in the package the name is that of the function.
+beam_search = importlib.import_module("rnnjax.decoding.beam_search")
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -300,3 +305,29 @@ def test_attention_of_16_bits_is_added_up_in_32():
         length_penalty=0.0,
     )
     np.testing.assert_allclose(beams.scores[0, 0], np.log(length * float(weight)), atol=1e-4)
+
+
+def test_equal_models_are_one_program_and_are_forgotten():
+    """A server that builds its model for every request must not compile it for each."""
+
+    def make(size=2):
+        return rnnjax.language_model(rnnjax.embedding(V, 2), rnnjax.gru(size))
+
+    first = make()
+    params = first.init(jax.random.key(0))
+
+    def write(model, params):
+        carry = model.initial_carry(params, (1,))
+        return rnnjax.beam_search(
+            model.step, params, carry, [0], stop=STOP, beam_size=2, max_length=2
+        )
+
+    expected, programs = write(first, params), beam_search._search._cache_size()
+    again = make()
+    np.testing.assert_array_equal(write(again, params).tokens, expected.tokens)
+    assert beam_search._search._cache_size() == programs
+    write(make(3), make(3).init(jax.random.key(0)))
+    assert beam_search._search._cache_size() == programs + 1
+    gone = weakref.ref(again.step)
+    del again
+    assert gone() is None

@@ -314,6 +314,25 @@ def test_plain_lists_do_for_arrays():
     )
 
 
+def test_bytes_of_another_order_are_the_numbers_they_are():
+    """A compiled function of JAX reads them as they lie once it has seen arrays of that shape."""
+    xs, lengths, mask = np.asarray(XS), np.array([5, 2]), np.ones((2, 5), bool)
+    carry = rnnjax.LSTMCarry(*np.full((2, 2, 2), 0.5, np.float32))
+    expected = unroll(xs, lengths, mask=mask, initial_carry=carry)[1]
+    other = jax.tree.map(lambda a: a.astype(a.dtype.newbyteorder(">")), (xs, lengths, carry))
+    found = unroll(*other[:2], mask=mask, initial_carry=other[2])[1]
+    np.testing.assert_array_equal(found, expected)
+    labels = np.array([2, 0])
+    assert accuracy(np.asarray(LOGITS).astype(">f4"), labels.astype(">i4")).total == 2
+
+
+def test_masked_numbers_are_refused():
+    hidden = np.ma.masked_greater(np.asarray(XS), 0.5)
+    with pytest.raises(ValueError, match="xs must be a plain array, got one with masked numbers"):
+        unroll(hidden)
+    np.testing.assert_array_equal(unroll(np.ma.array(XS))[1], unroll(XS)[1])
+
+
 def test_a_list_may_mix_numbers_and_traced_values():
     found = jax.jit(lambda n: unroll(lengths=[n, 2]))(4)
     np.testing.assert_allclose(found[1], unroll(lengths=[4, 2])[1], rtol=1e-6)

@@ -192,6 +192,30 @@ def test_a_torch_module_is_one_size_and_one_direction_or_two():
         torch.export_weights("projected_lstm", projected, cell=True)
 
 
+def test_what_is_no_tree_of_weights_is_named():
+    with refuses("weights must be arrays by name, got NoneType"):
+        torch.import_weights("lstm", None)
+    with refuses("weights must be arrays by name, got the name 1"):
+        torch.import_weights("lstm", {1: np.zeros(2)})
+    with refuses("prefix must be a string, got None"):
+        torch.import_weights("lstm", torch.export_weights("lstm", LSTM), None)
+    with refuses("weights must be a list, as get_weights() gives, got NoneType"):
+        keras.import_weights("lstm", None)
+    h = np.zeros((2, H))
+    with refuses("carry must be one array a row for 'gru', got LSTMCarry(h, c)"):
+        torch.export_carry("gru", rnnjax.LSTMCarry(h, h))
+    with refuses("carry must be LSTMCarry(h, c) a row for 'lstm', got an array of shape (2, "):
+        torch.export_carry("lstm", (h, h))
+
+
+def test_weights_of_another_byte_order_are_the_numbers_they_are():
+    arrays = torch.export_weights("lstm", LSTM)
+    swapped = {name: a.astype(a.dtype.newbyteorder(">")) for name, a in arrays.items()}
+    for found, expected in zip(torch.import_weights("lstm", swapped), LSTM, strict=True):
+        assert found.dtype.isnative
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_a_torch_state_of_odd_rows_is_not_bidirectional():
     with refuses("state must have an even number of rows, two a layer, got 3"):
         torch.import_carry("gru", np.zeros((3, 2, H)), bidirectional=True)

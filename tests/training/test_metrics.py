@@ -429,3 +429,17 @@ def test_weights_may_be_a_list_and_must_be_numbers():
         accuracy(logits, labels, "ab")
     with pytest.raises(ValueError, match="delta must be a positive number, got '1'"):
         huber_error(logits, logits, delta="1")
+
+
+def test_what_is_no_pair_is_named():
+    one, two = Mean.of(jnp.ones(2)), recall_by_class(jnp.eye(3), jnp.arange(3))
+    for run, message in {
+        lambda: merge(one, two): r"sums of the shapes of first, \(\), got shape \(3,\)",
+        lambda: merge({"a": one}, {"b": one}): "second must be a tree like first",
+        lambda: compute({"loss": 3.0}): r"metric 'loss' must be a pair \(total, count\), got float",
+        lambda: compute(None): "metrics must be a dict of pairs",
+        lambda: perplexity(3.0): "entropy must be a pair",
+        lambda: bits(None): "entropy must be a pair",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            run()

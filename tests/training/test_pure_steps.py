@@ -240,6 +240,13 @@ def test_what_is_no_array_in_a_batch_is_named_by_its_path(batch, message):
     assert step.compilations == []
 
 
+def test_a_batch_of_another_byte_order_is_refused_even_by_a_compiled_step():
+    step = CompiledStep("add", lambda state, batch: state + batch, donate_state=False)
+    step(1.0, np.ones(3, np.float32))
+    with pytest.raises(ValueError, match="must have the byte order of this machine, got >f4"):
+        step(1.0, np.ones(3, ">f4"))
+
+
 def test_numbers_and_lists_of_arrays_in_a_batch_are_taken():
     step = CompiledStep(
         "sum", lambda state, batch: state + batch[0][0] * batch[1], donate_state=False

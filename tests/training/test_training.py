@@ -502,3 +502,39 @@ def test_an_average_of_no_parameters_is_refused():
     link = average_parameters(np.float32(0.5))
     with pytest.raises(ValueError, match="params must be given to the update of an average"):
         link.update(jnp.ones(2), link.init(jnp.ones(2)))
+
+
+SGD = optax.sgd(0.1)
+NO_STEP = {
+    "state must be a TrainState, as init_train_state gives, got a tuple of 2": lambda: (
+        make_train_step(squared_error, SGD)((1, 2), BATCHES[0])
+    ),
+    "state must be a TrainState, as init_train_state gives, got None": lambda: make_train_step(
+        squared_error, SGD
+    )(None, BATCHES[0]),
+    "loss_fn must be a function of params, batch and key, got int": lambda: make_eval_step(3),
+    "optimizer must be one of Optax, such as .*, got float": lambda: make_train_step(
+        squared_error, 0.1
+    ),
+    "optimizer must be one of Optax, such as .*, got None": lambda: init_train_state(
+        jax.random.key(0), {"w": jnp.ones(3)}, None
+    ),
+    r"params\['w'\] must be an array, got str": lambda: init_train_state(
+        jax.random.key(0), {"w": "x"}, SGD
+    ),
+    "metrics of loss_fn must have strings for names, got 3": lambda: make_eval_step(
+        lambda params, batch, key: (jnp.zeros(()), {3: (1.0, 1)})
+    )({}, BATCHES[0]),
+    "the metric 'a' of loss_fn must be a pair": lambda: make_eval_step(
+        lambda params, batch, key: (jnp.zeros(()), {"a": ("x", "y")})
+    )({}, BATCHES[0]),
+    r"metrics\['loss'\] must be a number, got None": lambda: EarlyStopping(
+        "loss", mode="min", patience=1
+    ).update(0, {"loss": None}, {}),
+}
+
+
+@pytest.mark.parametrize("message", NO_STEP)
+def test_what_is_no_part_of_a_step_is_named(message):
+    with pytest.raises(ValueError, match=message):
+        NO_STEP[message]()

@@ -337,3 +337,36 @@ def test_an_update_that_is_not_finite_is_left_out_and_counted():
     passed, _ = layer.apply(other.params, as_float32(3, 6).xs, initial_carry=passed)
     other, passed, _ = step(other, as_float32(6, 8), passed)
     assert_close((state.params, carry), (other.params, passed))
+
+
+def test_a_carry_is_taken_in_its_dtype_and_named_where_it_does_not_fit():
+    layer, optimizer = rnnjax.recurrent(rnnjax.gru(H)), optax.sgd(0.1)
+    step = rnnjax.make_truncated_step(layer.apply, loss_fn, optimizer, k1=2, donate_state=False)
+    params = layer.init(jax.random.key(0), 3)
+    state = rnnjax.init_train_state(jax.random.key(1), params, optimizer)
+    batch = Sequences(np.ones((2, 4, 3)), np.ones((2, 4)))
+    expected = step(state, batch, jnp.full((2, H), 0.5))[1]
+    np.testing.assert_array_equal(step(state, batch, np.full((2, H), 0.5, np.float16))[1], expected)
+    with pytest.raises(ValueError, match=r"carry must have shape \(2, 4\), got shape \(3, 4\)"):
+        step(state, batch, jnp.zeros((3, H)))
+    with pytest.raises(ValueError, match="carry must be an array, got str"):
+        step(state, batch, "zeros")
+    with pytest.raises(ValueError, match="must be an array of numbers, got 'a text'"):
+        step(state, batch._replace(xs="a text"))
+    with pytest.raises(ValueError, match=r"state must be a TrainState, .* got a tuple of 2"):
+        step((1, 2), batch, jnp.zeros((2, H)))
+
+
+def test_no_steps_move_nothing():
+    layer, optimizer = rnnjax.recurrent(rnnjax.gru(H)), optax.sgd(0.1)
+    step = rnnjax.make_truncated_step(
+        layer.apply, loss_fn, optimizer, k1=2, k2=3, donate_state=False
+    )
+    params = layer.init(jax.random.key(0), 3)
+    state = rnnjax.init_train_state(jax.random.key(1), params, optimizer)
+    empty = Sequences(np.ones((2, 0, 3)), np.ones((2, 0)))
+    after, carry, metrics = step(state, empty, jnp.full((2, H), 0.5))
+    np.testing.assert_array_equal(carry, np.full((2, H), 0.5))
+    jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
+    assert int(after.step) == 0
+    assert float(metrics["loss"][1]) == float(metrics["grad_norm"][1]) == 0

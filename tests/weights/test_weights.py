@@ -198,3 +198,36 @@ def test_others_may_read_what_the_umask_lets_them(path):
     finally:
         os.umask(old)
     assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"__metadata__": np.ones(2)}, "no leaf of the name '__metadata__'"),
+        ({"a": jnp.ones(2, jnp.float8_e4m3fn)}, "at 'a', must be of one of .*, got dtype float8"),
+        ({"a": np.ones(2) + 1j}, "got dtype complex128"),
+        ({"a": jax.random.key(0)}, "got dtype key"),
+        ({"a": np.array([None])}, "got dtype object"),
+        ({"a": "words"}, "got str"),
+    ],
+)
+def test_what_could_not_be_read_again_is_not_written(tmp_path, params, message):
+    path = tmp_path / "w.safetensors"
+    with pytest.raises(ValueError, match=message):
+        save_weights(path, params)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("metadata", [{"epoch": 7}, {7: "epoch"}, {"a": None}, ["a"], "a"])
+def test_metadata_that_are_no_strings_are_named(tmp_path, metadata):
+    with pytest.raises(ValueError, match=r"metadata must be .* got"):
+        save_weights(tmp_path / "w.safetensors", {"a": np.ones(1)}, metadata)
+
+
+def test_arrays_of_another_byte_order_and_plain_numbers_are_written(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_weights(path, {"a": np.arange(3, dtype=">f4"), "b": True, "c": np.float32(1)})
+    found = load_weights(path, {"a": np.zeros(3, "f4"), "b": np.array(False), "c": np.float32(0)})
+    assert [np.asarray(leaf).tolist() for leaf in found.values()] == [[0.0, 1.0, 2.0], True, 1.0]
+    with pytest.raises(ValueError, match="like must be a tree of arrays or their shapes, got 'a'"):
+        load_weights(path, "a")
