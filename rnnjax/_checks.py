@@ -389,6 +389,17 @@ def _is_key(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jax.dtypes.prng_key)
 
 
+def check_function(name: str, value: Any) -> Any:
+    """``value``, which can be called; of other libraries many take the name of one.
+
+    Raises:
+        ValueError: naming ``name`` and what came instead.
+    """
+    if not callable(value):
+        raise ValueError(f"{name} must be a function, such as jax.nn.relu, got {value!r}")
+    return value
+
+
 def check_key(key: Any) -> Key:
     """``key``, as :func:`jax.random.key` or :func:`jax.random.PRNGKey` makes it, as a typed key.
 

@@ -41,7 +41,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rnnjax import _divided_arrays as divided_arrays
-from rnnjax._checks import check_size, missing_package
+from rnnjax._checks import check_size, in_native_order, missing_package
 from rnnjax._processes import Messages, ProcessError
 
 SUMS, MANIFEST, STATE, DIVIDED = "SHA256SUMS", "manifest.json", "state", "divided"
@@ -224,16 +224,17 @@ class Checkpoints:
 
         Raises:
             CheckpointError: an earlier save failed.
-            ValueError: the step is no such number, a leaf is no array, or one that lies in other
-                processes alone, two leaves have the same path, or JSON cannot say the extra; names
-                it.
+            ValueError: the step is no such number, a leaf is no array, one that was given away
+                (donated), or one that lies in other processes alone, two leaves have the same path,
+                or JSON cannot say the extra; names it.
         """
         if self._messages.count > 1:
             self.wait()
         self._raise_failure()
         step = _checked_step(step)
-        plain_extra = _plain("extra", {} if extra is None else dict(extra))
+        plain_extra = _plain_dict("extra", {} if extra is None else extra)
         leaves = _named(state)
+        _check_alive(leaves)
         manifest = {
             **_FORMAT,
             "step": step,
@@ -527,6 +528,12 @@ def _plain(name: str, value: Any) -> Any:
     )
 
 
+def _plain_dict(name: str, value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} must be a dict, got {type(value).__name__}")
+    return _plain(name, value)
+
+
 def _is_scalar_array(value: Any) -> bool:
     return isinstance(value, np.ndarray | np.generic | jax.Array) and value.shape == ()
 
@@ -540,7 +547,17 @@ def _named(state: Any) -> dict[str, Any]:
     doubled = [name for name, times in Counter(name for name, _ in leaves).items() if times > 1]
     if doubled:
         raise ValueError(f"state must have one leaf a path, got several at {', '.join(doubled)}")
-    return dict(leaves)
+    # Orbax would write another byte order as this one, and the manifest would say the other.
+    return {n: in_native_order(a) if isinstance(a, np.ndarray) else a for n, a in leaves}
+
+
+def _check_alive(leaves: Mapping[str, Any]) -> None:
+    for name, leaf in leaves.items():
+        if isinstance(leaf, jax.Array) and leaf.is_deleted():
+            raise ValueError(
+                f"state{name} must be there, got an array that was given away (donated): "
+                "save the state that the step returned"
+            )
 
 
 def _kind(leaf: Any) -> str:

@@ -136,6 +136,6 @@ def resolve(initializer: str | CellInitializer) -> CellInitializer:
     """
     if isinstance(initializer, CellInitializer):
         return initializer
-    if initializer not in PRESETS:
+    if not isinstance(initializer, str) or initializer not in PRESETS:
         raise ValueError(f"initializer must be one of {sorted(PRESETS)}, got {initializer!r}")
     return PRESETS[initializer]

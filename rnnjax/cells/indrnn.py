@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rnnjax._checks import check_key, check_size
+from rnnjax._checks import check_function, check_key, check_size
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
 from rnnjax.cells._common import project_packed, zeros_of
@@ -70,6 +70,7 @@ def indrnn(
         longer and deeper RNN", CVPR 2018, arXiv:1803.04831.
     """
     size = check_size("hidden_size", hidden_size)
+    check_function("activation", activation)
     low, high = _check_interval(recurrent_range)
     draw = resolve(initializer)
 

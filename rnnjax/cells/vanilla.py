@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rnnjax._checks import check_key, check_size
+from rnnjax._checks import check_function, check_key, check_size
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
 from rnnjax.cells._common import draw_packed, packed_cell
@@ -39,7 +39,8 @@ def vanilla(
         initializer: a name in ``rnnjax.initializers.PRESETS``, or one of your own.
 
     Raises:
-        ValueError: a size is not a positive integer, or the initializer is unknown.
+        ValueError: a size is not a positive integer, the activation no function, or the initializer
+            unknown.
 
     Example:
         >>> import jax, rnnjax
@@ -52,6 +53,7 @@ def vanilla(
         Elman, "Finding structure in time", Cognitive Science 14 (1990).
     """
     size = check_size("hidden_size", hidden_size)
+    check_function("activation", activation)
     draw = resolve(initializer)
 
     def init(key: Array, input_size: int) -> VanillaParams:

@@ -182,13 +182,19 @@ def _check_step(how: _How, params: Any, carry: Carry, start: Array, memory: Any)
             f"step must give logits [..., V] for tokens of shape {start.shape}, "
             f"got shape {logits.shape}"
         )
-    kinds = [[(a.shape, jnp.result_type(a)) for a in jax.tree.leaves(c)] for c in (carry, new)]
-    if jax.tree.structure(carry) != jax.tree.structure(new) or kinds[0] != kinds[1]:
+    same = jax.tree.structure(carry) == jax.tree.structure(new)
+    if not (same and all(map(_fits, jax.tree.leaves(carry), jax.tree.leaves(new)))):
         raise ValueError(
             "step must give a carry of the same structure, shapes and dtypes as the one it is "
             f"given, {jax.tree.map(_kind, carry)}, got {jax.tree.map(_kind, new)}"
         )
     return logits.shape[-1]
+
+
+def _fits(given: Any, new: Any) -> bool:
+    """Whether a loop takes the second in place of the first; what is weakly typed it promotes."""
+    same_dtype = jnp.result_type(given) == new.dtype or jax.typeof(given).weak_type
+    return given.shape == new.shape and same_dtype
 
 
 def _kind(leaf: Any) -> str:

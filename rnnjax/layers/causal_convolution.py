@@ -8,7 +8,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax import masking
-from rnnjax._checks import check_batch_shape, check_carry, check_key, check_size, describe
+from rnnjax._checks import (
+    check_batch_shape,
+    check_carry,
+    check_function,
+    check_key,
+    check_size,
+    describe,
+)
 from rnnjax._devices import with_automatic_axes
 from rnnjax._numerics import carry_dtype
 from rnnjax._recipe import factory
@@ -62,6 +69,8 @@ def causal_convolution(
         both have one of K = 4 before their recurrence.
     """
     channels, reach = check_size("size", size), check_size("window", window)
+    if activation is not None:
+        check_function("activation", activation)
 
     def init(key: Key, input_size: int) -> CausalConvolutionParams:
         if check_size("input_size", input_size) != channels:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax import masking
-from rnnjax._checks import check_key, check_number, check_size
+from rnnjax._checks import check_function, check_key, check_number, check_size
 from rnnjax._numerics import accumulation_dtype, affine
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Layer
@@ -78,6 +78,7 @@ def gated(
         arXiv:2312.00752, figure 3; De et al., "Griffin", 2024, arXiv:2402.19427, figure 2.
     """
     outputs = check_size("output_size", output_size)
+    check_function("activation", activation)
     if layer is not None and hidden_size is not None:
         raise ValueError(f"hidden_size must be None beside a layer, got {hidden_size!r}")
     inner = None if layer is None else as_layer(layer, policy=policy)

@@ -7,7 +7,7 @@ import jax
 from jax import Array
 
 from rnnjax import masking
-from rnnjax._checks import check_key, check_size
+from rnnjax._checks import check_function, check_key, check_size
 from rnnjax._numerics import affine
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Layer
@@ -57,6 +57,8 @@ def output_head(
     """
     below = as_layer(layer, policy=policy)
     size = check_size("output_size", output_size)
+    if activation is not None:
+        check_function("activation", activation)
 
     def init(key: Key, input_size: int) -> HeadParams:
         first, second = jax.random.split(check_key(key))

@@ -215,6 +215,7 @@ def language_model(
         return _step(parts, params, carry, check_tokens(token, vocab_size))
 
     def initial_carry(params: LanguageModelParams, batch_shape: tuple[int, ...] = ()) -> Carry:
+        check_params(params, LanguageModelParams)
         return below.initial_carry(params.layer, batch_shape)
 
     return LanguageModel(init, apply, step, initial_carry, features, head, score, vocab_size)

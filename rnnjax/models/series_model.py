@@ -155,6 +155,7 @@ def series_model(layer: Cell | Layer, head: Head, *, dropout: float = 0.0) -> Se
         return _step((below, head), params, carry, x, context)
 
     def initial_carry(params: SeriesModelParams, batch_shape: tuple[int, ...] = ()) -> Carry:
+        check_params(params, SeriesModelParams)
         return below.initial_carry(params.layer, batch_shape)
 
     return SeriesModel(

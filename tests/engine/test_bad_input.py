@@ -111,6 +111,32 @@ CASES = {
     "hidden_size bool": (lambda: rnnjax.vanilla(True), "hidden_size", "positive integer", "True"),
     "input_size": (lambda: CELL.init(KEY, -1), "input_size", "positive integer", "-1"),
     "initializer": (lambda: rnnjax.lstm(4, initializer="x"), "initializer", "pytorch", "'x'"),
+    "initializer list": (lambda: rnnjax.lstm(4, initializer=[]), "initializer", "pytorch", "[]"),
+    "activation by name": (
+        lambda: rnnjax.vanilla(4, "relu"),
+        "activation",
+        "a function, such as jax.nn.relu",
+        "'relu'",
+    ),
+    "no activation": (lambda: rnnjax.indrnn(4, None), "activation", "a function", "None"),
+    "gate by name": (
+        lambda: rnnjax.gated(CELL, 4, activation="silu"),
+        "activation",
+        "a function",
+        "'silu'",
+    ),
+    "head activation by name": (
+        lambda: rnnjax.output_head(CELL, 4, "sigmoid"),
+        "activation",
+        "a function",
+        "'sigmoid'",
+    ),
+    "convolution activation by name": (
+        lambda: rnnjax.causal_convolution(4, 2, "silu"),
+        "activation",
+        "a function",
+        "'silu'",
+    ),
     "several keys": (
         lambda: CELL.init(jax.random.split(KEY), 3),
         "key",

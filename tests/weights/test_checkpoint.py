@@ -550,3 +550,21 @@ def test_where_there_is_no_flock_a_range_of_bytes_is_locked(tmp_path, monkeypatc
             FolderLock(tmp_path)
     ((_, place),) = locked
     assert place > 1_000_000  # behind the process id, which others must be able to read
+
+
+def test_an_array_that_was_given_away_is_named(tmp_path):
+    w = jnp.arange(3.0)
+    jax.jit(lambda a: a + 1, donate_argnums=0)(w)
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(ValueError, match=r"state\['w'\] must be there, got .* \(donated\)"):
+            checkpoints.save(1, {"w": w})
+        with pytest.raises(ValueError, match="extra must be a dict, got list"):
+            checkpoints.save(1, {"w": jnp.zeros(1)}, [1])
+
+
+def test_an_array_of_another_byte_order_comes_back(tmp_path):
+    state = {"w": np.arange(3, dtype=">f4")}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state)
+        for template in (state, {"w": np.zeros(3, np.float32)}):
+            assert checkpoints.restore(template).state["w"].tolist() == [0.0, 1.0, 2.0]
