@@ -24,10 +24,12 @@ from tyro.conf import Positional, arg, subcommand
 from experiments import classify
 from experiments.running import imported
 from experiments.running.console import command, exit_code, parameter_table
-from experiments.running.imported import Imported, Reading, read_json
+from experiments.running.imported import Imported, Reading
 from experiments.running.parsing import parse
 from experiments.running.predicting import Request, predict
+from experiments.running.run_settings import read_config
 from experiments.running.setting_checks import check_rules, whole
+from experiments.running.trained import finished_settings
 from rnnjax.data import TOKENIZERS, DataError, Vocabulary, pad, read_text
 from rnnjax.exporting import PLATFORMS, export_program
 from rnnjax.interop import onnx_graph
@@ -132,7 +134,7 @@ def import_run(settings: Import) -> None:
     model = Imported(architecture, params, reading, list(settings.classes))
     imported.save(settings.out, model, source)
     parameter_table(params)
-    text = "a text of your own"
+    text = "1 0 1" if reading.tokens is None else "a text of your own"
     print(
         f"try:\n  {command('python', '-m', 'experiments.classify', 'predict', settings.out, text)}"
     )
@@ -260,7 +262,8 @@ def load_run(folder: Path) -> tuple[Architecture, ClassifierParams, list[str], s
     if (folder / imported.CLASSIFIER).is_file():
         model = imported.load(folder)
         return model.architecture, model.params, model.label_names, model.reading.padding
-    config = read_json(folder / "config.json")
+    finished_settings(classify.PROGRAM, classify.Settings, folder)  # or it is of another program
+    config = read_config(folder)
     settings, labels = config["settings"], config["label_names"]
     vocabulary = Vocabulary.load(folder / classify.VOCABULARY)
     architecture = architecture_of(settings, len(vocabulary), len(labels))

@@ -520,6 +520,7 @@ def test_pickles_are_never_read(name, small, tmp_path, capsys):
 
 def test_a_used_folder_a_damaged_and_a_missing_file_are_refused(small, tmp_path, capsys):
     command(*arguments(*small))
+    assert capsys.readouterr().out.endswith(" '1 0 1'\n")  # what such a run predicts of: ids
     assert "must be empty" in fails(capsys, *arguments(*small))
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(small[0].read_bytes()[:-7])
@@ -527,9 +528,10 @@ def test_a_used_folder_a_damaged_and_a_missing_file_are_refused(small, tmp_path,
     absent = fails(capsys, *arguments(tmp_path / "no.safetensors", small[1]))
     assert "must be a weight file, got no such file" in absent
     assert "and no classifier.json" in fails(capsys, "predict", tmp_path, "1")
-    assert "got no config.json" in fails(
-        capsys, "export", tmp_path, "--to", "jax", "--out", tmp_path / "x"
-    )
+    export = ("export", tmp_path, "--to", "jax", "--out", tmp_path / "x")
+    assert "got no config.json" in fails(capsys, *export)
+    (tmp_path / "config.json").write_text('{"settings": {"task": "reverse"}}')
+    assert "must hold a run of this program and version" in fails(capsys, *export)
 
 
 def test_padding_that_was_read_in_training_is_named_on_export(small, tmp_path, capsys):
