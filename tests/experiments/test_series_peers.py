@@ -38,7 +38,7 @@ def test_the_network_in_torch_drops_what_ours_drops(pooling):
     from rnnjax.interop.torch import export_weights
 
     settings = Recognize(pooling=pooling, hidden_size=1, dropout=0.5)
-    known = Known(["no", "yes"], [0.0], [1.0], longest=1)
+    known = Known(["no", "yes"], ["x"], [0.0], [1.0], longest=1)
     xs, lengths = np.full((400, 1, 1), 0.3, np.float32), np.ones(400, int)
     ours = build_network(settings, known)
     params = ours.init(jax.random.key(0))
