@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import sys
@@ -234,6 +235,10 @@ def exit_code(action: Callable[[], object], *also: type[Exception]) -> int:
     for stream, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, stream) is None:  # closed by who started the program, as by ">&-"
             setattr(sys, stream, open(os.devnull, mode))  # noqa: SIM115 (it is open until the end)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A letter that the terminal or the locale cannot show must not end a run.
+            stream.reconfigure(errors="backslashreplace")
     try:
         action()
     except Interrupted as stop:

@@ -212,6 +212,13 @@ def plain(value: Any) -> Any:
 
 def check_usable(path: Path, existing: str) -> None:
     """Refuses a folder as `RunFolder` would, before there is a config to put in it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"run folder must have a name in UTF-8, got {str(path)!r}: in a locale without it, "
+            "python -X utf8 reads names so"
+        ) from None
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"run folder {path} must be a folder, got a file")
     # A run that died at its very start leaves a lock, or what was to become config.json.

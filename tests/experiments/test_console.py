@@ -221,6 +221,19 @@ def test_a_program_whose_streams_are_closed_works_without_a_word(monkeypatch):
         stream.close()
 
 
+def test_a_letter_that_a_stream_cannot_show_is_spelled_and_ends_nothing(monkeypatch):
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
+    assert exit_code(lambda: print("0.5 \u00b1 0.1")) == 0
+    sys.stdout.flush()
+    assert shown.getvalue() == b"0.5 \\xb1 0.1\n"
+
+
+def test_a_folder_whose_name_is_no_text_is_refused():
+    with pytest.raises(ValueError, match="run folder must have a name in UTF-8"):
+        RunFolder("\udcc3", {})
+
+
 def test_too_little_memory_is_said_to_be_so_whatever_jax_calls_it(capsys):
     def fail():
         raise jax.errors.JaxRuntimeError("INTERNAL: Out of memory allocating 4000000000000 bytes.")
