@@ -30,7 +30,7 @@ def ngram_nats(train: np.ndarray, test: np.ndarray, vocab_size: int, order: int)
     Example:
         >>> ids = np.array([0, 1, 0, 1, 0, 1, 0, 1])
         >>> round(ngram_nats(ids, ids, vocab_size=2, order=2), 3)
-        0.158
+        0.117
 
     References:
         Witten and Bell, "The zero-frequency problem", IEEE Transactions on Information Theory 37
