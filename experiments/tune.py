@@ -117,7 +117,7 @@ def run_trial(trial: Any, words: Sequence[str], folder: Path, metric: str) -> tu
     if process.returncode and not is_pruned:
         said = errors.strip() or "nothing"
         raise DataError(
-            f"the run in {folder} failed with exit code {process.returncode}, saying\n{said}"
+            f"the run in {folder} must end well, got exit code {process.returncode}:\n{said}"
         )
     return best, is_pruned
 

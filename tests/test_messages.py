@@ -22,7 +22,6 @@ EXCEPTIONS = {
     "experiments/lessons/count_to_three.py": {"{}: {}": "the errors of all arrays, with the file"},
     "experiments/running/opening.py": {"{}": "the error of another process, in the grammar itself"},
     "experiments/running/setting_checks.py": {"{}": "the errors of all settings, a line each"},
-    "experiments/tune.py": {"the run in {} failed: {}": "tells the error of another program"},
     "rnnjax/_checks.py": {"{}": "the text was made by _check, under a compiled function"},
     "rnnjax/checkpoint.py": {
         "{}": "the text was made by _damage, or is that of another process",

@@ -59,7 +59,7 @@ def test_a_trial_that_promises_little_is_stopped_at_once(tmp_path):
 
 
 def test_a_run_that_fails_and_a_figure_that_is_not_there_are_named(tmp_path):
-    with pytest.raises(DataError, match=r"failed with exit code 1, saying\nerror: no such data"):
+    with pytest.raises(DataError, match=r"must end well, got exit code 1:\nerror: no such data"):
         run("fail", tmp_path / "one", Trial())
     with pytest.raises(DataError, match="--metric must be one of validation_accuracy, got 'bleu'"):
         run("slow", tmp_path / "two", Trial(), "bleu")
