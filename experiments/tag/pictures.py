@@ -28,7 +28,8 @@ def draw_confusion(table: np.ndarray, labels: Sequence[str], path: str | os.Path
     if len(labels) > _MOST:
         axis = f"the {_MOST} of {len(labels):,} labels that most words have"
         most = np.sort(np.argsort(-table.sum(axis=1), kind="stable")[:_MOST])
-        table, labels = table[np.ix_(most, most)], [labels[i] for i in most]
+        table = table[np.ix_(most, most)]
+        labels = [labels[int(i)] for i in most]
     has_numbers = len(labels) <= 20
     size = 1.8 + (0.55 if has_numbers else 0.3) * len(labels)
     figure = new_figure(size + 0.6, size, dpi=130)
