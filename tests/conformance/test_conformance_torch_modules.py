@@ -61,10 +61,10 @@ REFUSED = {
         r"initial_carry(\.h)? must have shape \(3, 20\), got shape \(5, 20\)"
     ),
     "Expected hidden to be 1D or 2D, got 4D instead": (
-        r"initial_carry must have shape \(3, 20\), got shape \(3, 1, 1, 20\)"
+        r"state must have shape \[layers \* directions, B, H\], got \[\(1, 3, 1, 1, 20\)"
     ),
     r"Expected hx\[0\] to be 1D or 2D, got 4D instead": (
-        r"initial_carry.h must have shape \(3, 20\), got shape \(3, 1, 1, 20\)"
+        r"state must have shape \[layers \* directions, B, H\], got \[\(1, 3, 1, 1, 20\)"
     ),
 }
 NO_BIAS = "no cell has an argument bias: a cell without one is a cell whose bias is zero"

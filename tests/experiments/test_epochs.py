@@ -42,7 +42,8 @@ def test_the_table_has_a_row_for_each_library_and_each_epoch_is_recorded(
     with jax.numpy_rank_promotion("allow"):  # Keras adds its biases so
         assert command.main([*arguments, *OPTIONS]) == 0
     names = ["rnnjax, bucketed", "rnnjax, padded", "PyTorch, packed", "Keras (JAX), bucketed"]
-    *turns, head, first, second, third, fourth, last = capsys.readouterr().out.splitlines()
+    *turns, upper, head, first, second, third, fourth, last = capsys.readouterr().out.splitlines()
+    assert upper.startswith(" ")  # the heads of columns are in two lines
     assert head.split()[:2] == ["library", "epoch"]
     for line, name in zip((first, second, third, fourth), names, strict=True):
         assert line.startswith(name)

@@ -90,7 +90,9 @@ def test_gated_cells_add_over_a_distance(tmp_path, monkeypatch):
     settings = long_distance.Settings(
         seeds=1,
         adding_lengths=(15,),
-        copy_pauses=(),
+        copy_pauses=(1,),
+        copy_steps=1,
+        copy_hidden_size=2,
         adding_steps=250,
         hidden_size=16,
         out=tmp_path / "run",

@@ -140,7 +140,7 @@ def test_networks_tell_apart_what_unigrams_cannot(class_odds, tmp_path, monkeypa
             {"datasets": ("imdb", "mail")},
             "--datasets must be 1 or more, each one of ag_news, imdb, .* got",
         ),
-        ({"members": 0}, "--members must be a whole number from 1 to 1,000, got 0"),
+        ({"members": 0}, "--members must be a whole number from 1 up, got 0"),
         ({"buckets_of_pairs": 1000}, "--buckets-of-pairs must be a power of two, got 1000"),
     ],
 )
