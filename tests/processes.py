@@ -47,14 +47,20 @@ def environment(devices=1):
     }
 
 
-def run(*command, devices=1, **variables):
-    """What a command of Python printed, once it has ended well, with so many devices."""
-    done = subprocess.run(
+def complete(*command, devices=1, timeout=None, **variables):
+    """A command of Python that has ended, well or not, with so many devices."""
+    return subprocess.run(
         [sys.executable, "-W", "error", *map(str, command)],
         capture_output=True,
         text=True,
         env=environment(devices) | variables,
+        timeout=timeout,
     )
+
+
+def run(*command, devices=1, **variables):
+    """What a command of Python printed, once it has ended well, with so many devices."""
+    done = complete(*command, devices=devices, **variables)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -1,28 +1,15 @@
 """The kernels themselves on a CPU, as Pallas interprets them: their copies, barriers, products."""
 
-import subprocess
-import sys
-
 import pytest
-from processes import TESTS, environment
+from processes import TESTS, complete
 from test_kernels import NEW_JAX
 
 pytestmark = [NEW_JAX, pytest.mark.full]
-PROGRAM = str(TESTS / "engine" / "interpreted_kernels.py")
+PROGRAM = TESTS / "engine" / "interpreted_kernels.py"
 # Every CTA holds a thread of XLA's pool while it waits for the others; these are more than any
 # cluster has, and how many there are is fixed when JAX starts. Both ways to compute are optimised:
 # then most of their numbers are equal to the last bit.
 CHANGES = {"NPROC": "64", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
-
-
-def run(*command):
-    return subprocess.run(
-        [sys.executable, "-W", "error", *command],
-        capture_output=True,
-        text=True,
-        env=environment() | CHANGES,
-        timeout=400,
-    )
 
 
 @pytest.mark.parametrize(
@@ -34,13 +21,13 @@ def run(*command):
     ids=" ".join,
 )
 def test_the_kernels_are_their_steps_tile_by_tile_and_nothing_races(rows):
-    done = run(PROGRAM, *rows)
+    done = complete(PROGRAM, *rows, timeout=400, **CHANGES)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines() == list(rows)
 
 
 def test_a_wait_that_is_left_out_is_noticed():
     forgotten = "import interpreted_kernels as k; k.check('16 bits', wait=lambda barrier: None)"
-    done = run("-c", forgotten)
+    done = complete("-c", forgotten, timeout=400, **CHANGES)
     assert done.returncode != 0
     assert "RACE" in done.stderr.upper()

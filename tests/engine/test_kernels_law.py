@@ -4,8 +4,6 @@ The cells, layers and options are those of ``cases.py``, the truth is the scan i
 ``test_sequence_law.py`` holds to a plain loop. Rows that the kernels do not take are refused.
 """
 
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -27,7 +25,7 @@ from cases import (
     random_carry,
 )  # fmt: skip
 from emulated_kernels import H100, KERNELS
-from processes import TESTS, environment
+from processes import TESTS, run
 from test_kernels import NEW_JAX
 from test_sequence_law import weigh
 
@@ -145,10 +143,8 @@ def test_what_is_checked_on_a_gpu_is_right_tile_by_tile(name):
 
 
 def test_in_a_shard_map_devices_give_what_one_gives():
-    command = [sys.executable, "-W", "error", str(TESTS / "engine" / "kernels_in_shard_map.py")]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(devices=2))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.split() == ["AxisType.Auto", "AxisType.Explicit"]
+    printed = run(TESTS / "engine" / "kernels_in_shard_map.py", devices=2)
+    assert printed.split() == ["AxisType.Auto", "AxisType.Explicit"]
 
 
 @pytest.mark.parametrize("name", [name for name in CELLS if name not in TAKEN])
