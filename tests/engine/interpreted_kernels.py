@@ -11,16 +11,24 @@ error, and so is reading what nobody has written. Clusters come one after the ot
 counters in global memory. So here all CTAs of a tile are one cluster, and its barriers stand in for
 the counter: a CTA arrives where it would raise the counter, and waits where it would wait for it.
 
+Two things that it leaves out are put in here: that a product reads its operands
+(``_watched_product``), and that each CTA of a pair copies one half to both (``_copy_for_a_pair``).
+
 Not seen here: the counter itself, how numbers lie in registers, what the warps of one CTA do to
-each other, and the processor's own sigmoid and tanh.
+each other, a product that is not waited for, and the processor's own sigmoid and tanh.
 """
 
 import contextlib
+import dataclasses
 import functools
 import sys
 
+import jax
 import pytest
 from emulated_kernels import H100
+from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
+from jax._src.pallas.mosaic_gpu.interpret.jaxpr_interpret import JaxprInterpreter
+from jax._src.pallas.mosaic_gpu.interpret.shared_memory import HostAllocationKey
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from test_kernels import ALL, CELLS, PLAIN, assert_close, emulated, problem, values_and_gradients
@@ -53,6 +61,81 @@ class _Counters:
         return self
 
 
+def _key(array):
+    return HostAllocationKey.from_array(array)
+
+
+def _access(memory, key, transforms):
+    transforms = gpu_callbacks._remove_noop_transforms(transforms)
+    return memory.access(key, jax.tree.map(int, transforms))
+
+
+_product = gpu_callbacks.wgmma
+
+
+@gpu_callbacks.fail_on_exception
+def _watched_product(*, thread, source_info=None, **given):
+    """A product, which reads its operands as copies do: what threads wrote must be committed."""
+    memory = gpu_callbacks._get_shared_memory()
+    clock = memory.incr_clock(thread)
+    clock.inc(memory.get_next_tma_thread_id())
+    for name in ("a", "b"):
+        key = _key(given[f"{name}_allocation_key_as_array"])
+        access = _access(memory, key, given[f"{name}_transforms"])
+        gpu_callbacks.get_races().check_read(
+            thread, clock.async_smem_clock.copy(), key, access, source_info=source_info
+        )
+    with memory.lock:
+        memory.clocks[thread].update(clock)
+    return _product(thread=thread, source_info=source_info, **given)
+
+
+@gpu_callbacks.fail_on_exception
+def _copy_for_a_pair(
+    *, token, mesh_location, thread, src_allocation_key_as_array, src_transforms,
+    dst_allocation_key_as_array, dst_transforms, barrier_allocation_key_as_array, source_info=None,
+):  # fmt: skip
+    """This CTA's half of what it and its neighbour copy, to both."""
+    memory = gpu_callbacks._get_shared_memory()
+    clock = memory.incr_clock(thread)
+    source, target = _key(src_allocation_key_as_array), _key(dst_allocation_key_as_array)
+    barrier = _key(barrier_allocation_key_as_array)
+
+    def half(key, transforms):
+        access = _access(memory, key, transforms)
+        axis = next(k for k, part in enumerate(access.range) if isinstance(part, slice))
+        whole = access.range[axis]
+        size = (whole.stop - whole.start) // 2
+        first = whole.start + mesh_location.block_coords[-1] * size
+        parts = (*access.range[:axis], slice(first, first + size, 1), *access.range[axis + 1 :])
+        return dataclasses.replace(access, range=parts)
+
+    for block in (thread.block_id, thread.block_id ^ 1):
+        copy = gpu_callbacks.AsyncCopyGmemToSmemTask(
+            mesh_location=mesh_location,
+            thread=thread,
+            src_allocation_key=source,
+            src_access=half(source, src_transforms),
+            dst_allocation_key=dataclasses.replace(target, block_id=block),
+            dst_access=half(target, dst_transforms),
+            barrier_allocation_key=dataclasses.replace(barrier, block_id=block),
+            source_info=source_info,
+            clock=clock.copy(),
+        )
+        memory.execute_async_task(copy)
+    return token
+
+
+_interpret_copy = JaxprInterpreter._interpret_copy_gmem_to_smem_p
+
+
+def _copy_alone_or_for_a_pair(self, eqn, *args):
+    with pytest.MonkeyPatch.context() as patch:
+        if eqn.params["collective_axes"]:
+            patch.setattr(gpu_callbacks, "copy_gmem_to_smem", _copy_for_a_pair)
+        return _interpret_copy(self, eqn, *args)
+
+
 @contextlib.contextmanager
 def interpreted(wait=plgpu.barrier_wait):
     """Kernels traced inside are interpreted; ``wait`` waits until all CTAs of a tile have sent."""
@@ -63,6 +146,9 @@ def interpreted(wait=plgpu.barrier_wait):
         # (tiles, groups) or (tiles, pairs) of members: all but the tiles become the cluster.
         axes = (*grid_names[1:], *cluster_names)
         meeting = {f"all_{axis}": plgpu.ClusterBarrier(collective_axes=(axis,)) for axis in axes}
+        if cluster:  # a piece has come when both halves have
+            ring = scratch_types["ring_bars"]
+            scratch_types |= {"ring_bars": dataclasses.replace(ring, num_arrivals=2)}
 
         def with_barriers(*refs, **scratch):
             barriers[:] = [scratch.pop(name) for name in meeting]
@@ -75,7 +161,7 @@ def interpreted(wait=plgpu.barrier_wait):
             grid_names=grid_names[:1],
             cluster=(*grid[1:], *cluster),
             cluster_names=axes,
-            interpret=plgpu.InterpretGPUParams(detect_races=True),
+            interpret=plgpu.InterpretGPUParams(detect_races=True, num_tma_threads_per_device=64),
             **others,
         )
 
@@ -92,6 +178,8 @@ def interpreted(wait=plgpu.barrier_wait):
             wait(barrier)
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu_callbacks, "wgmma", _watched_product)
+        patch.setattr(JaxprInterpreter, "_interpret_copy_gmem_to_smem_p", _copy_alone_or_for_a_pair)
         patch.setattr(plgpu, "kernel", kernel)
         patch.setattr(plgpu, "semaphore_signal", signal)
         patch.setattr(plgpu, "semaphore_wait", wait_for_all)

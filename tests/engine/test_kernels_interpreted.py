@@ -26,8 +26,20 @@ def test_the_kernels_are_their_steps_tile_by_tile_and_nothing_races(rows):
     assert done.stdout.splitlines() == list(rows)
 
 
-def test_a_wait_that_is_left_out_is_noticed():
-    forgotten = "import interpreted_kernels as k; k.check('16 bits', wait=lambda barrier: None)"
-    done = complete("-c", forgotten, timeout=400, **CHANGES)
+FORGOTTEN = {
+    "a wait for the others": "k.check('16 bits', wait=lambda barrier: None)",
+    "that a neighbour still reads what is copied over": (
+        "from rnnjax.engine.kernels import _launch\n"
+        "plan = _launch.plan_product\n"
+        "_launch.plan_product = lambda *sizes: plan(*sizes)._replace(paired=True)\n"
+        "k.check('a ring')"
+    ),
+}
+
+
+@pytest.mark.parametrize("what", FORGOTTEN)
+def test_what_is_forgotten_is_noticed(what):
+    program = f"import interpreted_kernels as k\n{FORGOTTEN[what]}"
+    done = complete("-c", program, timeout=400, **CHANGES)
     assert done.returncode != 0
-    assert "RACE" in done.stderr.upper()
+    assert "RACE DETECTED" in done.stderr
