@@ -1,0 +1,87 @@
+"""What a metric is given, as arrays that fit each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from rnnjax import _checks
+from rnnjax.metrics.sums import Sum
+
+
+def as_array(name: str, value: Any) -> Array:
+    """``value`` as an array of real numbers.
+
+    Raises:
+        ValueError: naming ``name``.
+    """
+    value = value.value if isinstance(value, Sum) else value
+    array = value if isinstance(value, Array) else _checks.in_native_order(np.asarray(value))
+    if array.dtype != np.bool_ and not jnp.issubdtype(array.dtype, np.number):
+        raise ValueError(f"{name} must be numbers, got dtype {array.dtype}")
+    if jnp.issubdtype(array.dtype, np.complexfloating):
+        raise ValueError(f"{name} must be real, got dtype {array.dtype}")
+    return jnp.asarray(array)
+
+
+def as_weights(weights: ArrayLike, shape: tuple[int, ...]) -> Array:
+    array = as_array("weights", weights).astype(jnp.result_type(float))
+    if array.shape != shape:
+        raise ValueError(f"weights must have shape {shape}, got {array.shape}")
+    return array
+
+
+def count_of(weights: ArrayLike) -> Array:
+    array = as_array("weights", weights)
+    return summable(array, array.shape).sum()
+
+
+def summable(weights: ArrayLike, shape: tuple[int, ...]) -> Array:
+    """Weights in the dtype of their count: integers where they are whole by their dtype."""
+    array = as_array("weights", weights)
+    if jnp.issubdtype(array.dtype, jnp.integer) or array.dtype == jnp.bool_:
+        as_weights(weights, shape)
+        return array.astype(jnp.result_type(int))
+    return as_weights(weights, shape)
+
+
+def rows_that_count(weights: ArrayLike | None, shape: tuple[int, ...]) -> Array | None:
+    return None if weights is None else as_weights(weights, shape) != 0
+
+
+def check_labels(logits: Any, given: Any, weights: ArrayLike | None) -> tuple[Array, Array]:
+    """Both as arrays that fit each other, labels of at least 32 bits."""
+    logits = as_array("logits", logits)
+    if not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise ValueError(f"logits must be floating, got {logits.dtype}")
+    labels: Any = given if hasattr(given, "dtype") else np.asarray(given)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f"labels must be integers, got {labels.dtype}")
+    if logits.shape[-1:] == (0,):
+        raise ValueError(f"logits must have at least one class, got shape {logits.shape}")
+    if logits.ndim == 0 or labels.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"labels must have shape {logits.shape[:-1]} for logits {logits.shape}, "
+            f"got {labels.shape}"
+        )
+    if labels.dtype.itemsize < 4:  # too narrow to hold every number of classes
+        labels = labels.astype(np.int32)
+    if not isinstance(labels, Array):
+        labels = _checks.in_native_order(np.asarray(labels))
+    if isinstance(labels, np.ndarray | np.generic):  # cut to 32 bits it could become a class
+        labels = np.clip(labels, max(jnp.iinfo(labels.dtype).min, -1), np.iinfo(np.int32).max)
+    labels = jnp.asarray(labels)
+    if _checks.is_checking():
+        classes, counted = logits.shape[-1], rows_that_count(weights, labels.shape)
+        _checks.require_range("labels", labels, classes, f"[0, {classes})", counted)
+    return logits, labels
+
+
+def check_pair(name: str, pair: Any) -> tuple[Any, Any]:
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise ValueError(f"{name} must be a pair (total, count), got {_checks.describe(pair)}")
+    return pair[0], pair[1]

@@ -1,0 +1,175 @@
+"""Means as sums and counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from rnnjax.metrics._arrays import as_array, as_weights, check_pair, count_of
+from rnnjax.metrics.sums import Sum, add, as_number, is_sum, single
+
+
+class Mean(NamedTuple):
+    """A weighted mean that is not divided yet.
+
+    mean = total / count, with total = Σ wᵢ vᵢ and count = Σ wᵢ
+
+    Two of them are merged by adding both fields, which a mean of means cannot do. Any pair
+    (total, count) may stand for one in `merge`, `compute` and `evaluate`. Both fields are scalars,
+    or arrays of one shape for several means under one name, as `recall_by_class` gives.
+
+    Example:
+        >>> Mean.of(jnp.array([1.0, 2.0, 6.0])).value.item()
+        3.0
+    """
+
+    total: Array
+    # Hides tuple.count, which nobody asks of a pair of sums.
+    count: Array  # pyright: ignore[reportIncompatibleMethodOverride]
+
+    @classmethod
+    def of(cls, values: ArrayLike, weights: ArrayLike | None = None) -> Mean:
+        """Sums values, each as often as its weight says.
+
+        total = Σ wᵢ vᵢ, count = Σ wᵢ
+
+        The total is float32, or float64 when jax_enable_x64 is set. The count is an integer
+        where weights are None, booleans or integers, and of the dtype of the total otherwise. A
+        value of weight 0 is never read: NaN or Inf there changes neither the sum nor a gradient.
+
+        Args:
+            values: numbers of any shape.
+            weights: their weights, of the same shape; all 1 when None. A mask will do.
+
+        Raises:
+            ValueError: the shapes differ.
+
+        Example:
+            >>> Mean.of(jnp.array([1.0, 3.0, jnp.nan]), jnp.array([1, 1, 0])).value.item()
+            2.0
+        """
+        dtype = jnp.result_type(float)
+        array = as_array("values", values).astype(dtype)
+        if weights is None:
+            return cls(array.sum(), jnp.array(array.size))
+        scale = as_weights(weights, array.shape)
+        # Selected before the product: 0 * nan is nan, and so is its gradient.
+        array = jnp.where(scale == 0, 0, array)
+        return cls((array * scale).sum(), count_of(weights))
+
+    @property
+    def value(self) -> Array:
+        """total / count, still on the device; the loss inside a loss function."""
+        total, count = as_number(self.total), as_number(self.count)
+        # In one dtype, for those who forbid JAX to promote integers; in 16 bits a count of 257 is
+        # 256, and one of 70,000 infinite.
+        dtype = single(total.dtype)
+        return total.astype(dtype) / count.astype(dtype)
+
+
+def merge(first: Any, second: Any) -> Any:
+    """Adds two trees of sums and counts, leaf by leaf and without waiting for the device.
+
+    Args:
+        first: metrics of some batches: a `Mean`, or any tree of them.
+        second: those of others, in a tree of the same structure.
+
+    Returns:
+        The metrics of all of them; every leaf is a `Sum`, which forgets nothing that is small
+        beside it. Counts are exact to 2^48.
+
+    Raises:
+        ValueError: the trees are of different structure, or two leaves of different shape.
+
+    Example:
+        >>> merge(Mean.of(jnp.array([1.0, 2.0])), Mean.of(jnp.array([6.0]))).value.item()
+        3.0
+    """
+    parts = [jax.tree.flatten(tree, is_leaf=is_sum) for tree in (first, second)]
+    if parts[0][1] != parts[1][1]:
+        raise ValueError(
+            f"second must be a tree like first, {parts[0][1]}, got the structure {parts[1][1]}"
+        )
+    for one, two in zip(parts[0][0], parts[1][0], strict=True):
+        shape, other = (a.shape if isinstance(a, Sum) else jnp.shape(a) for a in (one, two))
+        if shape != other:
+            raise ValueError(
+                f"second must have sums of the shapes of first, {shape}, got shape {other}"
+            )
+    return add(first, second)
+
+
+def compute(metrics: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
+    """Divides totals by counts on the host; waits for the device, once.
+
+    Args:
+        metrics: names and their `Mean`s.
+
+    Returns:
+        Names and plain numbers; NumPy arrays where sums and counts are arrays.
+
+    Raises:
+        ValueError: a metric is no pair, or a count is 0, so that there is no mean to speak of. (In
+            an array of means it is NaN: a class without a row says nothing of the others.)
+
+    Example:
+        >>> compute({"loss": Mean.of(jnp.array([1.0, 2.0]))})
+        {'loss': 1.5}
+    """
+    if not isinstance(metrics, Mapping):
+        kind = type(metrics).__name__
+        raise ValueError(f"metrics must be a dict of pairs (total, count), got {kind}")
+    for name, pair in metrics.items():
+        check_pair(f"metric {name!r}", pair)
+    return {name: _divide(name, *pair) for name, pair in jax.device_get(dict(metrics)).items()}
+
+
+def evaluate(
+    step: Callable[[Any, Any], Mapping[str, tuple[Array, Array]]],
+    params: Any,
+    batches: Iterable[Any],
+) -> dict[str, Any]:
+    """Metrics of a whole data set: sums over its batches, divided once at the end.
+
+    The sums stay on the device until the last batch, so the host is free to prepare the next
+    batch while the device still works.
+
+    Args:
+        step: takes (params, batch) and gives the batch's metrics, names and `Mean`s.
+        params: whatever the step takes first.
+        batches: at least one batch.
+
+    Raises:
+        ValueError: there is no batch, or a count is 0.
+
+    Example:
+        >>> def step(scale, batch):
+        ...     return {"size": Mean.of(scale * batch)}
+        >>> evaluate(step, 2.0, [jnp.array([1.0, 2.0]), jnp.array([6.0])])
+        {'size': 6.0}
+    """
+    total = None
+    for batch in batches:
+        metrics = step(params, batch)
+        total = metrics if total is None else merge(total, metrics)
+    if total is None:
+        raise ValueError("batches must be one or more, got none: there is nothing to average")
+    return compute(total)
+
+
+def _divide(name: str, total: Any, count: Any) -> Any:
+    total, count = np.asarray(total, np.float64), np.asarray(count, np.float64)
+    if count.shape:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(count == 0, np.nan, total / count)
+    if count == 0:
+        raise ValueError(
+            f"metric {name!r} must have a count above 0, got 0: no row with a weight was seen"
+        )
+    return float(total) / float(count)
