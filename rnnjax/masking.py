@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, export
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from rnnjax import _checks
@@ -71,7 +72,7 @@ def check_flags(name: str, flags: Any, batch: tuple[int, ...], time: int) -> Arr
     Raises:
         ValueError: naming ``name``, what was expected and what came.
     """
-    return jnp.asarray(flags_as_given(name, flags, batch, time))
+    return computed_now(jnp.asarray, flags_as_given(name, flags, batch, time))
 
 
 def flags_as_given(name: str, flags: Any, batch: tuple[int, ...], time: int) -> Any:
@@ -121,9 +122,24 @@ def as_integers(name: str, value: Any) -> Array:
     Raises:
         ValueError: it is something else, or (where it is not of JAX yet) a number does not fit.
     """
-    array = _checks.check_width(name, _integers(name, value))
-    array = array if isinstance(array, Array) else jnp.asarray(array)
+    return computed_now(_of_32_bits, _checks.check_width(name, _integers(name, value)))
+
+
+def _of_32_bits(integers: Any) -> Array:
+    array = jnp.asarray(integers)
     return array if array.dtype.itemsize >= 4 else array.astype(jnp.int32)
+
+
+def computed_now(fn: Callable[..., Any], *given: Any) -> Any:
+    """``fn(*given)`` of arrays, as a value that can be looked at wherever those given can.
+
+    Inside ``jax.jit`` an operation on known arrays would become a part of the program, and what
+    comes of it be unknown until that runs: ids outside of their range could not be refused.
+    """
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(given)):
+        return fn(*given)
+    with jax.ensure_compile_time_eval():
+        return fn(*given)
 
 
 def _integers(name: str, value: Any) -> Any:
@@ -145,7 +161,7 @@ def valid_steps(lengths: Any, mask: Any, batch: tuple[int, ...], time: int) -> A
         lengths = check_lengths(lengths, batch, time)
     if mask is not None:
         mask = check_flags("mask", mask, batch, time)
-    return real_steps(lengths, mask, time)
+    return computed_now(lambda *steps: real_steps(steps[0], steps[1], time), lengths, mask)
 
 
 def real_steps(lengths: Any, mask: Any, time: int) -> Array | None:

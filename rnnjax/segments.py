@@ -392,4 +392,4 @@ def check_segments(segment_ids: Any, num_segments: Any) -> tuple[Array, int]:
     if isinstance(ids, Tracer):
         # Not to be checked, so left out: as an index of JAX, -1 would be the last segment.
         ids = jnp.where((ids < 0) | (ids > count), 0, ids)
-    return ids.astype(jnp.int32), count
+    return masking.computed_now(lambda array: array.astype(jnp.int32), ids), count

@@ -153,7 +153,11 @@ def prompt_lengths(lengths: Any, batch: tuple[int, ...], time: int) -> Array:
         raise ValueError(
             f"lengths must be at least 1, got 0 at index {place}: an empty prompt needs a start"
         )
-    return jnp.clip(jnp.asarray(lengths).astype(jnp.int32), 1, time)
+
+    def clipped(lengths: Any) -> Array:
+        return jnp.clip(jnp.asarray(lengths).astype(jnp.int32), 1, time)
+
+    return masking.computed_now(clipped, lengths)
 
 
 def row_keys(key: Any, batch: tuple[int, ...], draws: bool) -> Array:

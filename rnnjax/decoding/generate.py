@@ -279,9 +279,9 @@ def _check_prompt(prompt: Any, lengths: Any, vocab_size: int) -> tuple[Array, Ar
         )
     batch, time = prompt.shape[:-1], prompt.shape[-1]
     ends = prompt_lengths(lengths, batch, time)
-    if lengths is not None:  # the padding need not be an id: it is never read
-        prompt = masking.zero_padding(masking.lengths_to_mask(ends, time), prompt)
-    return check_tokens(prompt, vocab_size, "prompt").astype(jnp.int32), ends
+    # The padding need not be an id: it is never read.
+    valid = None if lengths is None else masking.valid_steps(ends, None, batch, time)
+    return check_tokens(prompt, vocab_size, "prompt", valid).astype(jnp.int32), ends
 
 
 def _check_model(model: Any) -> None:

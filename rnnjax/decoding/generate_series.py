@@ -182,6 +182,7 @@ def _check_prompt(prompt: Any, lengths: Any, head: Head) -> tuple[Array, Array]:
     ends = prompt_lengths(lengths, steps[:-1], steps[-1])
     if not value_shape:
         if lengths is not None:  # the padding need not be an id: it is never read
-            prompt = masking.zero_padding(masking.lengths_to_mask(ends, steps[-1]), prompt)
+            valid = masking.valid_steps(ends, None, steps[:-1], steps[-1])
+            prompt = masking.computed_now(masking.zero_padding, valid, prompt)
         head.encode(prompt)  # refuses others; in the compiled program nobody can look
     return prompt, ends

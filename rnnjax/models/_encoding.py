@@ -82,7 +82,7 @@ class Encoding(NamedTuple):
         if self.embedding is None:
             xs = masking.zero_padding(valid, inputs)
         else:
-            ids = check_tokens(masking.zero_padding(valid, inputs), self.embedding.vocab_size)
+            ids = check_tokens(inputs, self.embedding.vocab_size, valid=valid)
             xs = self.embedding.apply(params.embedding, ids)
         xs = apply_dropout(keys[0], xs, self.rate)
         return self.layer.apply(params.encoder, xs, mask=valid, resets=resets, key=keys[1])[1]
@@ -133,4 +133,5 @@ def packed_steps(
             f"segment_ids must have the shape of the inputs up to T, {shape}, "
             f"got {segment_ids.shape}"
         )
-    return segment_ids > 0, resets_from_segment_ids(segment_ids)
+    valid = masking.computed_now(lambda ids: ids > 0, segment_ids)
+    return valid, resets_from_segment_ids(segment_ids)

@@ -122,7 +122,7 @@ def read_tokens(
     if not tokens.ndim:
         raise ValueError(f"{name} must have shape [..., T], got a scalar")
     valid = _real(name, lengths, tokens.shape[:-1], tokens.shape[-1])
-    return check_tokens(masking.zero_padding(valid, tokens), vocab_size, name), valid
+    return check_tokens(tokens, vocab_size, name, valid), valid
 
 
 def split_key(key: Key | None, count: int) -> Any:

@@ -160,14 +160,23 @@ def table_of(params: Any) -> Array:
     return jax.lax.stop_gradient(params.vectors) if is_frozen else params.vectors
 
 
-def check_tokens(tokens: Any, vocab_size: int, name: str = "tokens") -> Array:
+def check_tokens(
+    tokens: Any, vocab_size: int, name: str = "tokens", valid: Array | None = None
+) -> Array:
     """Token ids as an array of integers; traced ones are clamped to [0, vocab_size).
+
+    Args:
+        tokens: ids [...].
+        vocab_size: their number.
+        name: what they are, for the message.
+        valid: bool [...], True where one is real; the others are not read, and become 0.
 
     Raises:
         ValueError: they are not integers, or (where the values are concrete) one lies outside
             [0, vocab_size).
     """
     tokens = masking.as_integers(name, tokens)
+    tokens = masking.computed_now(masking.zero_padding, valid, tokens)
     check_range(name, tokens, vocab_size, f"[0, {vocab_size})")
     # An index of JAX that is negative counts from the end.
     return jnp.clip(tokens, 0, vocab_size - 1) if isinstance(tokens, Tracer) else tokens

@@ -168,7 +168,7 @@ def language_model(
         if not tokens.ndim:
             raise ValueError("tokens must have shape [..., T], got a scalar")
         valid = masking.valid_steps(lengths, mask, tokens.shape[:-1], tokens.shape[-1])
-        tokens = check_tokens(masking.zero_padding(valid, tokens), vocab_size)
+        tokens = check_tokens(tokens, vocab_size, valid=valid)
         word_key, in_key, inner, out_key = _split(key)
         xs = embedding.apply(params.embedding, tokens)
         xs = _drop_words(word_key, tokens, xs, vocab_size, word_rate)
