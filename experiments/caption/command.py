@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,17 +21,18 @@ from experiments.caption.settings import Export, Request, Settings
 from experiments.caption.training import make_batches, make_loss
 from experiments.running import curves
 from experiments.running.command_line import run_program
-from experiments.running.console import command, parameter_table
+from experiments.running.console import command, parameter_table, wrapped
 from experiments.running.devices import find_devices
 from experiments.running.exported import write_programs
+from experiments.running.figures import show_picture
 from experiments.running.loss_fitting import Fitted, Recipe, fit_by_loss
 from experiments.running.opening import open_run
 from experiments.running.processes import start_time
 from experiments.running.run_settings import stored_config
-from experiments.running.setting_checks import above, at_least, check_settings, whole
+from experiments.running.setting_checks import at_least, check_settings, whole
 from experiments.running.trained import WEIGHTS, finished_settings, load_trained
 from experiments.running.words import joined_words
-from rnnjax.data import Vocabulary
+from rnnjax.data import DataError, Vocabulary
 from rnnjax.weights import save_weights
 
 PROGRAM = "python -m experiments.caption"
@@ -83,7 +84,7 @@ def _announce(corpus: Corpus) -> None:
         f"{corpus.name}: {counts[0]} pictures to train, {counts[1]} to validate, "
         f"{counts[2]} to test"
     )
-    print(f"{corpus.note}; {len(corpus.vocabulary):,} words")
+    print(wrapped(f"{corpus.note}; {len(corpus.vocabulary):,} words"))
 
 
 def _lines(vocabulary: Vocabulary, part: Captioned, found: Sequence[Any]) -> list[str]:
@@ -179,9 +180,9 @@ def caption_one(request: Request) -> None:
     for text in found:
         print(joined_words(_words(vocabulary, text)) or "(empty)")
     if network.attends and found and found[0]:
-        path = request.figure or request.run / "where-it-looked-at-a-picture.png"
-        _draw(network, params, vocabulary, pictures, found[:1], path)
-        print(f"where it looked: {path}", file=sys.stderr)
+        draw = functools.partial(_draw, network, params, vocabulary, pictures, found[:1])
+        beside_run = request.run / "where-it-looked-at-a-picture.png"
+        show_picture(draw, "where it looked", request.figure, beside_run)
 
 
 def export_run(request: Export) -> None:
@@ -217,8 +218,11 @@ def _check(settings: Settings) -> None:
         beam=whole(1, 1_000),
         once=at_least(0),
         entropy=at_least(0),
-        learning_rate=above(0),
     )
+    if settings.selector and settings.attention not in ("inside", "hard"):
+        raise DataError(
+            f"--selector must be with --attention inside or hard, got it with {settings.attention}"
+        )
 
 
 def _train(settings: Settings) -> None:

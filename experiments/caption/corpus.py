@@ -13,6 +13,7 @@ from experiments.caption.scenes import PIXELS, Scene, make_scenes
 from experiments.caption.settings import Settings
 from experiments.running.words import words
 from rnnjax.data import DataError, Vocabulary, read_lines
+from rnnjax.data.pairs import divided
 
 START, STOP = 2, 3
 _MARKS = ("<start>", "<stop>")
@@ -80,8 +81,9 @@ def _captioned(scenes: Sequence[Scene]) -> Captioned:
 
 
 def _from_files(path: Path, settings: Settings) -> tuple[Captioned, Captioned, Captioned, str]:
-    """The pictures that a file lists, a tenth of them to validate and a tenth to test."""
-    pictures, captions = [], []
+    """The pictures that a file lists, a tenth of them to validate and a tenth to test; captions of
+    one picture stay together."""
+    names, captions, long = [], [], 0
     for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
@@ -91,39 +93,46 @@ def _from_files(path: Path, settings: Settings) -> tuple[Captioned, Captioned, C
                 f"{path}, line {number}, must be a path, a tab and a caption, got {line[:60]!r}"
             )
         if len(found) < settings.max_length:  # the stop is one more
-            pictures.append(read_picture(path.parent / row[0]))
+            names.append(row[0])
             captions.append(found)
-    if len(pictures) < 10:
+        else:
+            long += 1
+    count = len(set(names))
+    parts = divided(names, settings.seed)
+    if count < 10 or parts is None:
         raise DataError(
             f"{path} must have at least 10 pictures with captions of less than "
-            f"{settings.max_length} words, got {len(pictures)}"
+            f"{settings.max_length} words, got {count}"
         )
-    order = np.random.default_rng(settings.seed).permutation(len(pictures))
-    tenth = len(order) // 10
-    parts = np.split(order, [len(order) - 2 * tenth, len(order) - tenth])
+    pictures = {name: read_picture(path.parent / name) for name in dict.fromkeys(names)}
     train, validation, test = (
-        Captioned(np.stack([pictures[i] for i in part]), [captions[i] for i in part], None)
+        Captioned(np.stack([pictures[names[i]] for i in part]), [captions[i] for i in part], None)
         for part in parts
     )
     note = f"divided 80/10/10 by seed {settings.seed}, pictures brought to {PIXELS} x {PIXELS}"
+    if long:
+        note += f", {long:,} captions of {settings.max_length} words or more left out"
     return train, validation, test, note
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """A picture file as uint8 [36, 36, 3].
+    """A picture file as uint8 [36, 36, 3]: turned as its camera says, and on white where it can be
+    seen through.
 
     Raises:
         DataError: there is none, or it is no picture.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(path) as image:
-            small = image.convert("RGB").resize((PIXELS, PIXELS), Image.Resampling.BOX)
+            turned = ImageOps.exif_transpose(image).convert("RGBA")
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         why = getattr(error, "strerror", None) or "no picture in it"
         raise DataError(f"{path} must be a picture, got {why}") from None
-    return np.asarray(small, np.uint8)
+    white = Image.new("RGBA", turned.size, "white")
+    small = Image.alpha_composite(white, turned).convert("RGB")
+    return np.asarray(small.resize((PIXELS, PIXELS), Image.Resampling.BOX), np.uint8)
 
 
 class CaptionBatches:

@@ -30,7 +30,7 @@ class Settings(RunSettings):
     recurrence (Show, Attend and Tell), at a mean of all places or, hard, at one that is drawn; or
     nowhere, knowing the mean of the whole picture alone."""
     selector: bool = False
-    """Whether a decoder that looks before each step may pass over what it sees."""
+    """Whether a decoder that looks before each step, inside or hard, may pass over what it sees."""
     hidden_size: int = 128
     """Units of the decoder, an LSTM."""
     picture_size: int = 64

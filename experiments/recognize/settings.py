@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import Positional
 
@@ -73,8 +73,6 @@ class Settings(RunSettings):
     """Go on with the run in --out from its newest good checkpoint, with the settings it has."""
     replace: bool = False
     """Delete the run in --out, and begin anew."""
-
-    MAY_CHANGE: ClassVar = ("devices",)
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ class Settings(RunSettings):
     from: slow."""
 
     OF_THE_DAY: ClassVar = ("resume", "replace", "debug_checks")
-    MAY_CHANGE: ClassVar = ("epochs", "prefetch", "devices")
+    MAY_CHANGE: ClassVar = ("epochs", "prefetch")
 
 
 def build_model(settings: Settings, vocab_size: int, num_classes: int) -> rnnjax.Model:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -12,7 +12,7 @@ import docstring_parser
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from experiments.running.console import wrapped
+from experiments.running.console import complain, wrapped
 
 # More can only be a slip of the keyboard, and NumPy would fail in words of its own where 64 bits do
 # not hold it.
@@ -41,9 +41,25 @@ def parse(
         description = first_lines(kind)
     read: Any = tyro.cli
     with _words_for_types():
-        return read(
+        found = read(
             kind, prog=program, description=description, args=arguments, config=tuple(config)
         )
+    if bad := next(_no_text(found), None):
+        complain(f"error: {bad[0]} must be UTF-8 text, got {bad[1]!r}")
+        raise SystemExit(2)
+    return found
+
+
+def _no_text(found: Any) -> Iterator[tuple[str, str]]:
+    """Names and values of bytes that are no text, which Python gives as half surrogates: no
+    vocabulary, record or picture takes them. The name of a file may have such."""
+    for field in dataclasses.fields(found) if dataclasses.is_dataclass(found) else ():
+        value = getattr(found, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _no_text(value)
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and any("\ud800" <= letter <= "\udfff" for letter in text):
+                yield field.name, text
 
 
 def one_paragraph(text: str) -> str:

@@ -36,7 +36,8 @@ class RunSettings:
     # What to do with a folder is no setting of the run in it, and is not written down.
     OF_THE_DAY: ClassVar[tuple[str, ...]] = ("resume", "replace")
     # A run that goes on with others of these comes to what it would have come to with them all
-    # along. So it does with the data elsewhere, in a folder elsewhere, and saved at other times.
+    # along. So it does with the data elsewhere, in a folder elsewhere, saved at other times, and
+    # but for the last bits on other devices.
     MAY_CHANGE: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
@@ -48,7 +49,7 @@ class RunSettings:
     @classmethod
     def may_change(cls) -> frozenset[str]:
         """The settings that a run may go on with others of."""
-        return cls.places() | {"out", "checkpoint_every", "keep", *cls.MAY_CHANGE}
+        return cls.places() | {"out", "checkpoint_every", "keep", "devices", *cls.MAY_CHANGE}
 
     @property
     def existing(self) -> Literal["refuse", "resume", "replace"]:

@@ -6,32 +6,56 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+# Scripts that leave no blank between words: each letter is a token. Chinese characters and their
+# marks, kana, Thai, Lao, Burmese, Khmer.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff"
+    "\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+)
+# Their full stops and brackets, which have their blank within them.
+_WIDE = "\u3001-\u3003\u3008-\u3011\uff01-\uff0f\uff1a-\uff1f"
+_JOINERS = "\u200c\u200d"  # say how letters are joined, and are parts of words
 
-def words(text: str) -> list[str]:
-    """Words and signs in lower case.
+
+def words(text: str, *, keep_case: bool = False) -> list[str]:
+    """Words and signs, in lower case unless the case is kept.
 
     A letter with a mark is the same word however Unicode spells it, and vowel signs, as those of
-    Hindi, are parts of their words.
+    Hindi, are parts of their words. Of scripts without blanks between words each letter is a token.
+    What cannot be seen, such as a soft hyphen, is left out.
 
     Example:
         >>> words("Ein Mann, der schläft.")
         ['ein', 'mann', ',', 'der', 'schläft', '.']
-        >>> words("Cafe\\u0301") == ["caf\\u00e9"]
+        >>> words("Cafe\\u0301", keep_case=True) == ["Caf\\u00e9"]
+        True
+        >>> words("\\u6211\\u7231 NLP\\u3002") == ["\\u6211", "\\u7231", "nlp", "\\u3002"]
         True
     """
-    text = unicodedata.normalize("NFC", text.lower())
-    # Marks, which Python's \w leaves out, and the two signs that say how letters are joined.
-    marks = {sign for sign in set(text) if unicodedata.category(sign)[0] == "M"}
-    joined = re.escape("".join(sorted(marks))) + "\u200c\u200d"
-    return re.findall(rf"[\w{joined}]+|[^\w\s]", text)
+    text = unicodedata.normalize("NFC", text if keep_case else text.lower())
+    kinds = {sign: unicodedata.category(sign) for sign in set(text)}
+    unseen = {ord(s): None for s, kind in kinds.items() if kind == "Cf" and s not in _JOINERS}
+    # Marks, which Python's \w leaves out.
+    marks = re.escape("".join(sorted(s for s, kind in kinds.items() if kind[0] == "M")))
+    letter, mark = rf"(?![{_UNSPACED}])[\w{marks}{_JOINERS}]", f"[{marks}\ufe0f]*"
+    sign = rf"[^\w\s{_JOINERS}]"
+    return re.findall(
+        rf"[{_UNSPACED}]{mark}|(?!{sign}|[{_JOINERS}])(?:{letter})+|{sign}{mark}",
+        text.translate(unseen),
+    )
 
 
 def joined_words(tokens: Sequence[str]) -> str:
-    """Tokens as a text: signs stand by the word before them.
+    """Tokens as a text: signs stand by the word before them, and letters of scripts without blanks
+    by one another.
 
     Example:
         >>> joined_words(["a", "man", ",", "asleep", "."])
         'a man, asleep.'
+        >>> joined_words(["\\u6211", "\\u7231", "\\u3002"]) == "\\u6211\\u7231\\u3002"
+        True
     """
-    text = re.sub(r" ([.,!?;:)\]])", r"\1", " ".join(tokens))
-    return re.sub(r"([(\[]) | (['-]) ", r"\1\2", text)
+    text = re.sub(r" ([.,!?;:)\]\u2026])", r"\1", " ".join(tokens))
+    text = re.sub(r"([(\[\u00bf\u00a1]) | (['\u2019-]) ", r"\1\2", text)
+    wide = _UNSPACED + _WIDE
+    return re.sub(rf"(?<=[{wide}]) (?=[{wide}])|(?<=[{_WIDE}]) | (?=[{_WIDE}])", "", text)

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 import rnnjax
 from experiments.running import curves
 from experiments.running.command_line import run_program
-from experiments.running.console import command, complain, parameter_table, wrapped
+from experiments.running.console import command, complain, parameter_table, shortened, wrapped
 from experiments.running.devices import find_devices
 from experiments.running.exported import write_programs
+from experiments.running.figures import show_picture
 from experiments.running.loss_fitting import Fitted, Recipe, fit_by_loss
 from experiments.running.opening import open_run
 from experiments.running.packages import missing_line
+from experiments.running.predicting import chunks
 from experiments.running.processes import start_time
 from experiments.running.run_settings import stored_config
 from experiments.running.setting_checks import at_least, check_settings, probability, whole
-from experiments.running.trained import WEIGHTS, finished_settings, load_trained
+from experiments.running.trained import WEIGHTS
 from experiments.translate.corpus import Corpus, joined, read_corpus, tokenizer, tokens_of
 from experiments.translate.decoding import alignments, translate
 from experiments.translate.model import build_model
@@ -30,15 +35,16 @@ from experiments.translate.pictures import Alignment, draw_alignments
 from experiments.translate.scoring import bleu, exact, on_diagonal, sacrebleu
 from experiments.translate.settings import Export, Request, Settings
 from experiments.translate.training import count_tokens, make_batches, make_loss
-from rnnjax.data import UNKNOWN, DataError, Vocabulary
+from experiments.translate.translator import PROGRAM, STOP_SHOWN, VOCABULARIES, Translator
+from rnnjax.data import UNKNOWN, DataError, read_lines
 from rnnjax.weights import save_weights
 
-PROGRAM = "python -m experiments.translate"
 CURVES, SAMPLES, ALIGNMENT = "curves.png", "samples.txt", "alignment.png"
-VOCABULARIES = ("source_vocabulary.json", "target_vocabulary.json")
+LOOKED = "alignment-of-a-sentence.png"
 _SHOWN = 3  # translations after each epoch, and panels of a picture
-_STOP_SHOWN = "·"
 _ALIGNED = 200  # test sequences of which the attention is looked at
+_AT_ONCE = 1_024  # lines that are read before they are translated, those of like length together
+_EXAMPLE = 60  # characters at most of the sentence that a finished run proposes to translate
 
 
 def train(settings: Settings, folder: Path) -> Fitted:
@@ -53,7 +59,7 @@ def train(settings: Settings, folder: Path) -> Fitted:
     identity = {"settings": settings.written(), "sha256": corpus.sha256}
     leaves = (WEIGHTS, *VOCABULARIES, CURVES, SAMPLES, ALIGNMENT)
     with open_run(settings, folder, stored, identity, leaves) as (run, saver):
-        _announce(corpus)
+        _announce(corpus, settings)
         params = model.init(jax.random.key(settings.seed))
         parameter_table(params)
 
@@ -78,27 +84,33 @@ def train(settings: Settings, folder: Path) -> Fitted:
     return fitted
 
 
-def _announce(corpus: Corpus) -> None:
+def _announce(corpus: Corpus, settings: Settings) -> None:
     counts = [f"{len(part.sources):,}" for part in corpus[5:8]]
     print(
         f"{corpus.name}: {counts[0]} pairs to train, {counts[1]} to validate, {counts[2]} to test"
     )
-    print(corpus.note)
-    print(f"{len(corpus.source):,} tokens of sources, {len(corpus.target):,} of targets")
+    print(wrapped(corpus.note))
+    source, target = corpus.train.sources[0], corpus.train.targets[0][:-1]
+    print(shortened(f"such as {_line(corpus, settings, source, target)}"))
+    unknown = [np.mean([i == UNKNOWN for ids in side for i in ids]) for side in corpus.test]
+    print(
+        f"{len(corpus.source):,} tokens of sources, {len(corpus.target):,} of targets; unknown of "
+        f"the test: {unknown[0]:.1%} and {unknown[1]:.1%}"
+    )
 
 
 def _lines(
     corpus: Corpus, settings: Settings, sources: Sequence[list[int]], found: list
 ) -> list[str]:
     return [
-        f"  {joined(tokens_of(corpus.source, source), settings)} -> "
-        f"{_text(corpus.target, texts[0] if texts else [], settings)}"
+        f"  {_line(corpus, settings, source, texts[0] if texts else [])}"
         for source, texts in zip(sources, found, strict=True)
     ]
 
 
-def _text(vocabulary: Vocabulary, ids: Sequence[int], settings: Settings) -> str:
-    return joined(tokens_of(vocabulary, ids), settings) or "(empty)"
+def _line(corpus: Corpus, settings: Settings, source: Sequence[int], text: Sequence[int]) -> str:
+    read, written = tokens_of(corpus.source, source), tokens_of(corpus.target, text)
+    return f"{joined(read, settings)} -> {joined(written, settings) or '(empty)'}"
 
 
 def _test(
@@ -129,7 +141,7 @@ def _test(
     if not settings.pair and settings.task != "add":
         figures["on_diagonal"] = on_diagonal(weights, settings.name)
     panels = [
-        Alignment(tokens_of(corpus.source, source), [*text, _STOP_SHOWN], rows)
+        Alignment(tokens_of(corpus.source, source), [*text, STOP_SHOWN], rows)
         for source, text, rows in zip(sources[:_SHOWN], written, weights, strict=False)
     ]
     draw_alignments(panels, folder / ALIGNMENT)
@@ -142,7 +154,7 @@ def _with_signature(written: list[list[str]], corpus: Corpus, settings: Settings
         print(wrapped(f"{line}; pip install sacrebleu, or -e '.[translate]' in a checkout"))
         return {}
     texts = [joined(tokens, settings) for tokens in written]
-    score, signature = sacrebleu(texts, corpus.test_pairs.targets)
+    score, signature = sacrebleu(texts, corpus.test_pairs.targets, keep_case=settings.keep_case)
     return {"sacrebleu": score, "signature": signature}
 
 
@@ -160,64 +172,94 @@ def _report(
     if "sacrebleu" in figures:
         print(f"sacrebleu {figures['sacrebleu']:.2f}, {figures['signature']}")
     print(f"{seconds:.0f} s, compiling included; files in {folder}")
-    example = corpus.test_pairs.sources[0]
-    print(f"try:\n  {command(*PROGRAM.split(), 'translate', folder, example)}")
+    print(f"try:\n  {command(*PROGRAM.split(), 'translate', folder, _example(corpus))}")
 
 
-def translate_one(request: Request) -> None:
-    """Translate a sentence with the network in a run's folder."""
+def _example(corpus: Corpus) -> str:
+    """A sentence of the test that fits into a line, and is not taken for an option."""
+    sources = [text for text in corpus.test_pairs.sources if not text.startswith("-")]
+    short = [text for text in sources if len(text) <= _EXAMPLE]
+    return (short or sorted(sources, key=len) or ["..."])[0]
+
+
+def translate_texts(request: Request) -> None:
+    """Translate with the network in a run's folder."""
     check_settings(request, beam=whole(1, 1_000), length_penalty=at_least(0))
-    model, params, source, target, settings = _load(request.run)
-    tokens = tokenizer(settings)(request.sentence)
-    if not tokens:
+    if request.picture is not None and len(request.sentences) != 1:
+        raise DataError(
+            f"--picture must be of one sentence, got it with {len(request.sentences) or 'none'}"
+        )
+    translator = Translator(request.run)
+    if len(request.sentences) == 1:
+        _translate_one(translator, request)
+    else:
+        _translate_many(translator, request)
+
+
+def _translate_one(translator: Translator, request: Request) -> None:
+    (sentence,) = request.sentences
+    if not translator.tokens(sentence):
         raise DataError("the sentence must have at least one token, got none")
-    ids = source.encode(tokens)
-    unknown = [token for token, i in zip(tokens, ids, strict=True) if i == UNKNOWN]
-    if unknown:
-        complain(f"note: not in the training sentences: {', '.join(unknown)}")
-    (found,) = translate(
-        model,
-        params,
-        [ids],
-        beam=request.beam,
-        max_length=settings.max_length,
-        length_penalty=request.length_penalty,
-    )
-    for text in found:
-        print(_text(target, text, settings))
-    if settings.attention == "none" or not found:
-        return
-    (weights,) = alignments(model, params, [ids], found[:1])
-    path = request.picture or request.run / "alignment-of-a-sentence.png"
-    written = [*tokens_of(target, found[0]), _STOP_SHOWN]
-    draw_alignments([Alignment(tokens, written, weights)], path)
-    print(f"where it looked: {path}", file=sys.stderr)
+    _note_unknown(translator.unknown(sentence))
+    options = {"beam": request.beam, "length_penalty": request.length_penalty}
+    (found,) = translator.ids([sentence], **options)
+    for ids in found:
+        print(translator.text(ids) or "(empty)")
+    _note_cut(translator, sum(map(translator.was_cut, found[:1])), 1)
+    if translator.settings.attention != "none" and found:
+        alignment = translator.looked(sentence, found[0])
+        draw = functools.partial(draw_alignments, [alignment])
+        show_picture(draw, "where it looked", request.picture, request.run / LOOKED)
+
+
+def _translate_many(translator: Translator, request: Request) -> None:
+    """A line for each sentence, as it comes; an empty one for one without words."""
+    unknown: Counter[str] = Counter()
+    count = cut = 0
+    options = {"beam": request.beam, "length_penalty": request.length_penalty}
+    for sentences in chunks(request.sentences or read_lines(sys.stdin), _AT_ONCE):
+        for sentence, found in zip(sentences, translator.ids(sentences, **options), strict=True):
+            print(translator.text(found[0]) if found else "")
+            unknown.update(translator.unknown(sentence))
+            cut += bool(found) and translator.was_cut(found[0])
+        count += len(sentences)
+    if not count:
+        raise DataError("sentences must come as arguments or on standard input, got none")
+    _note_unknown([token for token, _ in unknown.most_common()])
+    _note_cut(translator, cut, count)
+
+
+def _note_unknown(tokens: Sequence[str]) -> None:
+    if tokens:
+        shown = ", ".join(tokens[:10]) + (f" and {len(tokens) - 10:,} more" * (len(tokens) > 10))
+        complain(f"note: not in the training sentences: {shown}")
+
+
+def _note_cut(translator: Translator, cut: int, count: int) -> None:
+    if cut:
+        complain(
+            f"note: {cut:,} of {count:,} translations had no end after "
+            f"{translator.settings.max_length} tokens, the --max-length of the run, and were cut"
+        )
 
 
 def export_run(request: Export) -> None:
     """Write the network of a run as programs that need JAX alone to run."""
-    model, params, _, _, _ = _load(request.run)
-    names = dict(zip(("source", "target"), VOCABULARIES, strict=True))
+    translator = Translator(request.run)
+    model, names = translator.model, dict(zip(("source", "target"), VOCABULARIES, strict=True))
     write_programs(
         request.out or request.run / "exported",
-        (model.encode, model.step, params),
+        (model.encode, model.step, translator.params),
         {f"{side}_vocabulary": request.run / name for side, name in names.items()},
     )
-
-
-def _load(
-    folder: Path,
-) -> tuple[rnnjax.SequenceToSequence, Any, Vocabulary, Vocabulary, Settings]:
-    settings = finished_settings(PROGRAM, Settings, folder)
-    source, target = (Vocabulary.load(folder / name) for name in VOCABULARIES)
-    model = build_model(settings, len(source), len(target))
-    return model, load_trained(model.init, folder), source, target, settings
 
 
 def _check(settings: Settings) -> None:
     """Refuse what no part of the library would, before anything is made."""
     if settings.pair is not None and settings.task is not None:
         raise DataError("--task and --pair must be given one at a time, got both")
+    if settings.targets is not None and settings.pair is None:
+        raise DataError("--targets must be given with a file as --pair, got no --pair")
     check_settings(
         settings,
         examples=whole(1, 10_000_000),
@@ -247,6 +289,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         PROGRAM,
         Settings,
         _train,
-        {"translate": (Request, translate_one), "export": (Export, export_run)},
+        {"translate": (Request, translate_texts), "export": (Export, export_run)},
         arguments,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import re
@@ -22,10 +23,12 @@ _HELD_OUT = 1000
 
 
 class _Tokens(NamedTuple):
-    """Pairs as tokens."""
+    """Pairs as tokens and as text, and how many others were left out."""
 
     sources: list[list[str]]
     targets: list[list[str]]
+    texts: Pairs
+    left_out: int
 
 
 class Encoded(NamedTuple):
@@ -40,7 +43,7 @@ class Corpus(NamedTuple):
 
     Attributes:
         name: of the task or the data set.
-        note: how it was made or divided.
+        note: how it was made or divided, and what was left out.
         sha256: of its text.
         source: the tokens of sources.
         target: the tokens of targets, the start and the stop among them.
@@ -64,14 +67,14 @@ class Corpus(NamedTuple):
 def read_corpus(settings: Settings) -> Corpus:
     """The pairs that the settings name, from files or made by the seed."""
     loaded = _generated(settings) if settings.pair is None else _load(settings)
-    tokenize, note = tokenizer(settings), loaded.note
-    train, validation, test = (
-        _Tokens(*([tokenize(text) for text in side] for side in part))
-        for part in (loaded.train, loaded.validation, loaded.test)
-    )
-    train, left_out = _short(train, settings.max_length)
-    if left_out:
-        note += f"; {left_out:,} pairs of more than {settings.max_length} tokens left out"
+    parts = (loaded.train, loaded.validation, loaded.test)
+    train, validation, test = (_tokens(part, settings) for part in parts)
+    note, counts = loaded.note, [part.left_out for part in (train, validation, test)]
+    if any(counts):
+        note += (
+            f"; left out, as empty or of more than {settings.max_length} tokens: "
+            f"{counts[0]:,} pairs to train, {counts[1]:,} to validate, {counts[2]:,} to test"
+        )
     least = settings.min_count if settings.pair else 1
     source = Vocabulary.fit(train.sources, min_count=least)
     target = _with_marks(Vocabulary.fit(train.targets, min_count=least))
@@ -84,7 +87,7 @@ def read_corpus(settings: Settings) -> Corpus:
         train=_encode(source, target, train),
         validation=_encode(source, target, validation),
         test=_encode(source, target, test),
-        test_pairs=loaded.test,
+        test_pairs=test.texts,
     )
 
 
@@ -94,10 +97,14 @@ def _load(settings: Settings) -> PairParts:
     if languages is None:
         if not Path(settings.pair).suffix and not Path(settings.pair).exists():
             raise DataError(
-                "--pair must be two languages, as de-en, or the path of a .tsv file, got "
+                "--pair must be two languages, as de-en, or the path of a file, got "
                 f"{settings.pair!r}"
             )
-        return load_pairs(settings.pair, seed=settings.seed)
+        return load_pairs(settings.pair, target_path=settings.targets, seed=settings.seed)
+    if settings.targets is not None:
+        raise DataError(
+            f"--targets must be given with a file as --pair, got {settings.pair} as --pair"
+        )
     source, target = languages.groups()
     return load_pairs("multi30k", source=source, target=target, data_dir=settings.data_dir)
 
@@ -149,7 +156,7 @@ def _sum(rng: np.random.Generator, settings: Settings) -> tuple[str, str]:
 def tokenizer(settings: Settings) -> Callable[[str], list[str]]:
     """From a text to its tokens, on both sides."""
     if settings.pair is not None:
-        return words
+        return functools.partial(words, keep_case=settings.keep_case)
     return list if settings.task == "add" else str.split
 
 
@@ -160,13 +167,17 @@ def joined(tokens: Sequence[str], settings: Settings) -> str:
     return joined_words(tokens)
 
 
-def _short(pairs: _Tokens, most: int) -> tuple[_Tokens, int]:
-    """The pairs of which neither side is longer than ``most``, and how many others there are."""
-    kept = [pair for pair in zip(*pairs, strict=True) if 0 < len(pair[0]) <= most]
-    kept = [pair for pair in kept if 0 < len(pair[1]) < most]  # the stop is one more
+def _tokens(pairs: Pairs, settings: Settings) -> _Tokens:
+    """The pairs with tokens on both sides, at most --max-length with the stop of the target."""
+    tokenize, most = tokenizer(settings), settings.max_length
+    sources, targets = ([tokenize(text) for text in side] for side in pairs)
+    lengths = [(len(s), len(t) + 1) for s, t in zip(sources, targets, strict=True)]
+    kept = [i for i, (s, t) in enumerate(lengths) if 0 < s <= most and 1 < t <= most]
     if not kept:
-        raise DataError(f"--max-length must leave pairs to train on, got {most}")
-    return _Tokens([s for s, _ in kept], [t for _, t in kept]), len(pairs.sources) - len(kept)
+        raise DataError(f"--max-length must leave pairs to train on and to test, got {most}")
+    sources, targets = ([side[i] for i in kept] for side in (sources, targets))
+    texts = Pairs(*([side[i] for i in kept] for side in pairs))
+    return _Tokens(sources, targets, texts, len(lengths) - len(kept))
 
 
 def _with_marks(vocabulary: Vocabulary) -> Vocabulary:

@@ -50,8 +50,10 @@ def _ngrams(tokens: Tokens, n: int) -> Counter:
     return Counter(tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1))
 
 
-def sacrebleu(written: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
-    """BLEU of texts as sacrebleu counts it, without regard to case, and its signature.
+def sacrebleu(
+    written: Sequence[str], references: Sequence[str], *, keep_case: bool = False
+) -> tuple[float, str]:
+    """BLEU of texts as sacrebleu counts it, without regard to case unless told, and its signature.
 
     The package ``sacrebleu`` must be installed.
 
@@ -60,7 +62,7 @@ def sacrebleu(written: Sequence[str], references: Sequence[str]) -> tuple[float,
     """
     from sacrebleu.metrics.bleu import BLEU  # pyright: ignore[reportMissingImports]
 
-    metric: Any = BLEU(lowercase=True)
+    metric: Any = BLEU(lowercase=not keep_case)
     score = metric.corpus_score(list(written), [list(references)]).score
     return float(score), str(metric.get_signature())
 

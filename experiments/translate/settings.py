@@ -18,9 +18,11 @@ class Settings(RunSettings):
     task: Literal["reverse", "copy", "add"] | None = None
     """A generated task: symbols in reverse, symbols as they are, or sums of two numbers. Taken to
     be reverse where there is no --pair."""
-    pair: str | None = None
-    """Sentences in two languages: de-en and the like for those of Multi30k under --data-dir, or the
-    path of a .tsv file of your own, source and target with a tab between."""
+    pair: Annotated[str | None, PLACE] = None
+    """Sentences in two languages: de-en and the like for those of Multi30k under --data-dir, or a
+    file of your own: source, tab, target on each line, or sources alone and --targets beside it."""
+    targets: Annotated[Path | None, PLACE] = None
+    """A file whose line i is what line i of the file of --pair becomes."""
     data_dir: Annotated[Path | None, PLACE] = None
     """Folder of local data sets; the environment variable RNNJAX_DATA if not given."""
     examples: int = 12_800
@@ -33,8 +35,10 @@ class Settings(RunSettings):
     """Digits of the numbers to add, at most."""
     min_count: int = 2
     """Words that are rarer in the training sentences are read as one unknown word."""
+    keep_case: bool = False
+    """Tell capitals from small letters, which are otherwise all read and written small."""
     max_length: int = 50
-    """Longest sentence to train on, in tokens, and longest to write."""
+    """Longest sentence to learn from and to be tested on, in tokens, and longest to write."""
 
     attention: Literal["none", "outside", "inside", "feeding"] = "inside"
     """Where the decoder attends: before each step, inside the recurrence (Bahdanau); outside of it
@@ -92,7 +96,7 @@ class Settings(RunSettings):
     replace: bool = False
     """Delete the run in --out, and begin anew."""
 
-    MAY_CHANGE: ClassVar = ("devices", "beam")
+    MAY_CHANGE: ClassVar = ("beam",)
 
     @property
     def name(self) -> str:
@@ -116,11 +120,14 @@ class Request:
 
     run: Positional[Path]
     """Folder of the run."""
-    sentence: Positional[str]
-    """What to translate: words, symbols with blanks between, or a sum such as 347+58."""
+    sentences: Positional[tuple[str, ...]] = ()
+    """What to translate, each in quotes: words, symbols with blanks between, or a sum such as
+    347+58. Without any, one is read from each line of standard input, and a line is printed for
+    it."""
     beam: int = 5
-    """Hypotheses side by side, of which all are printed."""
+    """Hypotheses side by side. The best is printed, and of a single sentence all of them."""
     length_penalty: float = 0.6
     """From 0, where short texts win, to 1, where the mean over the tokens counts."""
     picture: Path | None = None
-    """Where to draw the alignment; by default alignment-of-a-sentence.png in the run's folder."""
+    """Where to draw the alignment of a single sentence; by default alignment-of-a-sentence.png in
+    the run's folder."""

@@ -70,7 +70,7 @@ class Settings(RunSettings):
     replace: bool = False
     """Delete the run in --out, and begin anew."""
 
-    MAY_CHANGE: ClassVar = ("devices", "sample_prompt")
+    MAY_CHANGE: ClassVar = ("sample_prompt",)
 
 
 @dataclass(frozen=True)

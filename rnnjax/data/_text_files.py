@@ -117,8 +117,7 @@ def decoded(path: Path) -> str:
     except UnicodeDecodeError:
         lines = enumerate(content.split(b"\n"), 1)
         bad = [f"line {n}: {problem}" for n, line in lines if (problem := _not_utf8(line))]
-        utf16 = " (which has a mark of UTF-16)" if content.startswith(_UTF16_MARKS) else ""
-        raise rows_error(path, f"UTF-8 text{utf16}", bad) from None
+        raise rows_error(path, _wanted(content), bad) from None
 
 
 def read_bytes(path: Path) -> bytes:
@@ -167,10 +166,16 @@ def _split_lines(stream: IO[str]) -> Iterator[str]:
 def _checked(lines: Iterator[str], name: Path) -> Iterator[str]:
     for number, line in enumerate(lines, 1):
         if not line.isascii():
-            problem = _not_utf8(line.encode("utf-8", "surrogateescape"))
-            if problem:
-                raise rows_error(name, "UTF-8 text", [f"line {number}: {problem}"])
+            raw = line.encode("utf-8", "surrogateescape")
+            if problem := _not_utf8(raw):
+                raise rows_error(name, _wanted(raw), [f"line {number}: {problem}"])
         yield line
+
+
+def _wanted(content: bytes) -> str:
+    """What a text must be, and of one from Windows what it is."""
+    utf16 = content.startswith(_UTF16_MARKS)
+    return "UTF-8 text (this has a mark of UTF-16)" if utf16 else "UTF-8 text"
 
 
 def _not_utf8(line: bytes) -> str | None:

@@ -44,14 +44,14 @@ class PairParts(NamedTuple):
 def read_pairs(
     path: str | os.PathLike[str], target_path: str | os.PathLike[str] | None = None
 ) -> Pairs:
-    """Read pairs of sentences from two files of equally many lines, or from one .tsv file.
+    """Read pairs of sentences from two files of equally many lines, or from one with tabs.
 
-    In two files line ``i`` of one belongs to line ``i`` of the other. In a .tsv file a line is
+    In two files line ``i`` of one belongs to line ``i`` of the other. In one file a line is
     source, tab, target, and what more columns there are is left out; quotes are text, there is no
     header, and blank lines are no pairs. Files are UTF-8, gzipped if they end in .gz.
 
     Args:
-        path: the file of the sources, or the .tsv file of both.
+        path: the file of the sources, or that of both.
         target_path: the file of the targets.
 
     Returns:
@@ -86,22 +86,21 @@ def read_pairs(
 
 
 def _read_table(path: Path) -> Pairs:
-    if not path.name.lower().endswith((".tsv", ".tsv.gz")):
-        raise DataError(
-            f"{path} must be a .tsv file of pairs where no second file has targets, got another"
-        )
     lines = [(n, line.split("\t")) for n, line in enumerate(read_lines(path), 1) if line.strip()]
     if not lines:
         raise DataError(f"{path} must have pairs, got an empty file")
-    bad = [
-        f"line {n}: {len([field for field in fields[:2] if field.strip()])}"
-        for n, fields in lines
-        if len(fields) < 2 or not fields[0].strip() or not fields[1].strip()
-    ]
+    bad = [f"line {n}: {problem}" for n, fields in lines if (problem := _not_a_pair(fields))]
     if bad:
         raise rows_error(path, "two sentences a line with a tab between", bad)
     sources, targets = ([fields[i].strip() for _, fields in lines] for i in (0, 1))
     return Pairs(sources, targets)
+
+
+def _not_a_pair(fields: Sequence[str]) -> str | None:
+    if len(fields) < 2:
+        return "no tab"
+    empty = [not field.strip() for field in fields[:2]]
+    return f"nothing {'before' if empty[0] else 'behind'} the tab" if any(empty) else None
 
 
 def load_pairs(
@@ -117,10 +116,11 @@ def load_pairs(
 
     - ``multi30k``: ``DATA_DIR/multi30k/{train,val,test_2016_flickr}.LANGUAGE[.gz]``, captions in
       ``de``, ``en`` and ``fr``, in their own division.
-    - a path: your own pairs, as ``read_pairs`` reads them, divided 80/10/10 by ``seed``.
+    - a path: your own pairs, as ``read_pairs`` reads them, divided 80/10/10 by ``seed``. Pairs with
+      equal sources go to one part, so that nothing that is tested was learned by heart.
 
     Args:
-        name: ``multi30k``, or the path of your own .tsv file or file of sources.
+        name: ``multi30k``, or the path of your own file of pairs or of sources.
         source: of ``multi30k``, the language that is read.
         target: of ``multi30k``, the language that is written.
         target_path: of your own files, that of the targets, if it is another.
@@ -170,16 +170,33 @@ def _own_pairs(name: str, target_path: str | os.PathLike[str] | None, seed: int)
     if target_path is None and not path.suffix and not path.exists():
         raise DataError(f"pairs must be a file or multi30k, got {name!r}")
     pairs = read_pairs(path, target_path)
-    count = len(pairs.sources)
-    if count < 3:
-        raise DataError(f"{path} must have at least 3 pairs to divide, got {count}")
-    order = np.random.default_rng(seed).permutation(count).tolist()
-    tenth = max(1, round(0.1 * count))
-    parts = (order[2 * tenth :], order[tenth : 2 * tenth], order[:tenth])
-    train, validation, test = (_pick_pairs(pairs, part) for part in parts)
+    found = divided(pairs.sources, seed)
+    if found is None:
+        count = len(set(pairs.sources))
+        raise DataError(f"{path} must have at least 3 different sources to divide, got {count}")
+    train, validation, test = (_pick_pairs(pairs, part) for part in found)
     paths = [path] if target_path is None else [path, Path(target_path)]
     note = f"divided 80/10/10 by seed {seed}"
     return PairParts(path.name, train, validation, test, files_sha256(*paths), note)
+
+
+def divided(keys: Sequence[str], seed: int) -> tuple[list[int], list[int], list[int]] | None:
+    """The places of rows in three parts, rows with equal keys in the same: of the different keys
+    80/10/10 by the seed. None where there are fewer than three.
+    """
+    rows: dict[str, list[int]] = {}
+    for i, key in enumerate(keys):
+        rows.setdefault(key, []).append(i)
+    if len(rows) < 3:
+        return None
+    groups = list(rows.values())
+    order = [groups[i] for i in np.random.default_rng(seed).permutation(len(groups))]
+    tenth = max(1, round(0.1 * len(groups)))
+    test, validation, train = (
+        [i for group in part for i in group]
+        for part in (order[:tenth], order[tenth : 2 * tenth], order[2 * tenth :])
+    )
+    return train, validation, test
 
 
 def _pick_pairs(pairs: Pairs, rows: Sequence[int]) -> Pairs:

@@ -50,11 +50,16 @@ def test_files_that_do_not_fit_each_other_are_refused(tmp_path, source, target, 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.tsv", b"a\tb\nc\n", "two sentences a line with a tab between, got line 2: 1"),
-        ("a.tsv", b"a\t\n", "two sentences a line with a tab between, got line 1: 1"),
+        ("a.tsv", b"a\tb\nc\n", "two sentences a line with a tab between, got line 2: no tab"),
+        ("a.tsv", b"a\t\n", "two sentences a line with a tab between, got line 1: nothing behind"),
+        ("a.tsv", b" \tb\n", "between, got line 1: nothing before the tab"),
         ("a.tsv", b"", "must have pairs, got an empty file"),
         ("a.tsv", b"a\tcaf\xe9\n", "must have UTF-8 text, got line 1: byte 0xe9 at column 6"),
-        ("a.txt", b"a\tb\n", "must be a .tsv file of pairs where no second file has targets"),
+        (
+            "a.txt",
+            "a\tb\n".encode("utf-16"),
+            r"UTF-8 text \(this has a mark of UTF-16\), got line 1",
+        ),
     ],
 )
 def test_a_table_that_is_none_is_refused(tmp_path, name, content, message):
@@ -74,6 +79,19 @@ def test_pairs_of_ones_own_are_divided_by_the_seed(tmp_path):
     assert load_pairs(str(path), seed=2).test != parts.test == load_pairs(str(path), seed=1).test
     with pytest.raises(DataError, match="must be a file or multi30k, got 'multi30'"):
         load_pairs("multi30")
+
+
+def test_no_sentence_that_is_tested_was_learned_with_another_target(tmp_path):
+    path = tmp_path / "own.txt"
+    path.write_text("".join(f"s{n % 20}\tt{n}\n" for n in range(60)))
+    parts = load_pairs(str(path), seed=1)
+    sides = [set(part.sources) for part in (parts.train, parts.validation, parts.test)]
+    assert [len(side) for side in sides] == [16, 2, 2]
+    assert not sides[0] & sides[1] | sides[0] & sides[2] | sides[1] & sides[2]
+    assert len(parts.test.sources) == 6
+    path.write_text("yes\tja\n" * 30)
+    with pytest.raises(DataError, match="at least 3 different sources to divide, got 1"):
+        load_pairs(str(path))
 
 
 def test_multi30k_says_what_to_put_where(tmp_path):

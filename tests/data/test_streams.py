@@ -77,7 +77,7 @@ def test_a_file_of_ones_own_is_divided_behind_nine_tenths(tmp_path):
         (b"ab\n\x7fELF\0\0", "must have text, got line 2: a NUL character"),
         (
             "ab\n".encode("utf-16"),
-            r"must have UTF-8 text \(which has a mark of UTF-16\), got line 1: byte",
+            r"must have UTF-8 text \(this has a mark of UTF-16\), got line 1: byte",
         ),
         ("ab\n".encode("utf-16-le"), "must have text, got line 1: a NUL character"),
     ],

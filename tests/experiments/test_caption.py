@@ -8,7 +8,7 @@ from PIL import Image
 from stopping import stopped_after
 
 from experiments.caption import command
-from experiments.caption.corpus import STOP, CaptionBatches, read_corpus
+from experiments.caption.corpus import STOP, CaptionBatches, read_corpus, read_picture
 from experiments.caption.decoding import figures
 from experiments.caption.model import Network
 from experiments.caption.scenes import COLOURS, LEFT_OUT, SHAPES, SIZES, make_scenes
@@ -133,10 +133,37 @@ def test_a_run_that_was_stopped_comes_to_the_same_bytes(tmp_path):
         assert (stopped / name).read_bytes() == (whole / name).read_bytes()
 
 
+def test_captions_of_one_picture_stay_together_and_long_ones_are_counted(tmp_path):
+    lines = []
+    for n in range(20):
+        Image.new("RGB", (4, 4), (n, 0, 0)).save(tmp_path / f"{n}.png")
+        lines += [f"{n}.png\ta thing", f"{n}.png\tanother", f"{n}.png\t{'long ' * 40}"]
+    (tmp_path / "own.tsv").write_text("\n".join(lines))
+    corpus = read_corpus(Settings(captions=tmp_path / "own.tsv"))
+    parts = (corpus.train, corpus.validation, corpus.test)
+    reds = [part.pictures[:, 0, 0, 0].tolist() for part in parts]
+    assert [len(part) for part in reds] == [32, 4, 4]
+    assert sorted(set(reds[0]) | set(reds[1]) | set(reds[2])) == list(range(20))
+    assert [len(set(part)) for part in reds] == [16, 2, 2]
+    assert "20 captions of 30 words or more left out" in corpus.note
+
+
+def test_photographs_are_turned_as_the_camera_says_and_nothing_is_seen_as_white(tmp_path):
+    halves = np.zeros((36, 36, 3), np.uint8)
+    halves[:18] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # held upright: to be turned by a quarter
+    Image.fromarray(halves).save(tmp_path / "photograph.png", exif=exif)
+    np.testing.assert_array_equal(read_picture(tmp_path / "photograph.png"), np.rot90(halves, -1))
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert read_picture(tmp_path / "clear.png").min() == 255
+
+
 BAD = {
     "no such file": (["--captions", "nowhere.tsv"], "nowhere.tsv"),
     "a negative penalty": (["--once", "-1"], "--once must be"),
     "no scenes": (["--scenes", "0"], "--scenes must be"),
+    "a selector of nothing": (["--selector"], "--selector must be with --attention inside or hard"),
 }
 
 

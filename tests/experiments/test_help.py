@@ -123,4 +123,4 @@ def test_every_path_that_a_run_is_given_is_marked_as_a_place_but_for_its_folder(
     for kind in kinds:
         hints = get_type_hints(kind).items()
         paths = {name for name, hint in hints if Path in (hint, *get_args(hint))}
-        assert paths - {"out"} == kind.places() - {"dataset"}, kind  # a name or a path
+        assert paths - {"out"} == kind.places() - {"dataset", "pair"}, kind  # a name or a path

@@ -1,7 +1,10 @@
 """The program that makes one sequence of another."""
 
+import io
 import json
+import re
 import shlex
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,17 +13,23 @@ from PIL import Image
 from stopping import stopped_after
 
 import rnnjax
+from experiments.running.words import words
 from experiments.translate import command
-from experiments.translate.corpus import STOP, joined, read_corpus, tokens_of, words
+from experiments.translate.corpus import STOP, joined, read_corpus, tokenizer, tokens_of
 from experiments.translate.model import build_model
 from experiments.translate.pictures import Alignment, draw_alignments
 from experiments.translate.scoring import bleu, exact, on_diagonal, sacrebleu
 from experiments.translate.settings import Settings
 from experiments.translate.training import make_loss
+from experiments.translate.translator import PROGRAM, Translator
 from rnnjax.data import PairBatch, Vocabulary
 
 QUICK = ["--hidden-size", "8", "--embedding-size", "4", "--batch-size", "16", "--buckets", "1"]
 QUICK = [*QUICK, "--epochs", "2", "--max-length", "8", "--min-count", "1"]
+
+
+README = Path(__file__).parents[2] / "experiments" / "README.md"
+EXAMPLE = re.compile(r"^```py translator\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 def run(*arguments):
@@ -82,10 +91,22 @@ def test_signs_stand_by_the_words_before_them():
             "\u0645\u06cc\u200c\u0634\u0648\u062f a-b",
             ["\u0645\u06cc\u200c\u0634\u0648\u062f", "a", "-", "b"],
         ),
+        ("\u6211\u7231NLP\u3002", ["\u6211", "\u7231", "nlp", "\u3002"]),
+        ("\u79c1\u306f\u30ab", ["\u79c1", "\u306f", "\u30ab"]),
+        ("\u0e19\u0e49\u0e14\u0e35", ["\u0e19\u0e49", "\u0e14\u0e35"]),
+        ("Do\u00adnau \u200f\u05d0", ["donau", "\u05d0"]),
+        ("\u2764\ufe0f \U0001f468\u200d\U0001f469", ["\u2764\ufe0f", "\U0001f468", "\U0001f469"]),
     ],
 )
-def test_marks_and_vowel_signs_are_parts_of_their_words(text, expected):
+def test_texts_in_every_script_are_cut_into_words_or_letters(text, expected):
     assert words(text) == expected
+
+
+def test_scripts_without_blanks_are_written_without_them_and_case_may_be_kept():
+    text = "Ich k\u00b4nn\u2019s: \u6211\u7231\u3002\u662f, \u00bfSi?"
+    settings = Settings(pair="de-en", keep_case=True)
+    assert joined(tokenizer(settings)(text), settings) == text.replace("k\u00b4", "k \u00b4 ")
+    assert joined(tokenizer(Settings(pair="de-en"))("Ein Mann"), settings) == "ein mann"
 
 
 @pytest.mark.parametrize(("flag", "wrong"), [("--beam", "0"), ("--length-penalty", "nan")])
@@ -122,6 +143,9 @@ def test_sacrebleu_tells_how_it_counted():
     score, signature = sacrebleu(["A man sleeps."], ["a man sleeps."])
     assert score == pytest.approx(100)
     assert "case:lc" in signature
+    score, signature = sacrebleu(["A man sleeps."], ["a man sleeps."], keep_case=True)
+    assert score < 100
+    assert "case:mixed" in signature
 
 
 def test_attention_is_held_against_the_symbol_that_is_written():
@@ -142,6 +166,8 @@ BAD = {
     ),
     "no such file": (["--pair", "nowhere.tsv"], "nowhere.tsv"),
     "no pair": (["--pair", "german"], "--pair must be two languages, as de-en, or the path"),
+    "targets of nothing": (["--targets", "a.en"], "--targets must be given with a file as --pair"),
+    "targets of a named set": (["--pair", "de-en", "--targets", "a.en"], "got de-en as --pair"),
     "no such language": (["--pair", "de-xx"], "'xx'"),
     "shortest longer than longest": (["--shortest", "30"], "--shortest"),
     "more sums than there are": (
@@ -196,9 +222,38 @@ def test_wrong_settings_are_one_line_and_leave_nothing(case, tmp_path, capsys):
     assert not folder.exists()
 
 
+def check_many(folder, monkeypatch, capsys):
+    """Many sentences come as arguments, as lines, and as a list, and go out in their order."""
+    sentences = ["zwei Hunde.", " ", "ein Mann.", "drei Kinder!"]
+    translator = Translator(folder)
+    found = translator(sentences, beam=2)
+    assert [len(texts) for texts in found] == [2, 0, 2, 2]
+    assert found[2] == translator(sentences[2:3], beam=2)[0]
+    best = [texts[0] if texts else "" for texts in found]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(sentences)))
+    for arguments in (sentences, []):
+        assert run("translate", folder, *arguments, "--beam", "2") == 0
+        said = capsys.readouterr()
+        assert said.out.split("\n")[:-1] == best
+        assert "not in the training sentences: hunde, kinder, !" in said.err
+    assert run("translate", folder, *sentences, "--picture", folder / "a.png") == 2
+    assert "--picture must be of one sentence, got it with 4" in capsys.readouterr().err
+    assert run("translate", folder) == 2
+    assert "sentences must come as arguments or on standard input" in capsys.readouterr().err
+    block = re.search(
+        r"^```py translator\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE
+    )
+    folder.rename("runs/pairs")
+    exec(compile(block[1], "README.md", "exec"), {"__name__": "__main__"})
+    assert capsys.readouterr().out.count("\n") == 2
+    Path("runs/pairs").rename(folder)
+
+
 @pytest.mark.full
-def test_pairs_of_ones_own_are_learned_from_and_translated(pairs, tmp_path, capsys):
+def test_pairs_of_ones_own_are_learned_from_and_translated(pairs, tmp_path, capsys, monkeypatch):
     folder = tmp_path / "my run"
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
     assert run("--pair", pairs, "--out", folder, *QUICK, "--beam", "2") == 0
     lines = capsys.readouterr().out.splitlines()
     assert any("BLEU on tokens" in line for line in lines)
@@ -206,7 +261,7 @@ def test_pairs_of_ones_own_are_learned_from_and_translated(pairs, tmp_path, caps
     assert samples
     assert max(map(len, samples)) <= 80
     printed = shlex.split(lines[lines.index("try:") + 1])
-    assert printed[:5] == [*command.PROGRAM.split(), "translate", str(folder)]
+    assert printed[:5] == [*PROGRAM.split(), "translate", str(folder)]
     assert run(*printed[3:]) == 0
     capsys.readouterr()
     for name in ("weights.safetensors", "curves.png", "samples.txt", "alignment.png"):
@@ -225,11 +280,32 @@ def test_pairs_of_ones_own_are_learned_from_and_translated(pairs, tmp_path, caps
     assert (folder / "exported" / "step.jax").stat().st_size
     assert run("translate", folder, " ") == 2
     assert "at least one token" in capsys.readouterr().err
+    check_many(folder, monkeypatch, capsys)
     vocabulary = Vocabulary.fit([["a", "b"]], min_count=1)
     vocabulary.save(folder / "source_vocabulary.json")
     assert run("translate", folder, "zwei") == 2
     error = capsys.readouterr().err
     assert "must be of one run with the other files in its folder, got:\n  source.vectors" in error
+
+
+def test_pairs_too_long_to_learn_from_are_not_tested_on_either(tmp_path):
+    path = tmp_path / "pairs.tsv"
+    rows = [f"s{n}\tt{n}\n" for n in range(30)] + [f"{n} {'x ' * 2000}\ty\n" for n in range(30)]
+    path.write_text("".join(rows) + "a\t\u200b!\n")
+    corpus = read_corpus(Settings(pair=str(path), max_length=9, min_count=1))
+    parts = (corpus.train, corpus.validation, corpus.test)
+    assert max(len(ids) for part in parts for side in part for ids in side) <= 9
+    assert sum(len(part.sources) for part in parts) == 31
+    assert len(corpus.test_pairs.targets) == len(corpus.test.targets)
+    counts = re.search(r"(\d+) pairs to train, (\d+) to validate, (\d+) to test", corpus.note)
+    assert sum(map(int, counts.groups())) == 30
+
+
+def test_bytes_that_are_no_text_are_refused_before_a_run_is_read(capsys):
+    with pytest.raises(SystemExit) as end:
+        run("translate", "no run", "a", "caf\udce9")
+    assert end.value.code == 2
+    assert capsys.readouterr().err == r"error: sentences must be UTF-8 text, got 'caf\udce9'" + "\n"
 
 
 @pytest.mark.full

@@ -1,0 +1,41 @@
+"""Pictures that programs leave."""
+
+import pytest
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from PIL import Image
+
+from experiments.running.figures import new_figure, save_figure, show_picture
+
+
+def fonts_of(letter, tmp_path):
+    figure = new_figure(1, 1)
+    text = figure.text(0.1, 0.5, f"a{letter}")
+    save_figure(figure, tmp_path / "picture.png")
+    return text.get_fontfamily()
+
+
+def test_a_letter_that_the_usual_font_lacks_is_drawn_in_one_that_has_it(tmp_path):
+    sign = "\u1d81"  # of fonts that come with Matplotlib, but not of DejaVu Sans
+    usual, *others = (findfont(FontProperties(family=[name])) for name in fonts_of(sign, tmp_path))
+    assert ord(sign) not in get_font(usual).get_charmap()
+    assert any(ord(sign) in get_font(other).get_charmap() for other in others)
+
+
+@pytest.mark.parametrize("letter", ["b", "\n", "\ue123\U000e1234"])
+def test_other_letters_change_no_font(letter, tmp_path):
+    assert len(fonts_of(letter, tmp_path)) == 1
+
+
+def draw(path):
+    Image.new("RGB", (2, 2)).save(path)
+
+
+def test_a_run_that_cannot_be_written_to_costs_its_picture_alone(tmp_path, capsys):
+    beside, nowhere = tmp_path / "a.png", tmp_path / "nowhere" / "a.png"
+    show_picture(draw, "where it looked", None, beside)
+    assert beside.stat().st_size
+    assert capsys.readouterr().err == f"where it looked: {beside}\n"
+    show_picture(draw, "where it looked", None, nowhere)
+    assert "no picture of where it looked" in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError):
+        show_picture(draw, "where it looked", nowhere, beside)
