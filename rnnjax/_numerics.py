@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from rnnjax._checks import check_floating
 from rnnjax._devices import may_merge_axes, with_automatic_axes
+from rnnjax.base import Key
 
 
 def accumulation_dtype(dtype: DTypeLike) -> jnp.dtype:
@@ -67,6 +68,12 @@ def as_rows(x: Array, beside: Any) -> Array:
     """
     merged = math.prod(x.shape[:-1]), x.shape[-1]
     return x.reshape(merged) if may_merge_axes((x, beside)) else x
+
+
+def draw_flags(key: Key, probability: Any, shape: tuple[int, ...]) -> Array:
+    """Flags that are True with ``probability``, the same whether or not jax_enable_x64 is set."""
+    # Of a number of Python, JAX would draw in float64 where it may: other bits, in twice the time.
+    return jax.random.bernoulli(key, jnp.asarray(probability, jnp.float32), shape)
 
 
 def varying_like(given: Any, tree: Any) -> Any:

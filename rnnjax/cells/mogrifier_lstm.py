@@ -123,7 +123,7 @@ def _draw_round(key: Array, rows: int, columns: int, rank: int | None) -> Array 
 
 def _glorot(key: Array, rows: int, columns: int) -> Array:
     limit = (6 / (rows + columns)) ** 0.5
-    return jax.random.uniform(key, (rows, columns), minval=-limit, maxval=limit)
+    return jax.random.uniform(key, (rows, columns), jnp.float32, -limit, limit)
 
 
 def _times(x: Array, weights: Array | tuple) -> Array:

@@ -121,8 +121,8 @@ def s6(
             step_bias=steps + jnp.log(-jnp.expm1(-steps)),  # softplus of it is the step
             w_in=draw_linear(into, size, states)[0],
             w_out=draw_linear(out, size, states)[0],
-            decay_log=jnp.tile(jnp.log(jnp.arange(1.0, states + 1)), (size, 1)),
-            d=jnp.ones((size,)),
+            decay_log=jnp.tile(jnp.log(jnp.arange(1, states + 1, dtype=jnp.float32)), (size, 1)),
+            d=jnp.ones((size,), jnp.float32),
         )
 
     def initial_carry(params: S6Params) -> Array:

@@ -219,7 +219,7 @@ def _best_texts(how: _How, params: Any, carry: Carry, start: Array, memory: Any)
     _, _, weights = jax.eval_shape(step, carry, last)
     empty = _no_texts(how, len(start))
     # One hypothesis to begin with: K equal ones would stay equal for ever.
-    only = jnp.where(jnp.arange(how.beam_size) == 0, 0.0, -jnp.inf).astype(jnp.float32)
+    only = jnp.full(how.beam_size, -jnp.inf, jnp.float32).at[0].set(0.0)
     live = empty._replace(log_probs=jnp.broadcast_to(only, empty.log_probs.shape))
     # Attention of 16 bits is added up in 32, as the scores are.
     covered = jnp.zeros(weights.shape, accumulation_dtype(weights.dtype))
@@ -247,7 +247,7 @@ def _over_beams(how: _How, params: Any, memory: Any) -> Callable:
         given = (memory,) if how.has_memory else ()
         carry, logits, *rest = how.step(params, carry, token, *given)
         if not how.coverage:
-            return carry, logits, jnp.zeros((len(token), 0))
+            return carry, logits, jnp.zeros((len(token), 0), jnp.float32)
         if not rest:
             raise ValueError("coverage needs a step that returns (carry, logits, weights)")
         return carry, logits, rest[0]

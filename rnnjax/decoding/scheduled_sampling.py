@@ -9,6 +9,7 @@ from jax.core import Tracer
 
 from rnnjax import masking
 from rnnjax._checks import check_flag, check_key, check_number
+from rnnjax._numerics import draw_flags
 from rnnjax.base import Key
 from rnnjax.models import SequenceToSequence
 from rnnjax.models._sources import read_tokens
@@ -103,7 +104,7 @@ def scheduled_sampling(
 
     starts = jnp.full((*batch, 1), model.start, target.dtype)
     before = jnp.moveaxis(jnp.concatenate([starts, target], axis=-1)[..., :-1], -1, 0)
-    tossed = jax.random.bernoulli(tossing, rate, before.shape)
+    tossed = draw_flags(tossing, rate, before.shape)
     # The start token is what it is.
     is_own = tossed & (jnp.arange(time) > 0).reshape(time, *(1,) * len(batch))
     steps = (before, is_own, jax.random.split(drawing, time))

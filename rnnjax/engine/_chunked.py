@@ -46,7 +46,7 @@ def _from_there_on(flags: Array, resets: Array | None) -> Array:
     count = jnp.cumsum(flags, axis=0, dtype=jnp.int32)
     if resets is None:
         return count > 0
-    before_segment = jnp.where(resets, count - flags, 0)
+    before_segment = jnp.where(resets, count - flags.astype(count.dtype), 0)
     return count > lax.cummax(before_segment, axis=0)
 
 

@@ -53,7 +53,7 @@ def categorical_head(num_classes: int) -> Head:
     def encode(values: Any) -> Array:
         ids = masking.as_integers("values", values)
         check_range("values", ids, size, f"[0, {size})")
-        return jax.nn.one_hot(ids, size)
+        return jax.nn.one_hot(ids, size, dtype=jnp.float32)
 
     return make_head(
         size,

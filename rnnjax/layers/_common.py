@@ -9,6 +9,7 @@ from jax import Array
 
 from rnnjax._checks import check_key, check_params, describe
 from rnnjax._devices import with_automatic_axes
+from rnnjax._numerics import draw_flags
 from rnnjax.base import Apply, Carry, Direction, Key, Layer, Params
 from rnnjax.engine._arguments import check_xs
 
@@ -28,7 +29,7 @@ def apply_dropout(key: Key | None, xs: Array, rate: float) -> Array:
         return xs
 
     def dropped(given: tuple[Key, Array]) -> Array:
-        keep = jax.random.bernoulli(given[0], 1.0 - rate, xs.shape)
+        keep = draw_flags(given[0], 1.0 - rate, xs.shape)
         return jnp.where(keep, given[1] / (1.0 - rate), jnp.zeros_like(given[1]))
 
     return with_automatic_axes(dropped, (key, xs), xs, xs.ndim)

@@ -77,7 +77,7 @@ def causal_convolution(
             raise ValueError(f"input_size must be size, {channels}, got {input_size}")
         shape, bound = (reach, channels), reach**-0.5
         w = jax.random.uniform(check_key(key), shape, jnp.float32, -bound, bound)
-        params = CausalConvolutionParams(w, jnp.zeros((channels,)))
+        params = CausalConvolutionParams(w, jnp.zeros((channels,), jnp.float32))
         return cast_parameters(policy, params)
 
     def dtype_of(params: CausalConvolutionParams) -> jnp.dtype:

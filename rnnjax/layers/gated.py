@@ -157,8 +157,8 @@ def rms_norm(layer: Cell | Layer, *, epsilon: float = 1e-6, policy: Policy | Non
     least = check_number("epsilon", epsilon, "positive", lambda a: a > 0)
 
     def init(key: Key, input_size: int) -> RMSNormParams:
-        scale = cast_parameters(policy, jnp.ones((check_size("input_size", input_size),)))
-        return RMSNormParams(scale, inner.init(key, input_size))
+        scale = jnp.ones((check_size("input_size", input_size),), jnp.float32)
+        return RMSNormParams(cast_parameters(policy, scale), inner.init(key, input_size))
 
     def apply(
         params: RMSNormParams,

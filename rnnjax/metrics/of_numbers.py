@@ -10,7 +10,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from rnnjax import _checks
-from rnnjax.metrics._arrays import as_array
+from rnnjax.metrics._arrays import as_array, as_weights
 from rnnjax.metrics.means import Mean
 from rnnjax.metrics.sums import single
 
@@ -158,5 +158,6 @@ def _mean_of_errors(
     array = array.reshape(array.shape + (1,) * (predictions.ndim - array.ndim))
     array = jnp.broadcast_to(array, predictions.shape)
     # Selected before the difference: NaN in padding would spoil the gradient.
-    predictions, targets = (jnp.where(array == 0, 0, a) for a in (predictions, targets))
+    unread = as_weights(array, array.shape) == 0
+    predictions, targets = (jnp.where(unread, 0, a) for a in (predictions, targets))
     return Mean.of(loss(predictions - targets), array)

@@ -132,7 +132,7 @@ def one_hot(vocab_size: int) -> Embedding:
 
     def apply(params: Any, tokens: Array) -> Array:
         del params
-        return jax.nn.one_hot(check_tokens(tokens, size), size)
+        return jax.nn.one_hot(check_tokens(tokens, size), size, dtype=jnp.float32)
 
     return Embedding(lambda key: (), apply, size, size)
 

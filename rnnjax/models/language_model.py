@@ -11,7 +11,7 @@ from jax import Array
 from rnnjax import masking
 from rnnjax._checks import check_key, check_params, check_rate, describe
 from rnnjax._devices import with_automatic_axes
-from rnnjax._numerics import accumulation_dtype, affine
+from rnnjax._numerics import accumulation_dtype, affine, draw_flags
 from rnnjax._recipe import Made, factory
 from rnnjax.base import Carry, Cell, Key, Layer
 from rnnjax.initializers import draw_linear
@@ -261,7 +261,7 @@ def locked_dropout(key: Key | None, xs: Array, rate: float) -> Array:
         return xs
 
     def dropped(given: tuple[Key, Array]) -> Array:
-        keep = jax.random.bernoulli(given[0], 1.0 - rate, (*xs.shape[:-2], 1, xs.shape[-1]))
+        keep = draw_flags(given[0], 1.0 - rate, (*xs.shape[:-2], 1, xs.shape[-1]))
         return jnp.where(keep, given[1] / (1.0 - rate), jnp.zeros_like(given[1]))
 
     return with_automatic_axes(dropped, (key, xs), xs, xs.ndim)
@@ -334,7 +334,7 @@ def _drop_words(key: Key | None, tokens: Array, xs: Array, vocab_size: int, rate
 
     def dropped(given: tuple[Key, Array, Array]) -> Array:
         key, tokens, xs = given
-        keep = jax.random.bernoulli(key, 1.0 - rate, (vocab_size,))[tokens]
+        keep = draw_flags(key, 1.0 - rate, (vocab_size,))[tokens]
         return jnp.where(keep[..., None], xs / (1.0 - rate), jnp.zeros_like(xs))
 
     return with_automatic_axes(dropped, (key, tokens, xs), xs, xs.ndim)

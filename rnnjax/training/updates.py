@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import warnings
 from collections.abc import Callable
@@ -217,7 +218,8 @@ def _is_floating(leaf: Any) -> bool:
 
 def _norm(grads: Any) -> Array:
     leaves = [raised(leaf) for leaf in jax.tree.leaves(grads)]
-    total = sum((jnp.sum(leaf * leaf) for leaf in leaves), jnp.zeros(()))
+    dtype = functools.reduce(np.promote_types, (a.dtype for a in leaves), np.dtype(np.float32))
+    total = sum((jnp.sum(a * a).astype(dtype) for a in leaves), jnp.zeros((), dtype))
     # The derivative of a root at 0 is infinite, and would be NaN in that of a step.
     positive = total > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, total, 1)), total)
