@@ -18,6 +18,7 @@ from jax import Array, lax
 from jax.core import Tracer
 from jax.experimental import checkify
 
+from rnnjax._native import in_native_order
 from rnnjax.base import Key
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -165,15 +166,6 @@ def require_distinct(name: str, values: Array, where: Array) -> None:
         _check(f"{name} must be distinct", values[1:], again)
     elif again.any():
         raise ValueError(f"{name} must be distinct, got {values[1:][again][0]} more than once")
-
-
-def in_native_order(array: np.ndarray) -> np.ndarray:
-    """The array with the byte order of this machine, as files of other ones need not have it.
-
-    A function of ``jax.jit`` that was compiled for arrays of that shape before takes the bytes of
-    another order as they lie (JAX 0.10.2).
-    """
-    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def check_width(name: str, value: Any) -> Any:
@@ -415,8 +407,8 @@ def check_key(key: Any) -> Key:
     raise ValueError(f"key must be one key, such as jax.random.key(0), got {key!r}")
 
 
-def check_params(params: Any, kind: Any) -> None:
-    """Refuse parameters that are not of the NamedTuple ``kind``.
+def check_params(params: Any, kind: Any) -> Any:
+    """Parameters of the NamedTuple ``kind``, in the byte order of this machine.
 
     Raises:
         ValueError: naming the fields that they must have, and what came.
@@ -424,6 +416,7 @@ def check_params(params: Any, kind: Any) -> None:
     if not isinstance(params, kind):
         fields = ", ".join(kind._fields)
         raise ValueError(f"params must be {kind.__name__}({fields}), got {describe(params)}")
+    return in_native_order(params)
 
 
 def check_batch_shape(batch_shape: Any) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from rnnjax._checks import check_floating
 from rnnjax._devices import may_merge_axes, with_automatic_axes
+from rnnjax._native import in_native_order
 from rnnjax.base import Key
 
 
@@ -39,6 +40,7 @@ def affine(x: Array, w: Array, bias: Array | None = None, *, name: str = "xs") -
         ValueError: ``x`` is not floating, or its size is not the one ``w`` was made for.
     """
     check_floating(name, x)
+    w, bias = in_native_order((w, bias))
     if x.shape[-1] != w.shape[0]:
         raise ValueError(
             f"{name} must have size {w.shape[0]} in the last axis (weights of shape {w.shape}), "

@@ -41,7 +41,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rnnjax import _divided_arrays as divided_arrays
-from rnnjax._checks import check_size, in_native_order, missing_package
+from rnnjax._checks import check_size, missing_package
+from rnnjax._native import in_native_order
 from rnnjax._processes import Messages, ProcessError
 
 SUMS, MANIFEST, STATE, DIVIDED = "SHA256SUMS", "manifest.json", "state", "divided"

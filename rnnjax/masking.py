@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 from rnnjax import _checks
 from rnnjax._checks import check_range
 from rnnjax._devices import with_automatic_axes
+from rnnjax._native import in_native_order
 
 # What a model of your own needs; the rest is for the rooms of this package alone.
 __all__ = ["lengths_to_mask", "max_pool", "mean_pool", "take_first", "take_last", "zero_padding"]
@@ -107,7 +108,7 @@ def as_array(name: str, value: Any) -> Any:
     if isinstance(value, np.ma.MaskedArray) and value.mask.any():
         raise ValueError(f"{name} must be a plain array, got one with masked numbers: give a mask")
     try:
-        array = _checks.in_native_order(np.asarray(value))
+        array = in_native_order(np.asarray(value))
     except ValueError:
         raise ValueError(f"{name} must be one array, got rows of unequal size") from None
     if not jnp.issubdtype(array.dtype, np.number) and array.dtype != np.bool_:

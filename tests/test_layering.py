@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "rnnjax"
 FLOORS = [
     {"_recipe"},
     {"base"},
-    {"_checks", "_devices", "_numerics", "masking", "segments", "initializers"},
+    {"_checks", "_devices", "_native", "_numerics", "masking", "segments", "initializers"},
     {"_processes", "_divided_arrays"},
     {"engine"},
     {"cells"},
@@ -29,7 +29,7 @@ ALLOWED_BESIDE = {
     "segments": {"masking"},
     "interop": {"weights"},
 }
-ANYWHERE = {"base", "_checks", "_devices", "_processes", "_divided_arrays"}
+ANYWHERE = {"base", "_checks", "_devices", "_native", "_processes", "_divided_arrays"}
 
 
 def rooms_imported_by(room):

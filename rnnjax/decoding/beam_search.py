@@ -12,6 +12,7 @@ from jax import Array, lax
 from rnnjax import masking
 from rnnjax._checks import check_id, check_number, check_range, check_size
 from rnnjax._devices import with_automatic_axes
+from rnnjax._native import in_native_order
 from rnnjax._numerics import accumulation_dtype
 from rnnjax._recipe import ComparedStep
 from rnnjax.base import Carry
@@ -116,6 +117,7 @@ def beam_search(
         raise ValueError(
             "carry must be the one before start, such as model.initial_carry gives, got None"
         )
+    params = in_native_order(params)
     carry = _check_rows("carry", carry, first.shape)
     memory = _check_rows("memory", memory, first.shape)
     vocab_size = _check_step(how, params, carry, first, memory)

@@ -12,6 +12,7 @@ from jax import Array
 from rnnjax import masking
 from rnnjax._checks import check_id, check_ids, check_size
 from rnnjax._devices import with_automatic_axes
+from rnnjax._native import jit
 from rnnjax.base import Carry, Key
 from rnnjax.decoding._loop import (
     Choice,
@@ -199,7 +200,7 @@ class _How(NamedTuple):
     room: int  # for new tokens in a history that is made here
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def _generate(
     how: _How,
     params: Any,

@@ -11,6 +11,7 @@ from jax import Array
 from rnnjax import masking
 from rnnjax._checks import check_size
 from rnnjax._devices import with_automatic_axes
+from rnnjax._native import jit
 from rnnjax.base import Carry, Key
 from rnnjax.decoding._loop import (
     Choice,
@@ -109,7 +110,7 @@ def generate_series(
     return _generate((model, count, stop), params, prompt, lengths, keys, carry, context)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def _generate(how: tuple, *given: Any) -> GeneratedSeries:
     prompt, lengths = given[1:3]
     return with_automatic_axes(lambda given: _series(*how, *given), given, prompt, lengths.ndim)

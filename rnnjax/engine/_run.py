@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax._devices import with_automatic_axes
+from rnnjax._native import jit
 from rnnjax.base import Carry, Cell
 from rnnjax.engine import _associative, _chunked, _loop
 from rnnjax.engine._accumulation import cell_reading_wide, in_dtypes_of, in_sum_dtypes
@@ -50,7 +51,7 @@ class Static(NamedTuple):
 
 # The one program of a call. Cell and options are compared by value, so that a cell built anew from
 # equal arguments finds the program that is there.
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jit, static_argnums=(0, 1))
 def run_call(cell: Cell, static: Static, call: Call) -> tuple[Carry, Any]:
     """``(carry, ys)`` of one call, as one compiled program."""
     batch, _ = call.sizes()

@@ -17,6 +17,7 @@ from jax.core import Tracer
 
 from rnnjax import masking
 from rnnjax._checks import check_batch_shape, check_carry, check_floating
+from rnnjax._native import jit
 from rnnjax.base import Carry, Cell, Layer, Params, runs_steps
 from rnnjax.engine._arguments import is_tree_of_inputs
 from rnnjax.engine._products import h_proj_of
@@ -97,7 +98,7 @@ def run_only_step(
     return _run_with_time(part, params, carry, xs, valid, resets, _flags(batch), context)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def run_block(
     part: Cell | Layer, params: Params, carry: Carry, block: Block, count: Array, context: Any
 ) -> tuple[Carry, Any]:
@@ -151,7 +152,7 @@ def _packing(carry: Carry) -> tuple[Callable[[Carry], Any], Callable[[Any], Carr
     return packed, unpacked
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def _run_alone(
     part: Cell | Layer,
     params: Params,
@@ -179,7 +180,7 @@ def _and_zeros(a: Array) -> Array:
     return jnp.stack([a, jnp.zeros_like(a)])
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def _run_with_time(
     part: Cell | Layer,
     params: Params,
@@ -206,7 +207,7 @@ def _flags(batch: tuple[int, ...]) -> Flags:
         return Flags(jnp.ones(shape, bool), jnp.zeros(shape, bool), jnp.asarray(1, jnp.int32))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def _inline_step(
     part: Cell | Layer,
     params: Params,
@@ -228,7 +229,7 @@ def _inline_step(
     return masking.select(mask, new, carry), masking.zero_padding(mask, y)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def _apply_one_step(
     part: Cell | Layer, params: Params, carry: Carry, x: Array, context: Any
 ) -> tuple[Carry, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from rnnjax._checks import in_native_order
+from rnnjax._native import in_native_order
 
 Shapes = Mapping[str, str]  # name -> axes, as in {"weight_ih": "4H D"}
 

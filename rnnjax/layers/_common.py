@@ -72,7 +72,7 @@ def with_signature(apply: Callable, kind: type | None = None) -> Apply:
                 "the order is layer.apply(params, xs, lengths)"
             )
         if kind is not None:
-            check_params(params, kind)
+            params = check_params(params, kind)
         key = None if key is None else check_key(key)
         steps: StepArguments = {"lengths": lengths, "mask": mask, "resets": resets}
         if context is not None:

@@ -18,6 +18,7 @@ from rnnjax._checks import (
     describe,
     python_scalar,
 )
+from rnnjax._native import jit
 from rnnjax._numerics import affine, carry_dtype, split_gates, varying_like
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Layer
@@ -257,7 +258,7 @@ def _state_dtype(grid: _Grid, params: GridLSTMParams) -> jnp.dtype:
     return carry_dtype(params) if grid.policy is None else jnp.dtype(grid.policy.state)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def _run(
     grid: _Grid,
     params: GridLSTMParams,

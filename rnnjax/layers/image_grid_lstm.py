@@ -10,6 +10,7 @@ from jax import Array, lax
 
 from rnnjax import masking
 from rnnjax._checks import check_flag, check_floating, check_key, check_size, describe
+from rnnjax._native import jit
 from rnnjax._numerics import affine, carry_dtype, split_gates, varying_like
 from rnnjax._recipe import Made, factory
 from rnnjax.base import Key
@@ -179,7 +180,7 @@ def _check_params(how: _How, params: Any) -> None:
         )
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def _run(how: _How, params: ImageGridParams, images: Array, mask: Array | None) -> Array:
     """The layers one after the other, each a loop over diagonals."""
     batch = images.shape[:-3]

@@ -6,6 +6,7 @@ from jax import Array
 
 from rnnjax import masking
 from rnnjax._checks import check_flag
+from rnnjax._native import in_native_order
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Layer, Params
 from rnnjax.engine._plan import check_request
@@ -71,7 +72,7 @@ def recurrent(
         )
 
     def initial_carry(params: Params, batch_shape: tuple[int, ...] = ()) -> Carry:
-        return carry_of_batch(cell.initial_carry(params), batch_shape)
+        return carry_of_batch(cell.initial_carry(in_native_order(params)), batch_shape)
 
     return Layer(
         init=cell.init,

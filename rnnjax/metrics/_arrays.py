@@ -10,6 +10,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from rnnjax import _checks
+from rnnjax._native import in_native_order
 from rnnjax.metrics.sums import Sum
 
 
@@ -20,7 +21,7 @@ def as_array(name: str, value: Any) -> Array:
         ValueError: naming ``name``.
     """
     value = value.value if isinstance(value, Sum) else value
-    array = value if isinstance(value, Array) else _checks.in_native_order(np.asarray(value))
+    array = value if isinstance(value, Array) else in_native_order(np.asarray(value))
     if array.dtype != np.bool_ and not jnp.issubdtype(array.dtype, np.number):
         raise ValueError(f"{name} must be numbers, got dtype {array.dtype}")
     if jnp.issubdtype(array.dtype, np.complexfloating):
@@ -71,7 +72,7 @@ def check_labels(logits: Any, given: Any, weights: ArrayLike | None) -> tuple[Ar
     if labels.dtype.itemsize < 4:  # too narrow to hold every number of classes
         labels = labels.astype(np.int32)
     if not isinstance(labels, Array):
-        labels = _checks.in_native_order(np.asarray(labels))
+        labels = in_native_order(np.asarray(labels))
     if isinstance(labels, np.ndarray | np.generic):  # cut to 32 bits it could become a class
         labels = np.clip(labels, max(jnp.iinfo(labels.dtype).min, -1), np.iinfo(np.int32).max)
     labels = jnp.asarray(labels)

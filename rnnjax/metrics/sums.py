@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from rnnjax._native import jit
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
@@ -80,7 +82,7 @@ class Sum:
 
 
 # One dispatch for the whole tree; leaf by leaf costs several times as much.
-@jax.jit
+@jit
 def add(first: Any, second: Any) -> Any:
     return jax.tree.map(plus, first, second, is_leaf=is_sum)
 

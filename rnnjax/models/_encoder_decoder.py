@@ -19,6 +19,7 @@ from rnnjax._checks import (
     check_rate,
     check_size,
 )
+from rnnjax._native import jit
 from rnnjax._numerics import affine
 from rnnjax._recipe import Made
 from rnnjax.base import Carry, Cell, Key, Layer, Params
@@ -156,7 +157,7 @@ def make_model(
         *,
         key: Key | None = None,
     ) -> tuple[Carry, Memory | None]:
-        check_params(params, SequenceToSequenceParams)
+        params = check_params(params, SequenceToSequenceParams)
         final, states, valid = source.read(params, given, lengths, rate, key)
         carry = parts.cross(params, final, states.shape[:-2])
         return carry, parts.remember(params, states, valid)
@@ -202,7 +203,7 @@ def make_model(
     def step(
         params: SequenceToSequenceParams, carry: Carry, token: Array, memory: Memory | None = None
     ) -> tuple[Carry, Array, Array | None]:
-        check_params(params, SequenceToSequenceParams)
+        params = check_params(params, SequenceToSequenceParams)
         parts.check_memory(memory)
         carry = jax.tree.map(functools.partial(masking.as_array, "carry"), carry)
         # Ids are looked at here, where their values may be known.
@@ -435,7 +436,7 @@ class _Parts(NamedTuple):
 
 # One program, where operation after operation would each be a call of its own; for equal models,
 # the same one.
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jit, static_argnums=(0, 1))
 def _step(
     parts: _Parts,
     tied: bool,

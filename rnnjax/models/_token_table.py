@@ -15,6 +15,7 @@ from jax import Array
 
 from rnnjax._checks import check_params
 from rnnjax._devices import with_automatic_axes
+from rnnjax._native import jit
 from rnnjax.base import Carry
 from rnnjax.layers._first_projection import Halves, halves
 from rnnjax.models.language_model import LanguageModel, LanguageModelParams, language_model
@@ -24,7 +25,7 @@ from rnnjax.models.language_model import LanguageModel, LanguageModelParams, lan
 _MOST_TOKENS = 1024
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def token_table(model: LanguageModel, params: Any) -> Any:
     """For every token what the first layer projects it to, leaves [V, H].
 
@@ -35,7 +36,7 @@ def token_table(model: LanguageModel, params: Any) -> Any:
     if parts is None:
         return None
     embedding, layer = parts
-    check_params(params, LanguageModelParams)
+    params = check_params(params, LanguageModelParams)
     vectors = embedding.apply(params.embedding, jnp.arange(model.vocab_size))
     return jax.vmap(layer.project, in_axes=(None, 0))(params.layer, vectors)
 

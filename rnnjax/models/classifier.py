@@ -108,7 +108,7 @@ def classifier(
         num_segments: int | None = None,
         key: Key | None = None,
     ) -> Array:
-        check_params(params, ClassifierParams)
+        params = check_params(params, ClassifierParams)
         *keys, head_key = split_three(key)
         inputs, shape = parts.as_inputs(tokens)
         resets, ids, count = None, None, 0

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from rnnjax import masking
 from rnnjax._checks import check_flag, check_key, check_number, check_range, check_size
 from rnnjax._devices import with_automatic_axes
+from rnnjax._native import in_native_order
 from rnnjax._recipe import Made, factory
 from rnnjax.base import Key
 
@@ -183,7 +184,7 @@ def check_tokens(
 
 
 def _check_table(vectors: Any, shape: tuple[int, int]) -> Array:
-    table = jnp.asarray(vectors)
+    table = jnp.asarray(in_native_order(vectors))
     if table.shape != shape:
         raise ValueError(f"params.vectors must have shape {shape}, got shape {table.shape}")
     return table

@@ -11,6 +11,7 @@ from jax import Array
 from rnnjax import masking
 from rnnjax._checks import check_key, check_params, check_rate, describe
 from rnnjax._devices import with_automatic_axes
+from rnnjax._native import jit
 from rnnjax._numerics import accumulation_dtype, affine, draw_flags
 from rnnjax._recipe import Made, factory
 from rnnjax.base import Carry, Cell, Key, Layer
@@ -163,7 +164,7 @@ def language_model(
         initial_carry: Carry = None,
         key: Key | None = None,
     ) -> tuple[Carry, Features]:
-        check_params(params, LanguageModelParams)
+        params = check_params(params, LanguageModelParams)
         tokens = masking.as_integers("tokens", tokens)
         if not tokens.ndim:
             raise ValueError("tokens must have shape [..., T], got a scalar")
@@ -209,13 +210,13 @@ def language_model(
         return carry, with_automatic_axes(_chosen, (logits, targets), logits, logits.ndim - 1)
 
     def step(params: LanguageModelParams, carry: Carry, token: Array) -> tuple[Carry, Array]:
-        check_params(params, LanguageModelParams)
+        params = check_params(params, LanguageModelParams)
         carry = jax.tree.map(functools.partial(masking.as_array, "carry"), carry)
         # Ids are looked at here, where their values may be known.
         return _step(parts, params, carry, check_tokens(token, vocab_size))
 
     def initial_carry(params: LanguageModelParams, batch_shape: tuple[int, ...] = ()) -> Carry:
-        check_params(params, LanguageModelParams)
+        params = check_params(params, LanguageModelParams)
         return below.initial_carry(params.layer, batch_shape)
 
     return LanguageModel(init, apply, step, initial_carry, features, head, score, vocab_size)
@@ -232,7 +233,7 @@ class _Parts(NamedTuple):
 
 # One program, where operation after operation would each be a call of its own; for equal models,
 # the same one.
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def _step(
     parts: _Parts, params: LanguageModelParams, carry: Carry, token: Array
 ) -> tuple[Carry, Array]:

@@ -9,6 +9,7 @@ from jax import Array
 
 from rnnjax import masking
 from rnnjax._checks import check_key, check_params, check_rate
+from rnnjax._native import jit
 from rnnjax._recipe import Made, factory
 from rnnjax.base import Carry, Cell, Key, Layer
 from rnnjax.heads import Head
@@ -114,7 +115,7 @@ def series_model(layer: Cell | Layer, head: Head, *, dropout: float = 0.0) -> Se
         key: Key | None = None,
         context: Any = None,
     ) -> tuple[Carry, Any]:
-        check_params(params, SeriesModelParams)
+        params = check_params(params, SeriesModelParams)
         inner, out_key = (None, None) if key is None else jax.random.split(check_key(key))
         values, valid = real_values(values, lengths, mask)
         carry, ys = below.apply(
@@ -147,7 +148,7 @@ def series_model(layer: Cell | Layer, head: Head, *, dropout: float = 0.0) -> Se
     def step(
         params: SeriesModelParams, carry: Carry, value: Any, *, context: Any = None
     ) -> tuple[Carry, Any]:
-        check_params(params, SeriesModelParams)
+        params = check_params(params, SeriesModelParams)
         carry = jax.tree.map(functools.partial(masking.as_array, "carry"), carry)
         value = masking.as_array("value", value)
         # Ids are looked at here, where their values may be known.
@@ -155,7 +156,7 @@ def series_model(layer: Cell | Layer, head: Head, *, dropout: float = 0.0) -> Se
         return _step((below, head), params, carry, x, context)
 
     def initial_carry(params: SeriesModelParams, batch_shape: tuple[int, ...] = ()) -> Carry:
-        check_params(params, SeriesModelParams)
+        params = check_params(params, SeriesModelParams)
         return below.initial_carry(params.layer, batch_shape)
 
     return SeriesModel(
@@ -171,7 +172,7 @@ def series_model(layer: Cell | Layer, head: Head, *, dropout: float = 0.0) -> Se
 
 # One program, where operation after operation would each be a call of its own; for equal models,
 # the same one.
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def _step(
     parts: tuple[Layer, Head], params: SeriesModelParams, carry: Carry, value: Any, context: Any
 ) -> tuple[Carry, Any]:

@@ -79,7 +79,7 @@ def tagger(
         segment_ids: Any = None,
         key: Key | None = None,
     ) -> Array:
-        check_params(params, TaggerParams)
+        params = check_params(params, TaggerParams)
         *keys, head_key = split_three(key)
         inputs, shape = parts.as_inputs(tokens)
         if segment_ids is None:

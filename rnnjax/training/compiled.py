@@ -16,6 +16,7 @@ from jax import Array
 from jax.core import Tracer
 
 from rnnjax import _checks
+from rnnjax._native import jit
 
 State = TypeVar("State")
 Result = TypeVar("Result")
@@ -86,14 +87,14 @@ class CompiledStep(Generic[State, Result]):
 
         # The name of the program in profiles, and by which its compilations are recognised.
         self.__name__ = program.__name__ = name.replace(" ", "_")
-        self._jitted = jax.jit(
+        self._jitted = jit(
             program,
             donate_argnums=0 if donate_state else (),
             compiler_options=compiler_options,
         )
         # Under vmap a donated state would be deleted though the caller still holds it, and a
         # program within a program takes no compiler options.
-        self._nested = jax.jit(program)
+        self._nested = jit(program)
         _listen()
 
     def __call__(self, state: State, *rest: Any) -> Result:
@@ -153,8 +154,7 @@ def _watch(name: str) -> Iterator[list[float]]:
 
 def _is_array(leaf: Any) -> bool:
     if isinstance(leaf, np.ndarray | np.generic):
-        # V: bfloat16 and its like. Bytes of another order a compiled program would misread.
-        return leaf.dtype.kind in "biufcV" and leaf.dtype.isnative
+        return leaf.dtype.kind in "biufcV"  # V: bfloat16 and its like
     return isinstance(leaf, Array)
 
 
@@ -168,9 +168,6 @@ def check_batch(batch: Any) -> None:
         name = f"batch{jax.tree_util.keystr(path)}"
         if isinstance(leaf, list):
             raise ValueError(f"{name} must be an array, got a list: jnp.asarray makes one of it")
-        dtype = getattr(leaf, "dtype", None)
-        if isinstance(dtype, np.dtype) and not dtype.isnative:
-            raise ValueError(f"{name} must have the byte order of this machine, got {dtype}")
         if not _is_array(leaf) and not isinstance(leaf, bool | int | float | complex):
             given = repr(leaf) if isinstance(leaf, str | bytes) else _described(leaf)
             raise ValueError(f"{name} must be an array of numbers, got {given}")

@@ -10,6 +10,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rnnjax._checks import check_width
+from rnnjax._native import in_native_order
 
 Tree = TypeVar("Tree")
 
@@ -39,6 +40,7 @@ def replicate(
     where = state_shardings(_check_mesh(mesh), tree, divided)
     for path, leaf in jax.tree.leaves_with_path(tree):
         _check_leaf(f"tree{jax.tree_util.keystr(path)}", leaf)
+    tree = in_native_order(tree)
     if NamedSharding(mesh, PartitionSpec()).is_fully_addressable:
         return jax.device_put(tree, where)
     return jax.tree.map(_of_all_processes, tree, where)
@@ -136,7 +138,7 @@ def shard_batch(mesh: Mesh, batch: Tree, axis: str | None = None) -> Tree:
                 f"the {count} devices on axis {axis!r}, got shape {shape}"
             )
     rows = NamedSharding(mesh, PartitionSpec(axis))
-    return jax.tree.map(lambda leaf: _divided(leaf, rows), batch)
+    return jax.tree.map(lambda leaf: _divided(leaf, rows), in_native_order(batch))
 
 
 def _check_mesh(mesh: Any) -> Mesh:
@@ -150,8 +152,6 @@ def _check_leaf(name: str, leaf: Any) -> tuple[int, ...]:
     if isinstance(leaf, Array):
         return leaf.shape
     array = check_width(name, np.asarray(leaf))
-    if not array.dtype.isnative:
-        raise ValueError(f"{name} must have the byte order of this machine, got {array.dtype}")
     if array.dtype != np.bool_ and not jnp.issubdtype(array.dtype, np.number):
         raise ValueError(f"{name} must be an array of numbers, got dtype {array.dtype}")
     return array.shape

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from rnnjax._checks import check_size, python_scalar
+from rnnjax._native import jit
 from rnnjax.training.updates import all_finite
 
-_all_finite = jax.jit(all_finite)  # one program for all leaves
+_all_finite = jit(all_finite)  # one program for all leaves
 
 
 @dataclass(frozen=True)

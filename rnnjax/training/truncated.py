@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from rnnjax._checks import check_carry, check_size
+from rnnjax._native import jit
 from rnnjax.training.compiled import Compilation, CompiledStep, check_batch
 from rnnjax.training.steps import Metrics, check_result, join_metrics
 from rnnjax.training.updates import TrainState, apply_gradients, check_optimizer, check_state
@@ -165,7 +166,7 @@ def make_truncated_step(
         state, end = _where(real, (new, end), (state, last))
         return (state, ahead, end), _where(real, metrics, jax.tree.map(jnp.zeros_like, metrics))
 
-    @jax.jit
+    @jit
     def first_carry(params: Any, xs: Any) -> Any:
         none = jax.tree.map(lambda a: a[:, :0], xs)
         flags = jnp.zeros((jax.tree.leaves(xs)[0].shape[0], 0), bool)

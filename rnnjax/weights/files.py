@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from rnnjax._native import in_native_order
 from rnnjax.weights._tensor_files import KNOWN_DTYPES, open_tensors
 
 Params = TypeVar("Params")
@@ -107,7 +108,7 @@ def load_weights(path: str | os.PathLike[str], like: Params) -> Params:
         ValueError: ... must have the arrays of like, got:
           bias must be float32[4], got float32[3]
     """
-    expected = named_parameters(like)
+    expected = named_parameters(in_native_order(like))
     with open_tensors(path) as file:
         differences = _differences(expected, file.entries)
         if differences:
