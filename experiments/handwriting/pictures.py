@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from experiments.handwriting.writing import as_lines
-from experiments.running.figures import new_figure, save_figure
+from experiments.running.figures import AS_IT_STANDS, new_figure, save_figure
 
 _INK = "#1f3a93"
 
@@ -70,13 +70,13 @@ def _draw(axes: Any, title: str, lines: Sequence[np.ndarray], widest: float) -> 
         )
     axes.set_xlim(-1, widest + 1)
     axes.set_aspect("equal")
-    axes.set_title(title, loc="left", fontsize=8, color="0.4")
+    axes.set_title(title, loc="left", fontsize=8, color="0.4", **AS_IT_STANDS)
     axes.axis("off")
 
 
 def _draw_window(axes: Any, text: str, weights: np.ndarray) -> None:
     axes.imshow(weights.T, cmap="Blues", aspect="auto", interpolation="nearest")
     names = [*text.replace(" ", "_"), "end"]
-    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=8, **AS_IT_STANDS)
     axes.set(xlabel="point", title="what the window reads")
     axes.spines[["top", "right"]].set_visible(False)

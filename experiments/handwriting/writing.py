@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.handwriting.alphabet import X_HEIGHT, Glyph, read_font
 from experiments.handwriting.settings import Settings
-from rnnjax.data import DataError
+from rnnjax.data import DataError, read_lines
 
 # Between two points of a stroke, in the units of the glyphs: about 10 points a letter.
 STEP = 1.2
@@ -179,12 +179,8 @@ def _read_pairs(path: Path, seed: int) -> Writing:
     Raises:
         DataError: the file cannot be read, or a line is no pair; names the first.
     """
-    try:
-        # Not splitlines: JSON may have other line ends within a text.
-        lines = path.read_text("utf-8-sig").split("\n")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} must be a file of JSON lines, got {error}") from None
-    raw = [_line(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+    lines = enumerate(read_lines(path), 1)
+    raw = [_line(line, f"{path}, line {n}") for n, line in lines if line.strip()]
     if len(raw) < 10:
         raise DataError(f"{path} must hold at least 10 pairs, got {len(raw)}")
     moves = np.concatenate([strokes[1:, :2] for _, strokes in raw])

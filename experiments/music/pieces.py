@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import os
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.music.settings import Settings
-from rnnjax.data import DataError
+from rnnjax.data import DataError, read_text
 
 KEYS = 88
 LOWEST = 21  # the MIDI number of the lowest key of a piano
@@ -53,8 +52,9 @@ def read_music(settings: Settings) -> Music:
     if folder is not None and not folder.is_dir():
         raise DataError(f"--data-dir must be a folder, got {folder}")
     name = settings.dataset
-    if name is None:
-        name = "jsb_chorales" if folder and (folder / "jsb_chorales").is_dir() else "progressions"
+    if name is None:  # who names a folder wants what lies there
+        there = settings.data_dir or (folder and (folder / "jsb_chorales").is_dir())
+        name = "jsb_chorales" if there else "progressions"
     if name == "progressions":
         return make_progressions(settings.pieces, settings.seed)
     if name == "jsb_chorales":
@@ -85,13 +85,12 @@ def read_pieces(path: Path, seed: int = 0) -> Music:
             f"{path} must be a file of pieces in JSON, got one of MIDI, which is written here and "
             "not read"
         )
+    text = read_text(path)
     try:
-        raw = path.read_bytes()
-        data = gzip.decompress(raw) if path.suffix == ".gz" else raw
-        content = json.loads(data)
-    except (OSError, EOFError, ValueError, RecursionError) as error:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} must be a file of pieces in JSON, got {error}") from None
-    name, digest = path.name.split(".")[0], hashlib.sha256(raw).hexdigest()
+    name, digest = path.name.split(".")[0], hashlib.sha256(path.read_bytes()).hexdigest()
     names = ("train", "valid", "test")
     if isinstance(content, dict) and all(isinstance(content.get(n), list) for n in names):
         parts = [

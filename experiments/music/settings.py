@@ -17,8 +17,8 @@ class Settings(RunSettings):
 
     dataset: Annotated[str | None, PLACE] = None
     """jsb_chorales, from --data-dir; progressions, which are generated and need no file; or a file
-    of your own, .json or .json.gz. By default the chorales where there is a --data-dir (or
-    RNNJAX_DATA), else progressions."""
+    of your own, .json or .json.gz. By default the chorales where there is a --data-dir, or where
+    they lie in RNNJAX_DATA, else progressions."""
     data_dir: Annotated[Path | None, PLACE] = None
     """Folder of local data sets; the environment variable RNNJAX_DATA if not given."""
     pieces: int = 400

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -177,17 +178,20 @@ def compare(request: Compare) -> None:
     """Draw the returns of several runs, a panel for each environment."""
     if not request.runs:
         raise DataError("compare must have the folders of runs, got none")
-    runs: dict[str, dict[str, Any]] = {}
+    found = []
     for folder in request.runs:
         settings = stored_settings(Settings, folder)
         records = _updates(read_records(folder / METRICS))
         if not records:
             raise DataError(f"{folder} must hold updates to draw, got none")
         title = settings.environment + (f", sees {settings.see}" if settings.see else "")
-        panel = runs.setdefault(title, {})
-        label = _label(settings)
-        panel[f"{label}, {folder.name}" if label in panel else label] = records
+        found.append((folder, title, _label(settings), records))
         print(f"{folder}: {listed(last_returns(records).tolist())}")
+    alike = Counter((title, label) for _, title, label, _ in found)
+    runs: dict[str, dict[str, Any]] = {}
+    for folder, title, label, records in found:
+        name = label if alike[title, label] == 1 else f"{label}, {folder}"
+        runs.setdefault(title, {})[name] = records
     request.out.parent.mkdir(parents=True, exist_ok=True)
     draw_returns(runs, request.out)
     print(f"{request.out}")

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments.running.figures import new_figure, save_figure
+from experiments.running.figures import AS_IT_STANDS, new_figure, save_figure
 
 _COLOURS = ("#1f5fa8", "#e07b00", "#2b8a3e", "#8a3ea8", "#2b2b2b", "#c2255c", "#0b7285", "#8a8a8a")
+
+_SHORT = 30  # characters of a label of which two stand beside one another
 
 
 def draw_returns(
@@ -29,16 +31,19 @@ def draw_returns(
     for axes, (environment, labelled) in zip(panels, runs.items(), strict=True):
         for number, (label, records) in enumerate(labelled.items()):
             _draw_run(axes, label, records, _COLOURS[number % len(_COLOURS)])
-        axes.set(xlabel="steps of each seed", ylabel="mean return of an episode", title=environment)
+        axes.set(xlabel="steps of each seed", ylabel="mean return of an episode")
+        axes.set_title(environment, **AS_IT_STANDS)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(
-            frameon=False, fontsize="small", ncols=2, loc="upper center",
-            bbox_to_anchor=(0.5, -0.13),
+        legend = axes.legend(
+            frameon=False, fontsize="small", ncols=2 if max(map(len, labelled)) <= _SHORT else 1,
+            loc="upper center", bbox_to_anchor=(0.5, -0.13),
         )  # fmt: skip
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # of folders' names
     save_figure(figure, path)
 
 
@@ -46,7 +51,8 @@ def _draw_run(axes: Any, label: str, records: Sequence[dict[str, Any]], colour: 
     steps = [record["steps"] for record in records]
     # null, where no episode ended, is NaN, a gap.
     returns = np.array([record["return"] for record in records], float)  # [records, S]
-    axes.plot(steps, returns.mean(axis=1), color=colour, label=label, linewidth=1.6)
+    dot = "o" if len(steps) == 1 else None  # which is no line
+    axes.plot(steps, returns.mean(axis=1), color=colour, label=label, linewidth=1.6, marker=dot)
     if returns.shape[1] > 1:
         low, high = returns.min(axis=1), returns.max(axis=1)
         axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)

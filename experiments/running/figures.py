@@ -42,7 +42,12 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
 
     A letter that no font here has is drawn as a box, without a word: a warning for each, as of
     words in Chinese, would bury what the program says.
+
+    Raises:
+        DataError: the name is that of another kind of file.
     """
+    if Path(path).suffix.lower() not in ("", ".png"):
+        raise DataError(f"the name of a picture must end in .png, got {os.fspath(path)}")
     _find_fonts(figure)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")

@@ -5,6 +5,7 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from PIL import Image
 
 from experiments.running.figures import new_figure, save_figure, show_picture
+from rnnjax.data import DataError
 
 
 def fonts_of(letter, tmp_path):
@@ -24,6 +25,11 @@ def test_a_letter_that_the_usual_font_lacks_is_drawn_in_one_that_has_it(tmp_path
 @pytest.mark.parametrize("letter", ["b", "\n", "\ue123\U000e1234"])
 def test_other_letters_change_no_font(letter, tmp_path):
     assert len(fonts_of(letter, tmp_path)) == 1
+
+
+def test_a_picture_is_not_written_under_the_name_of_another_kind(tmp_path):
+    with pytest.raises(DataError, match=r"must end in \.png, got .*a\.jpg"):
+        save_figure(new_figure(1, 1), tmp_path / "a.jpg")
 
 
 def draw(path):

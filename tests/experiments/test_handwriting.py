@@ -1,5 +1,6 @@
 """The program that writes by hand."""
 
+import gzip
 import json
 import xml.etree.ElementTree
 
@@ -148,6 +149,16 @@ def test_lines_of_pairs_end_where_those_of_json_do(tmp_path):
     path = own_file(tmp_path / "own.jsonl", ["\ufeff" + json.dumps({**pair, "text": "ab"}), line])
     with pytest.raises(DataError, match="line 2: text must have characters"):
         read_writing(Settings(pairs=path))
+
+
+def test_a_gzipped_file_of_pairs_is_one_and_a_missing_file_is_said_to_be(tmp_path):
+    pair = {"text": "ab", "strokes": [[1, 0, 0], [0, 1, 1]]}
+    plain = own_file(tmp_path / "own.jsonl", [pair] * 10)
+    packed = tmp_path / "own.jsonl.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    assert read_writing(Settings(pairs=packed)).sha256 == read_writing(Settings(pairs=plain)).sha256
+    with pytest.raises(DataError, match=r"nowhere\.jsonl must be a file, got none"):
+        read_writing(Settings(pairs=tmp_path / "nowhere.jsonl"))
 
 
 BAD_LINES = {

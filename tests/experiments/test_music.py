@@ -146,6 +146,18 @@ def test_without_a_folder_the_chorales_say_which_file_to_put_where(tmp_path, cap
     assert "got neither" in capsys.readouterr().err
 
 
+def test_who_names_a_folder_gets_no_other_pieces_and_a_file_that_is_missing_is_said_to_be(
+    tmp_path, capsys
+):
+    for arguments, words in (
+        (["--data-dir", tmp_path], "--dataset jsb_chorales needs a folder"),
+        (["--dataset", tmp_path / "nowhere.json"], "nowhere.json must be a file, got none"),
+        (["--dataset", tmp_path], "must be a file, got a folder"),
+    ):
+        assert run(*arguments, "--out", tmp_path / "run") == 2
+        assert words in capsys.readouterr().err
+
+
 def test_counting_is_that_of_its_formula():
     rng = np.random.default_rng(0)
     train, test = ([(rng.random((9, 88)) < 0.2).astype(float) for _ in range(3)] for _ in "ab")

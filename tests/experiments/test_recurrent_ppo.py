@@ -267,6 +267,27 @@ def test_a_run_that_was_stopped_comes_to_the_same_bytes(tmp_path, capsys):
         assert picture.stat().st_size
 
 
+def test_runs_that_are_called_alike_are_compared_by_their_folders(tmp_path, monkeypatch):
+    record = {"kind": "updates", "update": 2, "steps": 90, "episodes": [9], "return": [0.5]}
+    cells = {"a/run": "gru", "b/run": "gru", "c/run": "gru", "d": "lstm"}
+    for name, cell in cells.items():
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        settings = dataclasses.replace(SMALL, cell=cell).written()
+        (folder / "config.json").write_text(json.dumps({"settings": settings}))
+        (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    drawn = []
+    draw = command.draw_returns
+    monkeypatch.setattr(command, "draw_returns", lambda runs, path: drawn.append((runs, path)))
+    monkeypatch.chdir(tmp_path)
+    assert run("compare", *cells, "--out", "both.png") == 0
+    ((runs, path),) = drawn
+    alike = [f"gru, right resets, {name}" for name in ("a/run", "b/run", "c/run")]
+    assert list(runs["chain"]) == [*alike, "lstm, right resets"]
+    draw({"$x^$": {"$y^$": [record]}}, path)  # which is no formula
+    assert path.stat().st_size
+
+
 @pytest.mark.full
 def test_right_resets_solve_the_chain_and_a_memory_wiped_late_does_not(tmp_path):
     chosen = Settings(environments=32, steps=16, updates=40, hidden_size=16, seeds=2, length=4)
