@@ -12,7 +12,7 @@ import numpy as np
 from experiments.caption.scenes import PIXELS, Scene, make_scenes
 from experiments.caption.settings import Settings
 from experiments.running.words import words
-from rnnjax.data import DataError, Vocabulary, read_lines
+from rnnjax.data import DataError, Vocabulary, read_text
 from rnnjax.data.pairs import divided
 
 START, STOP = 2, 3
@@ -84,7 +84,7 @@ def _from_files(path: Path, settings: Settings) -> tuple[Captioned, Captioned, C
     """The pictures that a file lists, a tenth of them to validate and a tenth to test; captions of
     one picture stay together."""
     names, captions, long = [], [], 0
-    for number, line in enumerate(read_lines(path), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         row = line.split("\t")  # quotes are text

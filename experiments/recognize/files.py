@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.running.number_columns import listed, read_number, read_table, wanted
-from rnnjax.data import DataError
+from rnnjax.data import DataError, read_text
 
 
 class Table(NamedTuple):
@@ -69,11 +69,7 @@ def read_ts(path: Path) -> Table:
 
     Lines that begin with @ say what follows; # and % begin comments.
     """
-    try:
-        text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} must be a text file, got {error}") from None
-    lines = enumerate(map(str.strip, text.splitlines()), start=1)
+    lines = enumerate(map(str.strip, read_text(path).split("\n")), start=1)
     head: dict[str, str] = {}
     for _, line in lines:
         if line.startswith("@"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import io
 import math
 import re
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rnnjax.data import DataError
+from rnnjax.data import DataError, read_text
 
 # Far beyond what is measured, and small enough that squares and their sums are finite.
 _GREATEST = 1e100
@@ -48,14 +49,13 @@ def read_table(path: Path) -> Table:
     """The names in the header line, and the rows behind it; empty lines are passed over.
 
     Raises:
-        DataError: the file cannot be read, has no header line, a name twice or a row of another
+        DataError: the file is no text, has no header line, a name twice or a row of another
             width.
     """
+    reader = csv.reader(io.StringIO(read_text(path)), strict=True)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets mark their files
-            reader = csv.reader(file, strict=True)
-            lines = [(reader.line_num, row) for row in reader if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        lines = [(reader.line_num, row) for row in reader if row]
+    except csv.Error as error:
         raise DataError(f"{path} must be a CSV file with a header line, got {error}") from None
     header = [name.strip() for name in lines[0][1]] if lines else []
     _check_header(path, header)

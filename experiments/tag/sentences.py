@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.tag.settings import Settings
-from rnnjax.data import DataError, read_lines
+from rnnjax.data import DataError, read_text
 
 Sentence = list[tuple[str, str]]  # words with their labels
 
@@ -66,7 +66,7 @@ def read_sentences(path: Path) -> list[Sentence]:
         DataError: the file is no text, or a line has no word or no label; names the line.
     """
     sentences: list[Sentence] = [[]]
-    for number, line in enumerate(read_lines(path), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         columns = line.split("\t") if "\t" in line else line.split()
         if not line.strip():
             sentences.append([])

@@ -57,7 +57,7 @@ def test_a_column_that_counts_is_read_where_it_is_asked_for_or_alone(tmp_path):
 
 
 REFUSED = {
-    "nothing": ("", "must have a column of numbers, got none"),
+    "nothing": ("", "must have text, got an empty file"),
     "a head alone": ("a\n", "must have a column of numbers, got a"),
     "text": ("a\nx\ny\n", "must have a column of numbers, got a"),
     "no head": ("1.5,2\n3,4\n", "must begin with a line of names, got the numbers 1.5, 2"),
@@ -74,7 +74,7 @@ REFUSED = {
     "a day twice": ("day,a\n2024-01-01,1\n2024-01-01,2\n", "row 3: day must be later than in"),
     "days out of order": ("day,a\n2024-02,1\n2024-01,2\n", "row 3: day .* got '2024-01'"),
     "an open quote": ('a\n1\n"2\n', "must be a CSV file with a header line"),
-    "another encoding": ("a\n1\n".encode("utf-16"), "must be a CSV file with a header line"),
+    "another encoding": ("a\n1\n".encode("utf-16"), "must have UTF-8 text"),
 }
 
 

@@ -124,7 +124,7 @@ BAD_CSV = {
         "series 1: must have steps that differ, got 1 twice",
     ),
     "two labels": ("series,step,x,label\n1,1,1,a\n1,2,1,b\n", "must have one label, got 'a' and"),
-    "nothing": ("", "got none"),
+    "nothing": ("", "must have text, got an empty file"),
 }
 
 
@@ -165,7 +165,7 @@ def test_a_label_that_is_not_learnt_is_named(tmp_path, capsys):
 BAD = {
     "too few series": (["--series", "4"], "--series must be a whole number from 10 to 1,000,000"),
     "noise below 0": (["--noise", "-1"], "--noise must be a number from 0 up"),
-    "no file": (["--dataset", "nowhere.csv"], "nowhere.csv must be a CSV file"),
+    "no file": (["--dataset", "nowhere.csv"], "nowhere.csv must be a file, got none"),
     "another kind of file": (["--dataset", "own.xls"], "own.xls must end in .ts or .csv"),
     "a test without a file": (["--test", "test.ts"], "--test must stand beside a --dataset"),
     "one label": (["--dataset", "one.csv"], "one must have 2 or more labels, got 1"),
