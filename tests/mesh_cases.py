@@ -19,7 +19,7 @@ from cases import CELLS, D, H
 from jax.sharding import AxisType
 
 import rnnjax
-from rnnjax.metrics import accuracy, cross_entropy, squared_error
+from rnnjax.metrics import accuracy, cross_entropy, linear_cross_entropy, squared_error
 from rnnjax.training import replicate, shard_batch
 
 B, T, V = 8, 5, 7
@@ -113,6 +113,7 @@ def figures():
             cross_entropy(logits, labels, mask),
             accuracy(logits, labels, mask),
             squared_error(logits, logits**2, mask),
+            linear_cross_entropy(batch["xs"], params, None, labels, mask),
         )
 
     return Case(function, jnp.asarray(_draw(D, 3)), {**VECTORS, "tokens": TEXTS["tokens"]})

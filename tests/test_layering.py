@@ -29,7 +29,15 @@ ALLOWED_BESIDE = {
     "segments": {"masking"},
     "interop": {"weights"},
 }
-ANYWHERE = {"base", "_checks", "_devices", "_native", "_processes", "_divided_arrays"}
+ANYWHERE = {
+    "base",
+    "_checks",
+    "_devices",
+    "_native",
+    "_numerics",
+    "_processes",
+    "_divided_arrays",
+}
 
 
 def rooms_imported_by(room):

@@ -14,7 +14,7 @@ from experiments.running.loss_fitting import Parts
 from experiments.translate.corpus import Corpus, Encoded
 from experiments.translate.settings import Settings
 from rnnjax.data import PairBatch, PairBatches, choose_pair_boundaries
-from rnnjax.metrics import accuracy, cross_entropy
+from rnnjax.metrics import accuracy, cross_entropy, linear_cross_entropy
 
 
 def make_batches(corpus: Corpus, settings: Settings) -> Parts:
@@ -44,13 +44,15 @@ def make_loss(model: rnnjax.SequenceToSequence, own_tokens: float = 0.0) -> Call
     def loss_fn(params: Any, batch: PairBatch, key: jax.Array | None) -> tuple[jax.Array, dict]:
         targets = jnp.asarray(batch.targets)
         pairs = jnp.asarray(batch.sources), batch.source_lengths, targets, batch.target_lengths
+        mask = rnnjax.lengths_to_mask(batch.target_lengths, targets.shape[-1])
         if key is None or own_tokens == 0:
-            logits, _ = model.apply(params, *pairs, key=key)
+            features, _ = model.features(params, *pairs, key=key)
+            head = model.head_weights(params)
+            loss, right = linear_cross_entropy(features, *head, targets, mask)
         else:
             logits, _ = rnnjax.scheduled_sampling(model, params, *pairs, rate=own_tokens, key=key)
-        mask = rnnjax.lengths_to_mask(batch.target_lengths, targets.shape[-1])
-        loss = cross_entropy(logits, targets, mask)
-        return loss.value, {"loss": loss, "accuracy": accuracy(logits, targets, mask)}
+            loss, right = (f(logits, targets, mask) for f in (cross_entropy, accuracy))
+        return loss.value, {"loss": loss, "accuracy": right}
 
     return loss_fn
 

@@ -14,6 +14,7 @@ from .of_classes import cross_entropy as cross_entropy
 from .of_classes import f1_by_class as f1_by_class
 from .of_classes import perplexity as perplexity
 from .of_classes import recall_by_class as recall_by_class
+from .of_linear_heads import linear_cross_entropy as linear_cross_entropy
 from .of_numbers import absolute_error as absolute_error
 from .of_numbers import huber_error as huber_error
 from .of_numbers import quantile_error as quantile_error

@@ -59,16 +59,25 @@ def check_labels(logits: Any, given: Any, weights: ArrayLike | None) -> tuple[Ar
     logits = as_array("logits", logits)
     if not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ValueError(f"logits must be floating, got {logits.dtype}")
+    if logits.shape[-1:] in ((0,), ()):
+        raise ValueError(f"logits must have at least one class, got shape {logits.shape}")
+    rows, classes = logits.shape[:-1], logits.shape[-1]
+    return logits, as_labels(given, rows, classes, f"logits {logits.shape}", weights)
+
+
+def as_labels(
+    given: Any, rows: tuple[int, ...], classes: int, beside: str, weights: ArrayLike | None
+) -> Array:
+    """Labels [...] of at least 32 bits, one for each of the ``rows`` of what they stand beside.
+
+    Raises:
+        ValueError: they are no integers, or of another shape.
+    """
     labels: Any = given if hasattr(given, "dtype") else np.asarray(given)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"labels must be integers, got {labels.dtype}")
-    if logits.shape[-1:] == (0,):
-        raise ValueError(f"logits must have at least one class, got shape {logits.shape}")
-    if logits.ndim == 0 or labels.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"labels must have shape {logits.shape[:-1]} for logits {logits.shape}, "
-            f"got {labels.shape}"
-        )
+    if labels.shape != rows:
+        raise ValueError(f"labels must have shape {rows} for {beside}, got {labels.shape}")
     if labels.dtype.itemsize < 4:  # too narrow to hold every number of classes
         labels = labels.astype(np.int32)
     if not isinstance(labels, Array):
@@ -77,9 +86,9 @@ def check_labels(logits: Any, given: Any, weights: ArrayLike | None) -> tuple[Ar
         labels = np.clip(labels, max(jnp.iinfo(labels.dtype).min, -1), np.iinfo(np.int32).max)
     labels = jnp.asarray(labels)
     if _checks.is_checking():
-        classes, counted = logits.shape[-1], rows_that_count(weights, labels.shape)
+        counted = rows_that_count(weights, rows)
         _checks.require_range("labels", labels, classes, f"[0, {classes})", counted)
-    return logits, labels
+    return labels
 
 
 def check_pair(name: str, pair: Any) -> tuple[Any, Any]:

@@ -84,6 +84,8 @@ class _SequenceToSequenceFields(NamedTuple):
     vocab_size: int
     source_ndim: int
     teach: Callable[..., tuple[Array, Attended | None]]
+    features: Callable[..., tuple[Array, Attended | None]]
+    head_weights: Callable[[SequenceToSequenceParams], tuple[Array, Array]]
 
 
 class SequenceToSequence(Made, _SequenceToSequenceFields):
@@ -108,6 +110,9 @@ class SequenceToSequence(Made, _SequenceToSequenceFields):
         source_ndim: the axes of one source: 1, and of a captioner 2.
         teach: ``apply`` with all that attention says, for losses that need it:
             ``(logits, attended)``, a :class:`rnnjax.Attended` or None.
+        features: ``teach`` without the last product: what it multiplies, [..., T, F], in place of
+            the logits, for :func:`rnnjax.metrics.linear_cross_entropy`.
+        head_weights: ``(params) -> (w [F, V], bias [V])``, of the last product.
     """
 
 
@@ -162,7 +167,7 @@ def make_model(
         carry = parts.cross(params, final, states.shape[:-2])
         return carry, parts.remember(params, states, valid)
 
-    def teach(
+    def features(
         params: SequenceToSequenceParams,
         given: Array,
         source_lengths: Any,
@@ -182,9 +187,26 @@ def make_model(
         starts = jnp.full((*batch, 1), first, tokens.dtype)
         before = jnp.concatenate([starts, tokens], axis=-1)[..., :-1]
         xs = locked_dropout(drop, target.apply(params.target, before), rate)
-        features, attended = parts.decode(params, carry, xs, valid, memory, inside)
-        features = masking.zero_padding(valid, features)
-        return _logits(tied, params, locked_dropout(out, features, rate)), attended
+        read, attended = parts.decode(params, carry, xs, valid, memory, inside)
+        read = locked_dropout(out, masking.zero_padding(valid, read), rate)
+        return _below_head(params, read), attended
+
+    def head_weights(params: SequenceToSequenceParams) -> tuple[Array, Array]:
+        check_params(params, SequenceToSequenceParams)
+        return _head_weights(tied, params)
+
+    def teach(
+        params: SequenceToSequenceParams,
+        given: Array,
+        source_lengths: Any,
+        target_tokens: Array,
+        target_lengths: Any = None,
+        *,
+        key: Key | None = None,
+    ) -> tuple[Array, Attended | None]:
+        pair = given, source_lengths, target_tokens, target_lengths
+        read, attended = features(params, *pair, key=key)
+        return affine(read, *_head_weights(tied, params)), attended
 
     def apply(
         params: SequenceToSequenceParams,
@@ -210,9 +232,8 @@ def make_model(
         token = check_tokens(token, target.vocab_size, "token")
         return _step(parts, tied, params, carry, token, memory)
 
-    model = SequenceToSequence(
-        init, apply, encode, step, first, source.size, target.vocab_size, source.ndim, teach
-    )
+    sizes = first, source.size, target.vocab_size, source.ndim
+    model = SequenceToSequence(init, apply, encode, step, *sizes, teach, features, head_weights)
     # Parts that do not fit are refused here, not later.
     shapes = jax.eval_shape(init, jax.random.key(0))
     jax.eval_shape(lambda p: parts.remember(p, jnp.zeros((1, source.output_size)), None), shapes)
@@ -447,14 +468,19 @@ def _step(
 ) -> tuple[Carry, Array, Array | None]:
     x = parts.target.apply(params.target, token)
     carry, features, weights = parts.decode_one(params, carry, x, memory)
-    return carry, _logits(tied, params, features), weights
+    logits = affine(_below_head(params, features), *_head_weights(tied, params))
+    return carry, logits, weights
 
 
-def _logits(tied: bool, params: SequenceToSequenceParams, features: Array) -> Array:
-    hidden, output = params.head
-    if hidden is not None:
-        features = jnp.tanh(affine(features, hidden.w, hidden.bias))
-    return affine(features, table_of(params.target).T if tied else output.w, output.bias)
+def _below_head(params: SequenceToSequenceParams, features: Array) -> Array:
+    """What the last product multiplies."""
+    hidden = params.head.hidden
+    return features if hidden is None else jnp.tanh(affine(features, hidden.w, hidden.bias))
+
+
+def _head_weights(tied: bool, params: SequenceToSequenceParams) -> tuple[Array, Array]:
+    output = params.head.output
+    return table_of(params.target).T if tied else output.w, output.bias
 
 
 def _join(hs: Array | Attended, memory: Memory | None, xs: Array) -> Array:

@@ -55,6 +55,7 @@ class _LanguageModelFields(NamedTuple):
     initial_carry: Callable[..., Carry]
     features: Callable[..., tuple[Carry, Features]]
     head: Callable[[LanguageModelParams, Array], Array]
+    head_weights: Callable[[LanguageModelParams], tuple[Array, Array]]
     score: Callable[..., tuple[Carry, Array]]
     vocab_size: int
 
@@ -74,6 +75,8 @@ class LanguageModel(Made, _LanguageModelFields):
         features: as ``apply``, but ``(carry, Features)``, for what needs the outputs of the layer:
             an activation penalty, or a head of one's own.
         head: ``(params, hs [..., H]) -> logits [..., V]``.
+        head_weights: ``(params) -> (w [H, V], bias [V])``, for
+            :func:`rnnjax.metrics.linear_cross_entropy`; a softmax of one's own has none.
         score: ``(params, (tokens, targets), lengths, *, ...) -> (carry, log_probs [..., T])``, of
             the targets alone: all that a loss needs, and the cheaper way to it where the softmax is
             an adaptive one. Other arguments are those of ``apply``.
@@ -219,7 +222,8 @@ def language_model(
         params = check_params(params, LanguageModelParams)
         return below.initial_carry(params.layer, batch_shape)
 
-    return LanguageModel(init, apply, step, initial_carry, features, head, score, vocab_size)
+    above = head, functools.partial(_head_weights, parts), score
+    return LanguageModel(init, apply, step, initial_carry, features, *above, vocab_size)
 
 
 class _Parts(NamedTuple):
@@ -245,8 +249,14 @@ def _step(
 def _logits(parts: _Parts, params: LanguageModelParams, hs: Array) -> Array:
     if parts.softmax is not None:
         return parts.softmax.log_probs(params.head, hs)
-    w = table_of(params.embedding).T if parts.tie else params.head.w
-    return affine(hs, w, params.head.bias)
+    return affine(hs, *_head_weights(parts, params))
+
+
+def _head_weights(parts: _Parts, params: LanguageModelParams) -> tuple[Array, Array]:
+    check_params(params, LanguageModelParams)
+    if parts.softmax is not None:
+        raise ValueError("head_weights needs the linear head, got a softmax: use score")
+    return table_of(params.embedding).T if parts.tie else params.head.w, params.head.bias
 
 
 def locked_dropout(key: Key | None, xs: Array, rate: float) -> Array:
