@@ -12,7 +12,12 @@ def test_a_row_for_training_and_for_each_way_to_translate(capsys):
     counts = ["--batch-size", "2", "--sentences", "2", "--beam", "2", "--rounds", "1"]
     assert translation.main([*sizes, *counts]) == 0
     out = capsys.readouterr().out
-    for row in ("pairs/s, a training step", "sentences/s, greedy", "sentences/s, beam 2"):
+    for row in (
+        "step, many lengths",
+        "step, one length",
+        "sentences/s, greedy",
+        "sentences/s, beam 2",
+    ):
         assert row in out
     # Of the step and of both ways to translate many at once; one by one has none.
     assert out.count("one by one") == 2
