@@ -316,6 +316,10 @@ def test_explain_says_which_path_runs_and_why():
     assert "chunks of 2 steps" in rnnjax.explain(lstm, shapes, large, remat=np.int64(2))
 
 
+def attending(size):
+    return rnnjax.attention_cell(rnnjax.lstm(size), 4)
+
+
 @pytest.mark.parametrize(
     ("make", "shape", "said"),
     [
@@ -324,6 +328,8 @@ def test_explain_says_which_path_runs_and_why():
         (rnnjax.lstm, (64, 100, 256), "chunks of 10 steps"),
         (rnnjax.lstm, (64, 101, 256), "chunks of 8 steps"),  # five are left over
         (rnnjax.gru, (64, 80, 128), "chunks of 20 steps"),
+        (attending, (64, 101, 256), "31.6 MiB of gate inputs on cpu: all steps"),
+        (attending, (8, 2048, 256), "chunks of 64 steps, run again"),
         (rnnjax.vanilla, (64, 128, 256), "all steps projected at once"),
         (rnnjax.vanilla, (64, 512, 256), "32.0 MiB of gate inputs on cpu: all steps"),
         (rnnjax.vanilla, (8, 2048, 256), "16.0 MiB of gate inputs on cpu: all steps"),
