@@ -98,7 +98,7 @@ class Size(NamedTuple):
     time: Any
     gates: int
     gate_bytes: Any
-    attends: bool
+    attends: bool = False
 
 
 def check_request(cell: Cell, implementation: Any, remat: Any, scan_unroll: Any = None) -> Request:

@@ -77,3 +77,29 @@ def test_one_chunk_that_is_as_long_as_the_sequence_keeps_its_inputs_alone(name, 
     few, many = (residual_bytes(name, steps, H, max(remat, 24)) for steps in (12, 24))
     assert (many - few) / 12 / B == 4 * D
     assert residual_bytes(name, 12, H, remat) < residual_bytes(name, 12, H, "never") / 2
+
+
+def test_attention_keeps_no_number_for_each_unit_of_each_place_of_a_memory():
+    """A query meets S keys of size A in a tanh of [S, A]: kept of it are weights, [S]."""
+    cell = rnnjax.attention_cell(rnnjax.gru(H), 4)
+    params = jax.eval_shape(lambda key: cell.init(key, D), jax.random.key(0))
+
+    def kept(places, steps):
+        def pullback(params, xs, states):
+            memory = rnnjax.Memory(states, jnp.ones((B, places), bool))
+
+            def run(params, xs, states):
+                context = memory._replace(states=states)
+                return rnnjax.unroll(cell, params, xs, context=context)[1].output
+
+            return jax.vjp(run, params, xs, states)[1]
+
+        shapes = [(B, steps, D), (B, places, 4)]
+        given = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+        return sum(a.size for a in jax.tree.leaves(jax.eval_shape(pullback, params, *given)))
+
+    def per_place(steps):
+        return (kept(200, steps) - kept(100, steps)) / 100 / B
+
+    # Of a place and a step the weight, and from which numbers the softmax made it.
+    assert (per_place(20) - per_place(10)) / 10 <= 4
