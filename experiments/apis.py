@@ -29,6 +29,7 @@ from experiments.running import curves
 from experiments.running.console import Progress, exit_code
 from experiments.running.fitting import classification_loss
 from experiments.running.parsing import parse
+from experiments.running.room import require_room
 from experiments.running.run_folder import RunFolder, environment
 from experiments.running.setting_checks import check_settings
 from experiments.running.text import Splits, fit_encoder, hold_out, make_batches, take
@@ -324,7 +325,9 @@ def compare(settings: Settings, folder: Path) -> dict[str, Outcome]:
     """Train through every interface asked for, and print how they compare."""
     check_settings(settings)
     splits, sizes = prepare(settings)
-    params = make_model(settings, sizes).init(jax.random.key(settings.seed))
+    model = make_model(settings, sizes)
+    require_room(model.init)
+    params = model.init(jax.random.key(settings.seed))
     outcomes = {}
     for api in TRAINERS if settings.api == "all" else (settings.api,):
         config = {

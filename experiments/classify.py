@@ -39,7 +39,6 @@ from experiments.running.fitting import Fitted, Recipe, fit
 from experiments.running.interrupts import resumable
 from experiments.running.opening import open_run
 from experiments.running.predicting import Request, predict
-from experiments.running.process_memory import device_memory
 from experiments.running.processes import own_folder, start_time
 from experiments.running.run_folder import CONFIG, RunFolder, environment, plain
 from experiments.running.run_settings import stored_config
@@ -51,9 +50,6 @@ from rnnjax.weights import save_weights
 
 CURVES = "curves.png"
 PROGRAM = "python -m experiments.classify"
-# Arrays of the size of all weights in training: the weights, their gradient, two averages of Adam,
-# the running average and the best so far.
-_COPIES = 6
 
 
 class Outcome(NamedTuple):
@@ -71,11 +67,12 @@ def train(settings: Settings, folder: Path) -> Outcome:
     dataset, parts = read_parts(settings)
     encode, splits = prepare(settings, parts, len(dataset.label_names), devices.number)
     devices.check_rows("--batch-size", splits.train.shapes[0][0])
-    require_room(settings, len(encode.vocabulary), len(dataset.label_names))
+    model = build_model(settings, len(encode.vocabulary), len(dataset.label_names))
     identity = describe(settings, dataset, parts)
     vocabulary = {"vocabulary": list(encode.vocabulary.tokens)}
     leaves = (WEIGHTS, VOCABULARY, CURVES)
-    with open_run(settings, folder, stored, identity, leaves, vocabulary) as (run, saver):
+    opened = open_run(settings, folder, stored, identity, leaves, vocabulary, init=model.init)
+    with opened as (run, saver):
         announce(dataset, parts, splits, len(encode.vocabulary))
         fitted = fit_model(settings, len(dataset.label_names), encode, splits, run, saver, devices)
         saver.wait()
@@ -125,24 +122,6 @@ def read_parts(settings: Settings) -> tuple[Dataset, tuple[Examples, Examples, E
 def is_path(dataset: str) -> bool:
     """Whether the data set is a file of the user's own, and no name."""
     return dataset not in NAMES
-
-
-def require_room(settings: Settings, vocab_size: int, num_classes: int) -> None:
-    """Refuse a model whose weights alone are too large to be trained here.
-
-    Raises:
-        DataError: saying how much they need.
-    """
-    model = build_model(settings, vocab_size, num_classes)
-    shapes = jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0)))
-    needed = _COPIES * sum(leaf.size * leaf.dtype.itemsize for leaf in shapes)
-    there = device_memory(jax.local_devices()[0])
-    if there is not None and needed > there:
-        raise DataError(
-            f"the weights must fit the {there / 1e9:.1f} GB of memory to be trained, got "
-            f"{needed / 1e9:.1f} GB with gradient, optimizer and averages: a smaller "
-            "--hidden-size, --embedding-size or --layers needs less"
-        )
 
 
 def fit_model(

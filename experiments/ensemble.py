@@ -24,6 +24,7 @@ from experiments.running.advancing import take_steps
 from experiments.running.console import exit_code
 from experiments.running.fitting import classification_loss
 from experiments.running.parsing import parse
+from experiments.running.room import require_room
 from experiments.running.setting_checks import check_settings, whole
 from experiments.running.text import Splits, fit_encoder, hold_out, make_batches
 from rnnjax.data import load
@@ -126,6 +127,7 @@ def train(settings: Settings) -> dict[str, float]:
     splits, vocab_size, num_classes = prepare(settings)
     model = build_model(settings, vocab_size, num_classes)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(settings.learning_rate))
+    require_room(model.init, settings.members)
     keys = jax.random.split(jax.random.key(settings.seed), settings.members)
     states = init_members(model, optimizer, keys)
     step = make_step(classification_loss(model, settings.word_dropout), optimizer)

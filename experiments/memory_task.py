@@ -29,6 +29,7 @@ from jax import Array
 import rnnjax
 from experiments.running.console import exit_code
 from experiments.running.parsing import parse
+from experiments.running.room import require_room
 from experiments.running.run_folder import RunFolder, environment
 from experiments.running.setting_checks import Rule, check_settings, whole
 from rnnjax.metrics import Mean, compute, merge
@@ -176,6 +177,7 @@ def train(settings: Settings, folder: Path) -> float:
     agent = rnnjax.output_head(rnnjax.gru(settings.hidden_size), settings.symbols)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(settings.learning_rate))
     init_key, world_key, step_key, act_key = jax.random.split(jax.random.key(settings.seed), 4)
+    require_room(lambda key: agent.init(key, settings.symbols))
     params = agent.init(init_key, settings.symbols)
     actor = first_actor(settings, agent, params, world_key)
     state = rnnjax.init_train_state(step_key, params, optimizer)

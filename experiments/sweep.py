@@ -29,6 +29,7 @@ from experiments.running.console import exit_code, print_table
 from experiments.running.figures import new_figure, save_figure
 from experiments.running.fitting import classification_loss
 from experiments.running.parsing import parse
+from experiments.running.room import require_room
 from experiments.running.run_folder import RunFolder, check_usable, environment
 from experiments.running.setting_checks import MOST_SEEDS, above, check_settings, share, whole
 from experiments.running.text import Splits
@@ -143,18 +144,25 @@ def make_scoring(model: rnnjax.Model) -> Callable:
     return of_set
 
 
-def train_together(
-    settings: Settings, models: Sequence[Combination], prepared: tuple[Splits, int, int]
-) -> list[Found]:
-    """Train models that differ in no shape; the best epoch of each by its validation accuracy."""
-    splits, vocab_size, num_classes = prepared
-    model = rnnjax.classifier(
+def build_model(
+    settings: Settings, dropout: float, vocab_size: int, num_classes: int
+) -> rnnjax.Model:
+    """A model, of which all with this dropout have the shapes."""
+    return rnnjax.classifier(
         rnnjax.embedding(vocab_size, settings.embedding_size),
         rnnjax.bidirectional(rnnjax.gru(settings.hidden_size)),
         num_classes,
         pooling="max",
-        dropout=models[0].dropout,
+        dropout=dropout,
     )
+
+
+def train_together(
+    settings: Settings, models: Sequence[Combination], prepared: tuple[Splits, int, int]
+) -> list[Found]:
+    """Train models that differ in no shape; the best epoch of each by its validation accuracy."""
+    splits, *sizes = prepared
+    model = build_model(settings, models[0].dropout, *sizes)
     states, step, score = init_models(model, models), make_step(model), make_scoring(model)
     drops = jnp.array([one.word_dropout for one in models])
     best = np.full((3, len(models)), -np.inf)  # validation, epoch, test
@@ -239,6 +247,8 @@ def sweep(settings: Settings) -> tuple[list[Found], Path]:
     )
     config = {"settings": vars(settings), "environment": environment()}
     prepared, found = ensemble.prepare(shared), []  # what is wrong with the data leaves no folder
+    together = len(combinations(settings, settings.dropouts[0]))
+    require_room(build_model(settings, 0.0, *prepared[1:]).init, together)
     with RunFolder(folder, config, leaves=(PICTURE,)) as run:
         for dropout in settings.dropouts:
             found += train_together(settings, combinations(settings, dropout), prepared)

@@ -70,7 +70,7 @@ def train(settings: Settings) -> Figures:
     model, parts = build_model(settings, len(data.channels)), make_parts(data, scale, settings)
     identity = {"settings": settings.written(), "sha256": data.sha256}
     leaves = (WEIGHTS, CURVES, PICTURE, SCORES, KNOWN)
-    with open_run(settings, folder, stored, identity, leaves) as (run, saver):
+    with open_run(settings, folder, stored, identity, leaves, init=model.init) as (run, saver):
         counts = [sum(len(part.values) for part in parts) for parts in data[4:]]
         print(f"{data.name}: {counts[0]:,} steps to learn from, {counts[3]:,} to judge")
         params, recipe = model.init(jax.random.key(settings.seed)), Recipe.of(settings)

@@ -53,7 +53,7 @@ def train(settings: Settings, folder: Path) -> Fitted:
     network = build_network(settings, len(corpus.vocabulary))
     identity = {"settings": settings.written(), "sha256": corpus.sha256}
     leaves = (WEIGHTS, VOCABULARY, CURVES, SAMPLES, LOOKED, PICTURES)
-    with open_run(settings, folder, stored, identity, leaves) as (run, saver):
+    with open_run(settings, folder, stored, identity, leaves, init=network.init) as (run, saver):
         _announce(corpus)
         params = network.init(jax.random.key(settings.seed))
         parameter_table(params)

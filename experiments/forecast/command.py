@@ -55,7 +55,8 @@ def train(settings: Settings) -> Figures:
     windows = {name: cut(series, settings) for name, series in sets.items()}
     network, parts = build_network(settings), make_parts(list(windows.values()), settings)
     identity = {"settings": settings.written(), "sha256": sha256}
-    with open_run(settings, folder, stored, identity, (WEIGHTS, CURVES, PICTURE)) as (run, saver):
+    leaves = (WEIGHTS, CURVES, PICTURE)
+    with open_run(settings, folder, stored, identity, leaves, init=network.init) as (run, saver):
         for name, series in sets.items():
             count = len(windows[name].train.past)
             print(f"{name}: {len(series)} series, {count:,} windows to train on")

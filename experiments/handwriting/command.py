@@ -67,7 +67,7 @@ def train(settings: Settings) -> Fitted:
         "characters": writing.characters,
     }
     leaves = (WEIGHTS, CURVES, PICTURE)
-    with open_run(settings, folder, stored, identity, leaves) as (run, saver):
+    with open_run(settings, folder, stored, identity, leaves, init=model.init) as (run, saver):
         print(f"{writing.name}: {writing.note}")
         params = model.init(jax.random.key(settings.seed))
         parameter_table(params)

@@ -44,7 +44,7 @@ def train(settings: Settings) -> Fitted:
     model, parts = build_model(settings), make_parts(music, settings)
     identity = {"settings": settings.written(), "sha256": music.sha256}
     leaves = (WEIGHTS, CURVES, MIDI, PICTURE)
-    with open_run(settings, folder, stored, identity, leaves) as (run, saver):
+    with open_run(settings, folder, stored, identity, leaves, init=model.init) as (run, saver):
         _announce(music)
         params = model.init(jax.random.key(settings.seed))
         parameter_table(params)

@@ -58,7 +58,7 @@ def train(settings: Settings) -> Fitted:
     parts = make_parts(series, known, settings)
     identity = {"settings": settings.written(), "sha256": series.sha256}
     leaves = (WEIGHTS, CURVES, PICTURE, KNOWN)
-    with open_run(settings, folder, stored, identity, leaves) as (run, saver):
+    with open_run(settings, folder, stored, identity, leaves, init=network.init) as (run, saver):
         _describe(series, known)
         params = network.init(jax.random.key(settings.seed))
         parameter_table(params)

@@ -48,7 +48,12 @@ def train(settings: Settings) -> np.ndarray:
     folder = settings.out or Path("runs") / f"ppo-{_name(settings)}-{start_time()}"
     stored = stored_config(settings, folder)
     identity = {"settings": settings.written()}
-    with open_run(settings, folder, stored, identity, (WEIGHTS, CURVES)) as (run, saver):
+    leaves = (WEIGHTS, CURVES)
+
+    def init(key: jax.Array) -> Any:
+        return jax.vmap(agent.init)(jax.random.split(key, settings.seeds))
+
+    with open_run(settings, folder, stored, identity, leaves, init=init) as (run, saver):
         _announce(settings, task, agent)
         learners = fit(settings, task, agent, run, saver)
         returns, ended = evaluate(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from experiments.running.checkpoints import Saver, parse_every
 from experiments.running.console import wrapped
 from experiments.running.interrupts import resumable
 from experiments.running.processes import own_folder
+from experiments.running.room import require_room
 from experiments.running.run_folder import CHECKPOINTS, RunFolder, environment, plain
 from experiments.running.run_settings import RunSettings, require_same
 from rnnjax._processes import Messages, ProcessError
@@ -28,6 +29,8 @@ def open_run(
     identity: Mapping[str, Any],
     leaves: Sequence[str],
     more: Mapping[str, Any] | None = None,
+    *,
+    init: Callable[[jax.Array], Any],
 ) -> Iterator[tuple[RunFolder, Saver]]:
     """A run's folder, and what saves its checkpoints there.
 
@@ -41,12 +44,14 @@ def open_run(
         identity: what makes the run the one it is, as JSON holds it: settings and data.
         leaves: names of further files that the run will leave.
         more: what makes it the one it is as well, but is too long for config.json.
+        init: ``(key) -> weights``, of all that is to be trained.
 
     Raises:
-        DataError: the run that is to go on was another one, or is another one in one of several
-            processes.
+        DataError: the weights do not fit the memory here, the run that is to go on was another
+            one, or it is another one in one of several processes.
         OSError: see `RunFolder`.
     """
+    require_room(init)
     _require_agreement(identity, settings.places())
     config = {"environment": environment(), **(stored or {}), **identity}
     if stored is not None:

@@ -46,7 +46,7 @@ def train(settings: Settings) -> Fitted:
     parts = make_parts(corpus, vocabulary, labels, settings)
     identity = {"settings": settings.written(), "sha256": corpus.sha256}
     leaves = (WEIGHTS, CURVES, PICTURE, VOCABULARY, LABELS)
-    with open_run(settings, folder, stored, identity, leaves) as (run, saver):
+    with open_run(settings, folder, stored, identity, leaves, init=model.init) as (run, saver):
         counts = [len(part) for part in corpus[2:]]
         print(
             f"{corpus.name}: {counts[0]:,} sentences to train, {counts[1]:,} to validate, ", end=""

@@ -58,7 +58,7 @@ def train(settings: Settings, folder: Path) -> Fitted:
     model = build_model(settings, len(corpus.source), len(corpus.target))
     identity = {"settings": settings.written(), "sha256": corpus.sha256}
     leaves = (WEIGHTS, *VOCABULARIES, CURVES, SAMPLES, ALIGNMENT)
-    with open_run(settings, folder, stored, identity, leaves) as (run, saver):
+    with open_run(settings, folder, stored, identity, leaves, init=model.init) as (run, saver):
         _announce(corpus, settings)
         params = model.init(jax.random.key(settings.seed))
         parameter_table(params)

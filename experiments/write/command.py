@@ -63,7 +63,7 @@ def train(settings: Settings, folder: Path) -> Fitted:
     )
     identity = {"settings": settings.written(), "sha256": corpus.sha256}
     leaves = (WEIGHTS, VOCABULARY, CURVES, SAMPLES)
-    with open_run(settings, folder, stored, identity, leaves) as (run, saver):
+    with open_run(settings, folder, stored, identity, leaves, init=model.init) as (run, saver):
         _announce(corpus, settings)
         params = model.init(jax.random.key(settings.seed))
         parameter_table(params)
