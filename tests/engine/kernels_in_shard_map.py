@@ -59,7 +59,7 @@ def check(kind):
 
 
 if __name__ == "__main__":
-    persistent.find_device = lambda tree: H100._replace(beside=2)
+    persistent.find_device = lambda tree: H100._replace(collectives=True)
     for kind in (AxisType.Auto, AxisType.Explicit):
         check(kind)
         print(kind, flush=True)

@@ -418,9 +418,12 @@ def test_loops_that_run_side_by_side_fit_on_the_device_together(monkeypatch, by_
     layer, xs = rnnjax.bidirectional(half, back), jnp.ones((120, 20, 3))
     params = jax.eval_shape(lambda: layer.init(jax.random.key(0), 3))
 
-    def processors(apply, params):
+    def gradient(apply, params, xs):
+        return jax.grad(lambda p: jnp.sum(apply(p, xs)[1]))(params)
+
+    def processors(apply, params, gradient=gradient):
         """What the kernels of a program take, all at once."""
-        program = str(jax.make_jaxpr(jax.grad(lambda p: jnp.sum(apply(p, xs)[1])))(params))
+        program = str(jax.make_jaxpr(lambda p, xs: gradient(apply, p, xs))(params, xs))
         mesh = r"grid=\((\d+),\s+(\d+)\),\s+grid_names=\([^)]*\),\s+cluster=\((\d*),?\)"
         grids = re.findall(mesh, program)
         assert len(grids) == program.count("grid_names=")
@@ -439,6 +442,16 @@ def test_loops_that_run_side_by_side_fit_on_the_device_together(monkeypatch, by_
     for taken in together + beside_collectives:
         assert 2 * taken <= H100.processors
 
+    # A jit hides from the choice that its example is one of many: the kernel runs the rows of all.
+    def by_row(apply, params, xs):
+        one = jax.jit(lambda p, x: gradient(apply, p, x[None]))
+        return jax.vmap(one, (None, 0))(params, xs)
+
+    rows_together = processors(half.apply, params.forward, by_row)
+    assert len(rows_together) == 2
+    for taken in [] if by_name else rows_together:
+        assert 2 * taken <= H100.processors
+
 
 @NEW_JAX
 def test_what_the_scan_does_as_well_is_left_to_it_unless_asked_for():
@@ -447,7 +460,10 @@ def test_what_the_scan_does_as_well_is_left_to_it_unless_asked_for():
     chosen = {"dtype": "bfloat16", "by_itself": True}
     assert "too few" in reason_for(rnnjax.lstm(64), time=4, **chosen)
     assert "rounds" in reason_for(rnnjax.lstm(512), batch=300, **chosen)
-    assert "half of the device" in reason_for(rnnjax.lstm(512), batch=64, **chosen)
+    assert "its share is 66 of 132" in reason_for(rnnjax.lstm(512), batch=64, **chosen)
+    collectives = chosen | {"device": H100._replace(collectives=True)}
+    assert "its share is 44 of 132" in reason_for(rnnjax.lstm(512), batch=32, **collectives)
+    assert reason_for(rnnjax.lstm(512), batch=32, **chosen) == ""
 
 
 @NEW_JAX
@@ -479,6 +495,13 @@ def test_a_device_is_known_by_what_it_says():
     unsaid = gpu()
     del unsaid.shared_memory_per_block_optin
     assert _device.describe_gpu(unsaid).shared_memory == 232_448
+
+
+def test_a_device_whose_processors_processes_share_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    assert _device.describe_gpu(gpu()) == H100._replace(name="NVIDIA H100")
+    (tmp_path / "control").touch()
+    assert "MPS is running" in _device.describe_gpu(gpu())
 
 
 def test_running_a_cell_that_does_not_fit_raises():

@@ -15,18 +15,18 @@ What is promised, on an NVIDIA GPU of the Hopper generation (H100, H200) and JAX
   scan's products have on a GPU unless JAX is told otherwise; sigmoid and tanh are exact to float32.
 - **When it is chosen by itself.** From 16 steps on, where all tiles of the batch fit on half of the
   device at once: two loops that do not depend on each other may then run side by side. Asked for
-  by name it takes the whole device; the two directions of a layer each take half of it, and a loop
-  inside ``jax.shard_map`` leaves half to collectives. Loops that a program of your own runs side
-  by side, by name, rely on XLA starting kernels in turn. ``rnnjax.explain`` says what is chosen,
-  and why.
+  by name it takes the whole device; the two directions of a layer each take half of it. Inside
+  ``jax.shard_map`` collectives have a share as a loop has: by itself it takes up to a third. More
+  loops than these that a program of your own runs side by side rely on XLA starting kernels in
+  turn. ``rnnjax.explain`` says what is chosen, and why.
 - **How fast.** Tables by device are in ``experiments/gpu_check/measured``; they and all that is
   said here are made and checked by ``python -m experiments.gpu_check``.
 - **The same bits.** Two runs on one device give equal bits: no sum depends on an order in time.
 - **What is refused**, by name with the reason, and left to the scan where it was not asked for by
   name: other cells, dtypes and devices; float32 where ``jax_default_matmul_precision`` asks for
   more; more than four gates; sizes that need more processors or shared memory than the device has
-  (the kernel's parts wait for each other, so all must run at once); several devices outside of
-  ``jax.shard_map``.
+  (the kernel's parts wait for each other, so all must run at once); a GPU whose processors several
+  processes share (CUDA's MPS); several devices outside of ``jax.shard_map``.
 - **Derivatives.** Reverse mode runs in a kernel of its own. The derivative of that, once more by
   either mode, is the scan's. Forward mode through the loop itself is refused by JAX
   (``jax.custom_vjp``): ask for ``implementation="scan"``.

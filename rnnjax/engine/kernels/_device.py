@@ -2,7 +2,9 @@
 
 import contextlib
 import contextvars
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -20,19 +22,30 @@ class Device(NamedTuple):
         capability: its compute capability, such as "9.0".
         processors: streaming multiprocessors: CTAs of the kernels' size that run at once.
         shared_memory: bytes that a CTA may have.
-        beside: loops, this one among them, and other kernels that may be on it at the same time.
+        loops: how many, this one among them, may be on it at the same time.
+        collectives: whether kernels that wait for other devices may be, too.
     """
 
     name: str
     capability: str
     processors: int
     shared_memory: int
-    beside: int = 1
+    loops: int = 1
+    collectives: bool = False
+
+    @property
+    def shares(self) -> int:
+        """Into how many it is divided: one for each loop, and one for collectives."""
+        return self.loops + self.collectives
 
     @property
     def room(self) -> int:
         """Processors for one loop: its equal share of them."""
-        return self.processors // self.beside
+        return self.processors // self.shares
+
+    def for_two(self) -> "Device":
+        """The device for a loop that was not asked for by name: another may run beside it."""
+        return self._replace(loops=max(2, self.loops))
 
 
 _loops = contextvars.ContextVar("loops", default=1)
@@ -60,7 +73,7 @@ def with_share(device: Device | str) -> Device | str:
         return device
     # In jax.shard_map there may be collectives, too, whose kernels wait for other devices.
     collectives = bool(jax.sharding.get_abstract_mesh().manual_axes)
-    return device._replace(beside=_loops.get() + collectives)
+    return device._replace(loops=_loops.get(), collectives=collectives)
 
 
 def describe_gpu(device: Any) -> Device | str:
@@ -76,8 +89,23 @@ def describe_gpu(device: Any) -> Device | str:
     processors = getattr(device, "core_count", None)
     if not processors:
         return f"the driver does not say how many processors {device.device_kind} has"
+    if _may_share_processors():
+        return (
+            f"processes may share the processors of {device.device_kind} (CUDA's MPS is running), "
+            "and all of its parts wait for each other, so all must be on them at once"
+        )
     memory = getattr(device, "shared_memory_per_block_optin", None) or SHARED_MEMORY[capability]
     return Device(device.device_kind, capability, int(processors), int(memory))
+
+
+def _may_share_processors() -> bool:
+    """Whether kernels of other processes may run beside ours, as they do under MPS alone.
+
+    Without it, processes take turns and each has the whole GPU in its turn. The pipe is how CUDA
+    finds out that MPS is there, too.
+    """
+    folder = os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")
+    return Path(folder, "control").exists()
 
 
 def default_device() -> Any:

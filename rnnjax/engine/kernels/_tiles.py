@@ -105,7 +105,7 @@ def tilings(
     # Up to a multiple of ROWS: a piece of a product is at least 64 units deep (DEPTHS).
     groups = math.ceil(size / ROWS) * (ROWS // UNITS)
     if groups > device.room:
-        shared = f", for one of {device.beside} loops" if device.beside > 1 else ""
+        shared = f" for one of {device.shares} that may run at once" if device.shares > 1 else ""
         raise TooLargeError(
             f"{size} hidden units take {groups} processors at once, and the device has "
             f"{device.room}{shared}"

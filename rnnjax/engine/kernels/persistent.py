@@ -125,11 +125,14 @@ def plan(problem: Problem, device: Device | str, by_itself: bool) -> Launch | st
         return str(error)
     if by_itself and launch.tiling.rounds > 1:
         return f"{problem.batch} sequences would take {launch.tiling.rounds} rounds"
-    taken = launch.tiling.at_once * launch.tiling.groups
-    if by_itself and max(2, device.beside) * taken > device.processors:
+    taken, room = launch.tiling.at_once * launch.tiling.groups, device.for_two().room
+    if by_itself and taken > room:
         # Two launches that each wait for room which the other has would wait for ever. By name, the
-        # caller says that nothing like it runs beside, but for what ``device.beside`` counts.
-        return "it would take more than half of the device, and two such loops may run at once"
+        # caller says that nothing like it runs beside, but for what ``device.shares`` counts.
+        return (
+            f"it would take {taken} processors at once, and its share is {room} of "
+            f"{device.processors}: another such loop may run beside it"
+        )
     if by_itself and problem.time < FEWEST_STEPS:
         return f"{problem.time} steps are too few to gain by it"
     return launch
@@ -210,6 +213,9 @@ def run_persistent(
     both = (weights, carry, inputs)
     if jax.sharding.get_abstract_mesh().manual_axes:
         both = jax.tree.map(functools.partial(_vary, both), both)
+
+    # Under ``vmap`` the batch may be larger than the one that it was chosen for: then in rounds.
+    device = device.for_two() if by_itself else device
 
     def launch_for(weights: Weights, carry: Any, inputs: Inputs) -> Launch:
         return _launch(problem_of(cell, loop, weights, carry, inputs), device)
