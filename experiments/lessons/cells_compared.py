@@ -13,7 +13,7 @@ import optax
 import rnnjax
 from experiments.lessons.figures import panels, save, tidy
 from experiments.lessons.lesson import Measured, Results
-from experiments.lessons.synthetic import Task, kept, make_trainer
+from experiments.lessons.synthetic import Task, kept, make_trainer, stretch_steps
 
 # Told apart by the colour-blind: colours of Okabe and Ito, and lines that differ for those that
 # share one.
@@ -86,7 +86,7 @@ def _train(contest: Contest, name: str, task: Task, seeds: list[int]) -> list[di
         falling = optax.cosine_decay_schedule(rate, contest.steps)
         return optax.chain(optax.clip_by_global_norm(contest.clip_norm), optax.adam(falling))
 
-    train = make_trainer(task, optimizer, every=contest.steps // 50)
+    train = make_trainer(task, optimizer, every=stretch_steps(contest.steps, 50))
     trained = train(seeds, [contest.rates[name]] * len(seeds), contest.steps)
     ends = []
     for index, seed in enumerate(seeds):

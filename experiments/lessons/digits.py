@@ -28,7 +28,7 @@ import rnnjax
 from experiments.lessons import lesson
 from experiments.lessons.figures import COLOURS, LINES, REFERENCE, panels, save, tidy
 from experiments.lessons.lesson import LessonSettings, Measured, Results
-from experiments.lessons.synthetic import Task, kept, make_trainer, random_rows
+from experiments.lessons.synthetic import Task, kept, make_trainer, random_rows, stretch_steps
 from experiments.running.packages import require
 from rnnjax.metrics import accuracy, compute, cross_entropy
 
@@ -115,7 +115,7 @@ def fitted(settings: Settings, cell: rnnjax.Cell, seed: int) -> dict[str, Any]:
     def optimizer(rate: Any) -> optax.GradientTransformation:
         return optax.adam(optax.cosine_decay_schedule(rate, settings.steps))
 
-    train = make_trainer(task, optimizer, every=max(1, settings.steps // 50))
+    train = make_trainer(task, optimizer, every=stretch_steps(settings.steps, 50))
     trained = train([seed], [settings.learning_rate], settings.steps)
     _, metrics = jax.jit(lambda params: task.loss_fn(params, test, None))(trained.member(0))
     return {

@@ -33,7 +33,7 @@ import rnnjax
 from experiments.lessons import lesson
 from experiments.lessons.figures import panels, save, tidy
 from experiments.lessons.lesson import LessonSettings, Measured, Results
-from experiments.lessons.synthetic import Task, evaluate, kept, make_trainer
+from experiments.lessons.synthetic import Task, evaluate, kept, make_trainer, stretch_steps
 from rnnjax.initializers import PRESETS
 from rnnjax.metrics import Mean, accuracy, cross_entropy
 
@@ -202,7 +202,7 @@ def train(settings: Settings, problem: Problem, task: Task, seed: int) -> dict[s
         falling = optax.cosine_decay_schedule(rate, problem.steps)
         return optax.chain(optax.clip_by_global_norm(settings.clip_norm), optax.adam(falling))
 
-    trained = make_trainer(task, optimizer, every=max(1, problem.steps // 50))(
+    trained = make_trainer(task, optimizer, every=stretch_steps(problem.steps, 50))(
         [seed], [settings.learning_rate], problem.steps
     )
     params = trained.member(0)

@@ -31,7 +31,7 @@ import rnnjax
 from experiments.lessons import lesson
 from experiments.lessons.figures import panels, save
 from experiments.lessons.lesson import LessonSettings, Measured, Results
-from experiments.lessons.synthetic import Task, kept, make_trainer
+from experiments.lessons.synthetic import Task, kept, make_trainer, stretch_steps
 from rnnjax.metrics import accuracy, cross_entropy
 
 
@@ -103,12 +103,14 @@ def make_sweep(settings: Settings, length: int) -> Callable[[int], dict]:
     "right" is the share of right answers over the last tenth of the steps, one number a rate.
     """
     train = make_trainer(
-        make_task(settings, length), lambda rate: optax.adam(rate), every=settings.steps // 10
+        make_task(settings, length),
+        lambda rate: optax.adam(rate),
+        every=stretch_steps(settings.steps, 10),
     )
 
     def one(seed: int) -> dict[str, np.ndarray]:
         rates = settings.learning_rates
-        trained = train([seed] * len(rates), rates, settings.steps // 10 * 10)
+        trained = train([seed] * len(rates), rates, settings.steps)
         return {"right": trained.curves["right"][:, -1]}
 
     return one
@@ -118,7 +120,7 @@ def swept(settings: Settings, shares: np.ndarray) -> Measured:
     """The share of right answers at every rate."""
     rates = settings.learning_rates
     named = {f"right, {rate:g}": float(share) for rate, share in zip(rates, shares, strict=True)}
-    return Measured(named, steps=settings.steps // 10 * 10)
+    return Measured(named, steps=settings.steps)
 
 
 def draw(settings: Settings, right: dict[int, np.ndarray], path: Path) -> None:

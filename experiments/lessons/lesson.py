@@ -23,6 +23,7 @@ from experiments.running.parsing import parse
 from experiments.running.run_folder import CONFIG, METRICS, TIMINGS, RunFolder, environment, plain
 from experiments.running.run_settings import read_config, require_same
 from experiments.running.setting_checks import RULES, Rule, check_rules, each, whole
+from rnnjax.data import DataError
 
 # More seeds, or the same files elsewhere, leave the rows that are there what they are.
 MAY_CHANGE = ("out", "data_dir", "seeds")
@@ -122,6 +123,7 @@ class Results:
 
 
 ABSENT = "not installed"
+_ANEW = "delete the folder, and begin anew"
 
 Run = Callable[[Any, Results], None]
 
@@ -129,18 +131,24 @@ Run = Callable[[Any, Results], None]
 def read_rows(folder: Path) -> list[Row]:
     """The rows in a lesson's folder; none where there is none yet."""
     times = {_key(record): record for record in _records(folder / TIMINGS)}
-    return [
-        Row(
-            folder_lesson(folder),
-            *_key(record),
-            figures=record["figures"],
-            epoch_seconds=times[_key(record)]["epoch_seconds"],
-            steps=record["steps"],
-            timings=times[_key(record)]["timings"],
-            note=record["note"],
+    rows = []
+    for record in _records(folder / METRICS):
+        if (timed := times.get(_key(record))) is None:
+            raise DataError(
+                f"{folder / TIMINGS} must have the times of all rows, got less: {_ANEW}"
+            )
+        rows.append(
+            Row(
+                folder_lesson(folder),
+                *_key(record),
+                figures=record["figures"],
+                epoch_seconds=timed["epoch_seconds"],
+                steps=record["steps"],
+                timings=timed["timings"],
+                note=record["note"],
+            )
         )
-        for record in _records(folder / "metrics.jsonl")
-    ]
+    return rows
 
 
 def folder_lesson(folder: Path) -> str:
@@ -152,7 +160,8 @@ def run_lesson(module: ModuleType, settings: LessonSettings) -> tuple[Row, ...]:
     """Runs a lesson in the folder of its settings, what is missing there, and prints its table.
 
     Raises:
-        DataError: the run in the folder was started with other settings.
+        DataError: the run in the folder is another lesson's, was started with other settings, or is
+            damaged.
         OSError: the folder cannot be used.
     """
     name = lesson_name(module)
@@ -165,8 +174,12 @@ def run_lesson(module: ModuleType, settings: LessonSettings) -> tuple[Row, ...]:
     }
     if (settings.out / CONFIG).is_file():
         stored = read_config(settings.out)
-        place = str(settings.out)
-        require_same(stored["settings"], config["settings"], MAY_CHANGE, place)
+        if stored.get("lesson") != name:
+            raise DataError(
+                f"{settings.out} must be a folder of the lesson {name}, got one of "
+                f"{stored.get('lesson') or 'another program'}"
+            )
+        require_same(stored["settings"], config["settings"], MAY_CHANGE, str(settings.out))
     with _forgotten_if_refused(settings.out), RunFolder(settings.out, config, "resume") as run:
         results = Results(name, run)
         module.run(settings, results)
@@ -267,5 +280,8 @@ def _key(record: Mapping[str, Any]) -> tuple[str, str, int | None]:
 def _records(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    records = map(json.loads, path.read_text("utf-8").splitlines())
-    return [record for record in records if record["kind"] == "row"]
+    try:
+        records = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        return [record for record in records if record["kind"] == "row"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise DataError(f"{path} must have the records of a lesson, got others: {_ANEW}") from None

@@ -40,7 +40,7 @@ import rnnjax
 from experiments.lessons import lesson
 from experiments.lessons.figures import COLOURS, LINES, REFERENCE, panels, save, tidy
 from experiments.lessons.lesson import LessonSettings, Measured, Results
-from experiments.lessons.synthetic import Task, evaluate, kept, make_trainer
+from experiments.lessons.synthetic import Task, evaluate, kept, make_trainer, stretch_steps
 from rnnjax.metrics import Mean, accuracy, cross_entropy
 
 CELLS = {"vanilla": rnnjax.vanilla, "LSTM": rnnjax.lstm, "GRU": rnnjax.gru}
@@ -217,7 +217,7 @@ def trainer(settings: Settings, problem: Problem, cell: rnnjax.Cell) -> Callable
     def optimizer(rate: Any) -> optax.GradientTransformation:
         return optax.chain(optax.clip_by_global_norm(settings.clip_norm), optax.adam(rate))
 
-    train = make_trainer(task, optimizer, every=max(1, problem.steps // 50))
+    train = make_trainer(task, optimizer, every=stretch_steps(problem.steps, 50))
 
     def one(seed: int) -> dict[str, Any]:
         trained = train([seed], [problem.learning_rate], problem.steps)

@@ -7,6 +7,7 @@ and their learning rate, so that a sweep takes little longer than a run.
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ import numpy as np
 import optax
 from jax import Array
 
+from rnnjax.data import DataError
 from rnnjax.metrics import compute, merge
 from rnnjax.training import LossFn, TrainState, init_train_state, make_train_step
 
@@ -101,6 +103,16 @@ def make_trainer(
         return Trained(states.params, np.arange(every, steps + 1, every), _means(sums))
 
     return train
+
+
+def stretch_steps(steps: int, least: int) -> int:
+    """The steps of a stretch, which divide all steps into ``least`` stretches or somewhat more.
+
+    Example:
+        >>> stretch_steps(1_000, 50), stretch_steps(120, 50), stretch_steps(7, 50)
+        (20, 2, 1)
+    """
+    return next(n for n in range(max(1, steps // least), 0, -1) if steps % n == 0)
 
 
 def _check(seeds: Sequence[int], rates: Sequence[float], steps: int, every: int) -> None:
@@ -206,6 +218,9 @@ def kept(path: Path, make: Callable[[], Mapping[str, Any]]) -> dict[str, np.ndar
         path: an .npz file, written in one go.
         make: gives named arrays.
 
+    Raises:
+        DataError: the file is damaged.
+
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -220,5 +235,10 @@ def kept(path: Path, make: Callable[[], Mapping[str, Any]]) -> dict[str, np.ndar
         with temporary.open("wb") as file:
             np.savez(file, **arrays)
         temporary.replace(path)
-    with np.load(path, allow_pickle=False) as stored:
-        return dict(stored)
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            return dict(stored)
+    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+        raise DataError(
+            f"{path} must be what the lesson left there, got {error}: delete it"
+        ) from None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -72,6 +74,13 @@ def _own(name: str, length: int | None) -> tuple[Any, Any]:
         make = getattr(importlib.import_module(module), function)
     except (ImportError, ValueError, AttributeError) as error:
         raise DataError(f"--environment must be MODULE:FUNCTION, got {name}: {error}") from None
+    try:
+        with contextlib.suppress(ValueError):  # of one that does not say what it takes
+            inspect.signature(make).bind()
+    except TypeError as error:
+        raise DataError(
+            f"--environment must be a function without arguments, got {name}: {error}"
+        ) from None
     made = make()
     return made if isinstance(made, tuple) and len(made) == 2 else (made, None)
 

@@ -24,6 +24,7 @@ from experiments.lessons.lesson import (
     run_lesson,
 )
 from experiments.lessons.recipes import Corpus, Encoded, Recipe, Totals, draw, steps_of
+from experiments.lessons.synthetic import kept
 from experiments.running.run_folder import RunFolder
 from rnnjax.data import DataError
 from rnnjax.interop.classifiers import LayerSize, import_keras, import_torch
@@ -444,6 +445,38 @@ def test_a_lesson_that_is_refused_leaves_no_folder_in_the_way(case, tmp_path, ca
     assert lesson.main(f"experiments.lessons.{name}", ["--out", str(out), *arguments]) == 2
     assert words in " ".join(capsys.readouterr().err.split())
     assert not out.exists()
+
+
+def small_lesson(name):
+    module = types.ModuleType(f"experiments.lessons.{name}")
+    module.run = lambda settings, results: results.row(
+        "LSTM", "rnnjax", 0, lambda: Measured({"accuracy": 0.5}, timings={"compile s": 1.0})
+    )
+    module.__spec__ = importlib.machinery.ModuleSpec(module.__name__, None)
+    return module
+
+
+def test_rows_of_another_lesson_or_damaged_ones_are_refused_by_their_file(tmp_path):
+    settings = LessonSettings(out=tmp_path / "run")
+    rows = run_lesson(small_lesson("one"), settings)
+    assert run_lesson(small_lesson("one"), settings) == rows
+    with pytest.raises(DataError, match="must be a folder of the lesson two, got one of one"):
+        run_lesson(small_lesson("two"), settings)
+    for name, content in (("timings.jsonl", ""), ("metrics.jsonl", "[]\n")):
+        path = settings.out / name
+        path.write_text(content)
+        with pytest.raises(DataError, match=rf"{name} must have .*: delete the folder"):
+            run_lesson(small_lesson("one"), settings)
+
+
+def test_a_curve_that_is_damaged_is_named(tmp_path):
+    path = tmp_path / "a.npz"
+    kept(path, lambda: {"loss": np.zeros(99)})
+    whole = path.read_bytes()
+    for content in (b"", whole[:60], whole[:-30]):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"a\.npz must be what the lesson left there"):
+            kept(path, dict)
 
 
 def test_the_defaults_of_every_lesson_pass_its_check():

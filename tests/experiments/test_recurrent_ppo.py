@@ -364,6 +364,8 @@ def test_an_environment_of_a_users_own_is_found_by_its_module(tmp_path, monkeypa
     ("arguments", "message"),
     [
         (["--environment", "no_such_module:make"], "--environment must be MODULE:FUNCTION"),
+        (["--environment", "json:loads"], "must be a function without arguments, got json:loads"),
+        (["--environment", "json:__name__"], "must be a function without arguments"),
         (["--see", "1"], "--see must be different numbers from 0 to 0"),
         (["--updates", "15"], "a whole number of times --report-every, 10, got 15"),
         (["--minibatches", "33"], "--minibatches must be a whole number from 1 to 32, got 33"),
