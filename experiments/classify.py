@@ -39,7 +39,7 @@ from experiments.running.fitting import Fitted, Recipe, fit
 from experiments.running.interrupts import resumable
 from experiments.running.opening import open_run
 from experiments.running.predicting import Request, predict
-from experiments.running.processes import own_folder, start_time
+from experiments.running.processes import chosen_folder, own_folder
 from experiments.running.run_folder import CONFIG, RunFolder, environment, plain
 from experiments.running.run_settings import stored_config
 from experiments.running.setting_checks import MOST_SEEDS, check_settings
@@ -248,12 +248,11 @@ def located(settings: Settings, variables: Mapping[str, str] = os.environ) -> Se
 
     A run that is resumed from elsewhere must find its data again.
     """
-    name = f"classify-{Path(settings.dataset).name}-{start_time()}"
     data_dir = settings.data_dir or variables.get("RNNJAX_DATA")
     dataset = settings.dataset
     return dataclasses.replace(
         settings,
-        out=settings.out or Path("runs", name),
+        out=chosen_folder(settings.out, f"classify-{Path(settings.dataset).name}"),
         data_dir=Path(data_dir).absolute() if data_dir else None,
         dataset=str(Path(dataset).absolute()) if Path(dataset).is_file() else dataset,
     )

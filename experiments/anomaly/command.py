@@ -32,7 +32,7 @@ from experiments.running.loss_fitting import Recipe, fit_by_loss
 from experiments.running.number_columns import listed, number_column, read_steps
 from experiments.running.opening import open_run
 from experiments.running.packages import missing_line
-from experiments.running.processes import start_time
+from experiments.running.processes import chosen_folder
 from experiments.running.run_settings import stored_config
 from experiments.running.scaling import Scale
 from experiments.running.setting_checks import check_settings, share, whole
@@ -64,7 +64,7 @@ def train(settings: Settings) -> Figures:
     devices.check_rows("--batch-size", settings.batch_size)
     data = read_data(settings)
     _check_lengths(data, settings)
-    folder = settings.out or Path("runs") / f"anomaly-{data.name}-{start_time()}"
+    folder = chosen_folder(settings.out, f"anomaly-{data.name}")
     stored = stored_config(settings, folder)
     scale = scale_of(data)
     model, parts = build_model(settings, len(data.channels)), make_parts(data, scale, settings)

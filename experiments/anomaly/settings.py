@@ -57,8 +57,8 @@ class Settings(RunSettings):
     """Of the running average of the weights, which is what is kept."""
     seed: int = 0
     """Decides the generated series, the first weights, dropout and the order of the windows."""
-    devices: int | None = 1
-    """How many of the devices here divide the windows of a batch among them."""
+    devices: int | None = None
+    """How many of the devices here, all by default, divide the windows of a batch among them."""
 
     out: Path | None = None
     """Folder of the run; by default runs/anomaly-NAME-TIME."""

@@ -27,7 +27,7 @@ from experiments.running.exported import write_programs
 from experiments.running.figures import show_picture
 from experiments.running.loss_fitting import Fitted, Recipe, fit_by_loss
 from experiments.running.opening import open_run
-from experiments.running.processes import start_time
+from experiments.running.processes import chosen_folder
 from experiments.running.run_settings import stored_config
 from experiments.running.setting_checks import at_least, check_settings, whole
 from experiments.running.trained import WEIGHTS, finished_settings, load_trained
@@ -227,7 +227,7 @@ def _check(settings: Settings) -> None:
 
 def _train(settings: Settings) -> None:
     name = "scenes" if settings.captions is None else settings.captions.stem
-    train(settings, settings.out or Path("runs", f"caption-{name}-{start_time()}"))
+    train(settings, chosen_folder(settings.out, f"caption-{name}"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -27,7 +27,7 @@ from experiments.running.console import print_table, wrapped
 from experiments.running.devices import find_devices
 from experiments.running.loss_fitting import Recipe, fit_by_loss
 from experiments.running.opening import open_run
-from experiments.running.processes import start_time
+from experiments.running.processes import chosen_folder
 from experiments.running.run_settings import stored_config
 from experiments.running.setting_checks import check_settings, whole
 from experiments.running.trained import WEIGHTS
@@ -50,7 +50,7 @@ def train(settings: Settings) -> Figures:
     devices.check_rows("--batch-size", settings.batch_size)
     sets, sha256 = read_sets(settings)
     name = Path(settings.dataset).stem if settings.dataset else "generated"
-    folder = settings.out or Path("runs") / f"forecast-{name}-{start_time()}"
+    folder = chosen_folder(settings.out, f"forecast-{name}")
     stored = stored_config(settings, folder)
     windows = {name: cut(series, settings) for name, series in sets.items()}
     network, parts = build_network(settings), make_parts(list(windows.values()), settings)

@@ -60,8 +60,8 @@ class Settings(RunSettings):
     """How many words the trained network writes to be read back; 0 reads none."""
     bias: float = 2.0
     """How much neater than what was learnt from the words to be read back are written."""
-    devices: int | None = 1
-    """How many of the devices here divide the words of a batch among them."""
+    devices: int | None = None
+    """How many of the devices here, all by default, divide the words of a batch among them."""
 
     out: Path | None = None
     """Folder of the run; by default runs/handwriting-FONT-TIME."""

@@ -21,7 +21,7 @@ from experiments.running.devices import find_devices
 from experiments.running.figures import picture_beside
 from experiments.running.loss_fitting import Fitted, Recipe, fit_by_loss
 from experiments.running.opening import open_run
-from experiments.running.processes import start_time
+from experiments.running.processes import chosen_folder
 from experiments.running.run_settings import stored_config
 from experiments.running.setting_checks import above, check_settings, whole
 from experiments.running.trained import WEIGHTS, finished_settings, load_trained
@@ -39,7 +39,7 @@ def train(settings: Settings) -> Fitted:
     devices = find_devices(settings.devices)
     devices.check_rows("--batch-size", settings.batch_size)
     music = read_music(settings)
-    folder = settings.out or Path("runs") / f"music-{music.name}-{start_time()}"
+    folder = chosen_folder(settings.out, f"music-{music.name}")
     stored = stored_config(settings, folder)
     model, parts = build_model(settings), make_parts(music, settings)
     identity = {"settings": settings.written(), "sha256": music.sha256}

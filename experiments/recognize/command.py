@@ -30,7 +30,7 @@ from experiments.running.loss_fitting import Fitted, Recipe, fit_by_loss
 from experiments.running.number_columns import listed
 from experiments.running.opening import open_run
 from experiments.running.predicting import one_line
-from experiments.running.processes import start_time
+from experiments.running.processes import chosen_folder
 from experiments.running.run_settings import stored_config
 from experiments.running.setting_checks import Rule, check_settings, share, whole
 from experiments.running.trained import WEIGHTS, finished_settings, load_notes, load_trained
@@ -51,7 +51,7 @@ def train(settings: Settings) -> Fitted:
     devices = find_devices(settings.devices)
     devices.check_rows("--batch-size", settings.batch_size)
     series = read_series(settings)
-    folder = settings.out or Path("runs") / f"recognize-{series.name}-{start_time()}"
+    folder = chosen_folder(settings.out, f"recognize-{series.name}")
     stored = stored_config(settings, folder)
     known = Known.of(series)
     network = build_network(settings, known)

@@ -60,8 +60,8 @@ class Settings(RunSettings):
     """Of the running average of the weights, which is what is kept."""
     seed: int = 0
     """Decides the generated series, the parts, the first weights, dropout, noise and the order."""
-    devices: int | None = 1
-    """How many of the devices here divide the series of a batch among them."""
+    devices: int | None = None
+    """How many of the devices here, all by default, divide the series of a batch among them."""
 
     out: Path | None = None
     """Folder of the run; by default runs/recognize-NAME-TIME."""

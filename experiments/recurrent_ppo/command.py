@@ -6,7 +6,6 @@ import re
 import time
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,7 +21,7 @@ from experiments.running.command_line import run_program
 from experiments.running.console import command, parameter_table, wrapped
 from experiments.running.curves import read_records
 from experiments.running.opening import open_run
-from experiments.running.processes import start_time
+from experiments.running.processes import chosen_folder
 from experiments.running.run_folder import METRICS
 from experiments.running.run_settings import stored_config, stored_settings
 from experiments.running.setting_checks import (
@@ -45,7 +44,7 @@ def train(settings: Settings) -> np.ndarray:
     began = time.perf_counter()
     check(settings)
     task, agent = _make(settings)
-    folder = settings.out or Path("runs") / f"ppo-{_name(settings)}-{start_time()}"
+    folder = chosen_folder(settings.out, f"ppo-{_name(settings)}")
     stored = stored_config(settings, folder)
     identity = {"settings": settings.written()}
     leaves = (WEIGHTS, CURVES)

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from experiments.running.agreement import Agreement
 from experiments.running.failures import Failures
+from rnnjax._processes import Messages
 from rnnjax.data import DataError
 
 # Machines of a job do not start at once; JAX itself waits as long.
@@ -153,11 +153,17 @@ def own_folder(folder: Path) -> Iterator[Path]:
         yield Path(elsewhere, "run")
 
 
-def start_time() -> str:
-    """The time of now for the name of a folder, that of the first process in all of them."""
-    now = time.strftime("%Y%m%d-%H%M%S")
-    if jax.process_count() == 1:
-        return now
-    from jax.experimental.multihost_utils import broadcast_one_to_all
+def chosen_folder(out: Path | None, name: str) -> Path:
+    """The folder of a run: ``out``, or in ``runs`` one of this name and the time of now.
 
-    return bytes(broadcast_one_to_all(np.frombuffer(now.encode(), np.uint8))).decode()
+    In several processes it is the name of the first one, and its time: files of one's own may be
+    called otherwise on other machines.
+
+    Example:
+        >>> chosen_folder(Path("runs/mine"), "tag-words").name
+        'mine'
+        >>> chosen_folder(None, "tag-words").name.startswith("tag-words-20")
+        True
+    """
+    usual = Messages().from_first("folder", lambda: f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    return Path("runs", usual) if out is None else out

@@ -16,7 +16,7 @@ from experiments.running.console import command, parameter_table
 from experiments.running.devices import find_devices
 from experiments.running.loss_fitting import Fitted, Recipe, fit_by_loss
 from experiments.running.opening import open_run
-from experiments.running.processes import start_time
+from experiments.running.processes import chosen_folder
 from experiments.running.run_settings import stored_config
 from experiments.running.setting_checks import check_settings, whole
 from experiments.running.trained import WEIGHTS, finished_settings, load_trained
@@ -38,7 +38,7 @@ def train(settings: Settings) -> Fitted:
     devices = find_devices(settings.devices)
     devices.check_rows("--batch-size", settings.batch_size)
     corpus = read_corpus(settings)
-    folder = settings.out or Path("runs") / f"tag-{corpus.name}-{start_time()}"
+    folder = chosen_folder(settings.out, f"tag-{corpus.name}")
     stored = stored_config(settings, folder)
     vocabulary = Vocabulary.fit([[word for word, _ in row] for row in corpus.train])
     labels = sorted({label for part in corpus[2:] for row in part for _, label in row})

@@ -24,7 +24,7 @@ from experiments.running.loss_fitting import Fitted, Recipe, fit_by_loss
 from experiments.running.opening import open_run
 from experiments.running.packages import missing_line
 from experiments.running.predicting import chunks
-from experiments.running.processes import start_time
+from experiments.running.processes import chosen_folder
 from experiments.running.run_settings import stored_config
 from experiments.running.setting_checks import at_least, check_settings, probability, whole
 from experiments.running.trained import WEIGHTS
@@ -279,8 +279,7 @@ def _check(settings: Settings) -> None:
 
 
 def _train(settings: Settings) -> None:
-    name = f"translate-{settings.name}-{start_time()}"
-    train(settings, settings.out or Path("runs", name))
+    train(settings, chosen_folder(settings.out, f"translate-{settings.name}"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

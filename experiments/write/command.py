@@ -17,7 +17,7 @@ from experiments.running.command_line import run_program
 from experiments.running.console import command, parameter_table
 from experiments.running.devices import find_devices
 from experiments.running.opening import open_run
-from experiments.running.processes import is_first, start_time
+from experiments.running.processes import chosen_folder, is_first
 from experiments.running.run_settings import stored_config
 from experiments.running.setting_checks import Rule, at_least, check_settings, whole
 from experiments.running.trained import WEIGHTS, finished_settings, load_trained
@@ -246,8 +246,7 @@ def _check_length(corpus: Corpus, settings: Settings) -> None:
 
 
 def _train(settings: Settings) -> None:
-    name = f"write-{Path(settings.dataset).stem}-{start_time()}"
-    train(settings, settings.out or Path("runs", name))
+    train(settings, chosen_folder(settings.out, f"write-{Path(settings.dataset).stem}"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

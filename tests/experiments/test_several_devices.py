@@ -178,6 +178,21 @@ def test_several_seeds_in_two_processes_come_to_those_in_one(tmp_path):
         np.testing.assert_allclose(two, one, rtol=1e-3)
 
 
+FOLDER = """
+    import jax
+    from experiments.running.processes import chosen_folder
+
+    print(chosen_folder(None, f"tag-{['mine', 'ours'][jax.process_index()]}"))
+"""
+
+
+@pytest.mark.devices
+def test_processes_whose_files_are_called_otherwise_agree_on_a_folder():
+    first, second = (said.split()[-1] for said in outputs(start_processes(2, *program(FOLDER))))
+    assert first == second
+    assert first.startswith("runs/tag-mine-")
+
+
 @pytest.mark.parametrize("failing", [0, 1])
 def test_a_process_that_fails_alone_says_why_and_all_end(failing, tmp_path):
     given = [[*PROGRAMS["write"], "--out", str(tmp_path / "run")] for _ in range(2)]
