@@ -129,6 +129,6 @@ def draw_curves(
         axes.axhline(value, color="#777777", linestyle=(0, (1, 3)), linewidth=1.2, label=label)
     if log:
         axes.set_yscale("log")
-    tidy(axes, title, across[1], up[1], legend=None)
+    tidy(axes, title, across[1], up[1], legend=False)
     axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     save(figure, path)

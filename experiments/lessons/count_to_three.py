@@ -254,7 +254,7 @@ def draw(lines: dict[str, np.ndarray], path: Path) -> None:
         )
         axes.set_ylim(-0.05, 1.45)
         axes.set_xticks(steps)
-        tidy(axes, name, "step t", "output", legend=None)
+        tidy(axes, name, "step t", "output", legend=False)
     grid[0][0].legend(frameon=False, fontsize="small", loc="upper left", ncols=2)
     save(figure, path)
 

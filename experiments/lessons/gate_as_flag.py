@@ -165,7 +165,7 @@ def draw(found: Trace, path: Path) -> None:
             at = steps[np.asarray(found.tokens) == word]
             axes.plot(at, np.full(len(at), low), mark, color="k", markersize=5, clip_on=False)
         axes.step(steps, values[:, unit], where="mid", color=colour, linewidth=1.6)
-        tidy(axes, "", "", name, legend=None)
+        tidy(axes, "", "", name, legend=False)
         axes.set_xlim(0, len(steps) + 1)
         axes.set_ylim(low - 0.07 * (high - low), high + 0.07 * (high - low))
     grid[0, 0].set_title(

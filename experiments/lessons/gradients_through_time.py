@@ -222,7 +222,7 @@ def draw_norms(found: dict[str, dict[float, list[np.ndarray]]], path: Path) -> N
         axes.set_yscale("log")
         axes.set_ylim(1e-12, 1e12)
         up = r"$\|\partial s_T / \partial s_t\|$" if axes in grid[:, 0] else ""
-        tidy(axes, name, "steps back, T - t", up, legend="best" if axes is grid[0][0] else None)
+        tidy(axes, name, "steps back, T - t", up, legend=axes is grid[0][0])
     save(figure, path)
 
 

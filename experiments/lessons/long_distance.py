@@ -242,7 +242,7 @@ def draw(problems: list[Problem], curves: dict[str, dict[str, list]], path: Path
         axes.axhline(problem.baseline, color=REFERENCE, linestyle=":", linewidth=1.2, label=label)
         axes.set_yscale("log")
         loss = "mean squared error" if problem.name.startswith("adding") else "cross entropy, nats"
-        tidy(axes, problem.name, "training step", loss, legend="lower left")
+        tidy(axes, problem.name, "training step", loss)
     save(figure, path)
 
 

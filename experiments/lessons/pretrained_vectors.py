@@ -202,7 +202,7 @@ def draw(rows: tuple[Row, ...], path: Path) -> None:
         axes.plot([np.mean(right)], [place], "|", color=colour, markersize=18)
     axes.set_yticks(range(len(systems)), list(reversed(systems)))
     axes.set_ylim(-0.6, len(systems) - 0.4)
-    tidy(axes, "AG News, one point a seed, and their mean", "test accuracy", "", legend=None)
+    tidy(axes, "AG News, one point a seed, and their mean", "test accuracy", "", legend=False)
     save(figure, path)
 
 

@@ -4,6 +4,7 @@ import pytest
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from PIL import Image
 
+from experiments.lessons.figures import panels, save, tidy
 from experiments.running.figures import new_figure, save_figure, show_picture
 from rnnjax.data import DataError
 
@@ -30,6 +31,17 @@ def test_other_letters_change_no_font(letter, tmp_path):
 def test_a_picture_is_not_written_under_the_name_of_another_kind(tmp_path):
     with pytest.raises(DataError, match=r"must end in \.png, got .*a\.jpg"):
         save_figure(new_figure(1, 1), tmp_path / "a.jpg")
+
+
+def test_the_legend_of_a_lesson_lies_below_its_lines_and_a_panel_too_many_is_white(tmp_path):
+    figure, grid = panels(1, 2)
+    grid[0][0].plot([0, 1], label="a line")
+    tidy(grid[0][0], "title", "across", "up")
+    save(figure, tmp_path / "a.png")
+    legend = grid[0][0].get_legend().get_window_extent()
+    assert legend.y1 < grid[0][0].xaxis.label.get_window_extent().y0
+    assert legend.y0 > 0
+    assert [axes.axison for axes in grid[0]] == [True, False]
 
 
 def draw(path):
