@@ -263,7 +263,7 @@ def check_range(name: str, values: Array | np.ndarray, end: int, interval: str) 
     if isinstance(values, Tracer):
         require_range(name, values, end, interval)
         return
-    values = np.asarray(values)
+    values = np.asarray(jax.device_get(values))
     bad = (values < 0) | (values >= end)
     if bad.any():
         found = _first(values, np.argwhere(bad))

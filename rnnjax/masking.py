@@ -137,10 +137,15 @@ def computed_now(fn: Callable[..., Any], *given: Any) -> Any:
     Inside ``jax.jit`` an operation on known arrays would become a part of the program, and what
     comes of it be unknown until that runs: ids outside of their range could not be refused.
     """
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(given)):
-        return fn(*given)
+    made = fn(*given)
+    if _is_traced(given) or not _is_traced(made):
+        return made
     with jax.ensure_compile_time_eval():
         return fn(*given)
+
+
+def _is_traced(tree: Any) -> bool:
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def _integers(name: str, value: Any) -> Any:
@@ -162,7 +167,7 @@ def valid_steps(lengths: Any, mask: Any, batch: tuple[int, ...], time: int) -> A
         lengths = check_lengths(lengths, batch, time)
     if mask is not None:
         mask = check_flags("mask", mask, batch, time)
-    return computed_now(lambda *steps: real_steps(steps[0], steps[1], time), lengths, mask)
+    return computed_now(_real_steps, lengths, mask, time)
 
 
 def real_steps(lengths: Any, mask: Any, time: int) -> Array | None:
@@ -179,6 +184,10 @@ def real_steps(lengths: Any, mask: Any, time: int) -> Array | None:
     if mask is not None:
         valid = mask if valid is None else valid & mask
     return valid
+
+
+# By itself one program: single operations would each copy their constants to the device.
+_real_steps = jax.jit(real_steps, static_argnums=2, inline=True)
 
 
 def select(keep: Array | None, new: Any, old: Any) -> Any:
@@ -199,6 +208,14 @@ def zero_padding(valid: Array | None, xs: Any) -> Any:
         if valid.dtype != jnp.bool_:
             raise ValueError(f"valid must be of dtype bool, got dtype {valid.dtype}")
     return select(valid, xs, jax.tree.map(jnp.zeros_like, xs))
+
+
+_zero_padding = jax.jit(zero_padding, inline=True)
+
+
+def zero_padding_now(valid: Array | None, xs: Any) -> Any:
+    """:func:`zero_padding` by itself: of known arrays known, and one program as ``_real_steps``."""
+    return xs if valid is None else computed_now(_zero_padding, valid, xs)
 
 
 def _spread(flags: Array, ndim: int) -> Array:

@@ -50,6 +50,42 @@ def test_a_batch_spread_over_devices_has_the_gradients_of_one_device(kind, by_ha
     run("-c", code, devices=4, JAX_DISABLE_MOST_OPTIMIZATIONS="0")
 
 
+OTHER_DEVICE = """
+    import jax, jax.numpy as jnp, numpy as np, optax, rnnjax
+
+    here, there = jax.devices()
+    layer = rnnjax.stack(rnnjax.lstm(4), rnnjax.gru(4))
+    own = layer.init(jax.random.key(0), 3)
+    params = jax.device_put(own, there)
+    xs = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32)
+
+
+    def lie(tree):
+        return set().union(*(leaf.devices() for leaf in jax.tree.leaves(tree)))
+
+
+    stream = rnnjax.make_stream(layer)
+    for params, device in ((own, here), (params, there), (own, here)):
+        carry, ys = stream(params, xs)
+        step = layer.step(params, carry, xs[:, 0])
+        assert lie((carry, ys, step)) == {device}, (lie((carry, ys, step)), device)
+
+        optimizer = optax.adam(0.1)
+        train = rnnjax.make_train_step(
+            lambda params, xs, key: ((layer.apply(params, xs)[1] ** 2).sum(), {}), optimizer
+        )
+        state = rnnjax.init_train_state(jax.random.key(1), params, optimizer)
+        for _ in range(3):
+            state, _ = train(state, xs)
+        assert lie(state) == {device}
+        assert len(train.compilations) == 1, train.compilations
+"""
+
+
+def test_what_is_given_parameters_on_another_device_stays_there_and_compiles_once():
+    run("-c", textwrap.dedent(OTHER_DEVICE), devices=2)
+
+
 def test_one_program_with_free_batch_and_time_lowers_for_cpu_cuda_and_tpu():
     layer = rnnjax.bidirectional(rnnjax.lstm(8), rnnjax.gru(4))
     params = layer.init(jax.random.key(0), 3)

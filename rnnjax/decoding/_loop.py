@@ -1,5 +1,6 @@
 """The loop that writes, whatever it writes: each chosen value is the next input of its row."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from jax.core import Tracer
 
 from rnnjax import masking
 from rnnjax._checks import check_key
-from rnnjax.base import Carry
+from rnnjax.base import Carry, Key
 
 
 class Writing(NamedTuple):
@@ -146,18 +147,17 @@ def prompt_lengths(lengths: Any, batch: tuple[int, ...], time: int) -> Array:
         ValueError: naming the first that is out of range.
     """
     if lengths is None:
-        return jnp.full(batch, time, jnp.int32)
+        return masking.computed_now(jax.device_put, np.full(batch, time, np.int32))
     lengths = masking.check_lengths(lengths, batch, time)
-    if not isinstance(lengths, Tracer) and np.any(np.asarray(lengths) < 1):
-        place = tuple(int(i) for i in np.argwhere(np.asarray(lengths) < 1)[0])
+    if isinstance(lengths, Tracer):
+        return jnp.clip(lengths.astype(jnp.int32), 1, time)
+    lengths = np.asarray(jax.device_get(lengths), np.int32)
+    if np.any(lengths < 1):
+        place = tuple(int(i) for i in np.argwhere(lengths < 1)[0])
         raise ValueError(
             f"lengths must be at least 1, got 0 at index {place}: an empty prompt needs a start"
         )
-
-    def clipped(lengths: Any) -> Array:
-        return jnp.clip(jnp.asarray(lengths).astype(jnp.int32), 1, time)
-
-    return masking.computed_now(clipped, lengths)
+    return masking.computed_now(jax.device_put, lengths)
 
 
 def row_keys(key: Any, batch: tuple[int, ...], draws: bool) -> Array:
@@ -169,13 +169,17 @@ def row_keys(key: Any, batch: tuple[int, ...], draws: bool) -> Array:
     if key is None:
         if draws:
             raise ValueError("key must be given where sampling draws; greedy() needs none")
-        key = jax.random.key(0)
+        return _keys_by_place(None, batch)
     each = _keys_of_rows(key, batch) if batch else None
     if each is not None:
         return each
     key = check_key(key)
-    if not batch:
-        return key
+    return _keys_by_place(key, batch) if batch else key
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _keys_by_place(key: Key | None, batch: tuple[int, ...]) -> Array:
+    key = jax.random.key(0) if key is None else key
     rows = jnp.arange(math.prod(batch))
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(rows).reshape(batch)
 

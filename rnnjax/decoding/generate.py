@@ -180,13 +180,15 @@ def _blocks(how: "_How", params: Any, given: tuple, left: int) -> Iterator[np.nd
         how = how._replace(max_new_tokens=count)
         out, history = _generate(how, params, table, prompt, lengths, key, carry, history)
         how = how._replace(room=size)  # not read from now on: one program for all further blocks
-        tokens = np.asarray(out.tokens)[: int(out.lengths)]
+        tokens, length = jax.device_get((out.tokens, out.lengths))
+        tokens = tokens[:length]
         if len(tokens):
             yield tokens
         if len(tokens) < count or tokens[-1] in how.stop:
             return
         left -= count
-        prompt, lengths, key, carry = out.last[None], jnp.ones((), jnp.int32), out.keys, out.carry
+        prompt, lengths = jnp.expand_dims(out.last, 0), prompt_lengths(None, (), 1)
+        key, carry = out.keys, out.carry
 
 
 class _How(NamedTuple):

@@ -184,6 +184,6 @@ def _check_prompt(prompt: Any, lengths: Any, head: Head) -> tuple[Array, Array]:
     if not value_shape:
         if lengths is not None:  # the padding need not be an id: it is never read
             valid = masking.valid_steps(ends, None, steps[:-1], steps[-1])
-            prompt = masking.computed_now(masking.zero_padding, valid, prompt)
+            prompt = masking.zero_padding_now(valid, prompt)
         head.encode(prompt)  # refuses others; in the compiled program nobody can look
     return prompt, ends

@@ -51,4 +51,14 @@ def _from_there_on(flags: Array, resets: Array | None) -> Array:
 
 
 def _spoil(flags: Array, tree: Any) -> Any:
-    return select(~flags, tree, jax.tree.map(lambda a: jnp.full_like(a, jnp.nan), tree))
+    """``tree`` with NaN where the flags are True.
+
+    Computed and not written down: who has JAX stop at the first NaN (``jax_debug_nans``) shall not
+    be stopped by one that is never taken.
+    """
+
+    def spoilt(a: Array) -> Array:
+        mark = jnp.zeros_like(flags, a.dtype) / (~flags).astype(a.dtype)
+        return jnp.broadcast_to(mark.reshape(mark.shape + (1,) * (a.ndim - mark.ndim)), a.shape)
+
+    return select(~flags, tree, jax.tree.map(spoilt, tree))

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.core import Tracer
@@ -79,12 +78,15 @@ def make_stream(layer: Cell | Layer, *, block_size: int = 32) -> Stream:
         valid = masking.valid_steps(lengths, mask, batch, time)
         if resets is not None:
             resets = masking.check_flags("resets", resets, batch, time)
+        # What is copied is copied by name, for those who forbid other copies (jax_transfer_guard).
         if time == 1:
+            xs = jax.tree.map(lambda a: a if isinstance(a, Array) else jax.device_put(a), xs)
             return run_only_step(layer, params, initial_carry, xs, valid, resets, context)
         piece = _time_first(xs, valid, resets)
         carry, results = initial_carry, []
         for count, block in _blocks(piece, size):
-            carry, ys = run_block(layer, params, carry, block, count, context)
+            block, steps = jax.device_put((block, np.int32(count)))
+            carry, ys = run_block(layer, params, carry, block, steps, context)
             results.append((count, ys))
         return carry, _concatenate_in_time(results, len(batch))
 
@@ -107,10 +109,11 @@ def _canonical(xs: Any) -> Any:
 
 def _time_first(xs: Any, valid: Any, resets: Any) -> Block:
     """The steps of a piece, time first, on the host."""
+    xs, valid, resets = jax.device_get((xs, valid, resets))
     shape = jax.tree.leaves(xs)[0].shape[:-1]
-    mask = np.ones(shape, bool) if valid is None else np.asarray(valid)
-    resets = np.zeros(shape, bool) if resets is None else np.asarray(resets)
-    xs = jax.tree.map(lambda a: np.moveaxis(np.asarray(a), -2, 0), xs)
+    mask = np.ones(shape, bool) if valid is None else valid
+    resets = np.zeros(shape, bool) if resets is None else resets
+    xs = jax.tree.map(lambda a: np.moveaxis(a, -2, 0), xs)
     return Block(xs, np.moveaxis(mask, -1, 0), np.moveaxis(resets, -1, 0))
 
 
@@ -129,8 +132,16 @@ def _padded(size: int, a: np.ndarray) -> np.ndarray:
 
 
 def _concatenate_in_time(results: list[tuple[int, Any]], batch_axes: int) -> Any:
-    def join(*parts: Array) -> Array:
-        real = [np.asarray(p)[:count] for (count, _), p in zip(results, parts, strict=True)]
-        return jnp.asarray(np.moveaxis(np.concatenate(real), 0, batch_axes))
+    def join(*parts: np.ndarray) -> np.ndarray:
+        real = [part[:count] for (count, _), part in zip(results, parts, strict=True)]
+        return np.moveaxis(np.concatenate(real), 0, batch_axes)
 
-    return jax.tree.map(join, *(ys for _, ys in results))
+    pieces = [ys for _, ys in results]
+    whole = jax.tree.map(join, *jax.device_get(pieces))
+    return jax.tree.map(lambda a, first: jax.device_put(a, _home(first)), whole, pieces[0])
+
+
+def _home(array: Array) -> Any:
+    """The one device to which an array is committed, if it is."""
+    devices = array.devices()
+    return next(iter(devices)) if array.committed and len(devices) == 1 else None

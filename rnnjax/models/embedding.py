@@ -177,7 +177,7 @@ def check_tokens(
             [0, vocab_size).
     """
     tokens = masking.as_integers(name, tokens)
-    tokens = masking.computed_now(masking.zero_padding, valid, tokens)
+    tokens = masking.zero_padding_now(valid, tokens)
     check_range(name, tokens, vocab_size, f"[0, {vocab_size})")
     # An index of JAX that is negative counts from the end.
     return jnp.clip(tokens, 0, vocab_size - 1) if isinstance(tokens, Tracer) else tokens

@@ -102,7 +102,7 @@ def series_model(layer: Cell | Layer, head: Head, *, dropout: float = 0.0) -> Se
             expected = ", ".join(map(str, ("...", "T", *head.value_shape)))
             raise ValueError(f"values must have shape [{expected}], got shape {values.shape}")
         valid = masking.valid_steps(lengths, mask, steps[:-1], steps[-1])
-        return masking.computed_now(masking.zero_padding, valid, values), valid
+        return masking.zero_padding_now(valid, values), valid
 
     def apply(
         params: SeriesModelParams,

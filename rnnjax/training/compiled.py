@@ -58,7 +58,8 @@ class CompiledStep(Generic[State, Result]):
         compilations: what was compiled so far, in order.
 
     Raises:
-        ValueError: when called, if something in the batch is no array and no number; names it.
+        ValueError: when called, if something in the batch is no array and no number, or the state
+            was given away in a call before; names it.
 
     Example:
         >>> step = CompiledStep("add", lambda state, batch: state + batch, donate_state=False)
@@ -107,7 +108,11 @@ class CompiledStep(Generic[State, Result]):
         traced = any(isinstance(leaf, Tracer) for leaf in (*leaves, *jax.tree.leaves(state)))
         began = time.perf_counter()
         with _watch(self.__name__) as ends:
-            result = (self._nested if traced else self._jitted)(state, *rest)
+            try:
+                result = (self._nested if traced else self._jitted)(state, *rest)
+            except (RuntimeError, ValueError) as error:
+                _explain_deleted(state, error)
+                raise
         # Without jit single operations compile, under names that a step may have.
         disabled = jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
         if ends and not disabled:
@@ -124,6 +129,17 @@ class CompiledStep(Generic[State, Result]):
         self.compilations.append(made)
         if self._on_compile is not None:
             self._on_compile(made)
+
+
+def _explain_deleted(state: Any, error: Exception) -> None:
+    """Say of a state that an earlier step has used up what JAX says of a buffer."""
+    for path, leaf in jax.tree.leaves_with_path(state):
+        if isinstance(leaf, Array) and not isinstance(leaf, Tracer) and leaf.is_deleted():
+            raise ValueError(
+                "state must be the one that the step before returned, got one whose array "
+                f"{jax.tree_util.keystr(path)} was given to a step already: go on with the new "
+                "state, or keep this one alive with donate_state=False"
+            ) from error
 
 
 @functools.cache

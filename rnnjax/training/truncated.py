@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -56,14 +57,11 @@ class TruncatedStep:
     def __call__(
         self, state: TrainState, batch: Sequences, carry: Any = None
     ) -> tuple[TrainState, Any, dict[str, tuple[Array, Array]]]:
-        batch = _check_sequences(batch)
-        if carry is not None:
-            carry = jax.tree_util.tree_map_with_path(_as_carry, carry)
+        batch = _filled(_check_sequences(batch), carry is None)
         if carry is None:
             carry = self._first_carry(state.params, batch.xs)
-            # As a reset, so that a carry that is learned gets its gradient.
-            first_real = batch.mask & (jnp.cumsum(batch.mask, axis=1) == 1)
-            batch = batch._replace(resets=batch.resets | first_real)
+        else:
+            carry = jax.tree_util.tree_map_with_path(_as_carry, carry)
         return self._step(state, batch, carry)
 
 
@@ -221,7 +219,7 @@ def _where(condition: Array, new: Any, old: Any) -> Any:
 
 
 def _check_sequences(batch: Any) -> Sequences:
-    """``batch`` with mask and resets filled in, if all of it has the same axes B and T."""
+    """``batch`` as arrays, if all of it has the same axes B and T."""
     if not isinstance(batch, Sequences):
         raise ValueError(
             f"batch must be Sequences(xs, targets, mask, resets), got {type(batch).__name__}"
@@ -236,10 +234,23 @@ def _check_sequences(batch: Any) -> Sequences:
                     f"{name} must have shape [B, T, ...], B and T those of xs, got shape "
                     f"{leaf.shape} beside {shape}"
                 )
-    mask = jnp.ones(shape, bool) if batch.mask is None else _check_flags("mask", batch.mask, shape)
-    if batch.resets is None:
-        return Sequences(xs, targets, mask, jnp.zeros(shape, bool))
-    return Sequences(xs, targets, mask, _check_flags("resets", batch.resets, shape))
+    flags = {"mask": batch.mask, "resets": batch.resets}
+    given = {k: None if a is None else _check_flags(k, a, shape) for k, a in flags.items()}
+    return Sequences(xs, targets, **given)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _filled(batch: Sequences, is_start: bool) -> Sequences:
+    """``batch`` with mask and resets, one more at the first real step of rows that start here.
+
+    A reset, so that a carry that is learned gets its gradient.
+    """
+    shape = jax.tree.leaves(batch.xs)[0].shape[:2]
+    mask = jnp.ones(shape, bool) if batch.mask is None else batch.mask
+    resets = jnp.zeros(shape, bool) if batch.resets is None else batch.resets
+    if is_start:
+        resets |= mask & (jnp.cumsum(mask, axis=1) == 1)
+    return batch._replace(mask=mask, resets=resets)
 
 
 def _as_carry(path: Any, leaf: Any) -> Any:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 from rnnjax import _checks
 
@@ -69,7 +70,8 @@ def init_train_state(
     opt_state = jax.tree.map(_owned, _init_optimizer(optimizer, params))
     # One array each: a step gives its state away, and no array can be given away twice.
     counts = [jnp.zeros((), jnp.int32) for _ in range(3)]
-    return TrainState(counts[0], params, opt_state, _owned(key), *counts[1:])
+    state = TrainState(counts[0], params, opt_state, _owned(key), *counts[1:])
+    return _beside(params, state)
 
 
 def check_optimizer(optimizer: Any) -> None:
@@ -191,11 +193,11 @@ def check_finite(state: TrainState, limit: int) -> None:
         rnnjax.training.updates.NonFiniteError: loss, gradient or update was NaN or infinite in ...
     """
     check_state(state)
-    in_a_row = int(state.skipped_in_a_row)
+    in_a_row, step = map(int, jax.device_get((state.skipped_in_a_row, state.step)))
     if in_a_row >= _checks.check_size("limit", limit):
         raise NonFiniteError(
             f"loss, gradient or update was NaN or infinite in the last {in_a_row} steps "
-            f"(limit {limit}): the parameters are those after step {int(state.step) - in_a_row}; "
+            f"(limit {limit}): the parameters are those after step {step - in_a_row}; "
             "a smaller learning rate or clipping may help"
         )
 
@@ -271,6 +273,18 @@ def _check_floating(params: Any) -> None:
                 f"{jax.typeof(leaf).str_short()}: what has no gradient belongs in the batch "
                 "or in the loss function"
             )
+
+
+def _beside(params: Any, state: TrainState) -> TrainState:
+    """``state`` on the one device to which the parameters are committed, if they are.
+
+    A step would bring it there in any case, and then be compiled again for what lies elsewhere.
+    """
+    leaves = jax.tree.leaves(params)
+    if any(isinstance(leaf, Tracer) or not leaf.committed for leaf in leaves):
+        return state
+    devices = set().union(*(leaf.devices() for leaf in leaves))
+    return jax.device_put(state, devices.pop()) if len(devices) == 1 else state
 
 
 def _owned(leaf: Any) -> Array:

@@ -224,3 +224,12 @@ def test_a_memory_that_is_rounded_at_every_step_is_not_computed_in_chunks():
     assert "scan over time" in rnnjax.explain(cell, cell.init(jax.random.key(0), D), (B, 5, D))
     held = rnnjax.zoneout(CELL, {"n": 0.5})
     assert "scan over time" in rnnjax.explain(held, held.init(jax.random.key(0), D), (B, 5, D))
+
+
+def test_who_has_jax_stop_at_the_first_nan_is_not_stopped_by_the_cell():
+    cell = rnnjax.mlstm(2, num_heads=1)
+    params = cell.init(jax.random.key(0), 2)
+    with jax.disable_jit(), jax.debug_nans(True):
+        rnnjax.unroll(cell, params, np.ones((1, 2, 2), np.float32), [1])
+        with pytest.raises(FloatingPointError):
+            rnnjax.unroll(cell, params, np.full((1, 2, 2), np.nan, np.float32), [1])

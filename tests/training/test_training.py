@@ -260,6 +260,14 @@ def test_the_state_is_given_away_but_not_what_it_was_made_from():
     jax.random.normal(key)  # would raise if the key had gone with the state
 
 
+def test_a_state_that_was_given_away_is_told():
+    step = make_train_step(squared_error, optax.adam(0.1))
+    state = init_train_state(jax.random.key(0), start(), optax.adam(0.1))
+    step(state, to_device(BATCHES[0]))
+    with pytest.raises(ValueError, match=r"state must be the one .* whose array \.step was given"):
+        step(state, to_device(BATCHES[0]))
+
+
 def test_an_optimizer_that_keeps_the_parameters_can_be_donated_too():
     """Its state and the parameters start as the same arrays, which cannot be given away twice."""
     keep = optax.GradientTransformation(
