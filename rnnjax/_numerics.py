@@ -15,7 +15,13 @@ from rnnjax.base import Key
 
 
 def accumulation_dtype(dtype: DTypeLike) -> jnp.dtype:
-    """The dtype of carries, outputs and sums for parameters of ``dtype``: at least float32."""
+    """The dtype of carries, outputs, sums and means of numbers of ``dtype``: at least float32.
+
+    A sum of ones in bfloat16 stays at 256. That of integers is the dtype of floats.
+    """
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        return jnp.dtype(jnp.result_type(float))
+    # Not by JAX's promotion, which refuses where promotion is strict.
     return jnp.dtype(dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32)
 
 

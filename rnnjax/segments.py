@@ -17,6 +17,7 @@ from jax.core import Tracer
 from rnnjax import masking
 from rnnjax._checks import check_floating, check_range, check_size
 from rnnjax._devices import with_automatic_axes
+from rnnjax._numerics import accumulation_dtype
 from rnnjax.base import Carry
 
 __all__ = [
@@ -318,10 +319,7 @@ def _at_ends(values: Array, ids: Array, count: int) -> tuple[Array, Array]:
 
 
 def _mean(steps: Array, ids: Array, count: int) -> Array:
-    # Added up in 16 bits, a sum of ones would stay at 256. NumPy's rule, as JAX's own refuses to
-    # promote where promotion is strict.
-    real = masking.zero_padding(ids > 0, steps)
-    real = real.astype(np.promote_types(steps.dtype, np.float32))
+    real = masking.zero_padding(ids > 0, steps).astype(accumulation_dtype(steps.dtype))
     total = jax.ops.segment_sum(real, ids, count + 1)[1:]
     sizes = _sizes(ids, count).astype(total.dtype)
     return (total / jnp.maximum(sizes, 1)[:, None]).astype(steps.dtype)

@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 
 from rnnjax import _checks
 from rnnjax._devices import with_automatic_axes
+from rnnjax._numerics import accumulation_dtype
 from rnnjax.metrics._arrays import (
     as_weights,
     check_labels,
@@ -18,7 +19,7 @@ from rnnjax.metrics._arrays import (
     summable,
 )
 from rnnjax.metrics.means import Mean
-from rnnjax.metrics.sums import as_number, single
+from rnnjax.metrics.sums import as_number
 
 
 def accuracy(logits: Array, labels: Array, weights: ArrayLike | None = None) -> Mean:
@@ -80,7 +81,7 @@ def cross_entropy(logits: Array, labels: Array, weights: ArrayLike | None = None
     import optax
 
     logits, labels = check_labels(logits, labels, weights)
-    logits = logits.astype(single(logits.dtype))
+    logits = logits.astype(accumulation_dtype(logits.dtype))
     if weights is not None:
         unread = as_weights(weights, labels.shape) == 0
         logits = jnp.where(unread[..., None], 0, logits)
@@ -131,7 +132,7 @@ def bits(entropy: tuple[ArrayLike, ArrayLike]) -> Mean:
     """
     total, count = check_pair("entropy", entropy)
     number = as_number(total)
-    number = number.astype(single(number.dtype))
+    number = number.astype(accumulation_dtype(number.dtype))
     return Mean(number / math.log(2), count)  # pyright: ignore[reportArgumentType]
 
 

@@ -10,9 +10,9 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from rnnjax import _checks
+from rnnjax._numerics import accumulation_dtype
 from rnnjax.metrics._arrays import as_array, as_weights
 from rnnjax.metrics.means import Mean
-from rnnjax.metrics.sums import single
 
 
 def squared_error(
@@ -145,7 +145,7 @@ def _mean_of_errors(
         raise ValueError(
             f"targets must have shape {predictions.shape}, that of predictions, got {targets.shape}"
         )
-    dtype = single(predictions.dtype)
+    dtype = accumulation_dtype(predictions.dtype)
     predictions, targets = predictions.astype(dtype), targets.astype(dtype)
     if weights is None:
         return Mean.of(loss(predictions - targets))

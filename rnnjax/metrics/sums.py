@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from rnnjax._native import jit
+from rnnjax._numerics import accumulation_dtype
 
 
 @jax.tree_util.register_dataclass
@@ -113,21 +114,13 @@ def as_sum(number: Any) -> Sum:
         return number
     array = jnp.asarray(number)
     if jnp.issubdtype(array.dtype, jnp.floating):
-        high = array.astype(single(array.dtype))
+        high = array.astype(accumulation_dtype(array.dtype))
         return Sum(high, jnp.zeros_like(high))
     dtype = jnp.result_type(float)
     if array.dtype == jnp.bool_:
         return Sum(array.astype(dtype), jnp.zeros(array.shape, dtype))
     # Cut in two, each part short enough for a float: a large integer alone would be rounded.
     return Sum((array >> 12).astype(dtype) * 4096, (array & 4095).astype(dtype))
-
-
-def single(dtype: Any) -> Any:
-    """The dtype to compute in: 16 bits become float32, and integers floats."""
-    if not jnp.issubdtype(dtype, jnp.floating):
-        return jnp.result_type(float)
-    # NumPy's rule, as JAX's own refuses to promote where promotion is strict.
-    return np.promote_types(dtype, np.float32)
 
 
 def as_number(number: Any) -> Array:

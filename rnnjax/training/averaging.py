@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from rnnjax._checks import check_rate, check_size
+from rnnjax._numerics import accumulation_dtype
 
 if TYPE_CHECKING:
     import optax
@@ -142,7 +142,7 @@ def _average(weight_of: Callable[[Array], Array]) -> optax.GradientTransformatio
 
 def _raised(leaf: Any) -> Array:
     array = jnp.asarray(leaf)
-    return array.astype(np.promote_types(array.dtype, np.float32))
+    return array.astype(accumulation_dtype(array.dtype))
 
 
 def averaged(opt_state: Any) -> Any:

@@ -15,6 +15,7 @@ from jax import Array
 from jax.core import Tracer
 
 from rnnjax import _checks
+from rnnjax._numerics import accumulation_dtype
 
 if TYPE_CHECKING:
     import optax
@@ -209,9 +210,8 @@ def all_finite(tree: Any) -> Array:
 
 
 def raised(leaf: Array) -> Array:
-    """Sixteen bits as float32, others as they are."""
-    # NumPy's rule, as JAX's own refuses to promote where promotion is strict.
-    return leaf.astype(np.promote_types(leaf.dtype, np.float32))
+    """Sixteen bits as float32, wider ones as they are."""
+    return leaf.astype(accumulation_dtype(leaf.dtype))
 
 
 def _is_floating(leaf: Any) -> bool:
