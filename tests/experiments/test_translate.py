@@ -29,7 +29,7 @@ QUICK = [*QUICK, "--epochs", "2", "--max-length", "8", "--min-count", "1"]
 
 
 README = Path(__file__).parents[2] / "experiments" / "README.md"
-EXAMPLE = re.compile(r"^```py translator\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+EXAMPLE = re.compile(r"^```py (?:exported )?translator\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 def run(*arguments):
@@ -240,12 +240,12 @@ def check_many(folder, monkeypatch, capsys):
     assert "--picture must be of one sentence, got it with 4" in capsys.readouterr().err
     assert run("translate", folder) == 2
     assert "sentences must come as arguments or on standard input" in capsys.readouterr().err
-    block = re.search(
-        r"^```py translator\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE
-    )
     folder.rename("runs/pairs")
-    exec(compile(block[1], "README.md", "exec"), {"__name__": "__main__"})
-    assert capsys.readouterr().out.count("\n") == 2
+    lines = []
+    for block in EXAMPLE.findall(README.read_text("utf-8")):
+        exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})
+        lines.append(capsys.readouterr().out.splitlines())
+    assert list(map(len, lines)) == [2, 1]
     Path("runs/pairs").rename(folder)
 
 
