@@ -253,7 +253,7 @@ def _logits(parts: _Parts, params: LanguageModelParams, hs: Array) -> Array:
 
 
 def _head_weights(parts: _Parts, params: LanguageModelParams) -> tuple[Array, Array]:
-    check_params(params, LanguageModelParams)
+    params = check_params(params, LanguageModelParams)
     if parts.softmax is not None:
         raise ValueError("head_weights needs the linear head, got a softmax: use score")
     return table_of(params.embedding).T if parts.tie else params.head.w, params.head.bias
