@@ -13,6 +13,7 @@ from experiments.handwriting.writing import as_lines
 from experiments.running.figures import AS_IT_STANDS, new_figure, save_figure
 
 _INK = "#1f3a93"
+_MOST = 60  # characters whose window is drawn, and half those of a title: more is none to look at
 
 
 def svg(values: np.ndarray, text: str) -> str:
@@ -39,7 +40,8 @@ def draw_lines(
     path: str | os.PathLike[str],
     window: tuple[str, np.ndarray] | None = None,
 ) -> None:
-    """A line for each, under its title, all of one scale; below them the path of a window.
+    """A line for each, under its title, all of one scale; below them the path of a window, over the
+    first 60 characters of a text.
 
     Args:
         written: values [T, 4] by their titles.
@@ -47,7 +49,8 @@ def draw_lines(
         window: a text, and how much of each of its characters was read before each point [T, S].
     """
     # A row of the window is as high as the letter beside it.
-    heights = [1.0] * len(written) + ([1.0 + 0.14 * len(window[0])] if window else [])
+    rows = min(len(window[0]), _MOST) if window else 0
+    heights = [1.0] * len(written) + ([1.0 + 0.14 * rows] if window else [])
     figure = new_figure(9.0, 1.05 * sum(heights), dpi=110)
     panels = figure.subplots(
         len(heights), 1, squeeze=False, gridspec_kw={"height_ratios": heights}
@@ -70,13 +73,19 @@ def _draw(axes: Any, title: str, lines: Sequence[np.ndarray], widest: float) -> 
         )
     axes.set_xlim(-1, widest + 1)
     axes.set_aspect("equal")
+    title = title if len(title) <= 2 * _MOST else f"{title[: 2 * _MOST]} ..."
     axes.set_title(title, loc="left", fontsize=8, color="0.4", **AS_IT_STANDS)
     axes.axis("off")
 
 
 def _draw_window(axes: Any, text: str, weights: np.ndarray) -> None:
-    axes.imshow(weights.T, cmap="Blues", aspect="auto", interpolation="nearest")
+    from matplotlib.ticker import MaxNLocator
+
     names = [*text.replace(" ", "_"), "end"]
+    if len(text) > _MOST:
+        names, weights = names[:_MOST], weights[:, :_MOST]
+    axes.imshow(weights.T, cmap="Blues", aspect="auto", interpolation="nearest")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_yticks(range(len(names)), names, fontsize=8, **AS_IT_STANDS)
     axes.set(xlabel="point", title="what the window reads")
     axes.spines[["top", "right"]].set_visible(False)

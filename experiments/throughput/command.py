@@ -66,7 +66,7 @@ class Settings:
     """Whose peak memory is shown: what the compiler says (JAX only), or that of a process for each
     library."""
     quick: bool = False
-    """Tiny cases in two short rounds, to see that everything works."""
+    """Tiny cases of its own in two short rounds, to see that everything works."""
     seed: int = 0
     """Decides the weights, the inputs and the lengths."""
     out: Path | None = None
@@ -78,12 +78,16 @@ class Settings:
     """The results.json of an earlier run, to show what has changed since."""
 
 
+# What chooses cases, beside --take and --quick.
+_CHOICES = ("cells", "shapes", "lengths", "layers", "dtypes", "modes")
+
+
 def wanted(settings: Settings) -> list[Case]:
     """The cases that the settings mean."""
     if settings.quick:
         return cases.quick()
     s = settings
-    if not (s.cells or s.shapes or s.lengths or s.layers or s.dtypes or s.modes):
+    if not any(getattr(s, name) for name in _CHOICES):
         return cases.standard() if s.take == "standard" else cases.everything()
     return cases.product(
         s.cells or ("lstm",),
@@ -103,6 +107,9 @@ def check(settings: Settings) -> None:
     """
     libraries = each(one_of(tuple(LIBRARIES)))
     check_rules(settings, {"libraries": libraries, "rounds": whole(1), "seconds": above(0)})
+    if settings.quick and (given := [name for name in _CHOICES if getattr(settings, name)]):
+        flags = ", ".join(f"--{name}" for name in given)
+        raise DataError(f"--quick has cases of its own and must be without {flags}, got both")
     wanted(settings)
 
 

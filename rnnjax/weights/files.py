@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections import Counter
@@ -185,14 +186,19 @@ def _kind(leaf: Any) -> str:
 
 def _replace(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    # What a dead process left, or a link that somebody put there to have another file written.
-    temporary.unlink(missing_ok=True)
     try:
+        # What a dead process left, or a link that somebody put there to have another file written.
+        temporary.unlink(missing_ok=True)
         with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             # Without it a power cut could keep the new name and lose the bytes.
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.filename == str(temporary):  # a name that the caller has never heard of
+            error.filename = str(path)
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # which would hide what went wrong
+            temporary.unlink(missing_ok=True)

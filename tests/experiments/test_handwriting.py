@@ -6,6 +6,7 @@ import xml.etree.ElementTree
 
 import numpy as np
 import pytest
+from PIL import Image
 from stopping import stopped_after
 
 from experiments.handwriting import command
@@ -159,6 +160,13 @@ def test_a_gzipped_file_of_pairs_is_one_and_a_missing_file_is_said_to_be(tmp_pat
     assert read_writing(Settings(pairs=packed)).sha256 == read_writing(Settings(pairs=plain)).sha256
     with pytest.raises(DataError, match=r"nowhere\.jsonl must be a file, got none"):
         read_writing(Settings(pairs=tmp_path / "nowhere.jsonl"))
+
+
+def test_the_picture_of_a_long_text_is_of_its_beginning(tmp_path):
+    values, text = np.zeros((3, 4), np.float32), "ab " * 200
+    draw_lines({text: values}, tmp_path / "long.png", (text, np.zeros((3, 601))))
+    with Image.open(tmp_path / "long.png") as picture:
+        assert max(picture.size) < 1500
 
 
 BAD_LINES = {

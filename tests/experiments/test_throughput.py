@@ -207,6 +207,8 @@ def test_settings_that_mean_nothing_are_refused(tmp_path, capsys):
     assert "--libraries must be 1 or more, each one of rnnjax, flax.nnx" in capsys.readouterr().err
     assert command.main(["--shapes", "H33", *out]) == 2
     assert "--shapes must be of H32, H128" in capsys.readouterr().err
+    assert command.main(["--quick", "--cells", "lstm", "--modes", "forward", *out]) == 2
+    assert "must be without --cells, --modes, got both" in capsys.readouterr().err
     assert command.main(["--compare", str(tmp_path / "none.json"), *out]) == 2
     assert "must be the results of a run" in capsys.readouterr().err
 

@@ -224,6 +224,13 @@ def test_metadata_that_are_no_strings_are_named(tmp_path, metadata):
         save_weights(tmp_path / "w.safetensors", {"a": np.ones(1)}, metadata)
 
 
+def test_a_file_that_cannot_be_written_is_called_by_its_own_name(tmp_path):
+    path = tmp_path / "nowhere" / "w.safetensors"
+    with pytest.raises(FileNotFoundError) as caught:
+        save_weights(path, {"a": np.ones(1)})
+    assert caught.value.filename == str(path)
+
+
 def test_arrays_of_another_byte_order_and_plain_numbers_are_written(tmp_path):
     path = tmp_path / "w.safetensors"
     save_weights(path, {"a": np.arange(3, dtype=">f4"), "b": True, "c": np.float32(1)})
