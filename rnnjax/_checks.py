@@ -263,7 +263,10 @@ def check_range(name: str, values: Array | np.ndarray, end: int, interval: str) 
     if isinstance(values, Tracer):
         require_range(name, values, end, interval)
         return
-    values = np.asarray(jax.device_get(values))
+    try:
+        values = np.asarray(values)
+    except RuntimeError:  # jax_transfer_guard wants it said, which takes ten times as long
+        values = np.asarray(jax.device_get(values))
     bad = (values < 0) | (values >= end)
     if bad.any():
         found = _first(values, np.argwhere(bad))

@@ -15,6 +15,10 @@ import numpy as np
 
 def in_native_order(tree: Any) -> Any:
     """A tree, or an array, with the numbers of its arrays in the byte order of this machine."""
+    # Arrays of JAX need no further look: this is a part of every step of a layer or a model, and
+    # there a microsecond can decide whether the thread that computes is still awake.
+    if not any(map(_is_of_numpy, set(map(type, jax.tree_util.tree_leaves(tree))))):
+        return tree
     return jax.tree.map(lambda leaf: _swapped(leaf) if _is_foreign(leaf) else leaf, tree)
 
 
@@ -39,12 +43,13 @@ def jit(
 
     @functools.wraps(compiled)
     def run(*args: Any) -> Any:
-        arrays = args[statics:]
-        if any(map(_is_foreign, jax.tree.leaves(arrays))):
-            arrays = in_native_order(arrays)
-        return compiled(*args[:statics], *arrays)
+        return compiled(*args[:statics], *in_native_order(args[statics:]))
 
     return run
+
+
+def _is_of_numpy(kind: type) -> bool:
+    return issubclass(kind, np.ndarray)
 
 
 def _is_foreign(leaf: Any) -> bool:

@@ -124,7 +124,10 @@ def as_integers(name: str, value: Any) -> Array:
     Raises:
         ValueError: it is something else, or (where it is not of JAX yet) a number does not fit.
     """
-    return computed_now(_of_32_bits, _checks.check_width(name, _integers(name, value)))
+    array = _checks.check_width(name, _integers(name, value))
+    if isinstance(array, Array) and array.dtype.itemsize >= 4:
+        return array
+    return computed_now(_of_32_bits, array)
 
 
 def _of_32_bits(integers: Any) -> Array:

@@ -11,7 +11,6 @@ from jax import Array
 from rnnjax import masking
 from rnnjax._checks import check_key, check_params, check_rate, describe
 from rnnjax._devices import with_automatic_axes
-from rnnjax._native import jit
 from rnnjax._numerics import accumulation_dtype, affine, draw_flags
 from rnnjax._recipe import Made, factory
 from rnnjax.base import Carry, Cell, Key, Layer
@@ -236,8 +235,8 @@ class _Parts(NamedTuple):
 
 
 # One program, where operation after operation would each be a call of its own; for equal models,
-# the same one.
-@functools.partial(jit, static_argnums=0)
+# the same one. Its arguments were looked at before.
+@functools.partial(jax.jit, static_argnums=0)
 def _step(
     parts: _Parts, params: LanguageModelParams, carry: Carry, token: Array
 ) -> tuple[Carry, Array]:
