@@ -106,6 +106,36 @@ def test_one_program_with_free_batch_and_time_lowers_for_cpu_cuda_and_tpu():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
 
 
+def texts(params, prompt, xs):
+    model = rnnjax.language_model(rnnjax.embedding(5, 2), rnnjax.gru(3))
+    return rnnjax.generate(model, params, prompt, max_new_tokens=2, sampling=rnnjax.greedy()).tokens
+
+
+def beams(params, prompt, xs):
+    model = rnnjax.language_model(rnnjax.embedding(5, 2), rnnjax.gru(3))
+    start = prompt[:, 0]
+    carry = model.initial_carry(params, start.shape)
+    options = {"stop": 1, "beam_size": 2, "max_length": 2}
+    return rnnjax.beam_search(model.step, params, carry, start, **options).tokens
+
+
+def series(params, prompt, xs):
+    model = rnnjax.series_model(rnnjax.gru(3), rnnjax.gaussian_mixture_head(1))
+    key = jax.random.key(0)
+    return rnnjax.generate_series(model, model.init(key), xs, max_new_steps=2, key=key).values
+
+
+@pytest.mark.parametrize("write", [texts, beams, series])
+def test_a_program_that_writes_may_leave_the_batch_free(write):
+    params = rnnjax.language_model(rnnjax.embedding(5, 2), rnnjax.gru(3)).init(jax.random.key(0))
+    prompt = jnp.array([[1, 2], [3, 4], [0, 1]], jnp.int32)
+    given = prompt, jnp.ones((3, 2, 1))
+    batch, time = export.symbolic_shape("batch, time")
+    free = [jax.ShapeDtypeStruct((batch, time, *a.shape[2:]), a.dtype) for a in given]
+    program = export.export(jax.jit(lambda *given: write(params, *given)))(*free)
+    np.testing.assert_allclose(program.call(*given), write(params, *given), rtol=1e-5)
+
+
 @pytest.mark.kept
 def test_a_training_step_lowers_for_cuda_and_tpu():
     layer = rnnjax.stack(rnnjax.lstm(8), rnnjax.gru(4))

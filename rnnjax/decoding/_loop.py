@@ -147,7 +147,7 @@ def prompt_lengths(lengths: Any, batch: tuple[int, ...], time: int) -> Array:
         ValueError: naming the first that is out of range.
     """
     if lengths is None:
-        return masking.computed_now(jax.device_put, np.full(batch, time, np.int32))
+        return _all_of(batch, time)
     lengths = masking.check_lengths(lengths, batch, time)
     if isinstance(lengths, Tracer):
         return jnp.clip(lengths.astype(jnp.int32), 1, time)
@@ -158,6 +158,11 @@ def prompt_lengths(lengths: Any, batch: tuple[int, ...], time: int) -> Array:
             f"lengths must be at least 1, got 0 at index {place}: an empty prompt needs a start"
         )
     return masking.computed_now(jax.device_put, lengths)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _all_of(batch: tuple[int, ...], time: int) -> Array:
+    return jnp.full(batch, time, jnp.int32)
 
 
 def row_keys(key: Any, batch: tuple[int, ...], draws: bool) -> Array:

@@ -219,7 +219,7 @@ def _best_texts(how: _How, params: Any, carry: Carry, start: Array, memory: Any)
     carry, last = jax.tree.map(lambda a: _repeat(a, how.beam_size), (carry, start))
     step = _over_beams(how, params, memory)
     _, _, weights = jax.eval_shape(step, carry, last)
-    empty = _no_texts(how, len(start))
+    empty = _no_texts(how, start.shape[0])
     # One hypothesis to begin with: K equal ones would stay equal for ever.
     only = jnp.full(how.beam_size, -jnp.inf, jnp.float32).at[0].set(0.0)
     live = empty._replace(log_probs=jnp.broadcast_to(only, empty.log_probs.shape))
@@ -249,7 +249,7 @@ def _over_beams(how: _How, params: Any, memory: Any) -> Callable:
         given = (memory,) if how.has_memory else ()
         carry, logits, *rest = how.step(params, carry, token, *given)
         if not how.coverage:
-            return carry, logits, jnp.zeros((len(token), 0), jnp.float32)
+            return carry, logits, jnp.zeros((*token.shape, 0), jnp.float32)
         if not rest:
             raise ValueError("coverage needs a step that returns (carry, logits, weights)")
         return carry, logits, rest[0]
@@ -267,7 +267,7 @@ def _extend(how: _How, step: Callable, now: _Searching) -> _Searching:
     # 2 K candidates leave K that go on, even if K of them are stops.
     most = min(2 * how.beam_size, how.beam_size * vocabulary)
     # A batch of no rows says nothing of its columns, so that -1 would not do.
-    best, places = largest(totals.reshape(len(totals), how.beam_size * vocabulary), most)
+    best, places = largest(totals.reshape(totals.shape[0], how.beam_size * vocabulary), most)
     parents, tokens = places // vocabulary, (places % vocabulary).astype(jnp.int32)
     covered = _gather(now.covered + weights, parents)
     texts = _gather(now.live, parents)
@@ -347,7 +347,7 @@ def _gather(tree: Any, places: Array) -> Any:
 
 
 def _repeat(a: Array, count: int) -> Array:
-    return jnp.broadcast_to(a[:, None], (len(a), count, *a.shape[1:]))
+    return jnp.broadcast_to(a[:, None], (a.shape[0], count, *a.shape[1:]))
 
 
 def _check_rows(name: str, tree: Any, batch: tuple[int, ...]) -> Any:

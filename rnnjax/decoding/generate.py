@@ -232,7 +232,7 @@ def _texts(
     valid = masking.lengths_to_mask(lengths, time)
     logits = how.model.head(params, masking.take_last(features.raw, valid))
     carry, prompt, lengths, keys, logits = as_rows(batch, (carry, prompt, lengths, keys, logits))
-    count = len(prompt)
+    count = prompt.shape[0]  # not its len, which cannot be free in an exported program
     room = jnp.full((count, how.max_new_tokens), how.pad, jnp.int32)
     last = jnp.take_along_axis(prompt, lengths[:, None] - 1, axis=1)[:, 0]
     if history is None:
@@ -265,7 +265,7 @@ def _choose(how: _How, keys: Array, logits: Array, history: History) -> Choice:
 def _note(history: History, token: Array, going: Array) -> History:
     # A row that has ended writes behind the end of the array, that is nowhere.
     place = jnp.where(going, history.length, history.tokens.shape[1])
-    tokens = history.tokens.at[jnp.arange(len(token)), place].set(token, mode="drop")
+    tokens = history.tokens.at[jnp.arange(token.shape[0]), place].set(token, mode="drop")
     return History(
         tokens,
         jnp.where(going, history.length + 1, history.length),

@@ -136,9 +136,9 @@ def _series(
     )
 
     def at_last(leaf: Array) -> Array:
-        return leaf[jnp.arange(len(leaf)), lengths - 1]
+        return leaf[jnp.arange(leaf.shape[0]), lengths - 1]
 
-    room = jnp.zeros((len(lengths), count, *prompt.shape[2:]), prompt.dtype)
+    room = jnp.zeros((lengths.shape[0], count, *prompt.shape[2:]), prompt.dtype)
 
     def choose(keys: Array, distribution: Any, _: Any) -> Choice:
         value = jax.vmap(head.sample)(keys, distribution).astype(prompt.dtype)
