@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.caption.scenes import PIXELS, Scene, make_scenes
 from experiments.caption.settings import Settings
-from experiments.running.words import words
+from experiments.running.words import fit_words, words
 from rnnjax.data import DataError, Vocabulary, read_text
 from rnnjax.data.pairs import divided
 
@@ -63,7 +63,7 @@ def read_corpus(settings: Settings) -> Corpus:
     for part in parts:
         digest.update(part.pictures.tobytes())
         digest.update(repr(part.words).encode())
-    padding, unknown, *learned = Vocabulary.fit(train.words, min_count=settings.min_count).tokens
+    padding, unknown, *learned = fit_words(train.words, settings.min_count).tokens
     vocabulary = Vocabulary((padding, unknown, *_MARKS, *learned))
     return Corpus(name, note, digest.hexdigest(), vocabulary, *parts, composed)
 

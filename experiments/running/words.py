@@ -6,6 +6,8 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+from rnnjax.data import DataError, Vocabulary
+
 # Scripts that leave no blank between words: each letter is a token. Chinese characters and their
 # marks, kana, Thai, Lao, Burmese, Khmer.
 _UNSPACED = (
@@ -43,6 +45,18 @@ def words(text: str, *, keep_case: bool = False) -> list[str]:
         rf"[{_UNSPACED}]{mark}|(?!{sign}|[{_JOINERS}])(?:{letter})+|{sign}{mark}",
         text.translate(unseen),
     )
+
+
+def fit_words(texts: Sequence[Sequence[str]], min_count: int) -> Vocabulary:
+    """The vocabulary of texts that are cut into words, without those that are rarer.
+
+    Raises:
+        DataError: none of them comes so often.
+    """
+    vocabulary = Vocabulary.fit(texts, min_count=min_count)
+    if len(vocabulary) == len(Vocabulary.fit([])):
+        raise DataError(f"--min-count must leave words to learn, got {min_count}: none is so often")
+    return vocabulary
 
 
 def joined_words(tokens: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.running.words import joined_words, words
+from experiments.running.words import fit_words, joined_words, words
 from experiments.translate.settings import Settings
 from rnnjax.data import DataError, PairParts, Pairs, Vocabulary, load_pairs
 
@@ -76,8 +76,8 @@ def read_corpus(settings: Settings) -> Corpus:
             f"{counts[0]:,} pairs to train, {counts[1]:,} to validate, {counts[2]:,} to test"
         )
     least = settings.min_count if settings.pair else 1
-    source = Vocabulary.fit(train.sources, min_count=least)
-    target = _with_marks(Vocabulary.fit(train.targets, min_count=least))
+    source = fit_words(train.sources, least)
+    target = _with_marks(fit_words(train.targets, least))
     return Corpus(
         name=loaded.name,
         note=note,

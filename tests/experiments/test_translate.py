@@ -211,6 +211,11 @@ def test_a_run_of_another_program_is_said_to_be_one_in_a_line(tmp_path, capsys):
         assert error.count("\n") == 1
 
 
+def test_a_file_whose_words_are_all_rare_is_refused(pairs, tmp_path, capsys):
+    assert run("--pair", pairs, "--min-count", "100", "--out", tmp_path / "run") == 2
+    assert "--min-count must leave words to learn, got 100" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_wrong_settings_are_one_line_and_leave_nothing(case, tmp_path, capsys):
     wrong, expected = BAD[case]
