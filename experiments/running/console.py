@@ -247,15 +247,20 @@ def exit_code(action: Callable[[], object], *also: type[Exception]) -> int:
         print("stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # Python writes what is left when it ends, and would fail a second time.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + 13  # SIGPIPE, which Windows has no name for
+        return nobody_reads()
     except Exception as error:
         if not isinstance(error, (ValueError, OSError, *also)) and not is_out_of_memory(error):
             raise
         complain(f"error: {_message(error)}")
         return 2
     return 0
+
+
+def nobody_reads() -> int:
+    """Lets go of a pipe whose reader is gone, as after ``| head``; the exit code that says so."""
+    # Python writes what is left when it ends, and would fail a second time.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + 13  # SIGPIPE, which Windows has no name for
 
 
 def _for_a_reader(text: str, file: IO[str]) -> str:

@@ -6,17 +6,18 @@ import dataclasses
 import types
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from experiments.running.console import complain, wrapped
+from experiments.running.console import complain, nobody_reads, wrapped
 
 # More can only be a slip of the keyboard, and NumPy would fail in words of its own where 64 bits do
 # not hold it.
 MOST = 10**12
+_QUIET = tyro.conf.arg(help_behavior_hint="")
 
 
 def parse(
@@ -36,14 +37,17 @@ def parse(
         description: the first lines of the help; the docstring of ``kind`` if None.
         config: markers of tyro.
     """
-    _let_help_flow(kind)
+    _arrange_help(kind)
     if description is None and isinstance(kind, type):
         description = first_lines(kind)
     read: Any = tyro.cli
-    with _words_for_types():
-        found = read(
-            kind, prog=program, description=description, args=arguments, config=tuple(config)
-        )
+    try:
+        with _words_for_types():
+            found = read(
+                kind, prog=program, description=description, args=arguments, config=tuple(config)
+            )
+    except BrokenPipeError:
+        raise SystemExit(nobody_reads()) from None
     if bad := next(_no_text(found), None):
         complain(f"error: {bad[0]} must be UTF-8 text, got {bad[1]!r}")
         raise SystemExit(2)
@@ -77,23 +81,25 @@ def first_lines(kind: type) -> str:
     return wrapped(one_paragraph(kind.__doc__ or ""))
 
 
-def _let_help_flow(kind: Any) -> None:
-    """Has help end its lines where the terminal does: tyro takes an indented line of a docstring
-    for the beginning of a paragraph."""
+def _arrange_help(kind: Any) -> None:
+    """Has help end its lines where the terminal does, as tyro takes an indented line of a docstring
+    for the beginning of a paragraph, and leave out defaults that say nothing."""
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         for part in get_args(kind):
-            _let_help_flow(part)
+            _arrange_help(part)
         return
     texts = {
         found.arg_name: found.description
         for one in reversed(kind.__mro__[:-1])
         for found in docstring_parser.parse_from_object(one).params
     }
-    hints = get_type_hints(kind)
+    hints, plain = get_type_hints(kind, include_extras=True), get_type_hints(kind)
     for field in dataclasses.fields(kind):
         if text := texts.get(field.name):
             field.metadata = types.MappingProxyType({"help": one_paragraph(text)})
-        _let_help_flow(hints[field.name])
+        if field.default in (None, ()) and _QUIET not in get_args(hints[field.name]):
+            kind.__annotations__[field.name] = Annotated[hints[field.name], _QUIET]
+        _arrange_help(plain[field.name])
 
 
 def _whole(text: str) -> int:

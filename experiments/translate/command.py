@@ -91,7 +91,9 @@ def _announce(corpus: Corpus, settings: Settings) -> None:
     )
     print(wrapped(corpus.note))
     source, target = corpus.train.sources[0], corpus.train.targets[0][:-1]
-    print(shortened(f"such as {_line(corpus, settings, source, target)}"))
+    print(
+        shortened(f"such as {_line(corpus, settings, source, target)}".replace(" -> ", "\n  -> "))
+    )
     unknown = [np.mean([i == UNKNOWN for ids in side for i in ids]) for side in corpus.test]
     print(
         f"{len(corpus.source):,} tokens of sources, {len(corpus.target):,} of targets; unknown of "

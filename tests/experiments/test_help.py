@@ -58,6 +58,18 @@ def test_help_fits_a_terminal(program, monkeypatch, capsys):
         assert not broken(lines)
 
 
+def test_defaults_that_say_nothing_are_not_shown(capsys):
+    for program, words in (("translate.command", []), ("throughput.command", [])):
+        main = importlib.import_module(f"experiments.{program}").main
+        for _ in range(2):  # what is arranged once stays
+            with pytest.raises(SystemExit):
+                main([*words, "--help"])
+            text = capsys.readouterr().out
+            assert "(default: None)" not in text
+            assert "(default: )" not in text
+            assert "(default: 5)" in text
+
+
 def broken(lines):
     """The lines of texts on options behind which the first word of the next would have fitted."""
     rule = next((number for number, line in enumerate(lines) if "-----" in line), len(lines))

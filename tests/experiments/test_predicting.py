@@ -126,6 +126,18 @@ def test_output_that_nobody_reads_to_its_end_is_no_error(run):
     assert process.returncode == 141
 
 
+@pytest.mark.full
+def test_help_that_nobody_reads_to_its_end_is_no_error():
+    command = f"{sys.executable} -u -m experiments.convert import --help | true"
+    process = subprocess.run(
+        ["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        check=False,
+    )
+    assert (process.stderr, process.returncode) == (b"", 141)
+
+
 def test_what_is_no_run_is_refused_by_both_names(tmp_path, capsys):
     assert classify.main(["predict", str(tmp_path), "a text"]) == 2
     message = capsys.readouterr().err
