@@ -18,7 +18,8 @@ What is promised, on an NVIDIA GPU of the Hopper generation (H100, H200) and JAX
   by name it takes the whole device; the two directions of a layer each take half of it. Inside
   ``jax.shard_map`` collectives have a share as a loop has: by itself it takes up to a third. More
   loops than these that a program of your own runs side by side rely on XLA starting kernels in
-  turn. ``rnnjax.explain`` says what is chosen, and why.
+  turn, as it does unless its flags ask for concurrent command buffers. ``rnnjax.explain`` says
+  what is chosen, and why.
 - **How fast.** Tables by device are in ``experiments/gpu_check/measured``; they and all that is
   said here are made and checked by ``python -m experiments.gpu_check``.
 - **The same bits.** Two runs on one device give equal bits: no sum depends on an order in time.
