@@ -27,8 +27,9 @@ EXCEPTIONS = {
     "experiments/running/opening.py": {"{}": "the error of another process, in the grammar itself"},
     "experiments/running/setting_checks.py": {"{}": "the errors of all settings, a line each"},
     "rnnjax/_checks.py": {"{}": "the text was made by _check, under a compiled function"},
-    "rnnjax/checkpoint.py": {
-        "{}": "the text was made by _damage, or is that of another process",
+    "rnnjax/checkpoint/_sealing.py": {"{}": "the text was made by _damage"},
+    "rnnjax/checkpoint/checkpoints.py": {
+        "{}": "the text is that of another process",
         "in process {}: {}": "tells the error of another process",
         "{}: could not save step {} ({}); the steps there are: {}": "the disk failed, no argument",
     },

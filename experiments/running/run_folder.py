@@ -50,7 +50,7 @@ class RunFolder:
     Raises:
         FileExistsError: the folder is not empty and `existing` is "refuse" or "new", or it is to be
             resumed and holds no run.
-        rnnjax.checkpoint.CheckpointError: another process runs in the folder.
+        rnnjax.checkpoint.errors.CheckpointError: another process runs in the folder.
         OSError: the folder cannot be made or written, or one of the run's files is a link.
         ValueError: `existing` is something else.
     """

@@ -16,7 +16,7 @@ import pytest
 from test_resume import MODEL, checkpoints_of, contents, write_rows
 
 from experiments.classify import main
-from rnnjax import checkpoint
+from rnnjax.checkpoint._sealing import verified
 
 KILLS = 20
 EPOCHS = 150  # of 7 steps: so long that it outlives all kills
@@ -128,7 +128,7 @@ def test_twenty_kills_leave_the_run_that_nobody_killed(base, whole, tmp_path):
         cut.append(moment == "save" and is_saving(folder))
         for path in checkpoints_of(folder):
             if path.suffix != ".tmp":
-                checkpoint._verified(path)  # raises where it is not whole
+                verified(path)  # raises where it is not whole
     assert any(cut)  # some did come in the middle of a save
     process = context.Process(target=live, args=(given, cache))
     process.start()

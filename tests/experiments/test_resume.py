@@ -18,7 +18,9 @@ from experiments.running import fitting
 from experiments.running.checkpoints import Saver, parse_every
 from experiments.running.interrupts import Interrupts
 from experiments.running.run_folder import RunFolder
-from rnnjax import checkpoint
+from rnnjax.checkpoint import Checkpoints, FolderLock
+from rnnjax.checkpoint import checkpoints as saving
+from rnnjax.checkpoint._orbax import load_arrays
 
 GOOD, BAD = ("warm", "funny", "bright", "kind"), ("cold", "dull", "grim", "mean")
 MODEL = ["--cell", "vanilla", "--hidden-size", "4", "--embedding-size", "4", "--buckets", "1",
@@ -81,7 +83,7 @@ def whole(data_dir, tmp_path_factory):
 def contents(folder):
     """The hashes of all that a run came to, the state in its last checkpoint among it."""
     files = [folder / name for name in ("weights.safetensors", "metrics.jsonl", "vocabulary.json")]
-    state = checkpoint._load_arrays(checkpoints_of(folder)[-1] / "state")
+    state = load_arrays(checkpoints_of(folder)[-1] / "state")
     arrays = {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in state.items()}
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files} | arrays
 
@@ -474,7 +476,7 @@ def test_the_interval_of_checkpoints_is_steps_or_seconds(text):
 
 def test_checkpoints_within_an_epoch_come_after_so_many_steps_or_seconds(tmp_path):
     now = [100.0]
-    with RunFolder(tmp_path / "run", {}) as run, checkpoint.Checkpoints(tmp_path) as checkpoints:
+    with RunFolder(tmp_path / "run", {}) as run, Checkpoints(tmp_path) as checkpoints:
 
         def saver(every):
             return Saver(checkpoints, run, {}, every=parse_every(every), clock=lambda: now[0])
@@ -566,7 +568,7 @@ def test_without_its_records_no_checkpoint_is_good(stopped, capsys):
 def test_a_full_disk_stops_the_run_and_the_earlier_checkpoint_goes_on(
     run, whole, tmp_path, monkeypatch, capsys
 ):
-    write, calls = checkpoint._save_arrays, []
+    write, calls = saving.save_arrays, []
 
     def write_once(path, arrays):
         calls.append(path)
@@ -575,7 +577,7 @@ def test_a_full_disk_stops_the_run_and_the_earlier_checkpoint_goes_on(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_save_arrays", write_once)
+        patch.setattr(saving, "save_arrays", write_once)
         assert run("full") == 2
     message = capsys.readouterr().err
     assert "could not save step" in message
@@ -587,7 +589,7 @@ def test_a_full_disk_stops_the_run_and_the_earlier_checkpoint_goes_on(
 
 
 def test_a_folder_in_use_is_refused(stopped, capsys):
-    with checkpoint.FolderLock(stopped):
+    with FolderLock(stopped):
         message = fails(capsys, ["--out", str(stopped), "--resume"])
     assert f"{stopped} must be free, got it in use by process {os.getpid()}" in message
 

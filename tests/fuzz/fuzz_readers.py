@@ -28,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 READERS = ["rnnjax.data", "rnnjax.weights", "rnnjax.checkpoint", "json"]
 with atheris.instrument_imports(include=[*READERS, "experiments.running.run_settings"]):
     from experiments.running.run_settings import read_config
-    from rnnjax.checkpoint import CheckpointError, _verified
+    from rnnjax.checkpoint import CheckpointError
+    from rnnjax.checkpoint._sealing import verified
     from rnnjax.data import DataError, Vocabulary, read_examples
     from rnnjax.data.vectors import read_vectors
     from rnnjax.weights import load_metadata, load_weights, open_tensors
@@ -127,7 +128,7 @@ def fuzz_manifest(data: bytes) -> None:
     digest = hashlib.sha256(data).hexdigest()
     (folder / "SHA256SUMS").write_text(f"{digest}  manifest.json\n")
     try:
-        found = _verified(folder)
+        found = verified(folder)
     except CheckpointError:
         return
     assert found == json.loads(data)
@@ -142,7 +143,7 @@ def fuzz_hashes(data: bytes) -> None:
     (folder / "manifest.json").write_bytes(MANIFEST)
     (folder / "SHA256SUMS").write_bytes(data)
     try:
-        _verified(folder)
+        verified(folder)
     except CheckpointError:
         return
     assert data == f"{hashlib.sha256(MANIFEST).hexdigest()}  manifest.json\n".encode()

@@ -18,8 +18,8 @@ import numpy as np
 import optax
 import pytest
 
-from rnnjax import checkpoint
-from rnnjax.checkpoint import CheckpointError, Checkpoints, FolderLock
+from rnnjax.checkpoint import CheckpointError, Checkpoints, FolderLock, _reading
+from rnnjax.checkpoint import checkpoints as saving
 from rnnjax.training import init_train_state, make_train_step
 
 
@@ -109,7 +109,7 @@ def test_a_whole_checkpoint_that_cannot_be_read_is_named(tmp_path, monkeypatch):
         raise KeyError("no such format")
 
     saved(tmp_path, 1)
-    monkeypatch.setattr(checkpoint, "_load_arrays", fail)
+    monkeypatch.setattr(_reading, "load_arrays", fail)
     with pytest.raises(
         CheckpointError, match=r"step-1 must be readable as well as whole, got .*no such format"
     ):
@@ -356,7 +356,7 @@ def test_at_least_one_is_kept(tmp_path):
 
 def full_after(monkeypatch, count):
     """Lets so many checkpoints be written; then the disk is full, in the middle of one."""
-    write, calls = checkpoint._save_arrays, []
+    write, calls = saving.save_arrays, []
 
     def write_or_fail(path, arrays):
         calls.append(path)
@@ -364,7 +364,7 @@ def full_after(monkeypatch, count):
         if len(calls) > count:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoint, "_save_arrays", write_or_fail)
+    monkeypatch.setattr(saving, "save_arrays", write_or_fail)
 
 
 def test_a_full_disk_is_reported_and_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
@@ -400,7 +400,7 @@ def test_of_the_long_errors_of_a_library_the_words_of_the_system_are_told(tmp_pa
             "file 18: No space left on device [os_error_code='28']"
         )
 
-    monkeypatch.setattr(checkpoint, "_save_arrays", fail)
+    monkeypatch.setattr(saving, "save_arrays", fail)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(2, TEMPLATE)
         with pytest.raises(CheckpointError, match=r"save step 2 \(No space left on device\);"):
@@ -425,14 +425,14 @@ def test_a_failed_save_is_reported_by_the_next_one_or_by_the_end(tmp_path, monke
 
 
 def test_a_slow_disk_makes_nobody_wait_and_drops_saves_in_between(tmp_path, monkeypatch):
-    write, gate, begun = checkpoint._save_arrays, threading.Event(), threading.Event()
+    write, gate, begun = saving.save_arrays, threading.Event(), threading.Event()
 
     def slow(path, arrays):
         begun.set()
         gate.wait()
         write(path, arrays)
 
-    monkeypatch.setattr(checkpoint, "_save_arrays", slow)
+    monkeypatch.setattr(saving, "save_arrays", slow)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, TEMPLATE)
         begun.wait()

@@ -41,8 +41,9 @@ def bits(tree):
 TOGETHER = """
 import json, jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
-from rnnjax import _divided_arrays, checkpoint
-from rnnjax.checkpoint import CheckpointError, Checkpoints
+from rnnjax import _divided_arrays
+from rnnjax.checkpoint import CheckpointError, Checkpoints, FolderLock
+from rnnjax.checkpoint import checkpoints as saving
 from test_checkpoint_processes import DIVIDED, bits, state
 
 mesh = jax.make_mesh((2,), ("model",), (jax.sharding.AxisType.Auto,))
@@ -61,8 +62,8 @@ def whole(tree):
     return bits({**everywhere, "step": tree["step"]})
 
 
-said, verify, verified = {}, checkpoint._verified, []
-checkpoint._verified = lambda path: verified.append(path) or verify(path)
+said, verify, verified = {}, saving.verified, []
+saving.verified = lambda path: verified.append(path) or verify(path)
 with Checkpoints(given[0]) as of_one:
     said["of one"] = whole(of_one.restore(placed(state(9))).state)
 with Checkpoints(given[1], keep=2) as checkpoints:
@@ -97,7 +98,7 @@ with Checkpoints(given[1], keep=2) as checkpoints:
     except (KeyError, CheckpointError) as error:
         said["refused"] = type(error).__name__
 try:
-    checkpoint.FolderLock(given[1]).close()
+    FolderLock(given[1]).close()
 except CheckpointError as error:
     said["lock"] = str(error)
 print(json.dumps(said))

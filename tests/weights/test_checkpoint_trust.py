@@ -106,7 +106,7 @@ def test_arrays_that_are_not_those_of_the_manifest_are_refused(
     def read(path):
         raise AssertionError("arrays are read before their sizes are known to be right")
 
-    monkeypatch.setattr("rnnjax.checkpoint._load_arrays", read)
+    monkeypatch.setattr("rnnjax.checkpoint._reading.load_arrays", read)
     with pytest.raises(
         CheckpointError,
         match=r"state must have the arrays of manifest\.json, got others at \['[vw]'\]",

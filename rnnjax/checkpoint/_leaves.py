@@ -1,0 +1,82 @@
+"""The arrays of a state under their paths, and what is known of each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rnnjax._native import in_native_order
+
+
+def named(state: Any) -> dict[str, Any]:
+    """The leaves under their paths, as in ".params['w']".
+
+    Raises:
+        ValueError: one is no array, or two have the same path.
+    """
+    leaves = [(jax.tree_util.keystr(p), leaf) for p, leaf in jax.tree.leaves_with_path(state)]
+    for name, leaf in leaves:
+        if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+            raise ValueError(f"state{name} must be an array, got {leaf!r}")
+    doubled = [name for name, times in Counter(name for name, _ in leaves).items() if times > 1]
+    if doubled:
+        raise ValueError(f"state must have one leaf a path, got several at {', '.join(doubled)}")
+    # Orbax would write another byte order as this one, and the manifest would say the other.
+    return {n: in_native_order(a) if isinstance(a, np.ndarray) else a for n, a in leaves}
+
+
+def check_alive(leaves: Mapping[str, Any]) -> None:
+    """Refuse arrays that are no longer there.
+
+    Raises:
+        ValueError: one was donated; names it.
+    """
+    for name, leaf in leaves.items():
+        if isinstance(leaf, jax.Array) and leaf.is_deleted():
+            raise ValueError(
+                f"state{name} must be there, got an array that was given away (donated): "
+                "save the state that the step returned"
+            )
+
+
+def kind_of(leaf: Any) -> str:
+    """Dtype and shape as in the manifest, ``float32[2,3]``."""
+    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether an array is one of typed keys."""
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def without_keys(leaves: dict[str, Any]) -> dict[str, Any]:
+    """The leaves with keys as the numbers in them, and without those that have no elements.
+
+    Orbax refuses arrays without elements, and the manifest says all there is to know of them.
+    """
+    plain = {n: jax.random.key_data(leaf) if is_key(leaf) else leaf for n, leaf in leaves.items()}
+    return {name: leaf for name, leaf in plain.items() if leaf.size}
+
+
+def is_divided(name: str, leaf: Any) -> bool:
+    """Whether no process has all of an array.
+
+    Raises:
+        ValueError: this process has nothing of it.
+    """
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+        return False
+    if not leaf.addressable_shards:
+        raise ValueError(f"state{name} must have a part in every process, got {leaf.sharding}")
+    return not leaf.is_fully_replicated
+
+
+def to_host(leaves: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Copies of arrays in the memory of the host."""
+    # Copied: on a CPU this may be the very memory that the next step donates.
+    return {name: np.array(leaf) for name, leaf in jax.device_get(leaves).items()}
