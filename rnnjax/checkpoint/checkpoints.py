@@ -61,7 +61,7 @@ class Checkpoints:
         OSError: the folder cannot be made or written.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, jax, jax.numpy as jnp
         >>> state = {"w": jnp.arange(3.0), "key": jax.random.key(0)}
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     with Checkpoints(folder, keep=2) as checkpoints:
@@ -207,7 +207,7 @@ class Checkpoints:
                 shapes or dtypes differ from those of the template; every difference is listed.
 
         Example:
-            >>> import tempfile
+            >>> import tempfile, jax.numpy as jnp
             >>> with tempfile.TemporaryDirectory() as folder, Checkpoints(folder) as checkpoints:
             ...     checkpoints.save(1, {"w": jnp.zeros(3)})
             ...     checkpoints.wait()

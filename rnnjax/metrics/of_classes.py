@@ -41,6 +41,7 @@ def accuracy(logits: Array, labels: Array, weights: ArrayLike | None = None) -> 
         ValueError: the shapes of labels or weights are not those of logits without its last axis.
 
     Example:
+        >>> from rnnjax.metrics import compute
         >>> logits = jnp.array([[2.0, 1.0], [0.0, 3.0], [5.0, 4.0]])
         >>> round(compute({"accuracy": accuracy(logits, jnp.array([0, 1, 1]))})["accuracy"], 3)
         0.667
@@ -151,6 +152,7 @@ def recall_by_class(logits: Array, labels: Array, weights: ArrayLike | None = No
         ValueError: the shapes of labels or weights are not those of logits without its last axis.
 
     Example:
+        >>> from rnnjax.metrics import compute
         >>> logits = jnp.array([[2.0, 1.0, 0.0], [0.0, 3.0, 0.0], [5.0, 4.0, 0.0]])
         >>> compute({"recall": recall_by_class(logits, jnp.array([0, 1, 1]))})["recall"]
         array([1. , 0.5, nan])
@@ -176,6 +178,8 @@ def f1_by_class(logits: Array, labels: Array, weights: ArrayLike | None = None) 
         ValueError: the shapes of labels or weights are not those of logits without its last axis.
 
     Example:
+        >>> import numpy as np
+        >>> from rnnjax.metrics import compute
         >>> logits = jnp.array([[2.0, 1.0], [0.0, 3.0], [5.0, 4.0]])
         >>> f1 = compute({"f1": f1_by_class(logits, jnp.array([0, 1, 1]))})["f1"]
         >>> round(float(np.nanmean(f1)), 4)  # macro: both classes have 2 / 3

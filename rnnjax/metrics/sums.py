@@ -24,6 +24,7 @@ class Sum:
     It is an array to ``jax.numpy`` (rounded to one float), and float64 to NumPy and ``float``.
 
     Example:
+        >>> from rnnjax.metrics import Mean, merge
         >>> large = Mean(jnp.array(0.0), jnp.array(2.0**24))  # the largest odd step of a float32
         >>> one = Mean(jnp.array(0.0), jnp.array(1.0))
         >>> float(large.count + one.count), float(merge(large, one).count)
