@@ -40,9 +40,9 @@ from experiments.write.command import PROGRAM
 from experiments.write.corpus import read_corpus
 from experiments.write.model import build_model
 from experiments.write.settings import Settings as RunSettings
-from experiments.write.training import cut, next_token_loss
+from experiments.write.training import cut, make_step
 from rnnjax.metrics import compute, merge
-from rnnjax.training import Sequences, init_train_state, make_truncated_step
+from rnnjax.training import Sequences, init_train_state
 
 _EPSILON = 1e-3
 # Windows in one call of the compiled step.
@@ -120,9 +120,7 @@ def read(
 
     ``model`` must be without dropout.
     """
-    step = make_truncated_step(
-        model.apply, next_token_loss, optimizer, k1=window, donate_state=False
-    )
+    step = make_step(model, optimizer, window, donate_state=False)
     state = init_train_state(jax.random.key(0), params, optimizer)
     carry = model.initial_carry(params, (1,))
     totals: Any = None

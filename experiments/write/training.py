@@ -20,11 +20,13 @@ from experiments.running.session import Session, go_on
 from experiments.write.layout import indented
 from experiments.write.settings import Settings
 from rnnjax.data import DataError, contiguous
-from rnnjax.metrics import compute, cross_entropy, merge
+from rnnjax.metrics import compute, linear_cross_entropy, merge
+from rnnjax.models import Features
 from rnnjax.training import (
     EarlyStopping,
     NonFiniteError,
     Sequences,
+    TruncatedStep,
     init_train_state,
     make_truncated_step,
 )
@@ -72,16 +74,35 @@ def new_starts(shape: tuple[int, int], seed: tuple[int, ...]) -> np.ndarray:
     return starts
 
 
-def next_token_loss(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> tuple:
+def next_token_loss(head: tuple[Any, Any, Any], targets: Any, mask: Any) -> tuple[jax.Array, dict]:
     """Cross entropy of the next token in nats, as a sum and a count."""
-    loss = cross_entropy(logits, targets, mask)
+    loss, _ = linear_cross_entropy(*head, targets, mask)
     return loss.value, {"loss": loss}
+
+
+def make_step(
+    model: rnnjax.LanguageModel,
+    optimizer: optax.GradientTransformation,
+    window: int,
+    **options: Any,
+) -> TruncatedStep:
+    """Training with an update every ``window`` steps, without the logits of all tokens at once."""
+    head = functools.partial(_head, model)
+    return make_truncated_step(
+        model.features, next_token_loss, optimizer, k1=window, head=head, **options
+    )
+
+
+def _head(model: rnnjax.LanguageModel, params: Any, features: Features) -> tuple[Any, Any, Any]:
+    """What the loss of the next token is made of, in place of its logits."""
+    return (features.dropped, *model.head_weights(params))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _score(model: Any, params: Any, carry: Any, piece: Piece) -> tuple[Any, dict]:
-    carry, logits = model.apply(params, piece.tokens, mask=piece.mask, initial_carry=carry)
-    return carry, {"loss": cross_entropy(logits, jnp.asarray(piece.targets), piece.mask)}
+    carry, features = model.features(params, piece.tokens, mask=piece.mask, initial_carry=carry)
+    head = _head(model, params, features)
+    return carry, next_token_loss(head, jnp.asarray(piece.targets), piece.mask)[1]
 
 
 def score(model: rnnjax.LanguageModel, params: Any, ids: np.ndarray, devices: Devices) -> float:
@@ -194,9 +215,7 @@ class _Fitting:
         self._settings = settings
         self._devices = devices
         self._session = session
-        self._train_step = make_truncated_step(
-            model.apply, next_token_loss, optimizer, k1=settings.window, on_compile=session.compiled
-        )
+        self._train_step = make_step(model, optimizer, settings.window, on_compile=session.compiled)
 
     def go_on(self, snapshot: Snapshot, show: Callable[[Any], str]) -> Fitted:
         self._snapshot = snapshot

@@ -40,9 +40,10 @@ def linear_cross_entropy(
     with many classes they are the largest array of a training step. For rows of weight 0, such as
     padding, none are computed.
 
-    The gradient is made together with the value, chunk by chunk, so it costs no second product.
-    Forward mode works, and so does ``jax.hessian``; reverse mode through the gradient does not. On
-    a mesh of devices all logits are computed, divided as the rows are.
+    The gradient is made together with the value, chunk by chunk, so no logits are made twice.
+    Forward mode works, and so does ``jax.hessian``; reverse mode through the gradient does not. All
+    logits are computed at once where they are few (8 MB, or 512 rows), and on a mesh of devices,
+    divided as the rows are.
 
     Args:
         features: x, [..., F], what the head reads.
@@ -77,7 +78,7 @@ def linear_cross_entropy(
     features, w, bias = _check_head(features, w, bias)
     rows, classes = features.shape[:-1], w.shape[-1]
     labels = as_labels(labels, rows, classes, f"features {features.shape}", weights)
-    if not may_merge_axes((features, w)):
+    if _chunks(labels.size, classes)[1] <= 1 or not may_merge_axes((features, w)):
         if weights is not None:
             read = as_weights(weights, rows) != 0
             features = jnp.where(read[..., None], features, 0)
@@ -141,9 +142,6 @@ def _in_chunks(given: tuple[Array, ...], zeros: _Gradients) -> tuple[_Found, _Gr
     count, classes = len(features), w.shape[-1]
     dtype = accumulation_dtype(w.dtype)
     nothing = _Found(jnp.zeros((), dtype), *(jnp.zeros(count, dtype) for _ in range(2)))
-    begin = varying_like(given, (nothing, zeros))
-    if not count:
-        return begin
     rows, most = _chunks(count, classes)
     # The places of the rows that count, in front; behind them a place that no row has.
     places = jnp.flatnonzero(weights != 0, size=most * rows, fill_value=count)
@@ -163,13 +161,13 @@ def _in_chunks(given: tuple[Array, ...], zeros: _Gradients) -> tuple[_Found, _Gr
         )
         return found, _add_gradients(gradients, at, x, w, errors * weight[:, None])
 
-    return lax.fori_loop(0, chunks, add, begin)
+    return lax.fori_loop(0, chunks, add, varying_like(given, (nothing, zeros)))
 
 
 def _chunks(count: int, classes: int) -> tuple[int, int]:
     """The rows of a chunk, and how many chunks hold ``count`` rows: as even as can be."""
     most = -(-count // max(_LEAST_ROWS, _LOGITS // classes))
-    return -(-count // most), most
+    return -(-count // max(most, 1)), most
 
 
 def _of_rows(x: Array, w: Array, bias: Array, labels: Array) -> tuple[Array, Array, Array]:

@@ -72,6 +72,7 @@ def make_truncated_step(
     *,
     k1: int,
     k2: int | None = None,
+    head: Callable[[Any, Any], Any] | None = None,
     on_compile: Callable[[Compilation], None] | None = None,
     donate_state: bool = True,
 ) -> TruncatedStep:
@@ -100,6 +101,10 @@ def make_truncated_step(
         optimizer: an Optax transformation.
         k1: steps from one update to the next.
         k2: steps that gradients go back, at least k1, which is what None means.
+        head: ``(params, ys) -> ys``, what becomes of the outputs of the last k1 steps before the
+            loss: the logits of a language model, or with many words, where ``apply`` is
+            ``model.features``, ``lambda params, ys: (ys.dropped, *model.head_weights(params))``
+            for a loss by ``linear_cross_entropy``. None leaves them as they are.
         on_compile: called after each compilation with what was compiled.
         donate_state: False to keep the state alive, at the price of a second one in memory.
 
@@ -149,6 +154,8 @@ def make_truncated_step(
             ys = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), ys, rest)
         new = _in_time(window, k2 - k1, k2)
         ys = jax.tree.map(lambda a: a[:, k2 - k1 :], ys)
+        if head is not None:
+            ys = head(params, ys)
         result = loss_fn(ys, new.targets, new.mask)
         loss, metrics = check_result(result)
         return loss, (metrics, ahead, end, jnp.any(new.mask))

@@ -20,7 +20,7 @@ MASK = np.arange(T) < np.array([[5], [0], [3]])
 WEIGHTS = np.where(MASK, RNG.uniform(0.5, 2.0, (B, T)), 0.0)
 
 
-@pytest.fixture(params=[4, 512], ids=["chunks of 4 rows", "one chunk"])
+@pytest.fixture(params=[4, 512], ids=["chunks of 4 rows", "all at once"])
 def chunks(request, monkeypatch):
     monkeypatch.setattr(of_linear_heads, "_LOGITS", 1)
     monkeypatch.setattr(of_linear_heads, "_LEAST_ROWS", request.param)

@@ -165,6 +165,36 @@ def test_one_window_over_all_steps_is_the_plain_train_step():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *results)
 
 
+def test_a_head_reads_the_steps_of_the_loss_alone_and_learns():
+    layer = rnnjax.recurrent(rnnjax.vanilla(H))
+    params = {"layer": start(np.float32)[1].params, "read": jnp.asarray(READ, jnp.float32)}
+    seen = []
+
+    def apply(params, xs, **options):
+        return layer.apply(params["layer"], xs, **options)
+
+    def with_head(params, xs, **options):
+        carry, ys = apply(params, xs, **options)
+        return carry, ys @ params["read"]
+
+    def head(params, ys):
+        seen.append(ys.shape[1])
+        return ys @ params["read"]
+
+    def loss_of(predictions, targets, mask):
+        loss = Mean.of((predictions - targets) ** 2, mask)
+        return loss.value, {"loss": loss}
+
+    def run(apply, head):
+        step = make_truncated_step(apply, loss_of, optax.sgd(RATE), k1=2, k2=5, head=head)
+        state = rnnjax.init_train_state(jax.random.key(1), params, optax.sgd(RATE))
+        return step(state, as_float32(mask=MASK, resets=RESETS))
+
+    apart, within = run(apply, head), run(with_head, None)
+    assert_close((apart[0].params, *apart[1:]), (within[0].params, *within[1:]))
+    assert set(seen) == {2}
+
+
 def as_float32(begin=0, end=T, mask=None, resets=None):
     cut = slice(begin, end)
     arrays = [None if a is None else np.asarray(a[:, cut]) for a in (mask, resets)]
