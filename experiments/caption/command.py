@@ -164,12 +164,17 @@ def _report(found: dict[str, float], fitted: Fitted, seconds: float, folder: Pat
     print(f"try:\n  {command(*PROGRAM.split(), 'caption', folder, folder / PICTURES / '0.png')}")
 
 
-def caption_one(request: Request) -> None:
-    """Say what is in a picture, with the network in a run's folder."""
+def caption_pictures(request: Request) -> None:
+    """Say what is in pictures, with the network in a run's folder."""
     check_settings(request, beam=whole(1, 1_000), length_penalty=at_least(0))
+    one = len(request.pictures) == 1
+    if not request.pictures:
+        raise DataError("pictures must be named, got none")
+    if request.figure is not None and not one:
+        raise DataError(f"--figure must be of one picture, got it with {len(request.pictures)}")
     network, params, vocabulary, settings = _load(request.run)
-    pictures = read_picture(request.picture)[None]
-    (found,) = caption(
+    pictures = np.stack([read_picture(path) for path in request.pictures])
+    found = caption(
         network,
         params,
         pictures,
@@ -177,10 +182,13 @@ def caption_one(request: Request) -> None:
         max_length=settings.max_length,
         length_penalty=request.length_penalty,
     )
-    for text in found:
-        print(joined_words(_words(vocabulary, text)) or "(empty)")
-    if network.attends and found and found[0]:
-        draw = functools.partial(_draw, network, params, vocabulary, pictures, found[:1])
+    for path, texts in zip(request.pictures, found, strict=True):
+        for text in texts if one else texts[:1]:
+            words = joined_words(_words(vocabulary, text)) or "(empty)"
+            print(words if one else f"{path}\t{words}")
+    best = found[0][:1]
+    if one and network.attends and best and best[0]:
+        draw = functools.partial(_draw, network, params, vocabulary, pictures, best)
         beside_run = request.run / "where-it-looked-at-a-picture.png"
         show_picture(draw, "where it looked", request.figure, beside_run)
 
@@ -232,5 +240,5 @@ def _train(settings: Settings) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    requests = {"caption": (Request, caption_one), "export": (Export, export_run)}
+    requests = {"caption": (Request, caption_pictures), "export": (Export, export_run)}
     return run_program(PROGRAM, Settings, _train, requests, arguments)

@@ -84,14 +84,15 @@ class Request:
 
     run: Positional[Path]
     """Folder of the run."""
-    picture: Positional[Path]
-    """A picture in a file."""
+    pictures: Positional[tuple[Path, ...]]
+    """Pictures in files. Of several, each has a line: its path, a tab and the best caption."""
     beam: int = 5
-    """Hypotheses side by side, of which all are printed."""
+    """Hypotheses side by side; all are printed of a single picture."""
     length_penalty: float = 0.6
     """From 0, where short texts win, to 1, where the mean over the words counts."""
     figure: Path | None = None
-    """Where to draw where it looked; by default where-it-looked.png in the run's folder."""
+    """Where to draw where it looked in a single picture; by default
+    where-it-looked-at-a-picture.png in the run's folder."""
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,15 @@ def test_with_attention_and_without_it_trains_and_captions_a_file(attention, tmp
     record = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     assert record["kind"] == "captions"
     assert run("caption", folder, folder / "pictures" / "0.png", "--beam", 2) == 0
+    capsys.readouterr()
+    paths = [folder / "pictures" / f"{n}.png" for n in range(3)]
+    assert run("caption", folder, *paths, "--beam", 2) == 0
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [path for path, _ in lines] == [str(path) for path in paths]
+    assert run("caption", folder, paths[1], "--beam", 2) == 0
+    assert capsys.readouterr().out.splitlines()[0] == lines[1][1]
+    assert run("caption", folder, *paths, "--figure", tmp_path / "a.png") == 2
+    assert "--figure must be of one picture, got it with 3" in capsys.readouterr().err
     assert run("caption", folder, folder / "config.json") == 2
     assert "must be a picture" in capsys.readouterr().err
     if attention == "hard":
