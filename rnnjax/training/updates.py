@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 import warnings
 from collections.abc import Callable
@@ -106,7 +107,8 @@ def apply_gradients(
     Args:
         state: the state before.
         optimizer: an Optax transformation. One that takes further arguments, as Optax's protocol
-            has it, gets ``value`` (the loss), ``grad`` and ``value_fn``.
+            has it, gets ``value`` (the loss), ``grad`` and ``value_fn``; ``optax.contrib.sam``
+            gets the ``grad_fn`` that it asks for.
         loss: a scalar.
         grads: its gradient, a tree like ``state.params``.
         value_fn: the loss as a function of the parameters, which line searches call.
@@ -249,8 +251,16 @@ def _update(
     """What the optimizer makes of a gradient, given all that Optax's protocol lets it ask for."""
     import optax
 
+    update = optax.with_extra_args_support(optimizer).update
+    known = inspect.signature(update).parameters
+    if not any(argument.kind == argument.VAR_KEYWORD for argument in known.values()):
+        # ``optax.contrib.sam`` is outside of the protocol: it takes one argument, of its own.
+        if "value_fn" in extra:
+            gradient = jax.grad(extra["value_fn"])
+            extra = {**extra, "grad_fn": lambda params, step: gradient(params)}
+        extra = {name: value for name, value in extra.items() if name in known}
     try:
-        return optax.with_extra_args_support(optimizer).update(grads, opt_state, params, **extra)
+        return update(grads, opt_state, params, **extra)
     except TypeError as error:
         missing = re.search(r"missing \d+ required keyword-only arguments?: (.*)", str(error))
         if missing is None:

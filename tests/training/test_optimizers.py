@@ -61,6 +61,19 @@ def test_a_line_search_finds_the_least_loss():
     np.testing.assert_allclose(run(backtracking, 60).params, [1, 1 / 3], atol=1e-3)
 
 
+def test_sharpness_aware_steps_take_the_gradient_uphill():
+    """The step of SAM in NumPy: the gradient at the point a step of length 0.1 uphill."""
+    params, x = np.array([3.0, -2.0]), np.asarray(X, np.float64)
+    for _ in range(3):
+        uphill = 2 * x.T @ (x @ params - 1)
+        there = params + 0.1 * uphill / np.linalg.norm(uphill)
+        params = params - 0.05 * 2 * x.T @ (x @ there - 1)
+    rise = optax.chain(optax.contrib.normalize(), optax.sgd(0.1))
+    for opaque, steps in ((True, 3), (False, 6)):
+        sam = optax.contrib.sam(optax.sgd(0.05), rise, sync_period=2, opaque_mode=opaque)
+        np.testing.assert_allclose(run(sam, steps).params, params, rtol=1e-5)
+
+
 def test_what_the_loss_decides_works_over_micro_batches_too():
     halves = jnp.zeros((2, 3))
     state = run(optax.polyak_sgd(max_learning_rate=10.0), 2, make_accumulating_step, halves)
