@@ -34,7 +34,7 @@ import jax.numpy as jnp
 from jax import Array
 
 import rnnjax
-from experiments.running.console import exit_code
+from experiments.running.console import exit_code, print_table
 from experiments.running.parsing import parse
 from experiments.running.run_folder import RunFolder, environment
 from experiments.running.setting_checks import above, check_settings, each, whole
@@ -137,41 +137,39 @@ def _relative_error(tree: Any, reference: Any) -> float:
     return float(max(jax.tree.leaves(shares)))
 
 
-COLUMNS = "{:<9} {:>4} {:>6} {:>3}  {:<11} {:<24} {:>7}  {:<24} {:>7}  {}"
-
-
-def show(record: dict[str, Any]) -> str:
-    """A record as a line of the table."""
-    accuracy = f"{record['error']:.0e}, {record['gradient_error']:.0e}"
-    return COLUMNS.format(
-        *(record[name] for name in (*Case._fields, "run")),
-        *(
-            text
-            for name in ("forward", "gradient")
-            for text in (
-                "{:.3g} [{:.3g}, {:.3g}]".format(*record[f"{name}_ms"]),
-                f"{record[f'{name}_times_faster']:.2g}x",
-            )
-        ),
-        accuracy,
-    )
+def row(record: dict[str, Any]) -> dict[str, str]:
+    """A record as a row of the table."""
+    found = {
+        "cell": record["cell"],
+        "H": str(record["hidden_size"]),
+        "T": str(record["steps"]),
+        "B": str(record["batch"]),
+        "run": record["run"],
+    }
+    for name in ("forward", "gradient"):
+        found[f"{name}, ms"] = "{:.3g} [{:.3g}, {:.3g}]".format(*record[f"{name}_ms"])
+        found[f"{name}, times"] = f"{record[f'{name}_times_faster']:.2g}"
+    return found | {"error of both": f"{record['error']:.0e}, {record['gradient_error']:.0e}"}
 
 
 def compare(settings: Settings, folder: Path) -> None:
-    """Measure every case, and print and write its records as they come."""
+    """Measure every case, write its records as they come, and print the table of all."""
     check(settings)
     config = {"settings": dataclasses.asdict(settings), "environment": environment()}
     sizes = (settings.cells, settings.hidden_sizes, settings.steps, settings.batches)
+    rows = []
     with RunFolder(folder, config) as run:
-        print(f"{jax.devices()[0].device_kind}, milliseconds: median [least, most]")
-        head = ("cell", "H", "T", "B", "run", "forward", "", "with gradient", "", "error of both")
-        print(COLUMNS.format(*head))
         for case in itertools.starmap(Case, itertools.product(*sizes)):
+            print(
+                *(f"{name} {value}" for name, value in case._asdict().items()), sep=", ", flush=True
+            )
             for record in measure(case, settings):
-                print(show(record), flush=True)
+                rows.append(row(record))
                 spreads = {k: v._asdict() for k, v in record.items() if isinstance(v, Spread)}
                 run.write_timing(record | spreads)
-    print(f"records in {folder}")
+    print_table(rows)
+    print(f"{jax.devices()[0].device_kind}, milliseconds: median [least, most]; gradient with the")
+    print(f"forward pass; times: as fast as the loop, by their medians; records in {folder}")
 
 
 def check(settings: Settings) -> None:

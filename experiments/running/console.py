@@ -10,6 +10,7 @@ import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from typing import IO, TYPE_CHECKING, Any
 
 from experiments.running.interrupts import Interrupted
@@ -58,7 +59,8 @@ def parameter_table(params: Any, file: IO[str] | None = None) -> None:
 def print_table(rows: Sequence[Mapping[str, str]], file: IO[str] | None = None) -> None:
     """Prints rows in aligned columns, the first to the left and figures to the right.
 
-    Heads of several words stand in several lines where the table would pass 80 columns.
+    Where the table would pass 80 columns, heads of several words stand in several lines, and if it
+    still would, cells of several words do.
 
     Args:
         rows: one or more, each with the same names, which head the columns.
@@ -71,12 +73,56 @@ def print_table(rows: Sequence[Mapping[str, str]], file: IO[str] | None = None) 
         lstm  12.0
     """
     output = sys.stdout if file is None else file
-    lines = [list(row.values()) for row in rows]
-    heads = _heads(list(rows[0]), lines)
-    widths = [max(map(len, column)) for column in zip(*heads, *lines, strict=True)]
+    names, lines = list(rows[0]), [list(row.values()) for row in rows]
+    heads = _heads(names, lines)
+    if _width(_widths([*heads, *lines])) > _COLUMNS:
+        narrow = _narrowed(names, lines)
+        heads = _bottom_up(_wrapped_cells(names, narrow))
+        lines = [line for row in lines for line in _top_down(_wrapped_cells(row, narrow))]
+    widths = _widths([*heads, *lines])
     for name, *figures in [*heads, *lines]:
         cells = [text.rjust(width) for text, width in zip(figures, widths[1:], strict=True)]
         print("  ".join([name.ljust(widths[0]), *cells]).rstrip(), file=output)
+
+
+def _widths(lines: list[list[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*lines, strict=True)]
+
+
+def _width(widths: list[int]) -> int:
+    """That of a line, with two blanks between columns."""
+    return sum(widths) + 2 * (len(widths) - 1)
+
+
+def _narrowed(names: list[str], lines: list[list[str]]) -> list[int]:
+    """Widths of columns for a table of at most 80 columns, if words are so short: what is widest
+    is broken first."""
+    widths = _widths([names, *lines])
+    words = [" ".join(column).split() for column in zip(names, *lines, strict=True)]
+    least = [max(map(len, column), default=0) for column in words]
+    while _width(widths) > _COLUMNS:
+        broken = [(width, n) for n, width in enumerate(widths) if width > least[n]]
+        if not broken:
+            break
+        widths[max(broken)[1]] -= 1
+    return widths
+
+
+def _wrapped_cells(row: list[str], widths: list[int]) -> list[list[str]]:
+    return [
+        textwrap.wrap(text, max(1, width), break_long_words=False, break_on_hyphens=False)
+        for text, width in zip(row, widths, strict=True)
+    ]
+
+
+def _top_down(stacks: list[list[str]]) -> list[list[str]]:
+    """The lines of cells side by side, each from the first line on."""
+    return [list(line) for line in zip_longest(*stacks, fillvalue="")]
+
+
+def _bottom_up(stacks: list[list[str]]) -> list[list[str]]:
+    """The same, each cell down to the last line."""
+    return _top_down([stack[::-1] for stack in stacks])[::-1]
 
 
 def _heads(names: list[str], lines: list[list[str]]) -> list[list[str]]:
@@ -88,11 +134,9 @@ def _heads(names: list[str], lines: list[list[str]]) -> list[list[str]]:
     for height in range(1, most + 1):
         columns = [_stacked(name, width, height) for name, width in zip(names, cells, strict=True)]
         widths = [max(width, *map(len, c)) for width, c in zip(cells, columns, strict=True)]
-        if sum(widths) + 2 * (len(widths) - 1) <= _COLUMNS:
+        if _width(widths) <= _COLUMNS:
             break
-    height = max(map(len, columns))
-    columns = [[""] * (height - len(column)) + column for column in columns]
-    return [list(line) for line in zip(*columns, strict=True)]
+    return _bottom_up(columns)
 
 
 def _stacked(name: str, least: int, height: int) -> list[str]:

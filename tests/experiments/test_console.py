@@ -508,6 +508,18 @@ def test_a_table_of_many_columns_is_at_most_80_wide_with_all_its_words(kind):
     assert sorted(words) == sorted(" ".join(METHODS[0]).split())
 
 
+def test_a_table_whose_cells_are_wide_breaks_them_between_words():
+    file, times = io.StringIO(), "12.3 (11.1-14.2)"
+    names = ("jit(step), µs", "step, µs", "stream, µs", "step / jit(step)", "stream / jit(step)")
+    print_table([{"cell": "LSTM, 64 units, batch 1", **dict.fromkeys(names, times)}] * 2, file)
+    lines = file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert file.getvalue().split().count("(11.1-14.2)") == 10
+    first, second = lines[-3:-1]  # of the last row; its third line ends the name
+    assert first.split() == ["LSTM,", "64", *["12.3"] * 5]
+    assert second.split()[-5:] == ["(11.1-14.2)"] * 5
+
+
 def test_an_error_breaks_no_word_in_a_terminal_and_no_line_of_a_log(monkeypatch):
     long = "nowhere.csv must be a CSV file with a header line and with some more words behind it"
 

@@ -68,7 +68,7 @@ def test_an_error_is_the_distance_to_the_loop(monkeypatch):
     loop, parallel = measure(Case("min_gru", 3, 9, 2), Settings(rounds=1, seconds=1e-9))
     assert loop["error"] == 0
     np.testing.assert_allclose(parallel["error"], 0.25, rtol=1e-5)
-    assert "2e-01" in parallel_in_time.show(parallel)
+    assert "2e-01" in parallel_in_time.row(parallel)["error of both"]
 
 
 @pytest.mark.parametrize(
