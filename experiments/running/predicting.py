@@ -14,6 +14,7 @@ import numpy as np
 from tyro.conf import Positional
 
 from experiments.running import classifier, imported
+from experiments.running.console import complain
 from experiments.running.run_folder import CONFIG
 from rnnjax.data import DataError, read_lines
 
@@ -72,10 +73,9 @@ def open_run(folder: Path, debug_checks: bool = False) -> tuple[Predictor, int]:
 
 def predict(request: Request) -> None:
     """Print what the classifier says of each text, one a line."""
-    texts = iter(request.texts) if request.texts else read_lines(sys.stdin)
     predictor, size = open_run(request.run, request.debug_checks)
     row, count = json_row if request.json else tabbed_row, 0
-    for chunk in chunks(texts, size):
+    for chunk in given_or_read(request.texts, size):
         count += len(chunk)
         for text, probabilities in zip(chunk, predictor(chunk), strict=True):
             print(row(predictor.label_names, text, probabilities))
@@ -118,6 +118,18 @@ def json_row(names: Sequence[str], text: str, probabilities: np.ndarray) -> str:
 def one_line(text: str) -> str:
     """The text with tabs and line ends spelled out, so that it stays one field of one row."""
     return text.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
+
+
+def given_or_read(texts: Sequence[str], size: int) -> Iterator[list[str]]:
+    """Texts in lists of ``size``; where there are none, lines of standard input, which come one by
+    one from a terminal, as they are typed."""
+    if texts:
+        yield from chunks(texts, size)
+        return
+    is_typed = sys.stdin.isatty()
+    if is_typed:
+        complain("type a text and Enter; Ctrl-D ends")
+    yield from chunks(read_lines(sys.stdin), 1 if is_typed else size)
 
 
 def chunks(items: Iterable[str], size: int) -> Iterator[list[str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from experiments.running.figures import show_picture
 from experiments.running.loss_fitting import Fitted, Recipe, fit_by_loss
 from experiments.running.opening import open_run
 from experiments.running.packages import missing_line
-from experiments.running.predicting import chunks
+from experiments.running.predicting import given_or_read
 from experiments.running.processes import chosen_folder
 from experiments.running.run_settings import stored_config
 from experiments.running.setting_checks import at_least, check_settings, probability, whole
@@ -36,7 +35,7 @@ from experiments.translate.scoring import bleu, exact, on_diagonal, sacrebleu
 from experiments.translate.settings import Export, Request, Settings
 from experiments.translate.training import count_tokens, make_batches, make_loss
 from experiments.translate.translator import PROGRAM, STOP_SHOWN, VOCABULARIES, Translator
-from rnnjax.data import UNKNOWN, DataError, read_lines
+from rnnjax.data import UNKNOWN, DataError
 from rnnjax.weights import save_weights
 
 CURVES, SAMPLES, ALIGNMENT = "curves.png", "samples.txt", "alignment.png"
@@ -219,7 +218,7 @@ def _translate_many(translator: Translator, request: Request) -> None:
     unknown: Counter[str] = Counter()
     count = cut = 0
     options = {"beam": request.beam, "length_penalty": request.length_penalty}
-    for sentences in chunks(request.sentences or read_lines(sys.stdin), _AT_ONCE):
+    for sentences in given_or_read(request.sentences, _AT_ONCE):
         for sentence, found in zip(sentences, translator.ids(sentences, **options), strict=True):
             print(translator.text(found[0]) if found else "")
             unknown.update(translator.unknown(sentence))

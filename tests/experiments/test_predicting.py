@@ -14,6 +14,7 @@ import pytest
 from experiments import classify, convert
 from experiments.running import imported
 from experiments.running.imported import Imported, Reading
+from experiments.running.predicting import given_or_read
 from rnnjax.data import Vocabulary
 from rnnjax.interop.classifiers import Architecture, LayerSize, build
 from rnnjax.weights import save_weights
@@ -124,6 +125,18 @@ def test_output_that_nobody_reads_to_its_end_is_no_error(run):
         _, errors = process.communicate(b"a warm film\n" * 5_000)
     assert errors == b""
     assert process.returncode == 141
+
+
+def test_what_is_typed_is_answered_line_by_line_and_what_is_piped_many_at_once(monkeypatch, capsys):
+    lines = io.StringIO("one\ntwo\nthree\n")
+    monkeypatch.setattr(sys, "stdin", lines)
+    assert list(given_or_read((), 2)) == [["one", "two"], ["three"]]
+    assert capsys.readouterr().err == ""
+    lines.seek(0)
+    monkeypatch.setattr(lines, "isatty", lambda: True)
+    assert list(given_or_read((), 2)) == [["one"], ["two"], ["three"]]
+    assert "Ctrl-D ends" in capsys.readouterr().err
+    assert list(given_or_read(("a", "b", "c"), 2)) == [["a", "b"], ["c"]]
 
 
 @pytest.mark.full
