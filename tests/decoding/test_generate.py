@@ -51,6 +51,7 @@ def trigram_model(table=TABLE):
         initial_carry=initial_carry,
         features=features,
         head=lambda params, hs: hs,
+        head_weights=None,
         score=None,
         vocab_size=vocabulary,
     )
