@@ -19,7 +19,13 @@ from cases import CELLS, D, H
 from jax.sharding import AxisType
 
 import rnnjax
-from rnnjax.metrics import accuracy, cross_entropy, linear_cross_entropy, squared_error
+from rnnjax.metrics import (
+    accuracy,
+    cross_entropy,
+    linear_cross_entropy,
+    of_linear_heads,
+    squared_error,
+)
 from rnnjax.training import replicate, shard_batch
 
 B, T, V = 8, 5, 7
@@ -100,6 +106,10 @@ def attended():
         return attention.apply(params, batch["xs"], batch["xs"], batch["lengths"])
 
     return Case(function, attention.init(jax.random.key(0), D, D), VECTORS)
+
+
+# On one device in chunks of two rows, and on a mesh all logits at once.
+of_linear_heads._LOGITS, of_linear_heads._LEAST_ROWS = 1, 2
 
 
 def figures():
