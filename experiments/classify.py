@@ -40,7 +40,7 @@ from experiments.running.interrupts import resumable
 from experiments.running.opening import open_run
 from experiments.running.predicting import Request, predict
 from experiments.running.processes import chosen_folder, own_folder
-from experiments.running.run_folder import CONFIG, RunFolder, environment, plain
+from experiments.running.run_folder import RunFolder, environment, plain
 from experiments.running.run_settings import stored_config
 from experiments.running.setting_checks import MOST_SEEDS, check_settings
 from experiments.running.text import Encoder, Splits, fit_encoder, hold_out, make_batches, take
@@ -234,8 +234,6 @@ def train_all(settings: Settings) -> None:
     settings = located(settings)
     folder = settings.out
     assert folder is not None  # it was just given
-    if settings.resume and not (folder / CONFIG).exists():
-        print(f"{folder}: nothing to resume yet, beginning at the first step")
     if settings.repeat == 1:
         train(settings, folder)
     else:

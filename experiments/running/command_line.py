@@ -53,6 +53,8 @@ def run_program(
         else:
             settings, launch = parse_settings(program, kind, given, requests)
             with launch.joined(failures), telling_how_to_go_on(program):
+                if settings.resume and settings.out and not (settings.out / CONFIG).is_file():
+                    print(f"{settings.out}: nothing to resume yet, beginning at the first step")
                 train(settings)
 
     failures = Failures()

@@ -122,8 +122,8 @@ class Request:
     """Folder of the run."""
     sentences: Positional[tuple[str, ...]] = ()
     """What to translate, each in quotes: words, symbols with blanks between, or a sum such as
-    347+58. Without any, one is read from each line of standard input, and a line is printed for
-    it."""
+    347+58; behind -- where one begins with a hyphen. Without any, one is read from each line of
+    standard input, and a line is printed for it."""
     beam: int = 5
     """Hypotheses side by side. The best is printed, and of a single sentence all of them."""
     length_penalty: float = 0.6

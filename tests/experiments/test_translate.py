@@ -13,6 +13,7 @@ from PIL import Image
 from stopping import stopped_after
 
 import rnnjax
+from experiments.running.figures import new_figure
 from experiments.running.words import words
 from experiments.translate import command
 from experiments.translate.corpus import STOP, joined, read_corpus, tokenizer, tokens_of
@@ -120,6 +121,40 @@ def test_the_picture_of_a_long_text_is_of_its_beginning_and_dollars_make_no_form
     draw_alignments([Alignment(tokens, tokens, np.zeros((5000, 5000)))], path)
     with Image.open(path) as picture:
         assert max(picture.size) < 5000
+
+
+def keeping(make, kept):
+    """The same function, all of whose results are kept."""
+
+    def made(*arguments, **named):
+        kept.append(make(*arguments, **named))
+        return kept[-1]
+
+    return made
+
+
+def test_panels_of_short_and_long_texts_begin_at_one_height(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr("experiments.translate.pictures.new_figure", keeping(new_figure, figures))
+    texts = [Alignment("ab" * n, "ab" * n, np.zeros((2 * n, 2 * n))) for n in (1, 4)]
+    draw_alignments(texts, tmp_path / "alignment.png")
+    short, long, _ = (axes.get_position() for axes in figures[0].axes)
+    assert short.y1 == pytest.approx(long.y1)
+    assert short.y0 > long.y0
+
+
+def test_long_words_are_written_within_the_picture(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr("experiments.translate.pictures.new_figure", keeping(new_figure, figures))
+    tokens = ["Donaudampfschifffahrts", "a" * 300, "."]
+    draw_alignments([Alignment(tokens, tokens, np.zeros((3, 3)))] * 3, tmp_path / "alignment.png")
+    (figure,) = figures
+    width, height = figure.get_size_inches() * figure.dpi
+    for axes in figure.axes[:3]:
+        for axis in (axes.xaxis, axes.yaxis):
+            for text in (axis.label, *axis.get_ticklabels()):
+                box = text.get_window_extent()
+                assert min(box.x0, box.y0, width - box.x1, height - box.y1) >= 0
 
 
 def test_a_letter_without_a_font_brings_no_warning(tmp_path):
@@ -329,8 +364,10 @@ def test_a_run_that_was_stopped_comes_to_the_same_bytes(pairs, tmp_path, capsys)
     arguments = ["--pair", pairs, *QUICK, "--dropout", "0.2"]
     assert run(*arguments, "--out", whole) == 0
     with stopped_after(2):
-        assert run(*arguments, "--out", stopped) == 143
-    assert "stopped by SIGTERM; go on with:\n" in capsys.readouterr().out
+        assert run(*arguments, "--out", stopped, "--resume") == 143
+    printed = capsys.readouterr().out
+    assert f"{stopped}: nothing to resume yet, beginning at the first step" in printed
+    assert "stopped by SIGTERM; go on with:\n" in printed
     assert run("--out", stopped, "--resume") == 0
     for name in ("metrics.jsonl", "weights.safetensors", "samples.txt"):
         assert (stopped / name).read_bytes() == (whole / name).read_bytes()
