@@ -62,7 +62,10 @@ def training():
 
     optimizer = optax.adam(0.1)
     state = rnnjax.init_train_state(KEY, CLASSIFIER.init(KEY), optimizer)
-    step, judge = rnnjax.make_train_step(loss_fn, optimizer), rnnjax.make_eval_step(loss_fn)
+    step, judge = (
+        rnnjax.make_train_step(loss_fn, optimizer, donate_state=False),
+        rnnjax.make_eval_step(loss_fn),
+    )
     batch = {"tokens": TOKENS, "lengths": LENGTHS, "labels": TOKENS[:, 0]}
 
     def run():
@@ -81,7 +84,7 @@ def long_sequences():
         return loss.value, {"loss": loss}
 
     optimizer = optax.sgd(0.1)
-    step = rnnjax.make_truncated_step(MODEL.apply, loss_fn, optimizer, k1=2)
+    step = rnnjax.make_truncated_step(MODEL.apply, loss_fn, optimizer, k1=2, donate_state=False)
     state, batch = (
         rnnjax.init_train_state(KEY, MODEL.init(KEY), optimizer),
         rnnjax.Sequences(TOKENS, TOKENS),
@@ -123,13 +126,14 @@ def series():
 
 
 def first_values():
-    init = jax.jit(LAYER.init, static_argnums=1)
+    init, optimizer = jax.jit(LAYER.init, static_argnums=1), optax.adam(0.1)
     first = jax.jit(LAYER.initial_carry, static_argnums=1)
+    start = jax.jit(lambda params: rnnjax.init_train_state(KEY, params, optimizer))
 
     def run():
         params = init(KEY, D)
         first(params, (B,))
-        jax.jit(lambda p: rnnjax.init_train_state(KEY, p, optax.adam(0.1)))(params)
+        start(params)
 
     return run
 
@@ -137,7 +141,14 @@ def first_values():
 @pytest.mark.parametrize(
     "made", [steps, streams, training, long_sequences, texts, beams, series, first_values]
 )
-def test_nothing_is_copied_unasked(made):
+def test_nothing_is_copied_unasked_and_nothing_compiled_again(made):
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None
+    )
     run = made()
     with jax.transfer_guard("disallow"):
         run()
+        compiled.clear()
+        run()
+    assert compiled == []
