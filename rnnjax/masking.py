@@ -4,6 +4,7 @@ A mask is True where a step is real. Lengths and masks that are concrete are che
 transformation, where their values are not known, lengths are clipped to [0, T].
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -329,7 +330,12 @@ def max_pool(ys: Array, valid: Array) -> Array:
 
     ``valid`` is the mask [..., T], or the lengths [...].
     """
-    valid = _as_mask(ys, valid)
+    return _max_pool(ys, _as_mask(ys, valid))
+
+
+# One program: its infinity is no value that jax_debug_infs would stop at.
+@functools.partial(jax.jit, inline=True)
+def _max_pool(ys: Array, valid: Array) -> Array:
     lowest = jnp.full_like(ys, -jnp.inf)
     highest = jnp.max(select(valid, ys, lowest), axis=-2, initial=-jnp.inf)
     return zero_padding(jnp.any(valid, -1), highest)

@@ -5,6 +5,7 @@ which segment a step belongs to, 1, 2, 3, ... over the whole batch, and 0 where 
 what is wanted of each segment, its pool or its final carry, is looked up by them.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -325,6 +326,8 @@ def _mean(steps: Array, ids: Array, count: int) -> Array:
     return (total / jnp.maximum(sizes, 1)[:, None]).astype(steps.dtype)
 
 
+# One program: its infinity is no value that jax_debug_infs would stop at.
+@functools.partial(jax.jit, static_argnums=2, inline=True)
 def _max(steps: Array, ids: Array, count: int) -> Array:
     lowest = jnp.full_like(steps, -jnp.inf)
     highest = jax.ops.segment_max(masking.select(ids > 0, steps, lowest), ids, count + 1)[1:]

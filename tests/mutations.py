@@ -418,8 +418,8 @@ FAULTS = [
     *_of(
         "training/truncated.py",
         (
-            "first_real = batch.mask & (jnp.cumsum(batch.mask, axis=1) == 1)",
-            "first_real = batch.mask & False",
+            "resets |= mask & (jnp.cumsum(mask, axis=1) == 1)",
+            "resets |= mask & False",
             f"{TRUNCATED}test_a_learned_start_is_trained_by_the_windows_that_hold_it",
         ),
         (
@@ -538,10 +538,10 @@ FAULTS = [
         ),
     ),
     *_of(
-        "models/_encoding.py",
+        "models/embedding.py",
         (
-            "check_tokens(masking.zero_padding(valid, inputs)",
-            "check_tokens(inputs",
+            "    tokens = masking.zero_padding_now(valid, tokens)\n",
+            "",
             f"{MODELS}test_ids_in_the_padding_are_never_read",
         ),
     ),

@@ -116,3 +116,13 @@ def test_every_option_of_unroll_works_under(name, cell):
 
 def params_dtype(params):
     return jax.tree.leaves(params)[0].dtype
+
+
+def test_what_masks_with_an_infinity_is_not_stopped_by_it():
+    ys, valid = jnp.ones((2, 3, 2)), jnp.array([[True, False, False], [False] * 3])
+    attention = rnnjax.attention("general")
+    params = attention.init(jax.random.key(0), 2, 2)
+    with mode(MODES["NaN and infinity are errors"]):
+        rnnjax.masking.max_pool(ys, valid)
+        rnnjax.pool_segments(ys, valid.astype(int), 2, "max")
+        attention.apply(params, ys, ys, jnp.array([1, 0]))

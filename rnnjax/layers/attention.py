@@ -1,5 +1,6 @@
 """Attention: what of a memory a query needs, for all steps at once."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -198,6 +199,8 @@ def weighted_mean(weights: Array, values: Array) -> Array:
     )
 
 
+# One program: its infinity is no value that jax_debug_infs would stop at.
+@functools.partial(jax.jit, inline=True)
 def masked_softmax(scores: Array, real: Array) -> Array:
     """The softmax over the last axis of what is ``real``; 0 elsewhere, and where nothing is."""
     scores = scores.astype(accumulation_dtype(scores.dtype))
