@@ -1,0 +1,78 @@
+"""Random keys of every kind are taken, and threads may share all that there is."""
+
+import copy
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import rnnjax
+from rnnjax.metrics import cross_entropy
+
+B, T, D, H, V = 2, 3, 2, 3, 5
+LAYER = rnnjax.stack(rnnjax.zoneout(rnnjax.lstm(H), 0.1), rnnjax.gru(H), dropout=0.1)
+MODEL = rnnjax.language_model(rnnjax.embedding(V, D), rnnjax.gru(H), dropout=0.1)
+TRANSLATOR = rnnjax.sequence_to_sequence(
+    rnnjax.one_hot(V), rnnjax.gru(H), rnnjax.one_hot(V), rnnjax.gru(H), start=1, dropout=0.1
+)
+HEAD = rnnjax.gaussian_mixture_head(2)
+SERIES = rnnjax.series_model(rnnjax.gru(H), HEAD)
+XS, TOKENS = jnp.ones((B, T, D)), jnp.ones((B, T), jnp.int32)
+
+
+def loss_fn(params, batch, key):
+    loss = cross_entropy(MODEL.apply(params, batch, key=key)[1], batch)
+    return loss.value, {"loss": loss}
+
+
+def everything(key):
+    params, optimizer = MODEL.init(key), optax.sgd(0.1)
+    state = rnnjax.init_train_state(key, params, optimizer)
+    return (
+        LAYER.apply(LAYER.init(key, D), XS, key=key),
+        rnnjax.make_train_step(loss_fn, optimizer)(state, TOKENS),
+        rnnjax.generate(MODEL, params, TOKENS, max_new_tokens=2, key=key),
+        rnnjax.generate(MODEL, params, TOKENS, max_new_tokens=2, key=jax.random.split(key, B)),
+        rnnjax.generate_series(SERIES, SERIES.init(key), XS[..., :1], max_new_steps=2, key=key),
+        HEAD.sample(key, HEAD.apply(HEAD.init(key, D), XS)),
+        rnnjax.scheduled_sampling(
+            TRANSLATOR, TRANSLATOR.init(key), TOKENS, None, TOKENS, rate=0.5, key=key
+        ),
+    )
+
+
+@pytest.mark.parametrize("make", [jax.random.key, jax.random.PRNGKey])
+@pytest.mark.parametrize("kind", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_a_key_of_any_kind_is_taken(kind, make):
+    with jax.default_prng_impl(kind):
+        assert jax.eval_shape(everything, make(0))
+
+
+@pytest.mark.full
+def test_threads_share_layers_models_and_streams():
+    layer = rnnjax.stack(rnnjax.gru(H), rnnjax.lstm(H))
+    params, of_model = layer.init(jax.random.key(0), D), MODEL.init(jax.random.key(0))
+    stream, mesh = rnnjax.make_stream(layer, block_size=2), jax.make_mesh((1,), ("batch",))
+
+    def work(number):
+        with jax.set_mesh(mesh) if number % 2 else jax.default_device(None):
+            written = rnnjax.generate(
+                MODEL, of_model, TOKENS, max_new_tokens=2, sampling=rnnjax.greedy()
+            )
+        found = layer.step(params, None, XS[:, 0]), stream(params, XS), written.tokens
+        return jax.tree.map(np.asarray, found)
+
+    with ThreadPoolExecutor(4) as threads:
+        results = list(threads.map(work, range(8)))
+    for result in results:
+        jax.tree.map(np.testing.assert_array_equal, result, results[0])
+
+
+@pytest.mark.parametrize("made", [LAYER, MODEL, TRANSLATOR, SERIES, rnnjax.attention("general")])
+def test_a_copy_is_equal_and_the_same_program(made):
+    for other in (copy.copy(made), copy.deepcopy(made)):
+        assert other == made
+        assert hash(other) == hash(made)
