@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax._checks import check_rate, check_size
-from rnnjax._numerics import accumulation_dtype
+from rnnjax.training.updates import raised
 
 if TYPE_CHECKING:
     import optax
@@ -122,7 +122,7 @@ def _average(weight_of: Callable[[Array], Array]) -> optax.GradientTransformatio
     import optax
 
     def init(params: Any) -> ParameterAverage:
-        return ParameterAverage(jnp.zeros((), jnp.int32), jax.tree.map(_raised, params))
+        return ParameterAverage(jnp.zeros((), jnp.int32), jax.tree.map(raised, params))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         if params is None:
@@ -138,11 +138,6 @@ def _average(weight_of: Callable[[Array], Array]) -> optax.GradientTransformatio
         return updates, ParameterAverage(steps, average)
 
     return optax.GradientTransformation(init, update)
-
-
-def _raised(leaf: Any) -> Array:
-    array = jnp.asarray(leaf)
-    return array.astype(accumulation_dtype(array.dtype))
 
 
 def averaged(opt_state: Any) -> Any:

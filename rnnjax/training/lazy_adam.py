@@ -201,13 +201,9 @@ def _check_learning_rate(rate: Any) -> float:
     return check_number("learning_rate", rate, expected, lambda a: 0 <= a < float("inf"))
 
 
-def _raised(a: Any) -> Array:
-    return raised(jnp.asarray(a))
-
-
 def _zeros_for(parameter: Any) -> Array:
     """An average of its gradients, before the first step."""
-    return jnp.zeros_like(_raised(parameter))
+    return jnp.zeros_like(raised(parameter))
 
 
 def make_tails(steps: int, form: Form) -> Tails:
@@ -230,7 +226,7 @@ def _tails(terms: np.ndarray, rate: float) -> Array:
 
 def init_table(vectors: Array) -> Table:
     """A table before the first step."""
-    vectors = _raised(vectors)
+    vectors = raised(vectors)
     zeros = jnp.zeros_like(vectors)
     return Table(jnp.stack([vectors, zeros, zeros], axis=1), jnp.zeros(len(vectors), jnp.int32))
 
@@ -290,7 +286,7 @@ def adam(
 ) -> tuple[Any, Moments]:
     """One step of Adam, the ``step``-th from 1; the learning rate is one for all, or a tree."""
     s = step.astype(jnp.float32)
-    grads = jax.tree.map(_raised, grads)
+    grads = jax.tree.map(raised, grads)
     correct_mean, correct_square = 1 - B1**s, jnp.sqrt(1 - B2**s)
     mean = jax.tree.map(lambda m, g: B1 * m + (1 - B1) * g, moments.mean, grads)
     square = jax.tree.map(lambda v, g: B2 * v + (1 - B2) * g * g, moments.square, grads)

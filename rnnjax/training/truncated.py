@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from rnnjax._checks import check_carry, check_size
-from rnnjax._native import jit
+from rnnjax._native import in_native_order, jit
 from rnnjax.training.compiled import Compilation, CompiledStep, check_batch
 from rnnjax.training.steps import Metrics, check_result, join_metrics
 from rnnjax.training.updates import TrainState, apply_gradients, check_optimizer, check_state
@@ -232,7 +232,7 @@ def _check_sequences(batch: Any) -> Sequences:
             f"batch must be Sequences(xs, targets, mask, resets), got {type(batch).__name__}"
         )
     check_batch(batch)
-    xs, targets = jax.tree.map(jnp.asarray, (batch.xs, batch.targets))
+    xs, targets = jax.tree.map(jnp.asarray, in_native_order((batch.xs, batch.targets)))
     shape = next((a.shape[:2] for a in jax.tree.leaves(xs)), ())
     for name, part in (("xs", xs), ("targets", targets)):
         for leaf in jax.tree.leaves(part):

@@ -131,7 +131,7 @@ def apply_gradients(
     import optax
 
     norm = _norm(grads)
-    loss = raised(jnp.asarray(loss))
+    loss = raised(loss)
     held = (state.params, state.opt_state)
     extra: dict[str, Any] = {"value": loss, "grad": grads}
     if value_fn is not None:
@@ -211,9 +211,10 @@ def all_finite(tree: Any) -> Array:
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in leaves], bool))
 
 
-def raised(leaf: Array) -> Array:
-    """Sixteen bits as float32, wider ones as they are."""
-    return leaf.astype(accumulation_dtype(leaf.dtype))
+def raised(leaf: Any) -> Array:
+    """Numbers of sixteen bits as float32, wider ones as they are."""
+    array = jnp.asarray(leaf)
+    return array.astype(accumulation_dtype(array.dtype))
 
 
 def _is_floating(leaf: Any) -> bool:
