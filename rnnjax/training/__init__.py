@@ -18,8 +18,8 @@ from .lazy_adam import LazyAdamState as LazyAdamState
 from .lazy_adam import init_lazy_adam as init_lazy_adam
 from .lazy_adam import lazy_adam_params as lazy_adam_params
 from .lazy_adam import make_lazy_adam_step as make_lazy_adam_step
-from .steps import LossFn as LossFn
-from .steps import Metrics as Metrics
+from .loss_functions import LossFn as LossFn
+from .loss_functions import Metrics as Metrics
 from .steps import make_accumulating_step as make_accumulating_step
 from .steps import make_eval_step as make_eval_step
 from .steps import make_train_step as make_train_step

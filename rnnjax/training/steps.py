@@ -10,7 +10,7 @@ The key means training; in evaluation it is None.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from rnnjax.training.compiled import Compilation, CompiledStep
+from rnnjax.training.loss_functions import LossFn, Metrics, checked_loss, join_metrics
 from rnnjax.training.updates import (
     TrainState,
     apply_gradients,
@@ -29,8 +30,6 @@ from rnnjax.training.updates import (
 if TYPE_CHECKING:
     import optax
 
-Metrics = Mapping[str, tuple[Array, Array]]
-LossFn = Callable[[Any, Any, Array | None], tuple[Array, Metrics]]
 StepResult = tuple[TrainState, dict[str, tuple[Array, Array]]]
 
 
@@ -96,7 +95,7 @@ def make_train_step(
         >>> int(state.step), metrics["loss"][0].shape
         (8, (5,))
     """
-    loss_fn = _checked(loss_fn)
+    loss_fn = checked_loss(loss_fn)
     check_optimizer(optimizer)
 
     def train_step(state: TrainState, batch: Any) -> StepResult:
@@ -168,7 +167,7 @@ def make_accumulating_step(
         >>> round(float(state.params), 4), int(metrics["loss"].count)  # 3 - 0.1 * 2 * (3 - 1)
         (2.6, 3)
     """
-    loss_fn = _checked(loss_fn)
+    loss_fn = checked_loss(loss_fn)
     check_optimizer(optimizer)
 
     def micro_step(params: Any, batch: Any, key: Array) -> tuple[Array, Any, Any]:
@@ -241,7 +240,7 @@ def make_eval_step(
         >>> float(total), int(count)
         (6.0, 3)
     """
-    loss_fn = _checked(loss_fn)
+    loss_fn = checked_loss(loss_fn)
 
     def eval_step(params: Any, batch: Any) -> Metrics:
         return loss_fn(params, batch, None)[1]
@@ -253,56 +252,6 @@ def make_eval_step(
         on_compile=on_compile,
         compiler_options=compiler_options,
     )
-
-
-def join_metrics(metrics: Metrics, figures: Metrics) -> dict[str, tuple[Array, Array]]:
-    """The metrics of a loss function, (0, 0) where the step was skipped, and those of the step."""
-    for name in figures:
-        if name in metrics:
-            raise ValueError(f'loss_fn must not give the metric "{name}", got it: the step adds it')
-    kept = figures["skipped"][0] == 0
-    return {**jax.tree.map(lambda figure: jnp.where(kept, figure, 0), dict(metrics)), **figures}
-
-
-def check_result(result: Any) -> tuple[Array, dict[str, tuple[Array, Array]]]:
-    """What a loss function gave, as a scalar and a dict of pairs of arrays.
-
-    Raises:
-        ValueError: it is no such thing; says what is not.
-    """
-    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], Mapping):
-        raise ValueError(
-            "loss_fn must return (loss, metrics), metrics a dict of pairs (total, count), "
-            f"got {_described(result)}"
-        )
-    loss = jnp.asarray(result[0])
-    if loss.shape or not jnp.issubdtype(loss.dtype, jnp.floating):
-        raise ValueError(f"the loss of loss_fn must be a floating scalar, got {_described(loss)}")
-    for name, pair in result[1].items():
-        if not isinstance(name, str):
-            raise ValueError(f"the metrics of loss_fn must have strings for names, got {name!r}")
-        is_pair = isinstance(pair, tuple | list) and len(pair) == 2
-        is_pair = is_pair and not any(isinstance(part, str | bytes | None) for part in pair)
-        if not is_pair or jnp.shape(pair[0]) != jnp.shape(pair[1]):
-            raise ValueError(
-                f"the metric {name!r} of loss_fn must be a pair (total, count) of one shape, as "
-                f"rnnjax.metrics.Mean is, got {_described(pair)}"
-            )
-    return loss, jax.tree.map(jnp.asarray, dict(result[1]))
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, tuple | list):
-        return f"({', '.join(map(_described, value))})"
-    return jax.typeof(value).str_short() if isinstance(value, Array) else type(value).__name__
-
-
-def _checked(loss_fn: LossFn) -> Callable[..., tuple[Array, dict[str, tuple[Array, Array]]]]:
-    """``loss_fn`` with its result checked; it is traced once a program, so this costs no time."""
-    if not callable(loss_fn):
-        kind = type(loss_fn).__name__
-        raise ValueError(f"loss_fn must be a function of params, batch and key, got {kind}")
-    return lambda params, batch, key: check_result(loss_fn(params, batch, key))
 
 
 def _check_leading(batches: Any) -> int:

@@ -13,7 +13,7 @@ from jax import Array, lax
 from rnnjax._checks import check_carry, check_size
 from rnnjax._native import in_native_order, jit
 from rnnjax.training.compiled import Compilation, CompiledStep, check_batch
-from rnnjax.training.steps import Metrics, check_result, join_metrics
+from rnnjax.training.loss_functions import Metrics, check_result, join_metrics
 from rnnjax.training.updates import TrainState, apply_gradients, check_optimizer, check_state
 
 if TYPE_CHECKING:
