@@ -204,15 +204,21 @@ def _keys_of_rows(key: Any, batch: tuple[int, ...]) -> Array | None:
     return None
 
 
-def as_arrays(name: str, tree: Any) -> Any:
-    """A tree of arrays.
+def as_arrays(name: str, tree: Any, batch: tuple[int, ...] = ()) -> Any:
+    """A tree of arrays with the axes of the batch in front.
 
     Raises:
-        ValueError: naming the leaf that is no array of numbers.
+        ValueError: naming the leaf that is no array of numbers, or has other axes.
     """
 
     def check(path: Any, leaf: Any) -> Any:
-        return masking.as_array(name + jax.tree_util.keystr(path), leaf)
+        place = name + jax.tree_util.keystr(path)
+        array = masking.as_array(place, leaf)
+        if array.shape[: len(batch)] != batch:
+            raise ValueError(
+                f"{place} must have the batch shape of the rows, {batch}, got shape {array.shape}"
+            )
+        return array
 
     return jax.tree_util.tree_map_with_path(check, tree)
 

@@ -17,6 +17,7 @@ from rnnjax._numerics import accumulation_dtype
 from rnnjax._recipe import ComparedStep
 from rnnjax.base import Carry
 from rnnjax.decoding._largest import largest
+from rnnjax.decoding._loop import as_arrays
 from rnnjax.decoding.sampling import History, Transform, apply_transform, check_transforms
 
 
@@ -118,8 +119,8 @@ def beam_search(
             "carry must be the one before start, such as model.initial_carry gives, got None"
         )
     params = in_native_order(params)
-    carry = _check_rows("carry", carry, first.shape)
-    memory = _check_rows("memory", memory, first.shape)
+    carry = as_arrays("carry", carry, first.shape)
+    memory = as_arrays("memory", memory, first.shape)
     vocab_size = _check_step(how, params, carry, first, memory)
     check_range("start", first, vocab_size, f"[0, {vocab_size})")
     for name, number in (("stop", how.stop), ("pad", how.pad)):
@@ -348,21 +349,6 @@ def _gather(tree: Any, places: Array) -> Any:
 
 def _repeat(a: Array, count: int) -> Array:
     return jnp.broadcast_to(a[:, None], (a.shape[0], count, *a.shape[1:]))
-
-
-def _check_rows(name: str, tree: Any, batch: tuple[int, ...]) -> Any:
-    """A tree of arrays with the axes of the batch in front."""
-
-    def check(path: Any, leaf: Any) -> Any:
-        place = name + jax.tree_util.keystr(path)
-        array = masking.as_array(place, leaf)
-        if array.shape[: len(batch)] != batch:
-            raise ValueError(
-                f"{place} must have the batch shape of start, {batch}, got shape {array.shape}"
-            )
-        return array
-
-    return jax.tree_util.tree_map_with_path(check, tree)
 
 
 def _check_weight(name: str, value: Any) -> float:

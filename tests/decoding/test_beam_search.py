@@ -252,7 +252,7 @@ BAD = {
             beam_size=2,
             max_length=3,
         ),
-        r"batch shape of start, \(2,\), got shape \(3,\)",
+        r"batch shape of the rows, \(2,\), got shape \(3,\)",
     ),
 }
 
