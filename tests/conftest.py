@@ -19,7 +19,7 @@ settings.register_profile("rnnjax", deadline=None, derandomize=True)
 settings.load_profile("rnnjax")
 
 # A program for those who draw the numbers anew, with packages that no test needs.
-collect_ignore = ["reference/make_golden.py"]
+collect_ignore = ["reference/make_golden.py", "engine/interpreted_kernels.py"]
 
 CHECKOUT = Path(__file__).parents[1]
 _sampled = pytest.StashKey[bool]()

@@ -48,13 +48,14 @@ def measure(settings: Settings, words: int, padding: float) -> dict[str, str]:
     features = rng.normal(size=(rows, size)).astype(np.float32)
     w = (rng.normal(size=(size, words)) / size**0.5).astype(np.float32)
     labels, mask = rng.integers(0, words, rows), rng.random(rows) >= padding
+    classes = jnp.asarray(labels)
     given = [jnp.asarray(a) for a in (features, w, np.zeros(words, np.float32))]
 
     def by_logits(features: Any, w: Any, bias: Any) -> Any:
-        return cross_entropy(features @ w + bias[None], labels, mask).value
+        return cross_entropy(features @ w + bias[None], classes, mask).value
 
     def in_chunks(features: Any, w: Any, bias: Any) -> Any:
-        return linear_cross_entropy(features, w, bias, labels, mask)[0].value
+        return linear_cross_entropy(features, w, bias, classes, mask)[0].value
 
     both = [
         compile_apart(jax.value_and_grad(loss, (0, 1, 2)), *given)

@@ -60,12 +60,12 @@ class Settings:
 
 
 class Pairs(NamedTuple):
-    """Sources and targets [B, T], and how long they are [B]."""
+    """Sources and targets [B, T], and how long they are [B]: of NumPy, of JAX or of PyTorch."""
 
-    sources: np.ndarray
-    source_lengths: np.ndarray
-    targets: np.ndarray
-    target_lengths: np.ndarray
+    sources: Any
+    source_lengths: Any
+    targets: Any
+    target_lengths: Any
 
 
 def make_pairs(settings: Settings, rng: np.random.Generator, ragged: bool) -> Pairs:
