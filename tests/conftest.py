@@ -18,7 +18,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 settings.register_profile("rnnjax", deadline=None, derandomize=True)
 settings.load_profile("rnnjax")
 
-# A program for those who draw the numbers anew, with packages that no test needs.
+# Programs: of those who draw the numbers anew, with packages that no test needs; and of the newest
+# JAX, run by a test in a process of its own.
 collect_ignore = ["reference/make_golden.py", "engine/interpreted_kernels.py"]
 
 CHECKOUT = Path(__file__).parents[1]
