@@ -15,14 +15,19 @@ from rnnjax.base import Key
 
 
 def accumulation_dtype(dtype: DTypeLike) -> jnp.dtype:
-    """The dtype of carries, outputs, sums and means of numbers of ``dtype``: at least float32.
+    """The dtype of carries, outputs and sums for floating numbers of ``dtype``: at least float32.
 
-    A sum of ones in bfloat16 stays at 256. That of integers is the dtype of floats.
+    A sum of ones in bfloat16 stays at 256. Integers have none: weights must not be any.
     """
-    if not jnp.issubdtype(dtype, jnp.inexact):
-        return jnp.dtype(jnp.result_type(float))
     # Not by JAX's promotion, which refuses where promotion is strict.
     return jnp.dtype(dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32)
+
+
+def mean_dtype(dtype: DTypeLike) -> jnp.dtype:
+    """The dtype of means of numbers of ``dtype``; those of integers are of the dtype of floats."""
+    if jnp.issubdtype(dtype, jnp.inexact):
+        return accumulation_dtype(dtype)
+    return jnp.dtype(jnp.result_type(float))
 
 
 def carry_dtype(params: Any) -> jnp.dtype:

@@ -19,7 +19,7 @@ from rnnjax import _checks
 from rnnjax._checks import check_range
 from rnnjax._devices import with_automatic_axes
 from rnnjax._native import in_native_order
-from rnnjax._numerics import accumulation_dtype
+from rnnjax._numerics import mean_dtype
 
 # What a model of your own needs; the rest is for the rooms of this package alone.
 __all__ = ["lengths_to_mask", "max_pool", "mean_pool", "take_first", "take_last", "zero_padding"]
@@ -319,7 +319,7 @@ def mean_pool(ys: Array, valid: Array) -> Array:
     """
     valid = _as_mask(ys, valid)
     # Sums and counts of 16 bits would stop at 256 or be rounded; the mean comes back as it came.
-    steps = zero_padding(valid, ys).astype(accumulation_dtype(ys.dtype))
+    steps = zero_padding(valid, ys).astype(mean_dtype(ys.dtype))
     total = jnp.sum(steps, axis=-2)
     count = jnp.sum(valid, axis=-1, keepdims=True, dtype=total.dtype)
     return (total / jnp.maximum(count, 1)).astype(ys.dtype)

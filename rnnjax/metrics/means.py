@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from rnnjax._numerics import accumulation_dtype
+from rnnjax._numerics import mean_dtype
 from rnnjax.metrics._arrays import as_array, as_weights, check_pair, count_of
 from rnnjax.metrics.sums import Sum, add, as_number, is_sum
 
@@ -70,7 +70,7 @@ class Mean(NamedTuple):
         total, count = as_number(self.total), as_number(self.count)
         # In one dtype, for those who forbid JAX to promote integers; in 16 bits a count of 257 is
         # 256, and one of 70,000 infinite.
-        dtype = accumulation_dtype(total.dtype)
+        dtype = mean_dtype(total.dtype)
         return total.astype(dtype) / count.astype(dtype)
 
 

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from rnnjax import _checks
 from rnnjax._devices import with_automatic_axes
-from rnnjax._numerics import accumulation_dtype
+from rnnjax._numerics import accumulation_dtype, mean_dtype
 from rnnjax.metrics._arrays import (
     as_weights,
     check_labels,
@@ -133,7 +133,7 @@ def bits(entropy: tuple[ArrayLike, ArrayLike]) -> Mean:
     """
     total, count = check_pair("entropy", entropy)
     number = as_number(total)
-    number = number.astype(accumulation_dtype(number.dtype))
+    number = number.astype(mean_dtype(number.dtype))
     return Mean(number / math.log(2), count)  # pyright: ignore[reportArgumentType]
 
 

@@ -185,7 +185,7 @@ def _of_rows(x: Array, w: Array, bias: Array, labels: Array) -> tuple[Array, Arr
     inside = (labels >= 0) & (labels < logits.shape[-1])
     hits = inside & ~jnp.any(ahead, axis=-1) & ~jnp.isnan(largest[:, 0])
     entropies = jnp.where(inside, (jnp.log(total) + largest - own)[:, 0], jnp.nan)
-    return entropies, hits, powers / total - is_label
+    return entropies, hits, powers / total - is_label.astype(powers.dtype)
 
 
 def _add_gradients(so_far: _Gradients, at: Array, x: Array, w: Array, errors: Array) -> _Gradients:

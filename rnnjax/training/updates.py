@@ -16,7 +16,7 @@ from jax import Array
 from jax.core import Tracer
 
 from rnnjax import _checks
-from rnnjax._numerics import accumulation_dtype
+from rnnjax._numerics import mean_dtype
 
 if TYPE_CHECKING:
     import optax
@@ -214,7 +214,7 @@ def all_finite(tree: Any) -> Array:
 def raised(leaf: Any) -> Array:
     """Numbers of sixteen bits as float32, wider ones as they are."""
     array = jnp.asarray(leaf)
-    return array.astype(accumulation_dtype(array.dtype))
+    return array.astype(mean_dtype(array.dtype))
 
 
 def _is_floating(leaf: Any) -> bool:

@@ -223,7 +223,7 @@ def test_a_file_without_normal_steps_or_changes_is_refused(tmp_path, capsys):
 
 
 BAD = {
-    "no file": (["--dataset", "nowhere.csv"], "nowhere.csv must be a CSV file"),
+    "no file": (["--dataset", "nowhere.csv"], "nowhere.csv must be a file, got none"),
     "a label without a file": (["--label", "fault"], "--label must stand beside a --dataset"),
     "no share": (["--normal", "0"], "--normal must be a share between 0 and 1"),
     "a short window": (["--window", "2"], "--window must be a whole number from 4 up"),

@@ -175,7 +175,7 @@ BAD = {
     "too short": (["--length", "20"], "must have at least"),
     "a window below the season": (["--window", "3"], "--window must be at least --season, 4"),
     "no horizon": (["--horizon", "0"], "--horizon must be a whole number from 1 up"),
-    "no file": (["--dataset", "nowhere.csv"], "nowhere.csv must be a CSV file"),
+    "no file": (["--dataset", "nowhere.csv"], "nowhere.csv must be a file, got none"),
 }
 
 
