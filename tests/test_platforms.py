@@ -11,6 +11,7 @@ from jax import export
 from processes import run
 
 import rnnjax
+from rnnjax.metrics import linear_cross_entropy
 
 SHARDED = """
     import jax, jax.numpy as jnp, numpy as np, rnnjax
@@ -134,6 +135,26 @@ def test_a_program_that_writes_may_leave_the_batch_free(write):
     free = [jax.ShapeDtypeStruct((batch, time, *a.shape[2:]), a.dtype) for a in given]
     program = export.export(jax.jit(lambda *given: write(params, *given)))(*free)
     np.testing.assert_allclose(program.call(*given), write(params, *given), rtol=1e-5)
+
+
+def test_the_gradient_of_a_translator_may_leave_batch_and_lengths_free():
+    decoder = rnnjax.attention_cell(rnnjax.gru(3), 3)
+    embedding = rnnjax.embedding(9, 2)
+    model = rnnjax.sequence_to_sequence(embedding, rnnjax.gru(3), embedding, decoder, start=2)
+    params = model.init(jax.random.key(0))
+
+    def loss(params, source, target):
+        features, _ = model.features(params, source, None, target)
+        return linear_cross_entropy(features, *model.head_weights(params), target)[0].value
+
+    given = jnp.array([[4, 5, 6], [7, 8, 4]]), jnp.array([[5, 3], [6, 3]])
+    batch, words, time = export.symbolic_shape("batch, words, time")
+    free = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((batch, words), (batch, time))]
+    program = export.export(jax.jit(lambda *pair: jax.grad(loss)(params, *pair)))(*free)
+    found, expected = program.call(*given), jax.grad(loss)(params, *given)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected
+    )
 
 
 @pytest.mark.kept

@@ -42,8 +42,8 @@ def linear_cross_entropy(
 
     The gradient is made together with the value, chunk by chunk, so no logits are made twice.
     Forward mode works, and so does ``jax.hessian``; reverse mode through the gradient does not. All
-    logits are computed at once where they are few (8 MB, or 512 rows), and on a mesh of devices,
-    divided as the rows are.
+    logits are computed at once where they are few (8 MB, or 512 rows), where shapes are symbolic,
+    and on a mesh of devices, divided as the rows are.
 
     Args:
         features: x, [..., F], what the head reads.
@@ -166,6 +166,8 @@ def _in_chunks(given: tuple[Array, ...], zeros: _Gradients) -> tuple[_Found, _Gr
 
 def _chunks(count: int, classes: int) -> tuple[int, int]:
     """The rows of a chunk, and how many chunks hold ``count`` rows: as even as can be."""
+    if not isinstance(count, int):  # a symbolic shape
+        return count, 1
     most = -(-count // max(_LEAST_ROWS, _LOGITS // classes))
     return -(-count // max(most, 1)), most
 
