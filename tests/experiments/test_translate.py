@@ -201,12 +201,22 @@ BAD = {
     ),
     "no such file": (["--pair", "nowhere.tsv"], "nowhere.tsv"),
     "no pair": (["--pair", "german"], "--pair must be two languages, as de-en, or the path"),
+    "digits of no sum": (
+        ["--digits", "2"],
+        "--digits must be given with --task add, got it without",
+    ),
+    "a score without attention": (
+        ["--attention", "none", "--score", "general"],
+        "--score must be given with attention",
+    ),
+    "examples of a file": (["--pair", "a.tsv", "--examples", "9"], "given with a generated task"),
+    "case of symbols": (["--keep-case"], "--keep-case must be given with --pair"),
     "targets of nothing": (["--targets", "a.en"], "--targets must be given with a file as --pair"),
     "targets of a named set": (["--pair", "de-en", "--targets", "a.en"], "got de-en as --pair"),
     "no such language": (["--pair", "de-xx"], "'xx'"),
     "shortest longer than longest": (["--shortest", "30"], "--shortest"),
     "more sums than there are": (
-        ["--task", "add", "--digits", "1"],
+        ["--task", "add", "--digits", "1", "--examples", "50"],
         "must be different sequences, got 50 where only 100 were found",
     ),
     "more than all of its own tokens": (["--own-tokens", "1.5"], "--own-tokens must be"),
@@ -255,7 +265,7 @@ def test_a_file_whose_words_are_all_rare_is_refused(pairs, tmp_path, capsys):
 def test_wrong_settings_are_one_line_and_leave_nothing(case, tmp_path, capsys):
     wrong, expected = BAD[case]
     folder = tmp_path / "run"
-    assert run("--out", folder, "--examples", "50", *wrong) == 2
+    assert run("--out", folder, *wrong) == 2
     error = capsys.readouterr().err
     assert expected in error
     assert error.count("\n") == 1
