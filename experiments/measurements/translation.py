@@ -132,7 +132,9 @@ class Theirs:
         """The first state, the memory and its keys; sources of many lengths are packed."""
         xs, packing = self.source[source], self.torch.nn.utils.rnn
         if lengths is not None:
-            xs = packing.pack_padded_sequence(xs, lengths, batch_first=True, enforce_sorted=False)
+            xs = packing.pack_padded_sequence(
+                xs, lengths.cpu(), batch_first=True, enforce_sorted=False
+            )
         states, final = self.encoder(xs)
         if lengths is not None:
             size = source.shape[1]
