@@ -6,22 +6,23 @@ from experiments.measurements import translation
 
 
 @pytest.mark.full
-def test_a_row_for_training_and_for_each_way_to_translate(capsys):
+def test_a_row_for_training_and_for_each_way_to_translate(monkeypatch):
     pytest.importorskip("torch")
+    rows = []
+    monkeypatch.setattr(translation, "print_table", rows.extend)
     sizes = ["--hidden-size", "4", "--embedding-size", "3", "--vocab-size", "9", "--length", "3"]
     counts = ["--batch-size", "2", "--sentences", "2", "--beam", "2", "--rounds", "1"]
     assert translation.main([*sizes, *counts]) == 0
-    out = capsys.readouterr().out
-    for row in (
-        "step, many lengths",
-        "step, one length",
-        "sentences/s, greedy",
-        "sentences/s, beam 2",
-    ):
-        assert row in out
-    # Of the step and of both ways to translate many at once; one by one has none.
-    assert out.count("one by one") == 2
-    assert out.count("the head alone") == 3
+    assert [row["what"] for row in rows] == [
+        "pairs/s, a training step, many lengths",
+        "pairs/s, a training step, one length",
+        "pairs/s, a training step, the head alone",
+        *(
+            f"sentences/s, {name}, {how}"
+            for name in ("greedy", "beam 2")
+            for how in ("2 at once", "2 at once, the head alone", "one by one")
+        ),
+    ]
 
 
 def test_a_size_that_cannot_be_is_refused_by_name(capsys):
