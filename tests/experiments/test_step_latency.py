@@ -9,7 +9,7 @@ from experiments.measurements import step_latency
 
 
 @pytest.mark.full
-def test_a_row_for_each_cell_size_and_batch(capsys):
+def test_a_row_for_each_cell_size_and_batch(monkeypatch):
     for package in ("torch", "flax"):
         pytest.importorskip(package)
     sizes = [
@@ -24,10 +24,11 @@ def test_a_row_for_each_cell_size_and_batch(capsys):
         "--pause",
         "1",
     ]
+    rows = []
+    monkeypatch.setattr(step_latency, "print_table", rows.extend)
     assert step_latency.main(sizes) == 0
-    out = capsys.readouterr().out
-    assert "LSTM, 3 units, batch 2" in out
-    assert "GRU, 3 units, batch 2" in out
+    cells = ["LSTM, 3 units, batch 2", "GRU, 3 units, batch 2"]
+    assert [row["cell"] for row in rows] == cells
 
 
 def test_other_numbers_and_other_bits_are_not_timed():
