@@ -104,7 +104,8 @@ def _may_share_processors() -> bool:
     Without it, processes take turns and each has the whole GPU in its turn. The pipe is how CUDA
     finds out that MPS is there, too.
     """
-    folder = os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")
+    usual = "/tmp/nvidia-mps"  # nosec B108: where NVIDIA puts it; it is looked for and not opened
+    folder = os.environ.get("CUDA_MPS_PIPE_DIRECTORY", usual)
     return Path(folder, "control").exists()
 
 
