@@ -27,8 +27,8 @@ import rnnjax
 from experiments.running.console import exit_code, print_table
 from experiments.running.parsing import parse
 from experiments.running.setting_checks import check_settings, whole
+from experiments.translate.training import make_loss
 from rnnjax.benchmark import interleaved, spread
-from rnnjax.metrics import linear_cross_entropy
 
 _START, _STOP = 2, 3
 _RATE = 1e-3
@@ -265,21 +265,10 @@ def measure(settings: Settings) -> list[dict[str, str]]:
     return [*training, head, *rows]
 
 
-def _make_loss(model: rnnjax.SequenceToSequence) -> Callable:
-    def loss_fn(params: Any, pairs: Pairs, key: Any) -> tuple[jax.Array, dict]:
-        features, _ = model.features(params, *pairs, key=key)
-        mask = rnnjax.lengths_to_mask(pairs.target_lengths, pairs.targets.shape[1])
-        head = model.head_weights(params)
-        loss, _ = linear_cross_entropy(features, *head, pairs.targets, mask)
-        return loss.value, {"loss": loss}
-
-    return loss_fn
-
-
 def _check_equal_loss(
     model: rnnjax.SequenceToSequence, params: Any, theirs: Theirs, batches: Iterable[Pairs]
 ) -> None:
-    loss_fn = _make_loss(model)
+    loss_fn = make_loss(model)
     for pairs in batches:
         one, _ = loss_fn(params, Pairs(*map(jnp.asarray, pairs)), None)
         with theirs.torch.no_grad():
@@ -329,7 +318,7 @@ def _training(
     settings: Settings,
 ) -> dict[str, str]:
     optimizer = optax.adam(_RATE)
-    step = rnnjax.make_train_step(_make_loss(model), optimizer)
+    step = rnnjax.make_train_step(make_loss(model), optimizer)
     state = [rnnjax.init_train_state(jax.random.key(1), params, optimizer)]
     on_device = jax.device_put(Pairs(*map(jnp.asarray, pairs)))
     tensors = Pairs(*map(theirs.torch.tensor, pairs))
