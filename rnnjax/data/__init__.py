@@ -29,6 +29,8 @@ from .packed_batches import PackedBatch as PackedBatch
 from .packed_batches import PackedBatches as PackedBatches
 from .packing import PackedRows as PackedRows
 from .packing import pack as pack
+from .padding import pad as pad
+from .padding import truncate as truncate
 from .pair_batches import PairBatch as PairBatch
 from .pair_batches import PairBatches as PairBatches
 from .pair_batches import choose_pair_boundaries as choose_pair_boundaries
@@ -38,8 +40,6 @@ from .pairs import load_pairs as load_pairs
 from .pairs import read_pairs as read_pairs
 from .ragged import Ragged as Ragged
 from .ragged import flatten as flatten
-from .ragged import pad as pad
-from .ragged import truncate as truncate
 from .sources import NAMES as NAMES
 from .sources import Dataset as Dataset
 from .sources import load as load

@@ -7,8 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnnjax.data._bucket_order import BucketOrder
+from rnnjax.data._labels import checked_labels
+from rnnjax.data._sequence_checks import check_lengths, check_range
 from rnnjax.data.errors import DataError, check_count, check_integers
-from rnnjax.data.ragged import Ragged, RaggedRows, flatten, require_at_most
+from rnnjax.data.ragged import Ragged, RaggedRows, flatten
 
 
 class Batch(NamedTuple):
@@ -34,7 +36,8 @@ class BucketedBatches:
         sequences: the ids, floats or vectors of each example, none empty; of very many, what
             ``flatten`` makes of them takes the least memory.
         labels: what is wanted of each example: classes or floats [N], an array [N, ...], or a list
-            of sequences as long as the examples are, with a label a step.
+            of sequences as long as the examples are, with a label a step. Integers are classes, at
+            least 0; floats are finite.
         batch_size: the number of rows of every batch.
         boundaries: the rising bucket lengths, as ``choose_boundaries`` gives them.
         seed: a whole number, at least 0.
@@ -79,9 +82,9 @@ class BucketedBatches:
     ) -> None:
         self._ragged = flatten(sequences)
         self._lengths = self._ragged.lengths
-        self._labels = checked_labels(labels, self._lengths, num_classes)
         self._boundaries = _checked_boundaries(boundaries)
         check_lengths(self._lengths, int(self._boundaries[-1]))
+        self._labels = checked_labels(labels, self._lengths, num_classes)
         if vocab_size is not None:
             check_range(self._ragged, check_count("vocab_size", vocab_size), "ids")
         buckets = np.searchsorted(self._boundaries, self._lengths)
@@ -174,82 +177,8 @@ def filled(rows: NDArray[Any], count: int) -> NDArray[Any]:
     return result
 
 
-def checked_labels(
-    labels: Sequence[Any] | NDArray[Any] | Ragged,
-    lengths: NDArray[np.int32],
-    num_classes: int | None,
-) -> Ragged | NDArray[Any]:
-    """Labels a step as a ``Ragged``, labels an example as an array; int32 or float32."""
-    if len(lengths) == 0:
-        raise DataError("sequences must have at least 1 sequence, got none")
-    if num_classes is not None:
-        num_classes = check_count("num_classes", num_classes)
-    if isinstance(labels, Ragged) or _has_sequences(labels):
-        return _checked_step_labels(flatten(labels), lengths, num_classes)
-    array = np.asarray(labels)
-    if array.shape[:1] != lengths.shape:
-        expected = f"one for each of {len(lengths)} sequences"
-        raise DataError(f"labels must have {expected}, got shape {array.shape}")
-    if array.dtype.kind not in ("iu" if num_classes is not None else "iuf"):
-        expected = "integers or floats" if num_classes is None else "integers"
-        raise DataError(f"labels must be {expected}, got {array.dtype}")
-    if array.dtype.kind == "f":
-        return array.astype(np.float32)
-    end = np.iinfo(np.int32).max if num_classes is None else num_classes
-    bad = np.argwhere((array < 0) | (array >= end))
-    if bad.size:
-        found = array[tuple(bad[0])]
-        raise DataError(f"label {bad[0][0]} must lie in [0, {end}), got {found}")
-    return array.astype(np.int32)
-
-
-def _has_sequences(labels: Sequence[Any] | NDArray[Any]) -> bool:
-    """Whether each label is a list or an array itself; a rectangular array is one label a row."""
-    if isinstance(labels, np.ndarray) and labels.dtype != np.object_:
-        return False
-    return hasattr(labels, "__len__") and len(labels) > 0 and np.ndim(labels[0]) > 0
-
-
-def _checked_step_labels(
-    labels: Ragged, lengths: NDArray[np.int32], num_classes: int | None
-) -> Ragged:
-    found = labels.lengths
-    if found.shape != lengths.shape:
-        expected = f"one sequence for each of {len(lengths)} sequences"
-        raise DataError(f"labels must have {expected}, got {len(found)}")
-    bad = np.flatnonzero(found != lengths)
-    if bad.size:
-        row = bad[0]
-        expected = f"one for each of {lengths[row]} steps"
-        raise DataError(f"labels of sequence {row} must have {expected}, got {found[row]}")
-    if num_classes is not None:
-        check_range(labels, num_classes, "labels")
-    return labels
-
-
 def _checked_boundaries(boundaries: Sequence[int]) -> NDArray[np.int64]:
     array = check_integers("boundaries", boundaries)
     if array.ndim != 1 or array.size == 0 or array[0] < 1 or (np.diff(array) < 1).any():
         raise DataError(f"boundaries must be rising lengths from 1 up, got {boundaries}")
     return array
-
-
-def check_lengths(lengths: NDArray[np.int32], longest: int, what: str = "sequence") -> None:
-    """Refuse empty sequences and those that are longer than ``longest``."""
-    empty = np.flatnonzero(lengths == 0)
-    if empty.size:
-        raise DataError(f"{what} {empty[0]} must have at least 1 step, got 0")
-    require_at_most(lengths, longest, what)
-
-
-def check_range(ragged: Ragged, end: int, name: str, what: str = "sequence") -> None:
-    """Refuse floats, and integers outside [0, end)."""
-    values = ragged.values
-    if values.dtype != np.int32:
-        raise DataError(f"{name} must be integers in [0, {end}), got {values.dtype}")
-    if not values.size or (values.min() >= 0 and values.max() < end):
-        return  # without an array of the size of all the values
-    first = int(np.argwhere((values < 0) | (values >= end))[0][0])
-    found = np.ravel(values[first])[0]
-    place = f"{what} {ragged.row_of(first)}"
-    raise DataError(f"{place} must have {name} in [0, {end}), got {found}")

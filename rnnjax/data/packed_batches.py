@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnnjax.data._bucket_order import BucketOrder
-from rnnjax.data.batching import check_lengths, check_range, checked_labels, filled
+from rnnjax.data._labels import checked_labels
+from rnnjax.data._sequence_checks import check_lengths, check_range
+from rnnjax.data.batching import filled
 from rnnjax.data.errors import check_count
 from rnnjax.data.packing import check_rows, lay, place, round_up
 from rnnjax.data.ragged import Ragged, RaggedRows, flatten
@@ -74,8 +76,8 @@ class PackedBatches:
         row_length, row_multiple = check_rows(row_length, row_multiple)
         self._ragged = flatten(sequences)
         lengths = self._ragged.lengths
-        self._labels = checked_labels(labels, lengths, num_classes)
         check_lengths(lengths, row_length)
+        self._labels = checked_labels(labels, lengths, num_classes)
         if vocab_size is not None:
             check_range(self._ragged, check_count("vocab_size", vocab_size), "ids")
         one_bucket = np.zeros(len(lengths), np.int64)
@@ -106,9 +108,9 @@ class PackedBatches:
 
     @cached_property
     def _row_counts(self) -> list[int]:
-        counts = []
+        counts, lengths = [], self._ragged.lengths
         for chosen in self.epoch_indices(0):
-            _, _, count = place(self._ragged.lengths[chosen], self._row_length)
+            _, _, count = place(lengths[chosen], self._row_length)
             counts.append(round_up(count, self._row_multiple))
         return counts
 

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rnnjax.data._sequence_checks import check_at_most
 from rnnjax.data.errors import DataError, check_count
-from rnnjax.data.ragged import Ragged, RaggedRows, flatten, require_at_most
+from rnnjax.data.ragged import Ragged, RaggedRows, flatten
 
 
 class PackedRows(NamedTuple):
@@ -78,7 +79,7 @@ def pack(sequences: RaggedRows | Ragged, row_length: int, *, row_multiple: int =
         The rows, what lies where in them, and how to get it back.
 
     Raises:
-        DataError: naming the first sequence that is longer than a row, or is not of integers.
+        DataError: naming the first sequence that is longer than a row, or is not of numbers.
 
     Example:
         >>> packed = pack([[5, 6], [7, 8, 9], [4]], row_length=4)
@@ -93,7 +94,7 @@ def pack(sequences: RaggedRows | Ragged, row_length: int, *, row_multiple: int =
     """
     row_length, row_multiple = check_rows(row_length, row_multiple)
     ragged = flatten(sequences)
-    require_at_most(ragged.lengths, row_length)
+    check_at_most(ragged.lengths, row_length)
     return lay(ragged, np.arange(len(ragged.lengths)), row_length, row_multiple)
 
 
@@ -101,7 +102,8 @@ def lay(
     ragged: Ragged, chosen: NDArray[np.integer], row_length: int, row_multiple: int
 ) -> PackedRows:
     """The chosen sequences in rows of so many steps, of which there is a multiple."""
-    lengths = ragged.lengths[chosen]
+    # Not ragged.lengths, which are those of all sequences, however few are chosen.
+    lengths = (ragged.offsets[chosen + 1] - ragged.offsets[chosen]).astype(np.int32)
     rows, starts, count = place(lengths, row_length)
     shape = (round_up(count, row_multiple), row_length)
     step = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rnnjax.data._bucket_order import BucketOrder
-from rnnjax.data.batching import check_lengths, check_range, filled
+from rnnjax.data._sequence_checks import check_lengths, check_range
+from rnnjax.data.batching import filled
 from rnnjax.data.boundaries import best_cuts
 from rnnjax.data.errors import DataError, check_count, check_integers
 from rnnjax.data.ragged import Ragged, RaggedRows, flatten
@@ -213,7 +214,7 @@ class PairBatches:
 
 def _equally_many(sources: Ragged, targets: Ragged) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     found = len(sources.lengths), len(targets.lengths)
-    if found[0] != found[1] or not found[0]:
+    if found[0] != found[1]:
         raise DataError(f"targets must be one for each of {found[0]} sources, got {found[1]}")
     return sources.lengths, targets.lengths
 

@@ -1,19 +1,19 @@
-"""Sequences of unequal length: flat, padded, cut."""
+"""Sequences of unequal length, laid end to end."""
 
 from collections.abc import Iterable, Sequence
-from itertools import islice, pairwise
-from typing import Any, Literal, NamedTuple
+from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rnnjax.data.errors import DataError, check_count
+from rnnjax.data._numbers import is_float, to_float32, to_int32, to_numbers
+from rnnjax.data.errors import DataError
 
 # Each is a list of ids, of floats or of vectors, or an array [T, ...] of integers or floats.
 RaggedRows = Sequence[Sequence[Any] | NDArray[Any]]
 
 _AT_A_TIME = 1024  # sequences that are arrays of their own before they are joined
-_INT32 = np.iinfo(np.int32)
 
 
 class Ragged(NamedTuple):
@@ -61,8 +61,9 @@ def flatten(sequences: Iterable[Sequence[Any] | NDArray[Any]] | Ragged) -> Ragge
         The values and where each sequence begins.
 
     Raises:
-        DataError: naming the first sequence that does not hold 32-bit integers or floats, or
-            whose steps have another shape than those before.
+        DataError: naming the first sequence that does not hold 32-bit integers or floats within
+            float32, or whose steps have another shape than those before; or a ``Ragged`` that
+            is not as described there.
 
     Example:
         >>> flatten([[5, 6], [7]]).offsets.tolist()
@@ -73,7 +74,7 @@ def flatten(sequences: Iterable[Sequence[Any] | NDArray[Any]] | Ragged) -> Ragge
         (3, 2)
     """
     if isinstance(sequences, Ragged):
-        return sequences
+        return _checked_ragged(sequences)
     if not isinstance(sequences, Iterable):
         raise DataError(f"sequences must be several lists or arrays, got {sequences!r:.60}")
     pieces: list[NDArray[Any]] = []
@@ -95,34 +96,19 @@ def flatten(sequences: Iterable[Sequence[Any] | NDArray[Any]] | Ragged) -> Ragge
 
 
 def _array(sequence: Sequence[Any] | NDArray[Any], index: int) -> NDArray[Any]:
+    if not step_count(sequence, index):
+        return np.zeros(0, np.int32)
+    return to_numbers(f"sequence {index}", sequence)
+
+
+def step_count(sequence: Sequence[Any] | NDArray[Any], index: int) -> int:
+    """The length of sequence ``index``; a ``DataError`` if it is none."""
     try:
-        is_empty = not len(sequence)
+        return len(sequence)
     except TypeError:  # a number, or None where a table has no cell
         raise DataError(
             f"sequence {index} must be a list or an array, got {sequence!r:.60}"
         ) from None
-    if is_empty:
-        return np.zeros(0, np.int32)
-    try:
-        array = np.asarray(sequence)
-    except ValueError as error:  # lists of unequal length in it
-        raise DataError(
-            f"sequence {index} must have steps of one shape, of integers or floats, got {error}"
-        ) from None
-    if array.ndim < 1 or not (array.dtype.kind in "iu" or _is_float(array.dtype)):
-        found = f"{array.ndim} axes of {array.dtype}"
-        raise DataError(f"sequence {index} must have integers or floats, got {found}")
-    if array.dtype == np.float64 and np.any(np.abs(array) >= 2.0**63):
-        # NumPy makes floats of integers where one needs 64 bits without a sign.
-        numbers = np.array(sequence, object).ravel()
-        if all(isinstance(number, int | np.integer) for number in numbers):
-            raise DataError(f"sequence {index} must have 32-bit integers, got {max(numbers)}")
-    return array
-
-
-def _is_float(dtype: np.dtype) -> bool:
-    # bfloat16 is a kind of its own to NumPy.
-    return dtype.kind == "f" or dtype.name == "bfloat16"
 
 
 def _common_step(
@@ -142,96 +128,22 @@ def _common_step(
 
 def _laid(arrays: list[NDArray[Any]], begin: int) -> NDArray[Any]:
     """Arrays of one shape of step end to end: int32 if all are integers, or else float32."""
-    filled = [array for array in arrays if len(array)]
-    if any(_is_float(array.dtype) for array in filled):
-        return np.concatenate([array.astype(np.float32) for array in filled])
-    for index, array in enumerate(arrays, begin):
-        if array.size and not _INT32.min <= array.min() <= array.max() <= _INT32.max:
-            bad = array[(array < _INT32.min) | (array > _INT32.max)]
-            raise DataError(f"sequence {index} must have 32-bit integers, got {bad[0]}")
-    return np.concatenate([array.astype(np.int32) for array in filled])
+    filled = [(f"sequence {i}", array) for i, array in enumerate(arrays, begin) if len(array)]
+    convert = to_float32 if any(is_float(array) for _, array in filled) else to_int32
+    return np.concatenate([convert(what, array) for what, array in filled])
 
 
-def pad(
-    sequences: RaggedRows | Ragged, length: int | None = None, value: float = 0
-) -> tuple[NDArray[Any], NDArray[np.int32]]:
-    """Put sequences of unequal length in one array, padded on the right.
-
-    Args:
-        sequences: the ids, floats or vectors of each example, as for ``flatten``; empty ones are
-            allowed.
-        length: the number of steps; by default the length of the longest.
-        value: what fills the rest of a row.
-
-    Returns:
-        The padded sequences [B, T, ...], int32 or float32, and the true lengths [B], int32.
-
-    Raises:
-        DataError: naming the first sequence that is longer than ``length`` or is not of numbers;
-            or ``length`` is below 0, or ``value`` is none that the array can hold.
-
-    Example:
-        >>> tokens, lengths = pad([[1, 6, 9], [2]])
-        >>> tokens.tolist(), lengths.tolist()
-        ([[1, 6, 9], [2, 0, 0]], [3, 1])
-        >>> pad([[[0.5, 1.5]], []], length=2)[0].tolist()
-        [[[0.5, 1.5], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]]
-    """
-    ragged = flatten(sequences)
-    lengths = ragged.lengths
-    if length is None:
-        length = int(lengths.max(initial=0))
-    length = check_count("length", length, least=0)
-    value = _checked_filler(value, ragged.values.dtype)
-    require_at_most(lengths, length)
-    return ragged.padded(np.arange(len(lengths)), length, value), lengths
-
-
-def _checked_filler(value: Any, dtype: np.dtype) -> float:
-    """A number that an array of such numbers can hold."""
-    value = value.item() if getattr(value, "shape", None) == () else value
-    is_number = isinstance(value, int | float)
-    if not is_number or isinstance(value, bool):
-        raise DataError(f"value must be a number, got {value!r}")
-    is_whole = value == value // 1 and _INT32.min <= value <= _INT32.max
-    if dtype == np.int32 and not is_whole:
-        raise DataError(f"value must be an integer of 32 bits, got {value}")
-    return value
-
-
-def truncate(
-    sequences: RaggedRows | Ragged, max_length: int, keep: Literal["head", "tail"] = "head"
-) -> list[Sequence[Any] | NDArray[Any]]:
-    """Cut each sequence to at most ``max_length`` steps.
-
-    Args:
-        sequences: the ids, or whatever the steps are, of each example.
-        max_length: the greatest length left, at least 1.
-        keep: ``"head"`` keeps the first steps, ``"tail"`` the last.
-
-    Returns:
-        The sequences, each of its own type, or an array where they were laid end to end; a list
-        or array that is short enough is itself, not a copy.
-
-    Raises:
-        DataError: if ``max_length`` is below 1 or ``keep`` is another word.
-
-    Example:
-        >>> truncate([[1, 2, 3], [4]], 2), truncate([[1, 2, 3], [4]], 2, keep="tail")
-        ([[1, 2], [4]], [[2, 3], [4]])
-    """
-    max_length = check_count("max_length", max_length)
-    if keep not in ("head", "tail"):
-        raise DataError(f"keep must be 'head' or 'tail', got {keep!r}")
-    if isinstance(sequences, Ragged):
-        sequences = [sequences.values[a:b] for a, b in pairwise(sequences.offsets)]
-    part = slice(max_length) if keep == "head" else slice(-max_length, None)
-    return [s if len(s) <= max_length else s[part] for s in sequences]
-
-
-def require_at_most(lengths: NDArray[np.integer], longest: int, what: str = "sequence") -> None:
-    """Raise a ``DataError`` that names the first sequence longer than ``longest``."""
-    bad = np.flatnonzero(lengths > longest)
-    if bad.size:
-        found = int(lengths[bad[0]])
-        raise DataError(f"{what} {bad[0]} must have at most {longest} steps, got {found}")
+def _checked_ragged(ragged: Ragged) -> Ragged:
+    """Refuse what somebody else has laid end to end in another way."""
+    values, offsets = ragged
+    kinds = {"values": (np.int32, np.float32), "offsets": (np.int64, np.int32)}
+    for name, array in ragged._asdict().items():
+        if not isinstance(array, np.ndarray) or array.dtype not in kinds[name]:
+            wanted = " or ".join(kind.__name__ for kind in kinds[name])
+            found = f"{array.dtype}" if isinstance(array, np.ndarray) else f"{array!r:.60}"
+            raise DataError(f"{name} must be a NumPy array of {wanted}, got {found}")
+    rises = offsets.ndim == 1 and len(offsets) > 0 and not (np.diff(offsets) < 0).any()
+    if not rises or offsets[0] != 0 or offsets[-1] != len(values):
+        last = f"{len(values)}, the number of values"
+        raise DataError(f"offsets must rise from 0 to {last}, got {offsets!s:.60}")
+    return ragged

@@ -13,6 +13,7 @@ from rnnjax.data import (
     BucketedBatches,
     DataError,
     PackedBatches,
+    Ragged,
     choose_boundaries,
     flatten,
     pad,
@@ -91,6 +92,14 @@ def test_pad_takes_arrays_as_it_takes_lists(sequences):
         ([[1], [[1, 2]]], r"sequence 1 must have steps of shape \(\) as before, got \(2,\)"),
         ([[[1], [1, 2]]], "sequence 0 must have steps of one shape, of integers or floats"),
         ([[], [1, 2**31]], "sequence 1 must have 32-bit integers, got 2147483648"),
+        (
+            [[0.5], [1.0, -1e300]],
+            r"1 must have numbers that float32 can hold, got -1e\+300",
+        ),
+        (
+            [np.ma.masked_array([1, 2], [0, 1])],
+            r"0 must have no masked numbers, got \[1 --",
+        ),
     ],
 )
 def test_pad_names_the_sequence_that_does_not_fit(sequences, message):
@@ -123,6 +132,55 @@ def test_truncate_refuses_what_it_does_not_know():
         truncate([[1]], 2.5)
     with pytest.raises(DataError, match="got 'middle'"):
         truncate([[1]], 1, keep="middle")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="sequence 1 must be a list or an array, got None"):
+        truncate([[1], None], 1)  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("values", "offsets", "message"),
+    [
+        (np.arange(5), np.array([0, 5]), "values must be a NumPy array of int32 .*, got int64"),
+        ([1, 2], np.array([0, 2]), r"values must be a NumPy array of int32 .*, got \[1, 2\]"),
+        (np.ones(2, "f4"), np.array([0.0, 2.0]), "offsets must be a NumPy array .* got float64"),
+        (np.ones(5, "i4"), np.array([0, 2, 9]), r"offsets must rise from 0 to 5, .* got \[0 2 9\]"),
+        (np.ones(5, "i4"), np.array([0, 4, 2, 5]), "offsets must rise"),
+        (np.ones(5, "i4"), np.array([1, 5]), "offsets must rise"),
+        (np.ones(0, "i4"), np.array([], int), "offsets must rise"),
+    ],
+)
+def test_sequences_that_somebody_else_has_laid_end_to_end_are_looked_at(values, offsets, message):
+    with pytest.raises(DataError, match=message):
+        pad(Ragged(values, offsets))
+
+
+class Column:
+    """Rows that have kept their names, as those of a filtered data frame have."""
+
+    def __init__(self, rows):
+        self._rows = rows
+
+    def __len__(self):
+        return len(self._rows)
+
+    def __iter__(self):
+        return iter(self._rows.values())
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(list(self), dtype)
+
+    def __getitem__(self, name):
+        return self._rows[name]
+
+
+def test_labels_may_be_a_column_whose_rows_do_not_count_from_zero():
+    for labels in ([2, 1], [[0, 2], [1]]):
+        batches = BucketedBatches(
+            Column({7: [5, 6], 9: [7]}), Column(dict(zip((7, 9), labels, strict=True))),
+            batch_size=2, boundaries=(2,), seed=0, shuffle=False,
+        )  # fmt: skip
+        (batch,) = batches.epoch(0)
+        assert batch.tokens.tolist() == [[7, 0], [5, 6]]
+        assert batch.labels.tolist() == ([1, 2] if labels == [2, 1] else [[1, 0], [0, 2]])
 
 
 # Boundaries
@@ -300,11 +358,18 @@ def test_unshuffled_epochs_are_equal_and_rise_in_length():
         ({"sequences": [[1], [2], [3] * 5]}, "sequence 2 must have at most 4 steps, got 5"),
         ({"sequences": [[1], [2, 10], [11]]}, r"sequence 1 must have ids in \[0, 10\), got 10"),
         ({"sequences": [[1], [2], [-1]]}, r"sequence 2 must have ids in \[0, 10\), got -1"),
-        ({"labels": [0, 3, 4]}, r"label 1 must lie in \[0, 3\), got 3"),
-        ({"labels": [0, 1, -1]}, r"label 2 must lie in \[0, 3\), got -1"),
-        ({"labels": [0, 1, -1], "num_classes": None}, "label 2 must .* got -1"),
-        ({"labels": [0.0, 1.0, 2.0]}, "labels must be integers, got float64"),
-        ({"labels": ["a", "b", "c"], "num_classes": None}, "labels must be integers or floats"),
+        ({"labels": [0, 3, 4]}, r"sequence 1 must have labels in \[0, 3\), got 3"),
+        ({"labels": [0, 1, -1]}, r"sequence 2 must have labels in \[0, 3\), got -1"),
+        ({"labels": [0, 1, -1], "num_classes": None}, "sequence 2 must .* got -1"),
+        ({"labels": [[0, 1], [-100], [0] * 4], "num_classes": None}, "sequence 1 must .* got -100"),
+        ({"labels": [0.0, np.nan, 1.0], "num_classes": None}, "1 must .* finite, got nan"),
+        ({"labels": [[0.5, 1], [1], [np.inf] * 4], "num_classes": None}, "2 must .* got inf"),
+        ({"labels": [0.0, 1e300, 1.0], "num_classes": None}, r"float32 can hold, got 1e\+300"),
+        ({"labels": [0, 2**31, 1], "num_classes": None}, "32-bit integers, got 2147483648"),
+        ({"labels": [0, [1], 2]}, "labels must have steps of one shape, of integers or floats"),
+        ({"labels": {0, 1, 2}}, r"labels must have integers or floats, got \{0, 1, 2\}"),
+        ({"labels": [0.0, 1.0, 2.0]}, r"labels must be integers in \[0, 3\), got float32"),
+        ({"labels": ["a", "b", "c"], "num_classes": None}, "labels must have integers or floats"),
         ({"labels": [[0], [1], [2]]}, "labels of sequence 0 must have one for each of 2 steps"),
         ({"labels": [[0, 1], [1]]}, "labels must have one sequence for each of 3 sequences, got 2"),
         ({"labels": [[0, 1], [3], [0] * 4]}, r"sequence 1 must have labels in \[0, 3\), got 3"),
@@ -325,7 +390,7 @@ def test_unshuffled_epochs_are_equal_and_rise_in_length():
         ({"boundaries": None}, "boundaries must be integers, got None"),
         ({"vocab_size": "10"}, "vocab_size must be an integer, got '10'"),
         ({"num_classes": 3.0}, "num_classes must be an integer, got 3.0"),
-        ({"labels": None}, "labels must have one for each of 3 sequences"),
+        ({"labels": None}, "labels must have integers or floats, got None"),
         ({"sequences": [[1], None, [2]]}, "sequence 1 must be a list or an array, got None"),
         ({"sequences": [1, 2, 3]}, "sequence 0 must be a list or an array, got 1"),
         ({"sequences": None}, "sequences must be several lists or arrays, got None"),
@@ -414,6 +479,9 @@ def test_pad_takes_floats_and_vectors_of_any_kind():
     for value in (np.nan, np.inf):
         with pytest.raises(DataError, match="value must be an integer of 32 bits"):
             pad([[1]], value=value)
+    for value in (1e300, -(10**400)):
+        with pytest.raises(DataError, match="value must be a number that float32 can hold"):
+            pad([[1.5]], value=value)
     for value in (None, "0", True):
         with pytest.raises(DataError, match="value must be a number"):
             pad([[1]], value=value)

@@ -1,5 +1,7 @@
 """Packed rows: nothing lost in them, and every layer runs over them as over each sequence alone."""
 
+import tracemalloc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 import rnnjax
 from rnnjax import masking
-from rnnjax.data import BucketedBatches, DataError, PackedBatches, pack, pad
+from rnnjax.data import BucketedBatches, DataError, PackedBatches, Ragged, pack, pad
 from rnnjax.segments import pool_segments, resets_from_segment_ids, segment_carries
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -252,7 +254,7 @@ def test_shapes_and_padding_are_those_of_the_first_epoch(examples):
         ({"sequences": [[1], []]}, "sequence 1 must have at least 1 step, got 0"),
         ({"sequences": [[1], [2] * 5]}, "sequence 1 must have at most 4 steps, got 5"),
         ({"sequences": [[1], [10]]}, r"sequence 1 must have ids in \[0, 10\), got 10"),
-        ({"labels": [0, 3]}, r"label 1 must lie in \[0, 3\), got 3"),
+        ({"labels": [0, 3]}, r"sequence 1 must have labels in \[0, 3\), got 3"),
         ({"row_length": 0}, "row_length must be at least 1, got 0"),
         ({"row_multiple": 0}, "row_multiple must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
@@ -272,3 +274,15 @@ def test_the_first_example_that_does_not_fit_is_named(changes, message):
         PackedBatches(**(arguments | changes))
     with pytest.raises(DataError, match="at least 0, got -1"):
         batches_of([([1], 0)], shuffle=False).epoch_indices(-1)
+
+
+def test_a_batch_takes_no_memory_for_the_sequences_that_are_not_in_it():
+    count = 200_000
+    ragged = Ragged(np.ones(count, np.int32), np.arange(count + 1))
+    batches = PackedBatches(ragged, np.zeros(count, int), batch_size=4, row_length=8, seed=0)
+    epoch = batches.epoch(0)
+    tracemalloc.start()
+    next(epoch)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100_000

@@ -264,10 +264,10 @@ def test_the_message_names_argument_expectation_and_what_came(case):
         ([[True]], [0], "sequence 0 must have integers or floats, got 1 axes of bool"),
         ([["a"]], [0], "sequence 0 must have integers or floats, got 1 axes of <U1"),
         ([[1], []], [0, 0], "sequence 1 must have at least 1 step, got 0"),
-        ([[1]], [3], r"label 0 must lie in \[0, 3\), got 3"),
-        ([[1], [2]], [0, -1], r"label 1 must lie in \[0, 3\), got -1"),
-        ([[1]], [0.0], "labels must be integers, got float64"),
-        ([[1]], [2**33], r"label 0 must lie in \[0, 3\), got 8589934592"),
+        ([[1]], [3], r"sequence 0 must have labels in \[0, 3\), got 3"),
+        ([[1], [2]], [0, -1], r"sequence 1 must have labels in \[0, 3\), got -1"),
+        ([[1]], [0.0], r"labels must be integers in \[0, 3\), got float32"),
+        ([[1]], [2**33], "labels must have 32-bit integers, got 8589934592"),
     ],
 )
 def test_the_batcher_names_the_bad_example(ids, labels, message):

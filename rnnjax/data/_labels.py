@@ -1,0 +1,63 @@
+"""Labels as batches need them, one an example or one a step."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rnnjax.data._numbers import INT32, is_float, to_float32, to_int32, to_numbers
+from rnnjax.data._sequence_checks import check_finite, check_range
+from rnnjax.data.errors import DataError, check_count
+from rnnjax.data.ragged import Ragged, flatten
+
+
+def checked_labels(
+    labels: Sequence[Any] | NDArray[Any] | Ragged,
+    lengths: NDArray[np.int32],
+    num_classes: int | None,
+) -> Ragged | NDArray[Any]:
+    """Labels a step as a ``Ragged``, labels an example as an array; int32 or float32.
+
+    Integers are classes, at least 0 and below ``num_classes`` if that is given. Floats are finite,
+    and there are none where the number of classes is given.
+    """
+    end = INT32.max if num_classes is None else check_count("num_classes", num_classes)
+    a_step = isinstance(labels, Ragged) or _has_sequences(labels)
+    rows = _a_step(labels, lengths) if a_step else _an_example(labels, lengths)
+    if num_classes is None and is_float(rows.values):
+        check_finite(rows, "labels")
+    else:
+        check_range(rows, end, "labels")
+    return rows if a_step else rows.values
+
+
+def _has_sequences(labels: Any) -> bool:
+    """Whether each label is a list or an array itself; a rectangular array is one label a row."""
+    if isinstance(labels, np.ndarray) and labels.dtype != np.object_:
+        return False
+    # Not labels[0]: a column of a data frame may have no row of that name.
+    return hasattr(labels, "__len__") and np.ndim(next(iter(labels), 0)) > 0
+
+
+def _a_step(labels: Any, lengths: NDArray[np.int32]) -> Ragged:
+    ragged = flatten(labels)
+    found = ragged.lengths
+    if found.shape != lengths.shape:
+        expected = f"one sequence for each of {len(lengths)} sequences"
+        raise DataError(f"labels must have {expected}, got {len(found)}")
+    bad = np.flatnonzero(found != lengths)
+    if bad.size:
+        row = bad[0]
+        expected = f"one for each of {lengths[row]} steps"
+        raise DataError(f"labels of sequence {row} must have {expected}, got {found[row]}")
+    return ragged
+
+
+def _an_example(labels: Any, lengths: NDArray[np.int32]) -> Ragged:
+    array = to_numbers("labels", labels)
+    if array.shape[:1] != lengths.shape:
+        expected = f"one for each of {len(lengths)} sequences"
+        raise DataError(f"labels must have {expected}, got shape {array.shape}")
+    convert = to_float32 if is_float(array) else to_int32
+    return Ragged(convert("labels", array), np.arange(len(array) + 1))
