@@ -320,8 +320,8 @@ def _at_ends(values: Array, ids: Array, count: int) -> tuple[Array, Array]:
 
 
 def _mean(steps: Array, ids: Array, count: int) -> Array:
-    real = masking.zero_padding(ids > 0, steps).astype(accumulation_dtype(steps.dtype))
-    total = jax.ops.segment_sum(real, ids, count + 1)[1:]
+    wide = steps.astype(accumulation_dtype(steps.dtype))
+    total = jax.ops.segment_sum(wide, ids, count + 1)[1:]  # masked steps are a row by themselves
     sizes = _sizes(ids, count).astype(total.dtype)
     return (total / jnp.maximum(sizes, 1)[:, None]).astype(steps.dtype)
 
@@ -329,8 +329,7 @@ def _mean(steps: Array, ids: Array, count: int) -> Array:
 # One program: its infinity is no value that jax_debug_infs would stop at.
 @functools.partial(jax.jit, static_argnums=2, inline=True)
 def _max(steps: Array, ids: Array, count: int) -> Array:
-    lowest = jnp.full_like(steps, -jnp.inf)
-    highest = jax.ops.segment_max(masking.select(ids > 0, steps, lowest), ids, count + 1)[1:]
+    highest = jax.ops.segment_max(steps, ids, count + 1)[1:]
     return masking.zero_padding(_sizes(ids, count) > 0, highest)
 
 

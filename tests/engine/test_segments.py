@@ -105,6 +105,12 @@ def test_off_by_one_cases(recorded_with, auto_reset, previous, expected):
     np.testing.assert_array_equal(found, np.array(expected, bool))
 
 
+def test_an_environment_that_was_done_once_acts_no_more():
+    for previous in ([True, False], [False, True]):
+        valid = valid_from_dones([False, False], previous, auto_reset="none")
+        assert valid.tolist() == [False, False]
+
+
 def test_rollouts_with_resets_are_the_episodes_alone():
     """Values of every step, and the gradient to a learned start: once an episode."""
     spec = One(users_own_cell())
@@ -188,6 +194,11 @@ def test_segments_are_numbered_in_the_order_of_rows_and_time(flags):
         [[m and not mask[b, :t].any() for t, m in enumerate(r)] for b, r in enumerate(mask)]
     )
     np.testing.assert_array_equal(resets_from_segment_ids(ids), mask & (resets | first))
+
+
+def test_more_segments_are_numbered_than_8_bits_hold():
+    ids = segment_ids_from_resets(np.ones((2, 200), bool))
+    np.testing.assert_array_equal(ids, np.arange(1, 401).reshape(2, 200))
 
 
 # Pools and carries
@@ -285,6 +296,8 @@ def test_an_id_below_zero_is_no_segment():
     """Other libraries pad with -1: it must not stand between two steps of one segment."""
     with pytest.raises(ValueError, match=r"segment_ids must lie in .* got -1 at index \(1,\)"):
         resets_from_segment_ids([1, -1, 1, 2, -1])
+    with pytest.raises(ValueError, match=r"segment_ids must have shape \[..., T\], got a scalar"):
+        resets_from_segment_ids(1)
     traced = jax.jit(resets_from_segment_ids)(jnp.array([1, -1, 1, 2, -1]))
     assert traced.tolist() == [True, False, False, True, False]
 
@@ -318,6 +331,11 @@ def test_ids_of_64_bits_are_not_cut_before_they_are_looked_at():
         with pytest.raises(ValueError, match=r"segment_ids must lie in .* got 4294967297"):
             pool_segments(outputs(), wide, COUNT)
         assert resets_from_segment_ids(np.array([1, 2**32 + 1])).tolist() == [True, True]
+        # Where they cannot be looked at, such a step is of no segment.
+        pool = jax.jit(lambda ids: pool_segments(outputs(), ids, COUNT, "mean"))
+        for number in (2**32 + 1, -(2**32) + 1):
+            wide = np.where(IDS == 1, number, IDS)
+            np.testing.assert_array_equal(pool(wide), pool(np.where(IDS == 1, 0, IDS)))
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean", "max"])
@@ -340,10 +358,10 @@ def test_steps_of_traced_ids_outside_the_range_are_left_out(pooling, wrong):
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_means_of_many_steps_of_sixteen_bits_are_taken_in_thirty_two(dtype):
-    """5,000 steps: added up in bfloat16 they would be 256, and 4,992 of them be counted."""
-    ys = jnp.full((1, 5000, 1), 1.5, dtype).at[0, 4000:].set(0.5)
-    mean = masking.mean_pool(ys, jnp.ones((1, 5000), bool))
-    segments = rnnjax.pool_segments(ys, jnp.ones((1, 5000), int), 1, pooling="mean")
+    """70,000 steps: added up in bfloat16 they would be 256, and counted in float16 infinite."""
+    ys = jnp.full((1, 70_000, 1), 1.5, dtype).at[0, 56_000:].set(0.5)
+    mean = masking.mean_pool(ys, jnp.ones((1, 70_000), bool))
+    segments = rnnjax.pool_segments(ys, jnp.ones((1, 70_000), int), 1, pooling="mean")
     for got in (mean, segments):
         assert got.dtype == dtype
         np.testing.assert_allclose(got.astype(float), [[1.3]], rtol=float(jnp.finfo(dtype).eps))

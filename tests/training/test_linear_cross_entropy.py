@@ -18,6 +18,7 @@ X, W, BIAS = RNG.normal(size=(B, T, F)), RNG.normal(size=(F, C)), RNG.normal(siz
 LABELS = RNG.integers(0, C, (B, T))
 MASK = np.arange(T) < np.array([[5], [0], [3]])
 WEIGHTS = np.where(MASK, RNG.uniform(0.5, 2.0, (B, T)), 0.0)
+WEIGHTS[0, 1] *= -1  # a weight as any other
 
 
 @pytest.fixture(params=[4, 512], ids=["chunks of 4 rows", "all at once"])
@@ -60,8 +61,8 @@ def test_the_loss_and_its_gradients_are_those_of_numpy():
 @pytest.mark.usefixtures("chunks")
 @pytest.mark.parametrize("weights", [None, MASK, WEIGHTS.astype(np.float32)])
 def test_it_is_the_loss_and_the_accuracy_of_the_logits(weights):
-    # Whole numbers, so that logits are exact and some are equal.
-    x, w = jnp.round(2 * jnp.asarray(X, jnp.float32)), jnp.round(jnp.asarray(W, jnp.float32))
+    # Whole numbers, so that logits are exact and some are equal; of some, exp is infinite.
+    x, w = 40 * jnp.round(2 * jnp.asarray(X, jnp.float32)), jnp.round(jnp.asarray(W, jnp.float32))
     labels = jnp.asarray(LABELS)
     logits = x @ w
     loss, hits = linear_cross_entropy(x, w, None, labels, weights)
@@ -72,6 +73,7 @@ def test_it_is_the_loss_and_the_accuracy_of_the_logits(weights):
     assert loss.count.dtype == expected.count.dtype
 
 
+@pytest.mark.usefixtures("chunks")
 @pytest.mark.parametrize("label", [-1, C, C + 1])
 def test_a_label_that_is_no_class_makes_the_loss_nan_and_no_hit(label):
     labels = jnp.asarray(LABELS).at[0, 0].set(label)
@@ -81,9 +83,10 @@ def test_a_label_that_is_no_class_makes_the_loss_nan_and_no_hit(label):
     assert hits.total == np.sum(np.asarray(labels) == 0)
 
 
+@pytest.mark.usefixtures("chunks")
 def test_logits_of_nan_guess_nothing():
-    x = jnp.full((2, F), jnp.nan)
-    loss, hits = linear_cross_entropy(x, jnp.ones((F, C)), None, jnp.zeros(2, int))
+    x = jnp.full((9, F), jnp.nan)
+    loss, hits = linear_cross_entropy(x, jnp.ones((F, C)), None, jnp.zeros(9, int))
     assert jnp.isnan(loss.total)
     assert hits.total == 0
 
@@ -188,19 +191,23 @@ def test_members_of_a_vmap_have_their_own_loss_and_gradient():
         )
 
 
+@pytest.mark.usefixtures("chunks")
 def test_sixteen_bits_are_added_up_in_32():
     # In bfloat16 a sum of entropies, or of ones, stays where it is from 256 on.
-    x, w = jnp.ones((4096, F), jnp.bfloat16), jnp.zeros((F, 2), jnp.bfloat16)
+    x, w = jnp.ones((2048, F), jnp.bfloat16), jnp.zeros((F, 2), jnp.bfloat16)
 
-    def loss(x, w):
-        loss, hits = linear_cross_entropy(x, w, None, jnp.zeros(4096, int))
+    def loss(x, w, bias):
+        loss, hits = linear_cross_entropy(x, w, bias, jnp.zeros(2048, int))
         return loss.total, (loss.count, hits.total)
 
-    (total, counts), (of_x, of_w) = jax.value_and_grad(loss, (0, 1), has_aux=True)(x, w)
+    (total, counts), (of_x, of_w, of_bias) = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(
+        x, w, jnp.zeros(2, jnp.bfloat16)
+    )
     assert (total.dtype, of_x.dtype, of_w.dtype) == (jnp.float32, jnp.bfloat16, jnp.bfloat16)
-    np.testing.assert_allclose(total, 4096 * np.log(2), rtol=1e-5)
-    np.testing.assert_array_equal(counts, 4096)
-    np.testing.assert_array_equal(of_w.astype(np.float32), np.tile([-2048.0, 2048.0], (F, 1)))
+    np.testing.assert_array_equal(of_bias.astype(np.float32), [-1024.0, 1024.0])
+    np.testing.assert_allclose(total, 2048 * np.log(2), rtol=1e-5)
+    np.testing.assert_array_equal(counts, 2048)
+    np.testing.assert_array_equal(of_w.astype(np.float32), np.tile([-1024.0, 1024.0], (F, 1)))
 
 
 def test_inside_of_shard_map_every_device_has_the_loss_of_its_rows():

@@ -104,7 +104,7 @@ def test_cross_entropy_is_the_mean_of_the_rows():
 
 def test_cross_entropy_weighs_tokens_of_a_sequence():
     logits, labels = LOGITS.reshape(2, 2, 3), LABELS.reshape(2, 2)
-    weights = np.array([[1.0, 0.0], [0.25, 2.0]])
+    weights = np.array([[1.0, 0.0], [0.25, -2.0]])
     mean = cross_entropy(device(logits), jnp.asarray(labels), device(weights))
     expected = (entropies(LOGITS, LABELS) * weights.ravel()).sum() / weights.sum()
     assert mean.value.item() == pytest.approx(expected, rel=1e-6)
@@ -245,6 +245,7 @@ def test_a_count_goes_on_beyond_two_to_the_24():
         total = merge(total, one)
     assert total.count == total.total == 2**24 + 101
     assert merge(total, total).count == 2**25 + 202
+    assert compute({"rows": (total.total, 1)}) == {"rows": 2**24 + 101}
     assert float(merge(total, total).total) == 2**25 + 202
     assert compute({"mean": total}) == {"mean": 1.0}
 
@@ -405,6 +406,38 @@ def test_recall_and_f1_by_class_are_those_of_counting():
             top, bottom = ratio(hits, (real & (guesses == c)).sum(), (real & (labels == c)).sum())
             np.testing.assert_allclose(got[c], top / bottom if bottom else np.nan)
     assert np.isnan(compute({"it": recall_by_class(device(logits), labels)})["it"][4])
+    # Weights that cancel each other leave no mean either.
+    np.testing.assert_array_equal(
+        compute({"it": (np.array([1.0, 1.0]), np.array([0.0, 2.0]))})["it"], [np.nan, 0.5]
+    )
+
+
+@pytest.mark.parametrize("weights", [None, np.uint8, bool, np.int8])
+def test_rows_are_counted_beyond_what_the_dtype_of_their_weights_holds(weights):
+    weights = weights and np.ones(300, weights)
+    logits, labels = device(np.tile([0.0, 1.0], (300, 1))), np.ones(300, int)
+    hits = accuracy(logits, labels, weights)
+    assert hits == (300, 300)
+    assert jnp.issubdtype(hits.count.dtype, jnp.integer)  # exact, however many there are
+    np.testing.assert_array_equal(recall_by_class(logits, labels, weights), [[0, 300], [0, 300]])
+    np.testing.assert_array_equal(f1_by_class(logits, labels, weights), [[0, 600], [0, 600]])
+
+
+def test_labels_of_any_width_are_the_class_they_say_or_none():
+    """More classes than 8 bits hold, and numbers that would be a class if they were cut."""
+    logits = jnp.eye(300)[:100]
+    labels = np.arange(100)
+    expected = cross_entropy(logits, labels).total
+    for dtype in (np.int8, np.uint8, np.int16, np.uint64, ">i4"):
+        narrow = labels.astype(dtype)
+        assert cross_entropy(logits, narrow).total == expected
+        assert accuracy(logits, narrow).total == recall_by_class(logits, narrow).total.sum() == 100
+    for wrong in (2**32 + 1, -(2**32) + 1):
+        labels = np.where(np.arange(100) == 1, wrong, np.arange(100))
+        assert jnp.isnan(cross_entropy(logits, labels).total)
+        assert accuracy(logits, labels).total == 99
+    labels = np.where(np.arange(100) == 1, -1, np.arange(100)).astype(np.int8)
+    assert jnp.isnan(cross_entropy(logits, labels).total)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
