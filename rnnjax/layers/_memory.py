@@ -152,7 +152,8 @@ def checked_memory(given: Any, memory_size: int) -> Memory:
         raise ValueError("context.mask must be bool of shape [..., S] as context.states, got None")
     if states.ndim != 2 or states.shape[-1] != memory_size:
         raise ValueError(
-            f"context.states must have shape [..., S, {memory_size}], got size {states.shape[-1]}"
+            f"context.states must have shape [..., S, {memory_size}], got size "
+            f"{states.shape[-1]}: memory_size must be the size of what is attended to"
         )
     if mask.shape != states.shape[:1] or mask.dtype != bool:
         raise ValueError(

@@ -69,7 +69,8 @@ def bidirectional(
         if not isinstance(forward, Cell):
             raise ValueError(
                 "backward must be given where forward is a layer, got None: give it as a cell, or "
-                "as recurrent(cell, reverse=True)"
+                "as recurrent(cell, reverse=True). Several layers in both directions are "
+                "stack(bidirectional(cell), bidirectional(cell))"
             )
         backward = forward
     one, two = as_layer(forward, policy=policy), as_layer(backward, reverse=True, policy=policy)

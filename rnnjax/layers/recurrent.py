@@ -1,5 +1,6 @@
 """One cell over whole sequences."""
 
+import inspect
 from typing import Any
 
 from jax import Array
@@ -94,7 +95,18 @@ def as_layer(part: Cell | Layer, *, reverse: bool = False, policy: Policy | None
         return recurrent(part, reverse=reverse, policy=policy)
     if isinstance(part, Layer):
         return part if policy is None else with_policy(part, policy)
-    raise ValueError(f"a layer must be a rnnjax.Cell or a rnnjax.Layer, got {type(part).__name__}")
+    raise not_a_layer("a layer", part)
+
+
+def not_a_layer(name: str, part: Any) -> ValueError:
+    """The error for what is neither a cell nor a layer, with what was probably meant."""
+    hint = ""
+    if isinstance(part, list | tuple):
+        hint = ": rnnjax.stack(...) makes one layer of several"
+    elif inspect.isfunction(part):
+        hint = f": call it first, as in rnnjax.lstm(16), if {part.__name__} makes a cell"
+    kind = type(part).__name__
+    return ValueError(f"{name} must be a rnnjax.Cell or a rnnjax.Layer, got {kind}{hint}")
 
 
 def as_causal_layer(part: Cell | Layer) -> Layer:

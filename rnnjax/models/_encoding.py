@@ -12,7 +12,7 @@ from rnnjax._numerics import affine
 from rnnjax.base import Cell, Key, Layer
 from rnnjax.initializers import draw_linear
 from rnnjax.layers._common import apply_dropout
-from rnnjax.layers.recurrent import as_layer
+from rnnjax.layers.recurrent import as_layer, not_a_layer
 from rnnjax.models.embedding import Embedding, check_tokens
 from rnnjax.segments import resets_from_segment_ids
 from rnnjax.transforms.precision import Policy, as_operand, cast_parameters
@@ -53,9 +53,7 @@ class Encoding(NamedTuple):
                 f"embedding must be a rnnjax.Embedding or None, got {type(embedding).__name__}"
             )
         if not isinstance(encoder, Cell | Layer):
-            raise ValueError(
-                f"encoder must be a rnnjax.Cell or a rnnjax.Layer, got {type(encoder).__name__}"
-            )
+            raise not_a_layer("encoder", encoder)
         classes, rate = check_size("num_classes", num_classes), check_rate("dropout", dropout)
         return cls(embedding, as_layer(encoder, policy=policy), classes, rate, policy)
 

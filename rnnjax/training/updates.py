@@ -130,6 +130,7 @@ def apply_gradients(
     """
     import optax
 
+    _check_made_by(optimizer, state)
     norm = _norm(grads)
     loss = raised(loss)
     held = (state.params, state.opt_state)
@@ -244,6 +245,16 @@ def _init_optimizer(optimizer: Any, params: Any) -> Any:
     if any(map(is_pair, jax.tree.leaves(opt_state, is_leaf=is_pair))):
         raise refusal
     return opt_state
+
+
+def _check_made_by(optimizer: Any, state: TrainState) -> None:
+    """Refuse the state of another optimizer, which some of Optax would take without a word."""
+    expected, given = jax.eval_shape(optimizer.init, state.params), state.opt_state
+    if jax.tree.structure(given) != jax.tree.structure(expected):
+        raise ValueError(
+            f"state.opt_state must be of the optimizer of the step, {_checks.describe(expected)}, "
+            f"got {_checks.describe(given)}: give init_train_state the same optimizer"
+        )
 
 
 def _update(

@@ -76,10 +76,14 @@ def with_policy(cell: Whole, policy: Policy) -> Whole:
     References:
         Micikevicius et al., "Mixed precision training", ICLR 2018, arXiv:1710.03740.
     """
-    if not isinstance(cell, Made) or not isinstance(policy, Policy):
+    if not isinstance(cell, Made):
         raise ValueError(
-            "cell must be a rnnjax.Cell, a layer or a model, and policy a rnnjax.Policy, "
-            f"got {type(cell).__name__} and {type(policy).__name__}"
+            f"cell must be a rnnjax.Cell, a layer or a model, got {type(cell).__name__}"
+        )
+    if not isinstance(policy, Policy):
+        raise ValueError(
+            'policy must be a rnnjax.Policy, such as rnnjax.Policy(compute="bfloat16"), '
+            f"got {type(policy).__name__}"
         )
     named = check_policy(policy)
     if not isinstance(cell, Cell):

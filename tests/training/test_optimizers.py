@@ -82,6 +82,17 @@ def test_what_the_loss_decides_works_over_micro_batches_too():
     )
 
 
+@pytest.mark.parametrize(
+    ("first", "other"),
+    # Optax's sgd takes Adam's state and leaves it as it is; Adam trips over that of sgd.
+    [(optax.adam(0.1), optax.sgd(0.1)), (optax.sgd(0.1), optax.adam(0.1))],
+)
+def test_the_state_of_another_optimizer_is_refused(first, other):
+    state = init_train_state(jax.random.key(0), jnp.ones(2), first)
+    with pytest.raises(ValueError, match="give init_train_state the same optimizer"):
+        make_train_step(quadratic, other)(state, None)
+
+
 def test_an_argument_that_no_step_has_is_refused_by_name():
     def update(updates, state, params=None, *, hessian, **extra):
         return updates, state
