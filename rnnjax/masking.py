@@ -41,8 +41,9 @@ def lengths_to_mask(lengths: ArrayLike, time: int) -> Array:
     is_count = isinstance(time, int) and not isinstance(time, bool) and time >= 0
     if not is_count and not export.is_symbolic_dim(time):
         raise ValueError(f"time must be an integer of at least 0, got {time!r}")
-    if isinstance(array, np.ndarray) and array.dtype.itemsize >= 4:
-        array = np.clip(array, 0, np.iinfo(np.int32).max)  # what int32 cannot hold is beyond any T
+    if array.dtype.itemsize >= 4:  # what int32 cannot hold is beyond any T
+        numpy = np if isinstance(array, np.ndarray) else jnp
+        array = numpy.clip(array, 0, np.iinfo(np.int32).max)
     lengths = jnp.asarray(array).astype(jnp.int32)
     steps = jnp.arange(time, dtype=jnp.int32)
     return jnp.less(
@@ -178,14 +179,9 @@ def valid_steps(lengths: Any, mask: Any, batch: tuple[int, ...], time: int) -> A
 def real_steps(lengths: Any, mask: Any, time: int) -> Array | None:
     """What :func:`valid_steps` gives for a mask and lengths that were checked, inside a program.
 
-    Lengths that could not be checked, since they were traced, are clipped to [0, time].
+    Lengths that could not be checked, since they were traced, count as clipped to [0, time].
     """
-    valid = None
-    if lengths is not None:
-        lengths = jnp.asarray(lengths)
-        if jnp.iinfo(lengths.dtype).bits < 32:  # too narrow to be compared with every T
-            lengths = lengths.astype(jnp.int32)
-        valid = lengths_to_mask(jnp.clip(lengths, 0, time), time)
+    valid = None if lengths is None else lengths_to_mask(lengths, time)
     if mask is not None:
         valid = mask if valid is None else valid & mask
     return valid

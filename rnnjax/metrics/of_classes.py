@@ -87,8 +87,10 @@ def cross_entropy(logits: Array, labels: Array, weights: ArrayLike | None = None
         unread = as_weights(weights, labels.shape) == 0
         logits = jnp.where(unread[..., None], 0, logits)
         labels = jnp.where(unread, 0, labels)
-    # Optax answers a label that is too large with NaN, but would take -1 from the end.
-    labels = jnp.where(labels < 0, logits.shape[-1], labels)
+    # Optax answers a label that is too large with NaN, but would take -1 from the end, and so it
+    # would an unsigned number that is -1 in the dtype of an index.
+    classes = logits.shape[-1]
+    labels = jnp.where((labels < 0) | (labels >= classes), classes, labels)
     entropies = with_automatic_axes(
         lambda pair: optax.softmax_cross_entropy_with_integer_labels(*pair),
         (logits, labels),

@@ -169,6 +169,17 @@ def test_the_loop_ends_when_nothing_can_win_any_more():
     assert len(calls) < 10
 
 
+def test_the_loop_goes_on_while_a_longer_text_could_win():
+    """The stop is likeliest, but what follows it is divided by more; the other row has ended."""
+    table = np.full((V + 1, V, V), -30.0, np.float32)
+    table[V, 0] = np.log([0.35, 0.40, 0.25])
+    table[0, 0, 2] = table[0, 2, STOP] = table[V, 2, STOP] = 0.0
+    beams = search(table, [0, 2], beam_size=1, alpha=1.0)
+    assert beams.lengths.tolist() == [[3], [1]]
+    assert beams.tokens[0, 0, :3].tolist() == [0, 2, STOP]
+    np.testing.assert_allclose(beams.scores[0, 0], np.log(0.35) / (8 / 6), rtol=1e-5)
+
+
 def test_coverage_prefers_the_text_that_looks_everywhere():
     # Token 0 looks at the first place again and again, token 2 at the second.
     def looking(params, carry, token, memory):

@@ -266,6 +266,17 @@ def test_all_that_the_scan_gives_is_the_same(name, reverse):
     assert_trees_equal(run("associative"), run("scan"))
 
 
+def test_noise_of_the_hidden_state_is_that_of_the_scan():
+    cell = rnnjax.variational_dropout(CELLS["users_own"], inputs=0.5, hidden=0.5)
+    params, batch, key = parameters("users_own"), ragged("all"), jax.random.key(3)
+    clean, *both = (
+        rnnjax.unroll(cell, params, batch.xs, key=k, implementation=name, **batch.options)
+        for name, k in (("scan", None), ("scan", key), ("associative", key))
+    )
+    assert_trees_equal(*both)
+    assert not np.allclose(both[0][1], clean[1])
+
+
 @EVERY_CELL
 def test_padding_is_never_read(name):
     params, batch = parameters(name), ragged("all")

@@ -348,6 +348,12 @@ def test_lengths_beyond_int32_are_beyond_every_step():
     assert rnnjax.lengths_to_mask(lengths, 2).tolist() == [[True] * 2, [False] * 2, [True] * 2]
     lengths = np.array([2**63, 1], np.uint64)
     assert rnnjax.lengths_to_mask(lengths, 2).tolist() == [[True] * 2, [True, False]]
+    unsigned = np.array([2**32 - 1, 1], np.uint32)  # the first would be -1
+    for kind in (np.asarray, jnp.asarray):
+        assert rnnjax.lengths_to_mask(kind(unsigned), 2).tolist() == [[True] * 2, [True, False]]
+    with jax.enable_x64(True):
+        wide = jnp.array([2**33, -(2**33), 2**32 + 1])
+        assert rnnjax.lengths_to_mask(wide, 2).tolist() == [[True] * 2, [False] * 2, [True] * 2]
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,15 @@ RATE = 0.01
 
 
 @pytest.mark.parametrize("form", ["pytorch", "keras"])
-@pytest.mark.parametrize(("begun", "lag"), [(1, 1), (1, 40), (7, 300), (900, 250)])
-def test_a_row_is_brought_up_to_date_as_if_each_step_had_moved_it(form, begun, lag):
+@pytest.mark.parametrize(
+    ("begun", "lag", "scale"),
+    # Of gradients of the last size, what keeps the root from 0 is seen.
+    [(1, 1, 1), (1, 40, 1), (7, 300, 1), (900, 250, 1), (9, 20, 1e-5)],
+)
+def test_a_row_is_brought_up_to_date_as_if_each_step_had_moved_it(form, begun, lag, scale):
     random = np.random.default_rng(0)
-    p, m = random.normal(size=(2, 1, 6))
-    v = m**2 * random.uniform(0.5, 50, (1, 6)) + 1e-9
+    p, m = random.normal(size=(2, 1, 6)) * [[[1]], [[scale]]]
+    v = m**2 * random.uniform(0.5, 50, (1, 6)) + 1e-9 * scale**2
     tails = lazy_adam.make_tails(begun + lag, form)
     table = lazy_adam.Table(
         jnp.asarray(np.stack([p, m, v], 1), jnp.float32), jnp.array([begun], jnp.int32)
@@ -61,6 +65,33 @@ def test_the_step_is_adam_over_the_whole_table():
     np.testing.assert_allclose(others["w"], dense["w"], atol=2e-4)
 
 
+@pytest.mark.parametrize("form", ["pytorch", "keras"])
+def test_each_form_is_its_equation_and_each_parameter_has_its_rate(form):
+    """Gradients so small that what is added below the line, and where, is seen."""
+    slopes = 1e-7 * np.random.default_rng(0).normal(size=(6, 3, 2)).astype(np.float32)
+
+    def loss_fn(rows, rest, slope, key):
+        return jnp.sum(rows * slope) + jnp.sum((rest["fast"] + rest["slow"]) * slope), ()
+
+    own = {"fast": 0.5, "slow": RATE / 8}
+    step = jax.jit(make_lazy_adam_step(loss_fn, RATE, form=form, rates=lambda rest: own))
+    zeros = jnp.zeros((3, 2))
+    state = init_lazy_adam(zeros, {"fast": zeros, "slow": zeros}, max_steps=len(slopes), form=form)
+    moved = mean = square = np.zeros((3, 2))
+    for s, slope in enumerate(slopes, start=1):
+        state, _ = step(state, np.arange(3), slope)
+        g = slope.astype(np.float64)
+        mean, square = 0.9 * mean + 0.1 * g, 0.999 * square + 0.001 * g**2
+        at_mean, at_square = 1 - 0.9**s, np.sqrt(1 - 0.999**s)
+        if form == "keras":
+            moved = moved - at_square / at_mean * mean / (np.sqrt(square) + 1e-7)
+        else:
+            moved = moved - mean / at_mean / (np.sqrt(square) / at_square + 1e-8)
+    vectors, rest = lazy_adam_params(state, RATE, form=form)
+    for found, rate in ((vectors, RATE), (rest["fast"], 0.5), (rest["slow"], RATE / 8)):
+        np.testing.assert_allclose(found, rate * moved, rtol=2e-4)
+
+
 def test_wrong_settings_are_named():
     with pytest.raises(ValueError, match="max_steps must be a positive integer"):
         init_lazy_adam(jnp.ones((2, 2)), (), max_steps=0)
@@ -90,6 +121,8 @@ def test_averages_of_16_bits_are_kept_in_32():
     rest = {"w": jnp.zeros(2, jnp.bfloat16)}
     state = init_lazy_adam(jnp.zeros((3, 2), jnp.bfloat16), rest, max_steps=50)
     step = jax.jit(make_lazy_adam_step(loss_fn, np.float32(0.0)))
+    after, _ = jax.eval_shape(step, state, np.array([0]), jnp.bfloat16(1))
+    assert jax.tree.map(jnp.result_type, after) == jax.tree.map(jnp.result_type, state)
     for slope in [1.0, *[0.0] * 40]:
         state, _ = step(state, np.array([0]), jnp.bfloat16(slope))
     expected = 0.001 * 0.999**40
@@ -116,6 +149,8 @@ def test_a_row_that_is_there_twice_is_refused_and_too_many_steps_are_seen():
     state = init_lazy_adam(jnp.ones((5, 2)), jnp.ones(2), max_steps=1)
     places = np.array([0, 1])
     step(state, np.array([3, 1, -1, -1, 7, 7]), places)  # ids outside may fill the shape
+    with pytest.raises(ValueError, match="rows must be integers, got dtype float"):
+        step(state, np.array([3.0, 1.0]), places)
     for run in (step, rnnjax.checked(jax.jit(step))):
         with pytest.raises(ValueError, match="rows must be distinct, got 3"):
             run(state, np.array([3, 1, 3]), places)

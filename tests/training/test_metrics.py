@@ -127,6 +127,15 @@ def test_a_row_of_weight_0_is_never_read_and_has_gradient_0(poison):
     assert np.all(gradient[0] != 0)
 
 
+def test_who_has_jax_stop_at_the_first_nan_may_pad_labels_with_none():
+    with jax.debug_nans(True):
+        pair = jax.value_and_grad(
+            lambda logits: cross_entropy(logits, jnp.array([0, 1, -1, 99]), [1, 1, 0, 0]).value
+        )(device(LOGITS))
+    assert pair[0].item() == pytest.approx(entropies(LOGITS, [0, 1, 1, 2])[:2].mean(), rel=1e-6)
+    assert not np.any(pair[1][2:])
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("label", [-1, -3, 3, 2**31 - 1, -(2**31)])
 def test_a_label_out_of_range_makes_the_loss_nan_and_is_never_another_class(label, compiled):
@@ -438,6 +447,10 @@ def test_labels_of_any_width_are_the_class_they_say_or_none():
         assert accuracy(logits, labels).total == 99
     labels = np.where(np.arange(100) == 1, -1, np.arange(100)).astype(np.int8)
     assert jnp.isnan(cross_entropy(logits, labels).total)
+    # As a signed number of 32 bits it would be -1, and as an index the last class.
+    labels = jnp.arange(100, dtype=jnp.uint32).at[1].set(2**32 - 1)
+    assert jnp.isnan(cross_entropy(logits, labels).total)
+    assert recall_by_class(logits, labels).count[-1] == 0
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
