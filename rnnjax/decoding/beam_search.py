@@ -263,7 +263,9 @@ def _extend(how: _How, step: Callable, now: _Searching) -> _Searching:
     carry, logits, weights = step(now.carry, now.last)
     changed = _transformed(how, logits.astype(jnp.float32), now.live)
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-    totals = jnp.where(changed == -jnp.inf, -jnp.inf, now.live.log_probs[..., None] + log_probs)
+    totals = now.live.log_probs[..., None] + log_probs
+    # Not what is NaN either: among the largest it would come first or last by its sign.
+    totals = jnp.where((changed > -jnp.inf) & (totals > -jnp.inf), totals, -jnp.inf)
     vocabulary = totals.shape[-1]
     # 2 K candidates leave K that go on, even if K of them are stops.
     most = min(2 * how.beam_size, how.beam_size * vocabulary)

@@ -44,7 +44,8 @@ _FEW_TOKENS = 256
 class Sampling:
     """How a token is chosen: the transformers in their order, then a draw, or the largest logit.
 
-    ``sampling(key, logits [V], history) -> token`` for one row; -1 where no token is left.
+    ``sampling(key, logits [V], history) -> token`` for one row; -1 where no token is left, or a
+    logit is NaN.
     """
 
     transforms: tuple[Transform, ...] = ()
@@ -55,8 +56,8 @@ class Sampling:
         for transform in self.transforms:
             logits = apply_transform(transform, logits, history)
         token = _draw(key, logits) if self.draws else jnp.argmax(logits)
-        # Where no logit is left, or one is NaN, the token taken has such a logit itself.
-        return jnp.where(logits[token] > -jnp.inf, token, -1).astype(jnp.int32)
+        # The largest is NaN where any logit is: a draw among such ones would be the first token.
+        return jnp.where(jnp.max(logits) > -jnp.inf, token, -1).astype(jnp.int32)
 
 
 def apply_transform(transform: Transform, logits: Array, history: History) -> Array:

@@ -169,10 +169,14 @@ def _draw_numbers(key: Key, shape: NoiseShape, mean_rate: float) -> Array:
     """[T, B]: what is drawn for a sequence depends on its place in the batch and on the step."""
     tossing, drawing = jax.random.split(key)
 
+    def uniform(key: Key) -> Array:
+        # Not of 64 bits where JAX would: other numbers, one of which may round to 1.
+        return jax.random.uniform(key, dtype=jnp.float32)
+
     def row(b: Array) -> Array:
         steps = jnp.arange(shape.time)
-        numbers = jax.vmap(lambda t: jax.random.uniform(jax.random.fold_in(of_row(b), t)))(steps)
-        means = jax.random.uniform(jax.random.fold_in(tossing, b)) < mean_rate
+        numbers = jax.vmap(lambda t: uniform(jax.random.fold_in(of_row(b), t)))(steps)
+        means = uniform(jax.random.fold_in(tossing, b)) < mean_rate
         return jnp.where(means, -1.0, numbers)
 
     def of_row(b: Array) -> Key:

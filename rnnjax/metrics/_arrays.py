@@ -18,10 +18,11 @@ def as_array(name: str, value: Any) -> Array:
     """``value`` as an array of real numbers.
 
     Raises:
-        ValueError: naming ``name``.
+        ValueError: it is none, or holds integers that JAX would cut to 32 bits.
     """
     value = value.value if isinstance(value, Sum) else value
     array = value if isinstance(value, Array) else in_native_order(np.asarray(value))
+    _checks.check_width(name, array)
     if array.dtype != np.bool_ and not jnp.issubdtype(array.dtype, np.number):
         raise ValueError(f"{name} must be numbers, got dtype {array.dtype}")
     if jnp.issubdtype(array.dtype, np.complexfloating):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax import masking
+from rnnjax._checks import describe
 from rnnjax._numerics import affine
 from rnnjax.base import Carry, Cell, Key, Layer, Params
 from rnnjax.engine.one_step import carry_of_batch, step_in_program
@@ -187,6 +188,20 @@ class Parts(NamedTuple):
         attended = Attended(hs, weights)
         features = _join(attended, memory, xs)
         return features, attended._replace(weights=masking.zero_padding(valid, weights))
+
+    def check_decoder(self, params: Any) -> None:
+        """Refuse a decoder that cannot read what the source gives, or does not say how it did."""
+        memory = self.remember(params, jnp.zeros((1, self.source.output_size)), None)
+        if not isinstance(self.decoder, Cell):
+            return
+        weights, x = self.attending(params.decoder), jnp.zeros(self.target.output_size)
+        carry = self.decoder.initial_carry(weights)
+        _, attended = step_in_program(self.decoder, weights, carry, x, memory)
+        if not isinstance(attended, Attended):
+            raise ValueError(
+                "decoder must give rnnjax.Attended where it takes a context, as an attention_cell "
+                f"does, got {describe(attended)}"
+            )
 
     def check_memory(self, memory: Any) -> None:
         if self.attends and not isinstance(memory, Memory):

@@ -216,7 +216,7 @@ def make_model(
     model = SequenceToSequence(init, apply, encode, step, *sizes, teach, features, head_weights)
     # Parts that do not fit are refused here, not later.
     shapes = jax.eval_shape(init, jax.random.key(0))
-    jax.eval_shape(lambda p: parts.remember(p, jnp.zeros((1, source.output_size)), None), shapes)
+    jax.eval_shape(parts.check_decoder, shapes)
     return model
 
 

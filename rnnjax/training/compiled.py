@@ -58,8 +58,9 @@ class CompiledStep(Generic[State, Result]):
         compilations: what was compiled so far, in order.
 
     Raises:
-        ValueError: when called, if something in the batch is no array and no number, or the state
-            was given away in a call before; names it.
+        ValueError: when called, if something in the batch is no array and no number, or an integer
+            of NumPy does not fit the 32 bits that JAX would cut it to, or the state was given away
+            in a call before; names it.
 
     Example:
         >>> step = CompiledStep("add", lambda state, batch: state + batch, donate_state=False)
@@ -103,7 +104,7 @@ class CompiledStep(Generic[State, Result]):
         if _checks.is_checking():  # part of the program that is being compiled
             return self.function(state, *rest)
         leaves = jax.tree.leaves(rest)
-        if not all(map(_is_array, leaves)):
+        if not all(map(_is_taken, leaves)):
             check_batch(rest[0])
         traced = any(isinstance(leaf, Tracer) for leaf in (*leaves, *jax.tree.leaves(state)))
         began = time.perf_counter()
@@ -174,8 +175,15 @@ def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, Array)
 
 
+def _is_taken(leaf: Any) -> bool:
+    """Whether JAX takes a leaf as it is, whatever its numbers are."""
+    is_wide = isinstance(leaf, np.ndarray | np.generic) and leaf.dtype.itemsize > 4
+    return _is_array(leaf) and not (is_wide and leaf.dtype.kind in "iu")
+
+
 def check_batch(batch: Any) -> None:
-    """Refuse what JAX would refuse without a name, and lists of numbers, which are no arrays.
+    """Refuse what JAX would refuse without a name, lists of numbers, which are no arrays, and
+    integers that it would cut to 32 bits.
 
     Raises:
         ValueError: naming the path.
@@ -187,6 +195,7 @@ def check_batch(batch: Any) -> None:
         if not _is_array(leaf) and not isinstance(leaf, bool | int | float | complex):
             given = repr(leaf) if isinstance(leaf, str | bytes) else _described(leaf)
             raise ValueError(f"{name} must be an array of numbers, got {given}")
+        _checks.check_width(name, leaf)
 
 
 def _is_list_of_numbers(node: Any) -> bool:

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from rnnjax._numerics import accumulation_dtype
+
 Metrics = Mapping[str, tuple[Array, Array]]
 LossFn = Callable[[Any, Any, Array | None], tuple[Array, Metrics]]
 
@@ -45,7 +47,18 @@ def check_result(result: Any) -> tuple[Array, dict[str, tuple[Array, Array]]]:
                 f"the metric {name!r} of loss_fn must be a pair (total, count) of one shape, as "
                 f"rnnjax.metrics.Mean is, got {_described(pair)}"
             )
-    return loss, jax.tree.map(jnp.asarray, dict(result[1]))
+    return loss, jax.tree.map(_of_32_bits, dict(result[1]))
+
+
+def _of_32_bits(figure: Any) -> Array:
+    """A total or a count of at least 32 bits, as steps add them up: in 16 bits 256 and 1 are 256.
+
+    Flags are numbers then, too: the sum of two of them would be True.
+    """
+    array = jnp.asarray(figure)
+    if jnp.issubdtype(array.dtype, jnp.floating):
+        return array.astype(accumulation_dtype(array.dtype))
+    return array if array.dtype.itemsize >= 4 else array.astype(jnp.int32)
 
 
 def _described(value: Any) -> str:

@@ -287,6 +287,25 @@ def test_logits_of_nan_have_no_texts():
     assert np.all(beams.log_probs == -np.inf)
 
 
+@pytest.mark.parametrize("bits", [0x7FC00000, 0xFFC00000])
+@pytest.mark.parametrize("size", [4, 300])
+def test_a_text_whose_logits_are_nan_takes_no_place_from_the_others(bits, size):
+    """Behind the likeliest token; NaN of either sign, and with so many tokens also in blocks."""
+    table = np.full((size, size), -9.0, np.float32)
+    table[0, :4] = np.log([0.1, 0.1, 0.5, 0.3])
+    table[3, :4] = np.log([0.05, 0.8, 0.1, 0.05])
+    table[2] = np.array(bits, np.uint32).view(np.float32)
+    first, last = (table[k] - np.log(np.exp(table[k].astype(float)).sum()) for k in (0, 3))
+
+    def after(params, carry, token):
+        return carry, params[token]
+
+    options = {"stop": 1, "beam_size": 2, "max_length": N, "length_penalty": 0.0}
+    found = rnnjax.beam_search(after, jnp.asarray(table), jnp.zeros(1), jnp.array(0), **options)
+    assert found.tokens.tolist() == [[3, 1, 0, 0], [1, 0, 0, 0]]
+    np.testing.assert_allclose(found.scores, [first[3] + last[1], first[1]], rtol=1e-6)
+
+
 def test_dtypes_are_the_same_with_64_bits():
     expected = search(TABLES[0], [0, 2], beam_size=2)
     with jax.enable_x64(True):

@@ -527,6 +527,16 @@ def test_sums_of_logits_of_16_bits_are_taken_in_32():
         assert narrow == wide
 
 
+@pytest.mark.parametrize("size", [4, 400])
+@pytest.mark.parametrize("place", [0, 2])
+def test_no_token_is_chosen_among_logits_of_which_one_is_nan(size, place):
+    logits, history = jnp.zeros(size).at[place].set(jnp.nan), History(jnp.zeros(1, int), 1, 0)
+    cuts = (), (rnnjax.top_k(3),), (rnnjax.top_p(0.5),), (rnnjax.min_p(0.5),)
+    for cut in cuts:
+        for sampling in (rnnjax.sample(*cut), rnnjax.greedy(*cut)):
+            assert sampling(jax.random.key(0), logits, history) == -1
+
+
 @pytest.mark.parametrize("x64", [False, True])
 def test_writing_promotes_no_dtype(x64):
     every = (rnnjax.repetition_penalty(1.2, 3), rnnjax.temperature(0.5), rnnjax.top_k(2))

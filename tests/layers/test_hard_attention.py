@@ -123,6 +123,9 @@ def test_more_rows_and_steps_leave_the_draws_as_they_were():
     few = memory_of(states[:2], PLACES[:2])
     _, one = rnnjax.unroll(whole, params, xs[:2, :2], context=few, **options)
     np.testing.assert_array_equal(one.drawn, many.drawn[:2, :2])
+    with jax.enable_x64(True):
+        _, wide = rnnjax.unroll(whole, params, xs, context=memory_of(states), **options)
+    np.testing.assert_array_equal(wide.drawn, many.drawn)
 
 
 def test_the_score_function_gives_the_gradient_of_the_expected_cost(float64):

@@ -323,6 +323,10 @@ BAD = {
         ),
         "attention must be None",
     ),
+    "a decoder that does not say what it read": (
+        lambda: build(decoder=rnnjax.window_cell(rnnjax.gru(H), H), above=rnnjax.gru(H)),
+        "decoder must give rnnjax.Attended where it takes a context",
+    ),
     "an unknown bridge": (lambda: build(bridge="rope"), "bridge must be one of tanh, copy, zeros"),
     "a carry of another kind": (
         lambda: build(bridge="copy", decoder=rnnjax.lstm(4)),

@@ -101,6 +101,20 @@ def test_a_bad_micro_batch_leaves_the_whole_update_out():
     np.testing.assert_array_equal(state.params["w"], RNG_W)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int8, jnp.bool_])
+def test_metrics_of_few_bits_are_added_up_in_32(dtype):
+    """33 + 33 + ... in bfloat16 is 256, then 288; 100 + 100 in 8 bits is -56."""
+    each = {jnp.bfloat16: 33, jnp.int8: 100, jnp.bool_: 1}[dtype]
+
+    def counting(params, batch, key):
+        figure = jnp.asarray(each, dtype)
+        return params * 0.0, {"loss": (figure, figure)}
+
+    state = init_train_state(jax.random.key(0), jnp.ones(()), optax.sgd(0.1))
+    _, metrics = make_accumulating_step(counting, optax.sgd(0.1))(state, jnp.zeros((40, 1)))
+    assert [float(figure) for figure in metrics["loss"]] == [40 * each] * 2
+
+
 def test_one_program_holds_the_activations_of_one_micro_batch():
     def wide(params, batch, key):
         loss = Mean.of(jnp.square(jnp.tanh(batch @ params) @ params.T - batch))

@@ -181,6 +181,16 @@ def test_complex_numbers_are_refused():
         Mean.of(jnp.array([1 + 2j]))
 
 
+def test_integers_that_would_be_cut_to_32_bits_are_refused():
+    """JAX would make 0 of 2^40: a mean of sizes in bytes, or an error of times in nanoseconds."""
+    wide = np.array([1, 2**40])
+    for run in (lambda: Mean.of(wide), lambda: squared_error(np.zeros(2), wide)):
+        with pytest.raises(ValueError, match=r"must fit int32 .* got 1099511627776 at index"):
+            run()
+    with jax.enable_x64(True):
+        assert Mean.of(wide).total == 1 + 2**40
+
+
 @pytest.mark.parametrize("metric", [accuracy, cross_entropy])
 def test_labels_of_another_shape_are_refused_rather_than_broadcast(metric):
     with pytest.raises(ValueError, match=r"labels must have shape \(4,\).*got \(4, 1\)"):

@@ -231,6 +231,10 @@ def test_a_batch_placed_otherwise_is_one_more_program():
         ({"x": np.array(["a", "b"])}, r"batch\['x'\] must .* got an array of dtype <U1"),
         ((jnp.ones(2), object()), r"batch\[1\] must be an array of numbers, got object"),
         ("abc", r"batch must be an array of numbers, got 'abc'"),
+        (
+            {"x": np.array([3, 2**32 + 5])},
+            r"batch\['x'\] must fit int32 .* got 4294967301",
+        ),
     ],
 )
 def test_what_is_no_array_in_a_batch_is_named_by_its_path(batch, message):

@@ -383,6 +383,8 @@ def test_a_carry_is_taken_in_its_dtype_and_named_where_it_does_not_fit():
         step(state, batch, "zeros")
     with pytest.raises(ValueError, match="must be an array of numbers, got 'a text'"):
         step(state, batch._replace(xs="a text"))
+    with pytest.raises(ValueError, match=r"batch.xs must fit int32 where .* got 1099511627776"):
+        step(state, batch._replace(xs=np.full((2, 4, 3), 2**40)))
     with pytest.raises(ValueError, match=r"state must be a TrainState, .* got a tuple of 2"):
         step((1, 2), batch, jnp.zeros((2, H)))
 
