@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from rnnjax.data.errors import check_count, check_flag
+from rnnjax.data.errors import check_count, check_flag, check_seed
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class BucketOrder:
     def __post_init__(self) -> None:
         # As Python has them: the class is frozen, so that its fields are set around it.
         object.__setattr__(self, "batch_size", check_count("batch_size", self.batch_size))
-        object.__setattr__(self, "seed", check_count("seed", self.seed, least=0))
+        object.__setattr__(self, "seed", check_seed(self.seed))
         object.__setattr__(self, "shuffle", check_flag("shuffle", self.shuffle))
 
     @cached_property

@@ -32,11 +32,11 @@ def rows_error(path: Path, wanted: str, bad: Sequence[str]) -> DataError:
     return DataError(f"{path} must have {wanted}, got {shown}{more}")
 
 
-def check_count(name: str, value: Any, least: int = 1) -> int:
+def check_integer(name: str, value: Any) -> int:
     """``value``, an integer of Python, NumPy or JAX, as an ``int``.
 
     Raises:
-        DataError: naming ``name``; it is no integer, or below ``least``.
+        DataError: naming ``name`` and what came instead.
     """
     try:
         number = operator.index(value)
@@ -45,9 +45,28 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
     # Python takes flags for integers; those of NumPy have no index.
     if number is None or isinstance(value, bool):
         raise DataError(f"{name} must be an integer, got {value!r}")
+    return number
+
+
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    """``value``, an integer of Python, NumPy or JAX, as an ``int``.
+
+    Raises:
+        DataError: naming ``name``; it is no integer, or below ``least``.
+    """
+    number = check_integer(name, value)
     if number < least:
         raise DataError(f"{name} must be at least {least}, got {number}")
     return number
+
+
+def check_seed(seed: Any) -> int:
+    """The seed as an ``int``; NumPy would take None for "another one every time".
+
+    Raises:
+        DataError: it is no integer, or below 0.
+    """
+    return check_count("seed", seed, least=0)
 
 
 def check_flag(name: str, value: Any) -> bool:

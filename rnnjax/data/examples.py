@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rnnjax.data.errors import DataError
+from rnnjax.data.errors import DataError, check_flag, check_seed
 
 
 class Examples(NamedTuple):
@@ -32,7 +32,8 @@ def split(
         Two parts without a common example, each in random order and never empty.
 
     Raises:
-        DataError: for fewer than two examples or a fraction that is not between 0 and 1.
+        DataError: for fewer than two examples, another number of labels than of texts, a fraction
+            that is not between 0 and 1, or a seed that is no whole number from 0 up.
 
     Example:
         >>> first, second = split(Examples(["a", "b", "c", "d"], [0, 1, 0, 1]), 0.75, seed=0)
@@ -43,12 +44,14 @@ def split(
         [1, 1]
     """
     count = len(examples.texts)
-    if not 0 < fraction < 1:
-        raise DataError(f"fraction must lie between 0 and 1, got {fraction}")
+    if isinstance(fraction, str) or fraction is None or not 0 < fraction < 1:
+        raise DataError(f"fraction must lie between 0 and 1, got {fraction!r}")
     if count < 2:
         raise DataError(f"examples must be at least 2 to divide, got {count}")
-    order = np.random.default_rng(seed).permutation(count).tolist()
-    if stratified:
+    if len(examples.labels) != count:
+        raise DataError(f"labels must be one for each of {count} texts, got {len(examples.labels)}")
+    order = np.random.default_rng(check_seed(seed)).permutation(count).tolist()
+    if check_flag("stratified", stratified):
         order, cut = _by_class(examples.labels, order, fraction)
     else:
         cut = round(fraction * count)

@@ -5,9 +5,10 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from rnnjax.data.errors import DataError, rows_error
+from rnnjax.data._text_files import is_unicode
+from rnnjax.data.errors import DataError, check_count, check_integer, rows_error
 from rnnjax.data.examples import Examples
 from rnnjax.data.tables import Table, listed, read_table
 
@@ -74,10 +75,14 @@ def read_examples(
     _check_label_names(label_names)
     if numbers not in ("ids", "names"):
         raise DataError(f"numbers must be 'ids' or 'names', got {numbers!r}")
+    first_label = check_integer("first_label", first_label)
+    if num_classes is not None:
+        num_classes = check_count("num_classes", num_classes)
     if label_names:
         num_classes = len(label_names)
     parts = _columns("text", text)
     _columns("label", [label])
+    header = None if header is None else _columns("header", header)
     table = read_table(
         path, [*parts, label], header, separator=separator, quoting=quoting, labels=label
     )
@@ -103,8 +108,9 @@ def _columns(argument: str, names: object) -> list[str]:
     return list(found)
 
 
-def _check_label_names(names: object) -> None:
-    if not isinstance(names, list | tuple) or len(set(names)) != len(names):
+def _check_label_names(names: Any) -> None:
+    is_list = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    if not is_list or len(set(names)) != len(names):
         raise DataError(f"label_names must be a list of different names, got {names!r}")
 
 
@@ -125,11 +131,7 @@ def _text_problem(value: object) -> str | None:
         return "null"
     if not isinstance(value, str):
         return f"{type(value).__name__} {str(value)[:40]!r}"
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return "half of a surrogate pair"
-    return None
+    return None if is_unicode(value) else "half of a surrogate pair"
 
 
 def _parse_name(value: object) -> str | None:
@@ -140,7 +142,7 @@ def _parse_name(value: object) -> str | None:
         return str(value) if abs(value) < _LARGEST_ID else None
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() and abs(value) < _LARGEST_ID else None
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not is_unicode(value):
         return None
     value = value.strip()
     if re.fullmatch(r"[+-]?[0-9]{1,18}", value):

@@ -9,7 +9,7 @@ import numpy as np
 
 from rnnjax.data._local_files import data_folder, files_sha256, find_file, put_in
 from rnnjax.data._text_files import read_lines
-from rnnjax.data.errors import DataError, rows_error
+from rnnjax.data.errors import DataError, check_seed, rows_error
 
 _MULTI30K = ("train", "val", "test_2016_flickr")
 _LANGUAGES = ("de", "en", "fr")
@@ -99,10 +99,10 @@ def _not_a_pair(fields: Sequence[str]) -> str | None:
 
 
 def load_pairs(
-    name: str,
+    name: str | os.PathLike[str],
     *,
-    source: str = "de",
-    target: str = "en",
+    source: str | None = None,
+    target: str | None = None,
     target_path: str | os.PathLike[str] | None = None,
     data_dir: str | os.PathLike[str] | None = None,
     seed: int = 0,
@@ -116,8 +116,8 @@ def load_pairs(
 
     Args:
         name: ``multi30k``, or the path of your own file of pairs or of sources.
-        source: of ``multi30k``, the language that is read.
-        target: of ``multi30k``, the language that is written.
+        source: of ``multi30k``, the language that is read; by default ``de``.
+        target: of ``multi30k``, the language that is written; by default ``en``.
         target_path: of your own files, that of the targets, if it is another.
         data_dir: the folder of local files; by default the environment variable ``RNNJAX_DATA``.
         seed: decides the division of your own pairs.
@@ -126,7 +126,8 @@ def load_pairs(
         The parts.
 
     Raises:
-        DataError: for files that are missing, damaged or not as described, or too few to divide.
+        DataError: for files that are missing, damaged or not as described, or too few to divide;
+            or for an argument that is of no use here.
 
     Example:
         >>> import tempfile
@@ -137,8 +138,12 @@ def load_pairs(
         >>> len(pairs.train.sources), pairs.test
         (8, Pairs(sources=['4'], targets=['number 4']))
     """
+    name = os.fspath(name)
     if name != "multi30k":
+        _refuse_given(name, source=source, target=target)
         return _own_pairs(name, target_path, seed)
+    _refuse_given(name, target_path=target_path)
+    source, target = source or "de", target or "en"
     for argument, language in (("source", source), ("target", target)):
         if language not in _LANGUAGES:
             expected = ", ".join(_LANGUAGES)
@@ -158,6 +163,12 @@ def load_pairs(
     return PairParts(
         f"multi30k {source}-{target}", train, validation, test, sha256, "divided in its files"
     )
+
+
+def _refuse_given(name: str, **arguments: object) -> None:
+    for argument, given in arguments.items():
+        if given is not None:
+            raise DataError(f"{argument} must be left out for {name}, got {given!r}")
 
 
 def _own_pairs(name: str, target_path: str | os.PathLike[str] | None, seed: int) -> PairParts:
@@ -185,7 +196,7 @@ def divided(keys: Sequence[str], seed: int) -> tuple[list[int], list[int], list[
     if len(rows) < 3:
         return None
     groups = list(rows.values())
-    order = [groups[i] for i in np.random.default_rng(seed).permutation(len(groups))]
+    order = [groups[i] for i in np.random.default_rng(check_seed(seed)).permutation(len(groups))]
     tenth = max(1, round(0.1 * len(groups)))
     test, validation, train = (
         [i for group in part for i in group]

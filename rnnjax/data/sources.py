@@ -39,7 +39,7 @@ class Dataset(NamedTuple):
 
 
 def load(
-    name: str,
+    name: str | os.PathLike[str],
     *,
     data_dir: str | os.PathLike[str] | None = None,
     seed: int = 0,
@@ -93,6 +93,7 @@ def load(
         >>> data.label_names, data.test.labels
         (('bad', 'good'), [1, 0])
     """
+    name = os.fspath(name)
     columns = {"text": text, "label": label, "separator": separator, "quoting": quoting}
     usual = {"text": "text", "label": "label", "separator": None, "quoting": True}
     if name.lower().endswith(SUFFIXES):
@@ -100,7 +101,8 @@ def load(
     if name == "local":
         return _local(data_folder(data_dir), columns)
     if name not in _LOADERS:
-        raise DataError(f"data set must be one of {', '.join(NAMES)}, got {name!r}")
+        known, kinds = ", ".join(NAMES), ", ".join(SUFFIXES)
+        raise DataError(f"data set must be one of {known} or a file {kinds}, got {name!r}")
     for argument, given in columns.items():
         if given != usual[argument]:
             raise DataError(

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnnjax.data._local_files import data_folder, files_sha256, find_file, put_in
+from rnnjax.data._numbers import is_float, to_int32, to_numbers
 from rnnjax.data._text_files import read_text
 from rnnjax.data.errors import DataError, check_count
 from rnnjax.data.examples import Examples, split
@@ -54,8 +55,8 @@ def contiguous(ids: Sequence[int] | NDArray[np.integer], rows: int) -> Contiguou
         >>> stream.tokens.tolist(), stream.targets.tolist(), stream.dropped
         ([[0, 1], [2, 3], [4, 5]], [[1, 2], [3, 4], [5, 6]], 1)
     """
-    stream = np.asarray(ids)
-    if stream.ndim != 1 or (stream.size and stream.dtype.kind not in "iu"):
+    stream = to_numbers("ids", ids)
+    if stream.ndim != 1 or (stream.size and is_float(stream)):
         found = f"{stream.ndim} axes of {stream.dtype}"
         raise DataError(f"ids must be one axis of integers, got {found}")
     rows = check_count("rows", rows)
@@ -63,10 +64,7 @@ def contiguous(ids: Sequence[int] | NDArray[np.integer], rows: int) -> Contiguou
     if length < 1:
         raise DataError(f"ids must have at least {rows + 1} for {rows} rows, got {stream.size}")
     used = rows * length + 1
-    info = np.iinfo(np.int32)
-    if stream[:used].min() < info.min or stream[:used].max() > info.max:
-        raise DataError(f"ids must be of 32 bits, got {stream[:used].max()}")
-    part = stream[:used].astype(np.int32)
+    part = to_int32("ids", stream[:used])
     shape = (rows, length)
     return Contiguous(part[:-1].reshape(shape), part[1:].reshape(shape), stream.size - used)
 
@@ -86,7 +84,7 @@ class TextParts(NamedTuple):
 
 
 def load_text(
-    name: str, *, data_dir: str | os.PathLike[str] | None = None, seed: int = 0
+    name: str | os.PathLike[str], *, data_dir: str | os.PathLike[str] | None = None, seed: int = 0
 ) -> TextParts:
     """Load a long text by name, divided for training a language model.
 
@@ -120,6 +118,7 @@ def load_text(
         >>> book.train, book.validation, book.test
         ('It was a good star', 't.', '')
     """
+    name = os.fspath(name)
     if name in _TEXTS:
         return _TEXTS[name](data_folder(data_dir), seed)
     if name in NAMES or name.lower().endswith(SUFFIXES):

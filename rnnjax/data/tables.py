@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rnnjax.data._text_files import decoded, require_file
-from rnnjax.data.errors import DataError, rows_error
+from rnnjax.data.errors import DataError, check_flag, rows_error
 
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parquet")
 
@@ -60,6 +60,7 @@ def read_table(
             f"{path} must have one of the suffixes {', '.join(SUFFIXES)}, got {path.name!r}"
         )
     require_file(path)
+    quoting = check_flag("quoting", quoting)
     kind = suffix.removesuffix(".gz")
     if kind not in _SEPARATORS:
         _refuse_delimited_only(path, header=header, separator=separator, quoting=quoting)
@@ -255,8 +256,8 @@ def _require_columns(
     if missing:
         hint = hint or (f" ({_COLUMNS})" if len(found) > 1 else "")
         raise DataError(f"{path} must have the columns {missing}, got [{_quoted(found)}]{hint}")
-    if len(set(found)) != len(found):
-        raise DataError(f"{path} must have each column once, got [{_quoted(found)}]")
+    if any(list(found).count(name) > 1 for name in wanted):
+        raise DataError(f"{path} must have each wanted column once, got [{_quoted(found)}]")
 
 
 def _quoted(names: Iterable[str]) -> str:

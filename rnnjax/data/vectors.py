@@ -9,14 +9,14 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rnnjax.data._text_files import opened, raw_lines
-from rnnjax.data.errors import DataError, rows_error
+from rnnjax.data._numbers import LARGEST_FLOAT32
+from rnnjax.data._text_files import is_unicode, opened, raw_lines
+from rnnjax.data.errors import DataError, check_seed, rows_error
 from rnnjax.data.vocabulary import PADDING, UNKNOWN, Vocabulary
 
 # A line of 300 numbers has some 3,000 bytes. Without a limit a file that is no text file at all,
 # and so may have no line ends, would be read into memory as one line.
 _LONGEST_LINE = 1 << 20
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 class WordVectors(NamedTuple):
@@ -51,7 +51,8 @@ class WordVectors(NamedTuple):
             seed: a whole number, at least 0.
 
         Raises:
-            DataError: no word was found, so there are no vectors to draw similar ones from.
+            DataError: no word was found, so there are no vectors to draw similar ones from; or
+                ``seed`` is no whole number from 0 up.
 
         Example:
             >>> table = np.array([[0, 0], [0, 0], [1, 3], [0, 0]], np.float32)
@@ -63,7 +64,7 @@ class WordVectors(NamedTuple):
         if not self.found.any():
             raise DataError("vectors must have some word of the vocabulary, got none")
         known = self.table[self.found]
-        random = np.random.default_rng(seed)
+        random = np.random.default_rng(check_seed(seed))
         drawn = random.normal(known.mean(), known.std(), self.table.shape).astype(np.float32)
         drawn[PADDING] = 0.0
         return np.where(self.found[:, None], self.table, drawn)
@@ -197,7 +198,7 @@ def _vector(path: Path, number: int, numbers: list[str]) -> list[float]:
     if bad is not None:
         raise _error(path, number, f"{_shown(bad)} where a number should be")
     vector = [float(field) for field in numbers]
-    if not all(abs(value) <= _LARGEST for value in vector):  # which NaN is not either
+    if not all(abs(value) <= LARGEST_FLOAT32 for value in vector):  # which NaN is not either
         raise _error(path, number, "a number that is not finite in float32")
     return vector
 
@@ -215,4 +216,6 @@ def _error(path: Path, number: int, found: str) -> DataError:
 
 
 def _shown(line: str) -> str:
-    return repr(line[:40].encode("utf-8", "surrogateescape").decode(errors="replace"))
+    shown = repr(line[:40].encode("utf-8", "surrogateescape").decode(errors="replace"))
+    is_text = is_unicode(line) and "\0" not in line
+    return shown if is_text else f"{shown} (a binary file? only the text form can be read)"

@@ -1,7 +1,7 @@
 """Tokens to ids and back."""
 
+import gzip
 import json
-import operator
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -11,8 +11,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from rnnjax.data._text_files import decoded
-from rnnjax.data.errors import DataError, check_count
+from rnnjax.data._text_files import decoded, is_unicode
+from rnnjax.data.errors import DataError, check_count, check_integer
 
 PADDING = 0
 UNKNOWN = 1
@@ -47,9 +47,8 @@ class Vocabulary:
     tokens: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        for index, token in enumerate(self.tokens):
-            if not isinstance(token, str):
-                raise DataError(f"token {index} must be a string, got {token!r}")
+        # The class is frozen, so that its field is set around it.
+        object.__setattr__(self, "tokens", tuple(_strings(self.tokens)))
         if self.tokens[:2] != _SPECIALS:
             raise DataError(f"tokens must have {_SPECIALS} first, got {self.tokens[:2]}")
         if len(set(self.tokens)) != len(self.tokens):
@@ -78,7 +77,8 @@ class Vocabulary:
             The vocabulary; the two special tokens alone if nothing else is left.
 
         Raises:
-            DataError: for a string in place of a token list, ``max_size < 2`` or ``min_count < 1``.
+            DataError: for a string in place of a token list, a token that is no string,
+                ``max_size < 2`` or ``min_count < 1``.
 
         Example:
             >>> Vocabulary.fit([["b", "a", "b"], ["c"]], max_size=4).tokens
@@ -87,7 +87,7 @@ class Vocabulary:
         if max_size is not None:
             max_size = check_count("max_size", max_size, least=len(_SPECIALS))
         min_count = check_count("min_count", min_count)
-        counts = Counter(chain.from_iterable(map(_require_tokens, token_lists)))
+        counts = Counter(chain.from_iterable(map(_strings, token_lists)))
         learned = [(n, t) for t, n in counts.items() if n >= min_count and t not in _SPECIALS]
         learned.sort(reverse=True)
         kept = learned if max_size is None else learned[: max_size - len(_SPECIALS)]
@@ -117,14 +117,14 @@ class Vocabulary:
             ``[UNKNOWN]``, so that an empty text is still a sequence of length 1.
 
         Raises:
-            DataError: for a string in place of a sequence of tokens.
+            DataError: for a string in place of a sequence of tokens, or a token that is none.
 
         Example:
             >>> Vocabulary.fit([["yes", "no"]]).encode([])
             [1]
         """
         find = self._ids.get
-        return [find(token, UNKNOWN) for token in _require_tokens(tokens)] or [UNKNOWN]
+        return [find(token, UNKNOWN) for token in _strings(tokens)] or [UNKNOWN]
 
     def decode(self, ids: Iterable[int]) -> list[str]:
         """The tokens of the ids, padding and unknown ones included.
@@ -142,7 +142,7 @@ class Vocabulary:
             >>> Vocabulary.fit([["yes", "no"]]).decode([2, 1, 0])
             ['yes', '<unk>', '<pad>']
         """
-        ids = [_require_integer(index) for index in ids]
+        ids = [check_integer("id", index) for index in ids]
         for index in ids:
             if not 0 <= index < len(self):
                 raise DataError(f"id must lie in [0, {len(self)}), got {index}")
@@ -152,7 +152,7 @@ class Vocabulary:
         """Write the vocabulary as a JSON file; an interrupted save leaves an older file whole.
 
         Args:
-            path: the file to write or replace; its folder must exist.
+            path: the file to write or replace, gzipped if it ends in .gz; its folder must exist.
 
         Raises:
             DataError: a token has half of a surrogate pair, which no file in UTF-8 can hold.
@@ -194,35 +194,31 @@ class Vocabulary:
                 raise
             raise DataError(f"{path} must be a JSON file in UTF-8, got {error}") from None
         try:
-            vocabulary = cls(tuple(_require_format(content)["tokens"]))
+            vocabulary = cls(_require_format(content)["tokens"])
             _require_text(vocabulary.tokens)
             return vocabulary
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
 
 
-def _require_tokens(tokens: Sequence[str]) -> Sequence[str]:
-    if isinstance(tokens, str):
-        raise DataError(f"tokens must be a list of tokens, got the string {tokens[:40]!r}")
+def _strings(tokens: Iterable[str]) -> list[str]:
+    """The tokens of a text. A number among them would be unknown for ever, unseen by anybody."""
+    if isinstance(tokens, str | bytes) or not isinstance(tokens, Iterable):
+        raise DataError(f"tokens must be a list of strings, got {tokens!r:.60}")
+    tokens = list(tokens)
+    if not all(issubclass(kind, str) for kind in set(map(type, tokens))):
+        index, bad = next((i, t) for i, t in enumerate(tokens) if not isinstance(t, str))
+        raise DataError(f"token {index} must be a string, got {bad!r:.60}")
     return tokens
 
 
 def _require_text(tokens: Sequence[str]) -> None:
     """JSON can spell half of a surrogate pair, and two halves would come back as one character."""
     for index, token in enumerate(tokens):
-        try:
-            token.encode()
-        except UnicodeEncodeError:
+        if not is_unicode(token):
             raise DataError(
                 f"token {index} must be Unicode text, got half of a surrogate pair in {token!r}"
-            ) from None
-
-
-def _require_integer(index: Any) -> int:
-    try:
-        return operator.index(index)
-    except TypeError:
-        raise DataError(f"id must be an integer, got {index!r}") from None
+            )
 
 
 def _require_format(content: Any) -> dict[str, Any]:
@@ -241,8 +237,9 @@ def _write_atomically(path: Path, text: str) -> None:
     # What a dead process left, or a link that somebody put there to have another file written.
     temporary.unlink(missing_ok=True)
     try:
-        with temporary.open("x", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with temporary.open("xb") as file:
+            content = text.encode()
+            file.write(gzip.compress(content, mtime=0) if path.suffix.lower() == ".gz" else content)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -103,6 +103,25 @@ def test_multi30k_says_what_to_put_where(tmp_path):
         load_pairs("multi30k", target="de")
 
 
+def test_arguments_that_would_change_nothing_are_refused(tmp_path):
+    (tmp_path / "own.tsv").write_text("a\tb\n" * 3)
+    for name, useless in (
+        (tmp_path / "own.tsv", {"source": "fr"}),
+        (tmp_path / "own.tsv", {"target": "en"}),
+        ("multi30k", {"target_path": "own.en"}),
+    ):
+        with pytest.raises(DataError, match=f"{next(iter(useless))} must be left out for .*, got "):
+            load_pairs(name, **useless)
+
+
+def test_the_seed_of_a_division_is_a_whole_number(tmp_path):
+    path = tmp_path / "own.tsv"
+    path.write_text("".join(f"s{n}\tt{n}\n" for n in range(9)))
+    for seed in (None, -1, 0.5):
+        with pytest.raises(DataError, match=f"seed must be .*, got {seed}"):
+            load_pairs(path, seed=seed)
+
+
 @pytest.mark.skipif(not (DATA / "multi30k").is_dir(), reason="needs multi30k in RNNJAX_DATA")
 def test_multi30k_has_the_published_counts():
     parts = load_pairs("multi30k", source="en", target="fr")

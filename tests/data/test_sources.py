@@ -243,7 +243,7 @@ BAD_FILES = [
     ("a.csv", b"\n\n", r"must have the columns \['text', 'label'\], got \[\]"),
     ("a.csv", b"good,1\nbad,0\n", r"must have the columns .*, got \['good', '1'\]"),
     ("a.csv", b"review,label\ngood,1\n", r"columns \['text'\], got \['review', 'label'\]"),
-    ("a.csv", b"text,label,text\na,1,b\n", "must have each column once"),
+    ("a.csv", b"text,label,text\na,1,b\n", "must have each wanted column once"),
     ("a.csv", b"text,label\ngood,1\nbad\n", r"must have 2 fields .*, got line 3: 1$"),
     ("a.csv", b"text,label\na,1,x\nb,1\nc\n", "got line 2: 3; line 4: 1$"),
     ("a.csv", b"text,label\n" + b"x\n" * 5, "line 2: 1; line 3: 1; line 4: 1; and 2 more$"),
@@ -263,6 +263,7 @@ BAD_FILES = [
     ("a.jsonl", b'{"text": null, "label": 1}\n', "text in column 'text', got line 1: null"),
     ("a.jsonl", b'{"text": 7, "label": 1}\n', "got line 1: int '7'"),
     ("a.jsonl", b'{"text": "\\ud800", "label": 1}\n', "line 1: half of a surrogate pair"),
+    ("a.jsonl", b'{"text": "a", "label": "\\ud800"}\n', "a class name .* got line 1: '.ud800'"),
     ("a.jsonl", b'{"text": "a", "label": true}\n', "a class name .* got line 1: True"),
     ("a.jsonl", b'{"text": "a", "label": 1.5}\n', "got line 1: 1.5"),
     ("a.jsonl", b'{"text": "a", "label": null}\n', "got line 1: None"),
@@ -387,11 +388,31 @@ def test_a_split_that_cannot_be_made_is_refused(count, fraction):
         split(Examples(["x"] * count, [0] * count), fraction, 0)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fraction": "0.5"}, "fraction must lie between 0 and 1, got '0.5'"),
+        ({"fraction": None}, "fraction must lie between 0 and 1, got None"),
+        ({"seed": None}, "seed must be an integer, got None"),
+        ({"seed": 1.5}, "seed must be an integer, got 1.5"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"stratified": "no"}, "stratified must be True or False, got 'no'"),
+        ({"examples": Examples(["a", "b"], [0, 1, 1])}, "labels must be one for each of 2 texts"),
+    ],
+)
+def test_a_split_says_which_argument_is_wrong(changes, message):
+    arguments = {"examples": Examples(["a", "b"], [0, 1]), "fraction": 0.5, "seed": 0}
+    with pytest.raises(DataError, match=message):
+        split(**(arguments | changes))
+
+
 # Data sets by name
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(DataError, match=f"must be one of {', '.join(NAMES)}, got 'agnews'"):
+    with pytest.raises(
+        DataError, match=f"must be one of {', '.join(NAMES)} or a file .* got 'agnews'"
+    ):
         load("agnews")
 
 
@@ -408,7 +429,7 @@ def test_local_files_give_a_data_set_with_names_and_hash(tmp_path):
 def test_a_path_is_your_own_file_divided_by_the_seed(tmp_path):
     texts, names = [f"text {i}" for i in range(20)], ["no", "yes"] * 10
     path = write(tmp_path / "own.csv", texts, names)
-    data = load(str(path), seed=3)
+    data = load(path, seed=3)
     assert (data.name, data.label_names) == ("own.csv", ("no", "yes"))
     assert (len(data.train.texts), len(data.test.texts)) == (16, 4)
     both = [*zip(data.train.texts, data.train.labels, strict=True)]

@@ -48,7 +48,10 @@ def test_rows_one_behind_the_other_are_the_stream_and_targets_what_follows(ids, 
         ([0.5, 1.0, 2.0], 1, "ids must be one axis of integers, got 1 axes of float64"),
         ([1, 2, 3], 0, "rows must be at least 1, got 0"),
         ([], 1, "ids must have at least 2 for 1 rows, got 0"),
-        ([1, 2**31, 0], 1, "ids must be of 32 bits, got 2147483648"),
+        ([1, 2**31, 0], 1, "ids must have 32-bit integers, got 2147483648"),
+        ([-(2**40), 1, 0], 1, "ids must have 32-bit integers, got -1099511627776"),
+        ([[1], [2, 3]], 1, "ids must have steps of one shape"),
+        (iter([1, 2]), 1, "ids must have integers or floats, got <list_iterator"),
     ],
 )
 def test_what_is_no_stream_is_refused(ids, rows, message):
@@ -62,7 +65,7 @@ def test_what_is_no_stream_is_refused(ids, rows, message):
 def test_a_file_of_ones_own_is_divided_behind_nine_tenths(tmp_path):
     path = tmp_path / "book.txt.gz"
     path.write_bytes(gzip.compress(b"\xef\xbb\xbf" + b"0123456\r\n9" * 10))
-    book = load_text(str(path))
+    book = load_text(path)
     assert (book.train, book.validation, book.test) == ("0123456\n9" * 9, "0123456\n9", "")
     assert book.name == "book.txt.gz"
 

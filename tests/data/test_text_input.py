@@ -73,7 +73,7 @@ def test_an_odd_file_loses_nothing(tmp_path, case):
 
 def test_extra_columns_change_nothing(tmp_path):
     narrow = write(tmp_path / "a.csv", HEADER + b"a,1\nb,0\n")
-    wide = write(tmp_path / "b.csv", b"x,label,y,text,z\n1,1,,a,\n2,0,,b,\n")
+    wide = write(tmp_path / "b.csv", b"x,label,,text,\n1,1,,a,\n2,0,,b,\n")
     assert read_examples(narrow) == read_examples(wide) == Examples(["a", "b"], [1, 0])
 
 
@@ -146,9 +146,15 @@ def test_a_message_stays_short_whatever_the_file_holds(tmp_path, content):
         ({"text": ("text", 3)}, "text must be the name of a column, got 3"),
         ({"label_names": "ab"}, "label_names must be a list of different names, got 'ab'"),
         ({"label_names": ("a", "b", "a")}, "label_names must be a list of different names"),
+        ({"label_names": (0, 1)}, r"label_names must be a list of different names, got \(0, 1\)"),
+        ({"header": ["text", 1]}, "header must be the name of a column, got 1"),
+        ({"header": {"text", "label"}}, "header must be the name of a column or several"),
+        ({"quoting": "no"}, "quoting must be True or False, got 'no'"),
+        ({"num_classes": 2.5}, "num_classes must be an integer, got 2.5"),
+        ({"first_label": "1"}, "first_label must be an integer, got '1'"),
     ],
 )
-def test_names_that_are_none_are_refused(tmp_path, settings, message):
+def test_arguments_that_are_none_are_refused(tmp_path, settings, message):
     with pytest.raises(DataError, match=message):
         read_examples(write(tmp_path / "a.csv", HEADER + b"a,1\nb,0\n"), **settings)
 

@@ -120,3 +120,15 @@ def test_what_a_file_lacks_is_drawn_like_what_it_has(tmp_path):
     none = read_vectors(tmp_path / "v.txt", VOCABULARY)
     with pytest.raises(DataError, match="got none"):
         none.filled(seed=0)
+    for seed in (None, -1, 0.5):
+        with pytest.raises(DataError, match=f"seed must be .*, got {seed}"):
+            vectors.filled(seed)
+
+
+@pytest.mark.parametrize("header", [b"2 3\n", b"\xba\x16\x4f\x2f\x0c\x00\x00\x00"])
+def test_a_binary_file_of_word2vec_or_fasttext_is_said_to_be_one(header, tmp_path):
+    path = tmp_path / "vectors.bin"
+    numbers = np.array([0.5, -1.25, 3.0], "<f4").tobytes()
+    path.write_bytes(header + b"film " + numbers + b"\nwarm " + numbers + b"\n")
+    with pytest.raises(DataError, match=r"a binary file[?] only the text form"):
+        read_vectors(path, VOCABULARY)

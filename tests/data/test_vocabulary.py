@@ -81,10 +81,41 @@ def test_decode_refuses_an_id_outside(index):
 
 
 def test_a_string_in_place_of_tokens_is_refused():
-    with pytest.raises(DataError, match="got the string 'good film'"):
+    with pytest.raises(DataError, match="must be a list of strings, got 'good film'"):
         WORDS.encode("good film")
-    with pytest.raises(DataError, match="list of tokens"):
+    with pytest.raises(DataError, match="list of strings, got 'good film'"):
         Vocabulary.fit(["good film"])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ([1, 2], "token 0 must be a string, got 1"),
+        (["a", None], "token 1 must be a string, got None"),
+        (["a", float("nan")], "token 1 must be a string, got nan"),
+        ([b"a"], "token 0 must be a string, got b'a'"),
+        ([["a"]], r"token 0 must be a string, got \['a'\]"),
+        (b"abc", "tokens must be a list of strings, got b'abc'"),
+        (None, "tokens must be a list of strings, got None"),
+    ],
+)
+def test_tokens_that_are_no_strings_are_refused_and_never_just_unknown(tokens, message):
+    with pytest.raises(DataError, match=message):
+        WORDS.encode(tokens)
+    with pytest.raises(DataError, match=message):
+        Vocabulary.fit([["a"], tokens])
+
+
+def test_tokens_may_be_a_list_an_array_or_a_generator():
+    assert Vocabulary(list(WORDS.tokens)) == WORDS
+    assert WORDS.encode(np.array(["good", "film"])) == [3, 2]
+    assert WORDS.encode(word for word in ("good", "film")) == [3, 2]
+
+
+@pytest.mark.parametrize("index", [True, 1.0, "1", None])
+def test_an_id_that_is_no_integer_is_refused(index):
+    with pytest.raises(DataError, match=f"id must be an integer, got {index!r}"):
+        WORDS.decode([index])
 
 
 @pytest.mark.parametrize("settings", [{"max_size": 1}, {"min_count": 0}])
@@ -105,6 +136,15 @@ def test_save_and_load_return_an_equal_vocabulary(tmp_path_factory, token_lists)
     vocabulary.save(path)
     assert Vocabulary.load(path) == vocabulary
     assert os.listdir(path.parent) == ["vocabulary.json"]
+
+
+def test_a_file_that_ends_in_gz_is_gzipped_with_the_same_bytes_every_time(tmp_path):
+    for name in ("v.json.gz", "v.JSON.GZ"):
+        WORDS.save(tmp_path / name)
+        assert Vocabulary.load(tmp_path / name) == WORDS
+        first = (tmp_path / name).read_bytes()
+        WORDS.save(tmp_path / name)
+        assert (tmp_path / name).read_bytes() == first
 
 
 def test_the_file_is_plain_utf8_json(tmp_path):
