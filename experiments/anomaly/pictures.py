@@ -31,6 +31,8 @@ def draw_surprise(
     above.plot(steps, watched.values[steps], linewidth=0.9)
     below.plot(steps, scores[steps], color="#2b2b2b", linewidth=0.9)
     below.axhline(alarm, color="#c0392b", linestyle="--", linewidth=0.9)
+    below.text(1.0, alarm, " alarm", fontsize=8, color="#c0392b", va="center",
+               transform=below.get_yaxis_transform())  # fmt: skip
     edges = np.flatnonzero(np.diff(watched.fault[steps], prepend=0, append=0))
     for first, end in itertools.pairwise(edges):
         kind = int(watched.fault[steps[first]])

@@ -28,9 +28,9 @@ def draw_kinds(
         own = np.flatnonzero(classes == number)
         axes.plot(part.rows[own[0]], linewidth=1.0)
         right = int(np.sum(guessed[own] == number))
-        axes.set_title(f"{labels[number]}: {right} of {len(own)}", fontsize=9)
+        axes.set_title(f"{labels[number]}: {right} of {len(own)} right", fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=7)
+        axes.tick_params(labelsize=7, labelbottom=True)
     for axes in grid[len(shown) :]:
         axes.set_visible(False)
     figure.supxlabel("step", fontsize=8)
