@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -13,14 +12,13 @@ import numpy as np
 from experiments.lessons.recipes import Corpus, Encoded, take_both
 from rnnjax.data import (
     UNKNOWN,
-    DataError,
     Examples,
     Vocabulary,
     basic_english,
     load,
-    read_examples,
     strip_punctuation,
 )
+from rnnjax.data.sources import read_ag_news_titles
 
 VOCABULARY_SIZE = 20_000
 TITLES_READ = 2_000
@@ -47,22 +45,7 @@ def load_titles(data_dir: Path | None, take: int | None) -> News:
     Raises:
         DataError: there are no local files; elsewhere titles are not told apart.
     """
-    given = data_dir if data_dir is not None else os.environ.get("RNNJAX_DATA")
-    folder = Path(given or "", "ag_news")
-    parts: list[Examples] = []
-    for stem in ("train*", "test"):
-        found = sorted(path for end in (".csv", ".csv.gz") for path in folder.glob(stem + end))
-        if len(found) != 1:
-            raise DataError(
-                f"{folder} must have one file {stem}.csv or {stem}.csv.gz (no header; columns "
-                "label 1-4, title, description) for the titles alone, got "
-                f"{len(found) or 'none'}: give the folder above it as --data-dir"
-            )
-        header = ("label", "title", "description")
-        parts.append(
-            read_examples(found[0], text="title", header=header, first_label=1, num_classes=4)
-        )
-    train, test = parts
+    (train, test), _ = read_ag_news_titles(data_dir)
     return _news(train, test, take)
 
 

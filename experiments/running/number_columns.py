@@ -185,7 +185,7 @@ def read_number(text: str) -> float:
 
 def _float(text: str) -> float:
     try:
-        return float(text)
+        return float(text) if "_" not in text else math.nan  # 1_000 is a number in Python alone
     except ValueError:
         return math.nan
 

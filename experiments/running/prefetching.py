@@ -34,8 +34,11 @@ def prefetched(items: Iterable[Item], ahead: int) -> Iterator[Item]:
 
 def _from_thread(items: Iterator[Item], ahead: int) -> Iterator[Item]:
     end = object()
-    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as thread:
+    thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+    try:
         waiting = deque(thread.submit(next, items, end) for _ in range(ahead))
         while (item := waiting.popleft().result()) is not end:
             waiting.append(thread.submit(next, items, end))
             yield item  # pyright: ignore[reportReturnType]
+    finally:  # who stops early waits for the item that is being made, not for all those ordered
+        thread.shutdown(cancel_futures=True)

@@ -19,6 +19,13 @@ def data_folder(data_dir: str | os.PathLike[str] | None) -> Path | None:
     return folder
 
 
+def subfolder(data_dir: Path | None, name: str, layout: str) -> Path:
+    """The folder of a data set by name; where there is none, says which files belong there."""
+    if data_dir is None or not (data_dir / name).is_dir():
+        raise DataError(f"{name} needs local files. {put_in(layout, name)}")
+    return data_dir / name
+
+
 def find_file(folder: Path, stem: str, suffixes: Sequence[str]) -> Path:
     """The one file of the folder with this stem, which may be a pattern."""
     found = sorted(path for suffix in suffixes for path in folder.glob(stem + suffix))

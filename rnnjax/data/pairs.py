@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rnnjax.data._local_files import data_folder, files_sha256, find_file, put_in
+from rnnjax.data._local_files import data_folder, files_sha256, find_file, subfolder
 from rnnjax.data._text_files import read_lines
 from rnnjax.data.errors import DataError, check_seed, rows_error
 
@@ -150,12 +150,10 @@ def load_pairs(
             raise DataError(f"{argument} must be one of {expected}, got {language!r}")
     if source == target:
         raise DataError(f"target must be another language than source, got {target!r} twice")
-    folder = data_folder(data_dir)
-    if folder is None or not (folder / name).is_dir():
-        layout = "train, val and test_2016_flickr, each as .de, .en and .fr (or these with .gz),"
-        raise DataError(f"{name} needs local files. {put_in(layout, name)}")
+    layout = "train, val and test_2016_flickr, each as .de, .en and .fr (or these with .gz),"
+    folder = subfolder(data_folder(data_dir), name, layout)
     paths = [
-        [find_file(folder / name, f"{part}.{language}", ("", ".gz")) for part in _MULTI30K]
+        [find_file(folder, f"{part}.{language}", ("", ".gz")) for part in _MULTI30K]
         for language in (source, target)
     ]
     train, validation, test = (read_pairs(*both) for both in zip(*paths, strict=True))

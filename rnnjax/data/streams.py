@@ -8,12 +8,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rnnjax.data._local_files import data_folder, files_sha256, find_file, put_in
+from rnnjax.data._local_files import data_folder, files_sha256, find_file, subfolder
 from rnnjax.data._numbers import is_float, to_int32, to_numbers
 from rnnjax.data._text_files import read_text
 from rnnjax.data.errors import DataError, check_count
 from rnnjax.data.examples import Examples, split
-from rnnjax.data.sources import NAMES, load, read_ag_news
+from rnnjax.data.sources import NAMES, load, read_ag_news_titles
 from rnnjax.data.tables import SUFFIXES
 
 _VALIDATION = 0.1  # the last tenth, as is usual for Tiny Shakespeare
@@ -132,13 +132,12 @@ def load_text(
 
 
 def _tiny_shakespeare(data_dir: Path | None, seed: int) -> TextParts:
-    layout = "input.txt (or input.txt.gz)"
-    folder = _subfolder(data_dir, "tiny_shakespeare", layout)
+    folder = subfolder(data_dir, "tiny_shakespeare", "input.txt (or input.txt.gz)")
     return _of_file("tiny_shakespeare", find_file(folder, "input", (".txt", ".txt.gz")))
 
 
 def _ptb(data_dir: Path | None, seed: int) -> TextParts:
-    folder = _subfolder(data_dir, "ptb", "ptb.train.txt, ptb.valid.txt and ptb.test.txt (or .gz)")
+    folder = subfolder(data_dir, "ptb", "ptb.train.txt, ptb.valid.txt and ptb.test.txt (or .gz)")
     stems = ("ptb.train", "ptb.valid", "ptb.test")
     paths = [find_file(folder, stem, (".txt", ".txt.gz")) for stem in stems]
     train, validation, test = map(read_text, paths)
@@ -147,16 +146,8 @@ def _ptb(data_dir: Path | None, seed: int) -> TextParts:
 
 
 def _ag_news_titles(data_dir: Path | None, seed: int) -> TextParts:
-    layout = "train.csv and test.csv (no header; columns label, title, description)"
-    folder = _subfolder(data_dir, "ag_news", layout)
-    (train, test), paths = read_ag_news(folder, ("title",))
+    (train, test), paths = read_ag_news_titles(data_dir)
     return _of_rows("ag_news_titles", train.texts, test.texts, files_sha256(*paths), seed)
-
-
-def _subfolder(data_dir: Path | None, name: str, layout: str) -> Path:
-    if data_dir is None or not (data_dir / name).is_dir():
-        raise DataError(f"{name} needs local files. {put_in(layout, name)}")
-    return data_dir / name
 
 
 def _of_file(name: str, path: Path) -> TextParts:

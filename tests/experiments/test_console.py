@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -393,6 +394,21 @@ def test_prefetching_changes_neither_items_nor_order_nor_errors():
         assert got == [0, 1, 2, 3, 4]
     with pytest.raises(ValueError, match="ahead must be at least 0, got -1"):
         prefetched([], -1)
+
+
+def test_who_stops_early_does_not_wait_for_all_that_were_ordered():
+    made = []
+
+    def items():
+        for n in range(1000):
+            time.sleep(0.01)
+            made.append(n)
+            yield n
+
+    batches = prefetched(items(), 500)
+    assert next(batches) == 0
+    batches.close()
+    assert len(made) < 250
 
 
 def test_the_environment_is_what_runs():

@@ -68,6 +68,7 @@ REFUSED = {
     "a short row behind an empty one": ("a,b\n1,2\n\n3\n", "row 4: must have 2 columns .* got 1"),
     "a gap": ("a,b\n1,2\n3,\n", "row 3: b must be a finite number, got ''"),
     "not a number": ("a\n1\nnan\n", "row 3: a must be a finite number, got 'nan'"),
+    "a name that Python takes for a number": ("a\n1\n1_0\n", "row 3: a must be a finite number"),
     "infinity": ("a\n1\n-inf\n", "row 3: a must be a finite number, got '-inf'"),
     "too many bits": ("a\n9007199254740993\n", "row 2: a must be a number that 53 bits hold"),
     "too far": ("a\n1\n1e200\n", r"row 3: a must be at most 1e\+100 in size, got '1e200'"),
