@@ -8,7 +8,13 @@ import pytest
 
 import rnnjax
 from rnnjax.metrics import merge
-from rnnjax.training import NonFiniteError, check_finite, init_train_state, make_train_step
+from rnnjax.training import (
+    NonFiniteError,
+    apply_gradients,
+    check_finite,
+    init_train_state,
+    make_train_step,
+)
 
 
 def quadratic(params, batch, key):
@@ -35,6 +41,18 @@ def run(optimizer, *spoiled):
         state, metrics = step(state, batch)
         history.append((jax.device_get(state), jax.device_get(metrics)))
     return history
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_the_norm_of_a_gradient_of_16_bits_is_taken_in_32(dtype):
+    """The square of 300 is infinite in float16: the step would be left out."""
+    optimizer, params = optax.sgd(1.0), {"w": jnp.zeros(10_000, dtype)}
+    state = init_train_state(jax.random.key(0), params, optimizer)
+    grads = {"w": jnp.full(10_000, 300, dtype)}
+    state, metrics = apply_gradients(state, optimizer, jnp.zeros((), dtype), grads)
+    np.testing.assert_array_equal(state.params["w"].astype("float32"), -300)
+    assert metrics["skipped"] == (0, 1)
+    np.testing.assert_allclose(metrics["grad_norm"], (30_000, 1), rtol=1e-6)
 
 
 BAD = [("slope", np.nan), ("slope", np.inf), ("offset", np.nan), ("offset", -np.inf)]
