@@ -69,14 +69,17 @@ def search(table, start, beam_size, alpha=0.6, length=N, **options):
 @pytest.mark.parametrize("table", TABLES)
 def test_a_beam_as_wide_as_all_texts_finds_them_in_order(table, alpha):
     expected = brute_force(table, 0, alpha)
-    beams = search(table, 0, beam_size=V**N, alpha=alpha)
+    beams = search(table, 0, beam_size=V**N, alpha=alpha, pad=2)
     for k, (score, text) in enumerate(expected):
-        assert beams.tokens[k, : int(beams.lengths[k])].tolist() == list(text)
+        assert beams.tokens[k].tolist() == [*text, *[2] * (N - len(text))]
+        assert beams.lengths[k] == len(text)
         np.testing.assert_allclose(beams.scores[k], score, rtol=1e-5)
         np.testing.assert_allclose(beams.log_probs[k], law(table, 0, text), rtol=1e-5)
         assert bool(beams.ended[k]) == (text[-1] == STOP)
     assert not np.any(np.isfinite(beams.scores[len(expected) :]))
     assert not np.any(beams.lengths[len(expected) :])
+    assert not np.any(beams.ended[len(expected) :])
+    assert np.all(beams.tokens[len(expected) :] == 2)
 
 
 def test_a_beam_of_one_is_greedy_while_that_can_win():
@@ -200,21 +203,34 @@ def test_coverage_prefers_the_text_that_looks_everywhere():
             max_length=3,
             coverage=coverage,
         )
-    best = found[5.0].tokens[0, 0].tolist()
-    assert 2 in best[:2]
-    uniform = -np.log(3.0)
-    length = int(found[5.0].lengths[0, 0])
-    looks = [0, *best[: length - 1]]
-    covered = [min(sum(t // 2 == s for t in looks), 1) for s in range(2)]
-    expected = length * uniform / ((5 + length) / 6) ** 0.6 + 5 * np.log(covered).sum()
-    np.testing.assert_allclose(found[5.0].scores[0, 0], expected, rtol=1e-5)
+    assert 2 in found[5.0].tokens[0, 0, :2]
+    seen = 0
+    for k, score in enumerate(found[5.0].scores[0]):
+        length = int(found[5.0].lengths[0, k])
+        if length:
+            looks = [0, *found[5.0].tokens[0, k, : length - 1].tolist()]
+            covered = [np.clip(sum(t // 2 == s for t in looks), 1e-6, 1) for s in range(2)]
+            expected = -length * np.log(3.0) / ((5 + length) / 6) ** 0.6
+            np.testing.assert_allclose(score, expected + 5 * np.log(covered).sum(), rtol=1e-5)
+            seen += 1
+    assert seen == len(list(all_texts(3)))
     assert found[0.0].lengths[0, 0] == 1
 
 
-def test_forbidden_tokens_are_in_no_hypothesis():
-    beams = search(TABLES[0], 0, beam_size=4, transforms=(rnnjax.forbid([2]),))
-    for k in range(4):
-        assert 2 not in beams.tokens[k, : int(beams.lengths[k])].tolist()
+@pytest.mark.parametrize(
+    ("transform", "may_be"),
+    [
+        (rnnjax.forbid([2]), lambda text: 2 not in text),
+        (rnnjax.min_length(2, [STOP]), lambda text: STOP not in text[:2]),
+    ],
+)
+def test_what_a_transform_forbids_is_in_no_hypothesis_and_the_rest_keeps_its_law(transform, may_be):
+    expected = [pair for pair in brute_force(TABLES[0], 0, 0.6) if may_be(pair[1])]
+    beams = search(TABLES[0], 0, beam_size=V**N, transforms=(transform,))
+    for k, (score, text) in enumerate(expected):
+        assert beams.tokens[k, : int(beams.lengths[k])].tolist() == list(text)
+        np.testing.assert_allclose(beams.scores[k], score, rtol=1e-5)
+    assert not np.any(beams.lengths[len(expected) :])
 
 
 def run(step):

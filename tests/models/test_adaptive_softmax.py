@@ -19,10 +19,16 @@ def test_probabilities_sum_to_one():
 
 
 def test_the_probability_of_a_target_is_that_among_all():
-    targets = jax.random.randint(jax.random.key(2), (4, 5), 0, V)
-    every = np.asarray(SOFTMAX.log_probs(PARAMS, HS))
-    expected = np.take_along_axis(every, np.asarray(targets)[..., None], axis=-1)[..., 0]
-    np.testing.assert_allclose(SOFTMAX.log_prob(PARAMS, HS, targets), expected, rtol=1e-5)
+    for hs in HS[0]:
+        found = SOFTMAX.log_prob(PARAMS, jnp.tile(hs, (V, 1)), jnp.arange(V))
+        np.testing.assert_allclose(found, SOFTMAX.log_probs(PARAMS, hs), rtol=1e-5)
+
+
+def test_rarer_words_are_read_from_fewer_numbers():
+    for divisor, widths in ((4, [4, 1]), (2.5, [6, 2]), (100, [1, 1])):
+        softmax = rnnjax.adaptive_softmax(H, V, CUTOFFS, divisor=divisor)
+        clusters = softmax.init(jax.random.key(0)).clusters
+        assert [cluster.down.shape[1] for cluster in clusters] == widths
 
 
 @pytest.mark.parametrize("target", [-1, V, V + 7])

@@ -132,6 +132,28 @@ def test_locked_dropout_drops_the_same_features_at_all_steps():
     np.testing.assert_array_equal(locked_dropout(None, xs, 0.4), xs)
 
 
+def test_words_inputs_and_outputs_are_dropped_by_draws_apart():
+    """As many flags each: of one key they would be the same."""
+    size, words = 8, 64
+    shown = rnnjax.Cell(
+        output_size=size,
+        init=lambda key, input_size: (),
+        initial_carry=lambda params: jnp.zeros(1),
+        project=lambda params, x: (x,),
+        update=lambda params, carry, x_proj, h_proj: (carry, x_proj[0]),
+    )
+    table = rnnjax.embedding(words, vectors=np.ones((words, size)))
+    model = rnnjax.language_model(table, shown, dropout=0.5, word_dropout=0.5)
+    params, tokens = model.init(jax.random.key(0)), jnp.arange(words).reshape(size, size)
+    _, outputs = model.features(params, tokens, key=jax.random.key(1))
+    raw, dropped = (np.asarray(a) for a in outputs)
+    assert set(np.unique(raw)) == {0.0, 4.0}
+    assert set(np.unique(dropped)) == {0.0, 8.0}
+    kept_words, kept_inputs, kept = raw.any(2), raw.any(1), dropped.any(1)
+    assert 0.25 < np.mean(kept_words == kept_inputs) < 0.75
+    assert 0.25 < np.mean(kept[kept_inputs]) < 0.75
+
+
 def test_a_dropped_word_is_dropped_wherever_it_stands():
     model, params = make(word_dropout=0.5)
     vectors = params.embedding.vectors
@@ -159,13 +181,16 @@ def test_a_dropped_word_is_dropped_wherever_it_stands():
 
 def test_the_penalty_is_that_of_its_formula():
     raw = np.random.default_rng(0).normal(size=(2, 5, 3))
-    dropped, mask = raw * 2, np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], bool)
+    dropped, mask = raw * 2, np.array([[1, 1, 1, 0, 0], [1, 0, 1, 1, 1]], bool)
     size = np.mean(dropped[mask] ** 2)
-    change = np.mean(np.concatenate([np.diff(raw[0, :3], axis=0), np.diff(raw[1], axis=0)]) ** 2)
+    runs = raw[0, :3], raw[1, 2:]  # neighbours on both sides of a hole are none
+    change = np.mean(np.concatenate([np.diff(run, axis=0) for run in runs]) ** 2)
     value = activation_penalty(
         Features(jnp.asarray(raw), jnp.asarray(dropped)), mask, activity=2.0, change=3.0
     )
     np.testing.assert_allclose(value, 2 * size + 3 * change, rtol=1e-6)
+    nothing = activation_penalty(Features(jnp.asarray(raw), jnp.asarray(dropped)), mask & False)
+    assert nothing == 0
 
 
 def test_it_learns_a_markov_chain_to_its_entropy_and_writes_it():

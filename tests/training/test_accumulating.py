@@ -80,6 +80,41 @@ def test_sums_of_sixteen_bits_are_taken_in_thirty_two():
     assert metrics["grad_norm"][0] == 1
 
 
+def test_a_micro_batch_whose_mean_is_that_of_nothing_counts_nothing():
+    """0 / 0 is NaN, in the loss, in its gradient and in what else is measured of it."""
+
+    def plain_mean(params, batch, key):
+        total, count = jnp.sum(params * batch["x"] * batch["real"]), jnp.sum(batch["real"])
+        return total / count, {"loss": (total, count), "mean": (total / count, jnp.ones(()))}
+
+    batches = {"x": jnp.array([[1.0, 2.0], [5.0, 5.0], [6.0, 7.0]])}
+    batches["real"] = jnp.array([[1.0, 1.0], [0.0, 0.0], [1.0, 0.0]])
+    state = init_train_state(jax.random.key(0), jnp.array(2.0), optax.sgd(1.0))
+    state, metrics = make_accumulating_step(plain_mean, optax.sgd(1.0))(state, batches)
+    assert state.params == 2 - (1 + 2 + 6) / 3
+    assert metrics["loss"] == (18, 3)
+    assert metrics["mean"] == (3 + 12, 2)
+
+
+def test_the_optimizer_gets_the_loss_of_all_and_gradients_of_the_dtype_of_parameters():
+    def init(params):
+        return jnp.zeros(())
+
+    def update(grads, state, params=None, *, value, **others):
+        assert grads.dtype == params.dtype
+        return grads, value
+
+    optimizer = optax.GradientTransformationExtraArgs(init, update)
+    state = init_train_state(jax.random.key(0), jnp.array(2.0, jnp.bfloat16), optimizer)
+
+    def mean(params, rows, key):
+        loss = Mean.of(params.astype(jnp.float32) * rows, rows > 0)
+        return loss.value, {"loss": loss}
+
+    rows = jnp.array([[1.0, 2.0], [6.0, 0.0]])
+    assert make_accumulating_step(mean, optimizer)(state, rows)[0].opt_state == 2 * (1 + 2 + 6) / 3
+
+
 def test_every_micro_batch_draws_noise_of_its_own():
     def noisy(params, batch, key):
         noise = jax.random.normal(key)
