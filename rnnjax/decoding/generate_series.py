@@ -67,7 +67,8 @@ def generate_series(
     .. math:: v_{t+1} \sim p(\cdot \mid v_1 \dots v_t)
 
     The sibling of :func:`rnnjax.generate` for vectors. What a row writes depends on its prompt
-    and its key alone: not on other rows, their order, the padding, nor ``max_new_steps``.
+    and its key alone: not on other rows, their order, the padding, nor ``max_new_steps``. A row
+    whose distribution is NaN ends there.
 
     To draw otherwise, as with a lower variance, give a model whose head draws so:
     ``model._replace(head=model.head._replace(sample=...))``.
@@ -143,7 +144,9 @@ def _series(
     def choose(keys: Array, distribution: Any, _: Any) -> Choice:
         value = jax.vmap(head.sample)(keys, distribution).astype(prompt.dtype)
         ends = False if stop is None else _ends(stop, value)
-        return Choice(value, head.log_prob(distribution, value), ends, False)
+        log_prob = head.log_prob(distribution, value)
+        # Of a distribution that is NaN there is no draw: many heads would give zeros for ever.
+        return Choice(value, log_prob, ends, jnp.isnan(log_prob))
 
     end = write_rows(
         start_writing(carry, at_last(prompt), keys, room),

@@ -156,6 +156,8 @@ def image_grid_lstm(
             )
         if mask is not None:
             mask = masking.check_flags("mask", mask, images.shape[:-2], images.shape[-2])
+        if 0 in images.shape[-3:-1]:  # without a place there is no diagonal
+            return jnp.zeros((*images.shape[:-1], how.size), carry_dtype(params))
         return _run(how, params, images, mask)
 
     return ImageGrid(init, apply, how.size)

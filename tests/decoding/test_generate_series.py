@@ -204,6 +204,18 @@ def test_what_does_not_fit_is_named(message):
         BAD[message](model, params)
 
 
+@EVERY_HEAD
+def test_a_row_whose_distribution_is_nan_ends_there(name):
+    """Keys of a piano would be silent for ever, and every id the first that is NaN."""
+    model, params, prompt = make(name)
+    carry = jnp.zeros((3, 4)).at[1].set(jnp.nan)
+    options = {"max_new_steps": 5, "key": KEYS, "initial_carry": carry}
+    out = rnnjax.generate_series(model, params, prompt, LENGTHS, **options)
+    assert out.lengths.tolist() == [5, 0, 5]
+    assert not np.any(out.values[1])
+    assert np.all(np.isfinite(out.log_probs))
+
+
 def test_the_model_of_a_series_is_its_layer_and_its_head_with_lengths():
     model, params, values = make("keys")
     pair, lengths = (values[:, :-1], values[:, 1:]), LENGTHS - 1

@@ -140,6 +140,15 @@ def test_tied_layers_are_untied_ones_of_equal_weights_and_batch_axes_are_free():
     np.testing.assert_allclose(grid.apply(params, IMAGES[0]), expected[0], **EXACT)
 
 
+@pytest.mark.parametrize("shape", [(2, 0, 4), (2, 3, 0), (0, 3, 4)])
+def test_an_image_without_places_gives_none(shape):
+    grid = rnnjax.image_grid_lstm(3, 2)
+    params, mask = grid.init(jax.random.key(0), 2), jnp.ones(shape, bool)
+    found = grid.apply(params, jnp.ones((*shape, 2)), mask=mask)
+    assert found.shape == (*shape, 3)
+    assert found.dtype == jnp.float32
+
+
 BAD = {
     "an unknown side": (lambda: rnnjax.image_grid_lstm(H, L, priority="up"), "priority must be"),
     "an unknown corner": (lambda: rnnjax.image_grid_lstm(H, L, corner="middle"), "corner must be"),
