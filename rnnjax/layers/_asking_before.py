@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.nn import sigmoid
 
 from rnnjax._checks import check_key
@@ -187,7 +187,6 @@ def _draw_numbers(key: Key, shape: NoiseShape, mean_rate: float) -> Array:
 
 def drawn_places(weights: Array, draw: Draw | None) -> Array:
     """1 at the place that is taken, 0 elsewhere, and everywhere where no place is real."""
-    weights = lax.stop_gradient(weights)
     if draw is None:
         largest = jnp.arange(len(weights)) == jnp.argmax(weights)
         return (largest & (weights > 0)).astype(weights.dtype)

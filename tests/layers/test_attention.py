@@ -119,6 +119,18 @@ def test_gradients_are_those_of_finite_differences(kind, float64):
     check_grads(run, wide, order=1, modes=("fwd", "rev"))
 
 
+def test_scores_and_contexts_of_16_bits_are_summed_in_32():
+    """257 is no bfloat16: the two places would be as near."""
+    queries, memory = jnp.ones((1, 257), jnp.bfloat16), jnp.ones((2, 257), jnp.bfloat16)
+    memory = memory.at[1, 0].set(0)
+    contexts, weights = rnnjax.attention("dot").apply((), queries, memory)
+    assert contexts.dtype == weights.dtype == jnp.float32
+    expected = 1 / (1 + np.exp(-np.array([[1.0, -1.0]])))
+    np.testing.assert_allclose(weights, expected, rtol=1e-5)
+    narrow = expected.astype(jnp.bfloat16).astype(float)  # as they meet the memory
+    np.testing.assert_allclose(contexts, narrow @ memory.astype(float), rtol=1e-6)
+
+
 def test_large_scores_are_finite():
     attend, params, queries, memory = make("dot")
     contexts, weights = attend.apply(params, queries * 1e4, memory * 1e4, LENGTHS)

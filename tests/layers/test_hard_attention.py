@@ -10,7 +10,7 @@ from trees import EXACT, assert_trees_equal
 
 import rnnjax
 from rnnjax.base import Noise
-from rnnjax.layers._asking_before import Draw
+from rnnjax.layers._asking_before import Draw, drawn_places
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -81,6 +81,19 @@ def test_a_selector_is_a_plain_loop_in_values_and_gradients(kind, hard, float64)
         return jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))(params, xs, states)
 
     assert_trees_equal(with_gradients(found), with_gradients(expected))
+
+
+@pytest.mark.parametrize("total", [1.0, 0.3])  # of a local attention they are less than 1
+def test_a_number_lies_in_the_part_of_one_place(total):
+    weights = total * np.array([0.0, 0.25, 0.0, 0.5, 0.25, 0.0])
+    place = {0.0: 1, 0.2: 1, 0.25: 3, 0.7: 3, 0.75: 4, 0.99: 4}
+    for number, expected in place.items():
+        found = drawn_places(jnp.asarray(weights), Draw(jnp.asarray(number)))
+        np.testing.assert_array_equal(found, np.arange(6) == expected)
+    assert not np.any(drawn_places(jnp.asarray(weights), Draw(jnp.asarray(-1.0))))
+    np.testing.assert_array_equal(drawn_places(jnp.asarray(weights), None), np.arange(6) == 3)
+    for draw in (None, Draw(jnp.asarray(0.5))):
+        assert not np.any(drawn_places(jnp.zeros(6), draw))
 
 
 def test_draws_are_places_of_the_weights_and_nothing_masked_is_read():

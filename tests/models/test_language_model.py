@@ -62,6 +62,21 @@ def test_steps_give_the_logits_of_apply():
 
 
 @pytest.mark.usefixtures("quick_compile")
+def test_a_score_is_the_log_probability_of_the_target_and_nan_where_that_is_none():
+    model, params = make()
+    _, logits = model.apply(params, TOKENS)
+    every = np.asarray(logits, np.float64)
+    every -= np.log(np.exp(every).sum(-1, keepdims=True))
+    right = (TOKENS + 1) % V
+    expected = np.take_along_axis(every, np.asarray(right)[..., None], -1)[..., 0]
+    for wrong in (-1, -V, V, 2**31 - 1):
+        targets = right.at[0, 2].set(wrong)
+        found = np.array(jax.jit(model.score)(params, (TOKENS, targets))[1])
+        assert np.flatnonzero(np.isnan(found)).tolist() == [2]
+        found[0, 2] = expected[0, 2]
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
 def test_a_text_in_pieces_or_in_rows_costs_what_it_costs_in_one_pass():
     model, params = make()
     text = np.random.default_rng(0).integers(0, V, 25)

@@ -104,6 +104,34 @@ def test_a_frozen_embedding_stays_while_the_rest_learns():
     assert not np.allclose(moved.head.w, params.head.w)
 
 
+def test_given_vectors_are_copied_and_what_is_no_table_is_named():
+    vectors = np.ones((3, 2), np.float32)
+    table = rnnjax.embedding(3, vectors=vectors)
+    vectors[:] = 0
+    assert np.all(np.asarray(table.init(jax.random.key(0)).vectors) == 1)
+    of_two = rnnjax.embedding(2, 2).init(jax.random.key(0))
+    for message, run in {
+        r"vectors must have shape \(3, E\), got shape \(3, 0\)": (
+            lambda: rnnjax.embedding(3, vectors=np.ones((3, 0)))
+        ),
+        r"vectors must have shape \(3, E\), got shape \(2, 2\)": (
+            lambda: rnnjax.embedding(3, vectors=np.ones((2, 2)))
+        ),
+        "vectors must have size 4, embedding_size, got size 2": (
+            lambda: rnnjax.embedding(3, 4, vectors=vectors)
+        ),
+        "scale must be finite": lambda: rnnjax.embedding(3, 2, scale=np.inf),
+        r"params.vectors must have shape \(3, 2\), got shape \(2, 2\)": (
+            lambda: table.apply(of_two, [0])
+        ),
+        "input_size must be left out, as it is the embedding's, got 3": (
+            lambda: rnnjax.classifier(table, rnnjax.gru(2), 2).init(jax.random.key(0), 3)
+        ),
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            run()
+
+
 def test_given_vectors_learn_unless_frozen():
     model, params = make(embedding=rnnjax.embedding(10, vectors=np.ones((10, 3))))
     grads = jax.grad(lambda p: (model.apply(p, TOKENS, LENGTHS) ** 2).sum())(params)
