@@ -57,7 +57,7 @@ def check_xs(xs: Any) -> Any:
         if array.shape[:-1] != arrays[0].shape[:-1]:
             raise ValueError(
                 f"{name} must have the batch and time axes {arrays[0].shape[:-1]} of "
-                f"{named[0][0]}, got shape {array.shape}"
+                f"{named[0][0]} and an axis of features, got shape {array.shape}"
             )
     return structure.unflatten(arrays)
 
@@ -99,7 +99,10 @@ def check_context(cell: Cell, context: Any, batch: tuple[int, ...]) -> Any:
             )
         return None
     if context is None:
-        raise ValueError("context must be given to a cell with the field context, got None")
+        raise ValueError(
+            "context must be given to a cell with the field context, such as an attention_cell, "
+            "got None"
+        )
     for name in ("linear", "chunk"):
         if getattr(cell, name) is not None:
             raise ValueError(f"a cell must give either {name} or context, got both")
@@ -121,7 +124,7 @@ def check_pieces(w_hh: Array | None, carry: Carry, x_projs: Any) -> None:
         ValueError: no tuple, pieces that do not fit the recurrent weights, or an integer carry.
     """
     if not isinstance(x_projs, tuple):
-        raise ValueError(f"a cell's project must give a tuple, got {type(x_projs).__name__}")
+        raise ValueError(f"a cell's project must give a tuple, got {describe(x_projs)}")
     gate_widths(w_hh, x_projs)
     for leaf in jax.tree.leaves(carry):
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 from jax import Array, lax
 
+from rnnjax._checks import describe
 from rnnjax.base import Cell
 from rnnjax.masking import select, zero_padding
 
@@ -47,11 +48,20 @@ def scan(loop: Loop, step: Callable, carry: Any, inputs: Any) -> tuple[Any, Any]
 
 
 def over_batch(function: Callable | None) -> Callable:
-    """``function(params, carry, ...)`` of one example for a batch, parameters shared."""
+    """``function(params, carry, ...)`` of one example for a batch, parameters shared.
+
+    Raises:
+        ValueError: its result is no pair. An array of two rows would be taken apart as one.
+    """
     assert function is not None
 
-    def batched(params: Any, *rest: Any) -> Any:
-        return jax.vmap(function, (None, *(0 for _ in rest)))(params, *rest)
+    def batched(params: Any, *rest: Any) -> tuple[Any, Any]:
+        result = jax.vmap(function, (None, *(0 for _ in rest)))(params, *rest)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise ValueError(
+                f"a cell's update or plain_step must give (carry, y), got {describe(result)}"
+            )
+        return result
 
     return batched
 

@@ -59,7 +59,7 @@ def recurrent(
     def apply(
         params: Params, xs: Array, steps: StepArguments, initial_carry: Carry, key: Key | None
     ) -> tuple[Carry, Any]:
-        return unroll(
+        carry, ys = unroll(
             cell,
             params,
             xs,
@@ -71,6 +71,13 @@ def recurrent(
             implementation=implementation,
             scan_unroll=scan_unroll,
         )
+        # What lies above is made for outputs of this size.
+        if hasattr(ys, "shape") and ys.shape[-1] != cell.output_size:
+            raise ValueError(
+                f"a cell's update must give outputs of its output_size, {cell.output_size}, "
+                f"got size {ys.shape[-1]}"
+            )
+        return carry, ys
 
     def initial_carry(params: Params, batch_shape: tuple[int, ...] = ()) -> Carry:
         return carry_of_batch(cell.initial_carry(in_native_order(params)), batch_shape)

@@ -251,3 +251,27 @@ def test_a_cell_without_recurrent_weights_needs_no_hidden():
     assert_same(
         value_and_gradients(run(bare), params, xs), value_and_gradients(run(cell), params, xs)
     )
+
+
+# What a cell of one's own may get wrong.
+
+
+def halving(step, size=H, plain=False):
+    """h' = (h + x) / 2, as the cell that ``step(h')`` makes of it."""
+    parts = {"plain_step" if plain else "update": lambda p, h, x, *_: step((h + x[0]) / 2)}
+    zeros = lambda params: jnp.zeros(H)  # noqa: E731
+    return rnnjax.Cell(size, lambda key, input_size: (), zeros, lambda p, x: (x,), **parts)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("batch", [2, 3])
+def test_a_step_that_gives_no_carry_with_its_output_is_refused(plain, batch):
+    """An array of two rows would come apart as if it were a pair."""
+    with pytest.raises(ValueError, match=r"must give \(carry, y\), got an array of shape"):
+        rnnjax.unroll(halving(lambda h: h, plain=plain), (), normal(0, batch, T, H))
+
+
+def test_outputs_of_another_size_than_the_cell_says_are_refused():
+    layer = rnnjax.recurrent(halving(lambda h: (h, h), size=H + 1))
+    with pytest.raises(ValueError, match=f"outputs of its output_size, {H + 1}, got size {H}"):
+        layer.apply((), normal(0, B, T, H))
