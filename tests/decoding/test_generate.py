@@ -309,6 +309,11 @@ def test_behind_a_stop_there_is_padding_and_the_carry_is_held():
         history = [V, V, *PROMPTS[row, : LENGTHS[row]].tolist(), *out.tokens[row, :new].tolist()]
         # The carry has read all but the last token.
         np.testing.assert_array_equal(out.carry[row], history[-3:-1])
+    # Its key, too, is what it was at its end, however long the others went on.
+    first = int(np.argmin(out.lengths))
+    assert out.lengths[first] < out.lengths.max()
+    alone = write((first,), count=30, stop=1, pad=2)
+    assert alone.keys[0] == out.keys[first]
 
 
 def test_the_loop_ends_when_all_rows_have():

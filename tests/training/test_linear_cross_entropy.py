@@ -210,6 +210,18 @@ def test_sixteen_bits_are_added_up_in_32():
     np.testing.assert_array_equal(of_w.astype(np.float32), np.tile([-1024.0, 1024.0], (F, 1)))
 
 
+@pytest.mark.usefixtures("chunks")
+def test_the_gradient_of_a_bias_has_no_rounding_of_the_weights():
+    # Features are whole numbers, so that products with weights of 16 bits are exact.
+    w, bias, x = jnp.asarray(W, jnp.bfloat16), jnp.asarray(BIAS, jnp.float32), np.round(2 * X)
+    expected = law(x, np.asarray(w, float), np.asarray(bias, float), LABELS, MASK * 1.0)[1][2]
+
+    def loss(bias):
+        return linear_cross_entropy(jnp.asarray(x, w.dtype), w, bias, LABELS, MASK)[0].total
+
+    np.testing.assert_allclose(jax.grad(loss)(bias), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_inside_of_shard_map_every_device_has_the_loss_of_its_rows():
     mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
     x, w, labels = jnp.asarray(X, jnp.float32), jnp.asarray(W, jnp.float32), jnp.asarray(LABELS)

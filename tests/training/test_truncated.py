@@ -113,9 +113,10 @@ def by_hand(w, k1, k2, mask, resets):
         (2, 5, "mask_and_resets"),
         (1, 3, "mask_and_resets"),
         (3, 20, "mask_and_resets"),
-        (9, 9, "mask_and_resets"),
+        pytest.param(9, 9, "mask_and_resets", marks=pytest.mark.full),  # a window alone
     ],
 )
+@pytest.mark.kept
 def test_updates_are_those_of_the_loop_by_hand(k1, k2, flags):
     mask, resets = (np.ones_like(MASK), RESETS & False) if flags == "plain" else (MASK, RESETS)
     with jax.enable_x64(True):
