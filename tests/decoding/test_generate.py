@@ -487,6 +487,11 @@ def test_bad_input_is_named(case):
     assert words[1] in str(caught.value)
 
 
+def test_traced_lengths_of_prompts_are_clipped():
+    tokens = jax.jit(lambda lengths: call(lengths=lengths).tokens)
+    np.testing.assert_array_equal(tokens(np.array([9, 0, 2])), tokens(np.array([4, 1, 2])))
+
+
 def test_what_pads_a_prompt_need_not_be_an_id():
     lengths = np.array([1, 2, 3])
     dirty = np.where(rnnjax.lengths_to_mask(lengths, PROMPTS.shape[1]), PROMPTS, -1)

@@ -93,7 +93,7 @@ def alone_with_noise(cell, params, noise, b, batch, carry, reverse):
 
 @pytest.mark.parametrize("name", LAW)
 def test_a_noisy_batch_is_each_sequence_alone_with_its_noise(name):
-    # Of whole rows of a tanh the derivative finds the state in the outputs, where there is no noise.
+    # Of whole rows of a tanh the derivative finds the state in the outputs, but for noise.
     cell, batch = NOISY[name], ragged("plain" if name == "variational_whole" else "all")
     params, reverse = init(cell), name in REVERSED
     start = jax.tree.map(
