@@ -50,8 +50,8 @@ def export_program(
         clamped, to [0, V) and to [0, T].
 
     Raises:
-        ValueError: ``platforms`` is empty or names something else, or ``apply`` needs T known
-            when it is compiled.
+        ValueError: ``platforms`` is empty or names something else, ``apply`` needs T known when it
+            is compiled, or two of the outputs would have the same name.
 
     Example:
         >>> import jax, jax.export, jax.numpy as jnp, rnnjax
@@ -259,11 +259,18 @@ def _shape_of_inputs(shape: Sequence[Any], input_size: Any) -> jax.ShapeDtypeStr
 
 
 def _plain(outputs: Any) -> Any:
-    """A process without this package does not know its NamedTuples."""
+    """Arrays by name: a process without this package does not know its NamedTuples.
+
+    Raises:
+        ValueError: two would have the same name, as "a.b" and "b" in "a" do.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(outputs)
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
     if names == [""]:
         return outputs
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise ValueError(f"exported arrays must have a name each, got several at {doubled}")
     return dict(zip(names, (leaf for _, leaf in leaves), strict=True))
 
 

@@ -64,8 +64,8 @@ def state_shardings(
         A tree of the same structure, of a ``NamedSharding`` in place of each array.
 
     Raises:
-        ValueError: no path ends in one of the names, or an array is not such that it can be divided
-            so; names it.
+        ValueError: no path ends in one of the names, or a path in several; or an array is not such
+            that it can be divided so; names it.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -83,6 +83,8 @@ def state_shardings(
     def of_leaf(path: Any, leaf: Any) -> NamedSharding:
         place = jax.tree_util.keystr(path, simple=True, separator=".")
         names = [name for name in specs if f".{place}".endswith(f".{name}")]
+        if len(names) > 1:
+            raise ValueError(f"divided must name each array once, got {', '.join(names)}")
         found.update(names)
         sharding = NamedSharding(mesh, specs[names[0]] if names else PartitionSpec())
         try:

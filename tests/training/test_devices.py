@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import processes
 import pytest
+from jax.sharding import PartitionSpec as P
 from mesh_cases import CASES
 from processes import TESTS, outputs, program, start
 
@@ -149,6 +150,14 @@ def test_two_processes_have_equal_bits(trained):
         (lambda mesh: replicate(None, {}), "mesh must be a jax.sharding.Mesh, got NoneType"),
         (lambda mesh: shard_batch({}, mesh), "mesh must be a jax.sharding.Mesh, got dict"),
         (lambda mesh: replicate(mesh, {"w": "a"}), r"tree\['w'\] must be an array of numbers"),
+        (
+            lambda mesh: replicate(
+                mesh,
+                {"a": {"w": np.ones(2)}},
+                divided={"w": P(), "a.w": P(None)},
+            ),
+            "divided must name each array once, got w, a.w",
+        ),
         (lambda mesh: replicate(mesh, [np.int64(2**40)]), r"tree\[0\] must fit int32"),
         (lambda mesh: shard_batch(mesh, {"x": np.array(["a"])}), r"batch\['x'\] must be an array"),
         (lambda mesh: shard_batch(mesh, np.array([2**40])), "batch must fit int32"),

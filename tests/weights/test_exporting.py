@@ -286,6 +286,16 @@ def test_what_cannot_be_exported_is_named(changes, message):
         export_step(**(given | changes))
 
 
+def test_outputs_of_one_name_are_refused():
+    """Of two arrays the program gave one, without a word."""
+
+    def apply(params, ids, lengths):
+        return {"a": {"b": ids}, "a.b": -ids, "c": lengths}
+
+    with pytest.raises(ValueError, match=r"must have a name each, got several at \['a.b'\]"):
+        export_program(apply, (), platforms=["cpu"])
+
+
 def test_ids_outside_the_vocabulary_are_the_nearest_ones_in_every_program():
     """A negative index would count from the end."""
     model = rnnjax.classifier(rnnjax.embedding(11, 4), rnnjax.gru(3), 2)
