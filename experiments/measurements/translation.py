@@ -97,7 +97,7 @@ def make_model(settings: Settings) -> rnnjax.SequenceToSequence:
 class Theirs:
     """The same model in PyTorch, with the weights of ``params``."""
 
-    def __init__(self, params: Any) -> None:
+    def __init__(self, model: rnnjax.SequenceToSequence, params: Any) -> None:
         import torch
 
         self.torch = torch
@@ -113,10 +113,10 @@ class Theirs:
         _fill(self.encoder, params.encoder.backward, "_l0_reverse")
         inner, context = params.decoder.cell, params.decoder.context
         _fill(self.decoder, inner._replace(w_ih=jnp.concatenate([inner.w_ih, context])), "")
-        attention, head, bridge = params.decoder.attention, params.head.output, params.bridge[0]
+        attention, bridge = params.decoder.attention, params.bridge[0]
         self.source, self.target = tensor(params.source.vectors), tensor(params.target.vectors)
         self.query, self.key, self.v = map(tensor, attention)
-        self.w, self.bias = tensor(head.w), tensor(head.bias)
+        self.w, self.bias = map(tensor, model.head_weights(params))
         self.bridge_w, self.bridge_bias = tensor(bridge.w), tensor(bridge.bias)
         own = (self.source, self.target, self.query, self.key, self.v, self.w, self.bias)
         self.weights = [
@@ -245,7 +245,7 @@ def measure(settings: Settings) -> list[dict[str, str]]:
     """Rows of the table for the training step, and for each way to translate."""
     model = make_model(settings)
     params = model.init(jax.random.key(0))
-    theirs = Theirs(params)
+    theirs = Theirs(model, params)
     rng = np.random.default_rng(0)
     pairs = {ragged: make_pairs(settings, rng, ragged) for ragged in (True, False)}
     sentences = rng.integers(4, settings.vocab_size, (settings.sentences, settings.length))
@@ -260,7 +260,8 @@ def measure(settings: Settings) -> list[dict[str, str]]:
         _training(f"{what}, {name}", model, params, theirs, pairs[ragged], settings)
         for name, ragged in (("many lengths", True), ("one length", False))
     ]
-    alone = _head_alone(params, settings.batch_size * settings.length, calls=1, gradients=True)
+    matrix = model.head_weights(params)[0]
+    alone = _head_alone(matrix, settings.batch_size * settings.length, calls=1, gradients=True)
     head = _row(f"{what}, the head alone", settings.batch_size, *alone, settings.rounds)
     return [*training, head, *rows]
 
@@ -301,7 +302,8 @@ def _translating(
 
     name = "greedy" if beam == 1 else f"beam {beam}"
     what = f"sentences/s, {name}, {count} at once"
-    alone = _head_alone(params, count * beam, calls=settings.length, gradients=False)
+    matrix = model.head_weights(params)[0]
+    alone = _head_alone(matrix, count * beam, calls=settings.length, gradients=False)
     return [
         row(what, [sentences]),
         _row(f"{what}, the head alone", count, *alone, settings.rounds),
@@ -331,13 +333,13 @@ def _training(
 
 
 def _head_alone(
-    params: Any, rows: int, *, calls: int, gradients: bool
+    matrix: jax.Array, rows: int, *, calls: int, gradients: bool
 ) -> tuple[Callable[[], Any], Callable[[], Any]]:
     """The products of the head for so many rows and nothing else, in JAX and in PyTorch."""
     import torch
 
     rng = np.random.default_rng(0)
-    w = np.array(params.head.output.w)
+    w = np.array(matrix)
     features, logits = (rng.normal(size=(rows, n)).astype(np.float32) for n in w.shape)
 
     def products(features: Any, w: Any, logits: Any) -> Any:

@@ -16,7 +16,7 @@ class Memory(NamedTuple):
     """What is attended to, for each sequence of a batch.
 
     Made by hand it is ``Memory(states, mask)``. What only depends on it, keys and values, is made
-    of it once (``prepare_memory``), not at every step.
+    of it once (``prepare_memory``), not at every step, and logits by the ``encode`` of a model.
 
     Attributes:
         states: [..., S, M], such as the outputs of an encoder.
@@ -24,12 +24,15 @@ class Memory(NamedTuple):
         keys: [..., S, K], what queries meet.
         values: [..., S, G*H], the states through the matrix of the gates; None where attention is
             outside the recurrence or reads the states themselves.
+        logits: [..., S, V], the states through the head of a model that translates; None where
+            there are so many places that this would be more to read than the head itself.
     """
 
     states: Array
     mask: Array
     keys: Array | None = None
     values: Array | None = None
+    logits: Array | None = None
 
 
 class Attended(NamedTuple):

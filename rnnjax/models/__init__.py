@@ -1,8 +1,8 @@
 """Models: an embedding below, layers, a head above."""
 
+from ._decoder_head import DeepHeadParams as DeepHeadParams
 from ._decoder_parts import LayersCarry as LayersCarry
 from ._decoder_parts import LayersParams as LayersParams
-from ._encoder_decoder import DeepHeadParams as DeepHeadParams
 from ._encoder_decoder import SequenceToSequence as SequenceToSequence
 from ._encoder_decoder import SequenceToSequenceParams as SequenceToSequenceParams
 from ._encoding import LinearParams as LinearParams

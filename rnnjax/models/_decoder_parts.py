@@ -14,7 +14,7 @@ from rnnjax.engine.one_step import carry_of_batch, step_in_program
 from rnnjax.engine.unroll import unroll
 from rnnjax.layers._input_feeding import FeedingCarry
 from rnnjax.layers._memory import Attended, Memory
-from rnnjax.layers.attention import Attention, weighted_mean
+from rnnjax.layers.attention import Attention
 from rnnjax.layers.attention_cell import prepare_memory
 from rnnjax.layers.recurrent import as_layer
 from rnnjax.models._bridge import cross, draw_bridge
@@ -98,10 +98,10 @@ class Parts(NamedTuple):
         return (self.above or self.decoder).output_size
 
     @property
-    def feature_size(self) -> int:
-        """What the head reads: the output, what was read of the memory, and the token before."""
+    def read_sizes(self) -> tuple[int, int, int]:
+        """Of what the head reads: the output, what was read of the memory, and the token before."""
         context = self.source.output_size if self.attends else 0
-        return self.output_size + context + self.target.output_size
+        return self.output_size, context, self.target.output_size
 
     def decoder_init(self, key: Key, input_size: int) -> Params:
         decoding = self.decoder.init(key, input_size)
@@ -158,8 +158,8 @@ class Parts(NamedTuple):
         valid: Array | None,
         memory: Memory | None,
         key: Key | None,
-    ) -> tuple[Array, Attended | None]:
-        """What the head reads at all steps [..., T, F], and how the memory was read."""
+    ) -> Array | Attended:
+        """The outputs of all steps [..., T, O], with attention and how the memory was read."""
         if isinstance(self.decoder, Cell):
             own = carry if self.above is None else carry.attending
             _, attended = unroll(
@@ -180,14 +180,10 @@ class Parts(NamedTuple):
                     key=None if key is None else jax.random.fold_in(key, 1),
                 )
                 attended = attended._replace(output=hs)
-            return _join(attended, memory, xs), attended
+            return attended
         _, hs = self.decoder.apply(params.decoder, xs, mask=valid, initial_carry=carry, key=key)
         weights = self.attend(params, hs, memory)
-        if weights is None:
-            return _join(hs, memory, xs), None
-        attended = Attended(hs, weights)
-        features = _join(attended, memory, xs)
-        return features, attended._replace(weights=masking.zero_padding(valid, weights))
+        return hs if weights is None else Attended(hs, masking.zero_padding(valid, weights))
 
     def check_decoder(self, params: Any) -> None:
         """Refuse a decoder that cannot read what the source gives, or does not say how it did."""
@@ -209,8 +205,8 @@ class Parts(NamedTuple):
 
     def decode_one(
         self, params: Any, carry: Carry, x: Array, memory: Memory | None
-    ) -> tuple[Carry, Array, Array | None]:
-        """The carry after one step, what the head reads [..., F], and the weights [..., S]."""
+    ) -> tuple[Carry, Array | Attended]:
+        """The carry after one step, and what :meth:`decode` gives, of a T of 1."""
         if isinstance(self.decoder, Cell):
             own = carry if self.above is None else carry.attending
             weights_of = self.attending(params.decoder)
@@ -218,15 +214,11 @@ class Parts(NamedTuple):
             if self.above is not None:
                 on_top, h = self.above.step(params.decoder.above, carry.above, attended.output)
                 new, attended = LayersCarry(new, on_top), attended._replace(output=h)
-            at_once = jax.tree.map(lambda a: a[..., None, :], attended)
-            features = _join(at_once, memory, x[..., None, :])
-            return new, features[..., 0, :], attended.weights
+            return new, jax.tree.map(lambda a: a[..., None, :], attended)
         carry, h = self.decoder.step(params.decoder, carry, x)
         hs = h[..., None, :]
         weights = self.attend(params, hs, memory)
-        read = hs if weights is None else Attended(hs, weights)
-        features = _join(read, memory, x[..., None, :])
-        return carry, features[..., 0, :], None if weights is None else weights[..., 0, :]
+        return carry, hs if weights is None else Attended(hs, weights)
 
     def attend(self, params: Any, hs: Array, memory: Memory | None) -> Array | None:
         """The weights [..., T, S] of attention outside of the recurrence."""
@@ -237,16 +229,6 @@ class Parts(NamedTuple):
         w_q = self.attention.query_weights(params.attention)
         queries = hs if w_q is None else affine(hs, w_q)
         return self.attention.weigh(params.attention, queries, memory.keys, memory.mask)
-
-
-def _join(hs: Array | Attended, memory: Memory | None, xs: Array) -> Array:
-    """Outputs, what was read of the memory, and the tokens before, side by side."""
-    if not isinstance(hs, Attended):
-        return jnp.concatenate([hs, xs.astype(hs.dtype)], axis=-1)
-    assert memory is not None
-    dtype = hs.output.dtype
-    read = weighted_mean(hs.shares, memory.states).astype(dtype)
-    return jnp.concatenate([hs.output, read, xs.astype(dtype)], axis=-1)
 
 
 def _fed_apart(carry: Carry) -> Carry:

@@ -21,14 +21,13 @@ from rnnjax._native import jit
 from rnnjax._numerics import affine
 from rnnjax._recipe import Made
 from rnnjax.base import Carry, Cell, Key, Layer
-from rnnjax.initializers import draw_linear
 from rnnjax.layers._memory import Attended, Memory
 from rnnjax.layers.attention import Attention
+from rnnjax.models._decoder_head import Head
 from rnnjax.models._decoder_parts import Parts
-from rnnjax.models._encoding import LinearParams
 from rnnjax.models._sources import Places, Tokens, read_tokens, split_key
-from rnnjax.models.embedding import Embedding, check_tokens, table_of
-from rnnjax.models.language_model import SoftmaxParams, locked_dropout
+from rnnjax.models.embedding import Embedding, check_tokens
+from rnnjax.models.language_model import locked_dropout
 
 
 class SequenceToSequenceParams(NamedTuple):
@@ -45,13 +44,6 @@ class SequenceToSequenceParams(NamedTuple):
     decoder: Any
     attention: Any
     head: Any
-
-
-class DeepHeadParams(NamedTuple):
-    """``hidden`` [F, head_size], None without ``head_size``; ``output``: to the vocabulary."""
-
-    hidden: LinearParams | None
-    output: SoftmaxParams
 
 
 class _SequenceToSequenceFields(NamedTuple):
@@ -81,7 +73,8 @@ class SequenceToSequence(Made, _SequenceToSequenceFields):
             every token of the target after those before it. The start token is put before the
             target here. Weights are None without attention. A ``key`` means training.
         encode: ``(params, source, lengths, *, key) -> (carry, memory)``: the decoder's carry before
-            the start token, and what it attends to; None without attention.
+            the start token, and what it attends to; None without attention. A memory of few places
+            also holds their part of the logits, which is then made once and not at every step.
         step: ``(params, carry, token [...], memory) -> (carry, logits [..., V],
             weights [..., S])``, as :func:`rnnjax.beam_search` takes it.
         start: the id of the start token.
@@ -116,9 +109,7 @@ def make_model(
     """
     parts = Parts.checked(source, target, decoder, attention, above, bridge)
     inner = None if head_size is None else check_size("head_size", head_size)
-    tied = check_flag("tie", tie)
-    if tied:
-        _check_tied(target, inner)
+    head = Head.checked(parts.read_sizes, target, inner, check_flag("tie", tie))
     rate, first = check_rate("dropout", dropout), check_id("start", start, target.vocab_size)
 
     def init(key: Key) -> SequenceToSequenceParams:
@@ -132,8 +123,16 @@ def make_model(
             target.init(keys[3]),
             decoding,
             parts.draw_attention(keys[5]),
-            _draw_head(keys[6], parts.feature_size, inner, target.vocab_size, tied),
+            head.init(keys[6]),
         )
+
+    def read(
+        params: SequenceToSequenceParams, given: Array, lengths: Any, key: Key | None
+    ) -> tuple[Carry, Memory | None]:
+        params = check_params(params, SequenceToSequenceParams)
+        final, states, valid = source.read(params, given, lengths, rate, key)
+        carry = parts.cross(params, final, states.shape[:-2])
+        return carry, parts.remember(params, states, valid)
 
     def encode(
         params: SequenceToSequenceParams,
@@ -142,10 +141,12 @@ def make_model(
         *,
         key: Key | None = None,
     ) -> tuple[Carry, Memory | None]:
-        params = check_params(params, SequenceToSequenceParams)
-        final, states, valid = source.read(params, given, lengths, rate, key)
-        carry = parts.cross(params, final, states.shape[:-2])
-        return carry, parts.remember(params, states, valid)
+        carry, memory = read(params, given, lengths, key)
+        # What is made of each place is read at each step of a text. The texts of sources are about
+        # as long as these; those of pictures are short, and their places are many.
+        if isinstance(source, Tokens):
+            memory = head.remember(params, memory)
+        return carry, memory
 
     def features(
         params: SequenceToSequenceParams,
@@ -157,7 +158,7 @@ def make_model(
         key: Key | None = None,
     ) -> tuple[Array, Attended | None]:
         reading, drop, inside, out = split_key(key, 4)
-        carry, memory = encode(params, given, source_lengths, key=reading)
+        carry, memory = read(params, given, source_lengths, reading)
         tokens, valid = read_tokens("target", target_tokens, target_lengths, target.vocab_size)
         batch = masking.as_array("source", given).shape[: -source.ndim]
         if tokens.shape[:-1] != batch:
@@ -167,13 +168,14 @@ def make_model(
         starts = jnp.full((*batch, 1), first, tokens.dtype)
         before = jnp.concatenate([starts, tokens], axis=-1)[..., :-1]
         xs = locked_dropout(drop, target.apply(params.target, before), rate)
-        read, attended = parts.decode(params, carry, xs, valid, memory, inside)
-        read = locked_dropout(out, masking.zero_padding(valid, read), rate)
-        return _below_head(params, read), attended
+        outputs = parts.decode(params, carry, xs, valid, memory, inside)
+        joined = masking.zero_padding(valid, head.join(outputs, memory, xs))
+        attended = outputs if isinstance(outputs, Attended) else None
+        return head.below(params, locked_dropout(out, joined, rate)), attended
 
     def head_weights(params: SequenceToSequenceParams) -> tuple[Array, Array]:
         params = check_params(params, SequenceToSequenceParams)
-        return _head_weights(tied, params)
+        return head.weights(params)
 
     def teach(
         params: SequenceToSequenceParams,
@@ -185,8 +187,8 @@ def make_model(
         key: Key | None = None,
     ) -> tuple[Array, Attended | None]:
         pair = given, source_lengths, target_tokens, target_lengths
-        read, attended = features(params, *pair, key=key)
-        return affine(read, *_head_weights(tied, params)), attended
+        below, attended = features(params, *pair, key=key)
+        return affine(below, *head.weights(params)), attended
 
     def apply(
         params: SequenceToSequenceParams,
@@ -210,7 +212,7 @@ def make_model(
         carry = jax.tree.map(functools.partial(masking.as_array, "carry"), carry)
         # Ids are looked at here, where their values may be known.
         token = check_tokens(token, target.vocab_size, "token")
-        return _step(parts, tied, params, carry, token, memory)
+        return _step(parts, head, params, carry, token, memory)
 
     sizes = first, source.size, target.vocab_size, source.ndim
     model = SequenceToSequence(init, apply, encode, step, *sizes, teach, features, head_weights)
@@ -225,44 +227,13 @@ def make_model(
 @functools.partial(jit, static_argnums=(0, 1))
 def _step(
     parts: Parts,
-    tied: bool,
+    head: Head,
     params: SequenceToSequenceParams,
     carry: Carry,
     token: Array,
     memory: Memory | None,
 ) -> tuple[Carry, Array, Array | None]:
     x = parts.target.apply(params.target, token)
-    carry, features, weights = parts.decode_one(params, carry, x, memory)
-    logits = affine(_below_head(params, features), *_head_weights(tied, params))
-    return carry, logits, weights
-
-
-def _below_head(params: SequenceToSequenceParams, features: Array) -> Array:
-    """What the last product multiplies."""
-    hidden = params.head.hidden
-    return features if hidden is None else jnp.tanh(affine(features, hidden.w, hidden.bias))
-
-
-def _head_weights(tied: bool, params: SequenceToSequenceParams) -> tuple[Array, Array]:
-    output = params.head.output
-    return table_of(params.target).T if tied else output.w, output.bias
-
-
-def _draw_head(
-    key: Key, features: int, inner: int | None, vocab_size: int, tied: bool
-) -> DeepHeadParams:
-    below, above = jax.random.split(key)
-    hidden = None if inner is None else LinearParams(*draw_linear(below, features, inner))
-    w, bias = draw_linear(above, features if inner is None else inner, vocab_size)
-    return DeepHeadParams(hidden, SoftmaxParams(None if tied else w, bias))
-
-
-def _check_tied(target: Embedding, head_size: int | None) -> None:
-    shapes = jax.eval_shape(lambda: target.init(jax.random.key(0)))
-    if not hasattr(shapes, "vectors"):
-        raise ValueError("tie=True needs a target with a table, such as rnnjax.embedding(...)")
-    if head_size != target.output_size:
-        raise ValueError(
-            f"tie=True needs a head_size of {target.output_size}, the size of target's vectors, "
-            f"got {head_size}"
-        )
+    carry, outputs = parts.decode_one(params, carry, x, memory)
+    logits = head.logits_of_step(params, outputs, memory, x[..., None, :])[..., 0, :]
+    return carry, logits, outputs.weights[..., 0, :] if isinstance(outputs, Attended) else None

@@ -206,6 +206,76 @@ def test_a_copied_carry_begins_the_decoder():
     assert memory is None
 
 
+def large(kind, **options):
+    """One with so large a memory, 16 numbers a place, that a search is given logits of places."""
+    decoders = {
+        "outside": rnnjax.gru(H),
+        "inside": rnnjax.attention_cell(rnnjax.lstm(H), 16, selector=True),
+        "feeding": rnnjax.attention_cell(rnnjax.gru(H), 16, input_feeding=True),
+    }
+    return rnnjax.sequence_to_sequence(
+        rnnjax.embedding(V_IN, E, scale=1.0),
+        rnnjax.bidirectional(rnnjax.gru(8)),
+        rnnjax.embedding(V_OUT, E, scale=1.0),
+        decoders[kind],
+        attention=rnnjax.attention("additive") if kind == "outside" else None,
+        start=START,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("kind", ["outside", "inside", "feeding"])
+def test_logits_of_places_give_the_logits_that_are_taught(kind, float64):
+    model = large(kind)
+    params = jax.tree.map(lambda a: a.astype("float64"), model.init(jax.random.key(0)))
+    source, target = np.array([[4, 5, 9, 9]]), np.array([[4, 5, STOP]])
+    expected, _ = jax.jit(model.apply)(params, source, jnp.array([2]), target)
+    carry, memory = jax.jit(model.encode)(params, source, jnp.array([2]))
+    w, _ = model.head_weights(params)
+    # The rows of the head that meet what was read, by NumPy; of padding nothing is known.
+    close(memory.logits[0], np.asarray(memory.states[0]) @ np.asarray(w)[H : H + 16], 1e-12)
+    assert not np.any(memory.logits[0, 2:])
+    for each in (memory, memory._replace(logits=None)):
+        state, token, step = carry, jnp.array([START]), jax.jit(model.step)
+        for t, after in enumerate(target[0]):
+            state, logits, _ = step(params, state, token, each)
+            close(logits[0], expected[0, t], 1e-12)
+            token = jnp.array([after])
+
+
+def test_a_beam_finds_the_same_with_and_without_logits_of_places():
+    model = large("inside")
+    params = jax.tree.map(lambda a: 3 * a, model.init(jax.random.key(1)))
+    carry, memory = jax.jit(model.encode)(params, np.array([[4, 5, 6, 1]]))
+    one, two = (
+        rnnjax.beam_search(
+            model.step, params, carry, [START], each, stop=STOP, beam_size=3, max_length=5
+        )
+        for each in (memory, memory._replace(logits=None))
+    )
+    assert memory.logits is not None
+    np.testing.assert_array_equal(one.tokens, two.tokens)
+    close(one.scores, two.scores, 1e-5)
+
+
+def test_only_few_places_are_given_logits():
+    def logits(model, *source):
+        given = jax.eval_shape(model.init, jax.random.key(0)), *source
+        return jax.eval_shape(model.encode, *given)[1].logits
+
+    ids = jax.ShapeDtypeStruct((1, 4), int)
+    assert logits(large("inside"), ids).shape == (1, 4, V_OUT)
+    assert logits(large("inside"), jax.ShapeDtypeStruct((1, 5), int)) is None
+    assert logits(large("inside"), jax.ShapeDtypeStruct((2, 4), int)) is None
+    assert logits(large("inside", head_size=5), ids) is None
+    rows = jax.export.symbolic_shape("b, 4")
+    assert logits(large("inside"), jax.ShapeDtypeStruct(rows, int)) is None
+    picture = rnnjax.captioner(
+        16, rnnjax.embedding(V_OUT, E), rnnjax.attention_cell(rnnjax.gru(H), 16), start=START
+    )
+    assert logits(picture, jax.ShapeDtypeStruct((1, 4, 16), jnp.float32)) is None
+
+
 def test_dropout_is_drawn_in_training_alone():
     model = make("none", dropout=0.5)
     params = model.init(jax.random.key(0))
@@ -259,7 +329,8 @@ def test_weights_of_pytorch_give_its_logits_and_its_greedy_text():
     inner = params.decoder.cell
     decoder = torch.nn.GRUCell(E + 6, H)
     fill(decoder, inner._replace(w_ih=jnp.concatenate([inner.w_ih, params.decoder.context])))
-    attention, head, bridge = params.decoder.attention, params.head.output, params.bridge[0]
+    attention, bridge = params.decoder.attention, params.bridge[0]
+    w, bias = map(tensor, model.head_weights(params))
 
     def read(source):
         states, final = encoder(tensor(params.source.vectors)[source])
@@ -272,7 +343,7 @@ def test_weights_of_pytorch_give_its_logits_and_its_greedy_text():
         weights = torch.softmax(energy @ tensor(attention.v), 0)
         context = weights @ states
         h = decoder(torch.cat([x, context])[None], h[None])[0]
-        logits = torch.cat([h, context, x]) @ tensor(head.w) + tensor(head.bias)
+        logits = torch.cat([h, context, x]) @ w + bias
         return h, logits
 
     source, target = [4, 5, 6, 1], [4, 1, 5, STOP]
