@@ -159,7 +159,8 @@ def report(settings: Settings, fitted: Fitted, label_names: Sequence[str], folde
     """Say what the run came to, and why it ended."""
     if not fitted.was_cut:
         passed = fitted.last_epoch - fitted.epoch
-        print(f"ended after epoch {fitted.last_epoch}: validation did not rise for {passed}")
+        epochs = "1 epoch" if passed == 1 else f"{passed} epochs"
+        print(f"ended after epoch {fitted.last_epoch}: validation did not rise for {epochs}")
     else:
         print(f"ended at the bound of {settings.epochs} epochs (--epochs)")
         print("validation may still be rising; for more epochs:")

@@ -139,5 +139,5 @@ def test_a_run_that_patience_ended_says_so(tmp_path, capsys):
     quick = [*MODEL, "--learning-rate", "0.1", "--average-decay", "0", "--epochs", "30"]
     assert classify.main(["--dataset", "own.csv", "--out", "run", *quick, "--patience", "2"]) == 0
     out = capsys.readouterr().out
-    assert "validation did not rise for 2" in out
+    assert "validation did not rise for 2 epochs" in out
     assert "ended at the bound" not in out

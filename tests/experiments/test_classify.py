@@ -214,7 +214,10 @@ def test_by_default_a_run_goes_on_until_validation_has_stopped_rising(
     assert main([*arguments, *SMALL, "--batch-size", "300"]) == 0
     patience = Settings().patience
     said = capsys.readouterr().out
-    assert f"ended after epoch {12 + patience}: validation did not rise for {patience}\n" in said
+    assert (
+        f"ended after epoch {12 + patience}: validation did not rise for {patience} epochs\n"
+        in said
+    )
     assert ", weights of epoch 12\n" in said
 
 
