@@ -91,15 +91,11 @@ def _lines(vocabulary: Vocabulary, part: Captioned, found: Sequence[Any]) -> lis
     """What was written, and under it what is right where that is something else."""
     lines = []
     for texts, right in zip(found, part.words, strict=False):
-        wrote = _words(vocabulary, texts[0] if texts else [])
+        wrote = vocabulary.decode(texts[0] if texts else [])
         lines.append(f"  {joined_words(wrote) or '(empty)'}")
         if wrote != list(right):
             lines.append(f"  not {joined_words(right)}")
     return lines
-
-
-def _words(vocabulary: Vocabulary, ids: Sequence[int]) -> list[str]:
-    return [vocabulary.tokens[i] for i in ids]
 
 
 def _test(
@@ -148,7 +144,7 @@ def _draw(
 ) -> None:
     weights = looked(network, params, pictures, captions)
     rows = zip(pictures, captions, weights, strict=True)
-    draw_looks([Look(p, _words(vocabulary, ids), w) for p, ids, w in rows], path)
+    draw_looks([Look(p, vocabulary.decode(ids), w) for p, ids, w in rows], path)
 
 
 def _report(found: dict[str, float], fitted: Fitted, seconds: float, folder: Path) -> None:
@@ -184,7 +180,7 @@ def caption_pictures(request: Request) -> None:
     )
     for path, texts in zip(request.pictures, found, strict=True):
         for text in texts if one else texts[:1]:
-            words = joined_words(_words(vocabulary, text)) or "(empty)"
+            words = joined_words(vocabulary.decode(text)) or "(empty)"
             print(words if one else f"{path}\t{words}")
     best = found[0][:1]
     if one and network.attends and best and best[0]:

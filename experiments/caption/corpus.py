@@ -12,7 +12,8 @@ import numpy as np
 from experiments.caption.scenes import PIXELS, Scene, make_scenes
 from experiments.caption.settings import Settings
 from experiments.running.words import fit_words, words
-from rnnjax.data import DataError, Vocabulary, read_text
+from rnnjax.data import DataError, Vocabulary, pad, read_text
+from rnnjax.data.batching import filled
 from rnnjax.data.pairs import divided
 
 START, STOP = 2, 3
@@ -151,11 +152,7 @@ class CaptionBatches:
         self._part, self._rows, self._seed = part, settings.batch_size, settings.seed
         self._shuffle = shuffle
         ids = [[*vocabulary.encode(caption), STOP] for caption in part.words]
-        self._lengths = np.array([len(row) for row in ids], np.int32)
-        # A row of length 0 behind the others fills up the last batch.
-        self._captions = np.zeros((len(ids), max(self._lengths)), np.int32)
-        for row, caption in enumerate(ids):
-            self._captions[row, : len(caption)] = caption
+        self._captions, self._lengths = pad(ids)
 
     def __len__(self) -> int:
         return -(-len(self._lengths) // self._rows)
@@ -169,8 +166,3 @@ class CaptionBatches:
             rows = order[begin : begin + self._rows]
             parts = (self._part.pictures, self._captions, self._lengths)
             yield CaptionBatch(*(filled(a[rows], self._rows) for a in parts))
-
-
-def filled(array: np.ndarray, rows: int) -> np.ndarray:
-    """The same with rows of zeros behind it, ``rows`` in all."""
-    return np.concatenate([array, np.zeros((rows - len(array), *array.shape[1:]), array.dtype)])

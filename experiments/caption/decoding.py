@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import rnnjax
-from experiments.caption.corpus import START, STOP, Captioned, filled
+from experiments.caption.corpus import START, STOP, Captioned
 from experiments.caption.model import GRID, Network
 from experiments.caption.scenes import GRID as CELLS
 from rnnjax.data import PADDING, UNKNOWN, Vocabulary
+from rnnjax.data.batching import filled
 
 _ROWS = 200  # of one call
 

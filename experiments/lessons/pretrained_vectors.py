@@ -158,8 +158,8 @@ def run(settings: Settings, results: Results) -> None:
     corpus = prepare(settings, load_texts(settings.data_dir, settings.take))
     found = {path: read_vectors(path, corpus.encode.vocabulary) for path in files}
     for path, vectors in found.items():
-        for odd in vectors.odd:
-            print(f"{path}: {odd}")
+        for note in vectors.notes:
+            print(f"{path}: {note}")
     programs: dict[tuple[Path, str], Programs] = {}
     for seed in range(settings.seeds):
         splits = batches(settings, corpus, seed)

@@ -60,12 +60,15 @@ def read_corpus(settings: Settings) -> Corpus:
 def read_sentences(path: Path) -> list[Sentence]:
     """A word at the beginning of each line and its label at the end; empty lines between sentences.
 
-    Columns are divided by tabs, or in a line without any by blanks.
+    Columns are divided by tabs, or in a line without any by blanks. All lines have as many, so that
+    a comment, or a name of two words among blanks, is not taken for a word and its label.
 
     Raises:
-        DataError: the file is no text, or a line has no word or no label; names the line.
+        DataError: the file is no text, or a line has no word, no label or another number of
+            columns; names the line.
     """
     sentences: list[Sentence] = [[]]
+    first = None
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         columns = line.split("\t") if "\t" in line else line.split()
         if not line.strip():
@@ -73,6 +76,11 @@ def read_sentences(path: Path) -> list[Sentence]:
         elif len(columns) < 2 or not columns[0].strip() or not columns[-1].strip():
             raise DataError(
                 f"{path}, line {number}: must be a word and its label, got {line[:60]!r}"
+            )
+        elif len(columns) != (first := first or len(columns)):
+            raise DataError(
+                f"{path}, line {number}: must have {first} columns as the lines before, got "
+                f"{line[:60]!r}"
             )
         else:
             sentences[-1].append((columns[0].strip(), columns[-1].strip()))

@@ -27,7 +27,7 @@ from experiments.running.processes import chosen_folder
 from experiments.running.run_settings import stored_config
 from experiments.running.setting_checks import at_least, check_settings, flag, probability, whole
 from experiments.running.trained import WEIGHTS
-from experiments.translate.corpus import Corpus, joined, read_corpus, tokenizer, tokens_of
+from experiments.translate.corpus import Corpus, joined, read_corpus, tokenizer
 from experiments.translate.decoding import alignments, translate
 from experiments.translate.model import build_model
 from experiments.translate.pictures import Alignment, draw_alignments
@@ -110,7 +110,7 @@ def _lines(
 
 
 def _line(corpus: Corpus, settings: Settings, source: Sequence[int], text: Sequence[int]) -> str:
-    read, written = tokens_of(corpus.source, source), tokens_of(corpus.target, text)
+    read, written = corpus.source.decode(source), corpus.target.decode(text)
     return f"{joined(read, settings)} -> {joined(written, settings) or '(empty)'}"
 
 
@@ -127,7 +127,7 @@ def _test(
         model, fitted.params, sources, beam=settings.beam, max_length=settings.max_length
     )
     ids = [texts[0] if texts else [] for texts in found]
-    written = [tokens_of(corpus.target, text) for text in ids]
+    written = [corpus.target.decode(text) for text in ids]
     tokenize = tokenizer(settings)
     references = [tokenize(text) for text in corpus.test_pairs.targets]
     (folder / SAMPLES).write_text(
@@ -142,7 +142,7 @@ def _test(
     if not settings.pair and settings.task != "add":
         figures["on_diagonal"] = on_diagonal(weights, settings.name)
     panels = [
-        Alignment(tokens_of(corpus.source, source), [*text, STOP_SHOWN], rows)
+        Alignment(corpus.source.decode(source), [*text, STOP_SHOWN], rows)
         for source, text, rows in zip(sources[:_SHOWN], written, weights, strict=False)
     ]
     draw_alignments(panels, folder / ALIGNMENT)

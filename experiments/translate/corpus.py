@@ -6,7 +6,7 @@ import functools
 import hashlib
 import itertools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -190,8 +190,3 @@ def _encode(source: Vocabulary, target: Vocabulary, pairs: _Tokens) -> Encoded:
         [source.encode(tokens) for tokens in pairs.sources],
         [[*target.encode(tokens), STOP] for tokens in pairs.targets],
     )
-
-
-def tokens_of(vocabulary: Vocabulary, ids: Iterable[int]) -> list[str]:
-    """The tokens of some ids."""
-    return [vocabulary.tokens[int(i)] for i in ids]

@@ -8,7 +8,7 @@ from typing import Any
 
 import rnnjax
 from experiments.running.trained import finished_settings, load_trained
-from experiments.translate.corpus import joined, tokenizer, tokens_of
+from experiments.translate.corpus import joined, tokenizer
 from experiments.translate.decoding import alignments, translate
 from experiments.translate.model import build_model
 from experiments.translate.pictures import Alignment
@@ -74,7 +74,7 @@ class Translator:
 
     def text(self, ids: Sequence[int]) -> str:
         """A translation from its ids."""
-        return joined(tokens_of(self._target, ids), self.settings)
+        return joined(self._target.decode(ids), self.settings)
 
     def tokens(self, sentence: str) -> list[str]:
         """How a sentence is cut before it is read."""
@@ -93,4 +93,4 @@ class Translator:
         """Where the network looked while it wrote a translation."""
         tokens = self.tokens(sentence)
         (weights,) = alignments(self.model, self.params, [self._source.encode(tokens)], [ids])
-        return Alignment(tokens, [*tokens_of(self._target, ids), STOP_SHOWN], weights)
+        return Alignment(tokens, [*self._target.decode(ids), STOP_SHOWN], weights)

@@ -64,7 +64,7 @@ def encode(vocabulary: Vocabulary, tokens: Sequence[str]) -> np.ndarray:
 
 def decode(vocabulary: Vocabulary, ids: Iterable[int], level: Level) -> str:
     """The text of some ids; a word is followed by a blank, so that pieces can be joined."""
-    tokens = [vocabulary.tokens[int(i)] for i in ids]
+    tokens = vocabulary.decode(ids)
     if level == "chars":
         return "".join(tokens)
     return "".join("\n" if token == LINE_END else f"{token} " for token in tokens)

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rnnjax.data._numbers import INT32, is_float, to_float32, to_int32, to_numbers
-from rnnjax.data._sequence_checks import check_finite, check_range
+from rnnjax.data._numbers import is_float, to_float32, to_int32, to_numbers
+from rnnjax.data._sequence_checks import check_range, refuse_first
 from rnnjax.data.errors import DataError, check_count
 from rnnjax.data.ragged import Ragged, flatten
 
@@ -22,13 +22,15 @@ def checked_labels(
     Integers are classes, at least 0 and below ``num_classes`` if that is given. Floats are finite,
     and there are none where the number of classes is given.
     """
-    end = INT32.max if num_classes is None else check_count("num_classes", num_classes)
     a_step = isinstance(labels, Ragged) or _has_sequences(labels)
     rows = _a_step(labels, lengths) if a_step else _an_example(labels, lengths)
-    if num_classes is None and is_float(rows.values):
-        check_finite(rows, "labels")
+    if num_classes is not None:
+        check_range(rows, check_count("num_classes", num_classes), "labels")
+    elif is_float(rows.values):
+        refuse_first(rows, ~np.isfinite(rows.values), "labels that are finite")
     else:
-        check_range(rows, end, "labels")
+        expected = "labels from 0 up, or floats where they are no classes"
+        refuse_first(rows, rows.values < 0, expected)
     return rows if a_step else rows.values
 
 

@@ -32,15 +32,13 @@ def check_range(ragged: Ragged, end: int, name: str, what: str = "sequence") -> 
         raise DataError(f"{name} must be integers in [0, {end}), got {values.dtype}")
     if not values.size or (values.min() >= 0 and values.max() < end):
         return  # without an array of the size of all the values
-    _refuse_first(ragged, (values < 0) | (values >= end), f"{name} in [0, {end})", what)
+    refuse_first(ragged, (values < 0) | (values >= end), f"{name} in [0, {end})", what)
 
 
-def check_finite(ragged: Ragged, name: str, what: str = "sequence") -> None:
-    """Refuse NaN and infinity."""
-    _refuse_first(ragged, ~np.isfinite(ragged.values), f"{name} that are finite", what)
-
-
-def _refuse_first(ragged: Ragged, bad: NDArray[np.bool_], expected: str, what: str) -> None:
+def refuse_first(
+    ragged: Ragged, bad: NDArray[np.bool_], expected: str, what: str = "sequence"
+) -> None:
+    """Refuse the first of the values that are ``bad``, if any is."""
     places = np.argwhere(bad)
     if len(places):
         found = ragged.values[tuple(places[0])]

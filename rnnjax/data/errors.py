@@ -1,4 +1,4 @@
-"""The one error of the data package."""
+"""The one error of the data package, and the checks of arguments that raise it."""
 
 import operator
 from collections.abc import Sequence

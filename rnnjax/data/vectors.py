@@ -27,14 +27,14 @@ class WordVectors(NamedTuple):
         found: [V], which words it has; never the padding and the unknown token.
         duplicates: lines left out since their word, one of the vocabulary, had come before.
         words: lines of words in the file.
-        odd: what was odd in the file and has been passed over, a sentence each; mostly empty.
+        notes: what was wrong in the file and has been passed over, as a note each; mostly empty.
     """
 
     table: NDArray[np.float32]
     found: NDArray[np.bool_]
     duplicates: int
     words: int
-    odd: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def coverage(self) -> float:
@@ -79,8 +79,8 @@ def read_vectors(path: str | os.PathLike[str], vocabulary: Vocabulary) -> WordVe
     (.gz). No more of it than a line is in memory beside the table, so its size does not matter.
 
     Every line must have the right number of fields; the numbers themselves are read for the words
-    of the vocabulary alone. The first line of a word counts. What is odd but clear is tolerated
-    and told in ``odd``: blank lines, numbers without a word, a header that says one word more
+    of the vocabulary alone. The first line of a word counts. What is wrong but clear is tolerated
+    and told in ``notes``: blank lines, numbers without a word, a header that says one word more
     than there is or any number fewer.
 
     Args:
@@ -146,12 +146,12 @@ def _read_lines(
             duplicates += 1
         else:
             table[place], found[place] = _vector(path, number, numbers), True
-    odd = [_counted(blank, "blank line"), _counted(wordless, "line of numbers without a word")]
+    notes = [_counted(blank, "blank line"), _counted(wordless, "line of numbers without a word")]
     if count is not None and words != count:
         if words + wordless < count - 1:
             raise DataError(f"{path} must have {count} words as its first line says, got {words}")
-        odd.append(f"its first line says {count} words, the file has {words}")
-    return WordVectors(table, found, duplicates, words, tuple(filter(None, odd)))
+        notes.append(f"its first line says {count} words, the file has {words}")
+    return WordVectors(table, found, duplicates, words, tuple(filter(None, notes)))
 
 
 def _counted(count: int, what: str) -> str:

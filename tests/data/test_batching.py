@@ -360,7 +360,10 @@ def test_unshuffled_epochs_are_equal_and_rise_in_length():
         ({"sequences": [[1], [2], [-1]]}, r"sequence 2 must have ids in \[0, 10\), got -1"),
         ({"labels": [0, 3, 4]}, r"sequence 1 must have labels in \[0, 3\), got 3"),
         ({"labels": [0, 1, -1]}, r"sequence 2 must have labels in \[0, 3\), got -1"),
-        ({"labels": [0, 1, -1], "num_classes": None}, "sequence 2 must .* got -1"),
+        (
+            {"labels": [0, 1, -1], "num_classes": None},
+            "2 must have labels from 0 up, .* got -1",
+        ),
         ({"labels": [[0, 1], [-100], [0] * 4], "num_classes": None}, "sequence 1 must .* got -100"),
         ({"labels": [0.0, np.nan, 1.0], "num_classes": None}, "1 must .* finite, got nan"),
         ({"labels": [[0.5, 1], [1], [np.inf] * 4], "num_classes": None}, "2 must .* got inf"),

@@ -37,7 +37,7 @@ def test_every_reader_finds_the_same_lines(tmp_path, mark, end, last):
 
     vectors = read_vectors(path, Vocabulary.fit([["film", "caf\u00e9"]]))
     assert sorted(vectors.table[2:].tolist()) == [[0.5, 1.0], [2.0, -1.0]]
-    assert vectors.odd == ("1 blank line left out",)
+    assert vectors.notes == ("1 blank line left out",)
 
     table = tmp_path / "a.csv"
     table.write_bytes(written(mark, end, ["text,label", "caf\u00e9,1", "b,0"], last))
@@ -85,7 +85,7 @@ def vectors_of(tmp_path, text):
 
 
 @pytest.mark.parametrize(
-    ("text", "odd"),
+    ("text", "notes"),
     [
         ("a 1 2\nb 3 4\n", ()),
         ("a 1 2\nb 3 4\n\n", ("1 blank line left out",)),
@@ -104,17 +104,17 @@ def vectors_of(tmp_path, text):
         ),
     ],
 )
-def test_an_odd_line_that_is_clear_is_passed_over_and_told(tmp_path, text, odd):
+def test_an_odd_line_that_is_clear_is_passed_over_and_told(tmp_path, text, notes):
     vectors = vectors_of(tmp_path, text)
     np.testing.assert_array_equal(vectors.table[WORDS.encode(["a", "b"])], [[1, 2], [3, 4]])
     assert vectors.words == 2
-    assert vectors.odd == odd
+    assert vectors.notes == notes
 
 
 def test_a_blank_between_two_spaces_is_a_word(tmp_path):
     vectors = vectors_of(tmp_path, "a 0 0\n  9 8\n. . 1 2\n")
     np.testing.assert_array_equal(vectors.table[WORDS.encode([" ", ". ."])], [[9, 8], [1, 2]])
-    assert vectors.odd == ()
+    assert vectors.notes == ()
 
 
 @pytest.mark.parametrize(

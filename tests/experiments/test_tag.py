@@ -53,8 +53,14 @@ def test_a_run_goes_on_with_the_same_file_elsewhere_and_with_no_other(tmp_path, 
 
 def test_files_are_read_with_any_columns_between_word_and_label(tmp_path):
     path = tmp_path / "own.conll"
-    path.write_text("EU NNP B-NP I-ORG\nrejects VBZ B-VP O\n\n\nNew York\tplace\n")
-    assert read_sentences(path) == [[("EU", "I-ORG"), ("rejects", "O")], [("New York", "place")]]
+    path.write_text("EU NNP B-NP I-ORG\nrejects VBZ B-VP O\n\n\nYork NNP B-NP I-ORG\n")
+    assert read_sentences(path) == [[("EU", "I-ORG"), ("rejects", "O")], [("York", "I-ORG")]]
+    path.write_text("New York\tplace\nis\tO\n")
+    assert read_sentences(path) == [[("New York", "place"), ("is", "O")]]
+    for other in ("New York place\n", "# text = He runs\n", "is\tV\tO\n"):
+        path.write_text("one A\n" + other)
+        with pytest.raises(DataError, match="line 2: must have 2 columns as the lines before, got"):
+            read_sentences(path)
     path.write_text("one A\ntwo\n")
     with pytest.raises(DataError, match=r"own\.conll, line 2: must be a word and its label"):
         read_sentences(path)

@@ -16,7 +16,7 @@ import rnnjax
 from experiments.running.figures import new_figure
 from experiments.running.words import words
 from experiments.translate import command
-from experiments.translate.corpus import STOP, joined, read_corpus, tokenizer, tokens_of
+from experiments.translate.corpus import STOP, joined, read_corpus, tokenizer
 from experiments.translate.model import build_model
 from experiments.translate.pictures import Alignment, draw_alignments
 from experiments.translate.scoring import bleu, exact, on_diagonal, sacrebleu
@@ -61,8 +61,8 @@ def test_generated_pairs_are_what_they_are_called(task):
         assert len(part.sources) == count
         for source, target in zip(*part, strict=True):
             assert target[-1] == STOP
-            read = tokens_of(corpus.source, source)
-            written = tokens_of(corpus.target, target[:-1])
+            read = corpus.source.decode(source)
+            written = corpus.target.decode(target[:-1])
             if task == "add":
                 a, b = "".join(read).split("+")
                 assert int(a) + int(b) == int("".join(written))
