@@ -312,7 +312,7 @@ def test_behind_a_stop_there_is_padding_and_the_carry_is_held():
     # Its key, too, is what it was at its end, however long the others went on.
     first = int(np.argmin(out.lengths))
     assert out.lengths[first] < out.lengths.max()
-    alone = write((first,), count=30, stop=1, pad=2)
+    alone = write((first,) * 3, count=30, stop=1, pad=2)
     assert alone.keys[0] == out.keys[first]
 
 

@@ -86,14 +86,15 @@ def test_a_row_alone_is_the_row_in_a_batch(kind):
         np.testing.assert_allclose(alone[1], weights[b, :, :length], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["local", "additive"])
 def test_a_memory_with_holes_is_the_memory_without_them(kind):
     attend, params, queries, memory = make(kind, window=2)
-    mask = np.array([[1, 0, 1, 1, 0], [0, 1, 0, 0, 1], [0, 0, 0, 0, 0]], bool)
+    mask = np.array([[0, 0, 1, 1, 0], [0, 1, 0, 0, 1], [1, 0, 0, 1, 0]], bool)
     spoiled = np.where(mask[..., None], memory, np.nan)
-    contexts, weights = attend.apply(params, queries, spoiled, mask=mask)
+    apply = jax.jit(attend.apply)
+    contexts, weights = apply(params, queries, spoiled, mask=mask)
     for b, real in enumerate(mask):
-        alone = attend.apply(params, queries[b], memory[b, real])
+        alone = apply(params, queries[b], np.asarray(memory)[b, real])
         np.testing.assert_allclose(contexts[b], alone[0], rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(weights[b][:, real], alone[1], rtol=1e-5, atol=1e-6)
         assert not np.any(weights[b][:, ~real])

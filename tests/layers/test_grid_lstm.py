@@ -149,6 +149,7 @@ def test_what_does_not_fit_is_named():
         "hidden_size must be a positive integer": lambda: rnnjax.grid_lstm(0, 2),
         "num_layers must be a positive integer": lambda: rnnjax.grid_lstm(H, 1.5),
         "dimensions must be 1 or 2, got 3": lambda: rnnjax.grid_lstm(H, 2, dimensions=3),
+        "dimensions must be 1 or 2, got True": lambda: rnnjax.grid_lstm(H, 2, dimensions=True),
         "tied must be True or False": lambda: rnnjax.grid_lstm(H, 2, tied=None),
         "reverse must be True or False": lambda: rnnjax.grid_lstm(H, 2, reverse=0.5),
         "priority must be one of 'depth', 'time', None, got 'width'": (

@@ -91,7 +91,9 @@ def alone_with_noise(cell, params, noise, b, batch, carry, reverse):
     return carry, ys
 
 
-@pytest.mark.parametrize("name", LAW)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.full] * (n == "variational_whole")) for n in LAW]
+)
 def test_a_noisy_batch_is_each_sequence_alone_with_its_noise(name):
     # Of whole rows of a tanh the derivative finds the state in the outputs, but for noise.
     cell, batch = NOISY[name], ragged("plain" if name == "variational_whole" else "all")
