@@ -25,6 +25,9 @@ from .errors import DataError as DataError
 from .examples import Examples as Examples
 from .examples import split as split
 from .files import read_examples as read_examples
+from .long_texts import TEXT_NAMES as TEXT_NAMES
+from .long_texts import TextParts as TextParts
+from .long_texts import load_text as load_text
 from .packed_batches import PackedBatch as PackedBatch
 from .packed_batches import PackedBatches as PackedBatches
 from .packing import PackedRows as PackedRows
@@ -43,11 +46,8 @@ from .ragged import flatten as flatten
 from .sources import NAMES as NAMES
 from .sources import Dataset as Dataset
 from .sources import load as load
-from .streams import TEXT_NAMES as TEXT_NAMES
-from .streams import Contiguous as Contiguous
-from .streams import TextParts as TextParts
-from .streams import contiguous as contiguous
-from .streams import load_text as load_text
+from .stream_rows import Contiguous as Contiguous
+from .stream_rows import contiguous as contiguous
 from .tokenizers import TOKENIZERS as TOKENIZERS
 from .tokenizers import basic_english as basic_english
 from .tokenizers import characters as characters

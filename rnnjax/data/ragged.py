@@ -84,21 +84,26 @@ def flatten(sequences: Iterable[Sequence[Any] | NDArray[Any]] | Ragged) -> Ragge
     while given := list(islice(rest, _AT_A_TIME)):
         arrays = [_array(sequence, index) for index, sequence in enumerate(given, count)]
         step = _common_step(arrays, count, step)
-        pieces += [_laid(arrays, count)] if any(map(len, arrays)) else []
+        pieces += [_laid(arrays, count)] if any(map(_tells_steps, arrays)) else []
         lengths.append(np.array([len(array) for array in arrays], np.int64))
         count += len(arrays)
     offsets = np.zeros(count + 1, np.int64)
     np.cumsum(np.concatenate(lengths), out=offsets[1:])
     if not pieces:
-        return Ragged(np.zeros((0, *(step or ())), np.int32), offsets)
+        return Ragged(np.zeros(0, np.int32), offsets)
     kind = np.float32 if any(piece.dtype == np.float32 for piece in pieces) else np.int32
     return Ragged(np.concatenate(pieces, dtype=kind, casting="unsafe"), offsets)
 
 
 def _array(sequence: Sequence[Any] | NDArray[Any], index: int) -> NDArray[Any]:
-    if not step_count(sequence, index):
+    if not step_count(sequence, index) and np.ndim(sequence) < 2:
         return np.zeros(0, np.int32)
     return to_numbers(f"sequence {index}", sequence)
+
+
+def _tells_steps(array: NDArray[Any]) -> bool:
+    """Whether it shows what the steps are: an empty list does not, no vectors of size 5 do."""
+    return array.ndim > 1 or len(array) > 0
 
 
 def step_count(sequence: Sequence[Any] | NDArray[Any], index: int) -> int:
@@ -114,9 +119,9 @@ def step_count(sequence: Sequence[Any] | NDArray[Any], index: int) -> int:
 def _common_step(
     arrays: list[NDArray[Any]], begin: int, step: tuple[int, ...] | None
 ) -> tuple[int, ...] | None:
-    """The shape that every step has; None while all sequences have been empty."""
+    """The shape that every step has; None while no sequence has shown it."""
     for index, array in enumerate(arrays, begin):
-        if not len(array):
+        if not _tells_steps(array):
             continue
         if step is None:
             step = array.shape[1:]
@@ -128,7 +133,9 @@ def _common_step(
 
 def _laid(arrays: list[NDArray[Any]], begin: int) -> NDArray[Any]:
     """Arrays of one shape of step end to end: int32 if all are integers, or else float32."""
-    filled = [(f"sequence {i}", array) for i, array in enumerate(arrays, begin) if len(array)]
+    filled = [
+        (f"sequence {i}", array) for i, array in enumerate(arrays, begin) if _tells_steps(array)
+    ]
     convert = to_float32 if any(is_float(array) for _, array in filled) else to_int32
     return np.concatenate([convert(what, array) for what, array in filled])
 

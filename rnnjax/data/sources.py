@@ -245,6 +245,8 @@ def _hub_examples(
     except KeyError as error:
         expected = f"a part {part} with text and label"
         raise DataError(f"{repository} must have {expected}, got no {error}") from None
+    if bad := [text for text in texts if not isinstance(text, str)]:
+        raise DataError(f"{repository} must have texts, got {bad[0]!r:.60}")
     if not set(labels) <= set(range(len(label_names))):
         got = sorted(map(str, set(labels)))[:10]
         raise DataError(f"{repository} must have labels 0 to {len(label_names) - 1}, got {got}")

@@ -477,6 +477,11 @@ def test_pad_takes_floats_and_vectors_of_any_kind():
     ids = pad([np.ones((2, 3), np.uint8), np.zeros((0,), np.int64)])[0]
     assert ids.shape == (2, 2, 3)
     assert ids.dtype == np.int32
+    none = pad([np.zeros((0, 5)), []], length=2)[0]
+    assert none.shape == (2, 2, 5)
+    assert none.dtype == np.float32
+    with pytest.raises(DataError, match=r"1 must have steps of shape \(5,\) as before, got \(3,\)"):
+        pad([np.zeros((0, 5)), np.ones((2, 3))])
     with pytest.raises(DataError, match=r"value must be an integer of 32 bits, got 0\.5"):
         pad([[1]], value=0.5)
     for value in (np.nan, np.inf):

@@ -702,6 +702,7 @@ def test_a_download_that_breaks_off_is_told_without_noise(datasets, monkeypatch)
         ),
         ({"train": {"body": ["a"], "label": [0]}}, "got no 'text'"),
         (hub_rows(labels=(0, 2)), "must have labels 0 to 1, got"),
+        ({"train": {"text": ["a", None], "label": [0, 1]}}, "must have texts, got None"),
     ],
 )
 def test_a_changed_data_set_on_the_hub_is_named(datasets, monkeypatch, rows, message):
