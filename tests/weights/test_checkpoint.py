@@ -552,6 +552,26 @@ def test_where_there_is_no_flock_a_range_of_bytes_is_locked(tmp_path, monkeypatc
     assert place > 1_000_000  # behind the process id, which others must be able to read
 
 
+@jax.tree_util.register_pytree_with_keys_class
+class Twins(list):
+    """A tree whose leaves all have one path."""
+
+    def tree_flatten_with_keys(self):
+        return [(jax.tree_util.GetAttrKey("w"), leaf) for leaf in self], None
+
+    @classmethod
+    def tree_unflatten(cls, _, leaves):
+        return cls(leaves)
+
+
+def test_leaves_of_one_path_are_named(tmp_path):
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(ValueError, match=r"state must have one leaf a path, got several at \.w"),
+    ):
+        checkpoints.save(1, Twins([jnp.zeros(2), jnp.ones(2)]))
+
+
 def test_an_array_that_was_given_away_is_named(tmp_path):
     w = jnp.arange(3.0)
     jax.jit(lambda a: a + 1, donate_argnums=0)(w)
