@@ -44,7 +44,7 @@ def split(
         [1, 1]
     """
     count = len(examples.texts)
-    if isinstance(fraction, str) or fraction is None or not 0 < fraction < 1:
+    if not isinstance(fraction, float | np.floating) or not 0 < fraction < 1:
         raise DataError(f"fraction must lie between 0 and 1, got {fraction!r}")
     if count < 2:
         raise DataError(f"examples must be at least 2 to divide, got {count}")

@@ -69,7 +69,7 @@ def load_text(
         return _TEXTS[name](data_folder(data_dir), seed)
     if name in NAMES or name.lower().endswith(SUFFIXES):
         data = load(name, data_dir=data_dir, seed=seed)
-        return _of_rows(name, data.train.texts, data.test.texts, data.sha256, seed)
+        return _of_rows(data.name, data.train.texts, data.test.texts, data.sha256, seed)
     path = Path(name)
     if not path.exists() and path.name == name and not path.suffix:
         known = ", ".join(TEXT_NAMES)

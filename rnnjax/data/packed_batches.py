@@ -12,7 +12,7 @@ from rnnjax.data._labels import checked_labels
 from rnnjax.data._sequence_checks import check_lengths, check_range
 from rnnjax.data.batching import filled
 from rnnjax.data.errors import check_count
-from rnnjax.data.packing import check_rows, lay, place, round_up
+from rnnjax.data.packing import check_rows, pack_chosen, place, round_up
 from rnnjax.data.ragged import Ragged, RaggedRows, flatten
 
 
@@ -154,10 +154,10 @@ class PackedBatches:
         return map(self._build, self.epoch_indices(n))
 
     def _build(self, chosen: NDArray[np.int64]) -> PackedBatch:
-        packed = lay(self._ragged, chosen, self._row_length, self._row_multiple)
+        packed = pack_chosen(self._ragged, chosen, self._row_length, self._row_multiple)
         count = self._batch_size
         if isinstance(self._labels, Ragged):
-            labels = lay(self._labels, chosen, self._row_length, self._row_multiple).tokens
+            labels = pack_chosen(self._labels, chosen, self._row_length, self._row_multiple).tokens
         else:
             labels = filled(self._labels[chosen], count)
         return PackedBatch(

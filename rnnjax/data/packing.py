@@ -95,10 +95,10 @@ def pack(sequences: RaggedRows | Ragged, row_length: int, *, row_multiple: int =
     row_length, row_multiple = check_rows(row_length, row_multiple)
     ragged = flatten(sequences)
     check_at_most(ragged.lengths, row_length)
-    return lay(ragged, np.arange(len(ragged.lengths)), row_length, row_multiple)
+    return pack_chosen(ragged, np.arange(len(ragged.lengths)), row_length, row_multiple)
 
 
-def lay(
+def pack_chosen(
     ragged: Ragged, chosen: NDArray[np.integer], row_length: int, row_multiple: int
 ) -> PackedRows:
     """The chosen sequences in rows of so many steps, of which there is a multiple."""

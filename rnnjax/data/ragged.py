@@ -84,7 +84,7 @@ def flatten(sequences: Iterable[Sequence[Any] | NDArray[Any]] | Ragged) -> Ragge
     while given := list(islice(rest, _AT_A_TIME)):
         arrays = [_array(sequence, index) for index, sequence in enumerate(given, count)]
         step = _common_step(arrays, count, step)
-        pieces += [_laid(arrays, count)] if any(map(_tells_steps, arrays)) else []
+        pieces += [_concatenated(arrays, count)] if any(map(_tells_steps, arrays)) else []
         lengths.append(np.array([len(array) for array in arrays], np.int64))
         count += len(arrays)
     offsets = np.zeros(count + 1, np.int64)
@@ -131,7 +131,7 @@ def _common_step(
     return step
 
 
-def _laid(arrays: list[NDArray[Any]], begin: int) -> NDArray[Any]:
+def _concatenated(arrays: list[NDArray[Any]], begin: int) -> NDArray[Any]:
     """Arrays of one shape of step end to end: int32 if all are integers, or else float32."""
     filled = [
         (f"sequence {i}", array) for i, array in enumerate(arrays, begin) if _tells_steps(array)

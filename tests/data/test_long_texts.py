@@ -148,6 +148,7 @@ def test_the_texts_of_a_table_are_lines(tmp_path):
     lines = [part.splitlines() for part in (text.train, text.validation, text.test)]
     assert [*map(len, lines)] == [22, 2, 6]
     assert sorted(line for part in lines for line in part) == sorted(f"text {i}" for i in range(30))
+    assert load_text(path).name == "own.csv"
 
 
 def test_words_and_line_ends_close_every_line():
