@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from rnnjax._checks import check_width
 from rnnjax._numerics import mean_dtype
 from rnnjax.metrics._arrays import as_array, as_weights, check_pair, count_of
 from rnnjax.metrics.sums import Sum, add, as_number, is_sum
@@ -86,7 +87,8 @@ def merge(first: Any, second: Any) -> Any:
         beside it. Counts are exact to 2^48.
 
     Raises:
-        ValueError: the trees are of different structure, or two leaves of different shape.
+        ValueError: the trees are of different structure, two leaves of different shape, or an
+            integer of NumPy does not fit the 32 bits that JAX would cut it to.
 
     Example:
         >>> merge(Mean.of(jnp.array([1.0, 2.0])), Mean.of(jnp.array([6.0]))).value.item()
@@ -98,6 +100,8 @@ def merge(first: Any, second: Any) -> Any:
             f"second must be a tree like first, {parts[0][1]}, got the structure {parts[1][1]}"
         )
     for one, two in zip(parts[0][0], parts[1][0], strict=True):
+        check_width("first", one)
+        check_width("second", two)
         shape, other = (a.shape if isinstance(a, Sum) else jnp.shape(a) for a in (one, two))
         if shape != other:
             raise ValueError(

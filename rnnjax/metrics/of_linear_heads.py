@@ -94,7 +94,8 @@ def linear_cross_entropy(
         entropies = found.entropies.reshape(rows)
         _checks.require_finite("the cross entropy", entropies, counted)
     hits = Mean.of(found.hits.reshape(rows), weights)
-    return Mean(found.total, hits.count), hits
+    # In the dtype of every total, however many chunks there were.
+    return Mean(found.total.astype(hits.total.dtype), hits.count), hits
 
 
 class _Found(NamedTuple):

@@ -74,6 +74,16 @@ def test_it_is_the_loss_and_the_accuracy_of_the_logits(weights):
 
 
 @pytest.mark.usefixtures("chunks")
+@pytest.mark.parametrize("x64", [False, True])
+def test_dtypes_do_not_depend_on_the_number_of_rows(x64):
+    narrow = (jnp.asarray(a, jnp.float32) for a in (X, W, BIAS))
+    with jax.enable_x64(x64):
+        for mean in linear_cross_entropy(*narrow, LABELS, MASK):
+            assert mean.total.dtype == jnp.result_type(float)
+            assert mean.count.dtype == jnp.result_type(int)
+
+
+@pytest.mark.usefixtures("chunks")
 @pytest.mark.parametrize("label", [-1, C, C + 1])
 def test_a_label_that_is_no_class_makes_the_loss_nan_and_no_hit(label):
     labels = jnp.asarray(LABELS).at[0, 0].set(label)

@@ -185,8 +185,13 @@ def test_complex_numbers_are_refused():
 def test_integers_that_would_be_cut_to_32_bits_are_refused():
     """JAX would make 0 of 2^40: a mean of sizes in bytes, or an error of times in nanoseconds."""
     wide = np.array([1, 2**40])
-    for run in (lambda: Mean.of(wide), lambda: squared_error(np.zeros(2), wide)):
-        with pytest.raises(ValueError, match=r"must fit int32 .* got 1099511627776 at index"):
+    pair = (np.float32(1), np.int64(1))
+    for run in (
+        lambda: Mean.of(wide),
+        lambda: squared_error(np.zeros(2), wide),
+        lambda: merge(pair, (pair[0], wide[1])),
+    ):
+        with pytest.raises(ValueError, match=r"must fit int32 .* got 1099511627776"):
             run()
     with jax.enable_x64(True):
         assert Mean.of(wide).total == 1 + 2**40
