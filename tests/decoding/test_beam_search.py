@@ -297,8 +297,10 @@ def test_a_batch_of_no_rows_has_no_texts():
 
 
 def test_logits_of_nan_have_no_texts():
-    beams = search(TABLES[0] * np.nan, np.zeros(2, int), beam_size=2)
+    beams = search(TABLES[0] * np.nan, np.zeros(2, int), beam_size=2, pad=2)
     assert not np.any(beams.lengths)
+    assert not np.any(beams.ended)
+    assert np.all(beams.tokens == 2)
     assert np.all(beams.scores == -np.inf)
     assert np.all(beams.log_probs == -np.inf)
 
