@@ -31,7 +31,7 @@ def memory_of(states, places=PLACES):
 def loop(params, xs, states, np=np):
     """One row by the equations, on what it has and nothing else."""
     h, c, kappa = np.zeros(H), np.zeros(H), np.zeros(K)
-    ys, weights, places = [], [], []
+    ys, weights, places, gates = [], [], [], []
     for x in xs:
         alpha, beta, step = np.split(np.exp(h @ params.w + params.bias), 3)
         kappa = kappa + step
@@ -46,7 +46,8 @@ def loop(params, xs, states, np=np):
         ys.append(np.concatenate([h, seen]))
         weights.append(phi)
         places.append(kappa)
-    return ys, weights, places
+        gates.append((i, f, np.tanh(g), o))
+    return ys, weights, places, gates
 
 
 def test_it_is_a_numpy_loop_in_float64_and_so_is_its_path(float64):
@@ -66,6 +67,29 @@ def test_it_is_a_numpy_loop_in_float64_and_so_is_its_path(float64):
         np.testing.assert_allclose(found, np.reshape(expected[1], found.shape), rtol=1e-10)
         np.testing.assert_allclose(carries.window.place[b, :steps], expected[2], rtol=1e-10)
         assert np.all(np.diff(carries.window.place[b, :steps], axis=0) > 0)
+
+
+def test_its_gates_are_those_of_the_cell_that_has_seen_the_memory(float64):
+    whole, params, xs, states = jax.tree.map(
+        lambda a: a.astype("float64") if isinstance(a, jax.Array) else a, problem()
+    )
+    context = rnnjax.Memory(states[0], jnp.ones(S, bool))
+    _, (_, gates) = rnnjax.unroll(rnnjax.trace_gates(whole), params, xs[0], context=context)
+    expected = loop(jax.tree.map(np.asarray, params), np.asarray(xs[0]), np.asarray(states[0]))
+    np.testing.assert_allclose(np.stack(gates, axis=1), expected[3], rtol=1e-10)
+
+
+def test_at_first_all_bumps_are_one_high_and_move_by_the_speed():
+    whole, params, xs, states = problem()
+    still = params._replace(w=0 * params.w)
+    _, (_, carries) = rnnjax.unroll(
+        whole, still, xs[0], context=rnnjax.Memory(states[0], jnp.ones(S, bool)), all_carries=True
+    )
+    window = carries.window
+    np.testing.assert_allclose(np.sum(window.height, axis=-1), np.ones(T), rtol=1e-6)
+    np.testing.assert_allclose(window.sharpness, np.ones((T, K)), rtol=1e-6)
+    expected = np.repeat(0.5 * np.arange(1, T + 1)[:, None], K, axis=1)
+    np.testing.assert_allclose(window.place, expected, rtol=1e-6)
 
 
 @pytest.mark.full
