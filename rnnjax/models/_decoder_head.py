@@ -123,9 +123,8 @@ class Head(NamedTuple):
     ) -> Array:
         """The logits [..., 1, V] of one step."""
         context = params.head.context
-        if context is None:
+        if context is None or not isinstance(outputs, Attended):
             return affine(self.below(params, self.join(outputs, memory, xs)), *self.weights(params))
-        assert isinstance(outputs, Attended)
         assert memory is not None
         others = self.join(outputs.output, None, xs)
         logits = affine(others, params.head.output.w, params.head.output.bias)
