@@ -263,13 +263,13 @@ def test_only_few_places_are_given_logits():
         given = jax.eval_shape(model.init, jax.random.key(0)), *source
         return jax.eval_shape(model.encode, *given)[1].logits
 
-    ids = jax.ShapeDtypeStruct((1, 4), int)
+    ids = jax.ShapeDtypeStruct((1, 4), jnp.int32)
     assert logits(large("inside"), ids).shape == (1, 4, V_OUT)
-    assert logits(large("inside"), jax.ShapeDtypeStruct((1, 5), int)) is None
-    assert logits(large("inside"), jax.ShapeDtypeStruct((2, 4), int)) is None
+    assert logits(large("inside"), jax.ShapeDtypeStruct((1, 5), jnp.int32)) is None
+    assert logits(large("inside"), jax.ShapeDtypeStruct((2, 4), jnp.int32)) is None
     assert logits(large("inside", head_size=5), ids) is None
     rows = jax.export.symbolic_shape("b, 4")
-    assert logits(large("inside"), jax.ShapeDtypeStruct(rows, int)) is None
+    assert logits(large("inside"), jax.ShapeDtypeStruct(rows, jnp.int32)) is None
     picture = rnnjax.captioner(
         16, rnnjax.embedding(V_OUT, E), rnnjax.attention_cell(rnnjax.gru(H), 16), start=START
     )
