@@ -30,6 +30,12 @@ def mean_dtype(dtype: DTypeLike) -> jnp.dtype:
     return jnp.dtype(jnp.result_type(float))
 
 
+def raised(leaf: Any) -> Array:
+    """Numbers of sixteen bits as float32, wider ones as they are."""
+    array = jnp.asarray(leaf)
+    return array.astype(mean_dtype(array.dtype))
+
+
 def carry_dtype(params: Any) -> jnp.dtype:
     """The dtype of a carry, and of sums of products, for these parameters: the widest of all."""
     leaves = [a.dtype for a in jax.tree.leaves(params) if jnp.issubdtype(a.dtype, jnp.inexact)]

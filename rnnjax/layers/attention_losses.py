@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from rnnjax import masking
-from rnnjax._numerics import mean_dtype
+from rnnjax._numerics import raised
 
 
 def doubly_stochastic_penalty(weights: Array, lengths: Any = None, *, mask: Any = None) -> Array:
@@ -82,7 +82,7 @@ def score_function(costs: Array, weights: Array, drawn: Array, *, baseline: Any 
         reinforcement learning", Machine Learning 1992.
     """
     weights, drawn = _checked("weights", weights), _checked("drawn", drawn)
-    costs = _raised(costs)
+    costs = raised(costs)
     if drawn.shape != weights.shape or costs.shape != weights.shape[:-1]:
         raise ValueError(
             "costs, weights and drawn must have shapes [..., T], [..., T, S] and [..., T, S], "
@@ -116,10 +116,4 @@ def _checked(name: str, given: Any) -> Array:
         raise ValueError(
             f"{name} must be floats of shape [..., T, S], got {array.dtype} of shape {array.shape}"
         )
-    return _raised(array)
-
-
-def _raised(given: Any) -> Array:
-    """An array of at least float32: sums of 16 bits stand still at 256."""
-    array = jnp.asarray(given)
-    return array.astype(mean_dtype(array.dtype))
+    return raised(array)  # sums of 16 bits stand still at 256

@@ -82,9 +82,8 @@ class Head(NamedTuple):
         if not isinstance(outputs, Attended):
             return jnp.concatenate([outputs, xs.astype(outputs.dtype)], axis=-1)
         assert memory is not None
-        dtype = outputs.output.dtype
-        read = weighted_mean(outputs.shares, memory.states).astype(dtype)
-        return jnp.concatenate([outputs.output, read, xs.astype(dtype)], axis=-1)
+        output, contexts = outputs.output, _contexts(outputs, memory)
+        return jnp.concatenate([output, contexts, xs.astype(output.dtype)], axis=-1)
 
     def below(self, params: Any, read: Array) -> Array:
         """What the last product multiplies."""
@@ -130,8 +129,12 @@ class Head(NamedTuple):
         logits = affine(others, params.head.output.w, params.head.output.bias)
         if memory.logits is not None:
             return logits + weighted_mean(outputs.shares, memory.logits).astype(logits.dtype)
-        read = weighted_mean(outputs.shares, memory.states).astype(others.dtype)
-        return logits + affine(read, context)
+        return logits + affine(_contexts(outputs, memory), context)
+
+
+def _contexts(outputs: Attended, memory: Memory) -> Array:
+    """What was read of the memory [..., T, M], in the dtype of the outputs."""
+    return weighted_mean(outputs.shares, memory.states).astype(outputs.output.dtype)
 
 
 def _check_tied(target: Embedding, head_size: int | None) -> None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax._checks import check_rate, check_size
-from rnnjax.training.updates import raised
+from rnnjax._numerics import raised
 
 if TYPE_CHECKING:
     import optax

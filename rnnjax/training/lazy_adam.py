@@ -29,7 +29,7 @@ import numpy as np
 from jax import Array
 
 from rnnjax._checks import check_number, check_range, check_size, require_distinct
-from rnnjax.training.updates import raised
+from rnnjax._numerics import raised
 
 # The decay rates that Kingma and Ba recommend, and the defaults of PyTorch and Keras.
 B1, B2 = 0.9, 0.999

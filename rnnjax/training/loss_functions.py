@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rnnjax._numerics import accumulation_dtype
+from rnnjax._numerics import raised
 
 Metrics = Mapping[str, tuple[Array, Array]]
 LossFn = Callable[[Any, Any, Array | None], tuple[Array, Metrics]]
@@ -57,7 +57,7 @@ def _of_32_bits(figure: Any) -> Array:
     """
     array = jnp.asarray(figure)
     if jnp.issubdtype(array.dtype, jnp.floating):
-        return array.astype(accumulation_dtype(array.dtype))
+        return raised(array)
     return array if array.dtype.itemsize >= 4 else array.astype(jnp.int32)
 
 

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from rnnjax._numerics import raised
 from rnnjax.training.compiled import Compilation, CompiledStep
 from rnnjax.training.loss_functions import LossFn, Metrics, checked_loss, join_metrics
 from rnnjax.training.updates import (
@@ -24,7 +25,6 @@ from rnnjax.training.updates import (
     apply_gradients,
     check_optimizer,
     check_state,
-    raised,
 )
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from jax import Array
 from jax.core import Tracer
 
 from rnnjax import _checks
-from rnnjax._numerics import mean_dtype
+from rnnjax._numerics import raised
 
 if TYPE_CHECKING:
     import optax
@@ -210,12 +210,6 @@ def all_finite(tree: Any) -> Array:
     """Whether every number in the floating arrays of a tree is finite: a boolean on the device."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if _is_floating(leaf)]
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in leaves], bool))
-
-
-def raised(leaf: Any) -> Array:
-    """Numbers of sixteen bits as float32, wider ones as they are."""
-    array = jnp.asarray(leaf)
-    return array.astype(mean_dtype(array.dtype))
 
 
 def _is_floating(leaf: Any) -> bool:
