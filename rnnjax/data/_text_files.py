@@ -64,13 +64,15 @@ def read_lines(source: str | os.PathLike[str] | IO[str] | IO[bytes]) -> Iterator
 
     Args:
         source: a path, as for ``read_text``; or an open stream such as ``sys.stdin``, which is
-            read as UTF-8 whatever the locale says and is left open.
+            read as UTF-8 whatever the locale says and is left open. It is read ahead of the lines
+            that are given, so nothing else should read from it afterwards.
 
     Returns:
-        An iterator of lines.
+        An iterator of lines; of a stream of bytes that was partly read, the rest.
 
     Raises:
-        DataError: where a line is reached that is not UTF-8, or a file that is missing or damaged.
+        DataError: where a line is reached that is not UTF-8, or a file that is missing or damaged;
+            for a stream of text from which something was read before.
 
     Example:
         >>> list(read_lines(io.BytesIO(b"\\xef\\xbb\\xbfone\\r\\ntwo\\n\\nlast")))
@@ -81,12 +83,24 @@ def read_lines(source: str | os.PathLike[str] | IO[str] | IO[bytes]) -> Iterator
         with opened(path) as file:
             yield from _checked(raw_lines(file), path)
         return
-    stream = getattr(source, "buffer", source)
     name = Path(f"<{str(getattr(source, 'name', 'stream')).strip('<>')}>")
+    if isinstance(source, io.TextIOWrapper):
+        _refuse_partly_read(source, name)
+    stream = getattr(source, "buffer", source)
     if isinstance(stream, io.TextIOBase):
         yield from _split_lines(cast(IO[str], stream))
     else:
         yield from _checked(raw_lines(cast(BinaryIO, stream)), name)
+
+
+def _refuse_partly_read(stream: io.TextIOWrapper, name: Path) -> None:
+    """A stream of text keeps what it has read ahead, which its bytes then lack."""
+    try:
+        # Changes nothing; once something was read, Python refuses even that.
+        stream.reconfigure(encoding=stream.encoding, errors=stream.errors)
+    except io.UnsupportedOperation:
+        expected = "a stream of bytes, or one of text from which nothing was read"
+        raise DataError(f"{name} must be {expected}, got one that was partly read") from None
 
 
 def raw_lines(file: BinaryIO, longest: int = -1) -> Iterator[str]:

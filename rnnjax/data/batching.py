@@ -1,12 +1,13 @@
 """Batches of few shapes from sequences of many lengths."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rnnjax.data._bucket_order import BucketOrder
+from rnnjax.data._epochs import Epochs
 from rnnjax.data._labels import checked_labels
 from rnnjax.data._sequence_checks import check_lengths, check_range
 from rnnjax.data.errors import DataError, check_count, check_integers
@@ -25,7 +26,7 @@ class Batch(NamedTuple):
     weights: NDArray[np.float32]  # [B], 1 for a real row, 0 for a filler row
 
 
-class BucketedBatches:
+class BucketedBatches(Epochs[Batch]):
     """Batches of sequences grouped by length, so that little is padded and few shapes compile.
 
     Each sequence goes to the bucket of the first boundary that holds it; a batch comes from one
@@ -88,19 +89,14 @@ class BucketedBatches:
         if vocab_size is not None:
             check_range(self._ragged, check_count("vocab_size", vocab_size), "ids")
         buckets = np.searchsorted(self._boundaries, self._lengths)
-        self._order = BucketOrder(
-            buckets, len(self._boundaries), self._lengths, batch_size, seed, shuffle
+        super().__init__(
+            BucketOrder(buckets, len(self._boundaries), self._lengths, batch_size, seed, shuffle)
         )
-        self._batch_size = self._order.batch_size
 
     def __repr__(self) -> str:
         examples = f"{len(self._lengths)} examples in {len(self)} batches"
         boundaries = tuple(self._boundaries.tolist())
         return f"BucketedBatches({examples} of {self._batch_size}, boundaries={boundaries})"
-
-    def __len__(self) -> int:
-        """The number of batches in an epoch."""
-        return int(self._order.batches_per_bucket.sum())
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
@@ -114,67 +110,18 @@ class BucketedBatches:
         steps = int(self._order.batches_per_bucket @ self._boundaries) * self._batch_size
         return 1.0 - int(self._lengths.sum()) / steps
 
-    def epoch_indices(self, n: int) -> list[NDArray[np.int64]]:
-        """Which examples the batches of epoch ``n`` hold.
-
-        Row ``r`` of batch ``i`` of ``epoch(n)`` is example ``epoch_indices(n)[i][r]``; rows beyond
-        are filler.
-
-        Args:
-            n: the epoch, at least 0.
-
-        Returns:
-            For each batch the positions of its examples in ``sequences``.
-
-        Example:
-            >>> ids, labels = [[5, 6], [7], [8]], [0, 1, 1]
-            >>> batches = BucketedBatches(
-            ...     ids, labels, batch_size=2, boundaries=(2,), seed=0, shuffle=False
-            ... )
-            >>> [rows.tolist() for rows in batches.epoch_indices(0)]
-            [[1, 2], [0]]
-        """
-        return self._order.epoch(n)
-
-    def epoch(self, n: int) -> Iterator[Batch]:
-        """The batches of epoch ``n``, every example once.
-
-        Args:
-            n: the epoch, at least 0.
-
-        Returns:
-            An iterator of ``len(self)`` batches.
-
-        Example:
-            >>> batches = BucketedBatches(
-            ...     [[5, 6], [7]], [0, 1], batch_size=3, boundaries=(4,), seed=0, shuffle=False
-            ... )
-            >>> for batch in batches.epoch(0):
-            ...     print(batch.lengths, batch.weights)
-            [1 2 0] [1. 1. 0.]
-        """
-        return map(self._build, self.epoch_indices(n))
-
-    def _build(self, rows: NDArray[np.int64]) -> Batch:
-        length = int(self._boundaries[self._order.buckets[rows[0]]])
-        count = self._batch_size
+    def _build(self, chosen: NDArray[np.int64]) -> Batch:
+        length = int(self._boundaries[self._order.buckets[chosen[0]]])
         if isinstance(self._labels, Ragged):
-            labels = self._labels.padded(rows, length)
+            labels = self._labels.padded(chosen, length)
         else:
-            labels = self._labels[rows]
+            labels = self._labels[chosen]
         return Batch(
-            tokens=filled(self._ragged.padded(rows, length), count),
-            lengths=filled(self._lengths[rows], count),
-            labels=filled(labels, count),
-            weights=filled(np.ones(len(rows), np.float32), count),
+            tokens=self._filled(self._ragged.padded(chosen, length)),
+            lengths=self._filled(self._lengths[chosen]),
+            labels=self._filled(labels),
+            weights=self._weights(chosen),
         )
-
-
-def filled(rows: NDArray[Any], count: int) -> NDArray[Any]:
-    """The rows [R, ...] with rows of zeros behind them, ``count`` in all."""
-    result = np.zeros((count, *rows.shape[1:]), rows.dtype)
-    result[: len(rows)] = rows
-    return result
 
 
 def _checked_boundaries(boundaries: Sequence[int]) -> NDArray[np.int64]:

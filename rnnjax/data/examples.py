@@ -23,7 +23,9 @@ def split(
     Args:
         examples: at least two examples.
         fraction: the share of the first part, between 0 and 1.
-        seed: a whole number, at least 0; it alone decides the division.
+        seed: a whole number, at least 0; it alone decides the division. Epoch 0 of batches with an
+            equal seed is shuffled by the same random numbers: where the two must be independent,
+            give another.
         stratified: whether each class is divided for itself, so that both parts have about the
             same shares of the classes. Of a class of two or more examples both parts then have
             one at least; a class of one example goes to the larger part.

@@ -1,6 +1,6 @@
 """Batches of a fixed number of sequences, packed in rows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnnjax.data._bucket_order import BucketOrder
+from rnnjax.data._epochs import Epochs
 from rnnjax.data._labels import checked_labels
 from rnnjax.data._sequence_checks import check_lengths, check_range
-from rnnjax.data.batching import filled
 from rnnjax.data.errors import check_count
 from rnnjax.data.packing import check_rows, pack_chosen, place, round_up
 from rnnjax.data.ragged import Ragged, RaggedRows, flatten
@@ -29,7 +29,7 @@ class PackedBatch(NamedTuple):
     weights: NDArray[np.float32]  # [N], 1 for an example, 0 for a filler
 
 
-class PackedBatches:
+class PackedBatches(Epochs[PackedBatch]):
     """Batches of a fixed number of sequences, each batch packed in as few rows as will do.
 
     With equal ``seed`` and ``batch_size`` an epoch has the batches that ``BucketedBatches`` makes
@@ -82,18 +82,13 @@ class PackedBatches:
             check_range(self._ragged, check_count("vocab_size", vocab_size), "ids")
         one_bucket = np.zeros(len(lengths), np.int64)
         in_order = np.arange(len(lengths))
-        self._order = BucketOrder(one_bucket, 1, in_order, batch_size, seed, shuffle)
-        self._batch_size = self._order.batch_size
+        super().__init__(BucketOrder(one_bucket, 1, in_order, batch_size, seed, shuffle))
         self._row_length = row_length
         self._row_multiple = row_multiple
 
     def __repr__(self) -> str:
         examples = f"{len(self._ragged.lengths)} examples in {len(self)} batches"
         return f"PackedBatches({examples} of {self._batch_size}, row_length={self._row_length})"
-
-    def __len__(self) -> int:
-        """The number of batches in an epoch."""
-        return int(self._order.batches_per_bucket.sum())
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
@@ -114,56 +109,16 @@ class PackedBatches:
             counts.append(round_up(count, self._row_multiple))
         return counts
 
-    def epoch_indices(self, n: int) -> list[NDArray[np.int64]]:
-        """Which examples the batches of epoch ``n`` hold.
-
-        Segment ``j + 1`` of batch ``i`` of ``epoch(n)`` is example ``epoch_indices(n)[i][j]``.
-
-        Args:
-            n: the epoch, at least 0.
-
-        Returns:
-            For each batch the positions of its examples in ``sequences``.
-
-        Example:
-            >>> batches = PackedBatches(
-            ...     [[5, 6], [7], [8]], [0, 1, 1], batch_size=2, row_length=2, seed=0, shuffle=False
-            ... )
-            >>> [rows.tolist() for rows in batches.epoch_indices(0)]
-            [[0, 1], [2]]
-        """
-        return self._order.epoch(n)
-
-    def epoch(self, n: int) -> Iterator[PackedBatch]:
-        """The batches of epoch ``n``, every example once.
-
-        Args:
-            n: the epoch, at least 0.
-
-        Returns:
-            An iterator of ``len(self)`` batches.
-
-        Example:
-            >>> batches = PackedBatches(
-            ...     [[5, 6], [7]], [0, 1], batch_size=3, row_length=4, seed=0, shuffle=False
-            ... )
-            >>> for batch in batches.epoch(0):
-            ...     print(batch.tokens.shape, batch.lengths, batch.weights)
-            (4, 4) [2 1 0] [1. 1. 0.]
-        """
-        return map(self._build, self.epoch_indices(n))
-
     def _build(self, chosen: NDArray[np.int64]) -> PackedBatch:
         packed = pack_chosen(self._ragged, chosen, self._row_length, self._row_multiple)
-        count = self._batch_size
         if isinstance(self._labels, Ragged):
             labels = pack_chosen(self._labels, chosen, self._row_length, self._row_multiple).tokens
         else:
-            labels = filled(self._labels[chosen], count)
+            labels = self._filled(self._labels[chosen])
         return PackedBatch(
             tokens=packed.tokens,
             segment_ids=packed.segment_ids,
-            lengths=filled(packed.lengths, count),
+            lengths=self._filled(packed.lengths),
             labels=labels,
-            weights=filled(np.ones(len(chosen), np.float32), count),
+            weights=self._weights(chosen),
         )

@@ -1,14 +1,14 @@
 """Batches of pairs, grouped by the lengths of both sides."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rnnjax.data._bucket_order import BucketOrder
+from rnnjax.data._epochs import Epochs
 from rnnjax.data._sequence_checks import check_lengths, check_range
-from rnnjax.data.batching import filled
 from rnnjax.data.boundaries import best_cuts
 from rnnjax.data.errors import DataError, check_count, check_integers
 from rnnjax.data.ragged import Ragged, RaggedRows, flatten
@@ -76,7 +76,7 @@ class PairBatch(NamedTuple):
     weights: NDArray[np.float32]  # [B], 1 for a pair, 0 for a filler
 
 
-class PairBatches:
+class PairBatches(Epochs[PairBatch]):
     """Batches of pairs grouped by both lengths, so that little is padded and few shapes compile.
 
     An epoch has every pair exactly once. Its order depends on ``(seed, n)`` alone, so a run that
@@ -128,24 +128,15 @@ class PairBatches:
                 size = check_count(f"{what}_vocab_size", size)
                 check_range(self._sides[side], size, "ids", what)
         needed = [np.searchsorted(self._boundaries[:, i], self._lengths[i]) for i in (0, 1)]
-        self._order = BucketOrder(
-            np.maximum(*needed),
-            len(self._boundaries),
-            self._lengths.sum(axis=0),
-            batch_size,
-            seed,
-            shuffle,
+        buckets, lengths = np.maximum(*needed), self._lengths.sum(axis=0)
+        super().__init__(
+            BucketOrder(buckets, len(self._boundaries), lengths, batch_size, seed, shuffle)
         )
-        self._batch_size = self._order.batch_size
 
     def __repr__(self) -> str:
         pairs = f"{self._lengths.shape[1]} pairs in {len(self)} batches"
         boundaries = tuple(map(tuple, self._boundaries.tolist()))
         return f"PairBatches({pairs} of {self._batch_size}, boundaries={boundaries})"
-
-    def __len__(self) -> int:
-        """The number of batches in an epoch."""
-        return int(self._order.batches_per_bucket.sum())
 
     @property
     def shapes(self) -> tuple[tuple[int, int, int], ...]:
@@ -159,56 +150,18 @@ class PairBatches:
         steps = int(self._order.batches_per_bucket @ self._boundaries.sum(axis=1))
         return 1.0 - int(self._lengths.sum()) / (steps * self._batch_size)
 
-    def epoch_indices(self, n: int) -> list[NDArray[np.int64]]:
-        """Which pairs the batches of epoch ``n`` hold.
-
-        Args:
-            n: the epoch, at least 0.
-
-        Returns:
-            For each batch the positions of its pairs in ``sources``; rows beyond are filler.
-
-        Example:
-            >>> batches = PairBatches(
-            ...     [[5, 6], [7], [8]], [[1], [2], [3]], batch_size=2, boundaries=((2, 1),),
-            ...     seed=0, shuffle=False,
-            ... )
-            >>> [rows.tolist() for rows in batches.epoch_indices(0)]
-            [[1, 2], [0]]
-        """
-        return self._order.epoch(n)
-
-    def epoch(self, n: int) -> Iterator[PairBatch]:
-        """The batches of epoch ``n``, every pair once.
-
-        Args:
-            n: the epoch, at least 0.
-
-        Returns:
-            An iterator of ``len(self)`` batches.
-
-        Example:
-            >>> batches = PairBatches(
-            ...     [[5, 6]], [[1]], batch_size=2, boundaries=((2, 2),), seed=0
-            ... )
-            >>> [batch.weights.tolist() for batch in batches.epoch(0)]
-            [[1.0, 0.0]]
-        """
-        return map(self._build, self.epoch_indices(n))
-
-    def _build(self, rows: NDArray[np.int64]) -> PairBatch:
-        count = self._batch_size
-        lengths = self._boundaries[self._order.buckets[rows[0]]].tolist()
+    def _build(self, chosen: NDArray[np.int64]) -> PairBatch:
+        lengths = self._boundaries[self._order.buckets[chosen[0]]].tolist()
         sources, targets = (
-            filled(side.padded(rows, length), count)
+            self._filled(side.padded(chosen, length))
             for side, length in zip(self._sides, lengths, strict=True)
         )
         return PairBatch(
             sources=sources,
-            source_lengths=filled(self._lengths[0, rows], count),
+            source_lengths=self._filled(self._lengths[0, chosen]),
             targets=targets,
-            target_lengths=filled(self._lengths[1, rows], count),
-            weights=filled(np.ones(len(rows), np.float32), count),
+            target_lengths=self._filled(self._lengths[1, chosen]),
+            weights=self._weights(chosen),
         )
 
 

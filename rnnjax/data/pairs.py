@@ -120,7 +120,8 @@ def load_pairs(
         target: of ``multi30k``, the language that is written; by default ``en``.
         target_path: of your own files, that of the targets, if it is another.
         data_dir: the folder of local files; by default the environment variable ``RNNJAX_DATA``.
-        seed: decides the division of your own pairs.
+        seed: decides the division of your own pairs, by the random numbers that also shuffle epoch
+            0 of batches with an equal seed.
 
     Returns:
         The parts.

@@ -53,6 +53,19 @@ def test_standard_input_stays_open(monkeypatch):
     assert not stream.buffer.closed
 
 
+def test_of_a_stream_that_was_partly_read_the_rest_is_given_or_it_is_refused():
+    content = "one\nzwölf\nlast\n".encode()
+    stream = io.BytesIO(content)
+    assert stream.readline() == b"one\n"
+    assert list(read_lines(stream)) == ["zwölf", "last"]
+    stream = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8")
+    assert stream.readline() == "one\n"
+    # By now this stream holds all of the text, and its bytes have come to their end.
+    with pytest.raises(DataError, match="from which nothing was read, got one that was partly"):
+        list(read_lines(stream))
+    assert stream.read() == "zwölf\nlast\n"
+
+
 def test_a_line_that_is_no_utf8_is_named_when_it_is_reached(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"good\ncaf\xe9\nmore\n")
