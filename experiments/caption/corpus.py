@@ -13,7 +13,7 @@ from experiments.caption.scenes import PIXELS, Scene, make_scenes
 from experiments.caption.settings import Settings
 from experiments.running.words import fit_words, words
 from rnnjax.data import DataError, Vocabulary, pad, read_text
-from rnnjax.data.batching import filled
+from rnnjax.data.padding import filled
 from rnnjax.data.pairs import divided
 
 START, STOP = 2, 3

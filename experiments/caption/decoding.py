@@ -15,7 +15,7 @@ from experiments.caption.corpus import START, STOP, Captioned
 from experiments.caption.model import GRID, Network
 from experiments.caption.scenes import GRID as CELLS
 from rnnjax.data import PADDING, UNKNOWN, Vocabulary
-from rnnjax.data.batching import filled
+from rnnjax.data.padding import filled
 
 _ROWS = 200  # of one call
 

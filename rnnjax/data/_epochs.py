@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnnjax.data._bucket_order import BucketOrder
+from rnnjax.data.padding import filled
 
 B = TypeVar("B")
 
@@ -70,9 +71,7 @@ class Epochs(ABC, Generic[B]):
 
     def _filled(self, rows: NDArray[Any]) -> NDArray[Any]:
         """The rows [N, ...] of a batch with zeros behind them, as many as a batch has in all."""
-        result = np.zeros((self._batch_size, *rows.shape[1:]), rows.dtype)
-        result[: len(rows)] = rows
-        return result
+        return filled(rows, self._batch_size)
 
     def _weights(self, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
         """1 for each example of a batch, 0 for each filler."""

@@ -92,3 +92,10 @@ def truncate(
         sequences = [sequences.values[a:b] for a, b in pairwise(sequences.offsets)]
     part = slice(max_length) if keep == "head" else slice(-max_length, None)
     return [s if step_count(s, i) <= max_length else s[part] for i, s in enumerate(sequences)]
+
+
+def filled(rows: NDArray[Any], count: int) -> NDArray[Any]:
+    """The rows [R, ...] with rows of zeros behind them, ``count`` in all."""
+    result = np.zeros((count, *rows.shape[1:]), rows.dtype)
+    result[: len(rows)] = rows
+    return result
