@@ -410,15 +410,15 @@ def check_key(key: Any) -> Key:
     raise ValueError(f"key must be one key, such as jax.random.key(0), got {key!r}")
 
 
-def check_params(params: Any, kind: Any) -> Any:
+def check_params(params: Any, kind: Any, name: str = "params") -> Any:
     """Parameters of the NamedTuple ``kind``, in the byte order of this machine.
 
     Raises:
-        ValueError: naming the fields that they must have, and what came.
+        ValueError: naming ``name``, the fields that they must have, and what came.
     """
     if not isinstance(params, kind):
         fields = ", ".join(kind._fields)
-        raise ValueError(f"params must be {kind.__name__}({fields}), got {describe(params)}")
+        raise ValueError(f"{name} must be {kind.__name__}({fields}), got {describe(params)}")
     return in_native_order(params)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax import masking
-from rnnjax._checks import check_key, check_size, require_finite
+from rnnjax._checks import check_key, check_params, check_size, require_finite
 from rnnjax._numerics import affine
 from rnnjax._recipe import Made
 from rnnjax.base import Key
@@ -88,6 +88,7 @@ def make_head(
         return HeadParams(w, bias if start is None else start(bias))
 
     def apply(params: HeadParams, hs: Array) -> Any:
+        params = check_params(params, HeadParams)
         return distribution(
             affine(jnp.asarray(masking.as_array("hs", hs)), params.w, params.bias, name="hs")
         )

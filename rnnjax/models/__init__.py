@@ -3,6 +3,7 @@
 from ._decoder_head import DeepHeadParams as DeepHeadParams
 from ._decoder_parts import LayersCarry as LayersCarry
 from ._decoder_parts import LayersParams as LayersParams
+from ._dropout import locked_dropout as locked_dropout
 from ._encoder_decoder import SequenceToSequence as SequenceToSequence
 from ._encoder_decoder import SequenceToSequenceParams as SequenceToSequenceParams
 from ._encoding import LinearParams as LinearParams
@@ -21,13 +22,12 @@ from .embedding import check_tokens as check_tokens
 from .embedding import embedding as embedding
 from .embedding import one_hot as one_hot
 from .embedding import trainable as trainable
-from .language_model import Features as Features
+from .features import Features as Features
+from .features import activation_penalty as activation_penalty
 from .language_model import LanguageModel as LanguageModel
 from .language_model import LanguageModelParams as LanguageModelParams
 from .language_model import SoftmaxParams as SoftmaxParams
-from .language_model import activation_penalty as activation_penalty
 from .language_model import language_model as language_model
-from .language_model import locked_dropout as locked_dropout
 from .sequence_to_sequence import sequence_to_sequence as sequence_to_sequence
 from .series_model import SeriesModel as SeriesModel
 from .series_model import SeriesModelParams as SeriesModelParams

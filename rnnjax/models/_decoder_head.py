@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from rnnjax._checks import check_params
 from rnnjax._numerics import affine
 from rnnjax.base import Key
 from rnnjax.initializers import draw_linear
@@ -30,6 +31,14 @@ class DeepHeadParams(NamedTuple):
     hidden: LinearParams | None
     output: SoftmaxParams
     context: Array | None
+
+
+def check_head(params: Any) -> None:
+    """Refuse what are no parameters of a head."""
+    check_params(params, DeepHeadParams, "params.head")
+    check_params(params.output, SoftmaxParams, "params.head.output")
+    if params.hidden is not None:
+        check_params(params.hidden, LinearParams, "params.head.hidden")
 
 
 class Head(NamedTuple):

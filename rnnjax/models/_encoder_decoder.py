@@ -9,25 +9,18 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax import masking
-from rnnjax._checks import (
-    check_flag,
-    check_id,
-    check_key,
-    check_params,
-    check_rate,
-    check_size,
-)
+from rnnjax._checks import check_flag, check_id, check_key, check_params, check_rate, check_size
 from rnnjax._native import jit
 from rnnjax._numerics import affine
 from rnnjax._recipe import Made
 from rnnjax.base import Carry, Cell, Key, Layer
 from rnnjax.layers._memory import Attended, Memory
 from rnnjax.layers.attention import Attention
-from rnnjax.models._decoder_head import Head
+from rnnjax.models._decoder_head import Head, check_head
 from rnnjax.models._decoder_parts import Parts
-from rnnjax.models._sources import Places, Tokens, read_tokens, split_key
+from rnnjax.models._dropout import locked_dropout, split_key
+from rnnjax.models._sources import Places, Tokens, read_tokens
 from rnnjax.models.embedding import Embedding, check_tokens
-from rnnjax.models.language_model import locked_dropout
 
 
 class SequenceToSequenceParams(NamedTuple):
@@ -129,7 +122,7 @@ def make_model(
     def read(
         params: SequenceToSequenceParams, given: Array, lengths: Any, key: Key | None
     ) -> tuple[Carry, Memory | None]:
-        params = check_params(params, SequenceToSequenceParams)
+        params = _checked(params)
         final, states, valid = source.read(params, given, lengths, rate, key)
         carry = parts.cross(params, final, states.shape[:-2])
         return carry, parts.remember(params, states, valid)
@@ -174,8 +167,7 @@ def make_model(
         return head.below(params, locked_dropout(out, joined, rate)), attended
 
     def head_weights(params: SequenceToSequenceParams) -> tuple[Array, Array]:
-        params = check_params(params, SequenceToSequenceParams)
-        return head.weights(params)
+        return head.weights(_checked(params))
 
     def teach(
         params: SequenceToSequenceParams,
@@ -207,7 +199,7 @@ def make_model(
     def step(
         params: SequenceToSequenceParams, carry: Carry, token: Array, memory: Memory | None = None
     ) -> tuple[Carry, Array, Array | None]:
-        params = check_params(params, SequenceToSequenceParams)
+        params = _checked(params)
         parts.check_memory(memory)
         carry = jax.tree.map(functools.partial(masking.as_array, "carry"), carry)
         # Ids are looked at here, where their values may be known.
@@ -220,6 +212,12 @@ def make_model(
     shapes = jax.eval_shape(init, jax.random.key(0))
     jax.eval_shape(parts.check_decoder, shapes)
     return model
+
+
+def _checked(params: Any) -> SequenceToSequenceParams:
+    params = check_params(params, SequenceToSequenceParams)
+    check_head(params.head)
+    return params
 
 
 # One program, where operation after operation would each be a call of its own; for equal models,

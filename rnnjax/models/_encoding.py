@@ -7,7 +7,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax import masking
-from rnnjax._checks import check_floating, check_key, check_rate, check_size
+from rnnjax._checks import (
+    check_floating,
+    check_key,
+    check_params,
+    check_rate,
+    check_size,
+    describe,
+)
 from rnnjax._numerics import affine
 from rnnjax.base import Cell, Key, Layer
 from rnnjax.initializers import draw_linear
@@ -87,6 +94,7 @@ class Encoding(NamedTuple):
 
     def logits(self, head: LinearParams, ys: Array, key: Key | None) -> Array:
         """The head on outputs, or on pools of them."""
+        head = check_params(head, LinearParams, "params.head")
         ys = apply_dropout(key, ys, self.rate)
         return affine(ys, as_operand(self.policy, head.w), head.bias, name="the encoder's output")
 
@@ -106,11 +114,6 @@ class Encoding(NamedTuple):
             raise ValueError(f"xs must have shape [..., T, D], got shape {xs.shape}")
         check_floating("xs", xs)
         return xs, xs.shape[:-1]
-
-
-def split_three(key: Key | None) -> Any:
-    """Keys for the inputs, the layer and the head; None three times without one."""
-    return (None,) * 3 if key is None else jax.random.split(check_key(key), 3)
 
 
 def packed_steps(
@@ -133,3 +136,14 @@ def packed_steps(
         )
     valid = masking.computed_now(lambda ids: ids > 0, segment_ids)
     return valid, resets_from_segment_ids(segment_ids)
+
+
+def check_pair(names: str, pair: Any) -> tuple[Any, Any]:
+    """What a model reads, and what it is to give after each step of it.
+
+    Raises:
+        ValueError: it is no pair.
+    """
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise ValueError(f"the pair {names} must be a tuple of 2, got {describe(pair)}")
+    return pair[0], pair[1]

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax import masking
-from rnnjax._checks import check_floating, check_key
+from rnnjax._checks import check_floating
 from rnnjax._numerics import accumulation_dtype
 from rnnjax.base import Cell, Key, Layer, Params
 from rnnjax.layers.recurrent import as_layer
+from rnnjax.models._dropout import locked_dropout, split_key
 from rnnjax.models.embedding import Embedding, check_tokens
-from rnnjax.models.language_model import locked_dropout
 
 
 class Tokens(NamedTuple):
@@ -123,10 +123,6 @@ def read_tokens(
         raise ValueError(f"{name} must have shape [..., T], got a scalar")
     valid = _real(name, lengths, tokens.shape[:-1], tokens.shape[-1])
     return check_tokens(tokens, vocab_size, name, valid), valid
-
-
-def split_key(key: Key | None, count: int) -> Any:
-    return (None,) * count if key is None else jax.random.split(check_key(key), count)
 
 
 def _real(name: str, lengths: Any, batch: tuple[int, ...], steps: int) -> Array | None:

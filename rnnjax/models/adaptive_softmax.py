@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax import masking
-from rnnjax._checks import check_key, check_number, check_size
+from rnnjax._checks import check_key, check_number, check_params, check_size
 from rnnjax._numerics import affine
 from rnnjax._recipe import Made, factory
 from rnnjax.base import Key
@@ -111,14 +111,24 @@ def adaptive_softmax(
         w, bias = draw_linear(head, size, first + len(begins))
         return AdaptiveSoftmaxParams(w, bias, tuple(clusters))
 
+    def checked(params: Any) -> AdaptiveSoftmaxParams:
+        params = check_params(params, AdaptiveSoftmaxParams)
+        if len(params.clusters) != len(begins):
+            raise ValueError(
+                f"params.clusters must be {len(begins)}, one for each of cutoffs, "
+                f"got {len(params.clusters)}"
+            )
+        return params
+
     def head_of(params: AdaptiveSoftmaxParams, hs: Array) -> Array:
-        return jax.nn.log_softmax(affine(hs, params.w, params.bias), axis=-1)
+        return jax.nn.log_softmax(affine(hs, params.w, params.bias, name="hs"), axis=-1)
 
     def within(cluster: Cluster, hs: Array) -> Array:
         narrow = affine(hs, cluster.down).astype(cluster.w.dtype)
         return jax.nn.log_softmax(affine(narrow, cluster.w, cluster.bias), axis=-1)
 
     def log_prob(params: AdaptiveSoftmaxParams, hs: Array, targets: Array) -> Array:
+        params, hs = checked(params), jnp.asarray(masking.as_array("hs", hs))
         # Of at least 32 bits: a number of words need not fit fewer.
         head, targets = head_of(params, hs), masking.as_integers("targets", targets)
         if targets.shape != head.shape[:-1]:
@@ -134,6 +144,7 @@ def adaptive_softmax(
         return jnp.where(outside, jnp.nan, result)
 
     def log_probs(params: AdaptiveSoftmaxParams, hs: Array) -> Array:
+        params, hs = checked(params), jnp.asarray(masking.as_array("hs", hs))
         head = head_of(params, hs)
         parts = [head[..., :first]]
         for k, cluster in enumerate(params.clusters):

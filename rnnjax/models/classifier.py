@@ -10,7 +10,8 @@ from rnnjax import masking
 from rnnjax._checks import check_params
 from rnnjax._recipe import Made, factory
 from rnnjax.base import Cell, Key, Layer
-from rnnjax.models._encoding import Encoding, LinearParams, packed_steps, split_three
+from rnnjax.models._dropout import split_key
+from rnnjax.models._encoding import Encoding, LinearParams, packed_steps
 from rnnjax.models.embedding import Embedding
 from rnnjax.segments import check_segments, pool_segments
 from rnnjax.transforms.precision import Policy
@@ -109,7 +110,7 @@ def classifier(
         key: Key | None = None,
     ) -> Array:
         params = check_params(params, ClassifierParams)
-        *keys, head_key = split_three(key)
+        *keys, head_key = split_key(key, 3)
         inputs, shape = parts.as_inputs(tokens)
         resets, ids, count = None, None, 0
         if segment_ids is None:

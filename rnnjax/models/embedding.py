@@ -12,7 +12,14 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from rnnjax import masking
-from rnnjax._checks import check_flag, check_key, check_number, check_range, check_size
+from rnnjax._checks import (
+    check_flag,
+    check_key,
+    check_number,
+    check_range,
+    check_size,
+    describe,
+)
 from rnnjax._devices import with_automatic_axes
 from rnnjax._native import in_native_order
 from rnnjax._recipe import Made, factory
@@ -156,7 +163,13 @@ def trainable(params: Any) -> Any:
 
 
 def table_of(params: Any) -> Array:
-    """The vectors [V, E]; no gradient comes to those that are frozen, whoever reads them."""
+    """The vectors [V, E]; no gradient comes to those that are frozen, whoever reads them.
+
+    Raises:
+        ValueError: the parameters are not those of an embedding with a table.
+    """
+    if not hasattr(params, "vectors"):
+        raise ValueError(f"params must be EmbeddingParams(vectors), got {describe(params)}")
     is_frozen = isinstance(params, FrozenEmbeddingParams)
     return jax.lax.stop_gradient(params.vectors) if is_frozen else params.vectors
 

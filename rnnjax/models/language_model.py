@@ -9,27 +9,18 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax import masking
-from rnnjax._checks import check_key, check_params, check_rate, describe
+from rnnjax._checks import check_flag, check_key, check_params, check_rate
 from rnnjax._devices import with_automatic_axes
-from rnnjax._numerics import accumulation_dtype, affine, draw_flags
+from rnnjax._numerics import affine
 from rnnjax._recipe import Made, factory
 from rnnjax.base import Carry, Cell, Key, Layer
 from rnnjax.initializers import draw_linear
 from rnnjax.layers.recurrent import as_causal_layer
+from rnnjax.models._dropout import drop_words, locked_dropout, split_key
+from rnnjax.models._encoding import check_pair
 from rnnjax.models.adaptive_softmax import AdaptiveSoftmax
 from rnnjax.models.embedding import Embedding, check_tokens, table_of
-
-
-class Features(NamedTuple):
-    """What the layer of a language model gives, before the head; both [..., T, H].
-
-    Attributes:
-        raw: the outputs of the layer.
-        dropped: the same after dropout, which is what the head reads. Without a key both are one.
-    """
-
-    raw: Array
-    dropped: Array
+from rnnjax.models.features import Features
 
 
 class LanguageModelParams(NamedTuple):
@@ -136,14 +127,14 @@ def language_model(
     """
     if not isinstance(embedding, Embedding):
         raise ValueError(f"embedding must be a rnnjax.Embedding, got {type(embedding).__name__}")
-    below = as_causal_layer(layer)
+    below, tie = as_causal_layer(layer), check_flag("tie", tie)
     if tie:
         _check_tied(embedding, below, softmax)
     if softmax is not None:
         _check_softmax(softmax, below.output_size, embedding.vocab_size)
     rate, word_rate = check_rate("dropout", dropout), check_rate("word_dropout", word_dropout)
     vocab_size = embedding.vocab_size
-    parts = _Parts(embedding, below, bool(tie), softmax)
+    parts = _Parts(embedding, below, tie, softmax)
     head = functools.partial(_logits, parts)
 
     def init(key: Key) -> LanguageModelParams:
@@ -172,9 +163,9 @@ def language_model(
             raise ValueError("tokens must have shape [..., T], got a scalar")
         valid = masking.valid_steps(lengths, mask, tokens.shape[:-1], tokens.shape[-1])
         tokens = check_tokens(tokens, vocab_size, valid=valid)
-        word_key, in_key, inner, out_key = _split(key)
+        word_key, in_key, inner, out_key = split_key(key, 4)
         xs = embedding.apply(params.embedding, tokens)
-        xs = _drop_words(word_key, tokens, xs, vocab_size, word_rate)
+        xs = drop_words(word_key, tokens, xs, vocab_size, word_rate)
         xs = locked_dropout(in_key, xs, rate)
         carry, ys = below.apply(
             params.layer, xs, mask=valid, resets=resets, initial_carry=initial_carry, key=inner
@@ -255,99 +246,8 @@ def _head_weights(parts: _Parts, params: LanguageModelParams) -> tuple[Array, Ar
     params = check_params(params, LanguageModelParams)
     if parts.softmax is not None:
         raise ValueError("head_weights needs the linear head, got a softmax: use score")
-    return table_of(params.embedding).T if parts.tie else params.head.w, params.head.bias
-
-
-def locked_dropout(key: Key | None, xs: Array, rate: float) -> Array:
-    """``xs`` [..., T, H] with features dropped at ``rate``, the same at all steps of a sequence.
-
-    What is kept is scaled by ``1 / (1 - rate)``. Without a key, or at rate 0, ``xs`` itself.
-
-    References:
-        Gal and Ghahramani, "A theoretically grounded application of dropout in recurrent neural
-        networks", NIPS 2016.
-    """
-    if key is None or rate == 0.0:
-        return xs
-
-    def dropped(given: tuple[Key, Array]) -> Array:
-        keep = draw_flags(given[0], 1.0 - rate, (*xs.shape[:-2], 1, xs.shape[-1]))
-        return jnp.where(keep, given[1] / (1.0 - rate), jnp.zeros_like(given[1]))
-
-    return with_automatic_axes(dropped, (key, xs), xs, xs.ndim)
-
-
-def activation_penalty(
-    features: Features, mask: Any = None, *, activity: float = 2.0, change: float = 1.0
-) -> Array:
-    r"""Penalties on the size of outputs and on how much they change from step to step.
-
-    .. math::
-
-        \alpha\, \overline{(m \odot h_t)^2} + \beta\, \overline{(h_{t+1} - h_t)^2}
-
-    The first mean is over the dropped outputs of real steps, the second over the raw outputs of
-    pairs of neighbours that are both real. To be added to the loss.
-
-    Args:
-        features: from ``LanguageModel.features``.
-        mask: bool [..., T], True where a step is real; None means all.
-        activity: :math:`\alpha`.
-        change: :math:`\beta`.
-
-    Returns:
-        A scalar, at least float32.
-
-    Raises:
-        ValueError: a mask of wrong shape or dtype.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from rnnjax.models import Features, activation_penalty
-        >>> hs = jnp.array([[1.0], [3.0]])
-        >>> float(activation_penalty(Features(hs, hs), activity=1.0, change=10.0))
-        45.0
-
-    References:
-        Merity, McCann and Socher, "Revisiting activation regularization for language RNNs", 2017.
-    """
-    raw, dropped = features
-    valid = jnp.ones(raw.shape[:-1], bool)
-    if mask is not None:
-        valid = masking.check_flags("mask", mask, raw.shape[:-2], raw.shape[-2])
-    both = valid[..., 1:] & valid[..., :-1]
-    size = _mean_square(dropped, valid)
-    return activity * size + change * _mean_square(raw[..., 1:, :] - raw[..., :-1, :], both)
-
-
-def check_pair(names: str, pair: Any) -> tuple[Any, Any]:
-    """What a model reads, and what it is to give after each step of it.
-
-    Raises:
-        ValueError: it is no pair.
-    """
-    if not isinstance(pair, tuple | list) or len(pair) != 2:
-        raise ValueError(f"the pair {names} must be a tuple of 2, got {describe(pair)}")
-    return pair[0], pair[1]
-
-
-def _mean_square(xs: Array, valid: Array) -> Array:
-    squares = jnp.where(valid[..., None], xs.astype(accumulation_dtype(xs.dtype)), 0)
-    count = jnp.maximum(jnp.sum(valid), 1) * xs.shape[-1]
-    return jnp.sum(squares**2) / count.astype(squares.dtype)
-
-
-def _drop_words(key: Key | None, tokens: Array, xs: Array, vocab_size: int, rate: float) -> Array:
-    """``xs`` [..., T, E] with words dropped: those drawn from the vocabulary, wherever they are."""
-    if key is None or rate == 0.0:
-        return xs
-
-    def dropped(given: tuple[Key, Array, Array]) -> Array:
-        key, tokens, xs = given
-        keep = draw_flags(key, 1.0 - rate, (vocab_size,))[tokens]
-        return jnp.where(keep[..., None], xs / (1.0 - rate), jnp.zeros_like(xs))
-
-    return with_automatic_axes(dropped, (key, tokens, xs), xs, xs.ndim)
+    top = check_params(params.head, SoftmaxParams, "params.head")
+    return table_of(params.embedding).T if parts.tie else top.w, top.bias
 
 
 def _chosen(pair: tuple[Array, Array]) -> Array:
@@ -357,10 +257,6 @@ def _chosen(pair: tuple[Array, Array]) -> Array:
     places = jnp.clip(targets, 0, vocab_size - 1)[..., None]
     chosen = jnp.take_along_axis(every, places, axis=-1).squeeze(-1)
     return jnp.where((targets < 0) | (targets >= vocab_size), jnp.nan, chosen)
-
-
-def _split(key: Key | None) -> Any:
-    return (None,) * 4 if key is None else jax.random.split(check_key(key), 4)
 
 
 def _check_softmax(softmax: Any, size: int, vocab_size: int) -> None:

@@ -14,7 +14,8 @@ from rnnjax._recipe import Made, factory
 from rnnjax.base import Carry, Cell, Key, Layer
 from rnnjax.heads import Head
 from rnnjax.layers.recurrent import as_causal_layer
-from rnnjax.models.language_model import check_pair, locked_dropout
+from rnnjax.models._dropout import locked_dropout, split_key
+from rnnjax.models._encoding import check_pair
 
 
 class SeriesModelParams(NamedTuple):
@@ -116,7 +117,7 @@ def series_model(layer: Cell | Layer, head: Head, *, dropout: float = 0.0) -> Se
         context: Any = None,
     ) -> tuple[Carry, Any]:
         params = check_params(params, SeriesModelParams)
-        inner, out_key = (None, None) if key is None else jax.random.split(check_key(key))
+        inner, out_key = split_key(key, 2)
         values, valid = real_values(values, lengths, mask)
         carry, ys = below.apply(
             params.layer,

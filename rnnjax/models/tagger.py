@@ -8,7 +8,8 @@ from rnnjax import masking
 from rnnjax._checks import check_params
 from rnnjax._recipe import factory
 from rnnjax.base import Cell, Key, Layer
-from rnnjax.models._encoding import Encoding, LinearParams, packed_steps, split_three
+from rnnjax.models._dropout import split_key
+from rnnjax.models._encoding import Encoding, LinearParams, packed_steps
 from rnnjax.models.classifier import Model
 from rnnjax.models.embedding import Embedding
 from rnnjax.transforms.precision import Policy
@@ -80,7 +81,7 @@ def tagger(
         key: Key | None = None,
     ) -> Array:
         params = check_params(params, TaggerParams)
-        *keys, head_key = split_three(key)
+        *keys, head_key = split_key(key, 3)
         inputs, shape = parts.as_inputs(tokens)
         if segment_ids is None:
             valid, resets = masking.valid_steps(lengths, mask, shape[:-1], shape[-1]), None

@@ -269,6 +269,10 @@ BAD = {
         lambda: rnnjax.language_model(rnnjax.one_hot(V), rnnjax.lstm(V), tie=True),
         "tie=True needs an embedding with a table",
     ),
+    "tied by a word": (
+        lambda: rnnjax.language_model(rnnjax.embedding(V, H), rnnjax.lstm(H), tie="no"),
+        "tie must be True or False, got 'no'",
+    ),
     "reading ahead": (
         lambda: rnnjax.language_model(rnnjax.embedding(V, E), backwards()),
         "layer must not read ahead",

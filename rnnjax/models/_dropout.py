@@ -1,0 +1,49 @@
+"""What models drop in training: features of a whole sequence, and whole words."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from rnnjax._checks import check_key
+from rnnjax._devices import with_automatic_axes
+from rnnjax._numerics import draw_flags
+from rnnjax.base import Key
+
+
+def split_key(key: Key | None, count: int) -> Any:
+    """Keys for ``count`` parts of a model; None for each without one."""
+    return (None,) * count if key is None else jax.random.split(check_key(key), count)
+
+
+def locked_dropout(key: Key | None, xs: Array, rate: float) -> Array:
+    """``xs`` [..., T, H] with features dropped at ``rate``, the same at all steps of a sequence.
+
+    What is kept is scaled by ``1 / (1 - rate)``. Without a key, or at rate 0, ``xs`` itself.
+
+    References:
+        Gal and Ghahramani, "A theoretically grounded application of dropout in recurrent neural
+        networks", NIPS 2016.
+    """
+    if key is None or rate == 0.0:
+        return xs
+
+    def dropped(given: tuple[Key, Array]) -> Array:
+        keep = draw_flags(given[0], 1.0 - rate, (*xs.shape[:-2], 1, xs.shape[-1]))
+        return jnp.where(keep, given[1] / (1.0 - rate), jnp.zeros_like(given[1]))
+
+    return with_automatic_axes(dropped, (key, xs), xs, xs.ndim)
+
+
+def drop_words(key: Key | None, tokens: Array, xs: Array, vocab_size: int, rate: float) -> Array:
+    """``xs`` [..., T, E] with words dropped: those drawn from the vocabulary, wherever they are."""
+    if key is None or rate == 0.0:
+        return xs
+
+    def dropped(given: tuple[Key, Array, Array]) -> Array:
+        key, tokens, xs = given
+        keep = draw_flags(key, 1.0 - rate, (vocab_size,))[tokens]
+        return jnp.where(keep[..., None], xs / (1.0 - rate), jnp.zeros_like(xs))
+
+    return with_automatic_axes(dropped, (key, tokens, xs), xs, xs.ndim)

@@ -1,0 +1,70 @@
+"""The outputs of a language model before its head, and penalties on them."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from rnnjax import masking
+from rnnjax._numerics import accumulation_dtype
+
+
+class Features(NamedTuple):
+    """What the layer of a language model gives, before the head; both [..., T, H].
+
+    Attributes:
+        raw: the outputs of the layer.
+        dropped: the same after dropout, which is what the head reads. Without a key both are one.
+    """
+
+    raw: Array
+    dropped: Array
+
+
+def activation_penalty(
+    features: Features, mask: Any = None, *, activity: float = 2.0, change: float = 1.0
+) -> Array:
+    r"""Penalties on the size of outputs and on how much they change from step to step.
+
+    .. math::
+
+        \alpha\, \overline{(m \odot h_t)^2} + \beta\, \overline{(h_{t+1} - h_t)^2}
+
+    The first mean is over the dropped outputs of real steps, the second over the raw outputs of
+    pairs of neighbours that are both real. To be added to the loss.
+
+    Args:
+        features: from ``LanguageModel.features``.
+        mask: bool [..., T], True where a step is real; None means all.
+        activity: :math:`\alpha`.
+        change: :math:`\beta`.
+
+    Returns:
+        A scalar, at least float32.
+
+    Raises:
+        ValueError: a mask of wrong shape or dtype.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from rnnjax.models import Features, activation_penalty
+        >>> hs = jnp.array([[1.0], [3.0]])
+        >>> float(activation_penalty(Features(hs, hs), activity=1.0, change=10.0))
+        45.0
+
+    References:
+        Merity, McCann and Socher, "Revisiting activation regularization for language RNNs", 2017.
+    """
+    raw, dropped = features
+    valid = jnp.ones(raw.shape[:-1], bool)
+    if mask is not None:
+        valid = masking.check_flags("mask", mask, raw.shape[:-2], raw.shape[-2])
+    both = valid[..., 1:] & valid[..., :-1]
+    size = _mean_square(dropped, valid)
+    return activity * size + change * _mean_square(raw[..., 1:, :] - raw[..., :-1, :], both)
+
+
+def _mean_square(xs: Array, valid: Array) -> Array:
+    squares = jnp.where(valid[..., None], xs.astype(accumulation_dtype(xs.dtype)), 0)
+    count = jnp.maximum(jnp.sum(valid), 1) * xs.shape[-1]
+    return jnp.sum(squares**2) / count.astype(squares.dtype)
