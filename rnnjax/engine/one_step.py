@@ -73,7 +73,8 @@ def step(
     # Arrays need no look here: what is wrong with their shapes or dtypes is found where the step is
     # compiled, once for all steps of such arrays.
     if isinstance(x, Array) and all(map(_holds_values, set(map(type, leaves)))):
-        return _run_alone(part, params, carry, x, mask, resets, _flags(x.shape[:-1]), context)
+        flags = _flags(x.shape[:-1])
+        return _run_alone(part, params, carry, x, mask, resets, flags, context, "carry")
     require_causal("step", part)
     x = _check_x(x)
     batch = _batch_of(x)
@@ -81,8 +82,9 @@ def step(
     carry = jax.tree.map(functools.partial(masking.as_array, "carry"), carry)
     # Inside another program the step joins it; a loop of one step would stand in the way of fusion.
     if any(isinstance(leaf, Tracer) for leaf in leaves):
+        carry = _check_given(part, params, carry, batch, "carry")
         return _inline_step(part, params, carry, x, mask, resets, context)
-    return _run_alone(part, params, carry, x, mask, resets, _flags(batch), context)
+    return _run_alone(part, params, carry, x, mask, resets, _flags(batch), context, "carry")
 
 
 def run_only_step(
@@ -153,7 +155,7 @@ def _packing(carry: Carry) -> tuple[Callable[[Carry], Any], Callable[[Any], Carr
     return packed, unpacked
 
 
-@functools.partial(jit, static_argnums=0)
+@functools.partial(jit, static_argnums=(0, 8))
 def _run_alone(
     part: Cell | Layer,
     params: Params,
@@ -163,10 +165,13 @@ def _run_alone(
     resets: Any,
     flags: Flags,
     context: Any,
+    name: str,  # of the carry, to those who gave it
 ) -> tuple[Carry, Any]:
     require_causal("step", part)
     x = _check_x(x)
-    mask, resets = _check_step_flags(mask, resets, _batch_of(x))
+    batch = _batch_of(x)
+    mask, resets = _check_step_flags(mask, resets, batch)
+    carry = _check_given(part, params, carry, batch, name)
     # The shortest block whose step the compiler still takes out by its index.
     block = Block(
         jax.tree.map(_and_zeros, x),
@@ -197,7 +202,7 @@ def _run_with_time(
     x, mask, resets = jax.tree.map(
         lambda a: jnp.squeeze(a, flags.all_true.ndim - 1), (xs, valid, resets)
     )
-    carry, y = _run_alone(part, params, carry, x, mask, resets, flags, context)
+    carry, y = _run_alone(part, params, carry, x, mask, resets, flags, context, "initial_carry")
     return carry, jax.tree.map(lambda a: jnp.expand_dims(a, flags.all_true.ndim - 1), y)
 
 
@@ -280,13 +285,24 @@ def starting_carry(
     part: Cell | Layer, params: Params, carry: Carry, batch: tuple[int, ...]
 ) -> Carry:
     """The carry to begin with: the part's own where ``carry`` is None, else ``carry``, checked."""
+    if carry is not None:
+        return _check_given(part, params, carry, batch, "initial_carry")
+    return _own_carry(part, params, batch)
 
-    def own() -> Carry:
-        if isinstance(part, Cell):
-            return carry_of_batch(part.initial_carry(params), batch)
-        return part.initial_carry(params, batch)
 
-    return own() if carry is None else check_carry("initial_carry", carry, jax.eval_shape(own))
+def _own_carry(part: Cell | Layer, params: Params, batch: tuple[int, ...]) -> Carry:
+    if isinstance(part, Cell):
+        return carry_of_batch(part.initial_carry(params), batch)
+    return part.initial_carry(params, batch)
+
+
+def _check_given(
+    part: Cell | Layer, params: Params, carry: Carry, batch: tuple[int, ...], name: str
+) -> Carry:
+    """A carry as the part would make it, or None as it came; errors call it by ``name``."""
+    if carry is None:
+        return None
+    return check_carry(name, carry, jax.eval_shape(lambda: _own_carry(part, params, batch)))
 
 
 def carry_of_batch(carry: Carry, batch: tuple[int, ...]) -> Carry:

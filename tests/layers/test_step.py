@@ -174,7 +174,11 @@ def test_flags_that_say_nothing_change_no_bit_and_each_kind_of_call_is_one_progr
         ({"x": 1.0}, r"x must have shape \[\.\.\., D\], got shape \(\)"),
         ({"x": np.ones((B, D), int)}, "x must be of floating dtype"),
         ({"x": np.ones((B, D + 1))}, "xs must have size 3"),
-        ({"carry": (np.ones((B, H)),) * 2}, r"must be LSTMCarry\(h, c\), got a tuple of 2"),
+        ({"carry": (np.ones((B, H)),) * 2}, r"^carry must be LSTMCarry\(h, c\), got a tuple of 2"),
+        (
+            {"carry": rnnjax.LSTMCarry(np.ones((B + 1, H)), np.ones((B, H)))},
+            r"^carry\.h must have shape \(2, 4\), got shape \(3, 4\)",
+        ),
         ({"mask": np.ones(B)}, "mask must be of dtype bool"),
         ({"resets": np.ones(B + 1, bool)}, r"resets must have the batch shape of x, \(2,\)"),
     ],
@@ -187,6 +191,8 @@ def test_what_does_not_fit_is_named_at_every_call(arguments, message, kind):
     for _ in range(2):
         with pytest.raises(ValueError, match=message):
             cell.step(**given)
+        with pytest.raises(ValueError, match=message):
+            jax.jit(lambda params: cell.step(**given | {"params": params}))(given["params"])
 
 
 def test_a_layer_made_by_hand_steps_once_it_says_that_it_is_causal():
