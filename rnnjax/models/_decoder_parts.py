@@ -9,6 +9,7 @@ from jax import Array
 from rnnjax import masking
 from rnnjax._checks import describe
 from rnnjax._numerics import affine
+from rnnjax._recipe import Made
 from rnnjax.base import Carry, Cell, Key, Layer, Params
 from rnnjax.engine.one_step import carry_of_batch, step_in_program
 from rnnjax.engine.unroll import unroll
@@ -85,6 +86,11 @@ class Parts(NamedTuple):
                 "use decoder=rnnjax.stack(...)"
             )
         decoder = as_layer(decoder)
+        if _reads_context(decoder):
+            raise ValueError(
+                f"decoder must be the attention_cell alone, got {decoder!r}: "
+                "give the layers on top of it as above=..."
+            )
         if not decoder.causal:
             raise ValueError("decoder must not read ahead, got one with a part run in reverse")
         return cls(source, decoder, target, attention, None, bridge)
@@ -229,6 +235,15 @@ class Parts(NamedTuple):
         w_q = self.attention.query_weights(params.attention)
         queries = hs if w_q is None else affine(hs, w_q)
         return self.attention.weigh(params.attention, queries, memory.keys, memory.mask)
+
+
+def _reads_context(part: Any) -> bool:
+    """Whether a cell that takes a context is inside, as far as it is known of what it was made."""
+    if isinstance(part, Cell):
+        return part.context is not None
+    recipe = getattr(part, "_recipe", None)
+    made_of = () if recipe is None else tuple(recipe.arguments.values())
+    return any(map(_reads_context, jax.tree.leaves(made_of, is_leaf=lambda a: isinstance(a, Made))))
 
 
 def _fed_apart(carry: Carry) -> Carry:

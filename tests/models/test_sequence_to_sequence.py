@@ -394,6 +394,10 @@ BAD = {
         ),
         "attention must be None",
     ),
+    "attention inside a stack": (
+        lambda: build(decoder=rnnjax.stack(rnnjax.attention_cell(rnnjax.gru(4), 4), rnnjax.gru(4))),
+        r"decoder must be the attention_cell alone, got rnnjax.stack\(.* as above=",
+    ),
     "a decoder that does not say what it read": (
         lambda: build(decoder=rnnjax.window_cell(rnnjax.gru(H), H), above=rnnjax.gru(H)),
         "decoder must give rnnjax.Attended where it takes a context",
