@@ -206,8 +206,7 @@ def masked_softmax(scores: Array, real: Array) -> Array:
     scores = scores.astype(accumulation_dtype(scores.dtype))
     scores = jnp.where(real, scores, -jnp.inf)
     most = jnp.max(scores, axis=-1, keepdims=True, initial=-jnp.inf)
-    # Without a real place the maximum is -inf: subtracting it would be NaN, in gradients too.
-    shifted = jnp.where(real, scores - jnp.where(jnp.isfinite(most), most, 0.0), 0.0)
+    shifted = jnp.where(real, scores - most, 0.0)
     exponents = jnp.where(real, jnp.exp(shifted), 0.0)
     total = jnp.sum(exponents, axis=-1, keepdims=True)
     return exponents / jnp.where(total == 0, 1.0, total)

@@ -27,6 +27,10 @@ from rnnjax.layers._memory import (
 )
 from rnnjax.layers.attention import weighted_mean
 
+# A window asks for no more than e to this. A bump that is higher, sharper or faster than 5e8 means
+# nothing more; but where a part of one is infinite, infinity times 0 makes all gradients NaN.
+_MOST = 20.0
+
 
 class Window(NamedTuple):
     """K bumps over the places of a memory, in the letters of the paper alpha, beta and kappa.
@@ -103,6 +107,8 @@ def window_cell(cell: Cell, memory_size: int, components: int = 10, *, speed: fl
     :math:`\phi` are positive and need not add up to 1. For handwriting the memory is the text, one
     state a character: ``Memory(jax.nn.one_hot(characters, M), mask)``, given as ``context``.
 
+    The three exponents are at most 20, so that no gradient is NaN.
+
     The window is part of the carry: :func:`window_weights` makes of it how much of each place was
     read. In the paper places count from 1, and layers above the first read :math:`w_{t+1}`, what
     the new state asks for; here all layers read the same at a step, and so the query is one product
@@ -169,7 +175,7 @@ def window_cell(cell: Cell, memory_size: int, components: int = 10, *, speed: fl
         """The pieces that the cell gets, with what was read; the window, and what was read."""
         assert memory.values is not None
         x_proj, h_proj, asked = take_last(x_proj, h_proj)
-        height, sharpness, step = jnp.split(jnp.exp(asked), 3)
+        height, sharpness, step = jnp.split(jnp.exp(jnp.minimum(asked, _MOST)), 3)
         window = Window(height, sharpness, carry.window.place + step)
         weights = jnp.where(memory.mask, _weights(window, len(memory.mask)), 0.0)[None]
         x_proj = add_to_gates(x_proj, h_proj, weighted_mean(weights, memory.values)[0])

@@ -33,14 +33,14 @@ def loop(params, xs, states, np=np):
     h, c, kappa = np.zeros(H), np.zeros(H), np.zeros(K)
     ys, weights, places, gates = [], [], [], []
     for x in xs:
-        alpha, beta, step = np.split(np.exp(h @ params.w + params.bias), 3)
+        alpha, beta, step = np.split(np.exp(np.minimum(h @ params.w + params.bias, 20.0)), 3)
         kappa = kappa + step
         phi = [np.sum(alpha * np.exp(-beta * (kappa - u) ** 2)) for u in range(len(states))]
         seen = sum((p * m for p, m in zip(phi, states, strict=True)), np.zeros(M))
         cell = params.cell
         z = x @ cell.w_ih + h @ cell.w_hh + seen @ params.context + cell.bias
         i, f, g, o = np.split(z, 4)
-        i, f, o = (1 / (1 + np.exp(-a)) for a in (i, f, o))
+        i, f, o = ((1 + np.tanh(a / 2)) / 2 for a in (i, f, o))
         c = f * c + i * np.tanh(g)
         h = o * np.tanh(c)
         ys.append(np.concatenate([h, seen]))
@@ -112,6 +112,29 @@ def test_its_gradients_are_those_of_the_loop(float64):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), found, expected
     )
+
+
+@pytest.mark.parametrize("extreme", [100.0, -100.0, 1e4])
+@pytest.mark.parametrize("part", range(3), ids=["height", "sharpness", "step"])
+def test_whatever_a_window_asks_for_its_values_and_gradients_are_finite(part, extreme):
+    """e^100 is infinite in float32, and infinity times 0 is NaN."""
+    whole, params, xs, states = problem()
+    bias = params.bias.at[part * K : (part + 1) * K].set(extreme)
+    params = params._replace(bias=bias)
+
+    def run(params, xs, states):
+        _, ys = rnnjax.unroll(whole, params, xs, LENGTHS, context=memory_of(states))
+        return jnp.sum(jnp.sin(ys)), ys
+
+    grads, ys = jax.grad(run, (0, 1, 2), has_aux=True)(params, xs, states)
+    assert all(np.all(np.isfinite(a)) for a in (ys, *jax.tree.leaves(grads)))
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda a: a.astype("float64"), (params, xs, states))
+        _, ys = run(*wide)
+    params, xs, states = jax.tree.map(np.asarray, wide)
+    for b, (steps, places) in enumerate(zip(LENGTHS, PLACES, strict=True)):
+        expected = loop(params, xs[b, :steps], states[b, :places])[0]
+        np.testing.assert_allclose(ys[b, :steps], expected, rtol=1e-9, atol=1e-12)
 
 
 def test_what_is_masked_is_never_read_and_a_row_without_text_is_finite():
