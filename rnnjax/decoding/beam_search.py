@@ -18,7 +18,13 @@ from rnnjax._recipe import ComparedStep
 from rnnjax.base import Carry
 from rnnjax.decoding._largest import largest
 from rnnjax.decoding._loop import as_arrays
-from rnnjax.decoding.sampling import History, Transform, apply_transform, check_transforms
+from rnnjax.decoding.sampling import (
+    History,
+    Transform,
+    apply_transform,
+    check_transforms,
+    log_probabilities,
+)
 
 
 class Beams(NamedTuple):
@@ -235,8 +241,7 @@ def _best_texts(how: _How, params: Any, carry: Carry, start: Array, memory: Any)
     best = _best(_concatenate(end.done, cut), how.beam_size)
     found = jnp.isfinite(best.scores)
     lengths = jnp.where(found, best.lengths, 0)
-    written = masking.lengths_to_mask(lengths, how.max_length)
-    tokens = jnp.where(written, best.tokens, how.pad)
+    tokens = jnp.where(found[..., None], best.tokens, how.pad)
     log_probs = jnp.where(found, best.log_probs, -jnp.inf)
     scores = jnp.where(found, best.scores, -jnp.inf)  # of logits that are NaN it would be NaN
     beams = Beams(tokens, lengths, scores, log_probs, best.ended & found)
@@ -262,7 +267,7 @@ def _extend(how: _How, step: Callable, now: _Searching) -> _Searching:
     """Every live hypothesis with every next token; of these the best go on or are finished."""
     carry, logits, weights = step(now.carry, now.last)
     changed = _transformed(how, logits.astype(jnp.float32), now.live)
-    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    log_probs = log_probabilities(logits.astype(jnp.float32))
     totals = now.live.log_probs[..., None] + log_probs
     # Not what is NaN either: among the largest it would come first or last by its sign.
     totals = jnp.where((changed > -jnp.inf) & (totals > -jnp.inf), totals, -jnp.inf)

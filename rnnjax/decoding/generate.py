@@ -24,7 +24,7 @@ from rnnjax.decoding._loop import (
     start_writing,
     write_rows,
 )
-from rnnjax.decoding.sampling import History, Sampling, sample
+from rnnjax.decoding.sampling import History, Sampling, log_probabilities, sample
 from rnnjax.models._token_table import step_with_table, token_table
 from rnnjax.models.embedding import check_tokens
 from rnnjax.models.language_model import LanguageModel
@@ -255,11 +255,10 @@ def _texts(
 def _choose(how: _How, keys: Array, logits: Array, history: History) -> Choice:
     """A token for every row."""
     token = jax.vmap(how.sampling)(keys, logits, history)
-    logits = logits.astype(jnp.float32)
-    chosen = jnp.take_along_axis(logits, jnp.maximum(token, 0)[:, None], axis=1)[:, 0]
-    log_probs = chosen - jax.nn.logsumexp(logits, axis=-1)
+    log_probs = log_probabilities(logits.astype(jnp.float32))
+    log_prob = jnp.take_along_axis(log_probs, jnp.maximum(token, 0)[:, None], axis=1)[:, 0]
     stopped = jnp.isin(token, jnp.array(how.stop, jnp.int32)) if how.stop else False
-    return Choice(token, log_probs, stopped, token < 0)
+    return Choice(token, log_prob, stopped, token < 0)
 
 
 def _note(history: History, token: Array, going: Array) -> History:

@@ -45,7 +45,7 @@ class Sampling:
     """How a token is chosen: the transformers in their order, then a draw, or the largest logit.
 
     ``sampling(key, logits [V], history) -> token`` for one row; -1 where no token is left, or a
-    logit is NaN.
+    logit is NaN. A logit of +inf is certain, and of several ones each is as likely.
     """
 
     transforms: tuple[Transform, ...] = ()
@@ -89,9 +89,21 @@ def _draw(key: Key, logits: Array) -> Array:
     """
     words = jax.random.bits(key, logits.shape, jnp.uint32).astype(jnp.float32)
     uniform = jnp.minimum((words + 0.5) * 2.0**-32, 1 - 2.0**-24)
-    times = -jnp.log1p(-uniform) * jnp.exp(jnp.max(logits) - logits)
+    times = -jnp.log1p(-uniform) * jnp.exp(-_below_largest(logits))
     # Inside a reduction XLA would compile the logarithm to scalar code.
     return jnp.argmin(lax.optimization_barrier(times))
+
+
+def _below_largest(logits: Array) -> Array:
+    """Each logit [..., V] less the largest one: 0 there, even where that is +inf."""
+    largest = jnp.max(logits, axis=-1, keepdims=True)
+    return jnp.where(logits == largest, 0.0, logits - largest)
+
+
+def log_probabilities(logits: Array) -> Array:
+    """The log of the softmax of logits [..., V]: of one that is +inf 0, and of the others -inf."""
+    below = _below_largest(logits)
+    return below - jnp.log(jnp.sum(jnp.exp(below), axis=-1, keepdims=True))
 
 
 def sample(*transforms: Transform) -> Sampling:
@@ -187,7 +199,8 @@ class TopP:
         if self.p == 1.0:
             return logits
         # A token stays while those likelier than it do not reach p: so the first always stays.
-        probabilities = jax.nn.softmax(_raised(logits))
+        weights = jnp.exp(_below_largest(_raised(logits)))
+        probabilities = weights / jnp.sum(weights)
         if len(logits) <= _FEW_TOKENS:
             before = jnp.sum(jnp.where(_is_before(logits), probabilities[None], 0), axis=-1)
             return jnp.where(before < self.p, logits, -jnp.inf)

@@ -25,9 +25,9 @@ def step(params, carry, token):
     return token, params[carry, token]
 
 
-def law(table, start, text):
+def law(table, start, text, before=V):
     """The log probability of a text, in float64."""
-    total, before, last = 0.0, V, start
+    total, last = 0.0, start
     for token in text:
         logits = np.asarray(table[before, last], np.float64)
         total += logits[token] - np.log(np.sum(np.exp(logits)))
@@ -139,6 +139,21 @@ def test_a_row_finds_by_itself_what_it_finds_among_others():
         alone = search(TABLES[0], start, beam_size=3)
         np.testing.assert_array_equal(alone.tokens, together.tokens[row])
         np.testing.assert_allclose(alone.scores, together.scores[row], rtol=1e-6)
+
+
+def test_a_hypothesis_that_is_none_holds_nothing():
+    """With one token there are fewer texts than places, and the places are filled all the same."""
+
+    def alone(params, carry, token):
+        return carry, params[token]
+
+    table = jnp.zeros((2, 2)).at[:, STOP].set(-jnp.inf)
+    options = {"stop": STOP, "beam_size": 4, "max_length": 2, "pad": 1}
+    beams = rnnjax.beam_search(alone, table, jnp.zeros(()), jnp.array(0), **options)
+    assert beams.lengths.tolist() == [2, 0, 0, 0]
+    assert beams.tokens.tolist() == [[0, 0], [1, 1], [1, 1], [1, 1]]
+    assert beams.log_probs.tolist() == beams.scores.tolist() == [0, *[-np.inf] * 3]
+    assert not np.any(beams.ended)
 
 
 def test_a_model_that_never_stops_is_cut_and_says_so():
@@ -303,6 +318,20 @@ def test_logits_of_nan_have_no_texts():
     assert np.all(beams.tokens == 2)
     assert np.all(beams.scores == -np.inf)
     assert np.all(beams.log_probs == -np.inf)
+
+
+def test_a_logit_of_infinity_is_certain():
+    table = TABLES[0].copy()
+    table[V, 0] = [0.0, 0.0, np.inf]
+    beams = search(table, 0, beam_size=V**N, alpha=0.0)
+    certain = sorted(
+        ((law(table, 2, text, before=0), (2, *text)) for text in all_texts(N - 1)),
+        reverse=True,
+    )
+    for k, (score, text) in enumerate(certain):
+        assert beams.tokens[k, : len(text)].tolist() == list(text)
+        np.testing.assert_allclose(beams.log_probs[k], score, rtol=1e-5)
+    assert not np.any(beams.lengths[len(certain) :])
 
 
 @pytest.mark.parametrize("bits", [0x7FC00000, 0xFFC00000])

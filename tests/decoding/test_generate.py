@@ -220,6 +220,17 @@ def test_the_nucleus_reaches_p_and_not_without_its_least_member(p, vocabulary):
         assert row[mask].min() >= row[~mask].max(initial=0.0)
 
 
+@pytest.mark.parametrize("vocabulary", [8, 512])
+def test_of_equal_tokens_the_nucleus_has_the_first_and_no_more_than_reach_p(vocabulary):
+    kept = rnnjax.top_p(0.5)(jnp.zeros(vocabulary), History(jnp.zeros(1, int), 1, 0))
+    np.testing.assert_array_equal(kept > -jnp.inf, np.arange(vocabulary) < vocabulary // 2)
+
+
+def test_tokens_as_likely_as_the_likeliest_are_all_kept_by_a_min_p_of_1():
+    kept = rnnjax.min_p(1.0)(jnp.array([0.3, 1.7, 1.7, -2.0]), History(jnp.zeros(1, int), 1, 0))
+    np.testing.assert_array_equal(kept > -jnp.inf, [False, True, True, False])
+
+
 def test_a_token_that_was_there_is_made_less_likely_and_no_other():
     logits = jnp.array([[2.0, -2.0, 1.0, -1.0], [2.0, -2.0, 1.0, -1.0]])
     history = History(jnp.array([[0, 1, 3], [2, 0, 1]]), jnp.array([2, 3]), jnp.array([0, 0]))
@@ -420,9 +431,9 @@ def test_it_runs_inside_jit_and_equal_samplers_are_one_program():
     assert rnnjax.temperature(0.5) != rnnjax.top_p(0.5)
 
 
-def call(**options):
+def call(params=PARAMS, **options):
     given = {"prompt": PROMPTS, "max_new_tokens": 3, "key": jax.random.key(0), **options}
-    return rnnjax.generate(MODEL, PARAMS, **given)
+    return rnnjax.generate(MODEL, params, **given)
 
 
 BAD = {
@@ -460,7 +471,11 @@ BAD = {
         "forbid",
         "all 3 ids",
     ),
-    "forbidden outside": (lambda: call(sampling=rnnjax.sample(rnnjax.forbid([9]))), "[0, 3)", "9"),
+    "forbidden outside": (
+        lambda: call(sampling=rnnjax.sample(rnnjax.forbid([3]))),
+        "[0, 3)",
+        "got 3",
+    ),
     "no function": (lambda: rnnjax.sample(0.8), "transforms", "0.8"),
     "a temperature in words": (lambda: rnnjax.temperature("1"), "temperature", "got '1'"),
     "a share that is a flag": (lambda: rnnjax.top_p(True), "p must be", "got True"),
@@ -529,12 +544,45 @@ def test_sums_of_logits_of_16_bits_are_taken_in_32():
     logits, history = jnp.zeros(512, jnp.bfloat16), History(jnp.zeros(1, int), 1, 0)
     assert jnp.sum(rnnjax.top_p(0.75)(logits, history) > -jnp.inf) == 0.75 * 512
     logits = jnp.linspace(0, 1, 512).astype(jnp.bfloat16)
-    for seed in range(3):
-        narrow, wide = (
-            rnnjax.sample()(jax.random.key(seed), a, history)
-            for a in (logits, logits.astype(jnp.float32))
-        )
-        assert narrow == wide
+    keys = jax.random.split(jax.random.key(0), 2000)
+    narrow, wide = (
+        jax.vmap(lambda key, a=a: rnnjax.sample()(key, a, history))(keys)
+        for a in (logits, logits.astype(jnp.float32))
+    )
+    np.testing.assert_array_equal(narrow, wide)
+
+
+@pytest.mark.parametrize("size", [4, 400])
+@pytest.mark.parametrize("certain", [[2], [0, 3]])
+def test_a_logit_of_infinity_is_certain(size, certain):
+    """And of several ones each is as likely; they are the largest for every transformer, too."""
+    logits = jnp.linspace(0.0, 1.0, size).at[jnp.array(certain)].set(jnp.inf)
+    history, keys = History(jnp.zeros(1, int), 1, 0), jax.random.split(jax.random.key(0), 400)
+    cuts = (), (rnnjax.temperature(2.0),), (rnnjax.top_k(3),), (rnnjax.top_p(0.9),)
+    for cut in (*cuts, (rnnjax.min_p(0.5),)):
+        drawn = jax.vmap(lambda key, cut=cut: rnnjax.sample(*cut)(key, logits, history))(keys)
+        shares = np.bincount(drawn, minlength=size) / len(keys)
+        np.testing.assert_allclose(shares[certain], 1 / len(certain), atol=0.1)
+        assert np.sum(shares[certain]) == 1
+        assert rnnjax.greedy(*cut)(keys[0], logits, history) == certain[0]
+
+
+def test_a_text_of_certain_tokens_has_the_probability_1():
+    table = TABLE.copy()
+    table[V, 0, 2] = table[0, 2, 1] = np.inf
+    for sampling in (rnnjax.sample(), rnnjax.greedy()):
+        found = call(jnp.asarray(table), prompt=[0], max_new_tokens=2, sampling=sampling)
+        assert found.tokens.tolist() == [2, 1]
+        assert found.log_probs.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("word", [0, 2**32 - 1])
+def test_a_token_without_probability_is_not_drawn_whatever_the_random_bits(word, monkeypatch):
+    """The least and the largest number: a waiting time of 0 or infinity would be that of any."""
+    bits = lambda key, shape, dtype: jnp.full(shape, word, dtype)  # noqa: E731
+    monkeypatch.setattr(jax.random, "bits", bits)
+    logits = jnp.array([-jnp.inf, -jnp.inf, 0.3, -jnp.inf])
+    assert rnnjax.sample()(jax.random.key(0), logits, History(jnp.zeros(1, int), 1, 0)) == 2
 
 
 @pytest.mark.parametrize("size", [4, 400])
