@@ -66,9 +66,10 @@ def make_train_step(
         compiler_options: options of XLA by name.
 
     Returns:
-        step(state, batch) -> (state, metrics): those of the loss function, "grad_norm" as the
-        pair (norm of the gradient before the optimizer, 1), so that it merges like the rest, and
-        "skipped" as (1, 1) where the update was left out and (0, 1) elsewhere.
+        step(state, batch) -> (state, metrics): those of the loss function, and two of the step,
+        which are read and merged like the rest. "grad_norm" is the ``Mean`` of the norm of the
+        gradient before the optimizer and 1, and "skipped" that of 1 and 1 where the update was
+        left out, of 0 and 1 elsewhere.
 
     Raises:
         ValueError: ``loss_fn`` is no function or the optimizer none of Optax; when it compiles, if
@@ -147,7 +148,8 @@ def make_accumulating_step(
     Returns:
         step(state, batches) -> (state, metrics) as of :func:`make_train_step`; every leaf of
         ``batches`` is [K, ...], K micro-batches. Each has a random key of its own. Metrics are
-        summed over them.
+        summed over them, each by its own count; left out are those that are NaN or infinite in a
+        micro-batch without a row.
 
     Raises:
         ValueError: when it compiles, as :func:`make_train_step`; if there is no such metric; or if
@@ -177,12 +179,16 @@ def make_accumulating_step(
             raise ValueError(f"loss_fn must give the metric {metric!r}, got {sorted(metrics)}")
         weight = jnp.asarray(metrics[metric][1]).astype(raised(loss).dtype)
 
-        def weighted(leaf: Array) -> Array:  # a mean over no rows is NaN, and counts nothing
+        # A mean over no rows is NaN, and counts nothing.
+        def weighted(leaf: Array) -> Array:
             return jnp.where(weight == 0, 0, weight * raised(leaf))
 
+        def counted(pair: Any) -> Any:
+            no_rows = (weight == 0) & ~jnp.isfinite(pair[0])
+            return jax.tree.map(lambda figure: jnp.where(no_rows, 0, figure), pair)
+
         sums = jax.tree.map(weighted, (loss, grads))
-        metrics = jax.tree.map(lambda figure: jnp.where(weight == 0, 0, figure), metrics)
-        return weight, sums, metrics
+        return weight, sums, {name: counted(pair) for name, pair in metrics.items()}
 
     def accumulating_step(state: TrainState, batches: Any) -> StepResult:
         check_state(state)

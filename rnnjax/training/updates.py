@@ -17,6 +17,7 @@ from jax.core import Tracer
 
 from rnnjax import _checks
 from rnnjax._numerics import raised
+from rnnjax.metrics import Mean
 
 if TYPE_CHECKING:
     import optax
@@ -98,7 +99,7 @@ def apply_gradients(
     grads: Any,
     *,
     value_fn: Callable[[Any], Array] | None = None,
-) -> tuple[TrainState, dict[str, tuple[Array, Array]]]:
+) -> tuple[TrainState, dict[str, Mean]]:
     """The state after one update, or the same parameters where a number is not finite.
 
     What :func:`make_train_step` does with a gradient, for a step of one's own. Looked at are the
@@ -114,7 +115,7 @@ def apply_gradients(
         value_fn: the loss as a function of the parameters, which line searches call.
 
     Returns:
-        The state and the metrics "grad_norm" and "skipped".
+        The state and the metrics "grad_norm" and "skipped", each a :class:`rnnjax.metrics.Mean`.
 
     Raises:
         ValueError: the optimizer needs an argument that it cannot get here; names it.
@@ -163,8 +164,8 @@ def apply_gradients(
     skipped = jnp.where(finite, 0, 1).astype(jnp.int32)
     one = jnp.ones((), norm.dtype)
     figures = {
-        "grad_norm": (jnp.where(finite, norm, 0), jnp.where(finite, one, 0)),
-        "skipped": (skipped.astype(norm.dtype), one),
+        "grad_norm": Mean(jnp.where(finite, norm, 0), jnp.where(finite, one, 0)),
+        "skipped": Mean(skipped.astype(norm.dtype), one),
     }
     in_a_row = (state.skipped_in_a_row + 1) * skipped
     counts = (state.skipped + skipped, in_a_row)

@@ -96,6 +96,25 @@ def test_a_micro_batch_whose_mean_is_that_of_nothing_counts_nothing():
     assert metrics["mean"] == (3 + 12, 2)
 
 
+def test_a_metric_counts_its_own_rows_in_a_micro_batch_without_rows_for_the_loss():
+    """Such as the hits of one task where no row has a label of the other."""
+
+    def two_tasks(params, batch, key):
+        loss = Mean.of(params * batch["x"], batch["taught"])
+        return loss.value, {"loss": loss, "other": Mean.of(batch["x"], batch["other"])}
+
+    batches = {
+        "x": jnp.array([[1.0, 2.0], [4.0, 8.0]]),
+        "taught": jnp.array([[1, 1], [0, 0]]),
+        "other": jnp.array([[0, 1], [1, 0]]),
+    }
+    state = init_train_state(jax.random.key(0), jnp.array(2.0), optax.sgd(1.0))
+    state, metrics = make_accumulating_step(two_tasks, optax.sgd(1.0))(state, batches)
+    assert state.params == 2 - (1 + 2) / 2
+    assert metrics["loss"] == (6, 2)
+    assert metrics["other"] == (2 + 4, 2)
+
+
 def test_the_optimizer_gets_the_loss_of_all_and_gradients_of_the_dtype_of_parameters():
     def init(params):
         return jnp.zeros(())
