@@ -64,7 +64,7 @@ Modules, loaded when they are first used
 import importlib as _importlib
 import warnings as _warnings
 
-from ._checks import checked as checked
+from ._values import checked as checked
 from .base import Cell as Cell
 from .base import Layer as Layer
 from .base import Noise as Noise

@@ -15,11 +15,11 @@ from jax import Array, export
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from rnnjax import _checks
-from rnnjax._checks import check_range
+from rnnjax import _checks, _values
 from rnnjax._devices import with_automatic_axes
 from rnnjax._native import in_native_order
 from rnnjax._numerics import mean_dtype
+from rnnjax._values import check_range
 
 # What a model of your own needs; the rest is for the rooms of this package alone.
 __all__ = ["lengths_to_mask", "max_pool", "mean_pool", "take_first", "take_last", "zero_padding"]
@@ -126,7 +126,7 @@ def as_integers(name: str, value: Any) -> Array:
     Raises:
         ValueError: it is something else, or (where it is not of JAX yet) a number does not fit.
     """
-    array = _checks.check_width(name, _integers(name, value))
+    array = _values.check_width(name, _integers(name, value))
     if isinstance(array, Array) and array.dtype.itemsize >= 4:
         return array
     return computed_now(_of_32_bits, array)

@@ -16,9 +16,10 @@ from jax import Array, lax
 from jax.core import Tracer
 
 from rnnjax import masking
-from rnnjax._checks import check_floating, check_range, check_size
+from rnnjax._checks import check_floating, check_size
 from rnnjax._devices import with_automatic_axes
 from rnnjax._numerics import accumulation_dtype
+from rnnjax._values import check_range
 from rnnjax.base import Carry
 
 __all__ = [

@@ -13,7 +13,16 @@ PACKAGE = Path(__file__).parents[1] / "rnnjax"
 FLOORS = [
     {"_recipe"},
     {"base"},
-    {"_checks", "_devices", "_native", "_numerics", "masking", "segments", "initializers"},
+    {
+        "_checks",
+        "_values",
+        "_devices",
+        "_native",
+        "_numerics",
+        "masking",
+        "segments",
+        "initializers",
+    },
     {"_processes", "_divided_arrays"},
     {"engine"},
     {"cells"},
@@ -33,6 +42,7 @@ ALLOWED_BESIDE = {
 ANYWHERE = {
     "base",
     "_checks",
+    "_values",
     "_devices",
     "_native",
     "_numerics",

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from rnnjax import masking
-from rnnjax._checks import check_id, check_number, check_range, check_size
+from rnnjax._checks import check_id, check_number, check_size
 from rnnjax._devices import with_automatic_axes
 from rnnjax._native import in_native_order
 from rnnjax._numerics import accumulation_dtype
 from rnnjax._recipe import ComparedStep
+from rnnjax._values import check_range
 from rnnjax.base import Carry
 from rnnjax.decoding._largest import largest
 from rnnjax.decoding._loop import as_arrays

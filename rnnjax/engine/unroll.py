@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rnnjax import _checks, masking
+from rnnjax import _values, masking
 from rnnjax._checks import check_flag, check_key, describe
 from rnnjax._devices import platform_of
 from rnnjax.base import Carry, Cell, Key, Params
@@ -144,8 +144,8 @@ def unroll(
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         _arguments.explain_failure(cell, params, call.xs)
         raise
-    _checks.require_finite("the outputs", ys)
-    _checks.require_finite("the final carry", carry)
+    _values.require_finite("the outputs", ys)
+    _values.require_finite("the final carry", carry)
     return carry, ys
 
 
@@ -178,9 +178,9 @@ def _checked_call(
     carry = jax.tree.map(functools.partial(masking.as_array, "initial_carry"), initial_carry)
     context = _arguments.check_context(cell, context, batch)
     for name, tree in (("params", params), ("initial_carry", carry), ("context", context)):
-        _checks.require_finite(name, tree)
-    if _checks.is_checking():
-        _checks.require_finite("xs", xs, masking.real_steps(lengths, mask, time))
+        _values.require_finite(name, tree)
+    if _values.is_checking():
+        _values.require_finite("xs", xs, masking.real_steps(lengths, mask, time))
     key = None if cell.noise is None else key
     return Call(params, xs, lengths, mask, resets, carry, key, context)
 

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax import masking
-from rnnjax._checks import check_range, check_size
+from rnnjax._checks import check_size
 from rnnjax._recipe import factory
+from rnnjax._values import check_range
 from rnnjax.base import Key
 from rnnjax.heads.head import Head, make_head
 

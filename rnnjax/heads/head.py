@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax import masking
-from rnnjax._checks import check_key, check_params, check_size, require_finite
+from rnnjax._checks import check_key, check_params, check_size
 from rnnjax._numerics import affine
 from rnnjax._recipe import Made
+from rnnjax._values import require_finite
 from rnnjax.base import Key
 from rnnjax.initializers import draw_linear
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from rnnjax import _checks
+from rnnjax import _checks, _values
 from rnnjax._native import in_native_order
 from rnnjax.metrics.sums import Sum
 
@@ -22,7 +22,7 @@ def as_array(name: str, value: Any) -> Array:
     """
     value = value.value if isinstance(value, Sum) else value
     array = value if isinstance(value, Array) else in_native_order(np.asarray(value))
-    _checks.check_width(name, array)
+    _values.check_width(name, array)
     if array.dtype != np.bool_ and not jnp.issubdtype(array.dtype, np.number):
         raise ValueError(f"{name} must be numbers, got dtype {array.dtype}")
     if jnp.issubdtype(array.dtype, np.complexfloating):
@@ -86,9 +86,9 @@ def as_labels(
     if isinstance(labels, np.ndarray | np.generic):  # cut to 32 bits it could become a class
         labels = np.clip(labels, max(jnp.iinfo(labels.dtype).min, -1), np.iinfo(np.int32).max)
     labels = jnp.asarray(labels)
-    if _checks.is_checking():
+    if _values.is_checking():
         counted = rows_that_count(weights, rows)
-        _checks.require_range("labels", labels, classes, f"[0, {classes})", counted)
+        _values.require_range("labels", labels, classes, f"[0, {classes})", counted)
     return labels
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from rnnjax._checks import check_width
 from rnnjax._numerics import mean_dtype
+from rnnjax._values import check_width
 from rnnjax.metrics._arrays import as_array, as_weights, check_pair, count_of
 from rnnjax.metrics.sums import Sum, add, as_number, is_sum
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from rnnjax import _checks
+from rnnjax import _values
 from rnnjax._devices import with_automatic_axes
 from rnnjax._numerics import accumulation_dtype, mean_dtype
 from rnnjax.metrics._arrays import (
@@ -97,9 +97,9 @@ def cross_entropy(logits: Array, labels: Array, weights: ArrayLike | None = None
         logits,
         logits.ndim - 1,
     )
-    if _checks.is_checking():
+    if _values.is_checking():
         counted = rows_that_count(weights, labels.shape)
-        _checks.require_finite("the cross entropy", entropies, counted)
+        _values.require_finite("the cross entropy", entropies, counted)
     return Mean.of(entropies, weights)
 
 

@@ -11,7 +11,7 @@ from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
-from rnnjax import _checks
+from rnnjax import _values
 from rnnjax._devices import may_merge_axes
 from rnnjax._numerics import accumulation_dtype, affine, varying_like
 from rnnjax.metrics._arrays import as_array, as_labels, as_weights, rows_that_count
@@ -89,10 +89,10 @@ def linear_cross_entropy(
     bias = jnp.zeros(classes, dtype) if bias is None else bias
     flat = features.reshape(-1, features.shape[-1])
     found = _loss(flat, w, bias, labels.reshape(-1), scale.reshape(-1))
-    if _checks.is_checking():
+    if _values.is_checking():
         counted = rows_that_count(weights, rows)
         entropies = found.entropies.reshape(rows)
-        _checks.require_finite("the cross entropy", entropies, counted)
+        _values.require_finite("the cross entropy", entropies, counted)
     hits = Mean.of(found.hits.reshape(rows), weights)
     # In the dtype of every total, however many chunks there were.
     return Mean(found.total.astype(hits.total.dtype), hits.count), hits

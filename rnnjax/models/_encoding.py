@@ -7,14 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax import masking
-from rnnjax._checks import (
-    check_floating,
-    check_key,
-    check_params,
-    check_rate,
-    check_size,
-    describe,
-)
+from rnnjax._checks import check_floating, check_key, check_params, check_rate, check_size, describe
 from rnnjax._numerics import affine
 from rnnjax.base import Cell, Key, Layer
 from rnnjax.initializers import draw_linear

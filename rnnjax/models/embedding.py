@@ -12,17 +12,11 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from rnnjax import masking
-from rnnjax._checks import (
-    check_flag,
-    check_key,
-    check_number,
-    check_range,
-    check_size,
-    describe,
-)
+from rnnjax._checks import check_flag, check_key, check_number, check_size, describe
 from rnnjax._devices import with_automatic_axes
 from rnnjax._native import in_native_order
 from rnnjax._recipe import Made, factory
+from rnnjax._values import check_range
 from rnnjax.base import Key
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
-from rnnjax import _checks
+from rnnjax import _values
 from rnnjax._native import jit
 
 State = TypeVar("State")
@@ -101,7 +101,7 @@ class CompiledStep(Generic[State, Result]):
 
     def __call__(self, state: State, *rest: Any) -> Result:
         """Runs the program for these arguments, compiling it first if there is none yet."""
-        if _checks.is_checking():  # part of the program that is being compiled
+        if _values.is_checking():  # part of the program that is being compiled
             return self.function(state, *rest)
         leaves = jax.tree.leaves(rest)
         if not all(map(_is_taken, leaves)):
@@ -195,7 +195,7 @@ def check_batch(batch: Any) -> None:
         if not _is_array(leaf) and not isinstance(leaf, bool | int | float | complex):
             given = repr(leaf) if isinstance(leaf, str | bytes) else _described(leaf)
             raise ValueError(f"{name} must be an array of numbers, got {given}")
-        _checks.check_width(name, leaf)
+        _values.check_width(name, leaf)
 
 
 def _is_list_of_numbers(node: Any) -> bool:

@@ -9,8 +9,8 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rnnjax._checks import check_width
 from rnnjax._native import in_native_order
+from rnnjax._values import check_width
 
 Tree = TypeVar("Tree")
 

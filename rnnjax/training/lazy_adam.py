@@ -28,8 +28,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from rnnjax._checks import check_number, check_range, check_size, require_distinct
+from rnnjax._checks import check_number, check_size
 from rnnjax._numerics import raised
+from rnnjax._values import check_range, require_distinct
 
 # The decay rates that Kingma and Ba recommend, and the defaults of PyTorch and Keras.
 B1, B2 = 0.9, 0.999

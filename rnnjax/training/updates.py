@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
-from rnnjax import _checks
+from rnnjax import _checks, _values
 from rnnjax._numerics import raised
 from rnnjax.metrics import Mean
 
@@ -151,11 +151,11 @@ def apply_gradients(
     def keep(params: Any, opt_state: Any) -> tuple[Any, Any]:
         return params, opt_state
 
-    if _checks.is_checking():
-        _checks.require_finite("the loss", loss)
-        _checks.require_finite("the gradient of params", grads)
-        _checks.require_finite("the norm of the gradient", norm)
-        _checks.require_finite("params after the update", update(*held)[0])
+    if _values.is_checking():
+        _values.require_finite("the loss", loss)
+        _values.require_finite("the gradient of params", grads)
+        _values.require_finite("the norm of the gradient", norm)
+        _values.require_finite("params after the update", update(*held)[0])
     finite = jnp.isfinite(norm) & jnp.isfinite(loss)
     # Branches and not a choice between two states, which would have to exist side by side: the
     # update is computed once to look at it, and once to make it in place.
