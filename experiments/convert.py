@@ -25,7 +25,7 @@ from experiments import classify
 from experiments.running import imported
 from experiments.running.console import command, exit_code, parameter_table
 from experiments.running.imported import Imported, Reading
-from experiments.running.parsing import parse
+from experiments.running.parsing import first_lines, parse
 from experiments.running.predicting import Request, predict
 from experiments.running.run_settings import read_config
 from experiments.running.setting_checks import check_rules, whole
@@ -328,9 +328,9 @@ def check_same(
 
 
 COMMANDS = (
-    Annotated[Import, subcommand("import")]
-    | Annotated[Request, subcommand("predict")]
-    | Annotated[Export, subcommand("export")]
+    Annotated[Import, subcommand("import", description=first_lines(Import))]
+    | Annotated[Request, subcommand("predict", description=first_lines(Request))]
+    | Annotated[Export, subcommand("export", description=first_lines(Export))]
 )
 ACTIONS = {Import: import_run, Request: predict, Export: export_run}
 

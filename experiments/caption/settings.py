@@ -84,7 +84,7 @@ class Request:
 
     run: Positional[Path]
     """Folder of the run."""
-    pictures: Positional[tuple[Path, ...]]
+    pictures: Positional[tuple[Path, ...]] = ()
     """Pictures in files. Of several, each has a line: its path, a tab and the best caption."""
     beam: int = 5
     """Hypotheses side by side; all are printed of a single picture."""

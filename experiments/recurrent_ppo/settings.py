@@ -111,7 +111,7 @@ class Play:
 class Compare:
     """Draw the returns of several runs into one picture."""
 
-    runs: Positional[tuple[Path, ...]]
+    runs: Positional[tuple[Path, ...]] = ()
     """Folders of runs."""
     out: Path = Path("returns.png")
     """The picture."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import re
+import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TextIO, Union, cast, get_args, get_origin, get_type_hints
 
 import docstring_parser
 import tyro
@@ -18,6 +21,9 @@ from experiments.running.console import complain, nobody_reads, wrapped
 # not hold it.
 MOST = 10**12
 _QUIET = tyro.conf.arg(help_behavior_hint="")
+# In a usage, an argument in brackets or an option with its value, and what holds one together.
+_ARGUMENT = re.compile(r"\[.*?\]+(?=\s|$)|--\S+ [^\s\[-]\S*")
+_HELD = "\0"
 
 
 def parse(
@@ -41,8 +47,9 @@ def parse(
     if description is None and isinstance(kind, type):
         description = first_lines(kind)
     read: Any = tyro.cli
+    output = cast(TextIO, _WrappedUsage(sys.stdout))
     try:
-        with _words_for_types():
+        with _words_for_types(), contextlib.redirect_stdout(output):
             found = read(
                 kind, prog=program, description=description, args=arguments, config=tuple(config)
             )
@@ -52,6 +59,34 @@ def parse(
         complain(f"error: {bad[0]} must be UTF-8 text, got {bad[1]!r}")
         raise SystemExit(2)
     return found
+
+
+class _WrappedUsage:
+    """Standard output on which the usage is broken into lines: tyro writes it as a single one."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        lines = [
+            _wrapped_usage(line) if "usage:" in line[:20] else line for line in text.split("\n")
+        ]
+        return self._stream.write("\n".join(lines))
+
+
+def _wrapped_usage(line: str) -> str:
+    """A usage in lines of at most 80 columns, broken only between arguments.
+
+    Example:
+        >>> print(_wrapped_usage("usage: python -m experiments.write" + " [--number INT]" * 4))
+        usage: python -m experiments.write [--number INT] [--number INT] [--number INT]
+          [--number INT]
+    """
+    held = _ARGUMENT.sub(lambda found: found[0].replace(" ", _HELD), line)
+    return wrapped(held).replace(_HELD, " ")
 
 
 def _no_text(found: Any) -> Iterator[tuple[str, str]]:

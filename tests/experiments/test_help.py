@@ -12,7 +12,7 @@ from experiments.running.run_settings import RunSettings
 
 MEASUREMENTS = (
     "batching dynamic_evaluation endurance generation million_texts parallel_in_time ppo_peer "
-    "remat scaling series_peers"
+    "processes remat scale scaling series_peers step_latency translation"
 )
 WITH_REQUESTS = {
     "anomaly.command": ["watch"],
@@ -22,6 +22,7 @@ WITH_REQUESTS = {
     "handwriting.command": ["write"],
     "music.command": ["compose"],
     "recognize.command": ["predict"],
+    "recurrent_ppo.command": ["play", "compare"],
     "tag.command": ["label"],
     "translate.command": ["translate", "export"],
     "write.command": ["generate"],
@@ -35,7 +36,6 @@ PROGRAMS = [
     "features.command",
     "forecast.command",
     "gpu_check.__main__",
-    "recurrent_ppo.command",
     "lessons.__main__",
     "sweep",
     "throughput.command",
@@ -56,6 +56,19 @@ def test_help_fits_a_terminal(program, monkeypatch, capsys):
     assert max(map(len, lines)) <= 80
     if program != "convert":  # which is only a list of commands
         assert not broken(lines)
+
+
+@pytest.mark.parametrize("program", WITH_REQUESTS)
+def test_help_for_what_is_asked_of_a_trained_network_fits_a_terminal(program, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    main = importlib.import_module(f"experiments.{program}").main
+    for word in WITH_REQUESTS[program]:
+        with pytest.raises(SystemExit) as ended:
+            main([word, "--help"])
+        assert ended.value.code == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].startswith("usage: python -m experiments.")
+        assert max(map(len, lines)) <= 80
 
 
 def test_defaults_that_say_nothing_are_not_shown(capsys):
