@@ -26,8 +26,8 @@ from jax import Array
 
 import rnnjax
 from experiments.running import curves
+from experiments.running.classifier_fitting import classification_loss
 from experiments.running.console import Progress, exit_code
-from experiments.running.fitting import classification_loss
 from experiments.running.parsing import parse
 from experiments.running.room import require_room
 from experiments.running.run_folder import RunFolder, environment

@@ -32,10 +32,10 @@ from experiments.running.classifier import (
     build_model,
 )
 from experiments.running.classifier import Predictor as Predictor
+from experiments.running.classifier_fitting import Fitted, Recipe, fit
 from experiments.running.command_line import run_program
 from experiments.running.console import command, parameter_table, wrapped
 from experiments.running.devices import Devices, find_devices
-from experiments.running.fitting import Fitted, Recipe, fit
 from experiments.running.interrupts import resumable
 from experiments.running.opening import open_run
 from experiments.running.predicting import Request, predict

@@ -21,8 +21,8 @@ import optax
 
 import rnnjax
 from experiments.running.advancing import take_steps
+from experiments.running.classifier_fitting import classification_loss
 from experiments.running.console import exit_code
-from experiments.running.fitting import classification_loss
 from experiments.running.parsing import parse
 from experiments.running.room import require_room
 from experiments.running.setting_checks import check_settings, whole

@@ -25,9 +25,9 @@ import optax
 
 import rnnjax
 from experiments import ensemble
+from experiments.running.classifier_fitting import classification_loss
 from experiments.running.console import exit_code, print_table
 from experiments.running.figures import new_figure, save_figure
-from experiments.running.fitting import classification_loss
 from experiments.running.parsing import parse
 from experiments.running.room import require_room
 from experiments.running.run_folder import RunFolder, check_usable, environment

@@ -19,13 +19,13 @@ from experiments.caption.pictures import Look, draw_looks
 from experiments.caption.scenes import PIXELS
 from experiments.caption.settings import Export, Request, Settings
 from experiments.caption.training import make_batches, make_loss
-from experiments.running import curves
 from experiments.running.command_line import run_program
-from experiments.running.console import command, parameter_table, wrapped
+from experiments.running.console import command, wrapped
 from experiments.running.devices import find_devices
 from experiments.running.exported import write_programs
 from experiments.running.figures import show_picture
-from experiments.running.loss_fitting import Fitted, Recipe, fit_by_loss
+from experiments.running.fit_and_save import CURVES, fit_and_save
+from experiments.running.loss_fitting import Fitted
 from experiments.running.opening import open_run
 from experiments.running.processes import chosen_folder
 from experiments.running.run_settings import stored_config
@@ -33,10 +33,9 @@ from experiments.running.setting_checks import at_least, check_settings, whole
 from experiments.running.trained import WEIGHTS, finished_settings, load_trained
 from experiments.running.words import joined_words
 from rnnjax.data import DataError, Vocabulary
-from rnnjax.weights import save_weights
 
 PROGRAM = "python -m experiments.caption"
-VOCABULARY, CURVES, SAMPLES = "vocabulary.json", "curves.png", "samples.txt"
+VOCABULARY, SAMPLES = "vocabulary.json", "samples.txt"
 LOOKED, PICTURES = "where-it-looked.png", "pictures"
 _SHOWN = 4  # captions after each epoch, and pictures that are drawn
 _KEPT = 10  # pictures of the test that are left as files
@@ -55,8 +54,6 @@ def train(settings: Settings, folder: Path) -> Fitted:
     leaves = (WEIGHTS, VOCABULARY, CURVES, SAMPLES, LOOKED, PICTURES)
     with open_run(settings, folder, stored, identity, leaves, init=network.init) as (run, saver):
         _announce(corpus)
-        params = network.init(jax.random.key(settings.seed))
-        parameter_table(params)
 
         def show(params: Any) -> str:
             pictures = corpus.validation.pictures[:_SHOWN]
@@ -64,16 +61,13 @@ def train(settings: Settings, folder: Path) -> Fitted:
             lines = _lines(corpus.vocabulary, corpus.validation, found)
             return "\n".join(lines)
 
-        recipe = Recipe.of(settings)
-        parts, loss_fn = make_batches(corpus, settings), make_loss(network, settings)
-        fitted = fit_by_loss(loss_fn, params, parts, recipe, run, saver, devices, show)
-        run.write({"kind": "test", "epoch": fitted.epoch, **fitted.test})
-        saver.wait()
         corpus.vocabulary.save(run.path / VOCABULARY)
-        save_weights(run.path / WEIGHTS, fitted.params)
+        parts, loss_fn = make_batches(corpus, settings), make_loss(network, settings)
+        fitted = fit_and_save(
+            settings, network.init, loss_fn, parts, run, saver, devices, show=show
+        )
         found = _test(network, fitted.params, corpus, settings, run.path)
         run.write({"kind": "captions", "epoch": fitted.epoch, **found})
-        curves.draw(run.metrics_path, run.path / CURVES)
     _report(found, fitted, time.perf_counter() - began, folder)
     return fitted
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 import rnnjax
 from experiments.epochs.task import Task
 from experiments.running.advancing import take_steps
-from experiments.running.fitting import classification_loss
+from experiments.running.classifier_fitting import classification_loss
 from rnnjax.data import BucketedBatches, choose_boundaries
 from rnnjax.data.batching import Batch
 from rnnjax.interop.classifiers import build

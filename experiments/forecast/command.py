@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from experiments.forecast.calibration import band_shift, disjoint_futures, least_futures, shifted
 from experiments.forecast.model import build_network, forecast, make_parts, pinball
 from experiments.forecast.pictures import Shown, draw_forecasts
@@ -21,21 +19,19 @@ from experiments.forecast.rivals import (
 )
 from experiments.forecast.series import Windows, cut, read_sets
 from experiments.forecast.settings import Settings
-from experiments.running import curves
 from experiments.running.command_line import run_program
 from experiments.running.console import print_table, wrapped
 from experiments.running.devices import find_devices
-from experiments.running.loss_fitting import Recipe, fit_by_loss
+from experiments.running.fit_and_save import CURVES, fit_and_save
 from experiments.running.opening import open_run
 from experiments.running.processes import chosen_folder
 from experiments.running.run_settings import stored_config
 from experiments.running.setting_checks import check_settings, whole
 from experiments.running.trained import WEIGHTS
 from rnnjax.data import DataError
-from rnnjax.weights import save_weights
 
 PROGRAM = "python -m experiments.forecast"
-CURVES, PICTURE = "curves.png", "forecasts.png"
+PICTURE = "forecasts.png"
 RIVALS = ("last value", "seasonal naive", "linear autoregression")
 
 # By set: the error of each forecast, "coverage", "coverage as learnt", "band shift", "futures".
@@ -60,17 +56,14 @@ def train(settings: Settings) -> Figures:
         for name, series in sets.items():
             count = len(windows[name].train.past)
             print(f"{name}: {len(series)} series, {count:,} windows to train on")
-        recipe = Recipe.of(settings)
-        params = network.init(jax.random.key(settings.seed))
-        fitted = fit_by_loss(pinball(network), params, parts, recipe, run, saver, devices)
-        run.write({"kind": "test", "epoch": fitted.epoch, **fitted.test})
-        saver.wait()
-        save_weights(run.path / WEIGHTS, fitted.params)
+        fitted = fit_and_save(
+            settings, network.init, pinball(network), parts, run, saver, devices,
+            loss_in_words="pinball loss",
+        )  # fmt: skip
         figures, panels = {}, {}
         for name, parts_of_set in windows.items():
             figures[name], panels[name] = compare(network, fitted.params, parts_of_set, settings)
             run.write({"kind": "set", "name": name, **figures[name]})
-        curves.draw(run.metrics_path, run.path / CURVES, "pinball loss")
         draw_forecasts(panels, run.path / PICTURE)
     _report(figures)
     print(f"{time.perf_counter() - began:.0f} s, compiling included; {PICTURE} in {folder}")

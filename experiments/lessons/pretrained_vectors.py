@@ -28,7 +28,7 @@ from experiments.lessons.lesson import LessonSettings, Measured, Results
 from experiments.lessons.news import News, load_texts
 from experiments.lessons.tables import Row
 from experiments.running.advancing import take_steps
-from experiments.running.fitting import classification_loss
+from experiments.running.classifier_fitting import classification_loss
 from experiments.running.text import Encoder, Splits, fit_encoder, make_batches
 from rnnjax.data import DataError, Examples
 from rnnjax.data.vectors import WordVectors, read_vectors

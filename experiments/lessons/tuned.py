@@ -30,7 +30,7 @@ from experiments.lessons.linear_models import linear_model
 from experiments.lessons.news import share_note
 from experiments.lessons.recipes import take_both
 from experiments.running.advancing import take_steps
-from experiments.running.fitting import classification_loss, hide_words
+from experiments.running.classifier_fitting import classification_loss, hide_words
 from experiments.running.setting_checks import Rule, check_settings, each, one_of
 from experiments.running.text import Splits, fit_encoder, make_batches
 from rnnjax._numerics import affine

@@ -19,8 +19,8 @@ import numpy as np
 import rnnjax
 from experiments import classify
 from experiments.running.advancing import take_steps
+from experiments.running.classifier_fitting import classification_loss
 from experiments.running.console import exit_code, print_table
-from experiments.running.fitting import classification_loss
 from experiments.running.parsing import parse
 from experiments.running.run_folder import RunFolder, environment, plain
 from experiments.running.setting_checks import check_settings

@@ -23,10 +23,10 @@ import numpy as np
 
 from experiments import classify
 from experiments.running.checkpoints import Saver, Snapshot, parse_every
+from experiments.running.classifier_fitting import Fitted
 from experiments.running.console import Progress, print_table
 from experiments.running.devices import find_devices
 from experiments.running.figures import new_figure, save_figure
-from experiments.running.fitting import Fitted
 from experiments.running.generated_texts import generated_texts
 from experiments.running.interrupts import Interrupted, Interrupts
 from experiments.running.parsing import parse

@@ -6,29 +6,26 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-
 from experiments.music.counting import independent_keys, keys_by_themselves
 from experiments.music.midi import midi_bytes
 from experiments.music.model import build_model, compose, frame_loss, make_parts
 from experiments.music.pictures import draw_pieces
 from experiments.music.pieces import Music, read_music
 from experiments.music.settings import Request, Settings
-from experiments.running import curves
 from experiments.running.command_line import run_program
-from experiments.running.console import command, parameter_table
+from experiments.running.console import command
 from experiments.running.devices import find_devices
 from experiments.running.figures import picture_beside
-from experiments.running.loss_fitting import Fitted, Recipe, fit_by_loss
+from experiments.running.fit_and_save import CURVES, fit_and_save
+from experiments.running.loss_fitting import Fitted
 from experiments.running.opening import open_run
 from experiments.running.processes import chosen_folder
 from experiments.running.run_settings import stored_config
 from experiments.running.setting_checks import above, check_settings, whole
 from experiments.running.trained import WEIGHTS, finished_settings, load_trained
-from rnnjax.weights import save_weights
 
 PROGRAM = "python -m experiments.music"
-CURVES, MIDI, PICTURE = "curves.png", "piece.mid", "piece.png"
+MIDI, PICTURE = "piece.mid", "piece.png"
 _SHOWN = 64  # frames of the piece that a run leaves
 
 
@@ -46,14 +43,10 @@ def train(settings: Settings) -> Fitted:
     leaves = (WEIGHTS, CURVES, MIDI, PICTURE)
     with open_run(settings, folder, stored, identity, leaves, init=model.init) as (run, saver):
         _announce(music)
-        params = model.init(jax.random.key(settings.seed))
-        parameter_table(params)
-        recipe = Recipe.of(settings)
-        fitted = fit_by_loss(frame_loss(model), params, parts, recipe, run, saver, devices)
-        run.write({"kind": "test", "epoch": fitted.epoch, **fitted.test})
-        saver.wait()
-        save_weights(run.path / WEIGHTS, fitted.params)
-        curves.draw(run.metrics_path, run.path / CURVES, "nats a frame")
+        fitted = fit_and_save(
+            settings, model.init, frame_loss(model), parts, run, saver, devices,
+            loss_in_words="nats a frame",
+        )  # fmt: skip
         piece = compose(model, fitted.params, _SHOWN, 1.0, settings.seed)
         (run.path / MIDI).write_bytes(midi_bytes(piece))
         shown = {"composed": piece, "from the test set": music.test[0][:_SHOWN]}

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from experiments.recognize.files import in_order, read_file
@@ -22,11 +21,11 @@ from experiments.recognize.model import (
 from experiments.recognize.pictures import draw_kinds
 from experiments.recognize.series import Series, read_series
 from experiments.recognize.settings import Request, Settings
-from experiments.running import curves
 from experiments.running.command_line import run_program
-from experiments.running.console import command, parameter_table, wrapped
+from experiments.running.console import command, wrapped
 from experiments.running.devices import find_devices
-from experiments.running.loss_fitting import Fitted, Recipe, fit_by_loss
+from experiments.running.fit_and_save import CURVES, fit_and_save
+from experiments.running.loss_fitting import Fitted
 from experiments.running.number_columns import listed
 from experiments.running.opening import open_run
 from experiments.running.predicting import one_line
@@ -35,10 +34,9 @@ from experiments.running.run_settings import stored_config
 from experiments.running.setting_checks import Rule, check_settings, share, whole
 from experiments.running.trained import WEIGHTS, finished_settings, load_notes, load_trained
 from rnnjax.data import DataError
-from rnnjax.weights import save_weights
 
 PROGRAM = "python -m experiments.recognize"
-CURVES, PICTURE, KNOWN = "curves.png", "kinds.png", "series.json"
+PICTURE, KNOWN = "kinds.png", "series.json"
 
 
 def train(settings: Settings) -> Fitted:
@@ -60,15 +58,9 @@ def train(settings: Settings) -> Fitted:
     leaves = (WEIGHTS, CURVES, PICTURE, KNOWN)
     with open_run(settings, folder, stored, identity, leaves, init=network.init) as (run, saver):
         _describe(series, known)
-        params = network.init(jax.random.key(settings.seed))
-        parameter_table(params)
-        loss_fn, recipe = label_loss(network, settings.noise), Recipe.of(settings)
-        fitted = fit_by_loss(loss_fn, params, parts, recipe, run, saver, devices)
-        run.write({"kind": "test", "epoch": fitted.epoch, **fitted.test})
-        saver.wait()
         (run.path / KNOWN).write_text(json.dumps(known._asdict()), "utf-8")
-        save_weights(run.path / WEIGHTS, fitted.params)
-        curves.draw(run.metrics_path, run.path / CURVES)
+        loss_fn = label_loss(network, settings.noise)
+        fitted = fit_and_save(settings, network.init, loss_fn, parts, run, saver, devices)
         guessed = probabilities(network, fitted.params, known, series.test.rows).argmax(-1)
         draw_kinds(series.test, guessed, known.labels, run.path / PICTURE)
     _report(series, fitted, time.perf_counter() - began, folder)

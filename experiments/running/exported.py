@@ -47,7 +47,7 @@ def write_programs(
     print('  load = lambda name: jax.export.deserialize(open(name, "rb").read()).call')
     print(f'  carry, memory = load("{ENCODE}")({given})')
     print(f'  carry, out = load("{STEP}")(carry, memory, tokens)  # out["logits"]')
-    print("experiments/README.md has the whole loop, under Sequences into sequences")
+    print("experiments/translate/README.md has the whole loop")
 
 
 def _named(encode: bytes, step: bytes) -> tuple[tuple[str, bytes], ...]:

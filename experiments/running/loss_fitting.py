@@ -1,4 +1,4 @@
-"""Training by a loss on batches of sequences: epochs, validation, early stopping, one test."""
+"""The training loop of most programs, by a loss: epochs, validation, early stopping, one test."""
 
 from __future__ import annotations
 

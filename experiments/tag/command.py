@@ -7,14 +7,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 
-from experiments.running import curves
 from experiments.running.command_line import run_program
-from experiments.running.console import command, parameter_table
+from experiments.running.console import command
 from experiments.running.devices import find_devices
-from experiments.running.loss_fitting import Fitted, Recipe, fit_by_loss
+from experiments.running.fit_and_save import CURVES, fit_and_save
+from experiments.running.loss_fitting import Fitted
 from experiments.running.opening import open_run
 from experiments.running.processes import chosen_folder
 from experiments.running.run_settings import stored_config
@@ -25,10 +24,9 @@ from experiments.tag.pictures import confusion, draw_confusion
 from experiments.tag.sentences import Corpus, most_frequent, read_corpus
 from experiments.tag.settings import Request, Settings
 from rnnjax.data import DataError, Vocabulary, read_text
-from rnnjax.weights import save_weights
 
 PROGRAM = "python -m experiments.tag"
-CURVES, PICTURE, VOCABULARY, LABELS = "curves.png", "tags.png", "vocabulary.json", "labels.json"
+PICTURE, VOCABULARY, LABELS = "tags.png", "vocabulary.json", "labels.json"
 
 
 def train(settings: Settings) -> Fitted:
@@ -52,16 +50,9 @@ def train(settings: Settings) -> Fitted:
             f"{corpus.name}: {counts[0]:,} sentences to train, {counts[1]:,} to validate, ", end=""
         )
         print(f"{counts[2]:,} to test; {len(labels)} labels")
-        params = model.init(jax.random.key(settings.seed))
-        parameter_table(params)
-        recipe = Recipe.of(settings)
-        fitted = fit_by_loss(label_loss(model), params, parts, recipe, run, saver, devices)
-        run.write({"kind": "test", "epoch": fitted.epoch, **fitted.test})
-        saver.wait()
         vocabulary.save(run.path / VOCABULARY)
         (run.path / LABELS).write_text(json.dumps(labels), "utf-8")
-        save_weights(run.path / WEIGHTS, fitted.params)
-        curves.draw(run.metrics_path, run.path / CURVES)
+        fitted = fit_and_save(settings, model.init, label_loss(model), parts, run, saver, devices)
         rows = [vocabulary.encode([word for word, _ in row]) for row in corpus.test]
         found = np.concatenate(guess(model, fitted.params, rows))
         given = [labels.index(label) for row in corpus.test for _, label in row]

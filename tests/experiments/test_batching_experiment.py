@@ -10,7 +10,7 @@ import pytest
 import rnnjax
 from experiments import classify
 from experiments.measurements import batching
-from experiments.running.fitting import classification_loss
+from experiments.running.classifier_fitting import classification_loss
 from experiments.running.text import fit_encoder, make_batches
 from rnnjax.data import DataError, Examples
 

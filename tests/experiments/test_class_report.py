@@ -12,7 +12,7 @@ import rnnjax
 from experiments import classify
 from experiments.running import class_report
 from experiments.running.class_report import chance, summary, warnings
-from experiments.running.fitting import classification_loss, evaluate, make_eval_step
+from experiments.running.classifier_fitting import classification_loss, evaluate, make_eval_step
 from rnnjax.data import BucketedBatches, Examples
 
 

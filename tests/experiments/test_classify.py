@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 
 from experiments import classify
 from experiments.classify import Predictor, Settings, build_model, main
-from experiments.running import fitting
+from experiments.running import classifier_fitting
 from experiments.running.checkpoints import Saver
 from rnnjax.data import hub
 
@@ -169,7 +169,7 @@ def test_the_same_seed_gives_the_same_run_with_other_prefetching(ahead, run, dat
 def test_epochs_after_the_first_trace_nothing_and_move_nothing_unasked(
     data_dir, tmp_path, monkeypatch
 ):
-    run_epoch, steps = fitting._Fitting._epoch, []
+    run_epoch, steps = classifier_fitting._Fitting._epoch, []
 
     def guarded(self):
         """From the first batch to the saved checkpoint, validation included."""
@@ -182,7 +182,7 @@ def test_epochs_after_the_first_trace_nothing_and_move_nothing_unasked(
                 jax.config.update("jax_no_tracing", False)
         steps.append(self._snapshot.step if warm else 0)
 
-    monkeypatch.setattr(fitting._Fitting, "_epoch", guarded)
+    monkeypatch.setattr(classifier_fitting._Fitting, "_epoch", guarded)
     arguments = ["--dataset", "local", "--data-dir", str(data_dir), "--out", str(tmp_path / "run")]
     assert main([*arguments, *QUICK, "--epochs", "3"]) == 0
     assert len(steps) == 3
@@ -202,13 +202,13 @@ def test_a_batch_that_was_not_put_on_the_device_is_an_error_not_a_hidden_copy(
 def test_by_default_a_run_goes_on_until_validation_has_stopped_rising(
     data_dir, tmp_path, monkeypatch, capsys
 ):
-    evaluate, calls = fitting.evaluate, []
+    evaluate, calls = classifier_fitting.evaluate, []
 
     def rising(step, params, batches):
         calls.append(1)
         return evaluate(step, params, batches) | {"accuracy": min(len(calls), 12) / 100}
 
-    monkeypatch.setattr(fitting, "evaluate", rising)
+    monkeypatch.setattr(classifier_fitting, "evaluate", rising)
     monkeypatch.setattr(Saver, "save", lambda *_: None)  # 17 checkpoints would take the time
     arguments = ["--dataset", "local", "--data-dir", str(data_dir), "--out", str(tmp_path / "run")]
     assert main([*arguments, *SMALL, "--batch-size", "300"]) == 0
@@ -261,14 +261,14 @@ def spoiled(params):
 
 
 def test_weights_that_are_not_finite_are_never_the_ones_chosen(data_dir, tmp_path, monkeypatch):
-    averaged, calls = fitting.averaged, []
+    averaged, calls = classifier_fitting.averaged, []
 
     def spoil_the_second(opt_state):
         calls.append(0)
         found = averaged(opt_state)
         return spoiled(found) if len(calls) >= 2 else found
 
-    monkeypatch.setattr(fitting, "averaged", spoil_the_second)
+    monkeypatch.setattr(classifier_fitting, "averaged", spoil_the_second)
     arguments = ["--dataset", "local", "--data-dir", str(data_dir), "--out", "run"]
     assert main([*arguments, *QUICK, "--epochs", "3"]) == 0
     weights = load_file(tmp_path / "run" / "weights.safetensors")
@@ -280,8 +280,10 @@ def test_weights_that_are_not_finite_are_never_the_ones_chosen(data_dir, tmp_pat
 def test_a_run_whose_weights_are_never_finite_fails_and_saves_none(
     data_dir, tmp_path, monkeypatch, capsys
 ):
-    averaged = fitting.averaged
-    monkeypatch.setattr(fitting, "averaged", lambda opt_state: spoiled(averaged(opt_state)))
+    averaged = classifier_fitting.averaged
+    monkeypatch.setattr(
+        classifier_fitting, "averaged", lambda opt_state: spoiled(averaged(opt_state))
+    )
     arguments = ["--dataset", "local", "--data-dir", str(data_dir), "--out", "run"]
     message = fails(capsys, [*arguments, *QUICK, "--epochs", "2"])
     assert "weights must be finite after an epoch" in message
@@ -418,7 +420,7 @@ def test_out_of_memory_is_one_line(data_dir, monkeypatch, capsys):
     def run_out(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 27 bytes")
 
-    monkeypatch.setattr(fitting._Fitting, "_step", run_out)
+    monkeypatch.setattr(classifier_fitting._Fitting, "_step", run_out)
     arguments = ["--dataset", "local", "--data-dir", str(data_dir), "--out", "run"]
     message = fails(capsys, [*arguments, *QUICK])
     assert message.startswith("error: out of memory (RESOURCE_EXHAUSTED: Out of memory alloc")

@@ -16,7 +16,7 @@ from experiments.ensemble import (
     main,
     make_step,
 )
-from experiments.running.fitting import classification_loss
+from experiments.running.classifier_fitting import classification_loss
 from rnnjax.data.batching import Batch
 from rnnjax.training import init_train_state, make_train_step
 

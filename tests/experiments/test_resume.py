@@ -14,7 +14,7 @@ import pytest
 
 from experiments import classify
 from experiments.classify import main
-from experiments.running import fitting
+from experiments.running import classifier_fitting
 from experiments.running.checkpoints import Saver, parse_every
 from experiments.running.interrupts import Interrupts
 from experiments.running.run_folder import RunFolder
@@ -55,7 +55,7 @@ def compiled_once():
 
     with pytest.MonkeyPatch.context() as patch:
         for name in ("make_train_step", "make_eval_step"):
-            patch.setattr(fitting, name, once(name, getattr(fitting, name)))
+            patch.setattr(classifier_fitting, name, once(name, getattr(classifier_fitting, name)))
         patch.setattr(classify.curves, "draw", lambda *_: None)
         yield
 
@@ -107,7 +107,7 @@ def at_step(monkeypatch, number, act):
 
 def at_evaluation(monkeypatch, number, act):
     """Does something once, in the middle of the evaluation of that number."""
-    evaluate, calls = fitting.evaluate, []
+    evaluate, calls = classifier_fitting.evaluate, []
 
     def watched(step, params, batches):
         calls.append(number)
@@ -120,7 +120,7 @@ def at_evaluation(monkeypatch, number, act):
 
         return evaluate(acting, params, batches)
 
-    monkeypatch.setattr(fitting, "evaluate", watched)
+    monkeypatch.setattr(classifier_fitting, "evaluate", watched)
 
 
 def keep_every_save(monkeypatch):
@@ -196,13 +196,13 @@ def test_a_run_that_died_goes_on_from_what_was_saved(
 def test_the_batches_come_in_the_order_of_a_run_that_never_stopped(
     run, tmp_path, monkeypatch, capsys
 ):
-    order, take_step = [], fitting._Fitting._step
+    order, take_step = [], classifier_fitting._Fitting._step
 
     def noted(self, batch, tokens):
         order.append(np.asarray(batch.tokens).tobytes())
         take_step(self, batch, tokens)
 
-    monkeypatch.setattr(fitting._Fitting, "_step", noted)
+    monkeypatch.setattr(classifier_fitting._Fitting, "_step", noted)
     assert run("whole") == 0
     whole, order[:] = list(order), []
     for step in (4, STEPS + 2):
@@ -233,14 +233,14 @@ def test_a_finished_run_may_go_on_for_more_epochs(run, whole, tmp_path, capsys):
 
 def test_patience_is_counted_through_a_stop(run, tmp_path, monkeypatch):
     """Validation accuracies that only fall, so that the first epoch stays the best."""
-    evaluate = fitting.evaluate
+    evaluate = classifier_fitting.evaluate
 
     def falling(step, params, batches):
         figures = evaluate(step, params, batches)
         calls.append(figures)
         return figures | {"accuracy": 1 - len(calls) / 10}
 
-    monkeypatch.setattr(fitting, "evaluate", falling)
+    monkeypatch.setattr(classifier_fitting, "evaluate", falling)
     calls = []
     assert run("whole", "--patience", "2", "--epochs", "9") == 0
     calls = []

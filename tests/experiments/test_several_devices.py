@@ -84,7 +84,7 @@ JUDGED = """
     import json
     import numpy as np
     import rnnjax
-    from experiments.running import fitting, loss_fitting
+    from experiments.running import classifier_fitting, loss_fitting
     from experiments.running.devices import Devices, find_devices
     from experiments.write.training import score
     from rnnjax.data import BucketedBatches
@@ -96,13 +96,14 @@ JUDGED = """
     classifier = rnnjax.classifier(rnnjax.embedding(9, 4), rnnjax.gru(4), 3)
     writer = rnnjax.language_model(rnnjax.embedding(9, 4), rnnjax.gru(4))
     of_classifier, of_writer = (m.init(jax.random.key(0)) for m in (classifier, writer))
-    loss_fn = fitting.classification_loss(classifier, 0.0, classes=True)
+    loss_fn = classifier_fitting.classification_loss(classifier, 0.0, classes=True)
 
     def judged(devices):
         params, letters = devices.place_state((of_classifier, of_writer))
         placed = (devices.place_batch(batch) for batch in batches.epoch(0))
-        by_class = fitting.evaluate(fitting.make_eval_step(loss_fn), params, placed)
-        only_loss = fitting.classification_loss(classifier, 0.0)
+        eval_step = classifier_fitting.make_eval_step(loss_fn)
+        by_class = classifier_fitting.evaluate(eval_step, params, placed)
+        only_loss = classifier_fitting.classification_loss(classifier, 0.0)
         step = rnnjax.make_eval_step(only_loss)
         totals = loss_fitting.total(step, params, batches.epoch(0), devices)
         sums, counts = zip(*(totals[name] for name in ("loss", "accuracy")))

@@ -9,7 +9,7 @@ import pytest
 from test_ensemble import batch, write_rows
 
 import rnnjax
-from experiments.running.fitting import classification_loss
+from experiments.running.classifier_fitting import classification_loss
 from experiments.sweep import (
     Combination,
     Found,

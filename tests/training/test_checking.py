@@ -11,7 +11,7 @@ import pytest
 
 import rnnjax
 from experiments.classify import Settings, build_model, main
-from experiments.running import fitting
+from experiments.running import classifier_fitting
 from rnnjax import checked
 from rnnjax.data import Vocabulary
 from rnnjax.metrics import accuracy, cross_entropy
@@ -288,7 +288,7 @@ def test_classify_wraps_the_steps_of_a_run_where_it_is_told_to(tmp_path, capsys,
             raise ValueError("all are wrapped")
         return step
 
-    monkeypatch.setattr(fitting, "checked", wrap)
+    monkeypatch.setattr(classifier_fitting, "checked", wrap)
     for part in ("train.csv", "test.csv"):
         (tmp_path / part).write_text("text,label\n" + "a warm film,1\na cold film,0\n" * 8)
     folder = tmp_path / "run"

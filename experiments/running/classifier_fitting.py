@@ -1,4 +1,4 @@
-"""The training loop that every experiment shares: epochs, validation, early stopping, records."""
+"""The training loop of the text classifier: epochs, validation accuracy, early stopping, test."""
 
 from __future__ import annotations
 
