@@ -39,7 +39,7 @@ def draw_surprise(
         if kind:
             for axes in (above, below):
                 axes.axvspan(steps[first] - 0.5, steps[end - 1] + 0.5, color="#e07b00", alpha=0.25)
-            above.text(steps[first], 1.0, kinds[kind - 1], fontsize=8,
+            above.text(steps[first], 1.02, kinds[kind - 1], fontsize=8,
                        transform=above.get_xaxis_transform())  # fmt: skip
     above.set(ylabel="value")
     below.set(ylabel="surprise, nats", xlabel="step")

@@ -188,8 +188,7 @@ def compare(request: Compare) -> None:
         records = _updates(read_records(folder / METRICS))
         if not records:
             raise DataError(f"{folder} must hold updates to draw, got none")
-        title = settings.environment + (f", sees {settings.see}" if settings.see else "")
-        found.append((folder, title, _label(settings), records))
+        found.append((folder, _title(settings), _label(settings), records))
         print(f"{folder}: {listed(last_returns(records).tolist())}")
     alike = Counter((title, label) for _, title, label, _ in found)
     runs: dict[str, dict[str, Any]] = {}
@@ -199,6 +198,14 @@ def compare(request: Compare) -> None:
     request.out.parent.mkdir(parents=True, exist_ok=True)
     draw_returns(runs, request.out)
     print(f"{request.out}")
+
+
+def _title(settings: Settings) -> str:
+    """The environment, and which numbers of an observation the agent sees if not all."""
+    if settings.see is None:
+        return settings.environment
+    numbers = [number.strip() for number in settings.see.split(",")]
+    return f"{settings.environment}, sees number{'s' * (len(numbers) > 1)} {' and '.join(numbers)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
