@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
 
-import rnnjax
 from experiments.handwriting.model import (
+    Writer,
     build_model,
+    joined_text,
     make_parts,
     point_loss,
     window_path,
@@ -21,22 +20,29 @@ from experiments.handwriting.model import (
 from experiments.handwriting.pictures import draw_lines, svg
 from experiments.handwriting.reading import read, renders, score, train_reader
 from experiments.handwriting.settings import Request, Settings
-from experiments.handwriting.writing import Writing, read_writing
-from experiments.running import curves
+from experiments.handwriting.writing import (
+    Writing,
+    Written,
+    as_line,
+    points_of,
+    read_sample,
+    read_writing,
+)
 from experiments.running.command_line import run_program
-from experiments.running.console import command, parameter_table
+from experiments.running.console import command
 from experiments.running.devices import find_devices
 from experiments.running.figures import picture_beside
-from experiments.running.loss_fitting import Fitted, Recipe, fit_by_loss
+from experiments.running.fit_and_save import CURVES, fit_and_save
+from experiments.running.loss_fitting import Fitted
 from experiments.running.opening import open_run
 from experiments.running.processes import chosen_folder
 from experiments.running.run_settings import read_config, stored_config
 from experiments.running.setting_checks import Rule, check_settings, whole
 from experiments.running.trained import WEIGHTS, finished_settings, load_trained
-from rnnjax.weights import save_weights
+from rnnjax.data import DataError
 
 PROGRAM = "python -m experiments.handwriting"
-CURVES, PICTURE = "curves.png", "written.png"
+PICTURE = "written.png"
 _NOT_NEGATIVE = Rule("a number from 0 to 20", lambda value: 0 <= value <= 20)
 # Words that the network writes are of another stream than those that the reader learns from.
 _ASKED, _REAL = 2_000_003, 3_000_017
@@ -69,57 +75,42 @@ def train(settings: Settings) -> Fitted:
     leaves = (WEIGHTS, CURVES, PICTURE)
     with open_run(settings, folder, stored, identity, leaves, init=model.init) as (run, saver):
         print(f"{writing.name}: {writing.note}")
-        params = model.init(jax.random.key(settings.seed))
-        parameter_table(params)
-        loss = point_loss(model, writing.characters, settings.layers)
-        fitted = fit_by_loss(loss, params, parts, Recipe.of(settings), run, saver, devices)
-        run.write({"kind": "test", "epoch": fitted.epoch, **fitted.test})
-        saver.wait()
-        save_weights(run.path / WEIGHTS, fitted.params)
-        curves.draw(run.metrics_path, run.path / CURVES, "nats a point")
+        loss_fn = point_loss(model, writing.characters, settings.layers)
+        fitted = fit_and_save(
+            settings, model.init, loss_fn, parts, run, saver, devices, loss_in_words="nats a point"
+        )
         print(
             f"validation {fitted.validation['loss']:.3f} nats a point, weights of epoch "
             f"{fitted.epoch}\ntest {fitted.test['loss']:.3f} nats a point"
         )
-        _draw_some(writing, model, fitted.params, settings, run.path / PICTURE)
+        writer = Writer(model, fitted.params, writing.characters, settings)
+        _draw_some(writing, writer, run.path / PICTURE)
         if settings.read_words and writing.glyphs:
-            run.write({"kind": "read", **_read_back(writing, model, fitted.params, settings)})
+            run.write({"kind": "read", **_read_back(writing, writer)})
     print(f"{time.perf_counter() - began:.0f} s, compiling included; {PICTURE} in {folder}")
     print(f"try:\n  {command(*PROGRAM.split(), 'write', folder, writing.test[0].text)}")
     return fitted
 
 
-def _draw_some(
-    writing: Writing,
-    model: rnnjax.SeriesModel,
-    params: Any,
-    settings: Settings,
-    path: Path,
-) -> None:
+def _draw_some(writing: Writing, writer: Writer, path: Path) -> None:
     """Texts of the test part as they are there, and as the network writes them."""
     pairs = writing.test[:3]
     texts = [pair.text for pair in pairs]
-    drawn = write(model, params, texts, writing.characters, settings.layers, settings.bias, 0)
+    drawn = write(writer, texts, bias=writer.settings.bias, seed=0)
     real = {f"learnt from: {pair.text}": pair.values for pair in pairs[:1]}
     own = {f"written: {t}": d.values for t, d in zip(texts, drawn, strict=True)}
-    path_of_window = window_path(
-        model, params, texts[0], drawn[0].values, writing.characters, settings
-    )
-    draw_lines({**real, **own}, path, (texts[0], path_of_window))
+    draw_lines({**real, **own}, path, (texts[0], window_path(writer, texts[0], drawn[0].values)))
 
 
-def _read_back(
-    writing: Writing, model: rnnjax.SeriesModel, params: Any, settings: Settings
-) -> dict[str, float]:
+def _read_back(writing: Writing, writer: Writer) -> dict[str, float]:
     """The share of the letters that a reader finds in what the network wrote."""
+    settings = writer.settings
     reader = train_reader(writing.glyphs, settings)
     count = settings.read_words
     real = renders(writing.glyphs, settings, count, _REAL)
     of_real = score([pair.text for pair in real], read(reader, [pair.values for pair in real]))
     texts = [pair.text for pair in renders(writing.glyphs, settings, count, _ASKED)]
-    drawn = write(
-        model, params, texts, writing.characters, settings.layers, settings.bias, settings.seed
-    )
+    drawn = write(writer, texts, bias=settings.bias, seed=settings.seed)
     of_own = score(texts, read(reader, [d.values for d in drawn]))
     ended = float(np.mean([d.ended for d in drawn]))
     print(
@@ -132,22 +123,51 @@ def _read_back(
 
 def write_text(request: Request) -> None:
     """Write with the network in a run's folder."""
-    check_settings(request, bias=_NOT_NEGATIVE, seed=whole(0, 2**32 - 1))
+    check_settings(request, bias=_NOT_NEGATIVE, seed=whole(0, 2**32 - 1), like_line=whole(1, 10**9))
     path = request.out or request.run / f"written-{request.seed}.svg"
-    picture = picture_beside(path)
+    strokes, picture = _beside(path)
     settings = finished_settings(PROGRAM, Settings, request.run)
     characters = read_config(request.run)["characters"]
     model = build_model(settings, characters)
-    params = load_trained(model.init, request.run)
-    (drawn,) = write(
-        model, params, [request.text], characters, settings.layers, request.bias, request.seed
-    )
+    writer = Writer(model, load_trained(model.init, request.run), characters, settings)
+    like = None if request.like is None else read_sample(request.like, request.like_line)
+    (drawn,) = write(writer, [request.text], bias=request.bias, seed=request.seed, like=like)
     path.write_text(svg(drawn.values, request.text), "utf-8")
-    seen = window_path(model, params, request.text, drawn.values, characters, settings)
-    draw_lines({request.text: drawn.values}, picture, (request.text, seen))
-    print(f"{path} and {picture}: {len(drawn.values)} points")
+    strokes.write_text(as_line(request.text, drawn.values), "utf-8")
+    _draw_one(writer, request.text, drawn.values, like, picture)
+    print(f"{path}, {picture} and {strokes}: {len(drawn.values)} points")
     if not drawn.ended:
         print("note: it was cut, since it had not come to its end: a higher --bias may help")
+
+
+def _beside(path: Path) -> tuple[Path, Path]:
+    """Where the strokes and the picture of an SVG file go.
+
+    Raises:
+        DataError: the SVG itself would lie there, and be lost.
+    """
+    if path.suffix.lower() == ".jsonl":
+        raise DataError(f"--out must not end in .jsonl, where the strokes go, got {path}")
+    return path.with_suffix(".jsonl"), picture_beside(path)
+
+
+def _draw_one(
+    writer: Writer, text: str, values: np.ndarray, like: Written | None, picture: Path
+) -> None:
+    """A text as it was written, below its sample if it has one, and what the window read."""
+    if like is None:
+        draw_lines({text: values}, picture, (text, window_path(writer, text, values)))
+        return
+    said, sample = joined_text(like, text), points_of(like.values)
+    path = window_path(writer, said, np.concatenate([sample, values]))
+    draw_lines({f"like: {like.text}": sample, text: values}, picture, (said, path))
+    behind = path[len(sample)]
+    place = behind @ np.arange(len(behind)) / behind.sum()
+    if abs(place - len(like.text)) > 1:
+        print(
+            f"note: at the end of the sample the window stood at character {place:.1f} of its "
+            f"{len(like.text)}: do its strokes write its text?"
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 
 import rnnjax
 from experiments.handwriting.settings import Settings
-from experiments.handwriting.writing import SIZE, Writing, Written
+from experiments.handwriting.writing import SIZE, Writing, Written, points_of
 from experiments.running.loss_fitting import Parts
 from rnnjax.data import BucketedBatches, DataError, choose_boundaries
 
@@ -141,6 +141,15 @@ def _is_last(value: jax.Array) -> jax.Array:
     return value[3] > 0.5
 
 
+class Writer(NamedTuple):
+    """A trained network, the characters it knows, and the settings that it was trained with."""
+
+    model: rnnjax.SeriesModel
+    params: Any
+    characters: str
+    settings: Settings
+
+
 class Drawn(NamedTuple):
     """Values [T, 4] of one text, and whether it came to its end by itself."""
 
@@ -149,50 +158,52 @@ class Drawn(NamedTuple):
 
 
 def write(
-    model: rnnjax.SeriesModel,
-    params: Any,
-    texts: Sequence[str],
-    characters: str,
-    layers: int,
-    bias: float,
-    seed: int,
+    writer: Writer, texts: Sequence[str], *, bias: float, seed: int, like: Written | None = None
 ) -> list[Drawn]:
     """Texts written by hand.
+
+    With ``like`` the network first reads the strokes of that sample, while its window passes over
+    the text of the sample, behind which the new text stands. It goes on as it began: in that hand.
 
     Raises:
         DataError: a text with a character that the network does not know.
     """
-    ids, lengths = encode(texts, characters)
-    most = _MOST_POINTS * ids.shape[1]
+    points = np.zeros((0, SIZE)) if like is None else points_of(like.values)
+    read = _behind_zeros(points)
+    ids, lengths = encode([joined_text(like, text) for text in texts], writer.characters)
     out = rnnjax.generate_series(
-        _neater(model, bias),
-        params,
-        jnp.zeros((len(texts), 1, SIZE)),
-        max_new_steps=most,
+        _neater(writer.model, bias),
+        writer.params,
+        np.broadcast_to(read, (len(texts), *read.shape)),
+        max_new_steps=_MOST_POINTS * (1 + max(map(len, texts))),
         key=jax.random.key(seed),
         stop=_is_last,
-        context=memory_of(ids, lengths, characters, layers),
+        context=memory_of(ids, lengths, writer.characters, writer.settings.layers),
     )
     rows = zip(np.asarray(out.values), np.asarray(out.lengths), strict=True)
     return [Drawn(row[:count], bool(row[count - 1, 3] > 0.5)) for row, count in rows]
 
 
-def window_path(
-    model: rnnjax.SeriesModel,
-    params: Any,
-    text: str,
-    values: np.ndarray,
-    characters: str,
-    settings: Settings,
-) -> np.ndarray:
+def joined_text(like: Written | None, text: str) -> str:
+    """What the window passes over: a text, behind that of the sample if there is one."""
+    return text if like is None else f"{like.text} {text}"
+
+
+def _behind_zeros(values: np.ndarray) -> np.ndarray:
+    """What the network reads: it begins with zeros, and then reads each value behind the last."""
+    return np.concatenate([np.zeros((1, SIZE), np.float32), values.astype(np.float32)])
+
+
+def window_path(writer: Writer, text: str, values: np.ndarray) -> np.ndarray:
     """How much of each character, and of the mark behind, the window read at each point."""
+    settings = writer.settings
     lowest = rnnjax.window_cell(
-        rnnjax.lstm(settings.hidden_size), len(characters) + 1, settings.window, speed=_SPEED
+        rnnjax.lstm(settings.hidden_size), len(writer.characters) + 1, settings.window, speed=_SPEED
     )
-    ids, lengths = encode([text], characters)
-    (memory, *_) = memory_of(ids, lengths, characters, 1)
-    before = np.concatenate([np.zeros((1, SIZE), np.float32), values[:-1]])
+    ids, lengths = encode([text], writer.characters)
+    (memory, *_) = memory_of(ids, lengths, writer.characters, 1)
+    read = _behind_zeros(values[:-1])
     _, (_, carries) = rnnjax.unroll(
-        lowest, params.layer[0], before[None], context=memory, all_carries=True
+        lowest, writer.params.layer[0], read[None], context=memory, all_carries=True
     )
     return np.asarray(rnnjax.window_weights(carries.window, len(text) + 1))[0]

@@ -72,7 +72,7 @@ def _draw(axes: Any, title: str, lines: Sequence[np.ndarray], widest: float) -> 
             line[:, 0] - left, line[:, 1], color=_INK, linewidth=1.1, marker=dot, markersize=2.5
         )
     axes.set_xlim(-1, widest + 1)
-    axes.set_aspect("equal")
+    axes.set_aspect("equal", anchor="W")  # under its title
     title = title if len(title) <= 2 * _MOST else f"{title[: 2 * _MOST]} ..."
     axes.set_title(title, loc="left", fontsize=8, color="0.4", **AS_IT_STANDS)
     axes.axis("off")

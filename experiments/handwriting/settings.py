@@ -59,7 +59,7 @@ class Settings(RunSettings):
     read_words: int = 200
     """How many words the trained network writes to be read back; 0 reads none."""
     bias: float = 2.0
-    """How much neater than what was learnt from the words to be read back are written."""
+    """How much neater than what it learnt from the network writes the words to be read back."""
     devices: int | None = None
     """How many of the devices here, all by default, divide the words of a batch among them."""
 
@@ -87,5 +87,11 @@ class Request:
     """How neat: at 0 as unsteady as what was learnt from, above 2 almost always the same."""
     seed: int = 0
     """Another seed, another hand."""
+    like: Path | None = None
+    """A sample in whose hand to write: a file such as --pairs takes, or as was written beside an
+    earlier SVG."""
+    like_line: int = 1
+    """The line of that file where the sample stands."""
     out: Path | None = None
-    """The SVG file; by default written-SEED.svg in the run's folder. A PNG stands beside it."""
+    """The SVG file; by default written-SEED.svg in the run's folder. Beside it stand a PNG, and the
+    strokes as JSON (.jsonl)."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +20,6 @@ STEP = 1.2
 # Times the median offset: a pen does not leap so far.
 _FARTHEST = 1000
 SIZE = 4  # of a value: dx, dy, whether the pen is lifted after it, whether the text is at its end
-
-
 # The tremor of single points beside that of the shape of a letter.
 _POINTS = 0.3
 
@@ -183,6 +182,16 @@ def _read_pairs(path: Path, seed: int) -> Writing:
     raw = [_line(line, f"{path}, line {n}") for n, line in lines if line.strip()]
     if len(raw) < 10:
         raise DataError(f"{path} must hold at least 10 pairs, got {len(raw)}")
+    pairs = _in_unit(raw, path)
+    order = np.random.default_rng(seed).permutation(len(pairs))
+    tenth = len(pairs) // 10
+    cut = np.split(order, [tenth, 2 * tenth])
+    validation, test, train = ([pairs[i] for i in part] for part in cut)
+    return _joined(path.stem, f"{len(pairs)} pairs, divided 8:1:1", {}, [train, validation, test])
+
+
+def _in_unit(raw: Sequence[tuple[str, np.ndarray]], path: Path) -> list[Written]:
+    """Texts and strokes in the unit of the program, in which a common step between points is 1."""
     moves = np.concatenate([strokes[1:, :2] for _, strokes in raw])
     size = float(np.median(np.hypot(*moves.T)))
     if not size > 0:
@@ -195,14 +204,33 @@ def _read_pairs(path: Path, seed: int) -> Writing:
                 f"{path} must have offsets of at most {_FARTHEST:,} times their median, {size:g}, "
                 f"got {farthest:g} in {text!r:.60}"
             )
-        # In the unit of the rest of the program: a common step between points is 1.
         points = np.cumsum(strokes[:, :2], axis=0) / size * STEP
         pairs.append(_pair(text, points, strokes[:, 2], None))
-    order = np.random.default_rng(seed).permutation(len(pairs))
-    tenth = len(pairs) // 10
-    cut = np.split(order, [tenth, 2 * tenth])
-    validation, test, train = ([pairs[i] for i in part] for part in cut)
-    return _joined(path.stem, f"{len(pairs)} pairs, divided 8:1:1", {}, [train, validation, test])
+    return pairs
+
+
+def read_sample(path: Path, number: int) -> Written:
+    """The pair at one line of a file of pairs, counted from 1.
+
+    Raises:
+        DataError: the file cannot be read, or there is no pair at that line, or its last point is
+            not the end of a stroke.
+    """
+    found = next(itertools.islice(read_lines(path), number - 1, None), "")
+    place = f"{path}, line {number}"
+    if not found.strip():
+        raise DataError(f"{place}: must have a sample, got nothing there")
+    text, strokes = _line(found, place)
+    if not strokes[-1, 2]:
+        raise DataError(f"{place}: strokes must have an end of 1 at the last point, got 0")
+    return _in_unit([(text, strokes)], path)[0]
+
+
+def as_line(text: str, values: np.ndarray) -> str:
+    """A text and its values [T, 4] as a line of a file of pairs."""
+    strokes = [[round(float(x), 4), round(float(y), 4), int(up > 0.5)]
+               for x, y, up, _ in points_of(values)]  # fmt: skip
+    return json.dumps({"text": text, "strokes": strokes}) + "\n"
 
 
 def _line(line: str, place: str) -> tuple[str, np.ndarray]:

@@ -4,19 +4,23 @@ import gzip
 import json
 import xml.etree.ElementTree
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 from stopping import stopped_after
 
+import rnnjax
 from experiments.handwriting import command
 from experiments.handwriting.alphabet import read_font
-from experiments.handwriting.model import encode
+from experiments.handwriting.model import Writer, _neater, build_model, encode, memory_of, write
 from experiments.handwriting.pictures import draw_lines, svg
 from experiments.handwriting.reading import distance, read, score, train_reader
 from experiments.handwriting.settings import Settings
 from experiments.handwriting.writing import (
+    as_line,
     as_lines,
+    read_sample,
     read_writing,
     resampled,
     write_by_chance,
@@ -53,6 +57,17 @@ def test_a_run_writes_and_one_that_was_stopped_comes_to_the_same_bytes(tmp_path,
         assert run("write", whole, "v l", "--out", tmp_path / f"{name}.svg") == 0
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
     assert (tmp_path / "one.png").stat().st_size
+    pair = pairs_of(0, 1, "lv")[0]
+    (tmp_path / "pair.jsonl").write_text(as_line(pair.text, pair.values))
+    like = ["--like", tmp_path / "pair.jsonl", "--out", tmp_path / "like.svg"]
+    assert run("write", whole, "vv", *like) == 0
+    assert json.loads((tmp_path / "like.jsonl").read_text())["text"] == "vv"
+    short = {"text": "vl" * 20, "strokes": [[0, 0, 0], [1, 0, 0], [0, 1, 1]]}
+    capsys.readouterr()
+    assert run("write", whole, "vv", "--like", own_file(tmp_path / "short.jsonl", [short])) == 0
+    assert "of its 40: do its strokes write its text?" in capsys.readouterr().out
+    assert run("write", whole, "vv", *like, "--like-line", "2") == 2
+    assert "pair.jsonl, line 2: must have a sample, got nothing" in capsys.readouterr().err
     assert run("write", whole, "love") == 2
     assert "text must be of the characters 'lv', got 'eo' in 'love'" in capsys.readouterr().err
 
@@ -111,6 +126,73 @@ def test_the_distance_of_two_texts_is_the_fewest_changes():
     assert distance("", "abc") == distance("abc", "") == 3
     assert distance("abc", "axc") == distance("abc", "ac") == distance("ac", "abc") == 1
     assert score(["a b", "cc"], ["ab", "c"]) == (1, 4)
+
+
+def untrained(characters):
+    settings = Settings(hidden_size=8, window=2, mixture=2, layers=2)
+    model = build_model(settings, characters)
+    params = model.init(jax.random.key(0))
+    mixture, pen = params.head
+    # Otherwise it would end at every other point.
+    pen = pen._replace(bias=pen.bias.at[1].set(-4.0))
+    return Writer(model, params._replace(head=(mixture, pen)), characters, settings)
+
+
+def test_writing_in_the_hand_of_a_sample_goes_on_from_the_carry_behind_its_strokes():
+    writer, sample = untrained(" clv"), pairs_of(0, 1)[0]
+    model, params = writer.model, writer.params
+    texts = ["cl", "vvl lc"]
+    found = write(writer, texts, bias=1.0, seed=3, like=sample)
+
+    # By hand: the network reads zeros and all points but the last, and goes on from the last.
+    ids, lengths = encode([f"{sample.text} {text}" for text in texts], " clv")
+    context = memory_of(ids, lengths, " clv", layers=2)
+    points = np.concatenate([np.zeros((1, 4), np.float32), sample.values[:-1]])
+    twice = np.repeat(points[None], 2, axis=0)
+    carry, _ = model.apply(params, twice[:, :-1], context=context)
+    expected = rnnjax.generate_series(
+        _neater(model, 1.0),
+        params,
+        twice[:, -1:],
+        max_new_steps=40 * 7,
+        key=jax.random.key(3),
+        stop=lambda value: value[3] > 0.5,
+        initial_carry=carry,
+        context=context,
+    )
+    for drawn, values, length in zip(found, expected.values, expected.lengths, strict=True):
+        np.testing.assert_allclose(drawn.values, values[:length], rtol=0, atol=1e-4)
+    # What is written depends neither on the other text nor on the padding that it brings.
+    alone = write(writer, texts[:1], bias=1.0, seed=3, like=sample)[0].values
+    shared = min(len(alone), len(found[0].values))
+    np.testing.assert_allclose(alone[:shared], found[0].values[:shared], rtol=0, atol=1e-4)
+    assert shared > 20
+
+
+def test_the_strokes_that_are_written_can_be_the_sample_of_others(tmp_path):
+    pair = pairs_of(0, 1)[0]
+    path = tmp_path / "own.jsonl"
+    path.write_text("\n" + as_line(pair.text, pair.values))
+    found = read_sample(path, 2)
+    assert found.text == pair.text
+    # The unit of a file is that of its median step.
+    median = np.median(np.hypot(*pair.values[1:-1, :2].T))
+    np.testing.assert_allclose(found.values[:, :2], pair.values[:, :2] / median, atol=1e-3)
+    assert found.values[:, 2:].tolist() == pair.values[:, 2:].tolist()
+
+
+@pytest.mark.parametrize(
+    ("strokes", "words"),
+    [
+        ([[0, 0, 0], [1, 0, 0]], "line 1: strokes must have an end of 1 at the last point"),
+        ([[0, 0, 0], [0, 0, 1]], "must hold strokes that move"),
+        ([[0, 0]], "line 1: strokes must be 2 or more points"),
+    ],
+)
+def test_a_sample_that_cannot_be_gone_on_from_is_named(strokes, words, tmp_path):
+    path = own_file(tmp_path / "own.jsonl", [{"text": "a", "strokes": strokes}])
+    with pytest.raises(DataError, match=words):
+        read_sample(path, 1)
 
 
 def own_file(path, lines):
@@ -238,3 +320,5 @@ def test_a_dot_is_seen_and_where_nothing_was_written_there_is_an_empty_picture(t
 def test_a_file_that_its_picture_would_overwrite_is_refused(capsys):
     assert run("write", "runs/none", "ab", "--out", "written.png") == 2
     assert "--out must not end in .png, where its picture goes" in capsys.readouterr().err
+    assert run("write", "runs/none", "ab", "--out", "written.jsonl") == 2
+    assert "--out must not end in .jsonl, where the strokes go" in capsys.readouterr().err
