@@ -29,7 +29,7 @@ QUICK = ["--hidden-size", "8", "--embedding-size", "4", "--batch-size", "16", "-
 QUICK = [*QUICK, "--epochs", "2", "--max-length", "8", "--min-count", "1"]
 
 
-README = Path(__file__).parents[2] / "experiments" / "README.md"
+README = Path(__file__).parents[2] / "experiments" / "translate" / "README.md"
 EXAMPLE = re.compile(r"^```py (?:exported )?translator\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
