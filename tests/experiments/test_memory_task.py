@@ -21,10 +21,10 @@ SMALL = Settings(
 def test_right_resets_solve_the_task_and_wrong_ones_do_not(tmp_path):
     recall = {
         name: train(dataclasses.replace(SMALL, resets=name), tmp_path / name)
-        for name in ("right", "off_by_one", "none")
+        for name in ("right", "late", "none")
     }
     assert recall["right"] > 0.98
-    assert abs(recall["off_by_one"] - 1 / 3) < 0.05  # guessing: the symbol is wiped with the rest
+    assert abs(recall["late"] - 1 / 3) < 0.05  # guessing: the symbol is wiped with the rest
     assert recall["none"] < 0.7
     records = [
         json.loads(line) for line in (tmp_path / "right" / "metrics.jsonl").read_text().splitlines()
