@@ -1,7 +1,8 @@
 """A trained model as one compiled program that needs JAX alone to run."""
 
+import contextlib
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax._checks import check_size
+from rnnjax._native import in_native_order
 from rnnjax.base import Cell
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -70,20 +72,13 @@ def export_program(
     inputs = _shape_of_inputs(export.symbolic_shape("batch, time"), input_size)
     batch = inputs.shape[0]
 
-    constants = jax.tree.map(jnp.asarray, params)
+    names, constants = _check_platforms(platforms), _constants(params)
 
     def program(inputs: Array, lengths: Array) -> Any:
         return _plain(apply(constants, inputs, lengths))
 
-    make = export.export(jax.jit(program), platforms=_check_platforms(platforms))
-    try:
-        exported = make(inputs, jax.ShapeDtypeStruct((batch,), jnp.int32))
-    except (NotImplementedError, jax.errors.InconclusiveDimensionOperation) as error:
-        raise ValueError(
-            "apply must run for a T that is not known when it is compiled, got "
-            f"{str(error).splitlines()[0]}: leave out implementation='associative', scan_unroll, "
-            "and resets of a reversed direction"
-        ) from error
+    with _steps_unknown("apply"):
+        exported = export.export(jax.jit(program), platforms=names)(inputs, _ids(batch))
     return bytes(exported.serialize())
 
 
@@ -137,7 +132,7 @@ def export_step(
     _check_callable("initial_carry", initial_carry)
     inputs = _shape_of_inputs(export.symbolic_shape("batch"), input_size)
     (batch, *_) = inputs.shape
-    constants = jax.tree.map(jnp.asarray, params)
+    names, constants = _check_platforms(platforms), _constants(params)
     of_a_cell = isinstance(getattr(step, "__self__", None), Cell)
 
     def start(rows: Any) -> Any:
@@ -158,7 +153,7 @@ def export_step(
         new, outputs = step(constants, begun, inputs)
         return _plain(new), _plain(outputs)
 
-    make = export.export(jax.jit(program), platforms=_check_platforms(platforms))
+    make = export.export(jax.jit(program), platforms=names)
     return bytes(make(plain, inputs, jax.ShapeDtypeStruct((batch,), bool)).serialize())
 
 
@@ -195,7 +190,8 @@ def export_writer(
         The bytes of both programs.
 
     Raises:
-        ValueError: ``platforms`` is empty or names something else.
+        ValueError: ``platforms`` is empty or names something else, another argument does not fit,
+            or ``encode`` needs the length of a source known when it is compiled.
 
     Example:
         >>> import jax, jax.export, jax.numpy as jnp, rnnjax
@@ -211,12 +207,15 @@ def export_writer(
     """
     from jax import export
 
+    _check_callable("encode", encode, "a model")
+    _check_callable("step", step, "a model")
+    names, constants = _check_platforms(platforms), _constants(params)
     batch, length = export.symbolic_shape("batch, length")
-    constants = jax.tree.map(jnp.asarray, params)
     given = (jax.ShapeDtypeStruct((batch, length), jnp.int32), _ids(batch))
     if source is not None:
-        given = (jax.ShapeDtypeStruct((batch, *source.shape), source.dtype),)
-    shapes = jax.eval_shape(lambda *a: encode(constants, *a), *given)
+        given = (_of_batch(batch, source),)
+    with _steps_unknown("encode"):
+        shapes = jax.eval_shape(lambda *a: encode(constants, *a), *given)
     plain = tuple(map(_plain, shapes))
 
     def reading(*given: Array) -> tuple[Any, Any]:
@@ -228,10 +227,33 @@ def export_writer(
         new, logits, weights = step(constants, held[0], token, held[1])
         return _plain(new), {"logits": logits} | ({} if weights is None else {"weights": weights})
 
-    names = _check_platforms(platforms)
-    encoded = export.export(jax.jit(reading), platforms=names)(*given)
+    with _steps_unknown("encode"):
+        encoded = export.export(jax.jit(reading), platforms=names)(*given)
     stepped = export.export(jax.jit(writing), platforms=names)(*plain, _ids(batch))
     return bytes(encoded.serialize()), bytes(stepped.serialize())
+
+
+@contextlib.contextmanager
+def _steps_unknown(name: str) -> Iterator[None]:
+    """Says what to leave out where ``name`` cannot be compiled for any number of steps."""
+    try:
+        yield
+    except (NotImplementedError, jax.errors.InconclusiveDimensionOperation) as error:
+        raise ValueError(
+            f"{name} must run for a T that is not known when it is compiled, got "
+            f"{str(error).splitlines()[0]}: leave out implementation='associative', scan_unroll, "
+            "and resets of a reversed direction"
+        ) from error
+
+
+def _constants(params: Any) -> Any:
+    return jax.tree.map(jnp.asarray, in_native_order(params))
+
+
+def _of_batch(batch: Any, source: Any) -> jax.ShapeDtypeStruct:
+    if not hasattr(source, "shape") or not hasattr(source, "dtype"):
+        raise ValueError(f"source must be a jax.ShapeDtypeStruct or None, got {source!r:.60}")
+    return jax.ShapeDtypeStruct((batch, *source.shape), source.dtype)
 
 
 def _ids(batch: Any) -> jax.ShapeDtypeStruct:
@@ -245,10 +267,10 @@ def _shaped(given: Any, plain: Any, shapes: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 
-def _check_callable(name: str, value: Any) -> None:
+def _check_callable(name: str, value: Any, owner: str = "a layer") -> None:
     if not callable(value):
         raise ValueError(
-            f"{name} must be a function, such as the {name} of a layer, got {type(value).__name__}"
+            f"{name} must be a function, such as the {name} of {owner}, got {type(value).__name__}"
         )
 
 

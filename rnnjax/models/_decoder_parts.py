@@ -205,9 +205,17 @@ class Parts(NamedTuple):
                 f"does, got {describe(attended)}"
             )
 
-    def check_memory(self, memory: Any) -> None:
+    def check_encoded(self, carry: Any, memory: Any, batch: tuple[int, ...]) -> None:
+        """Refuse what is not of ``encode``, or is of sources of another batch."""
         if self.attends and not isinstance(memory, Memory):
             raise ValueError(f"memory must be what encode gave, got {type(memory).__name__}")
+        if self.attends and memory.states.shape[:-2] != batch:
+            raise ValueError(
+                f"memory must have the batch axes of token, {batch}, "
+                f"got states of shape {memory.states.shape}"
+            )
+        if carry is None:
+            raise ValueError("carry must be what encode gave, got None")
 
     def decode_one(
         self, params: Any, carry: Carry, x: Array, memory: Memory | None

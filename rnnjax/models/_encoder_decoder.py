@@ -200,10 +200,10 @@ def make_model(
         params: SequenceToSequenceParams, carry: Carry, token: Array, memory: Memory | None = None
     ) -> tuple[Carry, Array, Array | None]:
         params = _checked(params)
-        parts.check_memory(memory)
-        carry = jax.tree.map(functools.partial(masking.as_array, "carry"), carry)
         # Ids are looked at here, where their values may be known.
         token = check_tokens(token, target.vocab_size, "token")
+        parts.check_encoded(carry, memory, token.shape)
+        carry = jax.tree.map(functools.partial(masking.as_array, "carry"), carry)
         return _step(parts, head, params, carry, token, memory)
 
     sizes = first, source.size, target.vocab_size, source.ndim

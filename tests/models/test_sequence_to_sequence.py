@@ -381,6 +381,13 @@ def run(source=SOURCE, sources=SOURCES, target=TARGET, targets=TARGETS):
     return model.apply(model.init(jax.random.key(0)), source, sources, target, targets)
 
 
+def step(model, **changes):
+    params = model.init(jax.random.key(0))
+    carry, memory = model.encode(params, SOURCE, SOURCES)
+    given = {"carry": carry, "token": jnp.full(len(SOURCE), START), "memory": memory}
+    return model.step(params, **{**given, **changes})
+
+
 BAD = {
     "no embedding": (lambda: build(source=rnnjax.gru(4)), "source must be a rnnjax.Embedding"),
     "no decoder": (lambda: build(decoder=None), "decoder must be a rnnjax.Cell or rnnjax.Layer"),
@@ -422,6 +429,14 @@ BAD = {
             make("inside").init(jax.random.key(0)), None, jnp.array(START), jnp.ones(3)
         ),
         "memory must be what encode gave",
+    ),
+    "a memory of other sources": (
+        lambda: step(make("inside"), token=jnp.array([START])),
+        r"memory must have the batch axes of token, \(1,\), got states of shape \(3, 3, 6\)",
+    ),
+    "a carry of no source": (
+        lambda: step(make("none"), carry=None),
+        "carry must be what encode gave, got None",
     ),
 }
 

@@ -286,6 +286,41 @@ def test_what_cannot_be_exported_is_named(changes, message):
         export_step(**(given | changes))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"encode": 3}, "encode must be a function, such as the encode of a model, got int"),
+        ({"step": None}, "step must be a function, such as the step of a model, got NoneType"),
+        ({"source": 3}, r"source must be a jax.ShapeDtypeStruct or None, got 3"),
+        ({"platforms": ()}, "platforms must be some of"),
+    ],
+)
+def test_what_cannot_be_written_out_is_named(changes, message):
+    model = rnnjax.captioner(3, rnnjax.embedding(7, 2), rnnjax.gru(3), start=2)
+    params = model.init(jax.random.key(0))
+    with pytest.raises(ValueError, match=message):
+        export_writer(**{"encode": model.encode, "step": model.step, "params": params} | changes)
+
+
+def test_an_encoder_that_needs_the_length_of_sources_is_refused():
+    encoder = rnnjax.recurrent(rnnjax.min_gru(3), implementation="associative")
+    table = rnnjax.embedding(7, 2)
+    model = rnnjax.sequence_to_sequence(table, encoder, table, rnnjax.gru(3), start=2)
+    with pytest.raises(ValueError, match="encode must run for a T that is not known"):
+        export_writer(model.encode, model.step, model.init(jax.random.key(0)))
+
+
+def test_parameters_of_another_byte_order_are_exported_as_the_numbers_they_are():
+    model = rnnjax.classifier(rnnjax.embedding(7, 2), rnnjax.gru(3), 2)
+    params, given = model.init(jax.random.key(0)), (np.array([[1, 6]], np.int32), np.array([2]))
+    swapped = jax.tree.map(lambda a: np.asarray(a).astype(">f4"), params)
+    native, foreign = (
+        export.deserialize(export_program(model.apply, p, platforms=["cpu"])).call(*given)
+        for p in (params, swapped)
+    )
+    np.testing.assert_array_equal(native, foreign)
+
+
 def test_outputs_of_one_name_are_refused():
     """Of two arrays the program gave one, without a word."""
 
