@@ -1,9 +1,10 @@
 """Whole classifiers, from and to the weights of PyTorch and Keras.
 
 A classifier here is what ``rnnjax.classifier`` makes: an embedding, recurrent layers of one kind
-of cell, a pool and a linear head. The kinds are ``rnn``, ``lstm``, ``gru``, ``gru_reset_before``
-and ``peephole_lstm``, as everywhere in ``rnnjax.interop``; parameters of the encoder are those of
-one layer where there is one, and a tuple, as ``stack`` has it, where there are several.
+of cell, a pool and a linear head. The kinds are ``vanilla``, ``lstm``, ``gru``,
+``gru_reset_before`` and ``peephole_lstm``, as everywhere in ``rnnjax.interop``; parameters of the
+encoder are those of one layer where there is one, and a tuple, as ``stack`` has it, where there
+are several.
 
 Weights say neither how outputs are pooled nor what a simple cell's activation is. Nor do they say
 what the model was shown as padding: see :func:`build`.
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rnnjax._checks import check_params
 from rnnjax.base import Cell
 from rnnjax.cells.gru import gru
 from rnnjax.cells.lstm import lstm
@@ -25,7 +27,7 @@ from rnnjax.cells.peephole_lstm import peephole_lstm
 from rnnjax.cells.vanilla import vanilla
 from rnnjax.interop import keras as keras_layers
 from rnnjax.interop import torch as torch_layers
-from rnnjax.interop._entries import read_entries
+from rnnjax.interop._entries import check_names, read_entries
 from rnnjax.interop._kinds import check_kind, read_params
 from rnnjax.layers.bidirectional import Directions, bidirectional
 from rnnjax.layers.recurrent import recurrent
@@ -101,6 +103,7 @@ def describe(
         [(3, True), (5, False)]
     """
     kind = _check_choices(kind, pooling, activation)
+    params = check_params(params, ClassifierParams)
     table = read_entries({"vectors": table_of(params)}, {"vectors": "V E"}, "embedding")
     vectors = table["vectors"]
     width, layers = vectors.shape[1], []
@@ -108,7 +111,8 @@ def describe(
         size = _layer_size(kind, layer, width, f"encoder layer {index}")
         layers.append(size)
         width = size.hidden_size * (2 if size.bidirectional else 1)
-    head = read_entries(params.head._asdict(), {"w": "O C", "bias": "C"}, "head")
+    top = check_params(params.head, LinearParams, "params.head")
+    head = read_entries(top._asdict(), {"w": "O C", "bias": "C"}, "head")
     if head["w"].shape[0] != width:
         raise ValueError(f"head must have weights for {width} inputs, got {head['w'].shape[0]}")
     classes = head["w"].shape[1]
@@ -133,6 +137,8 @@ def build(architecture: Architecture) -> Model:
         >>> model.init(jax.random.key(0)).encoder.forward.w_hh.shape
         (16, 64)
     """
+    if not isinstance(architecture, Architecture):
+        raise ValueError(f"architecture must be an Architecture, got {architecture!r:.60}")
     kind = _check_choices(architecture.kind, architecture.pooling, architecture.activation)
     activation = ACTIVATIONS[architecture.activation]
     make = _CELLS.get(kind, functools.partial(vanilla, activation=activation))
@@ -183,6 +189,7 @@ def import_torch(
         >>> params.embedding.vectors.shape, params.encoder.w_ih.shape, params.head.w.shape
         ((9, 4), (4, 3), (3, 2))
     """
+    check_names("weights", weights)
     rnn = _only("encoder", encoder, _modules(weights, ".weight_ih_l0"))
     rest = [name for name in weights if not name.startswith(f"{rnn}.")]
     biased = _modules(rest, ".bias")
@@ -258,6 +265,9 @@ def import_keras(kind: str, weights: Sequence[Any]) -> ClassifierParams:
         >>> params.encoder.backward.w_ih.shape, params.head.w.shape
         ((4, 12), (6, 2))
     """
+    if not isinstance(weights, list | tuple):
+        kind_of_weights = type(weights).__name__
+        raise ValueError(f"weights must be a list, as get_weights() gives, got {kind_of_weights}")
     arrays = [np.asarray(array) for array in weights]
     if len(arrays) < 5 or arrays[0].ndim != 2 or arrays[-2].ndim != 2 or arrays[-1].ndim != 1:
         raise ValueError(
@@ -313,7 +323,9 @@ def two_classes(params: ClassifierParams) -> ClassifierParams:
         >>> two_classes(model.init(jax.random.key(0))).head.w.shape
         (3, 2)
     """
-    w, bias = (np.asarray(array) for array in params.head)
+    params = check_params(params, ClassifierParams)
+    head = check_params(params.head, LinearParams, "params.head")
+    w, bias = (np.asarray(array) for array in head)
     if w.shape[1] != 1:
         raise ValueError(f"head must have one unit, got {w.shape[1]}")
     wide: Any = np.pad(w, ((0, 0), (1, 0))), np.pad(bias, (1, 0))

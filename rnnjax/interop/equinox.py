@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from rnnjax._checks import check_flag
 from rnnjax.interop._entries import read_entries
 from rnnjax.interop._kinds import check_kind, make_params, read_params
 from rnnjax.interop._parts import convert_parts
@@ -103,7 +104,7 @@ def export_weights(kind: str, params: Any, *, bias: bool = True) -> Any:
         >>> {name: array.shape for name, array in weights.items()}
         {'weight_ih': (15, 3), 'weight_hh': (15, 5), 'bias': (15,), 'bias_n': (5,)}
     """
-    kind = check_kind(kind, _SHAPES, "Equinox")
+    kind, bias = check_kind(kind, _SHAPES, "Equinox"), check_flag("bias", bias)
 
     def convert(cell: Any, place: str) -> Mapping[str, np.ndarray]:
         fields = read_params(kind, cell, place)

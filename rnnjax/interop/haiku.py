@@ -1,7 +1,7 @@
 r"""Weights of Haiku's ``VanillaRNN``, ``LSTM`` and ``GRU``.
 
-The kinds are ``rnn``, ``lstm`` and ``gru_reset_before``, the only form of GRU that Haiku has; a GRU
-of the reset-after form is another function and cannot be exported.
+The kinds are ``vanilla``, ``lstm`` and ``gru_reset_before``, the only form of GRU that Haiku has;
+a GRU of the reset-after form is another function and cannot be exported.
 
 **LSTM.** One matrix ``w`` [D + H, 4H] holds the input rows above the hidden ones, gates in the
 order i, g, f, o. Haiku adds 1 to the forget gate when it computes; here that 1 is part of ``bias``.
@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnjax.interop._entries import read_entries
+from rnnjax.interop._entries import check_names, read_entries
 from rnnjax.interop._gates import add_bias, reorder
 from rnnjax.interop._kinds import check_kind, make_params, read_params
 from rnnjax.interop._parts import convert_parts, named_parts
@@ -63,6 +63,9 @@ def import_weights(kind: str, weights: Mapping[str, Mapping[str, Any]], modules:
         ((3, 20), (5, 20), [1.0, 1.0, 1.0, 1.0, 1.0])
     """
     kind = check_kind(kind, _SHAPES, "Haiku")
+    check_names("weights", weights)
+    for name, arrays in weights.items():
+        check_names(f"weights[{name!r}]", arrays)
 
     def convert(module: str, place: str) -> Any:
         shapes = dict(_SHAPES[kind])

@@ -1,6 +1,6 @@
 """Weights of Keras 3's ``SimpleRNN``, ``LSTM``, ``GRU`` and ``Bidirectional`` of them.
 
-The kinds are ``rnn``, ``lstm``, ``gru`` (``reset_after=True``, the default of Keras) and
+The kinds are ``vanilla``, ``lstm``, ``gru`` (``reset_after=True``, the default of Keras) and
 ``gru_reset_before`` (``reset_after=False``).
 
 **Gates.** Those of a GRU lie in the order z, r, n there and r, z, n here. An LSTM's forget bias of
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from rnnjax._checks import check_flag
 from rnnjax.interop._entries import read_entries
 from rnnjax.interop._gates import add_bias, reorder
 from rnnjax.interop._kinds import check_kind, make_params, read_params
@@ -85,7 +86,7 @@ def export_weights(kind: str, params: Any, *, bias: bool = True) -> list:
         >>> [array.shape for array in export_weights("lstm", params)]
         [(3, 20), (5, 20), (20,), (3, 20), (5, 20), (20,)]
     """
-    kind = check_kind(kind, _GATES, "Keras")
+    kind, bias = check_kind(kind, _GATES, "Keras"), check_flag("bias", bias)
 
     def convert(cell: Any, place: str) -> Mapping[str, np.ndarray]:
         return _export_cell(kind, read_params(kind, cell, place), bias, place)

@@ -1,7 +1,7 @@
 """Weights of Flax nnx's ``SimpleCell``, ``LSTMCell``, ``OptimizedLSTMCell`` and ``GRUCell``.
 
-The kinds are ``rnn``, ``lstm``, ``optimized_lstm`` (which keeps the gates of the same ``lstm`` in
-one matrix) and ``gru``. Gates lie in the order they have here. Only one of the two maps that are
+The kinds are ``vanilla``, ``lstm``, ``optimized_lstm`` (which keeps the gates of the same ``lstm``
+in one matrix) and ``gru``. Gates lie in the order they have here. Only one of the two maps that are
 added has a bias, which is ``bias``.
 
 **GRU.** That of nnx has no bias in the hidden half of its candidate gate: ``hidden_bias`` comes in

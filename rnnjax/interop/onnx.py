@@ -1,6 +1,6 @@
 """Weights of the ONNX operators ``RNN``, ``LSTM`` and ``GRU``.
 
-The kinds are ``rnn``, ``lstm``, ``peephole_lstm`` (an ``LSTM`` with its input ``P``),
+The kinds are ``vanilla``, ``lstm``, ``peephole_lstm`` (an ``LSTM`` with its input ``P``),
 ``coupled_lstm`` (``input_forget=1``), ``gru`` (``linear_before_reset=1``) and ``gru_reset_before``
 (``linear_before_reset=0``, the default of ONNX); `kind_of` tells which one a node is.
 
@@ -158,7 +158,7 @@ def export_weights(kind: str, params: Any) -> Any:
         {'W': (2, 15, 3), 'R': (2, 15, 5), 'B': (2, 30)}
     """
     kind = check_kind(kind, _GATES, "ONNX")
-    if type(params) is tuple:
+    if type(params) is tuple and params:
         return [_export_node(kind, layer, f"params[{i}]") for i, layer in enumerate(params)]
     return _export_node(kind, params, "params")
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from rnnjax._checks import check_params
 from rnnjax.base import Cell
 from rnnjax.interop import onnx as onnx_layers
 from rnnjax.interop._onnx_file import ACTIVATIONS, NODES, Graph, as_float32, narrow
@@ -50,6 +51,7 @@ def export_step(model: LanguageModel, params: LanguageModelParams) -> bytes:
         "ONNX Operators", onnx.ai, operators RNN, LSTM and GRU since version 14.
     """
     cells, tied = _parts_of(model)
+    params = check_params(params, LanguageModelParams)
     kinds = [kind_of(cell) for cell in cells]
     layers = params.layer if type(params.layer) is tuple else (params.layer,)
     if len(layers) != len(cells):

@@ -1,7 +1,7 @@
 """Weights of PyTorch's ``RNN``, ``LSTM``, ``GRU`` and their cells.
 
-The kinds are ``rnn``, ``lstm``, ``projected_lstm`` (an ``LSTM`` with ``proj_size``) and ``gru``.
-Gates lie in the order they have here; matrices are transposed.
+The kinds are ``vanilla``, ``lstm``, ``projected_lstm`` (an ``LSTM`` with ``proj_size``) and
+``gru``. Gates lie in the order they have here; matrices are transposed.
 
 **Two biases.** PyTorch adds ``bias_ih`` and ``bias_hh``, of which only the sum acts: they come in
 as one ``bias`` and go out as ``bias_ih = bias``, ``bias_hh = 0``. In a GRU's candidate gate the
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnjax._checks import describe
+from rnnjax._checks import check_flag, describe
 from rnnjax.cells.lstm import LSTMCarry
 from rnnjax.interop._entries import check_names, read_entries
 from rnnjax.interop._gates import add_bias
@@ -109,6 +109,7 @@ def export_weights(
         ['weight_ih_l0', 'weight_hh_l0', 'weight_ih_l0_reverse', 'weight_hh_l0_reverse']
     """
     kind = check_kind(kind, _GATES, "PyTorch")
+    bias, cell = check_flag("bias", bias), check_flag("cell", cell)
     layers = params if type(params) is tuple else (params,)
     both = {isinstance(layer, Directions) for layer in layers}
     if len(both) != 1:
@@ -147,6 +148,7 @@ def import_carry(kind: str, state: Any, *, bidirectional: bool = False) -> Any:
         (2, (7, 5))
     """
     kind = check_kind(kind, _GATES, "PyTorch")
+    bidirectional = check_flag("bidirectional", bidirectional)
     states = _state_arrays(kind, state)
     rows = [LSTMCarry(*row) if len(row) == 2 else row[0] for row in zip(*states, strict=True)]
     if bidirectional and len(rows) % 2:
@@ -159,7 +161,8 @@ def export_carry(kind: str, carry: Any) -> Any:
     """The PyTorch state of a layer's carry; inverse of `import_carry`.
 
     Raises:
-        ValueError: the kind is unknown, or the carry is that of another one.
+        ValueError: the kind is unknown, the carry is that of another one, or its rows have several
+            sizes.
 
     Example:
         >>> import numpy as np
@@ -167,16 +170,19 @@ def export_carry(kind: str, carry: Any) -> Any:
         (2, 7, 5)
     """
     kind = check_kind(kind, _GATES, "PyTorch")
-    layers = carry if type(carry) is tuple else (carry,)
+    layers = carry if type(carry) is tuple and carry else (carry,)
     rows = [row for one in layers for row in (one if isinstance(one, Directions) else [one])]
     is_lstm = kind.endswith("lstm")
-    for row in rows:
-        if isinstance(row, LSTMCarry) is not is_lstm or not (is_lstm or hasattr(row, "shape")):
+    pieces = [tuple(row) if isinstance(row, LSTMCarry) else (row,) for row in rows]
+    for row, arrays in zip(rows, pieces, strict=True):
+        if len(arrays) != 1 + is_lstm or not all(getattr(a, "ndim", 0) for a in arrays):
             expected = "LSTMCarry(h, c)" if is_lstm else "one array"
             raise ValueError(f"carry must be {expected} a row for {kind!r}, got {describe(row)}")
-    if is_lstm:
-        return np.stack([row.h for row in rows]), np.stack([row.c for row in rows])
-    return np.stack(rows)
+    shapes = {tuple(array.shape for array in arrays) for arrays in pieces}
+    if len(shapes) > 1:
+        raise ValueError(f"carry must have rows of one shape for PyTorch, got {sorted(shapes)}")
+    states = [np.stack(arrays) for arrays in zip(*pieces, strict=True)]
+    return tuple(states) if is_lstm else states[0]
 
 
 def _state_arrays(kind: str, state: Any) -> list[np.ndarray]:
@@ -185,7 +191,10 @@ def _state_arrays(kind: str, state: Any) -> list[np.ndarray]:
     if is_pair is not kind.endswith("lstm") or (is_pair and len(state) != 2):
         expected = "(h, c)" if kind.endswith("lstm") else "one array h"
         raise ValueError(f"state must be {expected} for {kind!r}, got {describe(state)}")
-    arrays = [np.asarray(part) for part in (state if is_pair else (state,))]
+    try:
+        arrays = [np.asarray(part) for part in (state if is_pair else (state,))]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"state must be readable by NumPy, got {error}") from None
     shapes = [array.shape for array in arrays]
     # Without a batch, PyTorch has states [layers * directions, H].
     if any(len(shape) not in (2, 3) for shape in shapes) or len({s[:-1] for s in shapes}) > 1:

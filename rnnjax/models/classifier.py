@@ -113,6 +113,8 @@ def classifier(
         *keys, head_key = split_key(key, 3)
         inputs, shape = parts.as_inputs(tokens)
         resets, ids, count = None, None, 0
+        if segment_ids is None and num_segments is not None:
+            raise ValueError(f"num_segments must be None without segment_ids, got {num_segments}")
         if segment_ids is None:
             valid = masking.valid_steps(lengths, mask, shape[:-1], shape[-1])
         else:

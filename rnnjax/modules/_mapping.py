@@ -97,8 +97,7 @@ def run_by_engine(
     xs = jnp.moveaxis(inputs, 0, -2) if options.time_major else inputs
     batch, time = xs.shape[:-2], xs.shape[-2]
     if seq_lengths is not None:
-        checked = jnp.asarray(masking.check_lengths(seq_lengths, batch, time), jnp.int32)
-        seq_lengths = jnp.clip(checked, 0, time)
+        seq_lengths = _clipped_lengths(seq_lengths, batch, time)
     carry, ys = unroll(
         recurrence.cell,
         cast(recurrence.params, recurrence.dtype),
@@ -155,7 +154,7 @@ def run_by_steps(
     batch, time = xs.shape[:axis], xs.shape[axis]
     lengths = valid = None
     if seq_lengths is not None:
-        lengths = masking.check_lengths(seq_lengths, batch, time)
+        lengths = _clipped_lengths(seq_lengths, batch, time)
         valid = jnp.moveaxis(masking.lengths_to_mask(lengths, time), -1, 0)
         _check_rows(carry, batch)
     if options.reverse:
@@ -198,6 +197,12 @@ def _check_rows(carry: Carry, batch: tuple[int, ...]) -> None:
                 f"{place} must have the batch axes {batch} in front where seq_lengths are given, "
                 f"got shape {jnp.shape(leaf)}"
             )
+
+
+def _clipped_lengths(seq_lengths: Any, batch: tuple[int, ...], time: int) -> Array:
+    """Lengths in [0, time]; those that are traced could not be refused."""
+    checked = jnp.asarray(masking.check_lengths(seq_lengths, batch, time), jnp.int32)
+    return jnp.clip(checked, 0, time)
 
 
 def _in_order_of_steps(ys: Array, lengths: Array | None, axis: int) -> Array:

@@ -1,5 +1,6 @@
 """Whole classifiers from and to PyTorch and Keras: logits beside the live models, and refusals."""
 
+import re
 import types
 
 import jax
@@ -22,6 +23,7 @@ from rnnjax.interop.classifiers import (
     two_classes,
 )
 from rnnjax.interop.weight_files import SAVE_KERAS, read_keras_file, read_torch_file
+from rnnjax.models.classifier import ClassifierParams
 
 # Keras reads its own variables in a way that NumPy 2 warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -462,6 +464,38 @@ def test_an_option_that_nobody_has_looked_at_is_refused_unless_it_is_none(tmp_pa
         file.attrs["model_config"] = "[" * 100_000
     with pytest.raises(ValueError, match=r"w\.h5 must have a model_config that can be read, got"):
         read_keras_file(path)
+
+
+ARRAYS = np.ones(3)
+NO_CLASSIFIER = {
+    "no state dict": (
+        lambda: classifiers.import_torch("lstm", None),
+        "weights must be arrays by name, got NoneType",
+    ),
+    "no list": (
+        lambda: classifiers.import_keras("lstm", ARRAYS),
+        "weights must be a list, as get_weights() gives, got ndarray",
+    ),
+    "no architecture": (
+        lambda: classifiers.build("lstm"),
+        "architecture must be an Architecture, got 'lstm'",
+    ),
+    "no parameters": (
+        lambda: classifiers.describe("lstm", {"w": ARRAYS}),
+        "params must be ClassifierParams(embedding, encoder, head), got dict",
+    ),
+    "no head": (
+        lambda: classifiers.two_classes(ClassifierParams((), (), None)),
+        "params.head must be LinearParams(w, bias), got None",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NO_CLASSIFIER)
+def test_what_is_no_classifier_is_named(case):
+    call, message = NO_CLASSIFIER[case]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call()
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])

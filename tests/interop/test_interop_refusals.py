@@ -206,6 +206,37 @@ def test_what_is_no_tree_of_weights_is_named():
         torch.export_carry("gru", rnnjax.LSTMCarry(h, h))
     with refuses("carry must be LSTMCarry(h, c) a row for 'lstm', got an array of shape (2, "):
         torch.export_carry("lstm", (h, h))
+    with refuses("carry must be one array a row for 'gru', got an array of shape ()"):
+        torch.export_carry("gru", np.array(1.0))
+    with refuses("carry must be one array a row for 'gru', got a tuple of 0"):
+        torch.export_carry("gru", ())
+    with refuses("carry must have rows of one shape for PyTorch, got [((2, "):
+        torch.export_carry("gru", (h, h[:, 1:]))
+    with refuses("weights must be arrays by name, got list"):
+        haiku.import_weights("lstm", [], "a")
+    with refuses("weights['a'] must be arrays by name, got ndarray"):
+        haiku.import_weights("lstm", {"a": h}, "a")
+    with refuses("params must be LSTMParams for kind 'lstm', got tuple"):
+        onnx.export_weights("lstm", ())
+
+
+@pytest.mark.parametrize(
+    ("convert", "flag"),
+    [
+        (lambda: torch.export_weights("lstm", LSTM, bias="no"), "bias"),
+        (lambda: torch.export_weights("lstm", LSTM, cell="no"), "cell"),
+        (
+            lambda: torch.import_carry("gru", np.zeros((2, 2, H)), bidirectional="no"),
+            "bidirectional",
+        ),
+        (lambda: keras.export_weights("lstm", LSTM, bias="no"), "bias"),
+        (lambda: equinox.export_weights("lstm", LSTM, bias="no"), "bias"),
+    ],
+)
+def test_a_word_is_no_flag(convert, flag):
+    """It would be taken for True."""
+    with refuses(f"{flag} must be True or False, got 'no'"):
+        convert()
 
 
 def test_weights_of_another_byte_order_are_the_numbers_they_are():

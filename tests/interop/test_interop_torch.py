@@ -176,3 +176,6 @@ def test_tensors_that_numpy_cannot_read_are_named():
         interop.import_weights("vanilla", half)
     with pytest.raises(ValueError, match="weight_hh_l0 must be readable by NumPy, got"):
         interop.import_weights("vanilla", dict(torch.nn.RNN(D, H).named_parameters()))
+    for state in (torch.ones(1, 2, H, dtype=torch.bfloat16), torch.ones(1, 2, H).requires_grad_()):
+        with pytest.raises(ValueError, match="state must be readable by NumPy, got"):
+            interop.import_carry("gru", state)

@@ -79,6 +79,8 @@ def test_segment_ids_leave_no_room_for_lengths():
             model.apply(params, ids, segment_ids=ids, num_segments=1, **options)
     with pytest.raises(ValueError, match="num_segments must be a positive integer, got None"):
         model.apply(params, ids, segment_ids=ids)
+    with pytest.raises(ValueError, match="num_segments must be None without segment_ids, got 1"):
+        model.apply(params, ids, num_segments=1)
 
 
 def test_one_hot_times_weights_is_an_embedding_lookup():

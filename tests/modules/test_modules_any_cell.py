@@ -250,6 +250,14 @@ def test_a_carry_that_cannot_be_held_is_named():
         layer(jnp.ones(D))
 
 
+def test_traced_lengths_are_clipped_in_reverse_too():
+    """Outputs in the order of steps begin at the length: one too large pointed at other steps."""
+    layer = modules.nnx.RNN(Plain(nnx.Rngs(0)), reverse=True)
+    run = nnx.jit(lambda layer, lengths: layer(XS, seq_lengths=lengths))
+    wrong, right = jnp.array([T + 2, -3, 2]), jnp.array([T, 0, 2])
+    np.testing.assert_array_equal(run(layer, wrong), run(layer, right))
+
+
 def test_steps_and_rows_may_be_none():
     layer = modules.nnx.RNN(Plain(nnx.Rngs(0)), return_carry=True)
     carry, ys = layer(jnp.zeros((B, 0, D)), seq_lengths=np.zeros(B, int))
