@@ -178,7 +178,7 @@ def export_carry(kind: str, carry: Any) -> Any:
         if len(arrays) != 1 + is_lstm or not all(getattr(a, "ndim", 0) for a in arrays):
             expected = "LSTMCarry(h, c)" if is_lstm else "one array"
             raise ValueError(f"carry must be {expected} a row for {kind!r}, got {describe(row)}")
-    shapes = {tuple(array.shape for array in arrays) for arrays in pieces}
+    shapes = {tuple(map(np.shape, arrays)) for arrays in pieces}
     if len(shapes) > 1:
         raise ValueError(f"carry must have rows of one shape for PyTorch, got {sorted(shapes)}")
     states = [np.stack(arrays) for arrays in zip(*pieces, strict=True)]
