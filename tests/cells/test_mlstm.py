@@ -131,6 +131,23 @@ def test_what_is_not_finite_reaches_the_later_steps_of_its_segment_alone(bad, re
         assert np.isnan(results[0][1]).any()
 
 
+@pytest.mark.parametrize("piece", ["all", "values"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_bad_step_ends_with_its_segment_and_is_bad_by_any_piece(reverse, piece):
+    """By its values alone, too, which overflow where queries, keys and gates do not."""
+    params = init(One(CELL))
+    if piece == "values":
+        w_ih = params.w_ih.at[0].set(0.0).at[0, 2 * H : 3 * H].set(1e200)
+        params = params._replace(w_ih=w_ih, w_gates=params.w_gates.at[0].set(0.0))
+    xs = jax.random.normal(jax.random.key(0), (1, 7, D)).at[:, :, 0].set(0.0)
+    resets = jnp.arange(7)[None] == 4
+    bad, segment = (5, [4, 5]) if reverse else (1, [1, 2, 3])
+    xs = xs.at[0, bad, 0].set(np.nan if piece == "all" else 1e200)
+    options = {"resets": resets, "reverse": reverse, "implementation": "chunked"}
+    _, ys = rnnjax.unroll(CELL, params, xs, **options)
+    np.testing.assert_array_equal(np.isnan(ys[0]).any(-1), np.isin(np.arange(7), segment))
+
+
 @pytest.mark.usefixtures("float32")
 @pytest.mark.parametrize("i", [-1e4, 0.0, 1e4])
 @pytest.mark.parametrize("f", [-1e4, 1e4])

@@ -543,7 +543,7 @@ def test_sums_of_logits_of_16_bits_are_taken_in_32():
     """Of 512 equal tokens each has the same share, which bfloat16 rounds when it adds them up."""
     logits, history = jnp.zeros(512, jnp.bfloat16), History(jnp.zeros(1, int), 1, 0)
     assert jnp.sum(rnnjax.top_p(0.75)(logits, history) > -jnp.inf) == 0.75 * 512
-    logits = jnp.linspace(0, 1, 512).astype(jnp.bfloat16)
+    logits = jnp.linspace(0, 8, 512).astype(jnp.bfloat16)
     keys = jax.random.split(jax.random.key(0), 2000)
     narrow, wide = (
         jax.vmap(lambda key, a=a: rnnjax.sample()(key, a, history))(keys)

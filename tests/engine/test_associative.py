@@ -97,6 +97,20 @@ def test_what_is_not_finite_stays_in_its_segment(reverse, bad):
         np.testing.assert_array_equal(a[second], e[second])
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@FORWARD_AND_REVERSE
+def test_the_decay_of_a_start_is_never_read(reverse, bad):
+    decay, drive = draw((6, 1, 2), 0, float), draw((6, 1, 2), 1, float)
+    starts = (np.arange(6) == 3)[:, None]
+    run = functools.partial(linear_recurrence, starts=starts, reverse=reverse)
+    grad = jax.grad(lambda a, b: jnp.sum(run(a, b) ** 2), argnums=(0, 1))
+    clean = run(decay, drive), *grad(decay, drive)
+    decay[3] = bad
+    dirty = run(decay, drive), *grad(decay, drive)
+    for a, e in zip(dirty, clean, strict=True):
+        np.testing.assert_array_equal(a, e)
+
+
 @pytest.mark.parametrize("time", [2, 7, 8])
 @FORWARD_AND_REVERSE
 def test_no_state_crosses_a_start_wherever_it_is(reverse, time):
