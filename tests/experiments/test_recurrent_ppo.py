@@ -288,6 +288,15 @@ def test_runs_that_are_called_alike_are_compared_by_their_folders(tmp_path, monk
     assert path.stat().st_size
 
 
+def test_a_picture_says_which_numbers_of_an_observation_the_agent_sees():
+    for see, title in (
+        (None, "chain"),
+        ("2", "chain, sees number 2"),
+        ("0, 2", "chain, sees numbers 0 and 2"),
+    ):
+        assert command._title(Settings(see=see)) == title
+
+
 @pytest.mark.full
 def test_right_resets_solve_the_chain_and_a_memory_wiped_late_does_not(tmp_path):
     chosen = Settings(environments=32, steps=16, updates=40, hidden_size=16, seeds=2, length=4)
