@@ -97,7 +97,7 @@ def run_trial(trial: Any, words: Sequence[str], folder: Path, metric: str) -> tu
     best, is_pruned = -float("inf"), False
     try:
         for record in epochs(folder / "metrics.jsonl", lambda: process.poll() is not None):
-            # The largest loss would be the worst.
+            # No loss: the search looks for the largest value.
             names = [n for n in record if n.startswith("validation") and not n.endswith("loss")]
             if metric not in names:
                 raise DataError(f"--metric must be one of {', '.join(names)}, got {metric!r}")
@@ -135,7 +135,7 @@ def tune(settings: Settings, same: Sequence[str]) -> Any:
         raise DataError("experiments.tune needs the package optuna: pip install optuna") from None
     folder = settings.out or Path("runs", f"tune-{time.strftime('%Y%m%d-%H%M%S')}")
     check_usable(folder, "new")
-    # What it tells of a trial is wider than a terminal, and of one that fails a traceback.
+    # Of each trial it would print a line wider than a terminal, and of a failed one a traceback.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     program = [sys.executable, "-m", "experiments.classify", *same]
 

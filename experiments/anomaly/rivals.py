@@ -10,7 +10,7 @@ from experiments.running.packages import is_installed
 
 Scorer = Callable[[np.ndarray], np.ndarray]  # scaled values [T, D] -> scores [T]
 
-# Beats of a window of the rivals that look back over one.
+# The rivals that look back over a window look back over so many beats.
 _BEATS = 2
 
 

@@ -21,7 +21,8 @@ from rnnjax.benchmark import spread
 from rnnjax.data import DataError
 from rnnjax.data.batching import Batch, BucketedBatches
 
-# Of logits that are about 1, in float32, after hundreds of steps; products of a GPU have ten bits.
+# How far logits of about 1 may differ, in float32 after hundreds of steps; on a GPU products are
+# rounded to ten bits.
 TOLERANCE = {"cpu": 1e-3, "gpu": 2e-2}
 
 

@@ -18,8 +18,8 @@ def seasonal_naive(window: Window, season: int) -> np.ndarray:
     return window.past[:, window.past.shape[1] - season + steps]
 
 
-# A past that stood still says nothing of how far the series can go: a tenth of what it does in a
-# season is the least scale.
+# The least scale, as a share of what the series usually does in a season: a past that stood still
+# says nothing of how far it can go.
 _LEAST_SPREAD = 0.1
 
 

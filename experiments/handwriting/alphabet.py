@@ -65,7 +65,7 @@ def _hershey(name: str, characters: str) -> dict[str, Glyph]:
     fonts.load_default_font(name)
 
     def strokes(character: str) -> list[np.ndarray]:
-        # y grows downwards there.
+        # In these fonts y grows downwards.
         found = [np.array(list(s), float) for s in fonts.strokes_for_text(character)]
         return [stroke * (1, -1) for stroke in found if len(stroke)]
 

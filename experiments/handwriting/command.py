@@ -44,7 +44,8 @@ from rnnjax.data import DataError
 PROGRAM = "python -m experiments.handwriting"
 PICTURE = "written.png"
 _NOT_NEGATIVE = Rule("a number from 0 to 20", lambda value: 0 <= value <= 20)
-# Words that the network writes are of another stream than those that the reader learns from.
+# Added to the seed: the words to be read back are neither those that the network learnt from nor
+# those that the reader did.
 _ASKED, _REAL = 2_000_003, 3_000_017
 
 

@@ -16,9 +16,9 @@ from experiments.handwriting.writing import SIZE, Writing, Written, points_of
 from experiments.running.loss_fitting import Parts
 from rnnjax.data import BucketedBatches, DataError, choose_boundaries
 
-# A letter has about 10 points.
+# Characters that the window moves on at each point, before training: a letter has about 10 points.
 _SPEED = 0.1
-# More than any letter needs: a text that is not at its end by then is cut.
+# Points for each character, more than any letter needs: a text that needs more in all is cut.
 _MOST_POINTS = 40
 
 
@@ -67,7 +67,7 @@ def encode(texts: Sequence[str], characters: str) -> tuple[np.ndarray, np.ndarra
         if unknown or not text.strip():
             found = f"{''.join(unknown)!r} in {text!r}" if unknown else repr(text)
             raise DataError(f"text must be of the characters {characters[1:]!r}, got {found}")
-    # Where the window of a network stands that has written all of a text.
+    # The window comes to stand on this mark when all of the text is written.
     mark = len(characters)
     lengths = np.array([len(text) + 1 for text in texts], np.int32)
     ids = np.zeros((len(texts), lengths.max()), np.int32)

@@ -24,7 +24,7 @@ def svg(values: np.ndarray, text: str) -> str:
     width, height = high - low
     paths = []
     for line in lines:
-        # y grows downwards there.
+        # In SVG y grows downwards.
         at = " L".join(f"{x - low[0]:.2f} {high[1] - y:.2f}" for x, y in line)
         paths.append(f'<path d="M{at}"/>')
     return (

@@ -20,7 +20,7 @@ from rnnjax.metrics import cross_entropy
 from rnnjax.training import init_train_state, make_train_step
 
 _UNITS, _WORDS, _EPOCHS, _ROWS, _RATE = 48, 1500, 6, 32, 1e-2
-# So that no word of the reader is one that the network learnt from.
+# Added to the seed, so that the reader learns from other words than the network.
 _STREAM = 1_000_003
 
 

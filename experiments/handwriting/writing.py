@@ -15,9 +15,9 @@ from experiments.handwriting.alphabet import X_HEIGHT, Glyph, read_font
 from experiments.handwriting.settings import Settings
 from rnnjax.data import DataError, read_lines
 
-# Between two points of a stroke, in the units of the glyphs: about 10 points a letter.
+# The distance of two points of a stroke, in the units of the glyphs: a letter has about 10 points.
 STEP = 1.2
-# Times the median offset: a pen does not leap so far.
+# The longest offset of a file that is taken, in median offsets: no pen leaps so far.
 _FARTHEST = 1000
 SIZE = 4  # of a value: dx, dy, whether the pen is lifted after it, whether the text is at its end
 # The tremor of single points beside that of the shape of a letter.

@@ -180,7 +180,7 @@ def summed_up(name: str, samples: Sequence[Sample], warm_up: float) -> Part:
     counted = samples[int(warm_up * len(samples)) :]
     if len(counted) < 3:
         raise DataError(f"--samples must leave 3 or more after the warm-up, got {len(counted)}")
-    # Of the end of an epoch much is still coming and going when the first sample is taken.
+    # Without the first sample after each save, when memory still comes and goes.
     settled = [now for last, now in pairwise(counted) if now.saves == last.saves]
     slope = _slope(settled, groups=[sample.saves for sample in settled])
     return Part(name, samples[-1].step, counted[0], counted[-1], _slope(counted), slope)
@@ -308,7 +308,7 @@ def draw(watches: Sequence[Watch], parts: Sequence[Part], path: Path) -> None:
     for axes, watch, part in zip(panels, watches, parts, strict=True):
         _draw_part(axes, watch.samples, part)
     resident = [sample.resident / MEGABYTE for watch in watches for sample in watch.samples]
-    # Neither from zero, where no growth would show, nor so near that noise would look like it.
+    # An axis from zero would hide growth; one that fits tightly would make growth of noise.
     panels[0].set_ylim(0.9 * min(resident), 1.05 * max(resident))
     panels[0].set_ylabel("resident memory, MB")
     save_figure(figure, path)

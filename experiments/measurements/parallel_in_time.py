@@ -48,7 +48,7 @@ CELLS: dict[CellName, Callable[[int], rnnjax.Cell]] = {
     "min_gru": min_gru,
     "min_lstm": min_lstm,
     "lru": lru,
-    # Heads of 32, as far as there are so many units.
+    # Heads of 32 units, or one head where there are fewer.
     "mlstm": lambda size: rnnjax.mlstm(size, num_heads=max(1, size // 32)),
 }
 

@@ -202,7 +202,7 @@ class Pauses:
         if not self.seconds:
             return
         began = self.now()
-        # Not asleep: the processor would slow down, and the step be timed while it wakes up.
+        # Waits without sleeping: a processor that slept would be slow when the step is timed.
         while self.now() < began + self.seconds:
             pass
         self.passed += self.now() - began

@@ -86,7 +86,7 @@ def _by_places(layers: rnnjax.Layer, known: Known, dropout: float) -> Network:
         inner, w, bias = params
         below, above = (None, None) if key is None else jax.random.split(key)
         _, ys = layers.apply(inner, jnp.asarray(xs), lengths, key=below)
-        # A batch is padded to a round number of steps, fewer or more than the longest has.
+        # The steps of a batch are rounded up, to fewer or more than the longest series of all has.
         missing = max(0, known.longest - ys.shape[1])
         ys = jnp.pad(ys, ((0, 0), (0, missing), (0, 0)))[:, : known.longest]
         flat = ys.reshape(len(ys), features)

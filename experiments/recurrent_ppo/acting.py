@@ -100,7 +100,8 @@ def act(
         keys = jax.random.split(move_key, count)
         found = jax.vmap(task.step)(keys, actor.world, action)
         done = found.terminated | found.truncated
-        # The value the next step would have if the episode went on: where it does, it has it.
+        # The value of what came next, with the memory not wiped: where the episode goes on, that is
+        # the value of the next step.
         going_on = jnp.concatenate([actor.recent[:, 1:], jnp.zeros((count, 1), bool)], axis=1)
         _, (_, next_value) = agent.step(params, carry, found.final, resets(going_on))
         returned = actor.returned + found.reward

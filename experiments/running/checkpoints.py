@@ -17,7 +17,7 @@ from rnnjax.training import EarlyStopping, TrainState
 
 _BEST = ("best_value", "best_epoch", "epochs_since_best")
 _POSITION = ("epoch", "batch", "step")
-# As the message says it.
+# What --checkpoint-every must be, for the message.
 INTERVAL = 'a number of steps, as "500", or of seconds, as "60s"'
 _EXTRA = {"identity": None, "records": ("bytes", "sha256"), "best": _BEST, "position": _POSITION}
 

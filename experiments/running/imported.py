@@ -65,7 +65,7 @@ class Reading:
         """Tokens [B, T] and lengths [B]; where padding is read, every length is T."""
         longest = max(1, *map(len, ids))
         if self.padding == "unread":
-            # It changes nothing, so there may be more of it: few shapes are compiled.
+            # Padding is not read: lengths are rounded up, so that few shapes are compiled.
             return pad(ids, max(8, 1 << (longest - 1).bit_length()), self.pad_id)
         time = longest if self.length is None else self.length
         tokens, lengths = pad(ids, time, self.pad_id)

@@ -18,7 +18,7 @@ from experiments.running.console import complain
 from experiments.running.run_folder import CONFIG
 from rnnjax.data import DataError, read_lines
 
-# What stands for label and probability of a line without text.
+# Printed in place of label and probability for an empty line.
 NOTHING = "-"
 
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Standard deviations from the mean. What is farther off is as far as can be: its square would make
-# NaN of all that a network makes of it.
+# In standard deviations from the mean. What is farther off is brought to this: the square of a much
+# larger number would be infinite, and the network's outputs NaN.
 _FARTHEST = 1e4
 
 

@@ -255,7 +255,7 @@ def export_run(request: Export) -> None:
     )
 
 
-# What is read under a condition alone, in words and as a test.
+# Settings that are read under a condition alone: the condition in words, and as a function.
 _READ_WITH: dict[str, tuple[str, Callable[[Settings], bool]]] = {
     "examples": ("a generated task", lambda given: given.pair is None),
     "shortest": ("--task reverse or copy", lambda given: not given.pair and given.task != "add"),
