@@ -44,8 +44,7 @@ from rnnjax.data import DataError
 PROGRAM = "python -m experiments.handwriting"
 PICTURE = "written.png"
 _NOT_NEGATIVE = Rule("a number from 0 to 20", lambda value: 0 <= value <= 20)
-# Added to the seed: the words to be read back are neither those that the network learnt from nor
-# those that the reader did.
+# Which words are read back, beside the seed: others than the network or the reader learnt from.
 _ASKED, _REAL = 2_000_003, 3_000_017
 
 

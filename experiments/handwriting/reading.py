@@ -20,7 +20,7 @@ from rnnjax.metrics import cross_entropy
 from rnnjax.training import init_train_state, make_train_step
 
 _UNITS, _WORDS, _EPOCHS, _ROWS, _RATE = 48, 1500, 6, 32, 1e-2
-# Added to the seed, so that the reader learns from other words than the network.
+# Which words the reader learns from, beside the seed: others than the network learns from.
 _STREAM = 1_000_003
 
 
