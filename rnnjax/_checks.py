@@ -37,7 +37,7 @@ def check_size(name: str, value: Any) -> int:
     """
     number = _number(name, value)
     if not isinstance(number, int) or number < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        raise ValueError(f"{name} must be a positive integer, got {_shown(value)}")
     return number
 
 
@@ -154,7 +154,7 @@ def check_key(key: Any) -> Key:
     raw = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
     if dtype == raw.dtype and key.shape == raw.shape:
         return jax.random.wrap_key_data(jnp.asarray(key))
-    raise ValueError(f"key must be one key, such as jax.random.key(0), got {key!r}")
+    raise ValueError(f"key must be one key, such as jax.random.key(0), got {_shown(key)}")
 
 
 def check_params(params: Any, kind: Any, name: str = "params") -> Any:
@@ -213,14 +213,21 @@ def describe(tree: Any) -> str:
             for name, part in zip(tree._fields, tree, strict=True)
         ]
         return f"{type(tree).__name__}({', '.join(parts)})"
+    if isinstance(tree, dict):
+        return f"a dict of {', '.join(map(str, tree)) or 'nothing'}"
     if isinstance(tree, tuple | list):
         kind = f"a {type(tree).__name__} of {len(tree)}"
-        if all(hasattr(part, "shape") for part in tree):
+        if len(tree) > 9 or all(hasattr(part, "shape") for part in tree):
             return kind
         return f"{kind}: ({', '.join(map(describe, tree))})"
     if hasattr(tree, "shape"):
         return f"an array of shape {tuple(tree.shape)}"
     return repr(tree) if tree is None else f"{type(tree).__name__} {tree!r:.40}"
+
+
+def _shown(value: Any) -> str:
+    """What came, in one line: of an array the shape, as its numbers may fill pages."""
+    return describe(value) if getattr(value, "shape", ()) else repr(value)
 
 
 def missing_package(user: str, package: str, extra: str, more: str = "") -> ModuleNotFoundError:

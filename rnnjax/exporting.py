@@ -77,7 +77,7 @@ def export_program(
     def program(inputs: Array, lengths: Array) -> Any:
         return _plain(apply(constants, inputs, lengths))
 
-    with _steps_unknown("apply"):
+    with _steps_unknown("apply"), _telling_of_ids("apply", input_size):
         exported = export.export(jax.jit(program), platforms=names)(inputs, _ids(batch))
     return bytes(exported.serialize())
 
@@ -154,7 +154,9 @@ def export_step(
         return _plain(new), _plain(outputs)
 
     make = export.export(jax.jit(program), platforms=names)
-    return bytes(make(plain, inputs, jax.ShapeDtypeStruct((batch,), bool)).serialize())
+    with _telling_of_ids("step", input_size):
+        exported = make(plain, inputs, jax.ShapeDtypeStruct((batch,), bool))
+    return bytes(exported.serialize())
 
 
 def export_writer(
@@ -278,6 +280,20 @@ def _shape_of_inputs(shape: Sequence[Any], input_size: Any) -> jax.ShapeDtypeStr
     if input_size is None:
         return jax.ShapeDtypeStruct(tuple(shape), jnp.int32)
     return jax.ShapeDtypeStruct((*shape, check_size("input_size", input_size)), jnp.float32)
+
+
+@contextlib.contextmanager
+def _telling_of_ids(name: str, input_size: Any) -> Iterator[None]:
+    """Where a model of vectors was given token ids, say that the default did it."""
+    try:
+        yield
+    except ValueError as error:
+        if input_size is not None or "must be of floating dtype" not in str(error):
+            raise
+        raise ValueError(
+            f"input_size must be the number of features where {name} takes vectors, got None, "
+            "which stands for token ids"
+        ) from error
 
 
 def _plain(outputs: Any) -> Any:

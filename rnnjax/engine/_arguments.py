@@ -21,6 +21,9 @@ def check_cell(cell: Any) -> None:
     """
     if not isinstance(cell, Cell):
         raise ValueError(f"cell must be a rnnjax.Cell, got {type(cell).__name__}")
+    for name, part in zip(cell._fields[1:], cell[1:], strict=True):
+        if part is not None and not callable(part):
+            raise ValueError(f"a cell's {name} must be a function, got {describe(part)}")
     split = cell.update is not None and (cell.hidden is not None or cell.recurrent is None)
     if (cell.plain_step is not None) == split:
         names = ("update", "hidden", "recurrent", "plain_step")
@@ -164,8 +167,8 @@ def explain_failure(cell: Cell, params: Any, xs: Any) -> None:
         return
     if jax.tree.structure(params) != jax.tree.structure(made):
         raise ValueError(
-            f"params must have the structure {jax.tree.structure(made)}, as cell.init gives, "
-            f"got {jax.tree.structure(params)}"
+            f"params must have the structure {describe(made)}, as cell.init gives, "
+            f"got {describe(params)}"
         )
     leaves = [
         (f"params{jax.tree_util.keystr(path)}", expected, masking.as_array("params", leaf))

@@ -51,7 +51,8 @@ def over_batch(function: Callable | None) -> Callable:
     """``function(params, carry, ...)`` of one example for a batch, parameters shared.
 
     Raises:
-        ValueError: its result is no pair. An array of two rows would be taken apart as one.
+        ValueError: its result is no pair (an array of two rows would be taken apart as one), or
+            its carry is another tree than the one before, or has other shapes.
     """
     assert function is not None
 
@@ -61,9 +62,20 @@ def over_batch(function: Callable | None) -> Callable:
             raise ValueError(
                 f"a cell's update or plain_step must give (carry, y), got {describe(result)}"
             )
+        before, after = (_shapes_of_one(carry) for carry in (rest[0], result[0]))
+        if before != after:
+            raise ValueError(
+                f"a cell's update or plain_step must give a carry like the one before, {before}, "
+                f"got {after}"
+            )
         return result
 
     return batched
+
+
+def _shapes_of_one(carry: Any) -> Any:
+    """The shapes of the carry of one example, in its tree."""
+    return jax.tree.map(lambda leaf: leaf.shape[1:], carry)
 
 
 def context_of(weights: Weights) -> tuple:

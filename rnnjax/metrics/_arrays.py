@@ -74,7 +74,7 @@ def as_labels(
     Raises:
         ValueError: they are no integers, or of another shape.
     """
-    labels: Any = given if hasattr(given, "dtype") else np.asarray(given)
+    labels: Any = given if isinstance(given, Array) else np.asarray(given)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"labels must be integers, got {labels.dtype}")
     if labels.shape != rows:

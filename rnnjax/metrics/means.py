@@ -175,6 +175,8 @@ def _divide(name: str, total: Any, count: Any) -> Any:
             return np.where(count == 0, np.nan, total / count)
     if count == 0:
         raise ValueError(
-            f"metric {name!r} must have a count above 0, got 0: no row with a weight was seen"
+            f"metric {name!r} must have a count above 0, got 0: no row with a weight was seen, or "
+            "every training step was left out because of a NaN or infinity, such as the loss of a "
+            "label that is no class"
         )
     return float(total) / float(count)

@@ -57,6 +57,7 @@ class TruncatedStep:
     def __call__(
         self, state: TrainState, batch: Sequences, carry: Any = None
     ) -> tuple[TrainState, Any, dict[str, tuple[Array, Array]]]:
+        check_state(state)
         batch = _filled(_check_sequences(batch), carry is None)
         if carry is None:
             carry = self._first_carry(state.params, batch.xs)

@@ -16,6 +16,13 @@ KEY = jax.random.key(0)
 EMBEDDED = rnnjax.embedding(3, 2).init(KEY)
 
 
+class Unreadable:
+    """As a tensor of PyTorch that requires a gradient, or has bfloat16."""
+
+    def __array__(self, dtype=None, copy=None):
+        raise RuntimeError("no numbers here")
+
+
 def unroll(xs=XS, *args, **options):
     return rnnjax.unroll(CELL, PARAMS, xs, *args, **options)
 
@@ -141,7 +148,7 @@ CASES = {
         lambda: CELL.init(jax.random.split(KEY), 3),
         "key",
         "jax.random.key",
-        "Array((2,)",
+        "an array of shape (2,)",
     ),
     "no gates": (lambda: rnnjax.trace_gates(rnnjax.vanilla(3)), "cell", "gates", "None"),
     "layer of nothing": (lambda: rnnjax.recurrent("lstm"), "cell", "rnnjax.Cell", "str"),
@@ -175,6 +182,36 @@ CASES = {
         "embedding_size",
         "5",
         "size 4",
+    ),
+    "an example in the place of a size": (
+        lambda: CELL.init(KEY, XS),
+        "input_size",
+        "a positive integer",
+        "an array of shape (2, 5, 3)",
+    ),
+    "parameters of another cell": (
+        lambda: rnnjax.unroll(rnnjax.gru(4), PARAMS, XS),
+        "params",
+        "GRUParams(w_ih, w_hh, bias, hidden_bias)",
+        "got LSTMParams(w_ih, w_hh, bias)",
+    ),
+    "variables in the place of parameters": (
+        lambda: rnnjax.unroll(CELL, {"params": PARAMS}, XS),
+        "params",
+        "LSTMParams(w_ih, w_hh, bias)",
+        "got a dict of params",
+    ),
+    "parameters as lists": (
+        lambda: rnnjax.unroll(CELL, jax.tree.map(lambda a: a.tolist(), PARAMS), XS),
+        "params",
+        "LSTMParams(w_ih, w_hh, bias)",
+        "w_ih=a list of 3",
+    ),
+    "an array that NumPy cannot read": (
+        lambda: unroll(Unreadable()),
+        "xs",
+        "readable by NumPy",
+        "Unreadable: no numbers here",
     ),
     "frozen noise": (lambda: table(3, 5, frozen=True), "frozen", "vectors", "random"),
 }

@@ -275,3 +275,19 @@ def test_outputs_of_another_size_than_the_cell_says_are_refused():
     layer = rnnjax.recurrent(halving(lambda h: (h, h), size=H + 1))
     with pytest.raises(ValueError, match=f"outputs of its output_size, {H + 1}, got size {H}"):
         layer.apply((), normal(0, B, T, H))
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_step_that_gives_another_carry_is_refused(plain):
+    message = rf"must give a carry like the one before, \({H},\), got \({H - 1},\)"
+    with pytest.raises(ValueError, match=message):
+        rnnjax.unroll(halving(lambda h: (h[1:], h), plain=plain), (), normal(0, B, T, H))
+    with pytest.raises(ValueError, match=r"like the one before, .* got \{'h': \("):
+        rnnjax.unroll(halving(lambda h: ({"h": h}, h), plain=plain), (), normal(0, B, T, H))
+
+
+@pytest.mark.parametrize("part", ["initial_carry", "recurrent", "gates"])
+def test_an_array_in_the_place_of_a_function_is_refused(part):
+    cell = halving(lambda h: (h, h))._replace(**{part: jnp.zeros((H, H))})
+    with pytest.raises(ValueError, match=f"a cell's {part} must be a function, got an array"):
+        rnnjax.unroll(cell, (), normal(0, B, T, H))

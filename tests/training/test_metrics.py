@@ -221,6 +221,14 @@ def test_compute_names_the_metric_without_rows():
         compute(metrics)
 
 
+def test_labels_of_pytorch_are_read_and_its_floats_are_refused():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    logits, labels = torch.tensor(LOGITS), torch.tensor(LABELS)
+    assert accuracy(logits, labels).value == 0.75
+    with pytest.raises(ValueError, match="labels must be integers, got float32"):
+        accuracy(logits, labels.float())
+
+
 def test_compute_takes_any_pair_and_gives_plain_floats():
     figures = compute({"grad_norm": (jnp.array(6.0), jnp.array(4.0)), "loss": (1, 2)})
     assert figures == {"grad_norm": 1.5, "loss": 0.5}

@@ -388,6 +388,8 @@ def test_a_carry_is_taken_in_its_dtype_and_named_where_it_does_not_fit():
         step(state, batch._replace(xs=np.full((2, 4, 3), 2**40)))
     with pytest.raises(ValueError, match=r"state must be a TrainState, .* got a tuple of 2"):
         step((1, 2), batch, jnp.zeros((2, H)))
+    with pytest.raises(ValueError, match=r"state must be a TrainState, .* got GRUParams"):
+        step(state.params, batch)
 
 
 def test_no_steps_move_nothing():

@@ -321,6 +321,15 @@ def test_parameters_of_another_byte_order_are_exported_as_the_numbers_they_are()
     np.testing.assert_array_equal(native, foreign)
 
 
+def test_a_model_of_vectors_without_their_size_is_refused():
+    layer = rnnjax.recurrent(rnnjax.gru(2))
+    params = layer.init(jax.random.key(0), D)
+    with pytest.raises(ValueError, match=r"input_size must be .* where apply takes .* got None"):
+        export_program(layer.apply, params)
+    with pytest.raises(ValueError, match=r"input_size must be .* where step takes .* got None"):
+        export_step(layer.step, layer.initial_carry, params)
+
+
 def test_outputs_of_one_name_are_refused():
     """Of two arrays the program gave one, without a word."""
 
