@@ -11,7 +11,7 @@ from jax import Array
 from jax.core import Tracer
 
 from rnnjax._native import in_native_order
-from rnnjax.base import Key
+from rnnjax.base import Cell, Key
 
 
 def check_floating(name: str, xs: Array) -> None:
@@ -155,6 +155,17 @@ def check_key(key: Any) -> Key:
     if dtype == raw.dtype and key.shape == raw.shape:
         return jax.random.wrap_key_data(jnp.asarray(key))
     raise ValueError(f"key must be one key, such as jax.random.key(0), got {_shown(key)}")
+
+
+def check_cell(cell: Any) -> Cell:
+    """``cell``, which is one.
+
+    Raises:
+        ValueError: it is something else, such as the function that makes one.
+    """
+    if not isinstance(cell, Cell):
+        raise ValueError(f"cell must be a rnnjax.Cell, got {type(cell).__name__}")
+    return cell
 
 
 def check_params(params: Any, kind: Any, name: str = "params") -> Any:

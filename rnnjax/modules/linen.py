@@ -16,6 +16,7 @@ from flax.traverse_util import flatten_dict
 from jax import Array
 from jax.typing import DTypeLike
 
+from rnnjax._checks import check_cell
 from rnnjax.base import Carry, Cell, Params
 from rnnjax.cells.gru import GRUParams
 from rnnjax.cells.lstm import LSTMParams
@@ -165,9 +166,7 @@ class RNNCell(_EngineCell):
 
     @nn.nowrap
     def _cell(self) -> Cell:
-        if not isinstance(self.cell, Cell):
-            raise ValueError(f"cell must be a rnnjax.Cell, got {type(self.cell).__name__}")
-        return self.cell
+        return check_cell(self.cell)
 
 
 class LSTMCell(_EngineCell):

@@ -4,6 +4,7 @@
 computes by :func:`rnnjax.unroll`. ``nnx.Bidirectional`` takes it as it is.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -11,10 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from flax.nnx.nn import dtypes
 from jax import Array
 from jax.typing import DTypeLike
 
+from rnnjax._checks import check_cell
 from rnnjax.base import Carry, Cell, Params
 from rnnjax.cells.gru import GRUParams
 from rnnjax.cells.lstm import LSTMParams
@@ -26,6 +27,9 @@ from rnnjax.modules._mapping import Activation, Options, Recurrence
 
 # Flax's own RNN uses this one; versions before 0.12.8 have it under its plain name alone.
 _scan: Any = getattr(nnx, "compat", nnx).scan
+
+# How Flax's own cells come to a common dtype; one that was given another function is not read.
+_PROMOTE_DTYPE = inspect.signature(nnx.LSTMCell.__init__).parameters["promote_dtype"].default
 
 Streams = nnx.Rngs | nnx.RngStream | None
 
@@ -84,9 +88,7 @@ class RNNCell(nnx.RNNCellBase):
         deterministic: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
-        if not isinstance(cell, Cell):
-            raise ValueError(f"cell must be a rnnjax.Cell, got {type(cell).__name__}")
-        self.cell = nnx.static(cell)
+        self.cell = nnx.static(check_cell(cell))
         self.in_features = in_features
         self.dtype = dtype
         self.param_dtype = param_dtype
@@ -463,7 +465,7 @@ def _read(cell: Any, inputs: Any) -> Recurrence | None:
     read = _READERS.get(type(cell))
     if (
         read is None
-        or cell.promote_dtype is not dtypes.promote_dtype
+        or cell.promote_dtype is not _PROMOTE_DTYPE
         or not mapping.has_plain_activations(cell, nnx.Module)
     ):
         return None

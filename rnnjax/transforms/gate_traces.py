@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from rnnjax._checks import check_cell
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Params
 
@@ -16,7 +17,7 @@ def trace_gates(cell: Cell) -> Cell:
         cell: a cell with gates, such as ``lstm`` or ``gru``.
 
     Raises:
-        ValueError: the cell has no gates to show.
+        ValueError: ``cell`` is no ``rnnjax.Cell``, or one without gates to show.
 
     Example:
         >>> import jax, jax.numpy as jnp, rnnjax
@@ -26,7 +27,7 @@ def trace_gates(cell: Cell) -> Cell:
         >>> gates.f.shape, bool(jnp.all((gates.f > 0) & (gates.f < 1)))
         ((5, 4), True)
     """
-    if cell.gates is None:
+    if check_cell(cell).gates is None:
         raise ValueError("trace_gates needs a cell with gates: the field gates of this one is None")
     gates, update, step = cell.gates, cell.update, cell.plain_step
 

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from rnnjax._checks import check_cell
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Noise, NoiseShape
 
@@ -43,8 +44,7 @@ def learn_initial_carry(cell: Cell) -> Cell:
         Forcada and Carrasco, "Learning the initial state of a second-order recurrent neural
         network during regular-language inference", Neural Computation 7 (1995).
     """
-    if not isinstance(cell, Cell):
-        raise ValueError(f"cell must be a rnnjax.Cell, got {type(cell).__name__}")
+    check_cell(cell)
     inner_noise = cell.noise
 
     def init(key: Key, input_size: int) -> LearnedCarryParams:

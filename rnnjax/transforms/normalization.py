@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rnnjax._checks import check_number
+from rnnjax._checks import check_cell, check_number
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Noise, NoiseShape, Params
 
@@ -64,8 +64,7 @@ def layer_norm(cell: Cell, epsilon: float = 1e-5) -> Cell:
     References:
         Ba, Kiros and Hinton, "Layer normalization", 2016, arXiv:1607.06450, equations 20 to 22.
     """
-    if not isinstance(cell, Cell):
-        raise ValueError(f"cell must be a rnnjax.Cell, got {type(cell).__name__}")
+    check_cell(cell)
     epsilon = check_number("epsilon", epsilon, "positive and finite", lambda e: 0 < e < math.inf)
     if cell.update is None:
         raise ValueError(

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from rnnjax._checks import check_rate
+from rnnjax._checks import check_cell, check_rate
 from rnnjax._numerics import accumulation_dtype, carry_dtype, draw_flags
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Noise, NoiseShape, Params
@@ -65,7 +65,7 @@ def variational_dropout(cell: Cell, inputs: float = 0.0, hidden: float = 0.0) ->
         Gal and Ghahramani, "A theoretically grounded application of dropout in recurrent neural
         networks", NeurIPS 2016, arXiv:1512.05287.
     """
-    _check_cell(cell)
+    check_cell(cell)
     inputs, hidden = check_rate("inputs", inputs), check_rate("hidden", hidden)
     if hidden:
         _check_recurrent("variational_dropout(hidden=...)", cell)
@@ -126,7 +126,7 @@ def recurrent_dropout(cell: Cell, rate: float) -> Cell:
         Semeniuta, Severyn and Barth, "Recurrent dropout without memory loss", COLING 2016,
         arXiv:1603.05118.
     """
-    _check_cell(cell)
+    check_cell(cell)
     rate = check_rate("rate", rate)
     finish = _FINISH.get(cell.update or cell.plain_step)
     if finish is None:
@@ -208,7 +208,7 @@ def weight_drop(cell: Cell, rate: float) -> Cell:
         arXiv:1708.02182; Wan et al., "Regularization of neural networks using DropConnect", ICML
         2013.
     """
-    _check_cell(cell)
+    check_cell(cell)
     rate = check_rate("rate", rate)
     _check_recurrent("weight_drop", cell)
 
@@ -265,7 +265,7 @@ def zoneout(cell: Cell, rate: float | Mapping[str, float]) -> Cell:
         Krueger et al., "Zoneout: regularizing RNNs by randomly preserving hidden activations",
         ICLR 2017, arXiv:1606.01305.
     """
-    _check_cell(cell)
+    check_cell(cell)
     if isinstance(rate, Mapping):
         rate = {name: check_rate(f"rate[{name!r}]", p) for name, p in rate.items()}
         if not any(rate.values()):
@@ -357,11 +357,6 @@ def _rates_by_leaf(rate: float | Mapping[str, float], carry: Carry) -> list[floa
         parts = f"the parts {names}" if all(names) else "one part without a name: give one rate"
         raise ValueError(f"rate must have names of the carry, got {unknown}, and it has {parts}")
     return [rate.get(name, 0.0) for name in names]
-
-
-def _check_cell(cell: Any) -> None:
-    if not isinstance(cell, Cell):
-        raise ValueError(f"cell must be a rnnjax.Cell, got {type(cell).__name__}")
 
 
 def _check_recurrent(name: str, cell: Cell) -> None:
