@@ -22,7 +22,7 @@ _SPEED = 0.1
 _MOST_POINTS = 40
 
 
-class PairBatch(NamedTuple):
+class WrittenBatch(NamedTuple):
     """Values [B, T, 4], how many of each row count [B], and its text: ids [B, S], how many [B]."""
 
     values: Any
@@ -31,7 +31,7 @@ class PairBatch(NamedTuple):
     text_lengths: Any
 
 
-class PairBatches:
+class WrittenBatches:
     """Batches of pairs of about the same lengths; the order of an epoch depends on its number."""
 
     def __init__(
@@ -50,10 +50,12 @@ class PairBatches:
     def __len__(self) -> int:
         return len(self._batches)
 
-    def epoch(self, n: int) -> Iterator[PairBatch]:
+    def epoch(self, n: int) -> Iterator[WrittenBatch]:
         for batch in self._batches.epoch(n):
             which = batch.labels
-            yield PairBatch(batch.tokens, batch.lengths, self._texts[which], self._lengths[which])
+            yield WrittenBatch(
+                batch.tokens, batch.lengths, self._texts[which], self._lengths[which]
+            )
 
 
 def encode(texts: Sequence[str], characters: str) -> tuple[np.ndarray, np.ndarray]:
@@ -105,7 +107,7 @@ def make_parts(writing: Writing, settings: Settings) -> Parts:
     """Batches of the three parts."""
     return Parts(
         *(
-            PairBatches(part, writing.characters, settings, shuffle=part is writing.train)
+            WrittenBatches(part, writing.characters, settings, shuffle=part is writing.train)
             for part in (writing.train, writing.validation, writing.test)
         )
     )
@@ -114,7 +116,7 @@ def make_parts(writing: Writing, settings: Settings) -> Parts:
 def point_loss(model: rnnjax.SeriesModel, characters: str, layers: int) -> Callable:
     """Nats a point, of every point after those before it."""
 
-    def loss_fn(params: Any, batch: PairBatch, key: Any) -> tuple[jax.Array, dict]:
+    def loss_fn(params: Any, batch: WrittenBatch, key: Any) -> tuple[jax.Array, dict]:
         values = jnp.asarray(batch.values)
         before = jnp.concatenate([jnp.zeros_like(values[:, :1]), values[:, :-1]], axis=1)
         context = memory_of(batch.text, batch.text_lengths, characters, layers)
