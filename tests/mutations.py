@@ -55,6 +55,7 @@ METRICS = "training/test_metrics.py::"
 BATCHES = "data/test_batching.py::"
 PACKING = "data/test_packing.py::"
 MODELS = "models/test_models.py::"
+TRANSLATOR = "models/test_sequence_to_sequence.py::"
 REFERENCE = "reference/test_reference_numpy.py::"
 BLOCKS = "layers/test_blocks.py::"
 HEADS = "heads/test_heads.py::"
@@ -489,14 +490,17 @@ FAULTS = [
     *_of(
         "data/batching.py",
         (
-            "weights=filled(np.ones(len(rows), np.float32), count)",
-            "weights=np.ones(count, np.float32)",
-            f"{BATCHES}test_filler_rows_are_empty_in_every_field",
-        ),
-        (
             "np.searchsorted(self._boundaries, self._lengths)",
             'np.searchsorted(self._boundaries, self._lengths, "right")',
             f"{BATCHES}test_each_example_is_in_the_smallest_bucket_that_holds_it",
+        ),
+    ),
+    *_of(
+        "data/_epochs.py",
+        (
+            "self._filled(np.ones(len(chosen), np.float32))",
+            "np.ones(len(self._filled(chosen)), np.float32)",
+            f"{BATCHES}test_filler_rows_are_empty_in_every_field",
         ),
     ),
     *_of(
@@ -591,6 +595,30 @@ FAULTS = [
             "jnp.where(logits == largest, 0.0, logits - largest)",
             "logits - largest",
             f"{TEXTS}test_a_logit_of_infinity_is_certain",
+        ),
+    ),
+    *_of(
+        "models/_decoder_parts.py",
+        # A layer above the one that attends is never noisy; attention goes on behind the end.
+        (
+            "key=None if key is None else jax.random.fold_in(key, 1)",
+            "key=None",
+            f"{TRANSLATOR}test_every_part_draws_its_noise_in_training",
+        ),
+        (
+            "Attended(hs, masking.zero_padding(valid, weights))",
+            "Attended(hs, weights)",
+            f"{TRANSLATOR}"
+            "test_nothing_is_attended_to_and_nothing_comes_out_behind_the_end_of_a_target",
+        ),
+    ),
+    *_of(
+        "models/_encoder_decoder.py",
+        # The source is read without dropout.
+        (
+            "source.read(params, given, lengths, rate, key)",
+            "source.read(params, given, lengths, 0.0, key)",
+            f"{TRANSLATOR}test_dropout_is_of_both_embeddings_and_of_what_the_head_reads",
         ),
     ),
     *_of(

@@ -137,7 +137,7 @@ class Head(NamedTuple):
         others = self.join(outputs.output, None, xs)
         logits = affine(others, params.head.output.w, params.head.output.bias)
         if memory.logits is not None:
-            return logits + weighted_mean(outputs.shares, memory.logits).astype(logits.dtype)
+            return logits + weighted_mean(outputs.shares, memory.logits)
         return logits + affine(_contexts(outputs, memory), context)
 
 

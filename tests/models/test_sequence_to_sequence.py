@@ -15,9 +15,20 @@ SOURCES = np.array([3, 2, 0])
 TARGET, TARGETS = np.array([[4, 5, STOP], [5, STOP, 9], [1, 9, 9]]), np.array([3, 2, 1])
 
 
+def make_of(decoder, attention, **options):
+    return rnnjax.sequence_to_sequence(
+        rnnjax.embedding(V_IN, E, scale=1.0),
+        rnnjax.bidirectional(rnnjax.gru(3)),
+        rnnjax.embedding(V_OUT, E, scale=1.0),
+        decoder,
+        attention=attention,
+        start=START,
+        **options,
+    )
+
+
 def make(kind, **options):
     decoder, attention = rnnjax.gru(H), None
-    encoder = rnnjax.bidirectional(rnnjax.gru(3))
     if kind == "outside":
         attention, decoder = (
             rnnjax.attention("general"),
@@ -27,15 +38,7 @@ def make(kind, **options):
         decoder = rnnjax.attention_cell(rnnjax.lstm(H), 6)
     elif kind == "feeding":
         decoder = rnnjax.attention_cell(rnnjax.gru(H), 6, input_feeding=True)
-    return rnnjax.sequence_to_sequence(
-        rnnjax.embedding(V_IN, E, scale=1.0),
-        encoder,
-        rnnjax.embedding(V_OUT, E, scale=1.0),
-        decoder,
-        attention=attention,
-        start=START,
-        **options,
-    )
+    return make_of(decoder, attention, **options)
 
 
 KINDS = ("none", "outside", "inside", "feeding")
@@ -258,6 +261,24 @@ def test_a_beam_finds_the_same_with_and_without_logits_of_places():
     close(one.scores, two.scores, 1e-5)
 
 
+@pytest.mark.parametrize("kind", ["inside", "outside"])
+def test_outputs_of_16_bits_meet_what_was_read_in_32_without_a_promotion(kind):
+    """The states that are read are those of the encoder, whose dtypes are its own."""
+    cell = rnnjax.gru(H)
+    decoder = rnnjax.attention_cell(cell, 6) if kind == "inside" else cell
+    attention = None if kind == "inside" else rnnjax.attention("general")
+    narrow = rnnjax.with_policy(decoder, rnnjax.Policy(state="bfloat16"))
+    wide, model = (make_of(part, attention) for part in (decoder, narrow))
+    params = model.init(jax.random.key(0))
+    expected, _ = wide.apply(params, SOURCE, SOURCES, TARGET, TARGETS)
+    with jax.numpy_dtype_promotion("strict"):
+        logits, _ = model.apply(params, SOURCE, SOURCES, TARGET, TARGETS)
+        carry, memory = model.encode(params, SOURCE, SOURCES)
+        _, first, _ = model.step(params, carry, jnp.full(len(SOURCE), START), memory)
+    np.testing.assert_allclose(logits, expected, atol=0.02)
+    np.testing.assert_allclose(first, expected[:, 0], atol=0.02)
+
+
 def test_only_few_places_are_given_logits():
     def logits(model, *source):
         given = jax.eval_shape(model.init, jax.random.key(0)), *source
@@ -284,6 +305,70 @@ def test_dropout_is_drawn_in_training_alone():
     one, two = map(run, (jax.random.key(1), jax.random.key(2)))
     assert np.any(one != two)
     close(model.apply(*arguments)[0], make("none").apply(*arguments)[0], 1e-6)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"decoder": rnnjax.attention_cell(rnnjax.gru(H), H)},
+        {"decoder": rnnjax.attention_cell(rnnjax.gru(H), H), "above": rnnjax.gru(H)},
+        {"decoder": rnnjax.gru(H), "attention": rnnjax.attention("general")},
+    ],
+    ids=["inside", "above", "outside"],
+)
+def test_nothing_is_attended_to_and_nothing_comes_out_behind_the_end_of_a_target(parts):
+    model = build(**parts)
+    params = model.init(jax.random.key(0))
+    _, attended = model.features(params, SOURCE, SOURCES, TARGET, TARGETS)
+    real = np.arange(TARGET.shape[1]) < TARGETS[:, None]
+    assert not np.any(np.asarray(attended.output)[~real])
+    assert not np.any(np.asarray(attended.weights)[~real])
+    assert np.all(np.any(np.asarray(attended.output)[real] != 0, axis=-1))
+    np.testing.assert_allclose(attended.weights[:2].sum(-1), real[:2], rtol=1e-6)
+
+
+NOISY = rnnjax.variational_dropout(rnnjax.gru(H), inputs=0.5, hidden=0.5)
+
+
+@pytest.mark.parametrize(
+    "noisy",
+    [
+        {"encoder": NOISY},
+        {"decoder": NOISY},
+        {"decoder": rnnjax.attention_cell(NOISY, H)},
+        {"decoder": rnnjax.attention_cell(rnnjax.gru(H), H), "above": NOISY},
+    ],
+    ids=["encoder", "decoder", "inside", "above"],
+)
+def test_every_part_draws_its_noise_in_training(noisy):
+    model = build(**noisy)
+    params = model.init(jax.random.key(0))
+    run = jax.jit(lambda key: model.apply(params, SOURCE, SOURCES, TARGET, TARGETS, key=key)[0])
+    one, two = map(run, (jax.random.key(1), jax.random.key(2)))
+    assert np.any(one != two)
+    np.testing.assert_array_equal(run(jax.random.key(1)), one)
+
+
+def test_dropout_is_of_both_embeddings_and_of_what_the_head_reads():
+    """Of a vector that goes through two of them, one number in four is left."""
+    outputs, size, rate = 300, 400, 0.5
+    target = rnnjax.embedding(V_OUT, size)
+    model = build(target=target, decoder=rnnjax.gru(outputs), dropout=rate)
+    params = model.init(jax.random.key(0))
+    given = (SOURCE, SOURCES, TARGET, TARGETS)
+    found, _ = model.features(params, *given, key=jax.random.key(1))
+    left = np.asarray(found[0] != 0)
+    np.testing.assert_array_equal(left, np.repeat(left[:1], 3, axis=0))  # the same at all steps
+    np.testing.assert_allclose(left[0, :outputs].mean(), 1 - rate, atol=0.1)
+    np.testing.assert_allclose(left[0, outputs:].mean(), (1 - rate) ** 2, atol=0.1)
+    vectors, _ = model.features(params, *given)
+    kept = left[:, outputs:]
+    expected = np.where(kept, vectors[0, :, outputs:] / (1 - rate) ** 2, 0)
+    np.testing.assert_allclose(found[0, :, outputs:], expected, rtol=1e-5)
+    carry, _ = model.encode(params, SOURCE, SOURCES)
+    dropped, _ = model.encode(params, SOURCE, SOURCES, key=jax.random.key(1))
+    assert np.any(carry[0] != dropped[0])
+    np.testing.assert_array_equal(carry[2], dropped[2])  # of no tokens there is nothing to drop
 
 
 def test_a_tied_head_multiplies_by_the_table():
