@@ -1,5 +1,7 @@
 """What a cell may be made of beyond one matrix and one array: heads, several inputs, constants."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -251,6 +253,16 @@ def test_a_cell_without_recurrent_weights_needs_no_hidden():
     assert_same(
         value_and_gradients(run(bare), params, xs), value_and_gradients(run(cell), params, xs)
     )
+
+
+def test_the_gates_of_a_cell_of_ones_own_are_shown():
+    class Kept(NamedTuple):
+        half: jax.Array
+
+    cell = halving(lambda h: (h, h))._replace(gates=lambda p, h, x, *_: Kept((h + x[0]) / 2))
+    xs = normal(0, B, T, H)
+    _, (ys, gates) = rnnjax.unroll(rnnjax.trace_gates(cell), (), xs)
+    np.testing.assert_array_equal(gates.half, ys)
 
 
 # What a cell of one's own may get wrong.

@@ -107,6 +107,7 @@ SIZES = "B, T, D, H, P, V, E, O, C = 2, 5, 3, 4, 2, 10, 6, 2, 3"
 OURS = f"""
 import jax, jax.numpy as jnp, optax, rnnjax
 from rnnjax import *
+from rnnjax.metrics import cross_entropy
 from rnnjax.weights import save_weights
 {SIZES}
 key, cell, optimizer = jax.random.key(0), lstm(H), optax.sgd(0.1)
@@ -114,6 +115,8 @@ layer = recurrent(cell)
 params = layer.init(key, D)
 xs, tokens, lengths = jnp.ones((B, T, D)), jnp.ones((B, T), int), jnp.array([5, 2])
 x, resets, h0, c0 = xs[:, 0], jnp.zeros((B, T), bool), jnp.zeros((B, H)), jnp.zeros((B, H))
+logits, weights = jnp.arange(12.0).reshape(4, C) ** 0.5, jnp.array([0.5, 1.0, 3.0])
+labels, targets = jnp.array([0, -100, 1, 2]), jnp.array([0, 2, 2, 1])
 carry, ys = layer.apply(params, xs)
 loss_fn = lambda ys, targets, mask: (ys.mean(), {{}})
 state, batch, step = None, None, lambda state, batch: (state, {{}})
@@ -128,6 +131,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 xs, lengths, rnn = torch.ones(B, T, D), torch.tensor([5, 2]), LSTM(D, H, batch_first=True)
 x, h0, c0, h = xs[:, 0], torch.zeros(B, H), torch.zeros(B, H), torch.zeros(2, B, H)
 packed = pack_padded_sequence(xs, lengths, batch_first=True)
+logits, weights = torch.arange(12.0).reshape(4, C) ** 0.5, torch.tensor([0.5, 1.0, 3.0])
+labels, targets = torch.tensor([0, -100, 1, 2]), torch.tensor([0, 2, 2, 1])
 """,
     "Keras": f"""
 import numpy as np
@@ -173,6 +178,17 @@ def run_each(prelude, rows_of_code):
         exec(prelude, found)
         for code in pieces:
             exec(code, found)
+
+
+def test_the_losses_of_pytorch_are_those_beside_them():
+    pytest.importorskip("torch")
+    losses = [row for row in rows("PyTorch") if any("EntropyLoss" in code for code in row[0])]
+    assert len(losses) == 2
+    theirs, ours = {}, {}
+    exec(THEIRS["PyTorch"], theirs)
+    exec(OURS, ours)
+    for (there,), (here,) in losses:
+        np.testing.assert_allclose(eval(here, ours), eval(there, theirs), rtol=1e-6)
 
 
 @pytest.mark.parametrize("library", THEIRS)
