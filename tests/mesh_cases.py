@@ -129,6 +129,41 @@ def figures():
     return Case(function, jnp.asarray(_draw(D, 3)), {**VECTORS, "tokens": TEXTS["tokens"]})
 
 
+def translated(decoder, **options):
+    """What a translator gives for the first tokens of its sources, dropout included."""
+    table = rnnjax.embedding(V, D)
+    model = rnnjax.sequence_to_sequence(
+        table, rnnjax.gru(H), table, decoder, start=2, dropout=0.3, **options
+    )
+
+    def function(params, batch):
+        tokens, lengths = batch["tokens"], batch["lengths"]
+        return model.apply(params, tokens, lengths, tokens[:, :3], lengths.clip(0, 3), key=KEY)
+
+    return Case(function, model.init(jax.random.key(0)), TEXTS)
+
+
+def captioned():
+    decoder = rnnjax.attention_cell(rnnjax.lstm(H), D, selector=True)
+    model = rnnjax.captioner(D, rnnjax.embedding(V, D), decoder, start=2)
+
+    def function(params, batch):
+        return model.apply(params, batch["xs"], batch["lengths"], batch["tokens"])
+
+    return Case(function, model.init(jax.random.key(0)), {**VECTORS, "tokens": TEXTS["tokens"]})
+
+
+def forecast():
+    """Scores and losses of a series, dropout included."""
+    model = rnnjax.series_model(rnnjax.gru(H), rnnjax.bernoulli_head(D), dropout=0.3)
+
+    def function(params, batch):
+        pair = batch["xs"] > 0, batch["xs"] > 1
+        return [run(params, pair, batch["lengths"], key=KEY) for run in (model.score, model.loss)]
+
+    return Case(function, model.init(jax.random.key(0)), VECTORS)
+
+
 CLASSIFIER = rnnjax.classifier(
     rnnjax.embedding(V, D), rnnjax.bidirectional(rnnjax.lstm(H)), 3, dropout=0.5
 )
@@ -265,6 +300,15 @@ CASES: dict[str, Any] = {
             rnnjax.embedding(V, D), rnnjax.gru(H), softmax=rnnjax.adaptive_softmax(H, V, (3,))
         )
     ),
+    "a translator": lambda: translated(rnnjax.gru(H)),
+    "a translator that attends": lambda: translated(
+        rnnjax.gru(H), attention=rnnjax.attention("general")
+    ),
+    "a translator that attends inside": lambda: translated(
+        rnnjax.attention_cell(rnnjax.gru(H), H, input_feeding=True), head_size=D, tie=True
+    ),
+    "a captioner": captioned,
+    "a series": forecast,
     "train step": trained,
     "truncated step": truncated,
     "steps of a stack": streamed,

@@ -158,8 +158,9 @@ def make_model(
             raise ValueError(
                 f"target must have the batch axes of source, {batch}, got shape {tokens.shape}"
             )
-        starts = jnp.full((*batch, 1), first, tokens.dtype)
-        before = jnp.concatenate([starts, tokens], axis=-1)[..., :-1]
+        # The start token in front, and the last one off: what is padded stays divided as it is.
+        shift = [(0, 0, 0)] * len(batch) + [(1, -1, 0)]
+        before = jax.lax.pad(tokens, jnp.asarray(first, tokens.dtype), shift)
         xs = locked_dropout(drop, target.apply(params.target, before), rate)
         outputs = parts.decode(params, carry, xs, valid, memory, inside)
         joined = masking.zero_padding(valid, head.join(outputs, memory, xs))
