@@ -27,7 +27,8 @@ def trace_gates(cell: Cell) -> Cell:
         >>> gates.f.shape, bool(jnp.all((gates.f > 0) & (gates.f < 1)))
         ((5, 4), True)
     """
-    if check_cell(cell).gates is None:
+    check_cell(cell)
+    if cell.gates is None:
         raise ValueError("trace_gates needs a cell with gates: the field gates of this one is None")
     gates, update, step = cell.gates, cell.update, cell.plain_step
 
