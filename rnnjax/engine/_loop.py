@@ -23,6 +23,7 @@ from rnnjax.engine._step import (
     hidden_of,
     hold,
     over_batch,
+    packed_inputs,
     reset,
     scan,
 )
@@ -66,6 +67,7 @@ def run_scan(
     if not may_merge_axes((weights, carry, inputs)):
         rows = jax.tree.leaves(carry)[0].shape[0]
         cell, weights = vectors_as_row_constants(cell, weights, rows)
+        loop = loop._replace(packed=0)  # batch and time cannot be one axis there
     forward = functools.partial(_scan_with_update, cell, loop)
     return differentiable_loop(forward, cell, loop)(weights, carry, inputs)
 
@@ -73,8 +75,10 @@ def run_scan(
 def _scan_with_update(cell: Cell, loop: Loop, weights: Weights, carry: Any, inputs: Inputs) -> Any:
     """The loop of a cell with ``update``, without its derivative."""
     update = over_batch(cell.update)
+    inputs, cut = packed_inputs(loop, inputs) if loop.packed else (inputs, lambda at: at)
 
     def step(carry: Any, at: Inputs) -> tuple[Any, Any]:
+        at = cut(at)
         # First the reset: the product must see the carry that the step begins with.
         carry = reset(at, weights.reset_carry, carry)
         h = hidden_of(cell, weights, carry)

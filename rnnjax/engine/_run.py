@@ -65,7 +65,7 @@ def _run_call(cell: Cell, static: Static, call: Call) -> tuple[Carry, Any]:
     request = with_choice(cell, static.request, static.all_carries, call.sizes()[1])
     static = static._replace(request=request)
     plan = make_plan(request, size_of(cell, call.params, call.xs, static.mapped), static.platform)
-    loop = Loop(static.reverse, plan.scan_unroll, static.all_carries)
+    loop = Loop(static.reverse, plan.scan_unroll, static.all_carries, plan.packed)
     prepared = prepare(cell, loop.reverse, call)
     final, ys = _run_plan(cell, loop, _implementation(static, plan), plan, call, prepared)
     if static.include_initial:

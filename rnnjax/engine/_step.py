@@ -1,9 +1,11 @@
 """One step of the loop over time: what it reads, and what resets, masks and batches do to it."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import Array, lax
 
 from rnnjax._checks import describe
@@ -35,6 +37,7 @@ class Loop(NamedTuple):
     reverse: bool = False
     scan_unroll: int = 1
     all_carries: bool = False  # outputs are (y, carry)
+    packed: int = 0  # where nothing is differentiated, a step cuts so many x_projs out of one array
 
 
 def scan(loop: Loop, step: Callable, carry: Any, inputs: Any) -> tuple[Any, Any]:
@@ -45,6 +48,33 @@ def scan(loop: Loop, step: Callable, carry: Any, inputs: Any) -> tuple[Any, Any]
     """
     with jax.disable_jit(False):
         return lax.scan(step, carry, inputs, reverse=loop.reverse, unroll=loop.scan_unroll)
+
+
+def packed_inputs(loop: Loop, inputs: Inputs) -> tuple[Inputs, Callable[[Inputs], Inputs]]:
+    """Inputs of which a loop cuts the gates of each step out of one array, and what cuts them.
+
+    Cut before the loop, the gates of all steps would be copied. Side by side again they are the
+    product that they were cut out of, which XLA sees, so that nothing is copied.
+
+    Not for a loop that is differentiated: its transpose would add to the whole array at every step.
+    """
+    leaves, structure = jax.tree.flatten(inputs.x_projs)
+    gates, others = leaves[: loop.packed], leaves[loop.packed :]
+    time, rows = gates[0].shape[:2]
+    # A matrix, as the product gave it: with an axis of time XLA would reckon the places one by one.
+    packed = jnp.concatenate([a.reshape(time * rows, a.shape[-1]) for a in gates], axis=-1)
+    widths = [a.shape[-1] for a in gates]
+    starts = [0, *itertools.accumulate(widths)]
+
+    def cut(at: Inputs) -> Inputs:
+        row, *others = at.x_projs
+        pieces = [
+            lax.dynamic_slice(packed, (row, start), (rows, width))
+            for start, width in zip(starts, widths, strict=False)
+        ]
+        return at._replace(x_projs=structure.unflatten([*pieces, *others]))
+
+    return inputs._replace(x_projs=(rows * jnp.arange(time), *others)), cut
 
 
 def over_batch(function: Callable | None) -> Callable:

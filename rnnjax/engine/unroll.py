@@ -215,7 +215,7 @@ def explain(
         implementation: scan over time
         derivative: one rule for all cells; the weight gradient is one product after the loop
         memory: remat=2: chunks of 2 steps
-        loop: 1 step an iteration on cpu
+        loop: 1 step an iteration on cpu; forward, each cuts its gates out of one array
     """
     _arguments.check_cell(cell)
     xs = _as_shapes(xs)
@@ -250,7 +250,8 @@ def explain(
         if cell.plain_step is not None:
             lines["derivative"] = "ordinary autodiff of the cell's plain_step, which is slower"
         steps = "1 step" if plan.scan_unroll == 1 else f"{plan.scan_unroll} steps"
-        lines["loop"] = f"{steps} an iteration on {platform}"
+        late = "; forward, each cuts its gates out of one array" if plan.packed else ""
+        lines["loop"] = f"{steps} an iteration on {platform}{late}"
         if platform == "gpu" and kernel is not None:
             lines["no persistent kernel"] = kernel
     order = ("implementation", "derivative", "memory", "loop", "no persistent kernel")

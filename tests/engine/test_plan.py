@@ -7,7 +7,7 @@ import pytest
 
 import rnnjax
 from rnnjax._devices import platform_of
-from rnnjax.engine._plan import Request, Size, make_plan
+from rnnjax.engine._plan import Request, Size, make_plan, size_of
 
 SIZE = Size(time=128, gates=4, gate_bytes=2**20)
 
@@ -20,6 +20,28 @@ def test_several_steps_an_iteration_are_taken_on_a_gpu_unless_the_caller_says(
     platform, asked, steps
 ):
     assert make_plan(Request(None, None, asked), SIZE, platform).scan_unroll == steps
+
+
+@pytest.mark.parametrize(
+    ("platform", "width", "time", "cut_in_the_loop"),
+    [("cpu", 256, 2, 4), ("cpu", 257, 2, 0), ("cpu", 0, 2, 0), ("cpu", 8, 1, 0), ("gpu", 8, 2, 0)],
+)
+def test_narrow_gates_are_cut_in_the_loop_on_a_cpu(platform, width, time, cut_in_the_loop):
+    plan = make_plan(Request(None, None, None), SIZE._replace(time=time, packed=width), platform)
+    assert plan.packed == cut_in_the_loop
+
+
+def test_gates_are_packed_where_project_ends_with_the_cut_of_one_vector():
+    def packed(cell, mapped=1):
+        params = cell.init(jax.random.key(0), 3)
+        return size_of(cell, params, jax.ShapeDtypeStruct((2, 5, 3), jnp.float32), mapped).packed
+
+    assert packed(rnnjax.lstm(4)) == 16
+    assert packed(rnnjax.gru(4)) == 12
+    assert packed(rnnjax.lstm(4), mapped=2) == 0
+    assert packed(rnnjax.vanilla(4)) == 0
+    assert packed(rnnjax.gru(4, reset_after=False)) == 0
+    assert packed(rnnjax.layer_norm(rnnjax.lstm(4))) == 0
 
 
 def test_explain_says_how_many_steps_an_iteration_takes(monkeypatch):

@@ -31,6 +31,22 @@ def step_by_step(cell, params, xs, carry, reverse):
     return carries
 
 
+@pytest.mark.parametrize("options", [{}, {"remat": 3}, {"reverse": True}, {"all_carries": True}])
+@pytest.mark.parametrize("name", ["lstm", "users_own"])
+def test_gates_cut_in_the_loop_are_those_cut_before_a_loop_that_is_differentiated(name, options):
+    with jax.enable_x64(True):
+        spec, batch = SPECS[name], ragged("mask")
+        given = {**batch.options, **options}
+
+        def run(params):
+            results = rnnjax.unroll(spec.cell, params, batch.xs, **given)
+            return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(results)), results
+
+        params = init(spec)
+        assert "cuts its gates" in rnnjax.explain(spec.cell, params, batch.xs)
+        close(run(params)[1], jax.grad(run, has_aux=True)(params)[1])
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("name", SPECS)
 def test_all_carries_are_those_of_single_steps(name, reverse):
