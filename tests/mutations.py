@@ -614,7 +614,12 @@ FAULTS = [
     ),
     *_of(
         "models/_encoder_decoder.py",
-        # The source is read without dropout.
+        # One key for several draws; the source is read without dropout.
+        (
+            "reading, drop, inside, out = split_key(key, 4)",
+            "reading = drop = inside = out = key",
+            f"{TRANSLATOR}test_no_two_draws_of_noise_are_of_one_key",
+        ),
         (
             "source.read(params, given, lengths, rate, key)",
             "source.read(params, given, lengths, 0.0, key)",

@@ -349,6 +349,24 @@ def test_every_part_draws_its_noise_in_training(noisy):
     np.testing.assert_array_equal(run(jax.random.key(1)), one)
 
 
+def test_no_two_draws_of_noise_are_of_one_key(monkeypatch):
+    draw, keys = jax.random.bernoulli, []
+
+    def noted(key, *args):
+        jax.debug.callback(lambda data: keys.append(tuple(data.tolist())), jax.random.key_data(key))
+        return draw(key, *args)
+
+    monkeypatch.setattr(jax.random, "bernoulli", noted)
+    noisy = rnnjax.variational_dropout(rnnjax.gru(H), inputs=0.37, hidden=0.37)
+    attending = rnnjax.attention_cell(noisy, H)
+    model = build(encoder=noisy, decoder=attending, above=noisy, dropout=0.37)
+    params = model.init(jax.random.key(0))
+    model.apply(params, SOURCE, SOURCES, TARGET, TARGETS, key=jax.random.key(1))
+    jax.effects_barrier()
+    rows = len(SOURCE)
+    assert len(keys) == len(set(keys)) >= 3 + 3 * 2 * rows  # three dropouts, three noisy cells
+
+
 def test_dropout_is_of_both_embeddings_and_of_what_the_head_reads():
     """Of a vector that goes through two of them, one number in four is left."""
     outputs, size, rate = 300, 400, 0.5
