@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rnnjax._checks import check_key
+from rnnjax._checks import check_key, check_rate
 from rnnjax._devices import with_automatic_axes
 from rnnjax._numerics import draw_flags
 from rnnjax.base import Key
@@ -22,12 +22,26 @@ def locked_dropout(key: Key | None, xs: Array, rate: float) -> Array:
 
     What is kept is scaled by ``1 / (1 - rate)``. Without a key, or at rate 0, ``xs`` itself.
 
+    Raises:
+        ValueError: a rate outside [0, 1), ``xs`` of fewer axes, or no key.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from rnnjax.models import locked_dropout
+        >>> dropped = locked_dropout(jax.random.key(0), jnp.ones((5, 8)), 0.5)
+        >>> bool(jnp.all(dropped == dropped[:1])), sorted(set(dropped[0].tolist()))
+        (True, [0.0, 2.0])
+
     References:
         Gal and Ghahramani, "A theoretically grounded application of dropout in recurrent neural
         networks", NIPS 2016.
     """
+    rate = check_rate("rate", rate)
+    if xs.ndim < 2:
+        raise ValueError(f"xs must have shape [..., T, H], got shape {xs.shape}")
     if key is None or rate == 0.0:
         return xs
+    key = check_key(key)
 
     def dropped(given: tuple[Key, Array]) -> Array:
         keep = draw_flags(given[0], 1.0 - rate, (*xs.shape[:-2], 1, xs.shape[-1]))

@@ -198,7 +198,12 @@ def _check_table(vectors: Any, shape: tuple[int, int]) -> Array:
 
 
 def _check_vectors(vectors: ArrayLike, vocab_size: int, embedding_size: int | None) -> np.ndarray:
-    table = np.array(vectors, np.float32)  # a copy: the caller may change theirs
+    given = masking.as_array("vectors", vectors)
+    if isinstance(given, Tracer):
+        raise ValueError(f"vectors must be known when the table is made, got {given}: it is traced")
+    if jnp.issubdtype(given.dtype, jnp.complexfloating):
+        raise ValueError(f"vectors must be real, got dtype {given.dtype}")
+    table = np.array(given, np.float32)  # a copy: the caller may change theirs
     if table.ndim != 2 or table.shape[0] != vocab_size or table.shape[1] == 0:
         raise ValueError(f"vectors must have shape ({vocab_size}, E), got shape {table.shape}")
     if (

@@ -7,6 +7,7 @@ from jax import Array
 
 from rnnjax import masking
 from rnnjax._numerics import accumulation_dtype
+from rnnjax.models._encoding import check_pair
 
 
 class Features(NamedTuple):
@@ -43,7 +44,7 @@ def activation_penalty(
         A scalar, at least float32.
 
     Raises:
-        ValueError: a mask of wrong shape or dtype.
+        ValueError: no pair of features, or a mask of wrong shape or dtype.
 
     Example:
         >>> import jax.numpy as jnp
@@ -55,7 +56,7 @@ def activation_penalty(
     References:
         Merity, McCann and Socher, "Revisiting activation regularization for language RNNs", 2017.
     """
-    raw, dropped = features
+    raw, dropped = check_pair("(raw, dropped)", features)
     valid = jnp.ones(raw.shape[:-1], bool)
     if mask is not None:
         valid = masking.check_flags("mask", mask, raw.shape[:-2], raw.shape[-2])

@@ -482,7 +482,7 @@ NO_CLASSIFIER = {
     ),
     "no parameters": (
         lambda: classifiers.describe("lstm", {"w": ARRAYS}),
-        "params must be ClassifierParams(embedding, encoder, head), got dict",
+        "params must be ClassifierParams(embedding, encoder, head), got a dict of w",
     ),
     "no head": (
         lambda: classifiers.two_classes(ClassifierParams((), (), None)),

@@ -298,7 +298,7 @@ BAD = {
     ),
     "a step without parameters": (
         lambda: make()[0].step({"w": 1}, None, TOKENS[:, 0]),
-        "params must be LanguageModelParams.*, got dict",
+        "params must be LanguageModelParams.*, got a dict of w",
     ),
     "a text without parameters": (
         lambda: rnnjax.generate(make()[0], None, TOKENS, max_new_tokens=1, key=jax.random.key(0)),
@@ -312,6 +312,19 @@ BAD = {
         lambda: activation_penalty(Features(HS, HS), np.ones(3, bool)),
         r"mask must have shape \(1, 3\), got shape \(3,\)",
     ),
+    "no features": (
+        lambda: activation_penalty(3),
+        r"the pair \(raw, dropped\) must be a tuple of 2, got int 3",
+    ),
+    "features of no steps": (
+        lambda: locked_dropout(jax.random.key(0), HS[0, 0], 0.5),
+        r"xs must have shape \[\.\.\., T, H\], got shape \(2,\)",
+    ),
+    "a rate of dropout above 1": (
+        lambda: locked_dropout(jax.random.key(0), HS, 1.5),
+        r"rate must be a rate in \[0, 1\), got 1.5",
+    ),
+    "a key that is a number": (lambda: locked_dropout(0, HS, 0.5), "key must be one key"),
     "ids outside": (lambda: make()[0].apply(make()[1], jnp.array([[V]])), r"\[0, 7\)"),
 }
 

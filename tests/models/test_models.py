@@ -123,6 +123,14 @@ def test_given_vectors_are_copied_and_what_is_no_table_is_named():
             lambda: rnnjax.embedding(3, 4, vectors=vectors)
         ),
         "scale must be finite": lambda: rnnjax.embedding(3, 2, scale=np.inf),
+        "vectors must be real, got dtype complex128": (
+            lambda: rnnjax.embedding(3, vectors=np.ones((3, 2)) * 1j)
+        ),
+        "vectors must be known when the table is made": (
+            lambda: jax.jit(lambda v: rnnjax.embedding(3, vectors=v).init(jax.random.key(0)))(
+                vectors
+            )
+        ),
         r"params.vectors must have shape \(3, 2\), got shape \(2, 2\)": (
             lambda: table.apply(of_two, [0])
         ),
