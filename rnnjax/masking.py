@@ -299,7 +299,11 @@ def _take(ys: Array, valid: Array, index: Callable[[], Array]) -> Array:
         return jnp.zeros((*ys.shape[:-2], ys.shape[-1]), ys.dtype)
 
     def pick(pair: tuple[Array, Array]) -> Array:
-        return jnp.take_along_axis(pair[0], pair[1][..., None, None], axis=-2)[..., 0, :]
+        # A choice, not an index: on a CPU the loop of the derivative before a scatter took twice
+        # as long (24 ms for 14, an LSTM of 64 units on 64 sequences of 100 steps).
+        ys, index = pair
+        here = jax.lax.broadcasted_iota(index.dtype, valid.shape, index.ndim) == index[..., None]
+        return jnp.where(here[..., None], ys, 0).sum(axis=-2)
 
     picked = with_automatic_axes(pick, (ys, index()), ys, ys.ndim - 2)
     return zero_padding(jnp.any(valid, -1), picked)

@@ -30,7 +30,7 @@ ROOMS = {
     "segments": "segments",
     "masking": "masks",
     "training": "training",
-    "checks": "finding a wrong value",
+    "values": "finding a wrong value",
     "base": "what a cell and a layer are",
 }
 
