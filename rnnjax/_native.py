@@ -6,7 +6,7 @@ by :func:`jit`, which looks at its arguments first.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,14 +22,12 @@ def in_native_order(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: _swapped(leaf) if _is_foreign(leaf) else leaf, tree)
 
 
-def jit(
-    function: Callable[..., Any], *, static_argnums: int | Sequence[int] = (), **options: Any
-) -> Callable[..., Any]:
+def jit(function: Callable[..., Any], *, static: int = 0, **options: Any) -> Callable[..., Any]:
     """``jax.jit``, but arrays in another byte order are the numbers they are.
 
     Args:
         function: one of positional arguments.
-        static_argnums: of the first arguments, without a gap.
+        static: how many of the first arguments are fixed when it is compiled.
         options: the others of ``jax.jit``.
 
     Example:
@@ -38,12 +36,11 @@ def jit(
         >>> [double(np.ones(2, order)).tolist() for order in ("<f4", ">f4")]
         [[2.0, 2.0], [2.0, 2.0]]
     """
-    compiled = jax.jit(function, static_argnums=static_argnums, **options)
-    statics = 1 if isinstance(static_argnums, int) else len(static_argnums)
+    compiled = jax.jit(function, static_argnums=tuple(range(static)), **options)
 
     @functools.wraps(compiled)
     def run(*args: Any) -> Any:
-        return compiled(*args[:statics], *in_native_order(args[statics:]))
+        return compiled(*args[:static], *in_native_order(args[static:]))
 
     return run
 

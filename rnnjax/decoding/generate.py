@@ -202,7 +202,7 @@ class _How(NamedTuple):
     room: int  # for new tokens in a history that is made here
 
 
-@functools.partial(jit, static_argnums=0)
+@functools.partial(jit, static=1)
 def _generate(
     how: _How,
     params: Any,

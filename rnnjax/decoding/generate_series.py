@@ -111,7 +111,7 @@ def generate_series(
     return _generate((model, count, stop), params, prompt, lengths, keys, carry, context)
 
 
-@functools.partial(jit, static_argnums=0)
+@functools.partial(jit, static=1)
 def _generate(how: tuple, *given: Any) -> GeneratedSeries:
     prompt, lengths = given[1:3]
     return with_automatic_axes(lambda given: _series(*how, *given), given, prompt, lengths.ndim)

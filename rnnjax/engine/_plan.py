@@ -20,9 +20,9 @@ REMAT = ("never", "step", "sqrt")
 # A block of 32 MiB and more is given back to the system by malloc of the GNU C library whenever it
 # is freed, and every call pays for its pages anew, which can be a quarter of a training step. Such
 # a step needs about five times the gate inputs of all steps if they are written out before the
-# loop: of an LSTM 5.0 times, of a GRU 5.3, and with lengths 5.2 and 5.5, where the cotangents of the
-# outputs come batch first (compiled by jax 0.10.2). An LSTM (64 sequences, 100 steps, 64 units) took
-# 33 ms in a block of 32.5 MiB, and in chunks 18. Cells of one gate keep little but their
+# loop: of an LSTM 5.0 times, of a GRU 5.3, and with lengths 5.2 and 5.5, where the cotangents of
+# the outputs come batch first (compiled by jax 0.10.2). An LSTM (64 sequences, 100 steps, 64 units)
+# took 33 ms in a block of 32.5 MiB, and in chunks 18. Cells of one gate keep little but their
 # outputs for their derivative, and chunks cost them a fifth to a third of their speed: they run in
 # chunks only where these are run again, for the sake of memory, and there is much of it. So do
 # those that attend: what they keep of the memory at every step is many times their gates and above

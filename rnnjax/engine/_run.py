@@ -51,7 +51,7 @@ class Static(NamedTuple):
 
 # The one program of a call. Cell and options are compared by value, so that a cell built anew from
 # equal arguments finds the program that is there.
-@functools.partial(jit, static_argnums=(0, 1))
+@functools.partial(jit, static=2)
 def run_call(cell: Cell, static: Static, call: Call) -> tuple[Carry, Any]:
     """``(carry, ys)`` of one call, as one compiled program."""
     batch, _ = call.sizes()

@@ -74,7 +74,7 @@ def step(
     # compiled, once for all steps of such arrays.
     if isinstance(x, Array) and all(map(_holds_values, set(map(type, leaves)))):
         flags = _flags(x.shape[:-1])
-        return _run_alone(part, params, carry, x, mask, resets, flags, context, "carry")
+        return _run_alone(part, "carry", params, carry, x, mask, resets, flags, context)
     require_causal("step", part)
     x = _check_x(x)
     batch = _batch_of(x)
@@ -84,7 +84,7 @@ def step(
     if any(isinstance(leaf, Tracer) for leaf in leaves):
         carry = _check_given(part, params, carry, batch, "carry")
         return _inline_step(part, params, carry, x, mask, resets, context)
-    return _run_alone(part, params, carry, x, mask, resets, _flags(batch), context, "carry")
+    return _run_alone(part, "carry", params, carry, x, mask, resets, _flags(batch), context)
 
 
 def run_only_step(
@@ -101,7 +101,7 @@ def run_only_step(
     return _run_with_time(part, params, carry, xs, valid, resets, _flags(batch), context)
 
 
-@functools.partial(jit, static_argnums=0)
+@functools.partial(jit, static=1)
 def run_block(
     part: Cell | Layer, params: Params, carry: Carry, block: Block, count: Array, context: Any
 ) -> tuple[Carry, Any]:
@@ -155,9 +155,10 @@ def _packing(carry: Carry) -> tuple[Callable[[Carry], Any], Callable[[Any], Carr
     return packed, unpacked
 
 
-@functools.partial(jit, static_argnums=(0, 8))
+@functools.partial(jit, static=2)
 def _run_alone(
     part: Cell | Layer,
+    name: str,  # of the carry, to those who gave it
     params: Params,
     carry: Carry,
     x: Any,
@@ -165,7 +166,6 @@ def _run_alone(
     resets: Any,
     flags: Flags,
     context: Any,
-    name: str,  # of the carry, to those who gave it
 ) -> tuple[Carry, Any]:
     require_causal("step", part)
     x = _check_x(x)
@@ -186,7 +186,7 @@ def _and_zeros(a: Array) -> Array:
     return jnp.stack([a, jnp.zeros_like(a)])
 
 
-@functools.partial(jit, static_argnums=0)
+@functools.partial(jit, static=1)
 def _run_with_time(
     part: Cell | Layer,
     params: Params,
@@ -202,7 +202,7 @@ def _run_with_time(
     x, mask, resets = jax.tree.map(
         lambda a: jnp.squeeze(a, flags.all_true.ndim - 1), (xs, valid, resets)
     )
-    carry, y = _run_alone(part, params, carry, x, mask, resets, flags, context, "initial_carry")
+    carry, y = _run_alone(part, "initial_carry", params, carry, x, mask, resets, flags, context)
     return carry, jax.tree.map(lambda a: jnp.expand_dims(a, flags.all_true.ndim - 1), y)
 
 
@@ -214,7 +214,7 @@ def _flags(batch: tuple[int, ...]) -> Flags:
         return Flags(*jax.device_put((np.ones(shape, bool), np.zeros(shape, bool), np.int32(1))))
 
 
-@functools.partial(jit, static_argnums=0)
+@functools.partial(jit, static=1)
 def _inline_step(
     part: Cell | Layer,
     params: Params,
@@ -236,7 +236,7 @@ def _inline_step(
     return masking.select(mask, new, carry), masking.zero_padding(mask, y)
 
 
-@functools.partial(jit, static_argnums=0)
+@functools.partial(jit, static=1)
 def _apply_one_step(
     part: Cell | Layer, params: Params, carry: Carry, x: Array, context: Any
 ) -> tuple[Carry, Any]:

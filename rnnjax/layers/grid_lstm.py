@@ -258,7 +258,7 @@ def _state_dtype(grid: _Grid, params: GridLSTMParams) -> jnp.dtype:
     return carry_dtype(params) if grid.policy is None else jnp.dtype(grid.policy.state)
 
 
-@functools.partial(jit, static_argnums=0)
+@functools.partial(jit, static=1)
 def _run(
     grid: _Grid,
     params: GridLSTMParams,

@@ -182,7 +182,7 @@ def _check_params(how: _How, params: Any) -> None:
         )
 
 
-@functools.partial(jit, static_argnums=0)
+@functools.partial(jit, static=1)
 def _run(how: _How, params: ImageGridParams, images: Array, mask: Array | None) -> Array:
     """The layers one after the other, each a loop over diagonals."""
     batch = images.shape[:-3]

@@ -223,7 +223,7 @@ def _checked(params: Any) -> SequenceToSequenceParams:
 
 # One program, where operation after operation would each be a call of its own; for equal models,
 # the same one.
-@functools.partial(jit, static_argnums=(0, 1))
+@functools.partial(jit, static=2)
 def _step(
     parts: Parts,
     head: Head,

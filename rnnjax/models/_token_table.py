@@ -25,7 +25,7 @@ from rnnjax.models.language_model import LanguageModel, LanguageModelParams, lan
 _MOST_TOKENS = 1024
 
 
-@functools.partial(jit, static_argnums=0)
+@functools.partial(jit, static=1)
 def token_table(model: LanguageModel, params: Any) -> Any:
     """For every token what the first layer projects it to, leaves [V, H].
 

@@ -173,7 +173,7 @@ def series_model(layer: Cell | Layer, head: Head, *, dropout: float = 0.0) -> Se
 
 # One program, where operation after operation would each be a call of its own; for equal models,
 # the same one.
-@functools.partial(jit, static_argnums=0)
+@functools.partial(jit, static=1)
 def _step(
     parts: tuple[Layer, Head], params: SeriesModelParams, carry: Carry, value: Any, context: Any
 ) -> tuple[Carry, Any]:

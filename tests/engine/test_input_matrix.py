@@ -133,7 +133,12 @@ WRONG = {
         "LSTMParams",
         "GRUParams",
     ),
-    "params: as a dict": (lambda: unroll(params=PARAMS._asdict()), "params", "LSTMParams", "a dict of w_ih"),
+    "params: as a dict": (
+        lambda: unroll(params=PARAMS._asdict()),
+        "params",
+        "LSTMParams",
+        "a dict of w_ih",
+    ),
     "params: of another hidden_size": (
         lambda: unroll(params=rnnjax.lstm(3).init(KEY, 3)),
         "params.w_ih",
