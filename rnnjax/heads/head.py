@@ -118,9 +118,10 @@ def make_head(
 
 
 def as_they_are(values: Any) -> Array:
-    """Values as a layer reads them that are vectors already."""
+    """Values as a layer reads them that are vectors already; flags and counts as float32."""
     values = jnp.asarray(masking.as_array("values", values))
-    return values if jnp.issubdtype(values.dtype, jnp.floating) else values.astype(float)
+    # Not as wide as x64 makes a float: with weights of float32 all that follows would be.
+    return values if jnp.issubdtype(values.dtype, jnp.floating) else values.astype(jnp.float32)
 
 
 def _score_real(
