@@ -299,8 +299,8 @@ def _take(ys: Array, valid: Array, index: Callable[[], Array]) -> Array:
         return jnp.zeros((*ys.shape[:-2], ys.shape[-1]), ys.dtype)
 
     def pick(pair: tuple[Array, Array]) -> Array:
-        # A choice, not an index: on a CPU the loop of the derivative before a scatter took twice
-        # as long (24 ms for 14, an LSTM of 64 units on 64 sequences of 100 steps).
+        # A choice, not an index: its derivative is no scatter. On a CPU a training step takes as
+        # long or less (.86 of the time for a GRU of 256 units on 32 sequences of 100 steps).
         ys, index = pair
         here = jax.lax.broadcasted_iota(index.dtype, valid.shape, index.ndim) == index[..., None]
         return jnp.where(here[..., None], ys, 0).sum(axis=-2)
