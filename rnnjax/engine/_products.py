@@ -30,13 +30,15 @@ def gate_widths(w_hh: Array | None, x_projs: tuple[Any, ...]) -> tuple[int, ...]
             f"got shape {w_hh.shape}"
         )
     heads = _heads(w_hh)
+    columns = heads * w_hh.shape[-1]
     widths: list[int] = []
     # As many pieces as the columns of the weights are used up by; those behind them (noise, flags,
     # a skip connection) have no part in the product. A piece without a shape is a tree, no gate.
     for x_proj in x_projs:
-        if sum(widths) < heads * w_hh.shape[-1] and hasattr(x_proj, "shape"):
-            widths.append(x_proj.shape[-1])
-    if sum(widths) != heads * w_hh.shape[-1]:
+        if sum(widths) >= columns or not hasattr(x_proj, "shape"):
+            break
+        widths.append(x_proj.shape[-1])
+    if sum(widths) != columns:
         raise ValueError(
             f"a cell's recurrent weights {w_hh.shape} must be as wide as the first pieces of "
             f"project together, got {len(widths)} pieces of widths {widths}"

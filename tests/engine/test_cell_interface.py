@@ -90,6 +90,18 @@ def test_blocks_that_do_not_fit_are_refused(shape, message):
         rnnjax.unroll(odd, params, normal(2, B, T, D))
 
 
+def test_a_tree_in_front_of_the_gates_is_refused():
+    """Its gradient would meet the tree where it looks for the first gate."""
+    inner = rnnjax.vanilla(H)
+    cell = inner._replace(
+        project=lambda params, x: ({"extra": x}, *inner.project(params, x)),
+        update=lambda params, carry, z, h: inner.update(params, carry, z[1:], h),
+    )
+    params = cell.init(jax.random.key(0), D)
+    with pytest.raises(ValueError, match=r"must be as wide as the first pieces .* got 0 pieces"):
+        rnnjax.unroll(cell, params, normal(2, B, T, D))
+
+
 # A tree of inputs.
 
 
