@@ -178,8 +178,7 @@ def _cell_with_policy(cell: Cell, policy: Policy) -> Cell:
 
     def noise(key: Key, params: Params, shape: NoiseShape) -> Noise:
         assert inner.noise is not None
-        drawn = inner.noise(key, lift(params), shape)
-        return drawn._replace(recurrent=jax.tree.map(lambda a: _cast(a, compute), drawn.recurrent))
+        return inner.noise(key, lift(params), shape)
 
     def linear(params: Params, x_proj: tuple) -> tuple[Carry, Carry]:
         assert inner.linear is not None

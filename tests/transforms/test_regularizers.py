@@ -184,6 +184,24 @@ def test_variational_dropout_and_weight_drop_are_their_equations():
     np.testing.assert_allclose([carry.h, carry.c, ys[-1]], [h, c, h], **EXACT)
 
 
+@pytest.mark.parametrize("policy", [None, rnnjax.Policy(compute="bfloat16")])
+def test_weights_of_16_bits_are_rounded_once_after_weight_drop(policy):
+    """A factor that is rounded itself makes all that is kept too small by a sixth of a per cent."""
+    size, narrow = 32, jnp.bfloat16
+    cell = weight_drop(rnnjax.vanilla(size), 0.4)
+    w_hh = jax.random.uniform(KEY, (size, size), narrow)
+    dtype = jnp.float32 if policy else narrow
+    params = jax.tree.map(jnp.zeros_like, cell.init(KEY, D))._replace(w_hh=w_hh)
+    params = jax.tree.map(lambda a: a.astype(dtype), params)
+    factor = np.asarray(cell.noise(KEY, params, rnnjax.NoiseShape(size, 1, D)).recurrent)
+    expected = (np.asarray(w_hh, np.float64) * (factor > 0) / 0.6).astype(narrow)
+    # Of unit vectors and no input a step makes the tanh of each row of the weights.
+    cell = rnnjax.with_policy(cell, policy) if policy else cell
+    start, xs = jnp.eye(size, dtype=jnp.float32), jnp.zeros((size, 1, D), jnp.float32)
+    h, _ = rnnjax.unroll(cell, params, xs, initial_carry=start, key=KEY)
+    np.testing.assert_allclose(h, np.tanh(expected.astype(np.float64)), rtol=1e-5)
+
+
 def test_recurrent_dropout_is_its_equation_for_the_lstm():
     cell = recurrent_dropout(LSTM, 0.4)
     params = init(cell)
