@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from experiments.anomaly import judging
@@ -24,11 +23,10 @@ from experiments.anomaly.pictures import draw_surprise
 from experiments.anomaly.rivals import rivals
 from experiments.anomaly.series import Data, Watched, read_data
 from experiments.anomaly.settings import Request, Settings
-from experiments.running import curves
 from experiments.running.command_line import run_program
 from experiments.running.console import command, print_table
 from experiments.running.devices import find_devices
-from experiments.running.loss_fitting import Recipe, fit_by_loss
+from experiments.running.fit_and_save import CURVES, fit_and_save
 from experiments.running.number_columns import listed, number_column, read_steps
 from experiments.running.opening import open_run
 from experiments.running.packages import missing_line
@@ -38,10 +36,9 @@ from experiments.running.scaling import Scale
 from experiments.running.setting_checks import check_settings, share, whole
 from experiments.running.trained import WEIGHTS, finished_settings, load_notes, load_trained
 from rnnjax.data import DataError
-from rnnjax.weights import save_weights
 
 PROGRAM = "python -m experiments.anomaly"
-CURVES, PICTURE, SCORES, KNOWN = "curves.png", "surprise.png", "surprise.csv", "alarm.json"
+PICTURE, SCORES, KNOWN = "surprise.png", "surprise.csv", "alarm.json"
 NETWORK = "network"
 # Steps of the causal mean over scores; each method takes what suits it on the chosen series.
 WIDTHS = (1, 2, 4, 8, 16)
@@ -73,17 +70,16 @@ def train(settings: Settings) -> Figures:
     with open_run(settings, folder, stored, identity, leaves, init=model.init) as (run, saver):
         counts = [sum(len(part.values) for part in parts) for parts in data[4:]]
         print(f"{data.name}: {counts[0]:,} steps to learn from, {counts[3]:,} to judge")
-        params, recipe = model.init(jax.random.key(settings.seed)), Recipe.of(settings)
-        fitted = fit_by_loss(surprise_loss(model), params, parts, recipe, run, saver, devices)
-        saver.wait()
-        save_weights(run.path / WEIGHTS, fitted.params)
+        fitted = fit_and_save(
+            settings, model.init, surprise_loss(model), parts, run, saver, devices,
+            loss_in_words="nats a normal step",
+        )  # fmt: skip
         figures, alarm, scores = _judged(data, scale, settings, model, fitted.params)
         for name, own in figures.items():
             run.write({"kind": "method", "name": name, **own})
         known = {"channels": data.channels, "scale": scale._asdict(), "alarm": alarm._asdict()}
         (run.path / KNOWN).write_text(json.dumps(known), "utf-8")
         _write_scores(run.path / SCORES, scores)
-        curves.draw(run.metrics_path, run.path / CURVES, "nats a normal step")
         draw_surprise(data.test[0], scores[0], alarm.level, data.kinds, run.path / PICTURE)
     _report(figures, data, scores, fitted.validation["loss"])
     print(f"{time.perf_counter() - began:.0f} s, compiling included; {PICTURE} in {folder}")

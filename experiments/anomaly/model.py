@@ -34,7 +34,7 @@ def build_model(settings: Settings, channels: int) -> rnnjax.SeriesModel:
 
 
 def make_parts(data: Data, scale: Scale, settings: Settings) -> Parts:
-    """Windows of normal series; the test of the run is no loss, so validation stands there."""
+    """Windows of all parts; of those with faults the steps of faults do not count."""
 
     def batches(parts: Sequence[Watched], shuffle: bool) -> BucketedBatches:
         windows, normal = cut(parts, scale, settings.window)
@@ -47,8 +47,9 @@ def make_parts(data: Data, scale: Scale, settings: Settings) -> Parts:
             shuffle=shuffle,
         )
 
-    validation = batches(data.validation, False)
-    return Parts(batches(data.train, True), validation, validation)
+    return Parts(
+        batches(data.train, True), batches(data.validation, False), batches(data.test, False)
+    )
 
 
 def cut(

@@ -8,11 +8,12 @@ from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import Positional
 
-from experiments.running.run_settings import PLACE, RunSettings
+from experiments.running.loss_fitting import TrainingSettings
+from experiments.running.run_settings import PLACE
 
 
 @dataclass(frozen=True)
-class Settings(RunSettings):
+class Settings(TrainingSettings):
     """Train a network that says what is in a picture."""
 
     captions: Annotated[Path | None, PLACE] = None
@@ -48,32 +49,11 @@ class Settings(RunSettings):
     batch_size: int = 64
     """Pictures of one step."""
     epochs: int = 12
-    """Times all pictures are seen, at most."""
     patience: int = 4
-    """Stop after so many epochs without a lower validation loss."""
     learning_rate: float = 3e-3
-    """Of Adam at the start; it falls along a cosine to a hundredth at the last step."""
-    clip_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
-    average_decay: float = 0.98
-    """Of the running average of the weights, which is what is kept."""
-    devices: int | None = None
-    """How many of the devices here, all by default, divide the pictures of a batch among them."""
-    seed: int = 0
-    """Decides the scenes, the first weights, dropout, draws and the order of the pictures."""
 
     beam: int = 1
     """Hypotheses side by side in the test; 1 takes the likeliest word at every step."""
-    out: Path | None = None
-    """Folder of the run; by default runs/caption-TIME."""
-    checkpoint_every: str = "60s"
-    """Save after so many steps (50) or seconds (60s), besides after every epoch."""
-    keep: int = 2
-    """Checkpoints that stay on disk."""
-    resume: bool = False
-    """Go on with the run in --out from its newest good checkpoint, with the settings it has."""
-    replace: bool = False
-    """Delete the run in --out, and begin anew."""
 
     MAY_CHANGE: ClassVar = ("beam",)
 

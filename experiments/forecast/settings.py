@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
-from experiments.running.run_settings import PLACE, RunSettings
+from experiments.running.loss_fitting import TrainingSettings
+from experiments.running.run_settings import PLACE
 
 
 @dataclass(frozen=True)
-class Settings(RunSettings):
+class Settings(TrainingSettings):
     """Train one recurrent network to forecast many series, and compare it."""
 
     dataset: Annotated[str | None, PLACE] = None
@@ -39,27 +39,6 @@ class Settings(RunSettings):
     batch_size: int = 64
     """Windows in a batch."""
     epochs: int = 20
-    """Times all windows are read, at most."""
     patience: int = 5
-    """Stop after so many epochs without a lower validation loss."""
     learning_rate: float = 1e-2
-    """Of Adam at the start; it falls along a cosine to a hundredth at the last step."""
-    clip_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
     average_decay: float = 0.99
-    """Of the running average of the weights, which is what is kept."""
-    seed: int = 0
-    """Decides the generated series, the first weights, dropout and the order of the windows."""
-    devices: int | None = None
-    """How many of the devices here, all by default, divide the windows of a batch among them."""
-
-    out: Path | None = None
-    """Folder of the run; by default runs/forecast-NAME-TIME."""
-    checkpoint_every: str = "60s"
-    """Save after so many steps (50) or seconds (60s), besides after every epoch."""
-    keep: int = 2
-    """Checkpoints that stay on disk."""
-    resume: bool = False
-    """Go on with the run in --out from its newest good checkpoint, with the settings it has."""
-    replace: bool = False
-    """Delete the run in --out, and begin anew."""

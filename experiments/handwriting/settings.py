@@ -8,11 +8,12 @@ from typing import Annotated
 
 from tyro.conf import Positional
 
-from experiments.running.run_settings import PLACE, RunSettings
+from experiments.running.loss_fitting import TrainingSettings
+from experiments.running.run_settings import PLACE
 
 
 @dataclass(frozen=True)
-class Settings(RunSettings):
+class Settings(TrainingSettings):
     """Train a recurrent network to write a text by hand, one point of the pen at a time."""
 
     font: str = "drawn"
@@ -45,34 +46,12 @@ class Settings(RunSettings):
     buckets: int = 2
     """Compiled shapes: words of similar lengths share batches."""
     epochs: int = 8
-    """Times all words are read, at most."""
     patience: int = 4
-    """Stop after so many epochs without a lower validation loss."""
     learning_rate: float = 5e-3
-    """Of Adam at the start; it falls along a cosine to a hundredth at the last step."""
-    clip_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
-    average_decay: float = 0.98
-    """Of the running average of the weights, which is what is kept."""
-    seed: int = 0
-    """Decides the words and how they are written, the first weights and the order."""
     read_words: int = 200
     """How many words the trained network writes to be read back; 0 reads none."""
     bias: float = 2.0
     """How much neater than what it learnt from the network writes the words to be read back."""
-    devices: int | None = None
-    """How many of the devices here, all by default, divide the words of a batch among them."""
-
-    out: Path | None = None
-    """Folder of the run; by default runs/handwriting-FONT-TIME."""
-    checkpoint_every: str = "60s"
-    """Save after so many steps (50) or seconds (60s), besides after every epoch."""
-    keep: int = 2
-    """Checkpoints that stay on disk."""
-    resume: bool = False
-    """Go on with the run in --out from its newest good checkpoint, with the settings it has."""
-    replace: bool = False
-    """Delete the run in --out, and begin anew."""
 
 
 @dataclass(frozen=True)

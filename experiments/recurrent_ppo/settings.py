@@ -71,19 +71,11 @@ class Settings(RunSettings):
     """Steps of the test, in which the likeliest action is taken; the first episode of each
     environment counts."""
 
-    out: Path | None = None
-    """Folder of the run; by default runs/ppo-ENVIRONMENT-CELL-RESETS-TIME."""
     report_every: int = 10
     """Updates in one call of the compiled loop, with a line and a record after it; between two
     calls the run can be stopped. It must divide --updates."""
     checkpoint_every: str = "60s"
     """Save after so many updates (50) or seconds (60s), besides at the end."""
-    keep: int = 2
-    """Checkpoints that stay on disk."""
-    resume: bool = False
-    """Go on with the run in --out from its newest good checkpoint, with the settings it has."""
-    replace: bool = False
-    """Delete the run in --out, and begin anew."""
 
     MAY_CHANGE: ClassVar = ("test_steps",)
 

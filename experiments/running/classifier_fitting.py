@@ -15,9 +15,10 @@ import optax
 from experiments.running import class_report
 from experiments.running.checkpoints import Saver, Snapshot
 from experiments.running.devices import Devices
+from experiments.running.fitting import Fitting
 from experiments.running.prefetching import prefetched
 from experiments.running.run_folder import RunFolder
-from experiments.running.session import Session, counted, go_on
+from experiments.running.session import Session, go_on
 from experiments.running.text import Splits
 from rnnjax import checked
 from rnnjax.data import UNKNOWN, Batch, BucketedBatches, PackedBatch, PackedBatches
@@ -27,9 +28,7 @@ from rnnjax.training import (
     Compilation,
     CompiledStep,
     EarlyStopping,
-    NonFiniteError,
     average_parameters,
-    averaged,
     init_train_state,
     make_train_step,
 )
@@ -182,7 +181,7 @@ def fit(
         max_skipped=recipe.max_skipped,
         note={"debug_checks": True} if recipe.debug_checks else None,
     ) as (session, begin):
-        fitted = _Fitting(model, splits, recipe, devices, session).go_on(begin)
+        fitted = _Fitting(model, splits, recipe, devices, session, begin).go_on()
     _record_test(run, fitted)
     return fitted
 
@@ -206,8 +205,8 @@ def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
     return optax.chain(recipe.optimizer, average_parameters(recipe.average_decay))
 
 
-class _Fitting:
-    """A run under way: what it works with, and how far it is."""
+class _Fitting(Fitting[tuple[AnyBatch, int], Fitted]):
+    """A run under way, of a classifier; beside each batch is how many tokens it has."""
 
     def __init__(
         self,
@@ -216,7 +215,9 @@ class _Fitting:
         recipe: Recipe,
         devices: Devices,
         session: Session,
+        begin: Snapshot,
     ) -> None:
+        super().__init__(session, begin, recipe.epochs)
         loss_fn = classification_loss(model, recipe.word_dropout, classes=True)
         self._train_step = make_train_step(loss_fn, _optimizer(recipe), on_compile=session.compiled)
         self._eval_step = make_eval_step(loss_fn, on_compile=session.compiled)
@@ -224,64 +225,31 @@ class _Fitting:
             self._train_step = checked(self._train_step)
             self._eval_step = checked(self._eval_step)
         self._splits = splits
-        self._recipe = recipe
+        self._prefetch = recipe.prefetch
         self._devices = devices
-        self._session = session
 
-    def go_on(self, snapshot: Snapshot) -> Fitted:
-        """Does the epochs that are left, and the test."""
-        self._snapshot = snapshot
-        self._zeros = jax.tree.map(jnp.zeros_like, snapshot.totals)
-        with self._session.saved_when_stopped(lambda: self._snapshot):
-            while not self._snapshot.is_last(self._recipe.epochs):
-                self._epoch()
-            best = self._snapshot.stopping
-            if best.best_epoch is None:
-                raise NonFiniteError(
-                    "the weights must be finite after an epoch, got none such: none are kept"
-                )
-            test = self._evaluate(best.best_params, self._splits.test, epoch=0)
-        classes = test.pop("classes")
-        guess = class_report.chance(_labels_of(self._splits.train, classes), classes["texts"])
-        last, was_cut = self._snapshot.epoch - 1, not best.should_stop
-        return Fitted(best.best_params, best.best_epoch, last, was_cut, test, guess, classes)
+    def _left(self) -> Iterator[tuple[AnyBatch, int]]:
+        return self._batches(self._splits.train, self._snapshot.epoch, self._snapshot.batch)
 
-    def _epoch(self) -> None:
-        began, session = self._session.clock(), self._session
-        for batch, tokens in self._batches(
-            self._splits.train, self._snapshot.epoch, self._snapshot.batch
-        ):
-            self._step(batch, tokens)
+    def _step(self, batch: tuple[AnyBatch, int]) -> None:
         now = self._snapshot
-        session.check_finite(now)
-        trained = counted(now.totals)
-        if not trained:
-            raise NonFiniteError(
-                f"a step of epoch {now.epoch} must have finite loss, gradient and update, got none "
-                "such: a smaller learning rate or clipping may help"
-            )
-        average = averaged(now.train.opt_state)
-        validation = self._evaluate(average, self._splits.validation, now.epoch)
-        validation.pop("classes")
-        stopping = _updated(now.stopping, now.epoch, validation, average)
-        is_best = stopping.best_epoch == now.epoch
-        session.epoch(now, compute(trained), validation, session.clock() - began, is_best)
-        self._snapshot = now.after_epoch(stopping, self._zeros)
-        session.save(self._snapshot)
-
-    def _step(self, batch: AnyBatch, tokens: int) -> None:
-        now = self._snapshot
+        on_device, tokens = batch
         # Whatever the step reads is on the device already: a hidden copy would be an error.
         with jax.transfer_guard("disallow"):
-            train, metrics = self._train_step(now.train, batch)
+            train, metrics = self._train_step(now.train, on_device)
             totals = merge(now.totals, {name: metrics[name] for name in now.totals})
         self._snapshot = now.after_step(train, totals)
         self._session.step(self._snapshot, metrics, tokens)
 
+    def _validate(self, params: Any) -> dict[str, float]:
+        figures = self._evaluate(params, self._splits.validation, self._snapshot.epoch)
+        figures.pop("classes")
+        return figures
+
     def _evaluate(self, params: Any, batches: AnyBatches, epoch: int) -> dict[str, Any]:
-        on_device = (batch for batch, _ in self._batches(batches, epoch))
+        watched = self._session.watch(self._batches(batches, epoch))
         with jax.transfer_guard("disallow"):
-            return evaluate(self._eval_step, params, on_device)
+            return evaluate(self._eval_step, params, (batch for batch, _ in watched))
 
     def _batches(
         self, batches: AnyBatches, epoch: int, done: int = 0
@@ -290,7 +258,14 @@ class _Fitting:
         left = islice(batches.epoch(epoch), done, None)
         place = self._devices.place_batch
         placed = ((place(batch), int(batch.lengths.sum())) for batch in left)
-        return self._session.watch(prefetched(placed, self._recipe.prefetch))
+        return prefetched(placed, self._prefetch)
+
+    def _finish(self, params: Any, epoch: int) -> Fitted:
+        test = self._evaluate(params, self._splits.test, epoch=0)
+        classes = test.pop("classes")
+        guess = class_report.chance(_labels_of(self._splits.train, classes), classes["texts"])
+        last, was_cut = self._snapshot.epoch - 1, not self._snapshot.stopping.should_stop
+        return Fitted(params, epoch, last, was_cut, test, guess, classes)
 
 
 def _record_test(run: RunFolder, fitted: Fitted) -> None:
@@ -312,12 +287,3 @@ def _labels_of(batches: AnyBatches, classes: dict[str, Any]) -> list[int]:
     for batch in batches.epoch(0):
         counts += np.bincount(batch.labels, batch.weights, len(counts))
     return counts.astype(int).tolist()
-
-
-def _updated(
-    stopping: EarlyStopping, epoch: int, validation: dict[str, float], params: Any
-) -> EarlyStopping:
-    """What is known after an epoch; parameters that are not all finite are never the best."""
-    finite = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(params)))
-    known = validation if finite else {**validation, "accuracy": float("nan")}
-    return stopping.update(epoch, known, params)

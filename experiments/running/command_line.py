@@ -6,14 +6,14 @@ import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
 
 from experiments.running.console import exit_code
 from experiments.running.failures import Failures
 from experiments.running.interrupts import telling_how_to_go_on
-from experiments.running.parsing import first_lines, one_paragraph, parse
+from experiments.running.parsing import arrange_help, first_lines, one_paragraph, parse
 from experiments.running.processes import Launch
 from experiments.running.run_folder import CONFIG
 from experiments.running.run_settings import RunSettings, stored_settings
@@ -100,13 +100,37 @@ def _requests_lines(program: str, requests: Mapping[str, tuple[type, Any]]) -> l
 def _parse(
     program: str, kind: type[Run], given: Sequence[str], default: Run, description: str
 ) -> tuple[Run, Launch]:
-    without_prefix = tyro.conf.arg(name="")
+    boxes = [(title, _box(kind, names, default)) for title, names in kind.groups()]
+    without_prefix, first = tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")
     both = dataclasses.make_dataclass(
         "Both",
         [
-            ("settings", Annotated[kind, without_prefix], default),
-            ("launch", Annotated[Launch, without_prefix], Launch()),
+            *(
+                (title or "own", Annotated[box, without_prefix if title else first], box())
+                for title, box in boxes
+            ),
+            ("several_processes", Annotated[Launch, without_prefix], Launch()),
         ],
     )
     parsed = parse(both, program, given, description=description)
-    return parsed.settings, parsed.launch
+    values = {
+        name: value
+        for title, _ in boxes
+        for name, value in vars(getattr(parsed, title or "own")).items()
+    }
+    return kind(**values), parsed.several_processes
+
+
+def _box(kind: type[RunSettings], names: Sequence[str], default: RunSettings) -> type:
+    """Some settings of a program as a dataclass of their own."""
+    arrange_help(kind)
+    hints = get_type_hints(kind, include_extras=True)
+    texts = {field.name: field.metadata for field in dataclasses.fields(kind)}
+    return dataclasses.make_dataclass(
+        "Box",
+        [
+            (n, hints[n], dataclasses.field(default=getattr(default, n), metadata=texts[n]))
+            for n in names
+        ],
+        frozen=True,
+    )

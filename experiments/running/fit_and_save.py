@@ -11,7 +11,14 @@ from experiments.running import curves
 from experiments.running.checkpoints import Saver
 from experiments.running.console import parameter_table
 from experiments.running.devices import Devices
-from experiments.running.loss_fitting import Fitted, Loss, Parts, Recipe, fit_by_loss
+from experiments.running.loss_fitting import (
+    Fitted,
+    Loss,
+    Parts,
+    TrainingSettings,
+    fit_by_loss,
+    tokens_of,
+)
 from experiments.running.run_folder import RunFolder
 from experiments.running.trained import WEIGHTS
 from rnnjax.weights import save_weights
@@ -20,7 +27,7 @@ CURVES = "curves.png"
 
 
 def fit_and_save(
-    settings: Any,
+    settings: TrainingSettings,
     init: Callable[[jax.Array], Any],
     loss_fn: Loss,
     parts: Parts,
@@ -30,6 +37,7 @@ def fit_and_save(
     *,
     loss_in_words: str = "cross entropy, nats",
     show: Callable[[Any], str] | None = None,
+    tokens: Callable[[Any], int] = tokens_of,
 ) -> Fitted:
     """Train, and leave the test figures, the weights and the curves in the run's folder.
 
@@ -46,10 +54,11 @@ def fit_and_save(
         devices: which divide the rows of a batch.
         loss_in_words: what the curves call the loss.
         show: as of `fit_by_loss`.
+        tokens: as of `fit_by_loss`.
     """
     params = init(jax.random.key(settings.seed))
     parameter_table(params)
-    fitted = fit_by_loss(loss_fn, params, parts, Recipe.of(settings), run, saver, devices, show)
+    fitted = fit_by_loss(loss_fn, params, parts, settings, run, saver, devices, show, tokens)
     run.write({"kind": "test", "epoch": fitted.epoch, **fitted.test})
     saver.wait()
     save_weights(run.path / WEIGHTS, fitted.params)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
@@ -15,15 +16,15 @@ import optax
 from experiments.running.checkpoints import Saver, Snapshot
 from experiments.running.console import shortened
 from experiments.running.devices import Devices
+from experiments.running.fitting import Fitting
 from experiments.running.processes import is_first
 from experiments.running.run_folder import RunFolder
-from experiments.running.session import Session, counted, go_on
+from experiments.running.run_settings import RunSettings
+from experiments.running.session import Session, go_on
 from rnnjax.metrics import compute, merge
 from rnnjax.training import (
     EarlyStopping,
-    NonFiniteError,
     average_parameters,
-    averaged,
     init_train_state,
     make_eval_step,
     make_train_step,
@@ -49,29 +50,24 @@ class Parts(NamedTuple):
     test: Batches
 
 
-class Recipe(NamedTuple):
-    """How to train.
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(RunSettings):
+    """How to train by `fit_by_loss`. A program gives the defaults that suit its data."""
 
-    Attributes:
-        learning_rate: of Adam at the start; it falls along a cosine to a hundredth.
-        clip_norm: gradients are scaled down to this norm.
-        average_decay: of the running average of the weights, which is what is kept.
-        epochs: the bound on them.
-        patience: stop after so many epochs without a lower validation loss.
-        seed: decides the noise of training.
-    """
-
-    learning_rate: float
-    clip_norm: float
-    average_decay: float
     epochs: int
+    """Times all that is learnt from is read, at most."""
     patience: int
-    seed: int
-
-    @classmethod
-    def of(cls, settings: Any) -> Recipe:
-        """That of a program's settings, which have these names."""
-        return cls(*(getattr(settings, name) for name in cls._fields))
+    """Stop after so many epochs without a lower validation loss."""
+    learning_rate: float
+    """Of Adam at the start; it falls along a cosine to a hundredth at the last step."""
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    average_decay: float = 0.98
+    """Of the running average of the weights, which is what is kept."""
+    seed: int = 0
+    """Decides all that is drawn: what is generated, the first weights, dropout, the order."""
+    devices: int | None = None
+    """How many of the devices here, all by default, divide the rows of a batch among them."""
 
 
 class Fitted(NamedTuple):
@@ -83,16 +79,21 @@ class Fitted(NamedTuple):
     test: dict[str, float]
 
 
+def tokens_of(batch: Any) -> int:
+    """How many tokens, or steps, a batch has that has ``lengths``."""
+    return int(np.sum(batch.lengths))
+
+
 def fit_by_loss(
     loss_fn: Loss,
     params: Any,
     parts: Parts,
-    recipe: Recipe,
+    settings: TrainingSettings,
     run: RunFolder,
     saver: Saver,
     devices: Devices,
     show: Callable[[Any], str] | None = None,
-    tokens: Callable[[Any], int] = lambda batch: int(np.sum(batch.lengths)),
+    tokens: Callable[[Any], int] = tokens_of,
 ) -> Fitted:
     """Train until the validation loss has not fallen for some epochs, or all are done.
 
@@ -105,17 +106,17 @@ def fit_by_loss(
         Interrupted: SIGTERM or Ctrl-C came; what was done so far is saved.
         NonFiniteError: too many steps in a row were not finite.
     """
-    optimizer = _optimizer(recipe, recipe.epochs * len(parts.train))
-    key = jax.random.fold_in(jax.random.key(recipe.seed), 1)
+    optimizer = _optimizer(settings, settings.epochs * len(parts.train))
+    key = jax.random.fold_in(jax.random.key(settings.seed), 1)
     _, metrics = jax.eval_shape(loss_fn, params, next(parts.train.epoch(0)), key)
     zeros = jax.tree.map(lambda figure: jnp.zeros(figure.shape, figure.dtype), metrics)
     # In the form of merged sums, as a checkpoint after some batches has them.
     state = init_train_state(key, params, optimizer), merge(zeros, zeros)
     train, totals = devices.place_state(state)
-    begin = Snapshot(train, EarlyStopping("loss", mode="min", patience=recipe.patience), totals)
-    with go_on(run, saver, begin, recipe.epochs, len(parts.train)) as (session, begin):
-        fitting = _Fitting(loss_fn, optimizer, parts, recipe, devices, session, show, tokens)
-        fitted = fitting.go_on(begin)
+    begin = Snapshot(train, EarlyStopping("loss", mode="min", patience=settings.patience), totals)
+    with go_on(run, saver, begin, settings.epochs, len(parts.train)) as (session, begin):
+        what = (loss_fn, optimizer, parts, devices, show, tokens)
+        fitted = _Fitting(*what, session, begin, settings.epochs).go_on()
     return fitted._replace(params=devices.take_home(fitted.params))
 
 
@@ -127,77 +128,41 @@ def total(
     return jax.device_get(dict(functools.reduce(merge, sums)))
 
 
-def _optimizer(recipe: Recipe, steps: int) -> optax.GradientTransformation:
+def _optimizer(settings: TrainingSettings, steps: int) -> optax.GradientTransformation:
     steps = min(max(1, steps), 2**31 - 1)  # JAX counts them in 32 bits
-    rate = optax.cosine_decay_schedule(recipe.learning_rate, steps, alpha=0.01)
+    rate = optax.cosine_decay_schedule(settings.learning_rate, steps, alpha=0.01)
     return optax.chain(
-        optax.clip_by_global_norm(recipe.clip_norm),
+        optax.clip_by_global_norm(settings.clip_norm),
         optax.adam(rate),
-        average_parameters(recipe.average_decay),
+        average_parameters(settings.average_decay),
     )
 
 
-class _Fitting:
-    """A run under way."""
+class _Fitting(Fitting[Any, Fitted]):
+    """A run under way, of any loss."""
 
     def __init__(
         self,
         loss_fn: Loss,
         optimizer: optax.GradientTransformation,
         parts: Parts,
-        recipe: Recipe,
         devices: Devices,
-        session: Session,
         show: Callable[[Any], str] | None,
         tokens: Callable[[Any], int],
+        session: Session,
+        begin: Snapshot,
+        epochs: int,
     ) -> None:
+        super().__init__(session, begin, epochs)
         self._train_step = make_train_step(loss_fn, optimizer, on_compile=session.compiled)
         self._eval_step = make_eval_step(loss_fn, on_compile=session.compiled)
         self._parts = parts
-        self._recipe = recipe
         self._devices = devices
-        self._session = session
         self._show = show
         self._tokens = tokens
 
-    def go_on(self, snapshot: Snapshot) -> Fitted:
-        self._snapshot = snapshot
-        self._zeros = jax.tree.map(jnp.zeros_like, snapshot.totals)
-        with self._session.saved_when_stopped(lambda: self._snapshot):
-            while not self._snapshot.is_last(self._recipe.epochs):
-                self._epoch()
-            best = self._snapshot.stopping
-            if best.best_epoch is None:
-                raise NonFiniteError(
-                    "the validation loss must be finite after an epoch, got none such: a smaller "
-                    "--learning-rate may help"
-                )
-            validation = self._evaluate(best.best_params, self._parts.validation)
-            test = self._evaluate(best.best_params, self._parts.test)
-        return Fitted(best.best_params, best.best_epoch, validation, test)
-
-    def _epoch(self) -> None:
-        began, session = self._session.clock(), self._session
-        for batch in self._left(self._parts.train, self._snapshot.epoch, self._snapshot.batch):
-            self._step(batch)
-        now = self._snapshot
-        session.check_finite(now)
-        trained = counted(now.totals)
-        if not trained:
-            raise NonFiniteError(
-                f"a step of epoch {now.epoch} must have finite loss, gradient and update, got none "
-                "such: a smaller learning rate may help"
-            )
-        average = averaged(now.train.opt_state)
-        validation = self._evaluate(average, self._parts.validation)
-        stopping = now.stopping.update(now.epoch, validation, average)
-        is_best = stopping.best_epoch == now.epoch
-        session.epoch(now, compute(trained), validation, session.clock() - began, is_best)
-        if self._show is not None and is_first():
-            text = self._show(self._devices.take_home(average))
-            session.sample(now.epoch, text, shortened(text))
-        self._snapshot = now.after_epoch(stopping, self._zeros)
-        session.save(self._snapshot)
+    def _left(self) -> Iterator[Any]:
+        return islice(self._parts.train.epoch(self._snapshot.epoch), self._snapshot.batch, None)
 
     def _step(self, batch: Any) -> None:
         now = self._snapshot
@@ -206,8 +171,18 @@ class _Fitting:
         self._snapshot = now.after_step(train, totals)
         self._session.step(self._snapshot, metrics, self._tokens(batch))
 
-    def _evaluate(self, params: Any, batches: Batches) -> dict[str, float]:
-        return compute(total(self._eval_step, params, self._left(batches, 0), self._devices))
+    def _validate(self, params: Any) -> dict[str, float]:
+        return self._evaluate(params, self._parts.validation)
 
-    def _left(self, batches: Batches, epoch: int, done: int = 0) -> Iterator[Any]:
-        return self._session.watch(islice(batches.epoch(epoch), done, None))
+    def _evaluate(self, params: Any, batches: Batches) -> dict[str, float]:
+        watched = self._session.watch(batches.epoch(0))
+        return compute(total(self._eval_step, params, watched, self._devices))
+
+    def _shown(self, epoch: int, params: Any) -> None:
+        if self._show is not None and is_first():
+            text = self._show(self._devices.take_home(params))
+            self._session.sample(epoch, text, shortened(text))
+
+    def _finish(self, params: Any, epoch: int) -> Fitted:
+        validation, test = (self._evaluate(params, part) for part in self._parts[1:])
+        return Fitted(params, epoch, validation, test)

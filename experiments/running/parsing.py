@@ -43,7 +43,7 @@ def parse(
         description: the first lines of the help; the docstring of ``kind`` if None.
         config: markers of tyro.
     """
-    _arrange_help(kind)
+    arrange_help(kind)
     if description is None and isinstance(kind, type):
         description = first_lines(kind)
     read: Any = tyro.cli
@@ -116,12 +116,12 @@ def first_lines(kind: type) -> str:
     return wrapped(one_paragraph(kind.__doc__ or ""))
 
 
-def _arrange_help(kind: Any) -> None:
+def arrange_help(kind: Any) -> None:
     """Has help end its lines where the terminal does, as tyro takes an indented line of a docstring
     for the beginning of a paragraph, and leave out defaults that say nothing."""
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         for part in get_args(kind):
-            _arrange_help(part)
+            arrange_help(part)
         return
     texts = {
         found.arg_name: found.description
@@ -134,7 +134,7 @@ def _arrange_help(kind: Any) -> None:
             field.metadata = types.MappingProxyType({"help": one_paragraph(text)})
         if field.default in (None, ()) and _QUIET not in get_args(hints[field.name]):
             kind.__annotations__[field.name] = Annotated[hints[field.name], _QUIET]
-        _arrange_help(plain[field.name])
+        arrange_help(plain[field.name])
 
 
 def _whole(text: str) -> int:

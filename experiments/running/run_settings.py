@@ -21,17 +21,24 @@ Settings = TypeVar("Settings")
 Run = TypeVar("Run", bound="RunSettings")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """What the settings of all programs that train have in common: a frozen dataclass inherits it.
+    """The folder of a run, and what is saved in it: options of all programs that train.
 
-    Its fields are the program's own, in the order of its help; among them must be those below.
+    Their own settings inherit it as a frozen dataclass. Help shows what is inherited behind what a
+    program has of its own.
     """
 
-    out: Path | None  # pyright: ignore[reportUninitializedInstanceVariable]
-    resume: bool
-    replace: bool
-    checkpoint_every: str
-    keep: int
+    out: Path | None = None
+    """Folder of the run; by default a new one in runs/."""
+    checkpoint_every: str = "60s"
+    """Save after so many steps (50) or seconds (60s), besides after every epoch."""
+    keep: int = 2
+    """Checkpoints that stay on disk."""
+    resume: bool = False
+    """Go on with the run in --out from its newest good checkpoint, with the settings it has."""
+    replace: bool = False
+    """Delete the run in --out, and begin anew."""
 
     # What to do with a folder is no setting of the run in it, and is not written down.
     OF_THE_DAY: ClassVar[tuple[str, ...]] = ("resume", "replace")
@@ -39,6 +46,18 @@ class RunSettings:
     # along. So it does with the data elsewhere, in a folder elsewhere, saved at other times, and
     # but for the last bits on other devices.
     MAY_CHANGE: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def groups(cls) -> list[tuple[str, list[str]]]:
+        """Names of settings under a title each: first, without a title, those that a program has
+        of its own, then those that it inherits."""
+        kinds = [one for one in cls.__mro__ if dataclasses.is_dataclass(one)]
+        names = [[field.name for field in dataclasses.fields(one)] for one in kinds]
+        titles = ["", *(one.__name__.removesuffix("Settings").lower() for one in kinds[1:])]
+        return [
+            (title, [name for name in own if name not in inherited])
+            for title, own, inherited in zip(titles, names, [*names[1:], []], strict=True)
+        ]
 
     @classmethod
     def places(cls) -> frozenset[str]:
@@ -58,8 +77,9 @@ class RunSettings:
 
     def written(self) -> dict[str, Any]:
         """What config.json keeps: all but what is of the day."""
-        values = plain(dataclasses.asdict(self))  # pyright: ignore[reportArgumentType]
-        return {name: value for name, value in values.items() if name not in self.OF_THE_DAY}
+        values = plain(dataclasses.asdict(self))
+        names = [name for _, group in self.groups() for name in group]
+        return {name: values[name] for name in names if name not in self.OF_THE_DAY}
 
 
 def stored_settings(kind: type[Run], folder: Path) -> Run:
@@ -69,7 +89,7 @@ def stored_settings(kind: type[Run], folder: Path) -> Run:
         DataError: the folder holds no run, or one of another program.
     """
     values = read_config(folder)["settings"]
-    names = [field.name for field in dataclasses.fields(kind)]  # pyright: ignore[reportArgumentType]
+    names = [name for _, group in kind.groups() for name in group]
     unknown = [name for name in values if name not in names]
     lacking = [name for name in names if name not in values and name not in kind.OF_THE_DAY]
     if unknown and lacking:

@@ -8,11 +8,12 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional
 
-from experiments.running.run_settings import PLACE, RunSettings
+from experiments.running.loss_fitting import TrainingSettings
+from experiments.running.run_settings import PLACE
 
 
 @dataclass(frozen=True)
-class Settings(RunSettings):
+class Settings(TrainingSettings):
     """Train a recurrent network to label every word."""
 
     dataset: Annotated[str | None, PLACE] = None
@@ -37,30 +38,8 @@ class Settings(RunSettings):
     buckets: int = 3
     """Compiled shapes: sentences of similar lengths share batches."""
     epochs: int = 12
-    """Times all sentences are read, at most."""
     patience: int = 3
-    """Stop after so many epochs without a lower validation loss."""
     learning_rate: float = 1e-2
-    """Of Adam at the start; it falls along a cosine to a hundredth at the last step."""
-    clip_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
-    average_decay: float = 0.98
-    """Of the running average of the weights, which is what is kept."""
-    seed: int = 0
-    """Decides the generated sentences, the first weights, dropout and the order."""
-    devices: int | None = None
-    """How many of the devices here, all by default, divide the sentences of a batch among them."""
-
-    out: Path | None = None
-    """Folder of the run; by default runs/tag-NAME-TIME."""
-    checkpoint_every: str = "60s"
-    """Save after so many steps (50) or seconds (60s), besides after every epoch."""
-    keep: int = 2
-    """Checkpoints that stay on disk."""
-    resume: bool = False
-    """Go on with the run in --out from its newest good checkpoint, with the settings it has."""
-    replace: bool = False
-    """Delete the run in --out, and begin anew."""
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 import rnnjax
-from experiments.running import curves
 from experiments.running.command_line import run_program
-from experiments.running.console import command, complain, parameter_table, shortened, wrapped
+from experiments.running.console import command, complain, shortened, wrapped
 from experiments.running.devices import find_devices
 from experiments.running.exported import write_programs
 from experiments.running.figures import show_picture
-from experiments.running.loss_fitting import Fitted, Recipe, fit_by_loss
+from experiments.running.fit_and_save import CURVES, fit_and_save
+from experiments.running.loss_fitting import Fitted
 from experiments.running.opening import open_run
 from experiments.running.packages import missing_line
 from experiments.running.predicting import given_or_read
@@ -36,9 +35,8 @@ from experiments.translate.settings import Export, Request, Settings
 from experiments.translate.training import count_tokens, make_batches, make_loss
 from experiments.translate.translator import PROGRAM, STOP_SHOWN, VOCABULARIES, Translator
 from rnnjax.data import UNKNOWN, DataError
-from rnnjax.weights import save_weights
 
-CURVES, SAMPLES, ALIGNMENT = "curves.png", "samples.txt", "alignment.png"
+SAMPLES, ALIGNMENT = "samples.txt", "alignment.png"
 LOOKED = "alignment-of-a-sentence.png"
 _SHOWN = 3  # translations after each epoch, and panels of a picture
 _ALIGNED = 200  # test sequences of which the attention is looked at
@@ -59,26 +57,21 @@ def train(settings: Settings, folder: Path) -> Fitted:
     leaves = (WEIGHTS, *VOCABULARIES, CURVES, SAMPLES, ALIGNMENT)
     with open_run(settings, folder, stored, identity, leaves, init=model.init) as (run, saver):
         _announce(corpus, settings)
-        params = model.init(jax.random.key(settings.seed))
-        parameter_table(params)
+        for name, vocabulary in zip(VOCABULARIES, (corpus.source, corpus.target), strict=True):
+            vocabulary.save(run.path / name)
 
         def show(params: Any) -> str:
             sources = corpus.validation.sources[:_SHOWN]
             found = translate(model, params, sources, beam=1, max_length=settings.max_length)
             return "\n".join(_lines(corpus, settings, sources, found))
 
-        recipe = Recipe.of(settings)
         parts, loss_fn = make_batches(corpus, settings), make_loss(model, settings.own_tokens)
-        fitted = fit_by_loss(
-            loss_fn, params, parts, recipe, run, saver, devices, show, count_tokens
-        )
-        saver.wait()
-        for name, vocabulary in zip(VOCABULARIES, (corpus.source, corpus.target), strict=True):
-            vocabulary.save(run.path / name)
-        save_weights(run.path / WEIGHTS, fitted.params)
-        figures = _test(model, fitted, corpus, settings, run.path)
-        run.write({"kind": "test", "epoch": fitted.epoch, **figures})
-        curves.draw(run.metrics_path, run.path / CURVES)
+        fitted = fit_and_save(
+            settings, model.init, loss_fn, parts, run, saver, devices,
+            show=show, tokens=count_tokens,
+        )  # fmt: skip
+        figures = _test(model, fitted.params, corpus, settings, run.path)
+        run.write({"kind": "translations", "epoch": fitted.epoch, **figures})
     _report(figures, fitted, time.perf_counter() - began, folder, corpus)
     return fitted
 
@@ -116,16 +109,14 @@ def _line(corpus: Corpus, settings: Settings, source: Sequence[int], text: Seque
 
 def _test(
     model: rnnjax.SequenceToSequence,
-    fitted: Fitted,
+    params: Any,
     corpus: Corpus,
     settings: Settings,
     folder: Path,
 ) -> dict[str, Any]:
     """Figures of the test set; its translations and a picture go to the folder."""
     sources = corpus.test.sources
-    found = translate(
-        model, fitted.params, sources, beam=settings.beam, max_length=settings.max_length
-    )
+    found = translate(model, params, sources, beam=settings.beam, max_length=settings.max_length)
     ids = [texts[0] if texts else [] for texts in found]
     written = [corpus.target.decode(text) for text in ids]
     tokenize = tokenizer(settings)
@@ -133,12 +124,12 @@ def _test(
     (folder / SAMPLES).write_text(
         "\n".join(_lines(corpus, settings, sources[:100], found[:100])) + "\n", "utf-8"
     )
-    figures: dict[str, Any] = {**fitted.test, "exact": exact(written, references)}
+    figures: dict[str, Any] = {"exact": exact(written, references)}
     if settings.pair:
         figures |= {"bleu": bleu(written, references), **_with_signature(written, corpus, settings)}
     if settings.attention == "none":
         return figures
-    weights = alignments(model, fitted.params, sources[:_ALIGNED], ids[:_ALIGNED])
+    weights = alignments(model, params, sources[:_ALIGNED], ids[:_ALIGNED])
     if not settings.pair and settings.task != "add":
         figures["on_diagonal"] = on_diagonal(weights, settings.name)
     panels = [
@@ -165,7 +156,7 @@ def _report(
     print(
         f"validation {fitted.validation['loss']:.4f} nats a token, weights of epoch {fitted.epoch}"
     )
-    print(f"test: {figures['exact']:.3f} exactly right, {figures['loss']:.4f} nats a token")
+    print(f"test: {figures['exact']:.3f} exactly right, {fitted.test['loss']:.4f} nats a token")
     if "on_diagonal" in figures:
         print(f"attention on the symbol that is written: {figures['on_diagonal']:.3f}")
     if "bleu" in figures:

@@ -8,11 +8,12 @@ from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import Positional
 
-from experiments.running.run_settings import PLACE, RunSettings
+from experiments.running.loss_fitting import TrainingSettings
+from experiments.running.run_settings import PLACE
 
 
 @dataclass(frozen=True)
-class Settings(RunSettings):
+class Settings(TrainingSettings):
     """Train a network that makes one sequence of another."""
 
     task: Literal["reverse", "copy", "add"] | None = None
@@ -69,32 +70,11 @@ class Settings(RunSettings):
     buckets: int = 3
     """Compiled shapes: pairs of similar lengths share batches."""
     epochs: int = 10
-    """Times all pairs are read, at most."""
     patience: int = 3
-    """Stop after so many epochs without a lower validation loss."""
     learning_rate: float = 3e-3
-    """The step size of Adam at the start; it falls along a cosine to a hundredth at the end."""
-    clip_norm: float = 1.0
-    """Gradients are scaled down to this norm, since a rare large one would undo many steps."""
-    average_decay: float = 0.98
-    """The decay of the running average of the weights, which is what is kept."""
-    seed: int = 0
-    """Decides the generated pairs, the first weights, dropout and the order of the pairs."""
-    devices: int | None = None
-    """How many of the devices here, all by default, divide the pairs of a batch among them."""
 
     beam: int = 1
     """Hypotheses side by side in the test; 1 takes the likeliest token at every step."""
-    out: Path | None = None
-    """Folder of the run; by default runs/translate-NAME-TIME."""
-    checkpoint_every: str = "60s"
-    """Save after so many steps (50) or seconds (60s), besides after every epoch."""
-    keep: int = 2
-    """Checkpoints that stay on disk."""
-    resume: bool = False
-    """Go on with the run in --out from its newest good checkpoint, with the settings it has."""
-    replace: bool = False
-    """Delete the run in --out, and begin anew."""
 
     MAY_CHANGE: ClassVar = ("beam",)
 

@@ -59,16 +59,8 @@ class Settings(RunSettings):
 
     sample_prompt: str | None = None
     """What the samples after each epoch go on from; the end of a line if not given."""
-    out: Path | None = None
-    """Folder of the run; by default runs/write-DATASET-TIME."""
     checkpoint_every: str = "60s"
     """Save after so many pieces of text (50) or seconds (60s), besides after every epoch."""
-    keep: int = 2
-    """Checkpoints that stay on disk."""
-    resume: bool = False
-    """Go on with the run in --out from its newest good checkpoint, with the settings it has."""
-    replace: bool = False
-    """Delete the run in --out, and begin anew."""
 
     MAY_CHANGE: ClassVar = ("sample_prompt",)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ import optax
 import rnnjax
 from experiments.running.checkpoints import Saver, Snapshot
 from experiments.running.devices import Devices
+from experiments.running.fitting import Fitting
 from experiments.running.processes import is_first
 from experiments.running.run_folder import RunFolder
 from experiments.running.session import Session, go_on
@@ -24,7 +25,6 @@ from rnnjax.metrics import compute, linear_cross_entropy, merge
 from rnnjax.models import Features
 from rnnjax.training import (
     EarlyStopping,
-    NonFiniteError,
     Sequences,
     TruncatedStep,
     init_train_state,
@@ -179,7 +179,8 @@ def fit(
     begin = Snapshot(train, stopping, (totals, carry))
     epochs, steps = settings.epochs, len(texts.train)
     with go_on(run, saver, begin, epochs, steps) as (session, begin):
-        fitted = _Fitting(model, optimizer, texts, settings, devices, session).go_on(begin, show)
+        what = (model, optimizer, texts, settings, devices, show)
+        fitted = _Fitting(*what, session, begin).go_on()
     if fitted.test is not None:
         run.write({"kind": "test", "epoch": fitted.epoch, "loss": fitted.test})
     return fitted
@@ -198,8 +199,8 @@ def piece_steps(settings: Settings) -> int:
     return settings.window * _UPDATES_A_CALL
 
 
-class _Fitting:
-    """A run under way."""
+class _Fitting(Fitting[Piece, Fitted]):
+    """A run under way, of a language model."""
 
     def __init__(
         self,
@@ -208,62 +209,57 @@ class _Fitting:
         texts: Texts,
         settings: Settings,
         devices: Devices,
+        show: Callable[[Any], str],
         session: Session,
+        begin: Snapshot,
     ) -> None:
+        super().__init__(session, begin, settings.epochs)
         self._model = model
         self._texts = texts
         self._settings = settings
         self._devices = devices
-        self._session = session
+        self._show = show
         self._train_step = make_step(model, optimizer, settings.window, on_compile=session.compiled)
 
-    def go_on(self, snapshot: Snapshot, show: Callable[[Any], str]) -> Fitted:
-        self._snapshot = snapshot
-        with self._session.saved_when_stopped(lambda: self._snapshot):
-            while not self._snapshot.is_last(self._settings.epochs):
-                self._epoch(show)
-        best = self._snapshot.stopping
-        if best.best_epoch is None or best.best_value is None:
-            raise NonFiniteError(
-                "the validation loss must be finite after an epoch, got none such: a smaller "
-                "--learning-rate may help"
-            )
-        test = self._score(best.best_params, self._texts.test) if self._has_test else None
-        return Fitted(best.best_params, best.best_epoch, best.best_value, test)
+    def _left(self) -> Iterator[Piece]:
+        return iter(self._texts.train[self._snapshot.batch :])
+
+    def _step(self, batch: Piece) -> None:
+        now = self._snapshot
+        totals, carry = now.totals
+        starts = new_starts(batch.mask.shape, (self._settings.seed, now.epoch, now.batch))
+        sequences = Sequences(batch.tokens, batch.targets, batch.mask, starts)
+        placed = self._devices.place_batch(sequences)
+        train, carry, metrics = self._train_step(now.train, placed, carry)
+        loss = {"loss": tuple(metrics["loss"])}
+        self._snapshot = now.after_step(train, (merge(totals, loss), carry))
+        self._session.step(self._snapshot, loss, int(batch.mask.sum()))
+
+    def _weights(self) -> Any:
+        return self._snapshot.train.params
+
+    def _sums(self) -> dict[str, Any]:
+        return self._snapshot.totals[0]
+
+    def _new_totals(self) -> tuple[dict[str, Any], Any]:
+        sums, _ = self._snapshot.totals
+        carry = self._model.initial_carry(self._weights(), (self._settings.rows,))
+        return jax.tree.map(jnp.zeros_like, sums), self._devices.place_batch(carry)
+
+    def _validate(self, params: Any) -> dict[str, float]:
+        return {"loss": self._score(params, self._texts.validation)}
 
     def _score(self, params: Any, ids: np.ndarray) -> float:
         return score(self._model, params, ids, self._devices)
 
-    @property
-    def _has_test(self) -> bool:
-        return len(self._texts.test) > 1
-
-    def _epoch(self, show: Callable[[Any], str]) -> None:
-        began, session = self._session.clock(), self._session
-        for piece in session.watch(self._texts.train[self._snapshot.batch :]):
-            self._read(piece)
-        now = self._snapshot
-        session.check_finite(now)
-        validation = {"loss": self._score(now.train.params, self._texts.validation)}
-        train = compute(now.totals[0])
-        stopping = now.stopping.update(now.epoch, validation, now.train.params)
-        is_best = stopping.best_epoch == now.epoch
-        session.epoch(now, train, validation, session.clock() - began, is_best)
+    def _shown(self, epoch: int, params: Any) -> None:
         if is_first():
-            sample = show(now.train.params)
-            session.sample(now.epoch, sample, indented(sample))
-        zeros = jax.tree.map(jnp.zeros_like, now.totals[0])
-        carry = self._model.initial_carry(now.train.params, (self._settings.rows,))
-        self._snapshot = now.after_epoch(stopping, (zeros, self._devices.place_batch(carry)))
-        session.save(self._snapshot)
+            sample = self._show(params)
+            self._session.sample(epoch, sample, indented(sample))
 
-    def _read(self, piece: Piece) -> None:
-        now = self._snapshot
-        totals, carry = now.totals
-        starts = new_starts(piece.mask.shape, (self._settings.seed, now.epoch, now.batch))
-        batch = Sequences(piece.tokens, piece.targets, piece.mask, starts)
-        batch = self._devices.place_batch(batch)
-        train, carry, metrics = self._train_step(now.train, batch, carry)
-        loss = {"loss": tuple(metrics["loss"])}
-        self._snapshot = now.after_step(train, (merge(totals, loss), carry))
-        self._session.step(self._snapshot, loss, int(piece.mask.sum()))
+    def _finish(self, params: Any, epoch: int) -> Fitted:
+        has_test = len(self._texts.test) > 1
+        test = self._score(params, self._texts.test) if has_test else None
+        validation = self._snapshot.stopping.best_value
+        assert validation is not None
+        return Fitted(params, epoch, validation, test)

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 
 from experiments import classify
 from experiments.classify import Predictor, Settings, build_model, main
-from experiments.running import classifier_fitting
+from experiments.running import classifier_fitting, fitting
 from experiments.running.checkpoints import Saver
 from rnnjax.data import hub
 
@@ -261,14 +261,14 @@ def spoiled(params):
 
 
 def test_weights_that_are_not_finite_are_never_the_ones_chosen(data_dir, tmp_path, monkeypatch):
-    averaged, calls = classifier_fitting.averaged, []
+    averaged, calls = fitting.averaged, []
 
     def spoil_the_second(opt_state):
         calls.append(0)
         found = averaged(opt_state)
         return spoiled(found) if len(calls) >= 2 else found
 
-    monkeypatch.setattr(classifier_fitting, "averaged", spoil_the_second)
+    monkeypatch.setattr(fitting, "averaged", spoil_the_second)
     arguments = ["--dataset", "local", "--data-dir", str(data_dir), "--out", "run"]
     assert main([*arguments, *QUICK, "--epochs", "3"]) == 0
     weights = load_file(tmp_path / "run" / "weights.safetensors")
@@ -280,13 +280,11 @@ def test_weights_that_are_not_finite_are_never_the_ones_chosen(data_dir, tmp_pat
 def test_a_run_whose_weights_are_never_finite_fails_and_saves_none(
     data_dir, tmp_path, monkeypatch, capsys
 ):
-    averaged = classifier_fitting.averaged
-    monkeypatch.setattr(
-        classifier_fitting, "averaged", lambda opt_state: spoiled(averaged(opt_state))
-    )
+    averaged = fitting.averaged
+    monkeypatch.setattr(fitting, "averaged", lambda opt_state: spoiled(averaged(opt_state)))
     arguments = ["--dataset", "local", "--data-dir", str(data_dir), "--out", "run"]
     message = fails(capsys, [*arguments, *QUICK, "--epochs", "2"])
-    assert "weights must be finite after an epoch" in message
+    assert "an epoch must end with finite weights" in message
     assert not (tmp_path / "run" / "weights.safetensors").exists()
 
 

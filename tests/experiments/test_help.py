@@ -2,12 +2,14 @@
 
 import importlib
 import itertools
+import re
 from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
 
 from experiments import classify
+from experiments.running.loss_fitting import TrainingSettings
 from experiments.running.run_settings import RunSettings
 
 MEASUREMENTS = (
@@ -134,6 +136,19 @@ def test_what_may_be_left_out_shows_its_kind_alone(capsys):
     assert "--out PATH " in out
 
 
+def test_help_begins_with_what_a_program_has_of_its_own_and_boxes_what_all_have(capsys):
+    tag = importlib.import_module("experiments.tag.command")
+    with pytest.raises(SystemExit):
+        tag.main(["--help"])
+    out = capsys.readouterr().out
+    order = (
+        "--dataset --buckets training --epochs --learning-rate --devices run --out --replace "
+        "several-processes --distributed"
+    )
+    shown = re.findall(r"^\W* (--[a-z-]+|[a-z-]+(?= options))\b", out, re.M)
+    assert [word for word in shown if word in order.split()] == order.split()
+
+
 def test_a_first_word_that_no_program_knows_is_named(capsys):
     assert classify.main(["predit", "runs/a"]) == 2
     expected = "the first word must be an option or predict (see --help), got 'predit'"
@@ -143,7 +158,7 @@ def test_a_first_word_that_no_program_knows_is_named(capsys):
 def test_every_path_that_a_run_is_given_is_marked_as_a_place_but_for_its_folder():
     for program in PROGRAMS:
         importlib.import_module(f"experiments.{program}")
-    kinds = RunSettings.__subclasses__()
+    kinds = [*TrainingSettings.__subclasses__(), *RunSettings.__subclasses__()]
     assert len(kinds) > 10
     for kind in kinds:
         hints = get_type_hints(kind).items()

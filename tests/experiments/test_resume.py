@@ -198,9 +198,9 @@ def test_the_batches_come_in_the_order_of_a_run_that_never_stopped(
 ):
     order, take_step = [], classifier_fitting._Fitting._step
 
-    def noted(self, batch, tokens):
-        order.append(np.asarray(batch.tokens).tobytes())
-        take_step(self, batch, tokens)
+    def noted(self, batch):
+        order.append(np.asarray(batch[0].tokens).tobytes())
+        take_step(self, batch)
 
     monkeypatch.setattr(classifier_fitting._Fitting, "_step", noted)
     assert run("whole") == 0

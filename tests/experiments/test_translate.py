@@ -317,7 +317,7 @@ def test_pairs_of_ones_own_are_learned_from_and_translated(pairs, tmp_path, caps
     for name in ("weights.safetensors", "curves.png", "samples.txt", "alignment.png"):
         assert (folder / name).stat().st_size
     test = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-    assert test["kind"] == "test"
+    assert test["kind"] == "translations"
     assert 0 <= test["exact"] <= 1
 
     assert run("translate", folder, "zwei Hunde .", "--beam", "3") == 0
