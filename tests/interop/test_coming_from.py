@@ -2,7 +2,7 @@
 
 A block fenced ``py NAME`` is of that library, and the ``python`` block after it is ours. Given the
 weights of the first, the model of the second must say the same. Of every table "you write, here you
-write" each row runs, both sides of it.
+write" each row runs, both sides of it, and so do the calls in the answers of the guide.
 """
 
 import itertools
@@ -15,7 +15,9 @@ import pytest
 
 from rnnjax.interop import classifiers, haiku, linen
 
-README = (Path(__file__).parents[2] / "rnnjax" / "interop" / "README.md").read_text("utf-8")
+PACKAGE = Path(__file__).parents[2] / "rnnjax"
+README = (PACKAGE / "interop" / "README.md").read_text("utf-8")
+GUIDE = (PACKAGE / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```(\w[^\n]*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 PAIRS = {
     kind.removeprefix("py "): (before, after)
@@ -107,7 +109,7 @@ SIZES = "B, T, D, H, P, V, E, O, C = 2, 5, 3, 4, 2, 10, 6, 2, 3"
 OURS = f"""
 import jax, jax.numpy as jnp, optax, rnnjax
 from rnnjax import *
-from rnnjax.metrics import cross_entropy
+from rnnjax.metrics import cross_entropy, squared_error
 from rnnjax.weights import save_weights
 {SIZES}
 key, cell, optimizer = jax.random.key(0), lstm(H), optax.sgd(0.1)
@@ -120,6 +122,12 @@ labels, targets = jnp.array([0, -100, 1, 2]), jnp.array([0, 2, 2, 1])
 carry, ys = layer.apply(params, xs)
 loss_fn = lambda ys, targets, mask: (ys.mean(), {{}})
 state, batch, step = None, None, lambda state, batch: (state, {{}})
+"""
+# What the answers of the guide may name beside it.
+ASKED = f"""{OURS}
+size, steps, table, ids, metrics = H, 7, embedding(V, E), tokens, {{"loss": squared_error(x, x)}}
+vectors = table.init(key)
+frames, cnn = jnp.ones((B, T, 8, 8)), lambda frame: frame[0, :D]
 """
 THEIRS = {
     "PyTorch": f"""
@@ -166,8 +174,12 @@ x, state = xs[:, 0], core.initial_state(B)
 
 
 def rows(library):
-    """Both sides of the table's rows, each as the pieces of code that stand in it."""
-    page = README.split(f"## From {library}\n")[1].split("\n## ")[0]
+    return rows_below(README, f"## From {library}\n")
+
+
+def rows_below(text, heading):
+    """Both sides of a table's rows, each as the pieces of code that stand in it."""
+    page = text.split(heading)[1].split("\n## ")[0]
     table = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")]
     return [[re.findall(r"`([^`]+)`", side) for side in row] for row in table[1:]]
 
@@ -198,6 +210,15 @@ def test_what_you_write_here_runs(library, monkeypatch, tmp_path):
     assert len(table) >= 9
     assert all(len(row) == 2 for row in table)
     run_each(OURS, [ours for _, ours in table])
+
+
+def test_what_the_guide_answers_runs():
+    calls = [
+        [code for code in answer if "(" in code]
+        for _, answer in rows_below(GUIDE, "\n## Questions\n")
+    ]
+    assert sum(map(len, calls)) >= 8
+    run_each(ASKED, calls)
 
 
 @pytest.mark.parametrize(
