@@ -108,8 +108,8 @@ FAULTS = [
         ),
         # Outputs stand for the hidden state although a reset has replaced it, or a step too late.
         (
-            "choices = inputs.valid is not None or inputs.resets is not None",
-            "choices = inputs.valid is not None",
+            "usage.y_is_hidden and inputs.resets is None",
+            "usage.y_is_hidden",
             f"{ALONE}[vanilla-resets]",
         ),
         (
@@ -132,6 +132,13 @@ FAULTS = [
             "return leaf",
             f"{OPTIONS}test_bfloat16_gradients_of_parameters_read_in_the_loop_are_summed_wider"
             "[peephole-None]",
+        ),
+        # What runs in parallel over time computes in wider numbers than the loop.
+        (
+            "        linear=reads_narrow(cell.linear),\n",
+            "",
+            "engine/test_dtypes_of_a_step.py::"
+            "test_every_function_reads_parameters_in_their_own_dtypes",
         ),
     ),
     *_of(
@@ -180,6 +187,12 @@ FAULTS = [
             "lambda x, factor: x * factor[None], xs",
             "lambda x, factor: x, xs",
             f"{NOISE}test_variational_dropout_and_weight_drop_are_their_equations",
+        ),
+        # The factor of noise is rounded to the 16 bits of the weights, and then their product.
+        (
+            "(w_hh.astype(noise.recurrent.dtype) * noise.recurrent).astype(w_hh.dtype)",
+            "w_hh * noise.recurrent.astype(w_hh.dtype)",
+            f"{NOISE}test_weights_of_16_bits_are_rounded_once_after_weight_drop",
         ),
     ),
     *_of(

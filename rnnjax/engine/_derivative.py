@@ -190,12 +190,9 @@ def _forward_with_residuals(
     """The forward loop, and what the tangent loop reads of every step."""
     weights, carry, inputs = primals
     noise_moves = has_tangent(tangents[0].hidden_noise)
-    # A masked step emits zero and a reset replaces h: there outputs are not the hidden states.
-    # Noise makes of h something else than the output; with all_carries the output is a pair.
-    choices = inputs.valid is not None or inputs.resets is not None
-    y_is_hidden = usage.y_is_hidden and not (
-        choices or loop.all_carries or weights.hidden_noise is not None
-    )
+    # A reset replaces h, and noise makes of it something else than the output before. What a masked
+    # step emits, or a step with all_carries, is another array than y, which is seen below.
+    y_is_hidden = usage.y_is_hidden and inputs.resets is None and weights.hidden_noise is None
 
     def step(carry: Any, at: Inputs) -> tuple[Any, Any]:
         carry = reset(at, weights.reset_carry, carry)
@@ -318,7 +315,7 @@ def _tangents_known_before_the_loop(
     # Where x_proj is only added to h_proj, its tangent joins the sum here and the step is not given
     # it again: one array where there would be two.
     pieces = [
-        rows(_dense(d_x, x).astype(dtype) if only_added else jnp.zeros_like(x, dtype))
+        rows(_dense(d_x, x) if only_added else jnp.zeros_like(x, dtype))
         for d_x, x, only_added in zip(
             d_inputs.x_projs, inputs.x_projs, usage.only_added[:count], strict=False
         )
