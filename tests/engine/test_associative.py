@@ -1,6 +1,7 @@
 """Runs in parallel over time by an associative scan: the recurrence itself, and cells under it."""
 
 import functools
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -61,6 +62,16 @@ def test_derivatives_of_both_orders_equal_finite_differences():
     starts = draw((4, 2), 2, float) > 0.3
     solve = jax.jit(lambda a, b: linear_recurrence(a, b, starts, reverse=True))
     check_grads(solve, (decay, drive), order=2, modes=("fwd", "rev"), rtol=1e-6)
+
+
+def test_products_of_many_matrices_are_taken_in_full_precision_on_any_device():
+    """What a GPU or a TPU would round to fewer bits in each of them."""
+    decay, drive = draw((8, 2, 2, 2), 0, float), draw((8, 2, 2), 1, float)
+    derivative = jax.grad(lambda a, b: jnp.sum(linear_recurrence(a, b) ** 2), (0, 1))
+    text = str(jax.make_jaxpr(derivative)(decay, drive))
+    found = re.findall(r"\bprecision=(.*)", text)
+    assert len(found) == text.count("dot_general[") > 4
+    assert all("HIGHEST" in precision for precision in found), found
 
 
 def test_complex_gradients_are_those_of_a_python_loop():

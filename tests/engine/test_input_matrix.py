@@ -349,7 +349,8 @@ def test_the_time_of_a_mask_is_any_integer():
 
 
 def test_lengths_beyond_int32_are_beyond_every_step():
-    lengths = np.array([2**33, -(2**33), 2**32 + 1])
+    # Of each the lower 32 bits alone would be another length: 0 or 1.
+    lengths = np.array([2**33, 1 - 2**33, 2**32 + 1])
     assert rnnjax.lengths_to_mask(lengths, 2).tolist() == [[True] * 2, [False] * 2, [True] * 2]
     lengths = np.array([2**63, 1], np.uint64)
     assert rnnjax.lengths_to_mask(lengths, 2).tolist() == [[True] * 2, [True, False]]
@@ -357,7 +358,7 @@ def test_lengths_beyond_int32_are_beyond_every_step():
     for kind in (np.asarray, jnp.asarray):
         assert rnnjax.lengths_to_mask(kind(unsigned), 2).tolist() == [[True] * 2, [True, False]]
     with jax.enable_x64(True):
-        wide = jnp.array([2**33, -(2**33), 2**32 + 1])
+        wide = jnp.array([2**33, 1 - 2**33, 2**32 + 1])
         assert rnnjax.lengths_to_mask(wide, 2).tolist() == [[True] * 2, [False] * 2, [True] * 2]
 
 

@@ -271,5 +271,10 @@ def test_float64_needs_x64():
             ValueError, match=r"policy\.state must be of at most 32 bits, got float64"
         ):
             cell.init(KEY, D)
-        with pytest.raises(ValueError, match="jax_enable_x64"):
-            rnnjax.unroll(cell, params, jnp.ones((T, D)))
+        for use in (
+            lambda: rnnjax.unroll(cell, params, jnp.ones((T, D))),
+            lambda: cell.initial_carry(params),
+            lambda: rnnjax.output_head(rnnjax.gru(H), 2, policy=DOUBLE).init(KEY, D),
+        ):
+            with pytest.raises(ValueError, match="jax_enable_x64"):
+                use()
