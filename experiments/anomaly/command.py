@@ -33,7 +33,7 @@ from experiments.running.packages import missing_line
 from experiments.running.processes import chosen_folder
 from experiments.running.run_settings import stored_config
 from experiments.running.scaling import Scale
-from experiments.running.setting_checks import check_settings, share, whole
+from experiments.running.setting_checks import check_settings, refuse_unread, share, whole
 from experiments.running.trained import WEIGHTS, finished_settings, load_notes, load_trained
 from rnnjax.data import DataError
 
@@ -97,8 +97,9 @@ def _check(settings: Settings) -> None:
         components=whole(1, 1000),
         window=whole(4),
     )
-    if settings.label is not None and (settings.dataset or "bleeding") == "bleeding":
-        raise DataError("--label must stand beside a --dataset that is a file, got it alone")
+    refuse_unread(settings, "without --dataset", settings.dataset is None, "series", "length")
+    is_file = settings.dataset not in (None, "bleeding")
+    refuse_unread(settings, "with a --dataset that is a file", is_file, "label", "normal")
 
 
 def _check_lengths(data: Data, settings: Settings) -> None:

@@ -29,7 +29,7 @@ from experiments.running.loss_fitting import Fitted
 from experiments.running.opening import open_run
 from experiments.running.processes import chosen_folder
 from experiments.running.run_settings import stored_config
-from experiments.running.setting_checks import at_least, check_settings, whole
+from experiments.running.setting_checks import at_least, check_settings, refuse_unread, whole
 from experiments.running.trained import WEIGHTS, finished_settings, load_trained
 from experiments.running.words import joined_words
 from rnnjax.data import DataError, Vocabulary
@@ -217,6 +217,9 @@ def _check(settings: Settings) -> None:
         once=at_least(0),
         entropy=at_least(0),
     )
+    refuse_unread(settings, "without --captions", settings.captions is None, "scenes")
+    refuse_unread(settings, "with attention", settings.attention != "none", "once")
+    refuse_unread(settings, "with --attention hard", settings.attention == "hard", "entropy")
     if settings.selector and settings.attention not in ("inside", "hard"):
         raise DataError(
             f"--selector must be with --attention inside or hard, got it with {settings.attention}"

@@ -17,7 +17,7 @@ from experiments.forecast.rivals import (
     mase,
     seasonal_naive,
 )
-from experiments.forecast.series import Windows, cut, read_sets
+from experiments.forecast.series import PACKAGED, Windows, cut, read_sets
 from experiments.forecast.settings import Settings
 from experiments.running.command_line import run_program
 from experiments.running.console import print_table, wrapped
@@ -26,7 +26,7 @@ from experiments.running.fit_and_save import CURVES, fit_and_save
 from experiments.running.opening import open_run
 from experiments.running.processes import chosen_folder
 from experiments.running.run_settings import stored_config
-from experiments.running.setting_checks import check_settings, whole
+from experiments.running.setting_checks import check_settings, refuse_unread, whole
 from experiments.running.trained import WEIGHTS
 from rnnjax.data import DataError
 
@@ -134,6 +134,9 @@ def _check(settings: Settings) -> None:
         window=whole(2),
         horizon=whole(1),
     )
+    refuse_unread(settings, "without --dataset", settings.dataset is None, "series", "length")
+    is_file = settings.dataset is not None and settings.dataset not in PACKAGED
+    refuse_unread(settings, "with a --dataset that is a file", is_file, "column")
     if settings.window < settings.season:
         raise DataError(
             f"--window must be at least --season, {settings.season}, got {settings.window}"

@@ -31,13 +31,13 @@ def draw_forecasts(panels: Mapping[str, Shown], path: str | os.PathLike[str]) ->
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     handles, labels = grid[0].get_legend_handles_labels()
-    figure.legend(handles, labels, ncols=4, frameon=False, loc="outside lower center")
+    figure.legend(handles, labels, ncols=5, frameon=False, loc="outside lower center")
     save_figure(figure, path)
 
 
 def _draw(axes: Any, name: str, shown: Shown) -> None:
     past, ahead = np.arange(-len(shown.past), 0), np.arange(len(shown.future))
-    axes.plot(past, shown.past, color="#2b2b2b", linewidth=1.0)
+    axes.plot(past, shown.past, color="#2b2b2b", linewidth=1.0, label="past")
     axes.plot(ahead, shown.future, color="#2b2b2b", linewidth=1.0, linestyle=":", label="what came")
     low, median, high = shown.quantiles.T
     axes.fill_between(ahead, low, high, color="#1f5fa8", alpha=0.2, label="80 % band")

@@ -67,10 +67,6 @@ def read_sets(settings: Settings) -> tuple[Sets, str]:
             for number, values in enumerate(series):
                 _check(values, f"{name}, series {number}", settings)
     elif settings.dataset in PACKAGED:
-        if settings.column is not None:
-            raise DataError(
-                f"--column must stand beside a --dataset that is a file, got {settings.dataset}"
-            )
         path = _packaged(settings.dataset)
         sets = {settings.dataset: _checked(number_columns(read_steps(path)), path, settings)}
     else:

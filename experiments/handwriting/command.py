@@ -37,7 +37,7 @@ from experiments.running.loss_fitting import Fitted
 from experiments.running.opening import open_run
 from experiments.running.processes import chosen_folder
 from experiments.running.run_settings import read_config, stored_config
-from experiments.running.setting_checks import Rule, check_settings, whole
+from experiments.running.setting_checks import Rule, check_settings, refuse_unread, whole
 from experiments.running.trained import WEIGHTS, finished_settings, load_trained
 from rnnjax.data import DataError
 
@@ -61,6 +61,8 @@ def train(settings: Settings) -> Fitted:
         read_words=whole(0, 100_000),
         bias=_NOT_NEGATIVE,
     )
+    of_a_font = ("font", "characters", "words", "letters", "tremor", "read_words", "bias")
+    refuse_unread(settings, "without --pairs", settings.pairs is None, *of_a_font)
     devices = find_devices(settings.devices)
     devices.check_rows("--batch-size", settings.batch_size)
     writing = read_writing(settings)
@@ -114,10 +116,10 @@ def _read_back(writing: Writing, writer: Writer) -> dict[str, float]:
     of_own = score(texts, read(reader, [d.values for d in drawn]))
     ended = float(np.mean([d.ended for d in drawn]))
     print(
-        f"read back: {of_own.accuracy:.4f} of {of_own.letters} letters that the network wrote with "
-        f"bias {settings.bias:g}, {of_real.accuracy:.4f} of {of_real.letters} letters of the font; "
-        f"{ended:.3f} of the words came to their end"
+        f"read right: {of_own.accuracy:.4f} of {of_own.letters:,} letters that the network wrote\n"
+        f"  with bias {settings.bias:g}, {of_real.accuracy:.4f} of {of_real.letters:,} of the font"
     )
+    print(f"{ended:.3f} of the words that the network wrote came to their end")
     return {"accuracy": of_own.accuracy, "accuracy_of_font": of_real.accuracy, "ended": ended}
 
 

@@ -40,8 +40,8 @@ class Score(NamedTuple):
 
     @property
     def accuracy(self) -> float:
-        """The share of the letters that were read right; below 0 where far too many were read."""
-        return 1 - self.errors / self.letters
+        """The share of the letters that were read right; 0 where there are more errors."""
+        return max(0.0, 1 - self.errors / self.letters)
 
 
 def train_reader(glyphs: Mapping[str, Glyph], settings: Settings) -> Reader:

@@ -76,7 +76,7 @@ def read_writing(settings: Settings) -> Writing:
     rng = np.random.default_rng((settings.seed, settings.words))
     few = max(1, settings.words // 20)
     parts = [random_words(rng, settings, glyphs, n) for n in (settings.words, few, few)]
-    note = f"{settings.words} words by chance to learn from, {few} each to validate and test"
+    note = f"{settings.words:,} words by chance to learn from, {few:,} each to validate and test"
     return _joined(settings.font, note, glyphs, parts)
 
 

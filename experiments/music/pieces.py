@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.music.settings import Settings
+from experiments.running.setting_checks import refuse_unread
 from rnnjax.data import DataError, read_text
 
 KEYS = 88
@@ -55,6 +56,7 @@ def read_music(settings: Settings) -> Music:
     if name is None:  # who names a folder wants what lies there
         there = settings.data_dir or (folder and (folder / "jsb_chorales").is_dir())
         name = "jsb_chorales" if there else "progressions"
+    refuse_unread(settings, "with --dataset progressions", name == "progressions", "pieces")
     if name == "progressions":
         return make_progressions(settings.pieces, settings.seed)
     if name == "jsb_chorales":

@@ -19,7 +19,7 @@ from experiments.recognize.model import (
     probabilities,
 )
 from experiments.recognize.pictures import draw_kinds
-from experiments.recognize.series import Series, read_series
+from experiments.recognize.series import PACKAGES, Series, read_series
 from experiments.recognize.settings import Request, Settings
 from experiments.running.command_line import run_program
 from experiments.running.console import command, wrapped
@@ -31,7 +31,7 @@ from experiments.running.opening import open_run
 from experiments.running.predicting import one_line
 from experiments.running.processes import chosen_folder
 from experiments.running.run_settings import stored_config
-from experiments.running.setting_checks import Rule, check_settings, share, whole
+from experiments.running.setting_checks import at_least, check_settings, refuse_unread, share, whole
 from experiments.running.trained import WEIGHTS, finished_settings, load_notes, load_trained
 from rnnjax.data import DataError
 
@@ -42,10 +42,12 @@ PICTURE, KNOWN = "kinds.png", "series.json"
 def train(settings: Settings) -> Fitted:
     """Train, write the run's folder, and say how to use it."""
     began = time.perf_counter()
-    not_negative = Rule("a number from 0 up", lambda value: 0 <= value < float("inf"))
     check_settings(
-        settings, series=whole(10, 1_000_000), noise=not_negative, validation=share(zero=False)
+        settings, series=whole(10, 1_000_000), noise=at_least(0), validation=share(zero=False)
     )
+    is_file = settings.dataset is not None and settings.dataset not in PACKAGES
+    refuse_unread(settings, "without --dataset", settings.dataset is None, "series")
+    refuse_unread(settings, "with a --dataset that is a file", is_file, "test")
     devices = find_devices(settings.devices)
     devices.check_rows("--batch-size", settings.batch_size)
     series = read_series(settings)
@@ -62,7 +64,7 @@ def train(settings: Settings) -> Fitted:
         loss_fn = label_loss(network, settings.noise)
         fitted = fit_and_save(settings, network.init, loss_fn, parts, run, saver, devices)
         guessed = probabilities(network, fitted.params, known, series.test.rows).argmax(-1)
-        draw_kinds(series.test, guessed, known.labels, run.path / PICTURE)
+        draw_kinds(series.test, guessed, known.labels, known.channels, run.path / PICTURE)
     _report(series, fitted, time.perf_counter() - began, folder)
     return fitted
 

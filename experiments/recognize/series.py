@@ -57,8 +57,6 @@ def read_series(settings: Settings) -> Series:
         DataError: a package or a file is missing, or does not hold labelled series.
     """
     name = settings.dataset
-    if settings.test is not None and (name is None or name in PACKAGES):
-        raise DataError("--test must stand beside a --dataset that is a file, got it alone")
     if name is None:
         rng = np.random.default_rng((settings.seed, settings.series))
         return _divided("strokes", make_strokes(rng, settings.series), None, settings)

@@ -57,7 +57,7 @@ def at_least(bound: float) -> Rule:
 
 def share(*, zero: bool = True) -> Rule:
     """A share of something: below 1, and 0 only where that makes sense."""
-    expected = "from 0 up to but not 1" if zero else "between 0 and 1"
+    expected = "from 0 up and below 1" if zero else "between 0 and 1"
     return Rule(f"a share {expected}", lambda value: 0 <= value < 1 and (zero or value > 0))
 
 
@@ -145,6 +145,26 @@ def check_rules(settings: Any, rules: Mapping[str, Rule]) -> None:
     ]
     if wrong:
         raise DataError("\n  ".join(wrong))
+
+
+def refuse_unread(settings: Any, where: str, is_read: bool, *names: str) -> None:
+    """Refuse settings that were given where nothing reads them, as they have no effect there.
+
+    Args:
+        settings: a dataclass; with the values by default nothing was given.
+        where: they are read, in words.
+        is_read: whether this is there.
+        names: of the settings.
+
+    Raises:
+        DataError: naming the first of them.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if not is_read and value != getattr(type(settings), name):
+            raise DataError(
+                f"{flag(name)} must be given {where}, as nothing reads it otherwise, got {value!r}"
+            )
 
 
 def flag(name: str) -> str:

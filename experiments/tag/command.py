@@ -17,7 +17,7 @@ from experiments.running.loss_fitting import Fitted
 from experiments.running.opening import open_run
 from experiments.running.processes import chosen_folder
 from experiments.running.run_settings import stored_config
-from experiments.running.setting_checks import check_settings, whole
+from experiments.running.setting_checks import check_settings, refuse_unread, whole
 from experiments.running.trained import WEIGHTS, finished_settings, load_trained
 from experiments.tag.model import build_model, guess, label_loss, make_parts
 from experiments.tag.pictures import confusion, draw_confusion
@@ -33,6 +33,7 @@ def train(settings: Settings) -> Fitted:
     """Train, write the run's folder, and say how to use it."""
     began = time.perf_counter()
     check_settings(settings, sentences=whole(5, 10_000_000))
+    refuse_unread(settings, "without --dataset", settings.dataset is None, "sentences")
     devices = find_devices(settings.devices)
     devices.check_rows("--batch-size", settings.batch_size)
     corpus = read_corpus(settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,13 @@ from experiments.running.packages import missing_line
 from experiments.running.predicting import given_or_read
 from experiments.running.processes import chosen_folder
 from experiments.running.run_settings import stored_config
-from experiments.running.setting_checks import at_least, check_settings, flag, probability, whole
+from experiments.running.setting_checks import (
+    at_least,
+    check_settings,
+    probability,
+    refuse_unread,
+    whole,
+)
 from experiments.running.trained import WEIGHTS
 from experiments.translate.corpus import Corpus, joined, read_corpus, tokenizer
 from experiments.translate.decoding import alignments, translate
@@ -246,27 +252,19 @@ def export_run(request: Export) -> None:
     )
 
 
-# Settings that are read under a condition alone: the condition in words, and as a function.
-_READ_WITH: dict[str, tuple[str, Callable[[Settings], bool]]] = {
-    "examples": ("a generated task", lambda given: given.pair is None),
-    "shortest": ("--task reverse or copy", lambda given: not given.pair and given.task != "add"),
-    "longest": ("--task reverse or copy", lambda given: not given.pair and given.task != "add"),
-    "digits": ("--task add", lambda given: given.task == "add"),
-    "min_count": ("--pair", lambda given: given.pair is not None),
-    "keep_case": ("--pair", lambda given: given.pair is not None),
-    "score": ("attention", lambda given: given.attention != "none"),
-}
-
-
 def _check(settings: Settings) -> None:
     """Refuse what no part of the library would, before anything is made."""
     if settings.pair is not None and settings.task is not None:
         raise DataError("--task and --pair must be given one at a time, got both")
     if settings.targets is not None and settings.pair is None:
         raise DataError("--targets must be given with a file as --pair, got no --pair")
-    for name, (where, is_read) in _READ_WITH.items():
-        if getattr(settings, name) != getattr(Settings, name) and not is_read(settings):
-            raise DataError(f"{flag(name)} must be given with {where}, got it without")
+    generated, adds = settings.pair is None, settings.task == "add"
+    refuse_unread(settings, "with a generated task", generated, "examples")
+    symbols = generated and not adds
+    refuse_unread(settings, "with --task reverse or copy", symbols, "shortest", "longest")
+    refuse_unread(settings, "with --task add", adds, "digits")
+    refuse_unread(settings, "with --pair", not generated, "min_count", "keep_case", "data_dir")
+    refuse_unread(settings, "with attention", settings.attention != "none", "score")
     check_settings(
         settings,
         examples=whole(1, 10_000_000),

@@ -21,7 +21,7 @@ from experiments.anomaly.settings import Settings
 from experiments.running.scaling import Scale
 from rnnjax.data import DataError
 
-SMALL = ["--series", "1", "--length", "200", "--season", "8", "--window", "20"]
+SMALL = ["--season", "8", "--window", "20"]
 QUICK = ["--hidden-size", "4", "--components", "1", "--epochs", "20"]
 
 
@@ -224,10 +224,13 @@ def test_a_file_without_normal_steps_or_changes_is_refused(tmp_path, capsys):
 
 BAD = {
     "no file": (["--dataset", "nowhere.csv"], "nowhere.csv must be a file, got none"),
-    "a label without a file": (["--label", "fault"], "--label must stand beside a --dataset"),
+    "a label without a file": (["--label", "fault"], "--label must be given with a --dataset"),
     "no share": (["--normal", "0"], "--normal must be a share between 0 and 1"),
     "a short window": (["--window", "2"], "--window must be a whole number from 4 up"),
-    "short series": (["--window", "300"], "must leave 300 steps or more to validation"),
+    "short series": (
+        ["--length", "200", "--window", "300"],
+        "must leave 300 steps or more to validation",
+    ),
 }
 
 

@@ -386,7 +386,7 @@ def test_a_setting_that_cannot_be_is_refused_by_name_and_nothing_is_made(
 def test_all_wrong_settings_are_named_at_once(capsys):
     message = fails(capsys, ["--epochs", "0", "--dropout", "1.5"])
     assert message.splitlines() == [
-        "error: --dropout must be a share from 0 up to but not 1, got 1.5",
+        "error: --dropout must be a share from 0 up and below 1, got 1.5",
         "  --epochs must be a whole number from 1 up, got 0",
     ]
 

@@ -81,7 +81,7 @@ def test_ctrl_c_ends_it_cleanly(tmp_path, monkeypatch, capsys):
     ("given", "message"),
     [
         (["--steps", "4"], "--steps must be a whole number from 5 up, got 4"),
-        (["--warm-up", "1"], "--warm-up must be a share from 0 up to but not 1, got 1"),
+        (["--warm-up", "1"], "--warm-up must be a share from 0 up and below 1, got 1"),
         (["--samples", "0"], "--samples must be a whole number from 5 up, got 0"),
     ],
 )

@@ -17,8 +17,9 @@ from experiments.forecast.series import GENERATED, PACKAGED, Window, cut, read_c
 from experiments.forecast.settings import Settings
 from rnnjax.data import DataError
 
-SMALL = ["--series", "2", "--length", "60", "--season", "4", "--window", "8", "--horizon", "4"]
-QUICK = [*SMALL, "--hidden-size", "4", "--epochs", "2", "--batch-size", "16"]
+SMALL = ["--season", "4", "--window", "8", "--horizon", "4"]
+FEW = ["--series", "2", "--length", "60"]
+QUICK = [*SMALL, *FEW, "--hidden-size", "4", "--epochs", "2", "--batch-size", "16"]
 
 
 def run(*arguments):
@@ -171,8 +172,8 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(name, capsys, 
 
 
 BAD = {
-    "a column of a package": (["--dataset", "solar", "--column", "a"], "--column must stand"),
-    "too short": (["--length", "20"], "must have at least"),
+    "a column of a package": (["--dataset", "solar", "--column", "a"], "--column must be given"),
+    "too short": (["--length", "20", "--series", "2"], "must have at least"),
     "a window below the season": (["--window", "3"], "--window must be at least --season, 4"),
     "no horizon": (["--horizon", "0"], "--horizon must be a whole number from 1 up"),
     "no file": (["--dataset", "nowhere.csv"], "nowhere.csv must be a file, got none"),

@@ -128,6 +128,27 @@ def test_a_value_of_another_kind_is_refused_in_words(given, said, monkeypatch, c
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("program", "given", "said"),
+    [
+        ("tag", "--dataset a --sentences 9", "--sentences must be given without --dataset, as"),
+        ("forecast", "--column a", "--column must be given with a --dataset that is a file, as"),
+        ("forecast", "--dataset a --length 99", "--length must be given without --dataset, as"),
+        ("anomaly", "--normal 0.5", "--normal must be given with a --dataset that is a file, as"),
+        ("recognize", "--dataset a --series 99", "--series must be given without --dataset, as"),
+        ("caption", "--captions a --scenes 9", "--scenes must be given without --captions, as"),
+        ("caption", "--entropy 0.5", "--entropy must be given with --attention hard, as"),
+        ("handwriting", "--pairs a --words 99", "--words must be given without --pairs, as"),
+        ("music", "--dataset a --pieces 99", "--pieces must be given with --dataset progressions"),
+        ("translate", "--digits 5", "--digits must be given with --task add, as nothing reads it"),
+    ],
+)
+def test_an_option_that_nothing_reads_is_refused(program, given, said, capsys):
+    main = importlib.import_module(f"experiments.{program}.command").main
+    assert main(given.split()) == 2
+    assert capsys.readouterr().err.startswith(f"error: {said}")
+
+
 def test_what_may_be_left_out_shows_its_kind_alone(capsys):
     with pytest.raises(SystemExit):
         classify.main(["--help"])

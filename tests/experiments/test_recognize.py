@@ -164,10 +164,10 @@ def test_a_label_that_is_not_learnt_is_named(tmp_path, capsys):
 
 BAD = {
     "too few series": (["--series", "4"], "--series must be a whole number from 10 to 1,000,000"),
-    "noise below 0": (["--noise", "-1"], "--noise must be a number from 0 up"),
+    "noise below 0": (["--noise", "-1"], "--noise must be a finite number from 0 up"),
     "no file": (["--dataset", "nowhere.csv"], "nowhere.csv must be a file, got none"),
     "another kind of file": (["--dataset", "own.xls"], "own.xls must end in .ts or .csv"),
-    "a test without a file": (["--test", "test.ts"], "--test must stand beside a --dataset"),
+    "a test without a file": (["--test", "test.ts"], "--test must be given with a --dataset"),
     "one label": (["--dataset", "one.csv"], "one must have 2 or more labels, got 1"),
     "no label": (["--dataset", "bare.csv"], "must have a label for each series"),
     "a new label": (["--dataset", "two.csv", "--test", "new.csv"], "that --dataset has, got 'c'"),

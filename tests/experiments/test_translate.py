@@ -203,7 +203,7 @@ BAD = {
     "no pair": (["--pair", "german"], "--pair must be two languages, as de-en, or the path"),
     "digits of no sum": (
         ["--digits", "2"],
-        "--digits must be given with --task add, got it without",
+        "--digits must be given with --task add, as nothing reads it otherwise, got",
     ),
     "a score without attention": (
         ["--attention", "none", "--score", "general"],
