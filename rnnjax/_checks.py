@@ -37,7 +37,7 @@ def check_size(name: str, value: Any) -> int:
     """
     number = _number(name, value)
     if not isinstance(number, int) or number < 1:
-        raise ValueError(f"{name} must be a positive integer, got {_shown(value)}")
+        raise ValueError(f"{name} must be a positive integer, got {shown(value)}")
     return number
 
 
@@ -154,7 +154,7 @@ def check_key(key: Any) -> Key:
     raw = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
     if dtype == raw.dtype and key.shape == raw.shape:
         return jax.random.wrap_key_data(jnp.asarray(key))
-    raise ValueError(f"key must be one key, such as jax.random.key(0), got {_shown(key)}")
+    raise ValueError(f"key must be one key, such as jax.random.key(0), got {shown(key)}")
 
 
 def check_cell(cell: Any) -> Cell:
@@ -216,6 +216,21 @@ def check_carry(name: str, carry: Any, expected: Any) -> Any:
     return jax.tree_util.tree_map_with_path(check, carry, expected)
 
 
+def check_there(**trees: Any) -> None:
+    """Refuse an array that was given away (donated), of which JAX would tell the shape alone.
+
+    Raises:
+        ValueError: naming the array in that of ``trees``.
+    """
+    for name, tree in trees.items():
+        for path, leaf in jax.tree.leaves_with_path(tree):
+            if isinstance(leaf, Array) and not isinstance(leaf, Tracer) and leaf.is_deleted():
+                raise ValueError(
+                    f"{name}{jax.tree_util.keystr(path)} must still be there, got an array that "
+                    "was given away (donated): go on with what was returned in its place"
+                )
+
+
 def describe(tree: Any) -> str:
     """What a tree is, as its reader would say it: ``LSTMCarry(h, c)``, ``a tuple of 2``."""
     if hasattr(tree, "_fields"):
@@ -236,9 +251,10 @@ def describe(tree: Any) -> str:
     return repr(tree) if tree is None else f"{type(tree).__name__} {tree!r:.40}"
 
 
-def _shown(value: Any) -> str:
-    """What came, in one line: of an array the shape, as its numbers may fill pages."""
-    return describe(value) if getattr(value, "shape", ()) else repr(value)
+def shown(value: Any) -> str:
+    """What came, in one line: of arrays the shapes, as their numbers may fill pages."""
+    has_arrays = any(getattr(leaf, "shape", ()) for leaf in jax.tree.leaves(value))
+    return describe(value) if has_arrays else repr(value)
 
 
 def missing_package(user: str, package: str, extra: str, more: str = "") -> ModuleNotFoundError:

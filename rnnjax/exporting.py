@@ -244,7 +244,7 @@ def _steps_unknown(name: str) -> Iterator[None]:
         raise ValueError(
             f"{name} must run for a T that is not known when it is compiled, got "
             f"{str(error).splitlines()[0]}: leave out implementation='associative', scan_unroll, "
-            "and resets of a reversed direction"
+            "segment_ids, and resets of a reversed direction"
         ) from error
 
 

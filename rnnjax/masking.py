@@ -113,11 +113,14 @@ def as_array(name: str, value: Any) -> Any:
     try:
         array = in_native_order(np.asarray(value))
     except ValueError:
-        raise ValueError(f"{name} must be one array, got rows of unequal size") from None
+        raise ValueError(
+            f"{name} must be one array, got rows of unequal size: rnnjax.data.pad makes one of them"
+        ) from None
     except (RuntimeError, TypeError) as error:  # what PyTorch says of tensors
         kind = type(value).__name__
         raise ValueError(f"{name} must be readable by NumPy, got {kind}: {error}") from error
-    if not jnp.issubdtype(array.dtype, np.number) and array.dtype != np.bool_:
+    is_number = jnp.issubdtype(array.dtype, np.number) or array.dtype == np.bool_
+    if not is_number or array.dtype.kind == "m":  # spans of time, which are integers to NumPy
         came = f"{type(value).__name__} (dtype {array.dtype})"
         raise ValueError(f"{name} must be an array of numbers, got {came}: {value!r:.60}")
     return array

@@ -362,8 +362,8 @@ def _check_dones(dones: Any, previous: Any) -> tuple[Array, Array | None]:
     before = _check_flags("previous", previous)
     if before.shape[:-1] != dones.shape[:-1]:
         raise ValueError(
-            f"previous must have the batch shape of dones, {dones.shape[:-1]}, "
-            f"got shape {before.shape}"
+            f"previous must have the batch shape of dones, {dones.shape[:-1]}, and an axis of "
+            f"time, got shape {before.shape}"
         )
     return dones, before
 

@@ -46,8 +46,15 @@ def input_and_elapsed(x: Any) -> tuple[Array, Array | None]:
         return x
     raise ValueError(
         "xs must be inputs [..., T, D], or a tuple of them and of elapsed times [..., T, 1], got "
-        f"for one step {describe(x)}"
+        f"for one step {_shapes(x)}"
     )
+
+
+def _shapes(x: Any) -> str:
+    """What came, with the shapes of a tuple: they say whether its parts are in the wrong order."""
+    if isinstance(x, tuple) and all(hasattr(part, "shape") for part in x):
+        return f"arrays of shapes {', '.join(str(tuple(part.shape)) for part in x)}"
+    return describe(x)
 
 
 def zeros_of(*sizes: int, carry: Callable[..., Carry] = lambda h: h) -> Callable[[Params], Carry]:

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from rnnjax._checks import shown
+
 
 def checked_step(step: Any) -> int:
     """``step`` as an ``int``.
@@ -17,7 +19,7 @@ def checked_step(step: Any) -> int:
     """
     scalar = step.item() if _is_scalar_array(step) else step
     if isinstance(scalar, bool) or not isinstance(scalar, int) or scalar < 0:
-        raise ValueError(f"step must be a whole number of at least 0, got {step!r}")
+        raise ValueError(f"step must be a whole number of at least 0, got {shown(step)}")
     return scalar
 
 

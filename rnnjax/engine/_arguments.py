@@ -129,6 +129,8 @@ def check_pieces(w_hh: Array | None, carry: Carry, x_projs: Any) -> None:
     if not isinstance(x_projs, tuple):
         raise ValueError(f"a cell's project must give a tuple, got {describe(x_projs)}")
     gate_widths(w_hh, x_projs)
+    if w_hh is not None and not jax.tree.leaves(carry):
+        raise ValueError(f"a cell's carry must have an array for recurrent, got {describe(carry)}")
     for leaf in jax.tree.leaves(carry):
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             raise ValueError(

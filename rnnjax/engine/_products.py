@@ -58,7 +58,7 @@ def _heads(w_hh: Array) -> int:
 def multiply(h: Array, w_hh: Array) -> Array:
     """``h`` [..., P] times the recurrent weights, packed, in at least float32."""
     if w_hh.ndim == 2:
-        return affine(h, w_hh)
+        return affine(h, w_hh, name="a cell's hidden(carry)")
     return _multiply_blocks(h, w_hh, transposed=False)
 
 

@@ -17,7 +17,7 @@ from jax import Array, lax
 from jax.core import Tracer
 
 from rnnjax import masking
-from rnnjax._checks import check_batch_shape, check_carry, check_floating
+from rnnjax._checks import check_batch_shape, check_carry, check_floating, check_there
 from rnnjax._native import jit
 from rnnjax.base import Carry, Cell, Layer, Params, runs_steps
 from rnnjax.engine._arguments import is_tree_of_inputs
@@ -74,7 +74,11 @@ def step(
     # compiled, once for all steps of such arrays.
     if isinstance(x, Array) and all(map(_holds_values, set(map(type, leaves)))):
         flags = _flags(x.shape[:-1])
-        return _run_alone(part, "carry", params, carry, x, mask, resets, flags, context)
+        try:
+            return _run_alone(part, "carry", params, carry, x, mask, resets, flags, context)
+        except RuntimeError:
+            check_there(params=params, carry=carry, x=x)
+            raise
     require_causal("step", part)
     x = _check_x(x)
     batch = _batch_of(x)
@@ -329,8 +333,8 @@ def _check_x(x: Any) -> Any:
             raise ValueError(f"{name} must have shape [..., D], got shape ()")
         if array.shape[:-1] != (arrays or [array])[0].shape[:-1]:
             raise ValueError(
-                f"{name} must have the batch axes {arrays[0].shape[:-1]} of the first input, "
-                f"got shape {array.shape}"
+                f"{name} must have the batch axes {arrays[0].shape[:-1]} of the first input and an "
+                f"axis of features, got shape {array.shape}"
             )
         arrays.append(array)
     if is_tree:

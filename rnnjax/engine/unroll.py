@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from rnnjax import _values, masking
-from rnnjax._checks import check_flag, check_key, describe
+from rnnjax._checks import check_flag, check_key, check_there, describe
 from rnnjax._devices import platform_of
 from rnnjax.base import Carry, Cell, Key, Params
 from rnnjax.engine import _arguments
@@ -130,9 +130,6 @@ def unroll(
     if include_initial and not all_carries:
         raise ValueError("include_initial=True needs all_carries=True")
     request = check_request(cell, implementation, remat, scan_unroll)
-    # Where the arrays lie is asked here: inside ``jax.jit`` they are traced and do not say.
-    device = persistent.find_device(call)
-    static = Static(reverse, all_carries, include_initial, request, platform_of(call), device)
 
     def run(call: Call, mapped: int) -> tuple[Carry, Any]:
         return run_call(cell, static._replace(mapped=mapped), call)
@@ -140,9 +137,15 @@ def unroll(
     # A cell's own functions fail somewhere in the middle of a product. The error is looked at again
     # afterwards: it may be a parameter or an input of another shape, which has a clearer message.
     try:
+        # Where the arrays lie is asked here: inside ``jax.jit`` they are traced and do not say.
+        device = persistent.find_device(call)
+        static = Static(reverse, all_carries, include_initial, request, platform_of(call), device)
         carry, ys = run_as_one_batch(run, call)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         _arguments.explain_failure(cell, params, call.xs)
+        raise
+    except RuntimeError:
+        check_there(params=params, xs=xs, initial_carry=initial_carry)
         raise
     _values.require_finite("the outputs", ys)
     _values.require_finite("the final carry", carry)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rnnjax._checks import shown
 from rnnjax.base import Cell
 from rnnjax.cells.gru import gru
 from rnnjax.cells.lstm import lstm
@@ -28,7 +29,7 @@ def arguments_of(model: Any, make: Any) -> dict[str, Any]:
     """
     recipe = getattr(model, "_recipe", None)
     if recipe is None or recipe.make is not make:
-        raise ValueError(f"model must be made by rnnjax.{make.__name__}, got {model!r}")
+        raise ValueError(f"model must be made by rnnjax.{make.__name__}, got {shown(model)}")
     made = getattr(recipe.arguments["embedding"], "_recipe", None)
     if made is None or made.make is not embedding:
         raise ValueError(f"model must have a rnnjax.embedding to become ONNX nodes, got {model!r}")

@@ -107,9 +107,10 @@ def bidirectional(
         return jnp.concatenate([one.last(ahead, valid), two.last(back, valid)], axis=-1)
 
     def initial_carry(params: Directions, batch_shape: tuple[int, ...] = ()) -> Directions:
+        check_parts("params", params, 2, (tuple, list))
+        ahead, back = params
         return Directions(
-            one.initial_carry(params.forward, batch_shape),
-            two.initial_carry(params.backward, batch_shape),
+            one.initial_carry(ahead, batch_shape), two.initial_carry(back, batch_shape)
         )
 
     size = one.output_size + two.output_size

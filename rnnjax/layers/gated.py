@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax import masking
-from rnnjax._checks import check_function, check_key, check_number, check_size
+from rnnjax._checks import check_function, check_key, check_number, check_params, check_size
 from rnnjax._numerics import accumulation_dtype, affine
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Layer
@@ -108,6 +108,7 @@ def gated(
         return carry, masking.zero_padding(valid, as_state(policy, ys))
 
     def own_carry(params: GatedParams, batch_shape: tuple[int, ...] = ()) -> Carry:
+        params = check_params(params, GatedParams)
         return () if inner is None else inner.initial_carry(params.layer, batch_shape)
 
     return Layer(
@@ -180,7 +181,7 @@ def rms_norm(layer: Cell | Layer, *, epsilon: float = 1e-6, policy: Policy | Non
         return inner.apply(params.layer, normed, **steps, initial_carry=initial_carry, key=key)
 
     def own_carry(params: RMSNormParams, batch_shape: tuple[int, ...] = ()) -> Carry:
-        return inner.initial_carry(params.layer, batch_shape)
+        return inner.initial_carry(check_params(params, RMSNormParams).layer, batch_shape)
 
     return inner._replace(
         init=init, apply=with_signature(apply, RMSNormParams), initial_carry=own_carry

@@ -7,7 +7,7 @@ import jax
 from jax import Array
 
 from rnnjax import masking
-from rnnjax._checks import check_function, check_key, check_size
+from rnnjax._checks import check_function, check_key, check_params, check_size
 from rnnjax._numerics import affine
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Layer
@@ -75,7 +75,7 @@ def output_head(
         return carry, masking.zero_padding(valid, ys)
 
     def initial_carry(params: HeadParams, batch_shape: tuple[int, ...] = ()) -> Carry:
-        return below.initial_carry(params.layer, batch_shape)
+        return below.initial_carry(check_params(params, HeadParams).layer, batch_shape)
 
     return below._replace(
         init=init,

@@ -150,6 +150,7 @@ def skip_stack(*layers: Cell | Layer, policy: Policy | None = None) -> Layer:
         return jnp.concatenate([floor.last(part, valid) for floor, part in parts], axis=-1)
 
     def initial_carry(params: tuple, batch_shape: tuple[int, ...] = ()) -> tuple:
+        check_parts("params", params, len(floors), (tuple, list))
         parts = zip(floors, params, strict=True)
         return tuple(floor.initial_carry(p, batch_shape) for floor, p in parts)
 

@@ -72,6 +72,7 @@ def stack(*layers: Cell | Layer, dropout: float = 0.0, policy: Policy | None = N
         return tuple(carries), ys
 
     def initial_carry(params: tuple, batch_shape: tuple[int, ...] = ()) -> tuple:
+        check_parts("params", params, len(floors), (tuple, list))
         parts = zip(floors, params, strict=True)
         return tuple(floor.initial_carry(p, batch_shape) for floor, p in parts)
 

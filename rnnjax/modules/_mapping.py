@@ -272,8 +272,13 @@ def check_names(argument: str, given: Iterable[str], params: Params) -> None:
         raise ValueError(f"{argument} must name parameters, {sorted(names)}, got {sorted(unknown)}")
 
 
-def check_runs(cell: Any) -> None:
-    """Refuse what is no Flax cell, and say what to do with a cell or a layer of rnnjax."""
+def check_runs(cell: Any, module: type) -> None:
+    """Refuse what is no Flax cell, and say what to do with a cell or a layer of rnnjax.
+
+    Args:
+        cell: what was given for one.
+        module: what a cell must be: ``Module`` of the one of Flax's interfaces that runs it.
+    """
     if isinstance(cell, Cell):
         raise ValueError(
             "cell must be a Flax cell, got a rnnjax.Cell: wrap it, RNN(RNNCell(cell, ...)), or "
@@ -293,6 +298,11 @@ def check_runs(cell: Any) -> None:
         raise ValueError(
             f"cell must be a Flax cell, with __call__, initialize_carry and num_feature_axes, got "
             f"{type(cell).__name__} without {', '.join(missing)}"
+        )
+    if not isinstance(cell, module):
+        raise ValueError(
+            f"cell must be a {module.__module__.removesuffix('.module')}.{module.__name__}, got "
+            f"{type(cell).__module__}.{type(cell).__name__}"
         )
 
 

@@ -339,7 +339,7 @@ class RNN(nn.RNN):
             ValueError: what should be a cell is none, or an argument has a wrong shape or value.
                 ``seq_lengths`` are named ``lengths`` there.
         """
-        mapping.check_runs(self.cell)
+        mapping.check_runs(self.cell, nn.Module)
         options = Options(
             self.return_carry, self.time_major, self.reverse, self.keep_order, self.unroll
         ).override(return_carry, time_major, reverse, keep_order)

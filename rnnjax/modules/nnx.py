@@ -89,6 +89,10 @@ class RNNCell(nnx.RNNCellBase):
         rngs: nnx.Rngs,
     ) -> None:
         self.cell = nnx.static(check_cell(cell))
+        if not isinstance(rngs, nnx.Rngs):
+            raise ValueError(
+                f"rngs must be nnx.Rngs, such as nnx.Rngs(0), got {type(rngs).__name__}"
+            )
         self.in_features = in_features
         self.dtype = dtype
         self.param_dtype = param_dtype
@@ -365,7 +369,7 @@ class RNN(nnx.RNN):
             ValueError: what should be a cell is none, or an argument has a wrong shape or value.
                 ``seq_lengths`` are named ``lengths`` there.
         """
-        mapping.check_runs(self.cell)
+        mapping.check_runs(self.cell, nnx.Module)
         options = Options(
             self.return_carry, self.time_major, self.reverse, self.keep_order, self.unroll
         ).override(return_carry, time_major, reverse, keep_order)

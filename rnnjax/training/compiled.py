@@ -108,12 +108,8 @@ class CompiledStep(Generic[State, Result]):
             check_batch(rest[0])
         traced = any(isinstance(leaf, Tracer) for leaf in (*leaves, *jax.tree.leaves(state)))
         began = time.perf_counter()
-        with _watch(self.__name__) as ends:
-            try:
-                result = (self._nested if traced else self._jitted)(state, *rest)
-            except (RuntimeError, ValueError) as error:
-                _explain_deleted(state, error)
-                raise
+        with _watch(self.__name__) as ends, explaining_deleted(state):
+            result = (self._nested if traced else self._jitted)(state, *rest)
         # Without jit single operations compile, under names that a step may have.
         disabled = jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
         if ends and not disabled:
@@ -132,15 +128,20 @@ class CompiledStep(Generic[State, Result]):
             self._on_compile(made)
 
 
-def _explain_deleted(state: Any, error: Exception) -> None:
-    """Say of a state that an earlier step has used up what JAX says of a buffer."""
-    for path, leaf in jax.tree.leaves_with_path(state):
-        if isinstance(leaf, Array) and not isinstance(leaf, Tracer) and leaf.is_deleted():
-            raise ValueError(
-                "state must be the one that the step before returned, got one whose array "
-                f"{jax.tree_util.keystr(path)} was given to a step already: go on with the new "
-                "state, or keep this one alive with donate_state=False"
-            ) from error
+@contextmanager
+def explaining_deleted(state: Any) -> Iterator[None]:
+    """Says of a state that an earlier step has used up what JAX says of a buffer."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        for path, leaf in jax.tree.leaves_with_path(state):
+            if isinstance(leaf, Array) and not isinstance(leaf, Tracer) and leaf.is_deleted():
+                raise ValueError(
+                    "state must be the one that the step before returned, got one whose array "
+                    f"{jax.tree_util.keystr(path)} was given to a step already: go on with the new "
+                    "state, or keep this one alive with donate_state=False"
+                ) from error
+        raise
 
 
 @functools.cache

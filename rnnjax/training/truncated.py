@@ -12,7 +12,7 @@ from jax import Array, lax
 
 from rnnjax._checks import check_carry, check_size
 from rnnjax._native import in_native_order, jit
-from rnnjax.training.compiled import Compilation, CompiledStep, check_batch
+from rnnjax.training.compiled import Compilation, CompiledStep, check_batch, explaining_deleted
 from rnnjax.training.loss_functions import Metrics, check_result, join_metrics
 from rnnjax.training.updates import TrainState, apply_gradients, check_optimizer, check_state
 
@@ -60,7 +60,8 @@ class TruncatedStep:
         check_state(state)
         batch = _filled(_check_sequences(batch), carry is None)
         if carry is None:
-            carry = self._first_carry(state.params, batch.xs)
+            with explaining_deleted(state):
+                carry = self._first_carry(state.params, batch.xs)
         else:
             carry = jax.tree_util.tree_map_with_path(_as_carry, carry)
         return self._step(state, batch, carry)
@@ -145,6 +146,9 @@ def make_truncated_step(
     """
     k1, k2 = _check_sizes(k1, k2)
     check_optimizer(optimizer)
+    if not callable(apply):
+        kind = type(apply).__name__
+        raise ValueError(f"apply must be a function, such as layer.apply, got {kind}")
 
     def window_loss(params: Any, carry: Any, window: Sequences, key: Array) -> tuple[Array, tuple]:
         ahead, ys = _run(apply, params, carry, _in_time(window, 0, k1), key)

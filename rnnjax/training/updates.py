@@ -69,6 +69,7 @@ def init_train_state(
     key = _checks.check_key(key)
     check_optimizer(optimizer)
     _check_floating(params)
+    _checks.check_there(params=params)
     params = jax.tree.map(_owned, params)
     opt_state = jax.tree.map(_owned, _init_optimizer(optimizer, params))
     # One array each: a step gives its state away, and no array can be given away twice.

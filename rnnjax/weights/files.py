@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from rnnjax._checks import check_there, shown
 from rnnjax._native import in_native_order
 from rnnjax.weights._tensor_files import KNOWN_DTYPES, open_tensors
 
@@ -71,9 +72,15 @@ def save_weights(
     import safetensors.numpy
 
     # The format knows row-major arrays only, and an array from a device may be strided.
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(
+            f"path must be the name of a file, got {shown(path)}: the order is "
+            "save_weights(path, params)"
+        )
     leaves = named_parameters(params)
     for name, leaf in leaves.items():
         _check_leaf(name, leaf)
+    check_there(params=params)
     arrays = {name: np.asarray(leaf, order="C") for name, leaf in jax.device_get(leaves).items()}
     kept = None if metadata is None else _checked_metadata(metadata)
     data = safetensors.numpy.save(arrays, kept) if arrays else _without_arrays(kept or {})

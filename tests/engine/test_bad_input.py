@@ -13,6 +13,7 @@ CELL = rnnjax.lstm(4)
 PARAMS = CELL.init(jax.random.key(0), 3)
 XS = jnp.ones((2, 5, 3))
 KEY = jax.random.key(0)
+UNEVEN = rnnjax.cfc(4)
 EMBEDDED = rnnjax.embedding(3, 2).init(KEY)
 
 
@@ -112,6 +113,36 @@ CASES = {
         "carry",
         "floating",
         "int32",
+    ),
+    "no carry": (
+        lambda: rnnjax.unroll(CELL._replace(initial_carry=lambda p: None), PARAMS, XS),
+        "carry",
+        "an array for recurrent",
+        "None",
+    ),
+    "hidden of another size": (
+        lambda: rnnjax.unroll(CELL._replace(hidden=lambda carry: carry.h[:3]), PARAMS, XS),
+        "a cell's hidden(carry)",
+        "size 4",
+        "size 3",
+    ),
+    "spans of time": (
+        lambda: rnnjax.unroll(CELL, PARAMS, np.zeros((5, 3), "timedelta64[s]")),
+        "xs",
+        "an array of numbers",
+        "timedelta64[s]",
+    ),
+    "input and time in the wrong order": (
+        lambda: rnnjax.unroll(UNEVEN, UNEVEN.init(KEY, 3), (XS[..., :1], XS)),
+        "xs",
+        "elapsed times [..., T, 1]",
+        "arrays of shapes (1,), (3,)",
+    ),
+    "times of a step without an axis of features": (
+        lambda: UNEVEN.step(UNEVEN.init(KEY, 3), None, (XS[:, 0], np.ones(2))),
+        "x[1]",
+        "batch axes (2,) of the first input and an axis of features",
+        "(2,)",
     ),
     "hidden_size": (lambda: rnnjax.lstm(0), "hidden_size", "positive integer", "0"),
     "hidden_size float": (lambda: rnnjax.gru(4.0), "hidden_size", "positive integer", "4.0"),
@@ -215,6 +246,19 @@ CASES = {
     ),
     "frozen noise": (lambda: table(3, 5, frozen=True), "frozen", "vectors", "random"),
 }
+
+
+@pytest.mark.parametrize("name", ["params", "xs", "initial_carry"])
+def test_an_array_that_was_given_away_is_named(name):
+    carry = rnnjax.recurrent(CELL).initial_carry(PARAMS, (2,))
+    given = {"params": PARAMS, "xs": XS, "initial_carry": carry}
+    given[name] = jax.tree.map(jnp.copy, given[name])
+    jax.jit(lambda tree: jax.tree.map(lambda a: a + 1, tree), donate_argnums=0)(given[name])
+    with pytest.raises(ValueError, match=rf"^{name}.* must still be there, got .* \(donated\)"):
+        rnnjax.unroll(CELL, **given)
+    if name != "xs":
+        with pytest.raises(ValueError, match=rf"^{name.split('_')[-1]}.* must still be there"):
+            CELL.step(given["params"], given["initial_carry"], XS[:, 0])
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -157,7 +157,7 @@ def test_rollouts_with_resets_are_the_episodes_alone():
         ({"dones": [[0.0, 1.0]]}, "dones must be of dtype bool, got dtype float64"),
         ({"dones": True}, r"dones must have shape \[..., T\], got a scalar"),
         ({"previous": [1, 0]}, "previous must be of dtype bool"),
-        ({"previous": [[True]]}, r"previous must have the batch shape of dones, \(\), got shape"),
+        ({"previous": [[True]]}, r"batch shape of dones, \(\), and an axis of time, got"),
         ({"previous": [True], "auto_reset": "next_step"}, "at least 2 flags in each row, got 1"),
         ({"previous": np.zeros(0, bool)}, "at least 1 flags in each row, got 0"),
         ({"recorded_with": "reward"}, "'action' or 'observation', got 'reward'"),

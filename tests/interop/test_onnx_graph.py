@@ -201,6 +201,10 @@ BAD = {
         lambda: (classifier(rnnjax.gru(4))[0]._replace(init=None), None),
         "model must be made by rnnjax.classifier",
     ),
+    "arguments in the wrong order": (
+        lambda: classifier(rnnjax.gru(4))[::-1],
+        "got ClassifierParams(embedding=EmbeddingParams(vectors), ",
+    ),
     "parameters of another cell": (
         lambda: of_another(rnnjax.gru(4), rnnjax.lstm(4)),
         "must be GRUParams for kind 'gru', got LSTMParams",

@@ -201,8 +201,29 @@ def test_parameters_of_more_layers_than_there_are_are_refused(make):
     for wrong, got in (((*params, params[1]), "tuple of 3"), (params[:1], "tuple of 1")):
         with pytest.raises(ValueError, match=f"params must be a tuple of 2 parts, got {got}"):
             layer.apply(wrong, jnp.ones((4, 3)))
+        with pytest.raises(ValueError, match=f"params must be a tuple of 2 parts, got {got}"):
+            layer.initial_carry(wrong, (1,))
     with pytest.raises(ValueError, match="params must be a tuple of 2 parts, got NoneType"):
         layer.apply(None, jnp.ones((4, 3)))
+
+
+@pytest.mark.parametrize(
+    ("layer", "fields"),
+    [
+        (rnnjax.output_head(rnnjax.gru(2), 3), "HeadParams"),
+        (rnnjax.gated(rnnjax.gru(2), 3), "GatedParams"),
+        (rnnjax.rms_norm(rnnjax.gru(2)), "RMSNormParams"),
+    ],
+)
+def test_parameters_of_another_layer_are_named_wherever_they_are_given(layer, fields):
+    wrong = rnnjax.stack(rnnjax.gru(2), rnnjax.gru(2)).init(KEY, 4)
+    for run in (
+        lambda: layer.apply(wrong, XS),
+        lambda: layer.step(wrong, None, XS[:, 0]),
+        lambda: layer.initial_carry(wrong, (3,)),
+    ):
+        with pytest.raises(ValueError, match=rf"params must be {fields}\(.*, got a tuple of 2"):
+            run()
 
 
 def test_the_last_output_takes_lengths_as_well_as_a_mask():

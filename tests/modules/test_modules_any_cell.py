@@ -238,6 +238,16 @@ def test_what_is_no_cell_is_refused_and_what_to_do_is_said(make, message, api):
         run()
 
 
+def test_a_cell_of_the_other_interface_of_flax_is_refused():
+    with pytest.raises(
+        ValueError, match=r"cell must be a flax\.nnx\.Module, got flax\.linen\..*LSTM"
+    ):
+        modules.nnx.RNN(nn.LSTMCell(H))(XS)
+    cell = nnx.LSTMCell(D, H, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"cell must be a flax\.linen\.Module, got flax\.nnx\."):
+        modules.linen.RNN(cell).init(jax.random.key(0), XS)
+
+
 def test_a_carry_that_cannot_be_held_is_named():
     class Counting(Plain):
         def initialize_carry(self, input_shape, rngs):

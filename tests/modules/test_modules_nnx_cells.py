@@ -163,3 +163,7 @@ def test_dtypes_of_our_cells():
 def test_what_is_no_cell_is_refused():
     with pytest.raises(ValueError, match=r"cell must be a rnnjax\.Cell, got LSTMCell"):
         modules.nnx.RNNCell(nnx.LSTMCell(D, H, rngs=nnx.Rngs(0)), D, rngs=nnx.Rngs(0))
+    with pytest.raises(
+        ValueError, match=r"rngs must be nnx\.Rngs, such as nnx\.Rngs\(0\), got int"
+    ):
+        modules.nnx.LSTMCell(D, H, rngs=0)

@@ -267,6 +267,8 @@ def test_a_state_that_was_given_away_is_told():
     step(state, to_device(BATCHES[0]))
     with pytest.raises(ValueError, match=r"state must be the one .* whose array \.step was given"):
         step(state, to_device(BATCHES[0]))
+    with pytest.raises(ValueError, match=r"params\['b'\] must still be there, got .* \(donated\)"):
+        init_train_state(jax.random.key(0), state.params, optax.adam(0.1))
 
 
 def test_an_optimizer_that_keeps_the_parameters_can_be_donated_too():

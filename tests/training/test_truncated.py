@@ -342,6 +342,20 @@ def test_a_batch_of_unequal_axes_is_named(changes, message):
         step(state, as_float32()._replace(**changes))
 
 
+def test_a_state_that_was_given_away_is_told_at_the_start_of_rows_too():
+    """There the parameters make the first carry, before the step sees the state."""
+    layer, state = start(np.float32)
+    step = make_truncated_step(layer.apply, loss_fn, optax.sgd(RATE), k1=3)
+    step(state, as_float32())
+    with pytest.raises(ValueError, match=r"state must be the one that the step before returned"):
+        step(state, as_float32())
+
+
+def test_a_layer_in_place_of_its_function_is_refused():
+    with pytest.raises(ValueError, match=r"apply must be a function, such as layer\.apply, got"):
+        make_truncated_step(start(np.float32)[0], loss_fn, optax.sgd(RATE), k1=3)
+
+
 @pytest.mark.parametrize("name", ["grad_norm", "skipped"])
 def test_a_metric_that_the_step_adds_itself_is_refused(name):
     layer, state = start(np.float32)

@@ -332,6 +332,7 @@ def test_doubles_are_not_cut_to_floats_without_a_word(tmp_path):
         ((True, {"w": jnp.zeros(1)}), ValueError, "step must be a whole number .* got True"),
         ((1.0, {"w": jnp.zeros(1)}), ValueError, "step must be a whole number .* got 1.0"),
         ((jnp.ones(1, int), {"w": jnp.zeros(1)}), ValueError, "step must be a whole number"),
+        (({"w": jnp.zeros(1)}, 1), ValueError, "step must be a whole number .* got a dict of w$"),
         (
             (1, {}, {"a": [{"b": object()}]}),
             ValueError,

@@ -357,6 +357,18 @@ def test_ids_outside_the_vocabulary_are_the_nearest_ones_in_every_program():
     np.testing.assert_array_equal(found, expected)
 
 
+def test_packed_rows_of_any_number_of_steps_are_refused():
+    model = rnnjax.tagger(None, rnnjax.gru(3), num_classes=2)
+
+    def apply(params, xs, lengths):
+        ids = rnnjax.lengths_to_mask(lengths, xs.shape[1]).astype(int)
+        return model.apply(params, xs, segment_ids=ids)
+
+    params = model.init(jax.random.key(0), D)
+    with pytest.raises(ValueError, match=r"must run for a T that is not known .* segment_ids"):
+        export_program(apply, params, input_size=D, platforms=["cpu"])
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 def test_resets_are_exported_forwards_and_refused_in_reverse(reverse):
     layer = rnnjax.recurrent(rnnjax.gru(3), reverse=reverse)

@@ -238,3 +238,13 @@ def test_arrays_of_another_byte_order_and_plain_numbers_are_written(tmp_path):
     assert [np.asarray(leaf).tolist() for leaf in found.values()] == [[0.0, 1.0, 2.0], True, 1.0]
     with pytest.raises(ValueError, match="like must be a tree of arrays or their shapes, got 'a'"):
         load_weights(path, "a")
+
+
+def test_arguments_in_the_wrong_order_and_what_was_given_away_are_named(tmp_path):
+    path, params = tmp_path / "w.safetensors", {"a": jnp.arange(3.0)}
+    with pytest.raises(ValueError, match=r"path must be the name of a file, got a dict of a: the"):
+        save_weights(params, path)  # pyright: ignore[reportArgumentType]
+    jax.jit(lambda tree: tree["a"] + 1, donate_argnums=0)(params)
+    with pytest.raises(ValueError, match=r"params\['a'\] must still be there, got .* \(donated\)"):
+        save_weights(path, params)
+    assert not path.exists()
