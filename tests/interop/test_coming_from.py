@@ -109,7 +109,7 @@ SIZES = "B, T, D, H, P, V, E, O, C = 2, 5, 3, 4, 2, 10, 6, 2, 3"
 OURS = f"""
 import jax, jax.numpy as jnp, optax, rnnjax
 from rnnjax import *
-from rnnjax.metrics import cross_entropy, squared_error
+from rnnjax.metrics import Mean, cross_entropy, squared_error
 from rnnjax.weights import save_weights
 {SIZES}
 key, cell, optimizer = jax.random.key(0), lstm(H), optax.sgd(0.1)
@@ -126,7 +126,7 @@ state, batch, step = None, None, lambda state, batch: (state, {{}})
 # What the answers of the guide may name beside it.
 ASKED = f"""{OURS}
 size, steps, table, ids, metrics = H, 7, embedding(V, E), tokens, {{"loss": squared_error(x, x)}}
-vectors = table.init(key)
+vectors, outputs, flags = table.init(key), logits[:, :1], logits > 0
 frames, cnn = jnp.ones((B, T, 8, 8)), lambda frame: frame[0, :D]
 """
 THEIRS = {
