@@ -108,8 +108,8 @@ def _check_lengths(data: Data, settings: Settings) -> None:
         shortest = min(len(series.values) for series in part)
         if shortest < least:
             raise DataError(
-                f"{data.name} must leave {least} steps or more to {name} for --window "
-                f"{settings.window} and --season {settings.season}, got {shortest}"
+                f"{settings.dataset or 'a series'} must leave {least} steps or more to {name} for "
+                f"--window {settings.window} and --season {settings.season}, got {shortest}"
             )
 
 

@@ -49,7 +49,10 @@ def read_corpus(settings: Settings) -> Corpus:
         name, sentences = path.stem, read_sentences(path)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if len(sentences) < 5:
-        raise DataError(f"{name} must hold at least 5 sentences, got {len(sentences)}")
+        raise DataError(
+            f"{settings.dataset} must hold at least 5 sentences, each ended by an empty line, got "
+            f"{len(sentences)}"
+        )
     order = np.random.default_rng(settings.seed).permutation(len(sentences))
     fifth = len(order) // 5
     validation, test, train = np.split(order, [fifth, 2 * fifth])
