@@ -26,7 +26,7 @@ from experiments.running.console import exit_code
 from experiments.running.parsing import parse
 from experiments.running.room import require_room
 from experiments.running.setting_checks import check_settings, whole
-from experiments.running.text import Splits, fit_encoder, hold_out, make_batches
+from experiments.running.text import Splits, fit_encoder, hold_out, make_batches, take
 from rnnjax.data import load
 from rnnjax.metrics import accuracy, compute, evaluate, merge
 from rnnjax.training import CompiledStep, TrainState, init_train_state, make_train_step
@@ -42,6 +42,8 @@ class Settings:
     """rotten_tomatoes needs no network: its sentences come inside a package."""
     data_dir: Path | None = None
     """Folder of local data sets; the environment variable RNNJAX_DATA if not given."""
+    take: int | None = None
+    """Train on this many examples only."""
     members: int = 4
     """Models in the ensemble; they differ in their initial weights and their dropout."""
     hidden_size: int = 32
@@ -148,6 +150,7 @@ def prepare(settings: Settings) -> tuple[Splits, int, int]:
     """The batches, and the sizes of the vocabulary and of the classes."""
     dataset = load(settings.dataset, data_dir=settings.data_dir, seed=settings.seed)
     training, validation = hold_out(dataset, 0.1, settings.seed)
+    training = take(training, settings.take)
     encode = fit_encoder(
         training.texts,
         tokenizer="basic_english",

@@ -1,8 +1,8 @@
 """Many recurrent classifiers trained at once by ``jax.vmap``, to choose a learning rate by.
 
-Every combination of seeds, learning rates and word dropout is one model; all of them are trained by
-one program, on the same batches. The dropout of activations is fixed when a program is compiled,
-so each of its rates has a program of its own.
+Every combination of seeds, learning rates, word dropout and scales of the first word vectors is one
+model; all of them are trained by one program, on the same batches. The dropout of activations is
+fixed when a program is compiled, so each of its rates has a program of its own.
 
 Run:     python -m experiments.sweep --learning-rates 1e-3 3e-3 1e-2 --seeds 4
 """
@@ -31,7 +31,14 @@ from experiments.running.figures import new_figure, save_figure
 from experiments.running.parsing import parse
 from experiments.running.room import require_room
 from experiments.running.run_folder import RunFolder, check_usable, environment
-from experiments.running.setting_checks import MOST_SEEDS, above, check_settings, share, whole
+from experiments.running.setting_checks import (
+    MOST_SEEDS,
+    above,
+    at_least,
+    check_settings,
+    share,
+    whole,
+)
 from experiments.running.text import Splits
 from rnnjax.data import DataError
 from rnnjax.metrics import merge
@@ -48,12 +55,16 @@ class Settings:
     """rotten_tomatoes needs no network: its sentences come inside a package."""
     data_dir: Path | None = None
     """Folder of local data sets; the environment variable RNNJAX_DATA if not given."""
+    take: int | None = None
+    """Train on this many examples only."""
     learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     """Rates of Adam to be tried."""
     word_dropouts: tuple[float, ...] = (0.2,)
     """Shares of words read as the unknown word in training, to be tried."""
     dropouts: tuple[float, ...] = (0.6,)
     """Shares of activations dropped in training, to be tried; each is compiled anew."""
+    embedding_scales: tuple[float, ...] = (0.1,)
+    """Standard deviations of the first word vectors, to be tried."""
     seeds: int = 3
     """Models of each combination: differences smaller than their spread mean nothing."""
     hidden_size: int = 32
@@ -77,6 +88,7 @@ class Combination(NamedTuple):
 
     dropout: float
     word_dropout: float
+    embedding_scale: float
     learning_rate: float
     seed: int
 
@@ -93,7 +105,9 @@ class Found(NamedTuple):
 def combinations(settings: Settings, dropout: float) -> list[Combination]:
     """All models with this dropout."""
     seeds = range(settings.seed, settings.seed + settings.seeds)
-    rest = itertools.product(settings.word_dropouts, settings.learning_rates, seeds)
+    rest = itertools.product(
+        settings.word_dropouts, settings.embedding_scales, settings.learning_rates, seeds
+    )
     return [Combination(dropout, *one) for one in rest]
 
 
@@ -104,17 +118,24 @@ def make_optimizer(rate: float) -> optax.GradientTransformation:
 
 
 def init_models(model: rnnjax.Model, models: Sequence[Combination]) -> TrainState:
-    """The states of all models, stacked: every leaf has the models as its first axis."""
+    """The states of all models, stacked: every leaf has the models as its first axis.
 
-    def init(seed: jax.Array, rate: jax.Array) -> TrainState:
+    The word vectors of ``model`` are of scale 1; each gets those of its own scale.
+    """
+
+    def init(seed: jax.Array, scale: jax.Array, rate: jax.Array) -> TrainState:
         init_key, step_key = jax.random.split(jax.random.key(seed))
-        state = init_train_state(step_key, model.init(init_key), make_optimizer(0.0))
+        params = model.init(init_key)
+        table = params.embedding._replace(vectors=scale * params.embedding.vectors)
+        params = params._replace(embedding=table)
+        state = init_train_state(step_key, params, make_optimizer(0.0))
         return state._replace(
             opt_state=optax.tree_utils.tree_set(state.opt_state, learning_rate=rate)
         )
 
     seeds = jnp.array([one.seed for one in models], jnp.uint32)
-    return jax.vmap(init)(seeds, jnp.array([one.learning_rate for one in models]))
+    scales = jnp.array([one.embedding_scale for one in models], jnp.float32)
+    return jax.vmap(init)(seeds, scales, jnp.array([one.learning_rate for one in models]))
 
 
 def make_step(model: rnnjax.Model) -> CompiledStep:
@@ -149,7 +170,7 @@ def build_model(
 ) -> rnnjax.Model:
     """A model, of which all with this dropout have the shapes."""
     return rnnjax.classifier(
-        rnnjax.embedding(vocab_size, settings.embedding_size),
+        rnnjax.embedding(vocab_size, settings.embedding_size, scale=1.0),
         rnnjax.bidirectional(rnnjax.gru(settings.hidden_size)),
         num_classes,
         pooling="max",
@@ -185,18 +206,19 @@ def table(found: Sequence[Found]) -> list[dict[str, str]]:
     """A row for each combination, the best one first: means and spread over its seeds."""
     groups: dict[tuple[float, ...], list[Found]] = {}
     for one in found:
-        groups.setdefault(one.combination[:3], []).append(one)
+        groups.setdefault(one.combination[:4], []).append(one)
     means = {key: np.mean([one.validation for one in group]) for key, group in groups.items()}
     rows = []
     for key in sorted(groups, key=lambda key: -means[key]):
         values = [[one.validation for one in groups[key]], [one.test for one in groups[key]]]
         validation, test = (f"{np.mean(v):.4f} ± {np.std(v, ddof=len(v) > 1):.4f}" for v in values)
-        dropout, word_dropout, rate = (f"{number:g}" for number in key)
+        dropout, word_dropout, scale, rate = (f"{number:g}" for number in key)
         rows.append(
             {
                 "learning rate": rate,
                 "dropout": dropout,
                 "word dropout": word_dropout,
+                "embedding scale": scale,
                 "validation": validation,
                 "test": test,
             }
@@ -208,15 +230,16 @@ def draw(found: Sequence[Found], path: Path) -> None:
     """Validation accuracy over the learning rate: a dot a model, and a line through the means."""
     figure = new_figure(6, 4)
     axes = figure.subplots()
-    kinds = sorted({one.combination[:2] for one in found})
+    kinds = sorted({one.combination[:3] for one in found})
     for kind in kinds:
-        dots = [one for one in found if one.combination[:2] == kind]
+        dots = [one for one in found if one.combination[:3] == kind]
         rates = sorted({one.combination.learning_rate for one in dots})
         means = [
             np.mean([one.validation for one in dots if one.combination.learning_rate == rate])
             for rate in rates
         ]
-        (line,) = axes.plot(rates, means, label=f"dropout {kind[0]:g}, of words {kind[1]:g}")
+        label = "dropout {:g}, of words {:g}, scale {:g}".format(*kind)
+        (line,) = axes.plot(rates, means, label=label)
         xs, ys = zip(
             *((one.combination.learning_rate, one.validation) for one in dots), strict=True
         )
@@ -234,6 +257,7 @@ def sweep(settings: Settings) -> tuple[list[Found], Path]:
     _check_each("learning_rates", settings.learning_rates, above(0))
     _check_each("word_dropouts", settings.word_dropouts, share())
     _check_each("dropouts", settings.dropouts, share())
+    _check_each("embedding_scales", settings.embedding_scales, at_least(0))
     if settings.seed + settings.seeds > MOST_SEEDS:
         raise DataError(f"--seed plus --seeds must be at most {MOST_SEEDS:,}, got more")
     name = f"sweep-{Path(settings.dataset).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -242,7 +266,7 @@ def sweep(settings: Settings) -> tuple[list[Found], Path]:
     shared = ensemble.Settings(
         **{
             name: getattr(settings, name)
-            for name in ("dataset", "data_dir", "batch_size", "buckets", "seed")
+            for name in ("dataset", "data_dir", "take", "batch_size", "buckets", "seed")
         }
     )
     config = {"settings": vars(settings), "environment": environment()}

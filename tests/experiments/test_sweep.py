@@ -26,11 +26,8 @@ from rnnjax.training import init_train_state, make_train_step
 
 @pytest.mark.full
 def test_each_model_is_what_its_rate_dropout_and_seed_train_alone():
-    model = rnnjax.classifier(rnnjax.embedding(9, 4), rnnjax.gru(4), 2, dropout=0.5)
-    models = [
-        Combination(0.5, word_dropout, rate, seed)
-        for word_dropout, rate, seed in ((0.6, 1e-2, 0), (0.0, 1e-1, 5))
-    ]
+    model = rnnjax.classifier(rnnjax.embedding(9, 4, scale=1.0), rnnjax.gru(4), 2, dropout=0.5)
+    models = [Combination(0.5, 0.6, 0.2, 1e-2, 0), Combination(0.5, 0.0, 1.0, 1e-1, 5)]
     states, step = init_models(model, models), make_step(model)
     for number in range(3):
         drops = np.array([one.word_dropout for one in models], np.float32)
@@ -42,7 +39,9 @@ def test_each_model_is_what_its_rate_dropout_and_seed_train_alone():
         loss_fn = classification_loss(model, one.word_dropout)
         alone = make_train_step(loss_fn, optimizer)
         init_key, step_key = jax.random.split(jax.random.key(one.seed))
-        state = init_train_state(step_key, model.init(init_key), optimizer)
+        scaled = rnnjax.embedding(9, 4, scale=one.embedding_scale)
+        drawn = rnnjax.classifier(scaled, rnnjax.gru(4), 2).init(init_key)
+        state = init_train_state(step_key, drawn, optimizer)
         for number in range(3):
             state, figures = alone(state, batch(number))
         np.testing.assert_allclose(together[i], figures["loss"].value, rtol=1e-4)
@@ -56,7 +55,7 @@ def test_each_model_is_what_its_rate_dropout_and_seed_train_alone():
 
 def test_the_table_has_means_over_seeds_and_the_best_first():
     found = [
-        Found(Combination(0.5, 0.1, rate, seed), value, 3, value - 0.1)
+        Found(Combination(0.5, 0.1, 0.1, rate, seed), value, 3, value - 0.1)
         for rate, values in ((1e-3, (0.5, 0.7)), (1e-2, (0.8, 0.9)))
         for seed, value in enumerate(values)
     ]
@@ -67,9 +66,15 @@ def test_the_table_has_means_over_seeds_and_the_best_first():
 
 
 def test_every_combination_is_there_once():
-    settings = Settings(learning_rates=(1e-3, 1e-2), word_dropouts=(0.0, 0.5), seeds=2, seed=7)
+    settings = Settings(
+        learning_rates=(1e-3, 1e-2),
+        word_dropouts=(0.0, 0.5),
+        embedding_scales=(0.1, 0.2, 0.3),
+        seeds=2,
+        seed=7,
+    )
     models = combinations(settings, 0.25)
-    assert len(models) == len(set(models)) == 8
+    assert len(models) == len(set(models)) == 24
     assert {one.seed for one in models} == {7, 8}
     assert {one.dropout for one in models} == {0.25}
 
