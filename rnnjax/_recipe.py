@@ -15,7 +15,7 @@ import inspect
 import types
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -132,6 +132,12 @@ class Made:
     """Equality, hash, text and pickling by the recipe, for a tuple of functions."""
 
     _recipe: Recipe | None = None
+    # Names of other libraries, which are asked for first, and what to do here.
+    _hints: ClassVar[Mapping[str, str]] = {
+        "fit": "rnnjax.make_train_step makes a training step",
+        "parameters": "init gives the parameters, and they are kept outside",
+        "params": "init gives the parameters, and they are kept outside",
+    }
 
     def _with_recipe(self, recipe: Recipe) -> Self:
         """The same functions with a recipe."""
@@ -143,6 +149,15 @@ class Made:
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"a {type(self).__name__} cannot be changed; use _replace({name}=...)")
+
+    if not TYPE_CHECKING:  # a type checker would take every name for one that is there
+
+        def __getattr__(self, name: str) -> Any:
+            """Called for names that are not there: always an error, which says what is."""
+            hint = f" ({self._hints[name]})" if name in self._hints else ""
+            known = ", ".join(n for n, value in self._asdict().items() if value is not None)
+            text = f"{type(self).__name__} has no {name!r}{hint}, only {known}"
+            raise AttributeError(text, name=name, obj=self)
 
     def __eq__(self, other: object) -> bool:
         if self is other:

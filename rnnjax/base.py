@@ -17,8 +17,8 @@ C      classes
 ====== ==========================================================
 """
 
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from jax import Array
 
@@ -134,6 +134,11 @@ class Cell(Made, _CellFields):
             a segment: the carry returns to ``reset_carry`` before such a step, and is held where a
             step is not valid. Outputs at steps that are not valid need only be finite.
     """
+
+    _hints: ClassVar[Mapping[str, str]] = {
+        **Made._hints,
+        "apply": "rnnjax.recurrent(cell) makes a layer of it, which has",
+    }
 
     def step(
         self,

@@ -28,8 +28,11 @@ __all__ = ["lengths_to_mask", "max_pool", "mean_pool", "take_first", "take_last"
 def lengths_to_mask(lengths: ArrayLike, time: int) -> Array:
     """The mask [..., T] of sequences padded on the right: True where ``t < length``.
 
+    Lengths whose values are traced cannot be checked and are clipped to [0, T].
+
     Raises:
-        ValueError: lengths or a time that are not integers, or a time below 0.
+        ValueError: lengths or a time that are not integers, a time below 0, or (where the values
+            are known) a length outside [0, T].
 
     Example:
         >>> import rnnjax
@@ -38,13 +41,19 @@ def lengths_to_mask(lengths: ArrayLike, time: int) -> Array:
     """
     array = _integers("lengths", lengths)
     time = _checks.python_scalar("time", time)
-    is_count = isinstance(time, int) and not isinstance(time, bool) and time >= 0
-    if not is_count and not export.is_symbolic_dim(time):
+    if isinstance(time, int) and not isinstance(time, bool) and time >= 0:
+        check_range("lengths", array, time + 1, f"[0, {time}] (the mask has {time} steps)")
+    elif not export.is_symbolic_dim(time):  # as T may be in an exported program
         raise ValueError(f"time must be an integer of at least 0, got {time!r}")
-    if array.dtype.itemsize >= 4:  # what int32 cannot hold is beyond any T
-        numpy = np if isinstance(array, np.ndarray) else jnp
-        array = numpy.clip(array, 0, np.iinfo(np.int32).max)
-    lengths = jnp.asarray(array).astype(jnp.int32)
+    return _mask_of(array, time)
+
+
+def _mask_of(lengths: Any, time: Any) -> Array:
+    """The mask of lengths that are integers; beyond [0, time] they count as clipped to it."""
+    if lengths.dtype.itemsize >= 4:  # what int32 cannot hold is beyond any T
+        numpy = np if isinstance(lengths, np.ndarray) else jnp
+        lengths = numpy.clip(lengths, 0, np.iinfo(np.int32).max)
+    lengths = jnp.asarray(lengths).astype(jnp.int32)
     steps = jnp.arange(time, dtype=jnp.int32)
     return jnp.less(
         jax.lax.broadcast_in_dim(steps, (*lengths.shape, time), (lengths.ndim,)),
@@ -187,7 +196,7 @@ def real_steps(lengths: Any, mask: Any, time: int) -> Array | None:
 
     Lengths that could not be checked, since they were traced, count as clipped to [0, time].
     """
-    valid = None if lengths is None else lengths_to_mask(lengths, time)
+    valid = None if lengths is None else _mask_of(lengths, time)
     if mask is not None:
         valid = mask if valid is None else valid & mask
     return valid
@@ -288,7 +297,7 @@ def _as_mask(ys: Array, valid: Any) -> Array:
     batch, time = ys.shape[:-2], ys.shape[-2]
     array = as_array("valid", valid)
     if array.dtype != jnp.bool_ and array.shape == batch:
-        return lengths_to_mask(check_lengths(array, batch, time), time)
+        return _mask_of(check_lengths(array, batch, time), time)
     if array.dtype != jnp.bool_ or array.shape != (*batch, time):
         raise ValueError(
             f"valid must be a mask, bool of shape {(*batch, time)}, or lengths, integers of shape "

@@ -169,6 +169,21 @@ def test_cells_made_by_hand_are_equal_where_their_functions_are_the_same():
     assert rnnjax.zoneout(own, 0.0) is own
 
 
+def test_what_is_not_there_is_answered_with_what_is():
+    cell, layer = rnnjax.lstm(4), rnnjax.recurrent(rnnjax.lstm(4))
+    with pytest.raises(
+        AttributeError, match=r"no 'apply' \(rnnjax\.recurrent\(cell\) makes a layer"
+    ):
+        cell.apply(None, None)
+    with pytest.raises(AttributeError, match=r"no 'fit' \(rnnjax\.make_train_step"):
+        layer.fit(None)
+    with pytest.raises(AttributeError, match=r"no 'init_carry', only .*initial_carry") as told:
+        layer.init_carry(None)
+    assert (told.value.name, told.value.obj) == ("init_carry", layer)
+    assert not hasattr(layer, "__call__")  # noqa: B004 (also not by name)
+    assert not hasattr(layer, "__jax_array__")
+
+
 def test_they_are_printed_as_the_call_that_made_them():
     assert repr(rnnjax.lstm(hidden_size=16)) == "rnnjax.lstm(hidden_size=16)"
     layer = rnnjax.stack(rnnjax.bidirectional(rnnjax.gru(4)), rnnjax.lstm(2), dropout=0.5)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Never, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,17 @@ class Epochs(ABC, Generic[B]):
     def __len__(self) -> int:
         """The number of batches in an epoch."""
         return int(self._order.batches_per_bucket.sum())
+
+    def __iter__(self) -> Never:
+        """Refused: which order the batches have depends on the epoch.
+
+        Raises:
+            TypeError: naming ``epoch``.
+        """
+        kind = type(self).__name__
+        raise TypeError(
+            f"{kind} must be asked for an epoch, as in `for batch in batches.epoch(0)`, got iter()"
+        )
 
     def epoch_indices(self, n: int) -> list[NDArray[np.int64]]:
         """Which examples the batches of epoch ``n`` hold.

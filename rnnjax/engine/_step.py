@@ -114,11 +114,22 @@ def context_of(weights: Weights) -> tuple:
 
 
 def hidden_of(cell: Cell, weights: Weights, carry: Any) -> Array | None:
-    """What the recurrent weights multiply, [B, P]; None without recurrent weights."""
+    """What the recurrent weights multiply, [B, P]; None without recurrent weights.
+
+    Raises:
+        ValueError: it is no array of one axis for each example, as of a carry of a whole batch.
+    """
     if weights.w_hh is None:
         return None
     assert cell.hidden is not None
-    return jax.vmap(cell.hidden)(carry)
+    h = jax.vmap(cell.hidden)(carry)
+    if not hasattr(h, "shape") or h.ndim != 2:
+        given = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), h)
+        raise ValueError(
+            "a cell's hidden must give an array [P] (the carry is that of one example, without "
+            f"batch axes), got {describe(given)}"
+        )
+    return h
 
 
 def reset(at: Inputs, reset_carry: Any, carry: Any) -> Any:

@@ -7,6 +7,7 @@ rounded in other places.
 """
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -68,6 +69,28 @@ def step(
     context: Any = None,
 ) -> tuple[Carry, Any]:
     """``part`` on one input of each sequence; see ``Layer.step``, which is this."""
+    try:
+        return _step(part, params, carry, x, mask, resets, context)
+    except ValueError as error:
+        _say_x(error)
+        raise
+
+
+def _say_x(error: ValueError) -> None:
+    """Let an error of ``xs`` be one of ``x``: what a step hands on as ``xs`` came by that name."""
+    if error.args and isinstance(error.args[0], str):
+        error.args = (re.sub(r"\Axs\b", "x", error.args[0]), *error.args[1:])
+
+
+def _step(
+    part: Cell | Layer,
+    params: Params,
+    carry: Carry,
+    x: Any,
+    mask: Any,
+    resets: Any,
+    context: Any,
+) -> tuple[Carry, Any]:
     arrays = (x, params, carry, mask, resets, context)
     leaves = jax.tree.leaves(arrays)
     # Arrays need no look here: what is wrong with their shapes or dtypes is found where the step is

@@ -3,6 +3,7 @@
 import inspect
 from typing import Any
 
+import jax
 from jax import Array
 
 from rnnjax import masking
@@ -10,6 +11,7 @@ from rnnjax._checks import check_flag
 from rnnjax._native import in_native_order
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Layer, Params
+from rnnjax.engine._arguments import check_xs
 from rnnjax.engine._plan import check_request
 from rnnjax.engine.one_step import carry_of_batch
 from rnnjax.engine.unroll import unroll
@@ -72,11 +74,8 @@ def recurrent(
             scan_unroll=scan_unroll,
         )
         # What lies above is made for outputs of this size.
-        if hasattr(ys, "shape") and ys.shape[-1] != cell.output_size:
-            raise ValueError(
-                f"a cell's update must give outputs of its output_size, {cell.output_size}, "
-                f"got size {ys.shape[-1]}"
-            )
+        if hasattr(ys, "shape"):
+            _check_output(cell, ys.shape[jax.tree.leaves(check_xs(xs))[0].ndim - 1 :])
         return carry, ys
 
     def initial_carry(params: Params, batch_shape: tuple[int, ...] = ()) -> Carry:
@@ -90,6 +89,14 @@ def recurrent(
         initial_carry=initial_carry,
         direction="backward" if reverse else "forward",
     )
+
+
+def _check_output(cell: Cell, shape: tuple[int, ...]) -> None:
+    if shape != (cell.output_size,):
+        raise ValueError(
+            f"a cell's update or plain_step must give outputs of shape {(cell.output_size,)} for "
+            f"one example, as its output_size says, got shape {shape}"
+        )
 
 
 def as_layer(part: Cell | Layer, *, reverse: bool = False, policy: Policy | None = None) -> Layer:

@@ -21,6 +21,10 @@ from rnnjax.weights._tensor_files import KNOWN_DTYPES, open_tensors
 
 Params = TypeVar("Params")
 
+# Endings by which other programs know what is in a file: none of these is safetensors.
+_TORCH, _KERAS = (".ckpt", ".pickle", ".pkl", ".pt", ".pth"), (".h5", ".hdf5", ".keras")
+_OTHER_FORMATS = {*_TORCH, *_KERAS, ".json", ".msgpack", ".npy", ".npz", ".onnx"}
+
 
 def named_parameters(params: Any) -> dict[str, Array]:
     """The leaves of a tree under their paths, joined by dots.
@@ -54,13 +58,14 @@ def save_weights(
     A run that dies meanwhile leaves the old file, or none, but never a part of the new one.
 
     Args:
-        path: the file, in a folder that exists.
+        path: the file, in a folder that exists; its name does not end as those of another format.
         params: a tree of arrays.
         metadata: strings to keep beside them, read back by `load_metadata`.
 
     Raises:
         ValueError: two leaves would have the same name, one has a name or a dtype that the format
-            does not know, or the metadata are no strings; names it.
+            does not know, or the metadata are no strings; names it. Or the name of the file is one
+            of another format, such as ``model.pt``.
 
     Example:
         >>> import tempfile
@@ -71,6 +76,7 @@ def save_weights(
     """
     import safetensors.numpy
 
+    _check_ending(Path(path))
     # The format knows row-major arrays only, and an array from a device may be strided.
     if not isinstance(path, str | os.PathLike):
         raise ValueError(
@@ -144,6 +150,14 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """
     with open_tensors(path) as file:
         return dict(file.metadata)
+
+
+def _check_ending(path: Path) -> None:
+    """Refuse a name that promises another format."""
+    if path.suffix.lower() in _OTHER_FORMATS:
+        raise ValueError(
+            f"path must end in .safetensors, which is what is written, got {os.fspath(path)!r}"
+        )
 
 
 def _check_leaf(name: str, leaf: Any) -> None:

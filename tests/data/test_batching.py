@@ -513,6 +513,14 @@ def test_batches_say_what_they_are_and_go_through_pickle():
     )
 
 
+def test_batches_without_an_epoch_say_what_to_ask_for():
+    packed = PackedBatches([[1], [2, 3]], [0, 1], batch_size=2, row_length=3, seed=0)
+    for batches in (some_batches(), packed):
+        kind = type(batches).__name__
+        with pytest.raises(TypeError, match=rf"{kind} .* `for batch in batches\.epoch\(0\)`"):
+            list(batches)
+
+
 def test_a_negative_epoch_is_refused():
     with pytest.raises(DataError, match="at least 0, got -1"):
         some_batches().epoch_indices(-1)

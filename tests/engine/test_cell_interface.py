@@ -297,8 +297,31 @@ def test_a_step_that_gives_no_carry_with_its_output_is_refused(plain, batch):
 
 def test_outputs_of_another_size_than_the_cell_says_are_refused():
     layer = rnnjax.recurrent(halving(lambda h: (h, h), size=H + 1))
-    with pytest.raises(ValueError, match=f"outputs of its output_size, {H + 1}, got size {H}"):
-        layer.apply((), normal(0, B, T, H))
+    message = rf"outputs of shape \({H + 1},\) for one example.*, got shape \({H},\)"
+    for xs in (normal(0, B, T, H), normal(0, B, T, H).tolist()):
+        with pytest.raises(ValueError, match=message):
+            layer.apply((), xs)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_carry_of_a_whole_batch_is_refused(rows):
+    """All functions of a cell are of one example; with one row too many all of it would run."""
+    many = lambda params: jnp.zeros((rows, H))  # noqa: E731
+    xs = normal(0, 2, T, H)
+    plain = halving(None)._replace(
+        initial_carry=many, update=None, plain_step=lambda p, h, x: (h, jnp.tanh(h))
+    )
+    with pytest.raises(ValueError, match=rf"for one example.*, got shape \({rows}, {H}\)"):
+        rnnjax.recurrent(plain).apply((), xs)
+    vanilla = rnnjax.vanilla(H)
+    cell, params = vanilla._replace(initial_carry=many), vanilla.init(jax.random.key(0), H)
+    message = rf"without batch axes\), got an array of shape \({rows}, {H}\)"
+    with pytest.raises(ValueError, match=message):
+        rnnjax.unroll(cell, params, xs)
+    with pytest.raises(ValueError, match=message):
+        jax.grad(lambda p: rnnjax.unroll(cell, p, xs)[1].sum())(params)
+    with pytest.raises(ValueError, match=message):
+        cell.step(params, None, xs[:, 0])
 
 
 @pytest.mark.parametrize("plain", [False, True])

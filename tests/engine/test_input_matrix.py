@@ -348,18 +348,36 @@ def test_the_time_of_a_mask_is_any_integer():
         assert rnnjax.lengths_to_mask([1], time).tolist() == [[True, False]]
 
 
-def test_lengths_beyond_int32_are_beyond_every_step():
-    # Of each the lower 32 bits alone would be another length: 0 or 1.
-    lengths = np.array([2**33, 1 - 2**33, 2**32 + 1])
-    assert rnnjax.lengths_to_mask(lengths, 2).tolist() == [[True] * 2, [False] * 2, [True] * 2]
-    lengths = np.array([2**63, 1], np.uint64)
-    assert rnnjax.lengths_to_mask(lengths, 2).tolist() == [[True] * 2, [True, False]]
+@pytest.mark.parametrize("kind", [list, np.asarray, jnp.asarray])
+@pytest.mark.parametrize("length", [3, -1, 2**31 - 1])
+def test_a_mask_of_known_lengths_refuses_those_of_no_row(kind, length):
+    message = (
+        rf"lengths must lie in \[0, 2\] \(the mask has 2 steps\), got {length} at index \(1,\)"
+    )
+    given = kind([1, length])
+    with pytest.raises(ValueError, match=message):
+        rnnjax.lengths_to_mask(given, 2)
+    with pytest.raises(ValueError, match=message):  # known inside a program, too
+        jax.jit(lambda x: x * rnnjax.lengths_to_mask(given, 2))(1.0)
+
+
+def test_traced_lengths_beyond_int32_are_beyond_every_step():
+    to_mask = jax.jit(rnnjax.lengths_to_mask, static_argnums=1)
     unsigned = np.array([2**32 - 1, 1], np.uint32)  # the first would be -1
-    for kind in (np.asarray, jnp.asarray):
-        assert rnnjax.lengths_to_mask(kind(unsigned), 2).tolist() == [[True] * 2, [True, False]]
+    assert to_mask(unsigned, 2).tolist() == [[True] * 2, [True, False]]
+    assert to_mask(np.array([7, -7]), 2).tolist() == [[True] * 2, [False] * 2]
     with jax.enable_x64(True):
-        wide = jnp.array([2**33, 1 - 2**33, 2**32 + 1])
-        assert rnnjax.lengths_to_mask(wide, 2).tolist() == [[True] * 2, [False] * 2, [True] * 2]
+        # Of each the lower 32 bits alone would be another length: 0 or 1.
+        wide = np.array([2**33, 1 - 2**33, 2**32 + 1])
+        assert to_mask(wide, 2).tolist() == [[True] * 2, [False] * 2, [True] * 2]
+        assert to_mask(np.array([2**63, 1], np.uint64), 2).tolist() == [[True] * 2, [True, False]]
+
+
+def test_a_wrong_length_of_a_mask_is_named_where_values_are_checked():
+    checked = rnnjax.checked(jax.jit(lambda lengths: rnnjax.lengths_to_mask(lengths, 2)))
+    assert checked(jnp.array([2, 0])).tolist() == [[True] * 2, [False] * 2]
+    with pytest.raises(ValueError, match=r"lengths must lie in \[0, 2\] .*, got 3 at index \(1,\)"):
+        checked(jnp.array([2, 3]))
 
 
 @pytest.mark.parametrize(

@@ -173,7 +173,7 @@ def test_flags_that_say_nothing_change_no_bit_and_each_kind_of_call_is_one_progr
     [
         ({"x": 1.0}, r"x must have shape \[\.\.\., D\], got shape \(\)"),
         ({"x": np.ones((B, D), int)}, "x must be of floating dtype"),
-        ({"x": np.ones((B, D + 1))}, "xs must have size 3"),
+        ({"x": np.ones((B, D + 1))}, r"^x must have size 3 .*, got size 4"),
         ({"carry": (np.ones((B, H)),) * 2}, r"^carry must be LSTMCarry\(h, c\), got a tuple of 2"),
         (
             {"carry": rnnjax.LSTMCarry(np.ones((B + 1, H)), np.ones((B, H)))},
@@ -193,6 +193,19 @@ def test_what_does_not_fit_is_named_at_every_call(arguments, message, kind):
             cell.step(**given)
         with pytest.raises(ValueError, match=message):
             jax.jit(lambda params: cell.step(**given | {"params": params}))(given["params"])
+
+
+def test_inputs_are_called_by_the_name_of_the_argument_that_brought_them():
+    layer = rnnjax.stack(rnnjax.residual(rnnjax.lstm(D)), rnnjax.gru(H))
+    params, x = layer.init(KEY, D), jnp.ones((B, D + 1))
+    message = f"must have size {D} in the last axis .*, got size {D + 1}"
+    for step in (layer.step, jax.jit(layer.step)):
+        with pytest.raises(ValueError, match=f"^x {message}"):
+            step(params, None, x)
+    stream = rnnjax.make_stream(layer)
+    for xs in (x[:, None], jnp.stack([x, x], 1)):
+        with pytest.raises(ValueError, match=f"^xs {message}"):
+            stream(params, xs)
 
 
 def test_a_layer_made_by_hand_steps_once_it_says_that_it_is_causal():

@@ -218,6 +218,13 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path, params, message):
     assert not path.exists()
 
 
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors.npz", "W.H5", "w.onnx"])
+def test_a_name_of_another_format_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=rf"path must end in \.safetensors.*, got '.*{name}'"):
+        save_weights(tmp_path / name, {"a": np.ones(1)})
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("metadata", [{"epoch": 7}, {7: "epoch"}, {"a": None}, ["a"], "a"])
 def test_metadata_that_are_no_strings_are_named(tmp_path, metadata):
     with pytest.raises(ValueError, match=r"metadata must be .* got"):
