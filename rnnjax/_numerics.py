@@ -17,10 +17,11 @@ from rnnjax.base import Key
 def accumulation_dtype(dtype: DTypeLike) -> jnp.dtype:
     """The dtype of carries, outputs and sums for floating numbers of ``dtype``: at least float32.
 
-    A sum of ones in bfloat16 stays at 256. Integers have none: weights must not be any.
+    A sum of ones in bfloat16 stays at 256. Integers have none: weights must not be any. Of arrays
+    of NumPy that are wider than JAX's may be, that of JAX.
     """
     # Not by JAX's promotion, which refuses where promotion is strict.
-    return jnp.dtype(dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32)
+    return jax.dtypes.canonicalize_dtype(dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32)
 
 
 def mean_dtype(dtype: DTypeLike) -> jnp.dtype:
@@ -57,7 +58,8 @@ def affine(x: Array, w: Array, bias: Array | None = None, *, name: str = "xs") -
         ValueError: ``x`` is not floating, or its size is not the one ``w`` was made for.
     """
     check_floating(name, x)
-    w, bias = in_native_order((w, bias))
+    # Of NumPy they may be wider than JAX's arrays are.
+    w, bias = jax.tree.map(jnp.asarray, in_native_order((w, bias)))
     if x.shape[-1] != w.shape[0]:
         raise ValueError(
             f"{name} must have size {w.shape[0]} in the last axis (weights of shape {w.shape}), "

@@ -73,7 +73,7 @@ def checked(fn: Function) -> Function:
         >>> carry, ys = rnnjax.checked(run)(jnp.array([5, 9]))
         Traceback (most recent call last):
             ...
-        ValueError: lengths must lie in [0, 5] (xs has 5 steps), got 9 at index (1,)
+        ValueError: lengths must lie in [0, 5] (a row has 5 steps), got 9 at index (1,)
     """
 
     def run(static: tuple, arrays: list) -> Any:

@@ -42,7 +42,7 @@ def lengths_to_mask(lengths: ArrayLike, time: int) -> Array:
     array = _integers("lengths", lengths)
     time = _checks.python_scalar("time", time)
     if isinstance(time, int) and not isinstance(time, bool) and time >= 0:
-        check_range("lengths", array, time + 1, f"[0, {time}] (the mask has {time} steps)")
+        check_range("lengths", array, time + 1, f"[0, {time}] (a row has {time} steps)")
     elif not export.is_symbolic_dim(time):  # as T may be in an exported program
         raise ValueError(f"time must be an integer of at least 0, got {time!r}")
     return _mask_of(array, time)
@@ -73,7 +73,7 @@ def check_lengths(lengths: Any, batch: tuple[int, ...], time: int) -> Any:
         raise ValueError(
             f"lengths must have the batch shape of xs, {batch}, got shape {array.shape}"
         )
-    check_range("lengths", array, time + 1, f"[0, {time}] (xs has {time} steps)")
+    check_range("lengths", array, time + 1, f"[0, {time}] (a row has {time} steps)")
     if isinstance(array, np.ndarray):  # known to lie in the range
         return array.astype(np.int32)
     return array
@@ -332,7 +332,7 @@ def mean_pool(ys: Array, valid: Array) -> Array:
         >>> mean_pool(jnp.array([[1.0], [3.0], [jnp.nan]]), jnp.array([True, True, False])).tolist()
         [2.0]
     """
-    valid = _as_mask(ys, valid)
+    valid, ys = _as_mask(ys, valid), jnp.asarray(ys)
     # Sums and counts of 16 bits would stop at 256 or be rounded; the mean comes back as it came.
     steps = zero_padding(valid, ys).astype(mean_dtype(ys.dtype))
     total = jnp.sum(steps, axis=-2)

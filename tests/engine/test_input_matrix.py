@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 
 import rnnjax
 from rnnjax.data import BucketedBatches, DataError, pad
+from rnnjax.masking import mean_pool
 from rnnjax.metrics import accuracy, cross_entropy
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -319,6 +321,48 @@ def test_plain_lists_do_for_arrays():
     )
 
 
+LAYERS_OF_NUMPY = [
+    rnnjax.causal_convolution(3, 2),
+    rnnjax.gated(rnnjax.min_gru(3), 3),
+    rnnjax.grid_lstm(3, 2),
+    rnnjax.output_head(rnnjax.lstm(3), 2),
+    rnnjax.rms_norm(rnnjax.recurrent(rnnjax.s5(3))),
+]
+MODELS_OF_NUMPY = [
+    rnnjax.classifier(rnnjax.embedding(4, 3), rnnjax.gru(3), 2, pooling="mean"),
+    rnnjax.language_model(rnnjax.embedding(4, 3), rnnjax.lstm(3), tie=True),
+]
+
+
+@pytest.mark.parametrize("part", [*LAYERS_OF_NUMPY, *MODELS_OF_NUMPY], ids=repr)
+def test_weights_of_numpy_of_64_bits_are_those_of_32_without_a_warning(part):
+    """As other libraries save them; JAX warns where it is asked for what it does not have."""
+    if part in MODELS_OF_NUMPY:
+        params, given = part.init(KEY), np.array([[1, 2, 3, 0, 1], [3, 3, 0, 1, 2]])
+    else:
+        params, given = part.init(KEY, 3), np.random.default_rng(0).normal(size=(2, 5, 3))
+    wide = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+    found, expected = part.apply(wide, given, [5, 2]), part.apply(params, given, [5, 2])
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_pools_heads_and_attention_take_numbers_of_numpy_of_64_bits_without_a_warning():
+    ys = np.random.default_rng(0).normal(size=(2, 5, 2))
+    np.testing.assert_allclose(
+        mean_pool(ys, np.array([5, 2])), [ys[0].mean(0), ys[1, :2].mean(0)], rtol=1e-5, atol=1e-6
+    )
+    head, attend = rnnjax.bernoulli_head(3), rnnjax.attention("general")
+    w, bias = (np.asarray(a, np.float64) for a in head.init(KEY, 2))
+    logits = head.apply(rnnjax.heads.HeadParams(w, bias), jnp.asarray(ys))
+    np.testing.assert_allclose(logits, ys @ w + bias, rtol=1e-5, atol=1e-6)
+    (w,) = attend.init(KEY, 2, 2)
+    wide = type(attend.init(KEY, 2, 2))(np.asarray(w, np.float64))
+    weights = scipy.special.softmax(ys @ np.asarray(w) @ ys.swapaxes(1, 2), axis=-1)
+    np.testing.assert_allclose(attend.apply(wide, ys, ys)[0], weights @ ys, rtol=1e-5, atol=1e-6)
+
+
 def test_bytes_of_another_order_are_the_numbers_they_are():
     """A compiled function of JAX reads them as they lie once it has seen arrays of that shape."""
     xs, lengths, mask = np.asarray(XS), np.array([5, 2]), np.ones((2, 5), bool)
@@ -351,9 +395,7 @@ def test_the_time_of_a_mask_is_any_integer():
 @pytest.mark.parametrize("kind", [list, np.asarray, jnp.asarray])
 @pytest.mark.parametrize("length", [3, -1, 2**31 - 1])
 def test_a_mask_of_known_lengths_refuses_those_of_no_row(kind, length):
-    message = (
-        rf"lengths must lie in \[0, 2\] \(the mask has 2 steps\), got {length} at index \(1,\)"
-    )
+    message = rf"lengths must lie in \[0, 2\] \(a row has 2 steps\), got {length} at index \(1,\)"
     given = kind([1, length])
     with pytest.raises(ValueError, match=message):
         rnnjax.lengths_to_mask(given, 2)

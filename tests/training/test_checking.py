@@ -23,7 +23,7 @@ CELL = rnnjax.vanilla(2)
 PARAMS = CELL.init(jax.random.key(0), 3)
 XS = jax.random.normal(jax.random.key(1), (2, 5, 3))
 GOOD, LONG = jnp.array([5, 2]), jnp.array([5, 9])
-TOO_LONG = r"lengths must lie in \[0, 5\] \(xs has 5 steps\), got 9"
+TOO_LONG = r"lengths must lie in \[0, 5\] \(a row has 5 steps\), got 9"
 
 
 def run(lengths, xs=XS, params=PARAMS):
