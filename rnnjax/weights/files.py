@@ -76,21 +76,16 @@ def save_weights(
     """
     import safetensors.numpy
 
-    _check_ending(Path(path))
-    # The format knows row-major arrays only, and an array from a device may be strided.
-    if not isinstance(path, str | os.PathLike):
-        raise ValueError(
-            f"path must be the name of a file, got {shown(path)}: the order is "
-            "save_weights(path, params)"
-        )
+    file = _checked_path(path)
     leaves = named_parameters(params)
     for name, leaf in leaves.items():
         _check_leaf(name, leaf)
     check_there(params=params)
+    # The format knows row-major arrays only, and an array from a device may be strided.
     arrays = {name: np.asarray(leaf, order="C") for name, leaf in jax.device_get(leaves).items()}
     kept = None if metadata is None else _checked_metadata(metadata)
     data = safetensors.numpy.save(arrays, kept) if arrays else _without_arrays(kept or {})
-    _replace(Path(path), data)
+    _replace(file, data)
 
 
 def load_weights(path: str | os.PathLike[str], like: Params) -> Params:
@@ -152,12 +147,19 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
         return dict(file.metadata)
 
 
-def _check_ending(path: Path) -> None:
-    """Refuse a name that promises another format."""
-    if path.suffix.lower() in _OTHER_FORMATS:
+def _checked_path(path: Any) -> Path:
+    """The file to write, refused where its name promises another format."""
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(
+            f"path must be the name of a file, got {shown(path)}: the order is "
+            "save_weights(path, params)"
+        )
+    file = Path(path)
+    if file.suffix.lower() in _OTHER_FORMATS:
         raise ValueError(
             f"path must end in .safetensors, which is what is written, got {os.fspath(path)!r}"
         )
+    return file
 
 
 def _check_leaf(name: str, leaf: Any) -> None:
