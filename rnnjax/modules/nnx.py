@@ -45,8 +45,8 @@ class RNNCell(nnx.RNNCellBase):
 
     The carry is the cell's: ``LSTMCarry(h, c)`` for ``rnnjax.lstm``, where :class:`LSTMCell` has
     Flax's ``(c, h)``. A cell with noise (dropout) draws it for a whole sequence, so only
-    :class:`RNN` trains it; ``deterministic``, which ``train()`` and ``eval()`` set, turns the noise
-    off.
+    :class:`RNN` trains it; ``deterministic``, which ``train()``, ``eval()`` and ``nnx.view`` set,
+    turns the noise off.
 
     Args:
         cell: a ``rnnjax.Cell``.
@@ -145,6 +145,15 @@ class RNNCell(nnx.RNNCellBase):
         start = mapping.cast(self.cell.initial_carry(_values(self.params)), self.param_dtype)
         draw = self.carry_init if carry_init is None else carry_init
         return mapping.spread_carry(start, input_shape[:-1], _keys(rngs), draw)
+
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """What ``nnx.view(model, deterministic=True)`` calls on its copy of the cell.
+
+        Args:
+            deterministic: True for no noise, None to leave it as it is.
+        """
+        if deterministic is not None:
+            self.deterministic = deterministic
 
     @property
     def num_feature_axes(self) -> int:

@@ -139,6 +139,9 @@ def test_noise_is_on_in_training_off_in_evaluation_and_new_in_every_call():
     close(nnx.RNN(layer.cell)(xs), still, 1e-6)
     layer.train()
     assert np.any(layer(xs) != still)
+    # A dropout of Flax beside it takes this too: a cell that did not would stay noisy unseen.
+    close(nnx.view(layer, deterministic=True)(xs), still, 0)
+    assert np.any(layer(xs) != still)
     with pytest.raises(
         ValueError, match=r"needs eval\(\) before it, as noise is drawn for whole sequences"
     ):
