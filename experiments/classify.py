@@ -42,7 +42,7 @@ from experiments.running.predicting import Request, predict
 from experiments.running.processes import chosen_folder, own_folder
 from experiments.running.run_folder import RunFolder, environment, plain
 from experiments.running.run_settings import stored_config
-from experiments.running.setting_checks import MOST_SEEDS, check_settings
+from experiments.running.setting_checks import MOST_SEEDS, check_settings, refuse_unread
 from experiments.running.text import Encoder, Splits, fit_encoder, hold_out, make_batches, take
 from rnnjax.data import NAMES, DataError, Dataset, Examples, load
 from rnnjax.data.tables import SUFFIXES
@@ -230,6 +230,9 @@ def make_recipe(settings: Settings) -> Recipe:
 def train_all(settings: Settings) -> None:
     """Train with one seed, or with several and report how far they lie apart."""
     check_settings(settings)
+    of_own_files = settings.dataset == "local" or is_path(settings.dataset)
+    columns = ("text_column", "label_column", "separator", "quoting")
+    refuse_unread(settings, "with a --dataset of your own files", of_own_files, *columns)
     if settings.seed + settings.repeat > MOST_SEEDS:
         raise DataError(f"--seed plus --repeat must be at most {MOST_SEEDS:,}, got more")
     settings = located(settings)

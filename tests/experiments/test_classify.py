@@ -408,6 +408,12 @@ def test_a_file_of_another_kind_and_one_column_for_both_are_refused(tmp_path, ca
     assert "--text-column and --label-column must be two columns, got 'label'" in message
 
 
+def test_options_of_own_files_are_refused_beside_other_data(capsys):
+    for given in (["--text-column", "review"], ["--separator", ";"], ["--no-quoting"]):
+        expected = f"{given[0].replace('no-', '')} must be given with a --dataset of your own files"
+        assert expected in fails(capsys, given)
+
+
 @pytest.mark.parametrize("arguments", [[], ["--repeat", "2"]])
 def test_data_that_are_not_there_leave_no_folder(arguments, tmp_path, capsys):
     assert "none.csv must be a file" in fails(capsys, ["--dataset", "none.csv", *arguments])
