@@ -78,8 +78,8 @@ def differentiable_loop(forward: Callable, cell: Cell, loop: Loop) -> Callable:
 class _Linearised(NamedTuple):
     """What the derivative needs of a step: where W was applied, and the two linear maps.
 
-    ``h`` and ``d_hidden`` are None where there are no recurrent weights; ``clean_h`` is h before
-    its noise, needed only where the noise has a tangent.
+    ``h``, ``clean_h``, which is h before its noise, and ``d_hidden`` are None where there are no
+    recurrent weights.
     """
 
     h: Array | None
@@ -189,7 +189,6 @@ def _forward_with_residuals(
 ) -> tuple[Any, Any, _Residuals, _Available]:
     """The forward loop, and what the tangent loop reads of every step."""
     weights, carry, inputs = primals
-    noise_moves = has_tangent(tangents[0].hidden_noise)
     # A reset replaces h, and noise makes of it something else than the output before. What a masked
     # step emits, or a step with all_carries, is another array than y, which is seen below.
     y_is_hidden = usage.y_is_hidden and inputs.resets is None and weights.hidden_noise is None
@@ -202,7 +201,7 @@ def _forward_with_residuals(
             h = noisy(clean_h, weights.hidden_noise)
         (new, y), d_update = _linearised_update(cell, usage, weights, carry, at, h)
         carry, y = hold(loop, at, carry, new, y)
-        whole = _Linearised(h, clean_h if noise_moves else None, d_hidden, d_update)
+        whole = _Linearised(h, clean_h, d_hidden, d_update)
         # Recovering h from the outputs costs a copy of them, moved by one step. That pays only
         # where y itself is needed too (tanh, whose derivative is made of its result): then neither
         # is kept.
