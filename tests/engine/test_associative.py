@@ -292,6 +292,24 @@ def test_all_that_the_scan_gives_is_the_same(name, reverse):
 
 
 @pytest.mark.full
+def test_a_learned_start_and_norms_leave_a_cell_what_runs_in_parallel_over_time():
+    batch = ragged("resets")
+    for make in (rnnjax.learn_initial_carry, rnnjax.layer_norm):
+        cell = make(CELLS["min_gru"])
+        params = jax.tree.map(lambda a: a.astype(float), cell.init(jax.random.key(1), D))
+        params = jax.tree.map(lambda a: a + 0.3 * draw(a.shape, 2, float), params)
+
+        def run(params, way, cell=cell):
+            options = {"implementation": way, **batch.options}
+            results = rnnjax.unroll(cell, params, batch.xs, **options)
+            return weigh(results), results
+
+        found, expected = (
+            jax.value_and_grad(run, has_aux=True)(params, way) for way in ("associative", "scan")
+        )
+        assert_trees_equal(found, expected)
+
+
 def test_noise_of_the_hidden_state_is_that_of_the_scan():
     cell = rnnjax.variational_dropout(CELLS["users_own"], inputs=0.5, hidden=0.5)
     params, batch, key = parameters("users_own"), ragged("all"), jax.random.key(3)

@@ -178,6 +178,21 @@ def test_gate_traces_are_the_gates_of_the_equations(name):
         np.testing.assert_allclose(carry, h, rtol=1e-5)
 
 
+def test_gates_of_a_cell_with_a_learned_start_are_those_of_the_cell_from_there():
+    inner = rnnjax.gru(5)
+    cell = rnnjax.learn_initial_carry(inner)
+    params = cell.init(KEY, 4)._replace(initial_carry=jnp.arange(5.0) / 5)
+    _, (_, gates) = rnnjax.unroll(rnnjax.trace_gates(cell), params, XS)
+    _, (_, expected) = rnnjax.unroll(
+        rnnjax.trace_gates(inner),
+        params.cell,
+        XS,
+        initial_carry=jnp.tile(params.initial_carry, (3, 1)),
+    )
+    for gate, other in zip(gates, expected, strict=True):
+        np.testing.assert_allclose(gate, other, rtol=1e-6)
+
+
 def test_a_second_call_with_the_same_cell_does_not_trace_again():
     traces = []
 

@@ -61,6 +61,32 @@ def test_a_line_search_finds_the_least_loss():
     np.testing.assert_allclose(run(backtracking, 60).params, [1, 1 / 3], atol=1e-3)
 
 
+def test_the_loss_that_an_optimizer_calls_has_the_noise_of_the_step():
+    def noisy(params, batch, key):
+        loss = jnp.square(params - jax.random.normal(key, params.shape)).sum()
+        return loss, {"loss": (loss, jnp.array(1.0))}
+
+    def narrow(*given):
+        loss, metrics = noisy(*given)
+        return loss.astype(jnp.bfloat16), metrics
+
+    dtypes = set()
+
+    def update(grads, state, params, *, value, value_fn, **_):
+        dtypes.update((value.dtype.name, value_fn(params).dtype.name))
+        return jnp.full_like(params, value_fn(params) - value), state
+
+    optimizer = optax.GradientTransformationExtraArgs(lambda params: (), update)
+    state = init_train_state(jax.random.key(0), jnp.zeros(2), optimizer)
+    step = make_train_step(noisy, optimizer)
+    for _ in range(2):
+        state, metrics = step(state, None)
+        np.testing.assert_allclose(state.params, np.zeros(2), atol=1e-6)
+        assert metrics["loss"][0] > 0.1
+    jax.eval_shape(make_train_step(narrow, optimizer), state, None)
+    assert dtypes == {"float32"}
+
+
 def test_sharpness_aware_steps_take_the_gradient_uphill():
     """The step of SAM in NumPy: the gradient at the point a step of length 0.1 uphill."""
     params, x = np.array([3.0, -2.0]), np.asarray(X, np.float64)

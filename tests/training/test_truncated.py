@@ -289,6 +289,24 @@ def test_a_learned_start_is_trained_by_the_windows_that_hold_it():
     assert_close(state.params.initial_carry, expected)
 
 
+def test_what_is_drawn_once_a_sequence_is_the_same_in_a_whole_window():
+    """A window is two runs, and of k2 < 2 k1 the loss reads the outputs of both."""
+
+    def draw(params, xs, *, key, **_):
+        drawn = 0.0 if key is None else jax.random.normal(key)
+        return jnp.zeros(len(xs)), jnp.full(xs.shape[:2], params * drawn)
+
+    def loss_of_draws(ys, targets, mask):
+        drawn = {"spread": jnp.max(ys) - jnp.min(ys), "size": jnp.max(jnp.abs(ys))}
+        return jnp.sum(ys), {name: Mean(figure, jnp.array(1.0)) for name, figure in drawn.items()}
+
+    step = make_truncated_step(draw, loss_of_draws, optax.sgd(0.0), k1=4, k2=6)
+    state = rnnjax.init_train_state(jax.random.key(1), jnp.array(1.0), optax.sgd(0.0))
+    _, _, metrics = step(state, Sequences(jnp.ones((B, T, D)), jnp.zeros((B, T))))
+    assert metrics["spread"].total == 0
+    assert metrics["size"].total > 0
+
+
 def test_every_update_has_noise_of_its_own_that_the_key_of_the_state_decides():
     layer = rnnjax.stack(rnnjax.vanilla(H), rnnjax.vanilla(H), dropout=0.5)
     keys = []

@@ -220,6 +220,20 @@ def test_products_take_the_compute_dtype_and_are_summed_in_float32(name):
     assert products == {("bfloat16", "bfloat16", "float32")}
 
 
+def test_products_of_layers_and_models_take_the_compute_dtype_too():
+    ids = jnp.zeros((B, T), jnp.int32)
+    for whole, size, xs in (
+        (rnnjax.output_head(rnnjax.gru(H), 2), D, jnp.ones((B, T, D))),
+        (rnnjax.gated(rnnjax.gru(D), D), D, jnp.ones((B, T, D))),
+        (rnnjax.grid_lstm(H, 2), D, jnp.ones((B, T, D))),
+        (rnnjax.tagger(rnnjax.embedding(5, D), rnnjax.gru(H), 2), None, ids),
+    ):
+        whole = with_policy(whole, MIXED)
+        params = whole.init(KEY, size) if size else whole.init(KEY)
+        products = set(products_of(jax.make_jaxpr(whole.apply)(params, xs).jaxpr))
+        assert products == {("bfloat16", "bfloat16", "float32")}, whole
+
+
 def test_padding_is_not_read_under_a_policy():
     cell, batch = with_policy(NOISY, MIXED), ragged("all")
     params = cell.init(KEY, D)
@@ -274,7 +288,7 @@ def test_float64_needs_x64():
         for use in (
             lambda: rnnjax.unroll(cell, params, jnp.ones((T, D))),
             lambda: cell.initial_carry(params),
-            lambda: rnnjax.output_head(rnnjax.gru(H), 2, policy=DOUBLE).init(KEY, D),
+            lambda: rnnjax.causal_convolution(D, policy=DOUBLE).init(KEY, D),
         ):
             with pytest.raises(ValueError, match="jax_enable_x64"):
                 use()
