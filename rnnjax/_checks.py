@@ -1,5 +1,6 @@
 """Arguments that do not fit, as errors that name them, what was expected and what came."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -164,8 +165,18 @@ def check_cell(cell: Any) -> Cell:
         ValueError: it is something else, such as the function that makes one.
     """
     if not isinstance(cell, Cell):
-        raise ValueError(f"cell must be a rnnjax.Cell, got {type(cell).__name__}")
+        raise ValueError(f"cell must be a rnnjax.Cell, got {kind_of_part(cell)}")
     return cell
+
+
+def kind_of_part(part: Any) -> str:
+    """What came in place of a cell or a layer, with what was probably meant."""
+    kind = type(part).__name__
+    if isinstance(part, list | tuple) and not hasattr(part, "_fields"):
+        return f"{kind}: rnnjax.stack(...) makes one layer of several"
+    if inspect.isfunction(part):
+        return f"{kind}: call it first, as in rnnjax.lstm(16), if {part.__name__} makes a cell"
+    return kind
 
 
 def check_params(params: Any, kind: Any, name: str = "params") -> Any:

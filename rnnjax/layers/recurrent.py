@@ -1,13 +1,12 @@
 """One cell over whole sequences."""
 
-import inspect
 from typing import Any
 
 import jax
 from jax import Array
 
 from rnnjax import masking
-from rnnjax._checks import check_flag
+from rnnjax._checks import check_flag, kind_of_part
 from rnnjax._native import in_native_order
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Layer, Params
@@ -114,13 +113,7 @@ def as_layer(part: Cell | Layer, *, reverse: bool = False, policy: Policy | None
 
 def not_a_layer(name: str, part: Any) -> ValueError:
     """The error for what is neither a cell nor a layer, with what was probably meant."""
-    hint = ""
-    if isinstance(part, list | tuple):
-        hint = ": rnnjax.stack(...) makes one layer of several"
-    elif inspect.isfunction(part):
-        hint = f": call it first, as in rnnjax.lstm(16), if {part.__name__} makes a cell"
-    kind = type(part).__name__
-    return ValueError(f"{name} must be a rnnjax.Cell or a rnnjax.Layer, got {kind}{hint}")
+    return ValueError(f"{name} must be a rnnjax.Cell or a rnnjax.Layer, got {kind_of_part(part)}")
 
 
 def as_causal_layer(part: Cell | Layer) -> Layer:
@@ -130,7 +123,7 @@ def as_causal_layer(part: Cell | Layer) -> Layer:
         ValueError: it is neither, or it reads ahead.
     """
     if not isinstance(part, Cell | Layer):
-        raise ValueError(f"layer must be a rnnjax.Cell or rnnjax.Layer, got {type(part).__name__}")
+        raise not_a_layer("layer", part)
     layer = as_layer(part)
     if not layer.causal:
         raise ValueError("layer must not read ahead, got one with a part that runs in reverse")

@@ -17,7 +17,7 @@ from rnnjax.layers._input_feeding import FeedingCarry
 from rnnjax.layers._memory import Attended, Memory
 from rnnjax.layers.attention import Attention
 from rnnjax.layers.attention_cell import prepare_memory
-from rnnjax.layers.recurrent import as_layer
+from rnnjax.layers.recurrent import as_layer, not_a_layer
 from rnnjax.models._bridge import cross, draw_bridge
 from rnnjax.models._encoding import LinearParams
 from rnnjax.models._sources import Places, Tokens
@@ -64,8 +64,7 @@ class Parts(NamedTuple):
             raise ValueError(f"target must be a rnnjax.Embedding, got {type(target).__name__}")
         for name, part in (("decoder", decoder), ("above", above)):
             if not isinstance(part, Cell | Layer) and not (name == "above" and part is None):
-                kind = type(part).__name__
-                raise ValueError(f"{name} must be a rnnjax.Cell or rnnjax.Layer, got {kind}")
+                raise not_a_layer(name, part)
         if not isinstance(attention, Attention | None):
             kind = type(attention).__name__
             raise ValueError(f"attention must be a rnnjax.attention(...) or None, got {kind}")

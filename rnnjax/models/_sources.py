@@ -10,7 +10,7 @@ from rnnjax import masking
 from rnnjax._checks import check_floating
 from rnnjax._numerics import accumulation_dtype
 from rnnjax.base import Cell, Key, Layer, Params
-from rnnjax.layers.recurrent import as_layer
+from rnnjax.layers.recurrent import as_layer, not_a_layer
 from rnnjax.models._dropout import locked_dropout, split_key
 from rnnjax.models.embedding import Embedding, check_tokens
 
@@ -31,8 +31,7 @@ class Tokens(NamedTuple):
         if not isinstance(source, Embedding):
             raise ValueError(f"source must be a rnnjax.Embedding, got {type(source).__name__}")
         if not isinstance(encoder, Cell | Layer):
-            kind = type(encoder).__name__
-            raise ValueError(f"encoder must be a rnnjax.Cell or rnnjax.Layer, got {kind}")
+            raise not_a_layer("encoder", encoder)
         if isinstance(encoder, Cell) and encoder.context is not None:
             raise ValueError("encoder must be without attention, got a cell that takes a context")
         return cls(source, as_layer(encoder))

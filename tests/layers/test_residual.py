@@ -166,6 +166,10 @@ def test_a_classifier_takes_them_as_encoders():
         (lambda: residual("gru"), "a layer must be a rnnjax.Cell or a rnnjax.Layer, got str"),
         (lambda: residual([rnnjax.gru(H)]), r"got list: rnnjax.stack\(...\) makes one layer"),
         (lambda: residual(rnnjax.gru), "got function: call it first"),
+        (
+            lambda: skip_stack(rnnjax.tagger(None, rnnjax.gru(4), 2)),
+            "a layer must be a rnnjax.Cell or a rnnjax.Layer, got Model$",
+        ),
         (lambda: skip_stack(), "skip_stack needs at least one layer"),
         (lambda: skip_stack(rnnjax.gru(2)).init(0, D), "key must be one key"),
         (

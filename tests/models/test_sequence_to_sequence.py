@@ -493,7 +493,7 @@ def step(model, **changes):
 
 BAD = {
     "no embedding": (lambda: build(source=rnnjax.gru(4)), "source must be a rnnjax.Embedding"),
-    "no decoder": (lambda: build(decoder=None), "decoder must be a rnnjax.Cell or rnnjax.Layer"),
+    "no decoder": (lambda: build(decoder=None), "decoder must be a rnnjax.Cell or a rnnjax.Layer"),
     "a decoder that reads ahead": (
         lambda: build(decoder=rnnjax.bidirectional(rnnjax.gru(4))),
         "decoder must not read ahead",

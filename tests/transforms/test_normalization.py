@@ -155,7 +155,10 @@ def complex_gates():
     ("make", "message"),
     [
         (lambda: layer_norm(rnnjax.gru(H, reset_after=False)), "this one is a plain step"),
-        (lambda: layer_norm(rnnjax.lstm), "cell must be a rnnjax.Cell, got function"),
+        (
+            lambda: layer_norm(rnnjax.lstm),
+            "cell must be a rnnjax.Cell, got function: call it first",
+        ),
         (
             lambda: layer_norm(rnnjax.lstm(H), epsilon=0.0),
             "epsilon must be positive and",

@@ -501,7 +501,10 @@ def test_a_rate_of_zero_is_the_cell_itself():
         (lambda: variational_dropout("lstm", 0.1), "cell must be a rnnjax.Cell, got str"),
         (lambda: recurrent_dropout(None, 0.1), "cell must be a rnnjax.Cell, got NoneType"),
         (lambda: weight_drop(LAYER, 0.1), "cell must be a rnnjax.Cell, got Layer"),
-        (lambda: zoneout(rnnjax.lstm, 0.1), "cell must be a rnnjax.Cell, got function"),
+        (
+            lambda: zoneout(rnnjax.lstm, 0.1),
+            "cell must be a rnnjax.Cell, got function: call it first",
+        ),
         (lambda: rnnjax.trace_gates("lstm"), "cell must be a rnnjax.Cell, got str"),
         (lambda: variational_dropout(LSTM, hidden=-0.1), "hidden must be a rate"),
         (lambda: variational_dropout(GRU_BEFORE, hidden=0.1), "hidden.*written as a plain step"),
