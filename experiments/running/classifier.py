@@ -77,6 +77,11 @@ class Settings(RunSettings):
     embedding_size: int = 100
     """The size of a word vector; vectors are learned from nothing, so larger ones need more
     texts."""
+    embedding_scale: float = 0.1
+    """The standard deviation of the first word vectors: 0.03 is that of Keras, and 1 that of PyTorch,
+    which a few thousand texts hardly outgrow."""
+    initializer: Literal["rnnjax", "pytorch", "keras", "flax"] = "rnnjax"
+    """The library whose rule the first weights of the cell follow."""
     dropout: float = 0.6
     """The share of activations dropped in training: high, since a few thousand sentences are soon
     learned by heart."""
@@ -149,10 +154,10 @@ class Settings(RunSettings):
 def build_model(settings: Settings, vocab_size: int, num_classes: int) -> rnnjax.Model:
     """The classifier that the settings describe."""
     check_settings(settings)
-    cell = CELLS[settings.cell](settings.hidden_size)
+    cell = CELLS[settings.cell](settings.hidden_size, initializer=settings.initializer)
     layer = rnnjax.bidirectional(cell) if settings.bidirectional else rnnjax.recurrent(cell)
     return rnnjax.classifier(
-        rnnjax.embedding(vocab_size, settings.embedding_size),
+        rnnjax.embedding(vocab_size, settings.embedding_size, scale=settings.embedding_scale),
         rnnjax.stack(*(layer,) * settings.layers, dropout=settings.dropout),
         num_classes,
         pooling=settings.pooling,

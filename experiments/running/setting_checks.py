@@ -95,6 +95,7 @@ RULES: dict[str, Rule] = {
     "hidden_size": whole(1, 1_000_000),
     "layers": whole(1, 100),
     "embedding_size": whole(1, 1_000_000),
+    "embedding_scale": at_least(0),
     "dropout": share(),
     "word_dropout": share(),
     "batch_size": whole(1),

@@ -484,3 +484,14 @@ def test_every_model_of_the_settings_can_be_built(cell, pooling):
     model = build_model(settings, vocab_size=7, num_classes=3)
     logits = model.apply(model.init(jax.random.key(0)), np.array([[2, 3, 0]]), np.array([2]))
     assert logits.shape == (1, 3)
+
+
+@pytest.mark.parametrize(("initializer", "is_one"), [("keras", True), ("pytorch", False)])
+def test_the_first_weights_are_those_that_the_settings_name(initializer, is_one):
+    named = {"initializer": initializer, "embedding_scale": 0.5}
+    settings = Settings(cell="lstm", hidden_size=4, embedding_size=50, **named)
+    params = build_model(settings, vocab_size=100, num_classes=3).init(jax.random.key(0))
+    assert abs(params.embedding.vectors.std() - 0.5) < 0.03
+    biases = [leaf for leaf in jax.tree.leaves(params.encoder) if leaf.shape == (16,)]
+    assert len(biases) == 2
+    assert all(bool((bias[4:8] == 1).all()) == is_one for bias in biases)
