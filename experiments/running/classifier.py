@@ -78,8 +78,8 @@ class Settings(RunSettings):
     """The size of a word vector; vectors are learned from nothing, so larger ones need more
     texts."""
     embedding_scale: float = 0.1
-    """The standard deviation of the first word vectors: 0.03 is that of Keras, and 1 that of PyTorch,
-    which a few thousand texts hardly outgrow."""
+    """The standard deviation of the first word vectors: 0.03 is that of Keras, and 1 that of
+    PyTorch, which a few thousand texts hardly outgrow."""
     initializer: Literal["rnnjax", "pytorch", "keras", "flax"] = "rnnjax"
     """The library whose rule the first weights of the cell follow."""
     dropout: float = 0.6
