@@ -82,7 +82,7 @@ def over_batch(function: Callable | None) -> Callable:
 
     Raises:
         ValueError: its result is no pair (an array of two rows would be taken apart as one), or
-            its carry is another tree than the one before, or has other shapes.
+            its carry is another tree than the one before, or has other shapes or dtypes.
     """
     assert function is not None
 
@@ -98,6 +98,13 @@ def over_batch(function: Callable | None) -> Callable:
                 f"a cell's update or plain_step must give a carry like the one before, {before}, "
                 f"got {after}"
             )
+        for old, new in zip(jax.tree.leaves(rest[0]), jax.tree.leaves(result[0]), strict=True):
+            if old.dtype != new.dtype:
+                raise ValueError(
+                    "a cell's update or plain_step must give a carry of the dtype of the one "
+                    f"before, {old.dtype}, got {new.dtype}: initial_carry makes the first one, of "
+                    "float32 or wider also where the parameters have 16 bits"
+                )
         return result
 
     return batched

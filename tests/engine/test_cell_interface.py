@@ -333,6 +333,23 @@ def test_a_step_that_gives_another_carry_is_refused(plain):
         rnnjax.unroll(halving(lambda h: ({"h": h}, h), plain=plain), (), normal(0, B, T, H))
 
 
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("all_carries", [False, True])
+def test_a_step_that_gives_a_carry_of_another_dtype_is_refused(plain, all_carries):
+    """As a carry made in the dtype of parameters of 16 bits, to which sums of 32 are added."""
+    narrow = halving(lambda h: (h, h), plain=plain)._replace(
+        initial_carry=lambda params: jnp.zeros(H, jnp.bfloat16)
+    )
+    message = "of the dtype of the one before, bfloat16, got float64: initial_carry makes"
+    with pytest.raises(ValueError, match=message):
+        rnnjax.unroll(narrow, (), normal(0, B, T, H), all_carries=all_carries)
+    with pytest.raises(ValueError, match=message):
+        narrow.step((), None, normal(0, B, H))
+    run = lambda xs: rnnjax.unroll(narrow, (), xs)[1].sum()  # noqa: E731
+    with pytest.raises(ValueError, match=message):
+        jax.grad(run)(normal(0, B, T, H))
+
+
 @pytest.mark.parametrize("part", ["initial_carry", "recurrent", "gates"])
 def test_an_array_in_the_place_of_a_function_is_refused(part):
     cell = halving(lambda h: (h, h))._replace(**{part: jnp.zeros((H, H))})
