@@ -209,15 +209,19 @@ def products_of(jaxpr):
                 yield from products_of(inner)
 
 
-@pytest.mark.parametrize("name", ["vanilla", "lstm", "gru", "gru_reset_before", "projected"])
+@pytest.mark.parametrize(
+    "name", ["vanilla", "lstm", "gru", "gru_reset_before", "projected", "slstm"]
+)
 def test_products_take_the_compute_dtype_and_are_summed_in_float32(name):
-    cell = with_policy(
-        weight_drop(CELLS[name], 0.4) if "before" not in name else CELLS[name], MIXED
-    )
+    cell = rnnjax.slstm(H, num_heads=2) if name == "blocks" else CELLS[name]
+    cell = with_policy(cell if "before" in name else weight_drop(cell, 0.4), MIXED)
     params = cell.init(KEY, D)
     run = functools.partial(rnnjax.unroll, cell, key=KEY)
-    products = set(products_of(jax.make_jaxpr(run)(params, jnp.ones((B, T, D))).jaxpr))
-    assert products == {("bfloat16", "bfloat16", "float32")}
+    xs = jnp.ones((B, T, D))
+    tangents = lambda *given: jax.jvp(run, given, given)  # noqa: E731
+    for of_what in (run, tangents):
+        products = set(products_of(jax.make_jaxpr(of_what)(params, xs).jaxpr))
+        assert products == {("bfloat16", "bfloat16", "float32")}
 
 
 def test_products_of_layers_and_models_take_the_compute_dtype_too():
