@@ -210,7 +210,7 @@ def products_of(jaxpr):
 
 
 @pytest.mark.parametrize(
-    "name", ["vanilla", "lstm", "gru", "gru_reset_before", "projected", "slstm"]
+    "name", ["vanilla", "lstm", "gru", "gru_reset_before", "projected", "blocks"]
 )
 def test_products_take_the_compute_dtype_and_are_summed_in_float32(name):
     cell = rnnjax.slstm(H, num_heads=2) if name == "blocks" else CELLS[name]
