@@ -33,6 +33,8 @@ class Fitting(ABC, Generic[Batch, Fitted]):
         self._session = session
         self._snapshot = begin
         self._epochs = epochs
+        # Made once: zeros that are made in an epoch are copied to the device.
+        self._zeros = jax.tree.map(jnp.zeros_like, begin.totals)
 
     @abstractmethod
     def _left(self) -> Iterator[Batch]:
@@ -60,7 +62,7 @@ class Fitting(ABC, Generic[Batch, Fitted]):
 
     def _new_totals(self) -> Any:
         """What a snapshot holds beside the state at the beginning of an epoch."""
-        return jax.tree.map(jnp.zeros_like, self._snapshot.totals)
+        return self._zeros
 
     def _shown(self, epoch: int, params: Any) -> None:
         """Shows what the weights of an epoch can do, in programs that have something to show."""
