@@ -147,7 +147,7 @@ class Settings(RunSettings):
     """Look at every value while it runs and end at the first wrong one, to find where it comes
     from: slow."""
 
-    OF_THE_DAY: ClassVar = ("resume", "replace", "debug_checks")
+    NOT_WRITTEN: ClassVar = ("resume", "replace", "debug_checks")
     MAY_CHANGE: ClassVar = ("epochs", "prefetch")
 
 

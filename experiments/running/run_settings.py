@@ -41,7 +41,7 @@ class RunSettings:
     """Delete the run in --out, and begin anew."""
 
     # What to do with a folder is no setting of the run in it, and is not written down.
-    OF_THE_DAY: ClassVar[tuple[str, ...]] = ("resume", "replace")
+    NOT_WRITTEN: ClassVar[tuple[str, ...]] = ("resume", "replace")
     # A run that goes on with others of these comes to what it would have come to with them all
     # along. So it does with the data elsewhere, in a folder elsewhere, saved at other times, and
     # but for the last bits on other devices.
@@ -76,14 +76,14 @@ class RunSettings:
         return "resume" if self.resume else "replace" if self.replace else "refuse"
 
     def written(self) -> dict[str, Any]:
-        """What config.json keeps: all but what is of the day."""
+        """What config.json keeps: all but `NOT_WRITTEN`."""
         values = plain(dataclasses.asdict(self))
         names = [name for _, group in self.groups() for name in group]
-        return {name: values[name] for name in names if name not in self.OF_THE_DAY}
+        return {name: values[name] for name in names if name not in self.NOT_WRITTEN}
 
 
 def stored_settings(kind: type[Run], folder: Path) -> Run:
-    """The settings of the run in a folder; those of the day are False.
+    """The settings of the run in a folder; those that are not written down are False.
 
     Raises:
         DataError: the folder holds no run, or one of another program.
@@ -91,13 +91,14 @@ def stored_settings(kind: type[Run], folder: Path) -> Run:
     values = read_config(folder)["settings"]
     names = [name for _, group in kind.groups() for name in group]
     unknown = [name for name in values if name not in names]
-    lacking = [name for name in names if name not in values and name not in kind.OF_THE_DAY]
+    lacking = [name for name in names if name not in values and name not in kind.NOT_WRITTEN]
     if unknown and lacking:
         raise DataError(
             f"{folder} must hold a run of this program and version, got one with the settings "
             f"{_few(unknown)} and without {_few(lacking)}"
         )
-    return settings_from(kind, {**values, **dict.fromkeys(kind.OF_THE_DAY, False)}, folder / CONFIG)
+    values = {**values, **dict.fromkeys(kind.NOT_WRITTEN, False)}
+    return settings_from(kind, values, folder / CONFIG)
 
 
 def _few(names: list[str]) -> str:
