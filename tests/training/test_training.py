@@ -296,6 +296,18 @@ def test_gradient_norm_of_half_precision_is_taken_in_float32():
     assert metrics["grad_norm"][0].item() == pytest.approx(1000**0.5, rel=1e-6)
 
 
+def test_gradient_norm_of_doubles_is_taken_in_float64(float64):
+    def loss_fn(params, batch, key):
+        return 1e-5 * params["narrow"].sum() + params["wide"].sum().astype(jnp.float32), {}
+
+    params = {"narrow": jnp.zeros(3, jnp.float32), "wide": jnp.zeros(3, jnp.float64)}
+    state = init_train_state(jax.random.key(0), params, optax.sgd(0.1))
+    _, metrics = make_train_step(loss_fn, optax.sgd(0.1))(state, ())
+    expected = np.sqrt(3 * float(np.float32(1e-5)) ** 2 + 3)
+    assert expected != pytest.approx(3**0.5, rel=1e-12)
+    assert metrics["grad_norm"][0].item() == pytest.approx(expected, rel=1e-15)
+
+
 def test_a_metric_of_the_same_name_is_refused():
     def loss_fn(params, batch, key):
         return params["w"].sum(), {"grad_norm": (jnp.ones(()), jnp.ones(()))}

@@ -50,17 +50,42 @@ def as_numpy(params):
     return jax.tree.map(lambda a: np.asarray(a, np.float64), params)
 
 
+def lstm_in_numpy(p, xs, recurrent):
+    """Final h and c of the LSTM with ``recurrent`` as its recurrent matrix."""
+    h, c = np.zeros(H), np.zeros(H)
+    for x in np.asarray(xs):
+        sums = normalised(x @ p.cell.w_ih, p.input_gain, 4) + p.cell.bias.reshape(4, H)
+        i, f, g, o = sums + normalised(h @ recurrent, p.hidden_gain, 4)
+        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+        h = sigmoid(o) * np.tanh(c)
+    return h, c
+
+
 def test_the_lstm_is_its_equation():
     cell = layer_norm(rnnjax.lstm(H))
     params, xs = init(cell), ragged("plain").xs[0]
-    p, h, c = as_numpy(params), np.zeros(H), np.zeros(H)
-    for x in np.asarray(xs):
-        sums = normalised(x @ p.cell.w_ih, p.input_gain, 4) + p.cell.bias.reshape(4, H)
-        i, f, g, o = sums + normalised(h @ p.cell.w_hh, p.hidden_gain, 4)
-        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
-        h = sigmoid(o) * np.tanh(c)
+    p = as_numpy(params)
+    h, c = lstm_in_numpy(p, xs, p.cell.w_hh)
     carry, ys = rnnjax.unroll(cell, params, xs)
     np.testing.assert_allclose([carry.h, carry.c, ys[-1]], [h, c, h], **EXACT)
+
+
+def test_recurrent_weights_in_blocks_are_the_dense_matrix_with_zeros_in_it():
+    plain, heads = rnnjax.lstm(H), 2
+    part = H // heads
+
+    def in_blocks(key, size):
+        blocks = jnp.ones((heads, part, 4 * part), jnp.float32)
+        return plain.init(key, size)._replace(w_hh=blocks)
+
+    cell = layer_norm(plain._replace(init=in_blocks))
+    params, xs = init(cell), ragged("plain").xs[0]
+    p, dense = as_numpy(params), np.zeros((heads, part, 4, heads, part))
+    for head in range(heads):
+        dense[head, :, :, head] = p.cell.w_hh[head].reshape(part, 4, part)
+    h, c = lstm_in_numpy(p, xs, dense.reshape(H, 4 * H))
+    carry, _ = rnnjax.unroll(cell, params, xs)
+    np.testing.assert_allclose([carry.h, carry.c], [h, c], **EXACT)
 
 
 def test_the_gru_is_its_equation():
