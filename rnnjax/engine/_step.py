@@ -102,8 +102,8 @@ def over_batch(function: Callable | None) -> Callable:
             if old.dtype != new.dtype:
                 raise ValueError(
                     "a cell's update or plain_step must give a carry of the dtype of the one "
-                    f"before, {old.dtype}, got {new.dtype}: initial_carry makes the first one, of "
-                    "float32 or wider also where the parameters have 16 bits"
+                    f"before, {old.dtype}, got {new.dtype}: initial_carry should make the first one"
+                    " in float32 or wider, also where the parameters have 16 bits"
                 )
         return result
 
