@@ -128,7 +128,8 @@ def as_state(policy: Policy | None, y: Array) -> Array:
 
 def _cell_with_policy(cell: Cell, policy: Policy) -> Cell:
     parameter, compute, state = (jnp.dtype(dtype) for dtype in policy)
-    work = np.promote_types(accumulation_dtype(compute), accumulation_dtype(state))
+    # float64 also where x64 is off as yet: it may be turned on before the cell is used.
+    work = np.promote_types(np.promote_types(compute, np.float32), state)
     inner = cell
 
     def operands(params: Params) -> Params:
