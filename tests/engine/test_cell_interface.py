@@ -340,7 +340,7 @@ def test_a_step_that_gives_a_carry_of_another_dtype_is_refused(plain, all_carrie
     narrow = halving(lambda h: (h, h), plain=plain)._replace(
         initial_carry=lambda params: jnp.zeros(H, jnp.bfloat16)
     )
-    message = "of the dtype of the one before, bfloat16, got float64: initial_carry makes"
+    message = "of the dtype of the one before, bfloat16, got float64: initial_carry should make"
     with pytest.raises(ValueError, match=message):
         rnnjax.unroll(narrow, (), normal(0, B, T, H), all_carries=all_carries)
     with pytest.raises(ValueError, match=message):
