@@ -234,12 +234,20 @@ def check_there(**trees: Any) -> None:
         ValueError: naming the array in that of ``trees``.
     """
     for name, tree in trees.items():
-        for path, leaf in jax.tree.leaves_with_path(tree):
-            if isinstance(leaf, Array) and not isinstance(leaf, Tracer) and leaf.is_deleted():
-                raise ValueError(
-                    f"{name}{jax.tree_util.keystr(path)} must still be there, got an array that "
-                    "was given away (donated): go on with what was returned in its place"
-                )
+        path = given_away(tree)
+        if path is not None:
+            raise ValueError(
+                f"{name}{path} must still be there, got an array that was given away (donated): go "
+                "on with what was returned in its place"
+            )
+
+
+def given_away(tree: Any) -> str | None:
+    """The path of the first array of a tree that was given away (donated); None without one."""
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        if isinstance(leaf, Array) and not isinstance(leaf, Tracer) and leaf.is_deleted():
+            return jax.tree_util.keystr(path)
+    return None
 
 
 def describe(tree: Any) -> str:

@@ -60,6 +60,11 @@ class RunSettings:
         ]
 
     @classmethod
+    def names(cls) -> list[str]:
+        """Names of all settings, in the order of help."""
+        return [name for _, group in cls.groups() for name in group]
+
+    @classmethod
     def places(cls) -> frozenset[str]:
         """The settings that are marked as places."""
         hints = get_type_hints(cls, include_extras=True).items()
@@ -78,8 +83,7 @@ class RunSettings:
     def written(self) -> dict[str, Any]:
         """What config.json keeps: all but `NOT_WRITTEN`."""
         values = plain(dataclasses.asdict(self))
-        names = [name for _, group in self.groups() for name in group]
-        return {name: values[name] for name in names if name not in self.NOT_WRITTEN}
+        return {name: values[name] for name in self.names() if name not in self.NOT_WRITTEN}
 
 
 def stored_settings(kind: type[Run], folder: Path) -> Run:
@@ -89,7 +93,7 @@ def stored_settings(kind: type[Run], folder: Path) -> Run:
         DataError: the folder holds no run, or one of another program.
     """
     values = read_config(folder)["settings"]
-    names = [name for _, group in kind.groups() for name in group]
+    names = kind.names()
     unknown = [name for name in values if name not in names]
     lacking = [name for name in names if name not in values and name not in kind.NOT_WRITTEN]
     if unknown and lacking:

@@ -242,9 +242,9 @@ class _Fitting(Fitting[Piece, Fitted]):
         return self._snapshot.totals[0]
 
     def _new_totals(self) -> tuple[dict[str, Any], Any]:
-        sums, _ = self._snapshot.totals
+        sums, _ = self._zeros
         carry = self._model.initial_carry(self._weights(), (self._settings.rows,))
-        return jax.tree.map(jnp.zeros_like, sums), self._devices.place_batch(carry)
+        return sums, self._devices.place_batch(carry)
 
     def _validate(self, params: Any) -> dict[str, float]:
         return {"loss": self._score(params, self._texts.validation)}

@@ -16,6 +16,7 @@ from jax import Array
 from jax.core import Tracer
 
 from rnnjax import _values
+from rnnjax._checks import given_away
 from rnnjax._native import jit
 
 State = TypeVar("State")
@@ -134,14 +135,14 @@ def explaining_deleted(state: Any) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as error:
-        for path, leaf in jax.tree.leaves_with_path(state):
-            if isinstance(leaf, Array) and not isinstance(leaf, Tracer) and leaf.is_deleted():
-                raise ValueError(
-                    "state must be the one that the step before returned, got one whose array "
-                    f"{jax.tree_util.keystr(path)} was given to a step already: go on with the new "
-                    "state, or keep this one alive with donate_state=False"
-                ) from error
-        raise
+        path = given_away(state)
+        if path is None:
+            raise
+        raise ValueError(
+            f"state must be the one that the step before returned, got one whose array {path} was "
+            "given to a step already: go on with the new state, or keep this one alive with "
+            "donate_state=False"
+        ) from error
 
 
 @functools.cache
