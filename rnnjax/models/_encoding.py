@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax import masking
-from rnnjax._checks import check_floating, check_key, check_params, check_rate, check_size, describe
+from rnnjax._checks import check_key, check_params, check_rate, check_size, describe
 from rnnjax._numerics import affine
 from rnnjax.base import Cell, Key, Layer
+from rnnjax.engine._arguments import check_xs
 from rnnjax.initializers import draw_linear
 from rnnjax.layers._common import apply_dropout
 from rnnjax.layers.recurrent import as_layer, not_a_layer
@@ -91,22 +92,21 @@ class Encoding(NamedTuple):
         ys = apply_dropout(key, ys, self.rate)
         return affine(ys, as_operand(self.policy, head.w), head.bias, name="the encoder's output")
 
-    def as_inputs(self, inputs: Any) -> tuple[Array, tuple[int, ...]]:
-        """Token ids [..., T], or vectors [..., T, D], and their shape up to T.
+    def as_inputs(self, inputs: Any) -> tuple[Any, tuple[int, ...]]:
+        """Token ids [..., T], vectors [..., T, D] or a tree of them, and their shape up to T.
 
         Raises:
-            ValueError: they are neither.
+            ValueError: they are none of these, or a tree where inputs are dropped.
         """
         if self.embedding is not None:
             tokens = masking.as_integers("tokens", inputs)
             if not tokens.ndim:
                 raise ValueError("tokens must have shape [..., T], got shape ()")
             return tokens, tokens.shape
-        xs = jnp.asarray(masking.as_array("xs", inputs))
-        if xs.ndim < 2:
-            raise ValueError(f"xs must have shape [..., T, D], got shape {xs.shape}")
-        check_floating("xs", xs)
-        return xs, xs.shape[:-1]
+        xs = jax.tree.map(jnp.asarray, check_xs(inputs))
+        if self.rate and not hasattr(xs, "shape"):  # not all of them are features to drop
+            raise ValueError(f"dropout must be 0 for inputs of several arrays, got {self.rate}")
+        return xs, jax.tree.leaves(xs)[0].shape[:-1]
 
 
 def packed_steps(

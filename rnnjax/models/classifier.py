@@ -66,14 +66,15 @@ def classifier(
     Args:
         embedding: from token ids to vectors, ``rnnjax.embedding(...)`` or ``rnnjax.one_hot(...)``;
             None for a classifier of sequences of vectors, such as measurements: its ``init``
-            takes the input size too, and its ``apply`` vectors [..., T, D] in place of tokens.
+            takes the input size too, and its ``apply`` vectors [..., T, D] in place of tokens, or
+            what else the encoder reads, such as a tuple of vectors and elapsed times for ``cfc``.
         encoder: a cell or a layer.
         num_classes: C.
         pooling: "last", "mean" or "max". "last" is the output after the layer's own last step:
             for a bidirectional layer the forward half at the last valid step and the backward
             half at the first.
         dropout: the rate at which embedded inputs, and pooled outputs, are dropped in training,
-            that is when ``apply`` is given a ``key``.
+            that is when ``apply`` is given a ``key``; 0 for inputs of several arrays.
         policy: the dtypes of all parts, as for ``with_policy``; logits are at least float32.
 
     Raises:

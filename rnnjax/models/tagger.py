@@ -41,12 +41,13 @@ def tagger(
     lengths or mask. For numbers in place of labels see :func:`rnnjax.output_head`.
 
     Args:
-        embedding: from token ids to vectors; None where inputs are vectors [..., T, D], and
-            ``init`` takes the input size too.
+        embedding: from token ids to vectors; None where inputs are vectors [..., T, D], or what
+            else the encoder reads, as for a :func:`rnnjax.classifier`, and ``init`` takes the
+            input size too.
         encoder: a cell or a layer.
         num_classes: C.
         dropout: the rate at which inputs, and outputs of the layer, are dropped in training, that
-            is when ``apply`` is given a ``key``.
+            is when ``apply`` is given a ``key``; 0 for inputs of several arrays.
         policy: the dtypes of all parts, as for ``with_policy``; logits are at least float32.
 
     Returns:

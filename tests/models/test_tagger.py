@@ -68,6 +68,28 @@ def test_vectors_in_place_of_tokens(make_model):
 
 
 @pytest.mark.parametrize("make_model", [rnnjax.tagger, rnnjax.classifier])
+def test_vectors_beside_elapsed_times(make_model):
+    model = make_model(None, rnnjax.cfc(4), 3)
+    params = model.init(KEY, 2)
+    xs = np.array(jax.random.normal(KEY, (2, 5, 2)))
+    elapsed = np.array(jax.random.uniform(jax.random.key(1), (2, 5, 1)))
+    _, ys = rnnjax.unroll(rnnjax.cfc(4), params.encoder, (xs[1, :3], elapsed[1, :3]))
+    logits = np.asarray(ys) @ np.asarray(params.head.w) + np.asarray(params.head.bias)
+    xs[1, 3:], elapsed[1, 3:] = np.nan, np.nan
+    found = model.apply(params, (xs, elapsed), [5, 3])
+    if make_model is rnnjax.tagger:
+        np.testing.assert_allclose(found[1, :3], logits, rtol=1e-5, atol=1e-6)
+    else:
+        np.testing.assert_allclose(found[1], logits[-1], rtol=1e-5, atol=1e-6)
+    assert np.all(np.isfinite(found))
+    dropping = make_model(None, rnnjax.cfc(4), 3, dropout=0.5)
+    with pytest.raises(ValueError, match=r"dropout must be 0 for inputs of several arrays, got"):
+        dropping.apply(params, (xs, elapsed), [5, 3])
+    with pytest.raises(ValueError, match=r"xs\[1\] must have the batch and time axes \(2, 5\)"):
+        model.apply(params, (xs, elapsed[:, :4]), [5, 3])
+
+
+@pytest.mark.parametrize("make_model", [rnnjax.tagger, rnnjax.classifier])
 def test_a_policy_reaches_every_part(make_model):
     policy = rnnjax.Policy("bfloat16", "bfloat16", "float32")
     arguments = (rnnjax.embedding(10, 3), rnnjax.bidirectional(rnnjax.lstm(4)), 5)
