@@ -32,7 +32,14 @@ from experiments.running.parsing import parse
 from experiments.running.room import require_room
 from experiments.running.run_folder import RunFolder, environment
 from experiments.running.setting_checks import check_settings
-from experiments.running.text import Splits, fit_encoder, hold_out, make_batches, take
+from experiments.running.text import (
+    Splits,
+    fit_encoder,
+    hold_out,
+    make_batches,
+    refuse_unread_folder,
+    take,
+)
 from rnnjax import modules
 from rnnjax.data import Batch, load
 from rnnjax.masking import mean_pool
@@ -256,6 +263,7 @@ class Outcome(NamedTuple):
 
 def prepare(settings: Settings) -> tuple[Splits, Sizes]:
     """The batches, and what they decide of the model."""
+    refuse_unread_folder(settings)
     dataset = load(settings.dataset, data_dir=settings.data_dir, seed=settings.seed)
     training, validation = hold_out(dataset, 0.1, settings.seed)
     parts = (take(training, settings.take), validation, dataset.test)

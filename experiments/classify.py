@@ -43,7 +43,16 @@ from experiments.running.processes import chosen_folder, own_folder
 from experiments.running.run_folder import RunFolder, environment, plain
 from experiments.running.run_settings import stored_config
 from experiments.running.setting_checks import MOST_SEEDS, check_settings, refuse_unread
-from experiments.running.text import Encoder, Splits, fit_encoder, hold_out, make_batches, take
+from experiments.running.text import (
+    Encoder,
+    Splits,
+    fit_encoder,
+    hold_out,
+    lies_elsewhere,
+    make_batches,
+    refuse_unread_folder,
+    take,
+)
 from rnnjax.data import NAMES, DataError, Dataset, Examples, load
 from rnnjax.data.tables import SUFFIXES
 from rnnjax.weights import save_weights
@@ -233,6 +242,9 @@ def train_all(settings: Settings) -> None:
     of_own_files = settings.dataset == "local" or is_path(settings.dataset)
     columns = ("text_column", "label_column", "separator", "quoting")
     refuse_unread(settings, "with a --dataset of your own files", of_own_files, *columns)
+    bucketed = settings.batching == "bucketed"
+    refuse_unread(settings, "with --batching bucketed", bucketed, "buckets")
+    refuse_unread_folder(settings)
     if settings.seed + settings.repeat > MOST_SEEDS:
         raise DataError(f"--seed plus --repeat must be at most {MOST_SEEDS:,}, got more")
     settings = located(settings)
@@ -250,8 +262,9 @@ def located(settings: Settings, variables: Mapping[str, str] = os.environ) -> Se
 
     A run that is resumed from elsewhere must find its data again.
     """
-    data_dir = settings.data_dir or variables.get("RNNJAX_DATA")
     dataset = settings.dataset
+    told = None if lies_elsewhere(dataset) else variables.get("RNNJAX_DATA")
+    data_dir = settings.data_dir or told
     return dataclasses.replace(
         settings,
         out=chosen_folder(settings.out, f"classify-{Path(settings.dataset).name}"),

@@ -28,7 +28,7 @@ from experiments.running.imported import Imported, Reading
 from experiments.running.parsing import first_lines, parse
 from experiments.running.predicting import Request, predict
 from experiments.running.run_settings import read_config
-from experiments.running.setting_checks import check_rules, whole
+from experiments.running.setting_checks import check_rules, refuse_unread, whole
 from experiments.running.trained import finished_settings
 from rnnjax.data import TOKENIZERS, DataError, Vocabulary, pad, read_text
 from rnnjax.exporting import PLATFORMS, export_program
@@ -111,6 +111,7 @@ class Export:
 
 def import_run(settings: Import) -> None:
     """Read the weights, write the folder of the run."""
+    _refuse_unread(settings)
     if settings.library == "torch":
         params = import_torch(settings.kind, read_torch_file(settings.weights))
     else:
@@ -138,6 +139,15 @@ def import_run(settings: Import) -> None:
     print(
         f"try:\n  {command('python', '-m', 'experiments.classify', 'predict', settings.out, text)}"
     )
+
+
+def _refuse_unread(settings: Import) -> None:
+    refuse_unread(settings, "with --kind vanilla", settings.kind == "vanilla", "activation")
+    words = settings.vocabulary is not None
+    refuse_unread(settings, "with --vocabulary", words, "tokenizer", "unknown_id")
+    is_padded = settings.padding != "unread"
+    refuse_unread(settings, "with --padding right or left", is_padded, "pad_id")
+    refuse_unread(settings, "with --length", settings.length is not None, "keep")
 
 
 def make_reading(settings: Import, vocab_size: int) -> Reading:

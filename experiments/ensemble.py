@@ -26,7 +26,14 @@ from experiments.running.console import exit_code
 from experiments.running.parsing import parse
 from experiments.running.room import require_room
 from experiments.running.setting_checks import check_settings, whole
-from experiments.running.text import Splits, fit_encoder, hold_out, make_batches, take
+from experiments.running.text import (
+    Splits,
+    fit_encoder,
+    hold_out,
+    make_batches,
+    refuse_unread_folder,
+    take,
+)
 from rnnjax.data import load
 from rnnjax.metrics import accuracy, compute, evaluate, merge
 from rnnjax.training import CompiledStep, TrainState, init_train_state, make_train_step
@@ -148,6 +155,7 @@ def train(settings: Settings) -> dict[str, float]:
 
 def prepare(settings: Settings) -> tuple[Splits, int, int]:
     """The batches, and the sizes of the vocabulary and of the classes."""
+    refuse_unread_folder(settings)
     dataset = load(settings.dataset, data_dir=settings.data_dir, seed=settings.seed)
     training, validation = hold_out(dataset, 0.1, settings.seed)
     training = take(training, settings.take)

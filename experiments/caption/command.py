@@ -157,6 +157,7 @@ def _report(found: dict[str, float], fitted: Fitted, seconds: float, folder: Pat
 def caption_pictures(request: Request) -> None:
     """Say what is in pictures, with the network in a run's folder."""
     check_settings(request, beam=whole(1, 1_000), length_penalty=at_least(0))
+    refuse_unread(request, "with --beam above 1", request.beam > 1, "length_penalty")
     one = len(request.pictures) == 1
     if not request.pictures:
         raise DataError("pictures must be named, got none")

@@ -126,6 +126,7 @@ def _read_back(writing: Writing, writer: Writer) -> dict[str, float]:
 def write_text(request: Request) -> None:
     """Write with the network in a run's folder."""
     check_settings(request, bias=_NOT_NEGATIVE, seed=whole(0, 2**32 - 1), like_line=whole(1, 10**9))
+    refuse_unread(request, "with --like", request.like is not None, "like_line")
     path = request.out or request.run / f"written-{request.seed}.svg"
     strokes, picture = _beside(path)
     settings = finished_settings(PROGRAM, Settings, request.run)

@@ -7,6 +7,7 @@ Stopped, it goes on where it was with the same command: rows that are there are 
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import os
@@ -24,6 +25,7 @@ from experiments.lessons.tables import Row, lesson_table, summarize
 from experiments.running.console import exit_code
 from experiments.running.parsing import parse
 from experiments.running.run_folder import environment, plain
+from experiments.running.setting_checks import refuse_unread
 from rnnjax.data import DataError
 
 PROGRAM = "python -m experiments.lessons"
@@ -52,16 +54,20 @@ def run_all(settings: Settings) -> dict[str, str]:
     if unknown := [name for name in settings.lessons if name not in LESSONS]:
         known = ", ".join(LESSONS)
         raise DataError(f"--lessons must be some of {known}, got {', '.join(unknown)}")
+    modules = [importlib.import_module(f"experiments.lessons.{name}") for name in settings.lessons]
+    read = {field.name for module in modules for field in dataclasses.fields(module.Settings)}
+    for option in ("take", "data_dir"):
+        refuse_unread(settings, "with --lessons that read it", option in read, option)
     found: dict[str, tuple[Row, ...]] = {}
     failed: dict[str, str] = {}
-    for name in settings.lessons:
+    for name, module in zip(settings.lessons, modules, strict=True):
         print(f"== {name}", flush=True)
-        module = importlib.import_module(f"experiments.lessons.{name}")
+        given = {"take": settings.take, "data_dir": settings.data_dir}
+        known = {field.name for field in dataclasses.fields(module.Settings)}
         own = module.Settings(
-            take=settings.take,
             seeds=settings.seeds,
-            data_dir=settings.data_dir,
             out=settings.out / name,
+            **{name: value for name, value in given.items() if name in known},
         )
         try:
             found[name] = run_lesson(module, own)

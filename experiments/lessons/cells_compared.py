@@ -15,20 +15,19 @@ from experiments.lessons.figures import panels, save, tidy
 from experiments.lessons.lesson import Measured, Results
 from experiments.lessons.synthetic import Task, kept, make_trainer, stretch_steps
 
-# Told apart by the colour-blind: colours of Okabe and Ito, and lines that differ for those that
-# share one.
+# Told apart by the colour-blind: colours of Okabe and Ito, and a mark for each.
 STYLES = (
-    ("#0072b2", "-"),
-    ("#d55e00", "-"),
-    ("#009e73", "-"),
-    ("#cc79a7", "-"),
-    ("#e69f00", "-"),
-    ("#56b4e9", "-"),
-    ("#000000", "-"),
-    ("#0072b2", ":"),
-    ("#d55e00", ":"),
-    ("#009e73", ":"),
-    ("#cc79a7", ":"),
+    ("#0072b2", "o"),
+    ("#d55e00", "s"),
+    ("#009e73", "^"),
+    ("#cc79a7", "D"),
+    ("#e69f00", "v"),
+    ("#56b4e9", "P"),
+    ("#000000", "X"),
+    ("#0072b2", "<"),
+    ("#d55e00", ">"),
+    ("#009e73", "*"),
+    ("#cc79a7", "p"),
 )
 
 
@@ -109,6 +108,8 @@ def draw_curves(
 ) -> None:
     """One line a network, the mean over its seeds, and the range of them in a lighter shade.
 
+    Each line has marks of its own, at other places than the rest, so that equal lines are all seen.
+
     Args:
         found: what `run_contest` gave.
         path: of the .png.
@@ -120,10 +121,17 @@ def draw_curves(
     """
     figure, grid = panels(1, 1, width=8.0, height=4.2)
     axes = grid[0, 0]
-    for (name, ends), (colour, line) in zip(found.items(), STYLES, strict=False):
+    for number, (name, ends) in enumerate(found.items()):
+        colour, mark = STYLES[number]
         values = np.stack([end[up[0]] for end in ends])
         steps = ends[0][across[0]]
-        axes.plot(steps, values.mean(0), color=colour, linestyle=line, linewidth=1.5, label=name)
+        apart = max(len(found), len(steps) // 8)
+        marks = {
+            "marker": mark,
+            "markersize": 5,
+            "markevery": (number * apart // len(found), apart),
+        }
+        axes.plot(steps, values.mean(0), color=colour, linewidth=1.5, label=name, **marks)
         axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.12, lw=0)
     for label, value in (references or {}).items():
         axes.axhline(value, color="#777777", linestyle=(0, (1, 3)), linewidth=1.2, label=label)

@@ -27,7 +27,7 @@ from jax import Array
 import rnnjax
 from experiments.lessons import lesson
 from experiments.lessons.figures import COLOURS, LINES, REFERENCE, panels, save, tidy
-from experiments.lessons.lesson import LessonSettings, Measured, Results
+from experiments.lessons.lesson import ExamplesSettings, Measured, Results
 from experiments.lessons.synthetic import Task, kept, make_trainer, random_rows, stretch_steps
 from experiments.running.packages import require
 from rnnjax.metrics import accuracy, compute, cross_entropy
@@ -38,7 +38,7 @@ CELLS = {"vanilla": rnnjax.vanilla, "LSTM": rnnjax.lstm, "GRU": rnnjax.gru}
 
 
 @dataclass(frozen=True)
-class Settings(LessonSettings):
+class Settings(ExamplesSettings):
     """The 1,797 images of scikit-learn as sequences of 8 rows with 8 grey values each."""
 
     test_share: float = 0.2

@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments.lessons import lesson
 from experiments.lessons.contest import compare
-from experiments.lessons.lesson import LessonSettings, Results
+from experiments.lessons.lesson import FilesSettings, Results
 from experiments.lessons.linear_models import linear_model
 from experiments.lessons.recipes import Corpus, Encoded, Recipe, take_both
 from experiments.lessons.sequences import pad_sequences, word_sequence
@@ -25,7 +25,7 @@ START, UNKNOWN, INDEX_FROM = 1, 2, 3  # Keras' first ids: 0 is the padding, 3 st
 
 
 @dataclass(frozen=True)
-class Settings(LessonSettings):
+class Settings(FilesSettings):
     """Train the example's LSTM for 15 epochs; fit Naive Bayes and logistic regression."""
 
     num_words: int = 20_000

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 from experiments.lessons import lesson
 from experiments.lessons.contest import compare
-from experiments.lessons.lesson import LessonSettings, Results
+from experiments.lessons.lesson import FilesSettings, Results
 from experiments.lessons.news import TITLES_READ, fit_keras, keras_corpus, load_texts, load_titles
 from experiments.lessons.recipes import Recipe
 from rnnjax.interop.classifiers import LayerSize
 
 
 @dataclass(frozen=True)
-class Settings(LessonSettings):
+class Settings(FilesSettings):
     """Train the lesson's LSTM for one epoch."""
 
     embedding_size: int = 64

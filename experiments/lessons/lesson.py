@@ -33,16 +33,28 @@ MAY_CHANGE = ("out", "data_dir", "seeds")
 class LessonSettings:
     """The settings that every lesson has; a lesson's own inherit from them."""
 
-    take: int | None = None
-    """Use this many training examples only, and as many test examples, to be done sooner."""
     seeds: int = 3
     """Repeat what depends on chance so often, with the seeds 0, 1, 2, ..., since one result does
     not show its spread."""
-    data_dir: Path | None = None
-    """The folder of local data sets; without it the environment variable RNNJAX_DATA says it."""
     out: Path | None = None
     """The folder of the run, which goes on where it was if it has begun; by default
     runs/LESSON-TIME."""
+
+
+@dataclass(frozen=True)
+class ExamplesSettings(LessonSettings):
+    """Those of a lesson of which the examples are counted."""
+
+    take: int | None = None
+    """Use this many training examples only, and as many test examples, to be done sooner."""
+
+
+@dataclass(frozen=True)
+class FilesSettings(ExamplesSettings):
+    """Those of a lesson that reads files."""
+
+    data_dir: Path | None = None
+    """The folder of local data sets; without it the environment variable RNNJAX_DATA says it."""
 
 
 class Measured(NamedTuple):
@@ -179,7 +191,9 @@ def run_lesson(module: ModuleType, settings: LessonSettings) -> tuple[Row, ...]:
                 f"{settings.out} must be a folder of the lesson {name}, got one of "
                 f"{stored.get('lesson') or 'another program'}"
             )
-        require_same(stored["settings"], config["settings"], MAY_CHANGE, str(settings.out))
+        # Until November 2026 every lesson had --take and --data-dir, whether it read them or not.
+        then = {n: v for n, v in stored["settings"].items() if n in config["settings"] or v}
+        require_same(then, config["settings"], MAY_CHANGE, str(settings.out))
     with _forgotten_if_refused(settings.out), RunFolder(settings.out, config, "resume") as run:
         results = Results(name, run)
         module.run(settings, results)

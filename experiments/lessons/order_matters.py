@@ -21,7 +21,7 @@ from jax import Array
 
 import rnnjax
 from experiments.lessons import lesson
-from experiments.lessons.lesson import LessonSettings, Measured, Results
+from experiments.lessons.lesson import ExamplesSettings, Measured, Results
 from experiments.lessons.synthetic import Task, make_trainer, random_rows
 from rnnjax.data import Vocabulary, basic_english, pad
 from rnnjax.metrics import accuracy, compute, cross_entropy
@@ -38,7 +38,7 @@ PATTERNS = (
 
 
 @dataclass(frozen=True)
-class Settings(LessonSettings):
+class Settings(ExamplesSettings):
     """Sentences in pairs: the same words in another order, one praise and one blame."""
 
     held_out: float = 0.25

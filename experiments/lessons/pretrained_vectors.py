@@ -24,7 +24,7 @@ import optax
 import rnnjax
 from experiments.lessons import lesson
 from experiments.lessons.figures import panels, save, tidy
-from experiments.lessons.lesson import LessonSettings, Measured, Results
+from experiments.lessons.lesson import FilesSettings, Measured, Results
 from experiments.lessons.news import News, load_texts
 from experiments.lessons.tables import Row
 from experiments.running.advancing import take_steps
@@ -39,7 +39,7 @@ Start = Literal["untrained", "fine-tuned", "frozen"]
 
 
 @dataclass(frozen=True)
-class Settings(LessonSettings):
+class Settings(FilesSettings):
     """Train the same LSTM three times for each file of word vectors."""
 
     vectors: tuple[Path, ...] = ()

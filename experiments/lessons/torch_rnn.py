@@ -13,14 +13,14 @@ from dataclasses import dataclass
 
 from experiments.lessons import lesson
 from experiments.lessons.contest import compare
-from experiments.lessons.lesson import LessonSettings, Results
+from experiments.lessons.lesson import FilesSettings, Results
 from experiments.lessons.news import load_texts, torch_corpus
 from experiments.lessons.recipes import Recipe
 from rnnjax.interop.classifiers import LayerSize
 
 
 @dataclass(frozen=True)
-class Settings(LessonSettings):
+class Settings(FilesSettings):
     """Train the lesson's RNNClassifier for one epoch, as it is and done right."""
 
     embedding_size: int = 64

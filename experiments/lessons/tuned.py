@@ -25,7 +25,7 @@ import rnnjax
 from experiments.ensemble import MEMBERS, init_members, make_evaluation, make_step, names
 from experiments.lessons import lesson
 from experiments.lessons.class_odds import Odds, count_odds, fold_of, read_odds
-from experiments.lessons.lesson import LessonSettings, Measured, Results
+from experiments.lessons.lesson import FilesSettings, Measured, Results
 from experiments.lessons.linear_models import linear_model
 from experiments.lessons.news import share_note
 from experiments.lessons.recipes import take_both
@@ -79,7 +79,7 @@ TUNINGS: Mapping[str, Tuning] = {
 
 
 @dataclass(frozen=True)
-class Settings(LessonSettings):
+class Settings(FilesSettings):
     """Train four bidirectional GRUs at once on each data set; fit two linear SVMs beside them."""
 
     datasets: tuple[str, ...] = tuple(TUNINGS)

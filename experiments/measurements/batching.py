@@ -24,7 +24,7 @@ from experiments.running.console import exit_code, print_table
 from experiments.running.parsing import parse
 from experiments.running.run_folder import RunFolder, environment, plain
 from experiments.running.setting_checks import check_settings
-from experiments.running.text import Batching, Splits, hold_out, take
+from experiments.running.text import Batching, Splits, hold_out, refuse_unread_folder, take
 from rnnjax.data import load
 
 Table = list[dict[str, Any]]
@@ -91,6 +91,7 @@ class Contestant:
 
 def contestants(settings: Settings) -> list[Contestant]:
     """One for each kind of batches, on the same examples in the same split."""
+    refuse_unread_folder(settings)
     dataset = load(settings.dataset, data_dir=settings.data_dir, seed=settings.seed)
     of_both = {field.name for field in dataclasses.fields(Settings)} - {"epochs", "out"}
     shared = {name: getattr(settings, name) for name in of_both}
@@ -105,11 +106,10 @@ def contestants(settings: Settings) -> list[Contestant]:
     return entered
 
 
-def measure(settings: Settings, run: RunFolder) -> Table:
+def measure(entered: Sequence[Contestant], epochs: int, run: RunFolder) -> Table:
     """A row for each kind of batches."""
-    entered = contestants(settings)
     seconds: dict[str, list[float]] = {one.batching: [] for one in entered}
-    for n in range(settings.epochs + 1):
+    for n in range(epochs + 1):
         for one in entered:
             took = one.epoch(n)
             run.write_timing({"kind": "epoch", "batching": one.batching, "n": n, "seconds": took})
@@ -145,8 +145,9 @@ def compare(settings: Settings, folder: Path) -> None:
     """
     check_settings(settings)
     config = {"settings": plain(dataclasses.asdict(settings)), "environment": environment()}
+    entered = contestants(settings)  # what is wrong with the data leaves no folder
     with RunFolder(folder, config) as run:
-        table = measure(settings, run)
+        table = measure(entered, settings.epochs, run)
     print_table(table)
     print(f"median of {settings.epochs} epochs taken in turns, compiling apart; files in {folder}")
 

@@ -34,7 +34,8 @@ from tyro.conf import Positional
 import rnnjax
 from experiments.running.console import exit_code, print_table
 from experiments.running.parsing import parse
-from experiments.running.setting_checks import above, check_settings, whole
+from experiments.running.setting_checks import above, check_settings, refuse_unread, whole
+from experiments.running.text import lies_elsewhere
 from experiments.running.trained import finished_settings, load_trained
 from experiments.write.command import PROGRAM
 from experiments.write.corpus import read_corpus
@@ -134,6 +135,8 @@ def read(
 def measure(settings: Settings) -> list[dict[str, str]]:
     """A row of the table for each text."""
     run = finished_settings(PROGRAM, RunSettings, settings.run)
+    in_folder = not lies_elsewhere(run.dataset)
+    refuse_unread(settings, "with a run whose text lies in it", in_folder, "data_dir")
     # The trained weights have learned with dropout; what learns from then on does without.
     run = dataclasses.replace(run, dropout=0.0, data_dir=settings.data_dir or run.data_dir)
     corpus = read_corpus(run)

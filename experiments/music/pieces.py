@@ -48,15 +48,14 @@ def read_music(settings: Settings) -> Music:
     Raises:
         DataError: there are none, or a file does not hold pieces.
     """
-    given = settings.data_dir or os.environ.get("RNNJAX_DATA")
-    folder = Path(given) if given else None
-    if folder is not None and not folder.is_dir():
-        raise DataError(f"--data-dir must be a folder, got {folder}")
-    name = settings.dataset
+    name, folder = settings.dataset, None
+    if name in (None, "jsb_chorales"):
+        folder = _folder(settings)
     if name is None:  # who names a folder wants what lies there
         there = settings.data_dir or (folder and (folder / "jsb_chorales").is_dir())
         name = "jsb_chorales" if there else "progressions"
     refuse_unread(settings, "with --dataset progressions", name == "progressions", "pieces")
+    refuse_unread(settings, "with --dataset jsb_chorales", name == "jsb_chorales", "data_dir")
     if name == "progressions":
         return make_progressions(settings.pieces, settings.seed)
     if name == "jsb_chorales":
@@ -71,6 +70,20 @@ def read_music(settings: Settings) -> Music:
             raise DataError(f"{folder / name} must hold {_FILE} or {_FILE}.gz, got neither")
         return read_pieces(found[0], settings.seed)
     return read_pieces(Path(name), settings.seed)
+
+
+def _folder(settings: Settings) -> Path | None:
+    """That of local data sets, if it is given.
+
+    Raises:
+        DataError: it is none.
+    """
+    told = os.environ.get("RNNJAX_DATA")
+    folder = settings.data_dir or (Path(told) if told else None)
+    if folder is not None and not folder.is_dir():
+        name = "--data-dir" if settings.data_dir else "RNNJAX_DATA"
+        raise DataError(f"{name} must be a folder, got {folder}")
+    return folder
 
 
 def read_pieces(path: Path, seed: int = 0) -> Music:

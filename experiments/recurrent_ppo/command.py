@@ -29,6 +29,7 @@ from experiments.running.setting_checks import (
     above,
     check_settings,
     probability,
+    refuse_unread,
     whole,
 )
 from experiments.running.trained import WEIGHTS, finished_settings, load_trained
@@ -102,6 +103,8 @@ def check(settings: Settings) -> None:
         test_steps=whole(1, 1_000_000),
         report_every=whole(1),
     )
+    remembers = settings.cell != "mlp"
+    refuse_unread(settings, "with a recurrent --cell", remembers, "layers", "resets")
 
 
 def _make(settings: Settings) -> tuple[Task, Agent]:

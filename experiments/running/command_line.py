@@ -73,17 +73,18 @@ def parse_settings(
     The help also names the requests, what can be asked of a trained network.
 
     Raises:
-        DataError: the run to go on with is not said, or is to be deleted as well.
+        DataError: the run to go on with, or to replace, is not said, or one is to be both.
     """
     description = "\n\n".join([first_lines(kind), *_requests_lines(program, requests)])
     settings, launch = _parse(program, kind, given, kind(), description)
-    if not settings.resume:
+    if not settings.resume and not settings.replace:
         return settings, launch
-    if settings.replace:
+    if settings.resume and settings.replace:
         raise DataError("--resume and --replace must be given one at a time, got both")
     if settings.out is None:
-        raise DataError("--out must name the folder of the run to resume, got none")
-    if not (settings.out / CONFIG).is_file():
+        wish = "resume" if settings.resume else "replace"
+        raise DataError(f"--out must name the folder of the run to {wish}, got none")
+    if settings.replace or not (settings.out / CONFIG).is_file():
         return settings, launch
     return _parse(program, kind, given, stored_settings(kind, settings.out), description)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 
+from experiments.running.setting_checks import refuse_unread
 from rnnjax.data import (
     TOKENIZERS,
     BucketedBatches,
@@ -22,6 +24,7 @@ from rnnjax.data import (
 from rnnjax.data.ragged import RaggedRows
 
 Batching = Literal["bucketed", "packed", "padded"]
+_PACKAGED = ("rotten_tomatoes", "imdb_train_reviews")
 Batches = TypeVar("Batches", BucketedBatches, PackedBatches)
 
 
@@ -46,6 +49,21 @@ class Encoder(NamedTuple):
         tokenize = TOKENIZERS[self.tokenizer]
         ids = [self.vocabulary.encode(tokenize(text)) for text in texts]
         return truncate(ids, self.max_length, self.keep)
+
+
+def lies_elsewhere(dataset: str) -> bool:
+    """Whether texts come out of a package or a file of the user's, and not out of --data-dir."""
+    return dataset in _PACKAGED or Path(dataset).is_file()
+
+
+def refuse_unread_folder(settings: Any) -> None:
+    """Refuse a ``data_dir`` that was given where the ``dataset`` does not lie in it.
+
+    Raises:
+        DataError: naming it.
+    """
+    is_read = not lies_elsewhere(settings.dataset)
+    refuse_unread(settings, "with a --dataset that lies in it", is_read, "data_dir")
 
 
 def fit_encoder(

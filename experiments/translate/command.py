@@ -32,7 +32,7 @@ from experiments.running.setting_checks import (
     whole,
 )
 from experiments.running.trained import WEIGHTS
-from experiments.translate.corpus import Corpus, joined, read_corpus, tokenizer
+from experiments.translate.corpus import Corpus, joined, languages, read_corpus, tokenizer
 from experiments.translate.decoding import alignments, translate
 from experiments.translate.model import build_model
 from experiments.translate.pictures import Alignment, draw_alignments
@@ -183,6 +183,7 @@ def _example(corpus: Corpus) -> str:
 def translate_texts(request: Request) -> None:
     """Translate with the network in a run's folder."""
     check_settings(request, beam=whole(1, 1_000), length_penalty=at_least(0))
+    refuse_unread(request, "with --beam above 1", request.beam > 1, "length_penalty")
     if request.picture is not None and len(request.sentences) != 1:
         raise DataError(
             f"--picture must be of one sentence, got it with {len(request.sentences) or 'none'}"
@@ -263,7 +264,9 @@ def _check(settings: Settings) -> None:
     symbols = generated and not adds
     refuse_unread(settings, "with --task reverse or copy", symbols, "shortest", "longest")
     refuse_unread(settings, "with --task add", adds, "digits")
-    refuse_unread(settings, "with --pair", not generated, "min_count", "keep_case", "data_dir")
+    refuse_unread(settings, "with --pair", not generated, "min_count", "keep_case")
+    in_folder = settings.pair is not None and languages(settings.pair) is not None
+    refuse_unread(settings, "with two languages as --pair", in_folder, "data_dir")
     refuse_unread(settings, "with attention", settings.attention != "none", "score")
     check_settings(
         settings,

@@ -91,10 +91,21 @@ def read_corpus(settings: Settings) -> Corpus:
     )
 
 
+def languages(pair: str) -> tuple[str, str] | None:
+    """The two languages that a pair names; None where it names a file.
+
+    Example:
+        >>> languages("de-en"), languages("own.tsv")
+        (('de', 'en'), None)
+    """
+    found = re.fullmatch(r"([a-z]{2})-([a-z]{2})", pair)
+    return None if found is None else (found[1], found[2])
+
+
 def _load(settings: Settings) -> PairParts:
     assert settings.pair is not None
-    languages = re.fullmatch(r"([a-z]{2})-([a-z]{2})", settings.pair)
-    if languages is None:
+    pair = languages(settings.pair)
+    if pair is None:
         if not Path(settings.pair).suffix and not Path(settings.pair).exists():
             raise DataError(
                 "--pair must be two languages, as de-en, or the path of a file, got "
@@ -105,7 +116,7 @@ def _load(settings: Settings) -> PairParts:
         raise DataError(
             f"--targets must be given with a file as --pair, got {settings.pair} as --pair"
         )
-    source, target = languages.groups()
+    source, target = pair
     return load_pairs("multi30k", source=source, target=target, data_dir=settings.data_dir)
 
 

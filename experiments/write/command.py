@@ -19,7 +19,14 @@ from experiments.running.devices import find_devices
 from experiments.running.opening import open_run
 from experiments.running.processes import chosen_folder, is_first
 from experiments.running.run_settings import stored_config
-from experiments.running.setting_checks import Rule, at_least, check_settings, whole
+from experiments.running.setting_checks import (
+    Rule,
+    at_least,
+    check_settings,
+    refuse_unread,
+    whole,
+)
+from experiments.running.text import refuse_unread_folder
 from experiments.running.trained import WEIGHTS, finished_settings, load_trained
 from experiments.write.corpus import (
     NEVER_WRITTEN,
@@ -46,6 +53,7 @@ def train(settings: Settings, folder: Path) -> Fitted:
     """Train, write the run's folder, and say how to use it."""
     began = time.perf_counter()
     check_settings(settings, rows=whole(1), window=whole(1, 1_000_000))
+    refuse_unread_folder(settings)
     if settings.tie and settings.hidden_size != settings.embedding_size:
         raise DataError(
             f"--hidden-size must be --embedding-size, {settings.embedding_size}, with --tie, got "
@@ -167,6 +175,9 @@ def generate(request: Request) -> None:
         min_p=share,
         repetition_penalty=at_least(1),
     )
+    is_drawn = request.temperature > 0
+    drawing = ("top_k", "top_p", "min_p", "seed")
+    refuse_unread(request, "with --temperature above 0", is_drawn, *drawing)
     settings = finished_settings(PROGRAM, Settings, request.run)
     vocabulary = Vocabulary.load(request.run / VOCABULARY)
     model = build_model(settings, len(vocabulary))

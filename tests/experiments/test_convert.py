@@ -403,15 +403,25 @@ def test_padding_that_is_not_read_changes_nothing(small):
     ("options", "message"),
     [
         ({"--kind": "lstm"}, "weight_hh_l0 must have shape"),
-        ({"--unknown-id": 11}, "--unknown-id must be a whole number from 0 to 10, got 11"),
-        ({"--pad-id": -1}, "--pad-id must be a whole number from 0 to 10, got -1"),
+        (
+            {"--vocabulary": "v.txt", "--unknown-id": 11},
+            "--unknown-id must be a whole number from 0 to 10, got 11",
+        ),
+        (
+            {"--padding": "left", "--pad-id": -1},
+            "--pad-id must be a whole number from 0 to 10, got -1",
+        ),
         ({"--length": 0}, "--length must be a whole number from 1 up, got 0"),
         ({"--batch-size": 0}, "--batch-size must be a whole number from 1 up, got 0"),
         ({"--from": "keras"}, "must have names that begin with 0, 1, 2, ..."),
     ],
 )
-def test_wrong_settings_are_named_and_leave_no_folder(options, message, small, capsys):
+def test_wrong_settings_are_named_and_leave_no_folder(
+    options, message, small, tmp_path, monkeypatch, capsys
+):
     weights, given = small
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "v.txt").write_text("a\nb\n")
     assert message in fails(capsys, *arguments(weights, given | options))
     assert not given["--out"].exists()
 

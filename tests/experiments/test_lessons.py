@@ -16,6 +16,7 @@ import pytest
 
 from experiments.lessons import LESSONS, __main__, contest, lesson, news, ours, sequences, tables
 from experiments.lessons.lesson import (
+    ExamplesSettings,
     LessonSettings,
     Measured,
     NotInstalled,
@@ -375,7 +376,7 @@ def test_one_command_runs_the_chosen_lessons_and_writes_one_page(tmp_path, monke
 
     for name, function in (("whole", run), ("broken", fail)):
         module = types.ModuleType(f"experiments.lessons.{name}", "What it shows.")
-        module.Settings, module.run = LessonSettings, function
+        module.Settings, module.run = ExamplesSettings, function
         module.__spec__ = importlib.machinery.ModuleSpec(module.__name__, None)
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(__main__, "LESSONS", ("whole", "broken"))
