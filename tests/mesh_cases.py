@@ -25,6 +25,7 @@ from rnnjax.metrics import (
     linear_cross_entropy,
     of_linear_heads,
     squared_error,
+    transducer_loss,
 )
 from rnnjax.training import replicate, shard_batch
 
@@ -112,6 +113,13 @@ def attended():
 of_linear_heads._LOGITS, of_linear_heads._LEAST_ROWS = 1, 2
 
 
+def _transducer_loss(logits, batch):
+    """Of a joint that looks at the steps and not at the two labels."""
+    joint = jnp.stack([logits, -logits, logits**2], axis=-2)
+    lengths, labels = batch["lengths"], 1 + batch["tokens"][:, :2] % 2
+    return transducer_loss(joint, lengths, labels, lengths.clip(0, 2), lengths > 0)
+
+
 def figures():
     """The sums of the metrics, over all rows."""
 
@@ -124,6 +132,7 @@ def figures():
             accuracy(logits, labels, mask),
             squared_error(logits, logits**2, mask),
             linear_cross_entropy(batch["xs"], params, None, labels, mask),
+            _transducer_loss(logits, batch),
         )
 
     return Case(function, jnp.asarray(_draw(D, 3)), {**VECTORS, "tokens": TEXTS["tokens"]})

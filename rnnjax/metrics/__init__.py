@@ -19,4 +19,5 @@ from .of_numbers import absolute_error as absolute_error
 from .of_numbers import huber_error as huber_error
 from .of_numbers import quantile_error as quantile_error
 from .of_numbers import squared_error as squared_error
+from .of_transducers import transducer_loss as transducer_loss
 from .sums import Sum as Sum
