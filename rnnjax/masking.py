@@ -174,7 +174,10 @@ def _integers(name: str, value: Any) -> Any:
     if not array.size and isinstance(value, list | tuple):
         return array.astype(np.int32)  # an empty list has no dtype of its own
     if not jnp.issubdtype(array.dtype, jnp.integer):
-        raise ValueError(f"{name} must be integers, got dtype {array.dtype}")
+        # In the third place other libraries take the carry.
+        meant = name == "lengths" and jnp.issubdtype(array.dtype, jnp.floating) and array.ndim > 1
+        hint = ": a carry is given by name, initial_carry=carry" if meant else ""
+        raise ValueError(f"{name} must be integers, got dtype {array.dtype}{hint}")
     return array
 
 

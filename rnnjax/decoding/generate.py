@@ -289,8 +289,9 @@ def _check_prompt(prompt: Any, lengths: Any, vocab_size: int) -> tuple[Array, Ar
 def _check_model(model: Any) -> None:
     """Refuse what is no language model, such as one given behind its parameters."""
     if not isinstance(model, LanguageModel):
+        hint = ": rnnjax.beam_search writes with it" if hasattr(model, "encode") else ""
         kind = type(model).__name__
-        raise ValueError(f"model must be a rnnjax.language_model(...), got {kind}")
+        raise ValueError(f"model must be a rnnjax.language_model(...), got {kind}{hint}")
 
 
 def _check_how(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,10 +18,28 @@ LossFn = Callable[[Any, Any, Array | None], tuple[Array, Metrics]]
 
 def checked_loss(loss_fn: LossFn) -> Callable[..., tuple[Array, dict[str, tuple[Array, Array]]]]:
     """``loss_fn`` with its result checked; it is traced once a program, so this costs no time."""
+    check_takes(loss_fn, "params", "batch", "key")
+    return lambda params, batch, key: check_result(loss_fn(params, batch, key))
+
+
+def check_takes(loss_fn: Any, *names: str) -> None:
+    """Refuse what is no function, or none of so many arguments.
+
+    Raises:
+        ValueError: naming the arguments that it is given, and those that it has.
+    """
+    expected = f"{', '.join(names[:-1])} and {names[-1]}"
     if not callable(loss_fn):
         kind = type(loss_fn).__name__
-        raise ValueError(f"loss_fn must be a function of params, batch and key, got {kind}")
-    return lambda params, batch, key: check_result(loss_fn(params, batch, key))
+        raise ValueError(f"loss_fn must be a function of {expected}, got {kind}")
+    try:
+        signature = inspect.signature(loss_fn)
+    except ValueError:  # of a function that is not written in Python
+        return
+    try:
+        signature.bind(*names)
+    except TypeError:
+        raise ValueError(f"loss_fn must be a function of {expected}, got {signature}") from None
 
 
 def check_result(result: Any) -> tuple[Array, dict[str, tuple[Array, Array]]]:

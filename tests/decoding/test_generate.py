@@ -58,6 +58,9 @@ def trigram_model(table=TABLE):
 
 
 MODEL, PARAMS = trigram_model(), jnp.asarray(TABLE)
+TRANSLATOR = rnnjax.sequence_to_sequence(
+    rnnjax.one_hot(3), rnnjax.gru(2), rnnjax.one_hot(3), rnnjax.gru(2), start=0
+)
 
 
 def log_softmax(logits):
@@ -485,6 +488,11 @@ BAD = {
         lambda: rnnjax.generate(PARAMS, MODEL, PROMPTS, max_new_tokens=2),
         "model must be",
         "got ArrayImpl",
+    ),
+    "a translator": (
+        lambda: rnnjax.generate(TRANSLATOR, PARAMS, PROMPTS, max_new_tokens=2),
+        "model must be a rnnjax.language_model(...), got SequenceToSequence",
+        "rnnjax.beam_search writes with it",
     ),
     "a batch to stream": (
         lambda: rnnjax.stream_text(MODEL, PARAMS, PROMPTS, max_new_tokens=2, key=jax.random.key(0)),

@@ -365,3 +365,12 @@ def test_a_number_of_rows_is_no_batch_shape(name):
         layer.initial_carry(params, 3)
     with pytest.raises(ValueError, match="initial_carry"):
         layer.apply(params, XS, initial_carry="zeros")
+
+
+@pytest.mark.parametrize("cell", [rnnjax.lstm(3), rnnjax.gru(3)])
+def test_a_carry_in_the_place_of_lengths_is_told_where_it_goes(cell):
+    layer = rnnjax.recurrent(cell)
+    params = layer.init(KEY, 4)
+    carry, _ = layer.apply(params, XS)
+    with pytest.raises(ValueError, match=r"lengths must be integers.*: .* initial_carry=carry"):
+        layer.apply(params, XS, carry)

@@ -17,6 +17,7 @@ from rnnjax.training import (
     init_train_state,
     make_eval_step,
     make_train_step,
+    make_truncated_step,
     no_longer_improves,
 )
 
@@ -536,6 +537,12 @@ NO_STEP = {
         squared_error, SGD
     )(None, BATCHES[0]),
     "loss_fn must be a function of params, batch and key, got int": lambda: make_eval_step(3),
+    r"loss_fn must be a function of params, batch and key, got \(p, b\)": lambda: make_train_step(
+        lambda p, b: (p.sum(), {}), SGD
+    ),
+    r"function of ys, targets and mask, got \(params, batch, key, more\)": lambda: (
+        make_truncated_step(print, lambda params, batch, key, more: None, SGD, k1=2)
+    ),
     "optimizer must be one of Optax, such as .*, got float": lambda: make_train_step(
         squared_error, 0.1
     ),
