@@ -28,18 +28,12 @@ import rnnjax
 from experiments.running import curves
 from experiments.running.classifier_fitting import classification_loss
 from experiments.running.console import Progress, exit_code
+from experiments.running.data_folder import check_folder
 from experiments.running.parsing import parse
 from experiments.running.room import require_room
 from experiments.running.run_folder import RunFolder, environment
 from experiments.running.setting_checks import check_settings
-from experiments.running.text import (
-    Splits,
-    fit_encoder,
-    hold_out,
-    make_batches,
-    refuse_unread_folder,
-    take,
-)
+from experiments.running.text import Splits, fit_encoder, hold_out, make_batches, take
 from rnnjax import modules
 from rnnjax.data import Batch, load
 from rnnjax.masking import mean_pool
@@ -263,7 +257,7 @@ class Outcome(NamedTuple):
 
 def prepare(settings: Settings) -> tuple[Splits, Sizes]:
     """The batches, and what they decide of the model."""
-    refuse_unread_folder(settings)
+    check_folder(settings)
     dataset = load(settings.dataset, data_dir=settings.data_dir, seed=settings.seed)
     training, validation = hold_out(dataset, 0.1, settings.seed)
     parts = (take(training, settings.take), validation, dataset.test)

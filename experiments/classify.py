@@ -11,10 +11,9 @@ Predict:  python -m experiments.classify predict RUN "a text" ...
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +34,7 @@ from experiments.running.classifier import Predictor as Predictor
 from experiments.running.classifier_fitting import Fitted, Recipe, fit
 from experiments.running.command_line import run_program
 from experiments.running.console import command, parameter_table, wrapped
+from experiments.running.data_folder import check_folder, find_folder, lies_elsewhere
 from experiments.running.devices import Devices, find_devices
 from experiments.running.interrupts import resumable
 from experiments.running.opening import open_run
@@ -43,16 +43,7 @@ from experiments.running.processes import chosen_folder, own_folder
 from experiments.running.run_folder import RunFolder, environment, plain
 from experiments.running.run_settings import stored_config
 from experiments.running.setting_checks import MOST_SEEDS, check_settings, refuse_unread
-from experiments.running.text import (
-    Encoder,
-    Splits,
-    fit_encoder,
-    hold_out,
-    lies_elsewhere,
-    make_batches,
-    refuse_unread_folder,
-    take,
-)
+from experiments.running.text import Encoder, Splits, fit_encoder, hold_out, make_batches, take
 from rnnjax.data import NAMES, DataError, Dataset, Examples, load
 from rnnjax.data.tables import SUFFIXES
 from rnnjax.weights import save_weights
@@ -244,7 +235,7 @@ def train_all(settings: Settings) -> None:
     refuse_unread(settings, "with a --dataset of your own files", of_own_files, *columns)
     bucketed = settings.batching == "bucketed"
     refuse_unread(settings, "with --batching bucketed", bucketed, "buckets")
-    refuse_unread_folder(settings)
+    check_folder(settings)
     if settings.seed + settings.repeat > MOST_SEEDS:
         raise DataError(f"--seed plus --repeat must be at most {MOST_SEEDS:,}, got more")
     settings = located(settings)
@@ -257,14 +248,13 @@ def train_all(settings: Settings) -> None:
             train_seeds(settings, folder)
 
 
-def located(settings: Settings, variables: Mapping[str, str] = os.environ) -> Settings:
+def located(settings: Settings) -> Settings:
     """The settings with a folder for the run, and with places that hold in every folder.
 
     A run that is resumed from elsewhere must find its data again.
     """
     dataset = settings.dataset
-    told = None if lies_elsewhere(dataset) else variables.get("RNNJAX_DATA")
-    data_dir = settings.data_dir or told
+    data_dir = None if lies_elsewhere(dataset) else find_folder(settings.data_dir)
     return dataclasses.replace(
         settings,
         out=chosen_folder(settings.out, f"classify-{Path(settings.dataset).name}"),

@@ -27,7 +27,7 @@ from experiments.running.console import command, exit_code, parameter_table
 from experiments.running.imported import Imported, Reading
 from experiments.running.parsing import first_lines, parse
 from experiments.running.predicting import Request, predict
-from experiments.running.run_settings import read_config
+from experiments.running.run_settings import config_value, read_config
 from experiments.running.setting_checks import check_rules, refuse_unread, whole
 from experiments.running.trained import finished_settings
 from rnnjax.data import TOKENIZERS, DataError, Vocabulary, pad, read_text
@@ -273,8 +273,8 @@ def load_run(folder: Path) -> tuple[Architecture, ClassifierParams, list[str], s
         model = imported.load(folder)
         return model.architecture, model.params, model.label_names, model.reading.padding
     finished_settings(classify.PROGRAM, classify.Settings, folder)  # or it is of another program
-    config = read_config(folder)
-    settings, labels = config["settings"], config["label_names"]
+    settings = read_config(folder)["settings"]
+    labels = config_value(folder, "label_names", list)
     vocabulary = Vocabulary.load(folder / classify.VOCABULARY)
     architecture = architecture_of(settings, len(vocabulary), len(labels))
     shapes = jax.eval_shape(build(architecture).init, jax.random.key(0))

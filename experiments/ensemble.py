@@ -23,17 +23,11 @@ import rnnjax
 from experiments.running.advancing import take_steps
 from experiments.running.classifier_fitting import classification_loss
 from experiments.running.console import exit_code
+from experiments.running.data_folder import check_folder
 from experiments.running.parsing import parse
 from experiments.running.room import require_room
 from experiments.running.setting_checks import check_settings, whole
-from experiments.running.text import (
-    Splits,
-    fit_encoder,
-    hold_out,
-    make_batches,
-    refuse_unread_folder,
-    take,
-)
+from experiments.running.text import Splits, fit_encoder, hold_out, make_batches, take
 from rnnjax.data import load
 from rnnjax.metrics import accuracy, compute, evaluate, merge
 from rnnjax.training import CompiledStep, TrainState, init_train_state, make_train_step
@@ -155,7 +149,7 @@ def train(settings: Settings) -> dict[str, float]:
 
 def prepare(settings: Settings) -> tuple[Splits, int, int]:
     """The batches, and the sizes of the vocabulary and of the classes."""
-    refuse_unread_folder(settings)
+    check_folder(settings)
     dataset = load(settings.dataset, data_dir=settings.data_dir, seed=settings.seed)
     training, validation = hold_out(dataset, 0.1, settings.seed)
     training = take(training, settings.take)

@@ -53,6 +53,14 @@ class Alarm(NamedTuple):
     level: float
 
 
+class Known(NamedTuple):
+    """What watching needs beside the weights: JSON in the run's folder."""
+
+    channels: list[str]
+    scale: Scale
+    alarm: Alarm
+
+
 def train(settings: Settings) -> Figures:
     """Learn from the normal series, write the run's folder, and judge the others."""
     began = time.perf_counter()
@@ -208,20 +216,20 @@ def _report(figures: Figures, data: Data, scores: list[np.ndarray], nats: float)
 def watch(request: Request) -> None:
     """Print the steps of a file at which the network in a run's folder gives the alarm."""
     settings = finished_settings(PROGRAM, Settings, request.run)
-    known = load_notes(request.run / KNOWN, ("channels", "scale", "alarm"))
+    known = load_notes(request.run / KNOWN, Known)
     table = read_steps(request.file)
-    missing = [name for name in known["channels"] if name not in table.header]
+    missing = [name for name in known.channels if name not in table.header]
     if missing:
         raise DataError(
-            f"{request.file} must have the columns {listed(known['channels'])}, got none "
+            f"{request.file} must have the columns {listed(known.channels)}, got none "
             f"named {missing[0]}"
         )
-    values = np.stack([number_column(table, name) for name in known["channels"]], axis=1)
+    values = np.stack([number_column(table, name) for name in known.channels], axis=1)
     if len(values) < 2:
         raise DataError(f"{request.file} must have 2 steps or more, got {len(values)}")
-    model, alarm = build_model(settings, len(known["channels"])), Alarm(**known["alarm"])
+    model, alarm = build_model(settings, len(known.channels)), known.alarm
     params = load_trained(model.init, request.run)
-    (raw,) = surprise(model, params, Scale(**known["scale"]), [values])
+    (raw,) = surprise(model, params, known.scale, [values])
     scores = judging.smoothed(raw, alarm.width)
     if request.out is not None:
         _write_scores(request.out, [scores])

@@ -11,8 +11,9 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.running.data_folder import check_folder
 from experiments.running.setting_checks import check_settings
-from experiments.running.text import fit_encoder, refuse_unread_folder, take
+from experiments.running.text import fit_encoder, take
 from rnnjax.data import load
 from rnnjax.data.batching import Batch
 from rnnjax.data.ragged import RaggedRows
@@ -98,7 +99,7 @@ class Contestant(Protocol):
 def make_task(settings: Settings) -> Task:
     """Load and encode the training texts, and draw the weights."""
     check_settings(settings)
-    refuse_unread_folder(settings)
+    check_folder(settings)
     dataset = load(settings.dataset, data_dir=settings.data_dir, seed=settings.seed)
     train = take(dataset.train, settings.take)
     encode = fit_encoder(

@@ -36,7 +36,7 @@ from experiments.running.fit_and_save import CURVES, fit_and_save
 from experiments.running.loss_fitting import Fitted
 from experiments.running.opening import open_run
 from experiments.running.processes import chosen_folder
-from experiments.running.run_settings import read_config, stored_config
+from experiments.running.run_settings import config_value, stored_config
 from experiments.running.setting_checks import Rule, check_settings, refuse_unread, whole
 from experiments.running.trained import WEIGHTS, finished_settings, load_trained
 from rnnjax.data import DataError
@@ -130,7 +130,7 @@ def write_text(request: Request) -> None:
     path = request.out or request.run / f"written-{request.seed}.svg"
     strokes, picture = _beside(path)
     settings = finished_settings(PROGRAM, Settings, request.run)
-    characters = read_config(request.run)["characters"]
+    characters = config_value(request.run, "characters", str)
     model = build_model(settings, characters)
     writer = Writer(model, load_trained(model.init, request.run), characters, settings)
     like = None if request.like is None else read_sample(request.like, request.like_line)

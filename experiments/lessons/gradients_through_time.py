@@ -207,22 +207,32 @@ def outcome(curve: dict[str, np.ndarray]) -> Measured:
 def draw_norms(found: dict[str, dict[float, list[np.ndarray]]], path: Path) -> None:
     """One panel a cell, one line a radius: the geometric mean over the seeds, and their range."""
     figure, grid = panels(2, -(-len(found) // 2), width=3.6, height=3.0)
-    colours = ("#2a9d6f", "#1f5fa8", "#d1495b", "#7b4fa3", "#e07b00")
+    styles = (
+        ("#2a9d6f", "-."),
+        ("#1f5fa8", "-"),
+        ("#d1495b", "--"),
+        ("#7b4fa3", ":"),
+        ("#e07b00", (0, (5, 1, 1, 1, 1, 1))),
+    )
     places = [grid[place % 2][place // 2] for place in range(len(found))]
     for axes, (name, radii) in zip(places, found.items(), strict=True):
-        for colour, (radius, lines) in zip(colours, radii.items(), strict=False):
+        for (colour, line), (radius, lines) in zip(styles, radii.items(), strict=False):
             logs = np.log(np.maximum(lines, 1e-30))
             steps = np.arange(logs.shape[1])
             axes.fill_between(
                 steps, *np.exp([logs.min(axis=0), logs.max(axis=0)]), alpha=0.2, color=colour
             )
             label = f"radius {radius}"
-            axes.plot(steps, np.exp(logs.mean(axis=0)), color=colour, linewidth=1.5, label=label)
+            style = {"color": colour, "linestyle": line, "linewidth": 1.5}
+            axes.plot(steps, np.exp(logs.mean(axis=0)), label=label, **style)
         axes.axhline(1.0, color=REFERENCE, linestyle=":", linewidth=1.0)
         axes.set_yscale("log")
         axes.set_ylim(1e-12, 1e12)
         up = r"$\|\partial s_T / \partial s_t\|$" if axes in grid[:, 0] else ""
-        tidy(axes, name, "steps back, T - t", up, legend=axes is grid[0][0])
+        tidy(axes, name, "steps back, T - t", up, legend=False)
+    handles, labels = places[0].get_legend_handles_labels()
+    below = {"loc": "outside lower center", "ncols": len(labels)}
+    figure.legend(handles, labels, frameon=False, **below)
     save(figure, path)
 
 

@@ -217,7 +217,7 @@ def train(settings: Settings, problem: Problem, task: Task, seed: int) -> dict[s
 
 def draw(curves: dict[str, dict[str, list]], path: Path) -> None:
     """The share of right answers over the steps, one panel a task, one line a seed."""
-    figure, grid = panels(1, len(curves), width=5.2)
+    figure, grid = panels(1, len(curves), width=3.4)
     styles = (("#1f5fa8", "-"), ("#d1495b", "--"), ("#2a9d6f", "-."))
     for axes, (title, networks) in zip(grid[0], curves.items(), strict=True):
         for (name, found), (colour, line) in zip(networks.items(), styles, strict=False):

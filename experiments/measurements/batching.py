@@ -21,10 +21,11 @@ from experiments import classify
 from experiments.running.advancing import take_steps
 from experiments.running.classifier_fitting import classification_loss
 from experiments.running.console import exit_code, print_table
+from experiments.running.data_folder import check_folder
 from experiments.running.parsing import parse
 from experiments.running.run_folder import RunFolder, environment, plain
 from experiments.running.setting_checks import check_settings
-from experiments.running.text import Batching, Splits, hold_out, refuse_unread_folder, take
+from experiments.running.text import Batching, Splits, hold_out, take
 from rnnjax.data import load
 
 Table = list[dict[str, Any]]
@@ -91,7 +92,7 @@ class Contestant:
 
 def contestants(settings: Settings) -> list[Contestant]:
     """One for each kind of batches, on the same examples in the same split."""
-    refuse_unread_folder(settings)
+    check_folder(settings)
     dataset = load(settings.dataset, data_dir=settings.data_dir, seed=settings.seed)
     of_both = {field.name for field in dataclasses.fields(Settings)} - {"epochs", "out"}
     shared = {name: getattr(settings, name) for name in of_both}

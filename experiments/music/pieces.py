@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.music.settings import Settings
+from experiments.running.data_folder import find_folder
 from experiments.running.setting_checks import refuse_unread
 from rnnjax.data import DataError, read_text
 
@@ -50,7 +50,7 @@ def read_music(settings: Settings) -> Music:
     """
     name, folder = settings.dataset, None
     if name in (None, "jsb_chorales"):
-        folder = _folder(settings)
+        folder = find_folder(settings.data_dir)
     if name is None:  # who names a folder wants what lies there
         there = settings.data_dir or (folder and (folder / "jsb_chorales").is_dir())
         name = "jsb_chorales" if there else "progressions"
@@ -70,20 +70,6 @@ def read_music(settings: Settings) -> Music:
             raise DataError(f"{folder / name} must hold {_FILE} or {_FILE}.gz, got neither")
         return read_pieces(found[0], settings.seed)
     return read_pieces(Path(name), settings.seed)
-
-
-def _folder(settings: Settings) -> Path | None:
-    """That of local data sets, if it is given.
-
-    Raises:
-        DataError: it is none.
-    """
-    told = os.environ.get("RNNJAX_DATA")
-    folder = settings.data_dir or (Path(told) if told else None)
-    if folder is not None and not folder.is_dir():
-        name = "--data-dir" if settings.data_dir else "RNNJAX_DATA"
-        raise DataError(f"{name} must be a folder, got {folder}")
-    return folder
 
 
 def read_pieces(path: Path, seed: int = 0) -> Music:

@@ -1,4 +1,4 @@
-"""Returns over the steps, a colour for each run."""
+"""Returns over the steps, a line for each run."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from experiments.running.figures import AS_IT_STANDS, new_figure, save_figure
 
 _COLOURS = ("#1f5fa8", "#e07b00", "#2b8a3e", "#8a3ea8", "#2b2b2b", "#c2255c", "#0b7285", "#8a8a8a")
 
+_LINES = ("-", "--", "-.", ":")
 _SHORT = 30  # characters of a label of which two stand beside one another
 
 
@@ -30,7 +31,8 @@ def draw_returns(
     panels = figure.subplots(1, len(runs), squeeze=False)[0]
     for axes, (environment, labelled) in zip(panels, runs.items(), strict=True):
         for number, (label, records) in enumerate(labelled.items()):
-            _draw_run(axes, label, records, _COLOURS[number % len(_COLOURS)])
+            line = _LINES[number % len(_LINES)]
+            _draw_run(axes, label, records, _COLOURS[number % len(_COLOURS)], line)
         axes.set(xlabel="steps of each seed", ylabel="mean return of an episode")
         axes.set_title(environment, **AS_IT_STANDS)
         axes.set_xlim(left=0)
@@ -47,12 +49,15 @@ def draw_returns(
     save_figure(figure, path)
 
 
-def _draw_run(axes: Any, label: str, records: Sequence[dict[str, Any]], colour: str) -> None:
+def _draw_run(
+    axes: Any, label: str, records: Sequence[dict[str, Any]], colour: str, line: str
+) -> None:
     steps = [record["steps"] for record in records]
     # null, where no episode ended, is NaN, a gap.
     returns = np.array([record["return"] for record in records], float)  # [records, S]
     dot = "o" if len(steps) == 1 else None  # which is no line
-    axes.plot(steps, returns.mean(axis=1), color=colour, label=label, linewidth=1.6, marker=dot)
+    style = {"color": colour, "linestyle": line, "linewidth": 1.6, "marker": dot}
+    axes.plot(steps, returns.mean(axis=1), label=label, **style)
     if returns.shape[1] > 1:
         low, high = returns.min(axis=1), returns.max(axis=1)
         axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 import rnnjax
-from experiments.running.run_settings import PLACE, RunSettings, read_config, stored_settings
+from experiments.running.run_settings import PLACE, RunSettings, config_value, stored_settings
 from experiments.running.setting_checks import check_settings
 from experiments.running.text import Encoder
 from experiments.running.trained import WEIGHTS as WEIGHTS
@@ -176,7 +176,7 @@ class Predictor:
         if settings.repeat > 1:
             raise DataError(f"{folder} must be one run, got several: choose a seed-... in it")
         vocabulary = Vocabulary.load(folder / VOCABULARY)
-        self.label_names: list[str] = read_config(folder)["label_names"]
+        self.label_names: list[str] = config_value(folder, "label_names", list)
         self._encode = Encoder(
             settings.tokenizer, vocabulary, settings.max_length, settings.keep_end
         )

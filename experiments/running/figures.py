@@ -45,13 +45,17 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
 
     Raises:
         DataError: the name is that of another kind of file.
+        OSError: the file cannot be written; names it.
     """
     if Path(path).suffix.lower() not in ("", ".png"):
         raise DataError(f"the name of a picture must end in .png, got {os.fspath(path)}")
     _find_fonts(figure)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")
-        figure.savefig(os.fspath(path), format="png")
+        try:
+            figure.savefig(os.fspath(path), format="png")
+        except OSError as error:  # of a full disk it says no file
+            raise OSError(error.errno, error.strerror or str(error), os.fspath(path)) from error
 
 
 def _find_fonts(figure: Figure) -> None:

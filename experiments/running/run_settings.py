@@ -19,6 +19,7 @@ PLACE = "place"
 
 Settings = TypeVar("Settings")
 Run = TypeVar("Run", bound="RunSettings")
+Value = TypeVar("Value")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,6 +142,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("settings"), dict):
         raise DataError(f"{path} must have the settings of a run, got {str(config)[:60]!r}")
     return config
+
+
+def config_value(folder: Path, name: str, kind: type[Value]) -> Value:
+    """What config.json of a run's folder holds under a name beside the settings.
+
+    Raises:
+        DataError: there is nothing, or it is of another kind.
+    """
+    value = read_config(folder).get(name)
+    if not isinstance(value, kind):
+        raise DataError(f"{folder / CONFIG} must have {name}, {kind.__name__}, got {value!r:.60}")
+    return value
 
 
 def settings_from(kind: type[Settings], values: Mapping[str, Any], place: Path) -> Settings:

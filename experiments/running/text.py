@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 
-from experiments.running.setting_checks import refuse_unread
 from rnnjax.data import (
     TOKENIZERS,
     BucketedBatches,
@@ -24,7 +22,6 @@ from rnnjax.data import (
 from rnnjax.data.ragged import RaggedRows
 
 Batching = Literal["bucketed", "packed", "padded"]
-_PACKAGED = ("rotten_tomatoes", "imdb_train_reviews")
 Batches = TypeVar("Batches", BucketedBatches, PackedBatches)
 
 
@@ -51,21 +48,6 @@ class Encoder(NamedTuple):
         return truncate(ids, self.max_length, self.keep)
 
 
-def lies_elsewhere(dataset: str) -> bool:
-    """Whether texts come out of a package or a file of the user's, and not out of --data-dir."""
-    return dataset in _PACKAGED or Path(dataset).is_file()
-
-
-def refuse_unread_folder(settings: Any) -> None:
-    """Refuse a ``data_dir`` that was given where the ``dataset`` does not lie in it.
-
-    Raises:
-        DataError: naming it.
-    """
-    is_read = not lies_elsewhere(settings.dataset)
-    refuse_unread(settings, "with a --dataset that lies in it", is_read, "data_dir")
-
-
 def fit_encoder(
     texts: Iterable[str],
     *,
@@ -89,7 +71,15 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Examples, Ex
     """The training examples in two: what is trained on, and what validates.
 
     Each class is divided for itself, so that a rare one is in both.
+
+    Raises:
+        DataError: there are fewer than two.
     """
+    if len(dataset.train.texts) < 2:
+        raise DataError(
+            f"{dataset.name} must have 2 texts to train on or more, one of which validates, got "
+            f"{len(dataset.train.texts)}"
+        )
     validation, train = split(dataset.train, fraction, seed, stratified=True)
     return train, validation
 

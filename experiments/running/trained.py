@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import jax
+import numpy as np
 
 from experiments.running.console import command
 from experiments.running.run_settings import RunSettings, stored_settings
 from rnnjax.data import DataError
-from rnnjax.weights import load_weights
+from rnnjax.weights import load_weights, named_parameters
 
 WEIGHTS = "weights.safetensors"
 
 Run = TypeVar("Run", bound=RunSettings)
 Params = TypeVar("Params")
+Notes = TypeVar("Notes")
 
 
 def finished_settings(program: str, kind: type[Run], folder: Path) -> Run:
@@ -49,7 +51,7 @@ def load_trained(init: Callable[[jax.Array], Params], folder: Path) -> Params:
     """
     path = folder / WEIGHTS
     try:
-        return load_weights(path, jax.eval_shape(init, jax.random.key(0)))
+        params = load_weights(path, jax.eval_shape(init, jax.random.key(0)))
     except ValueError as error:
         _, *differences = str(error).split("\n")
         if not differences:
@@ -58,24 +60,35 @@ def load_trained(init: Callable[[jax.Array], Params], folder: Path) -> Params:
         raise DataError(
             f"{path} must be of one run with the other files in its folder, got:\n{lines}"
         ) from None
+    for name, leaf in named_parameters(params).items():
+        if not np.all(np.isfinite(leaf)):
+            raise DataError(f"{path} must have finite weights, got NaN or infinity in {name}")
+    return params
 
 
-def load_notes(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
+def load_notes(path: Path, kind: type[Notes]) -> Notes:
     """What a run left in a JSON file beside its weights.
 
     Args:
         path: of the file.
-        names: what must stand in it, and nothing else.
+        kind: a NamedTuple of what must stand in it, and nothing else: numbers, texts, lists of
+            one kind, and further NamedTuples as JSON objects.
 
     Raises:
         DataError: the file is missing, or holds something else.
     """
     try:
-        found = json.loads(path.read_text("utf-8"))
+        return _as_kind(kind, json.loads(path.read_text("utf-8")), "it")
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} must be what a run left there, got {error}") from None
-    if not isinstance(found, dict) or set(found) != set(names):
-        raise DataError(
-            f"{path} must have {', '.join(names)}, as a run leaves it there, got {str(found)!r:.60}"
-        )
-    return found
+
+
+def _as_kind(kind: Any, value: Any, name: str) -> Any:
+    hints = get_type_hints(kind) if hasattr(kind, "_fields") else {}
+    if hints and isinstance(value, dict) and set(value) == set(hints):
+        return kind(**{part: _as_kind(hints[part], value[part], part) for part in hints})
+    if get_origin(kind) is list and isinstance(value, list):
+        return [_as_kind(get_args(kind)[0], one, name) for one in value]
+    if type(value) is kind or (kind is float and type(value) is int):
+        return value
+    raise ValueError(f"{name} {value!r:.60}")

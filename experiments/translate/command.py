@@ -14,6 +14,7 @@ import numpy as np
 import rnnjax
 from experiments.running.command_line import run_program
 from experiments.running.console import command, complain, shortened, wrapped
+from experiments.running.data_folder import find_folder
 from experiments.running.devices import find_devices
 from experiments.running.exported import write_programs
 from experiments.running.figures import show_picture
@@ -267,6 +268,8 @@ def _check(settings: Settings) -> None:
     refuse_unread(settings, "with --pair", not generated, "min_count", "keep_case")
     in_folder = settings.pair is not None and languages(settings.pair) is not None
     refuse_unread(settings, "with two languages as --pair", in_folder, "data_dir")
+    if in_folder:
+        find_folder(settings.data_dir)
     refuse_unread(settings, "with attention", settings.attention != "none", "score")
     check_settings(
         settings,

@@ -15,6 +15,7 @@ import rnnjax
 from experiments.running import curves
 from experiments.running.command_line import run_program
 from experiments.running.console import command, parameter_table
+from experiments.running.data_folder import check_folder
 from experiments.running.devices import find_devices
 from experiments.running.opening import open_run
 from experiments.running.processes import chosen_folder, is_first
@@ -26,7 +27,6 @@ from experiments.running.setting_checks import (
     refuse_unread,
     whole,
 )
-from experiments.running.text import refuse_unread_folder
 from experiments.running.trained import WEIGHTS, finished_settings, load_trained
 from experiments.write.corpus import (
     NEVER_WRITTEN,
@@ -53,7 +53,7 @@ def train(settings: Settings, folder: Path) -> Fitted:
     """Train, write the run's folder, and say how to use it."""
     began = time.perf_counter()
     check_settings(settings, rows=whole(1), window=whole(1, 1_000_000))
-    refuse_unread_folder(settings)
+    check_folder(settings)
     if settings.tie and settings.hidden_size != settings.embedding_size:
         raise DataError(
             f"--hidden-size must be --embedding-size, {settings.embedding_size}, with --tie, got "

@@ -33,6 +33,16 @@ def test_a_picture_is_not_written_under_the_name_of_another_kind(tmp_path):
         save_figure(new_figure(1, 1), tmp_path / "a.jpg")
 
 
+def test_a_picture_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    figure = new_figure(1, 1)
+    monkeypatch.setattr(figure, "savefig", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*a\.png"):
+        save_figure(figure, tmp_path / "a.png")
+
+
 def test_the_legend_of_a_lesson_lies_below_its_lines_and_a_panel_too_many_is_white(tmp_path):
     figure, grid = panels(1, 2)
     grid[0][0].plot([0, 1], label="a line")

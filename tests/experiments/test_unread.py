@@ -74,3 +74,27 @@ def test_a_lesson_has_no_option_that_it_does_not_read(capsys):
             main("experiments.lessons.parity", [option, "9"])
         assert ended.value.code == 2
         assert option in capsys.readouterr().err
+
+
+FOLDERS = [
+    ("classify", "--dataset local"),
+    ("write.command", "--dataset tiny_shakespeare"),
+    ("ensemble", "--dataset ag_news"),
+    ("translate.command", "--pair de-en"),
+    ("music.command", "--dataset jsb_chorales"),
+    ("music.command", ""),
+]
+
+
+@pytest.mark.parametrize(("program", "line"), FOLDERS)
+def test_what_named_a_folder_that_is_not_there_is_said(
+    program, line, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RNNJAX_DATA", "there")
+    main = importlib.import_module(f"experiments.{program}").main
+    assert main(line.split()) == 2
+    assert capsys.readouterr().err == "error: RNNJAX_DATA must be a folder, got there\n"
+    assert main([*line.split(), "--data-dir", "here"]) == 2
+    assert capsys.readouterr().err == "error: --data-dir must be a folder, got here\n"
+    assert list(tmp_path.iterdir()) == []
