@@ -9,7 +9,7 @@ from jax import Array
 
 from rnnjax import masking
 from rnnjax._checks import check_floating, describe
-from rnnjax.base import Carry, Cell, Noise
+from rnnjax.base import Carry, Cell, Noise, NoiseShape
 from rnnjax.engine._products import gate_widths
 
 
@@ -124,26 +124,45 @@ def check_pieces(w_hh: Array | None, carry: Carry, x_projs: Any) -> None:
     """Refuse what a cell's ``project`` and ``initial_carry`` may not give.
 
     Raises:
-        ValueError: no tuple, pieces that do not fit the recurrent weights, or an integer carry.
+        ValueError: no tuple, pieces that do not fit the recurrent weights, or weights or a carry
+            of integers.
     """
     if not isinstance(x_projs, tuple):
         raise ValueError(f"a cell's project must give a tuple, got {describe(x_projs)}")
+    if w_hh is not None and not jnp.issubdtype(w_hh.dtype, jnp.inexact):
+        raise ValueError(
+            f"a cell's recurrent must give weights of floating or complex dtype, got {w_hh.dtype}"
+        )
     gate_widths(w_hh, x_projs)
     if w_hh is not None and not jax.tree.leaves(carry):
         raise ValueError(f"a cell's carry must have an array for recurrent, got {describe(carry)}")
     for leaf in jax.tree.leaves(carry):
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             raise ValueError(
-                f"a cell's carry must be of floating or complex dtype, got {leaf.dtype}"
+                f"a cell's carry must be of floating or complex dtype, got {leaf.dtype}: keep a "
+                "count or a flag as a float, jnp.array(0.0)"
             )
 
 
-def check_noise(cell: Cell, noise: Noise) -> None:
-    """Refuse noise of a product that the engine does not take.
+def check_noise(cell: Cell, noise: Any, shape: NoiseShape) -> None:
+    """Refuse what is no noise, noise of a product that the engine does not take, or of other steps.
 
     Raises:
         ValueError: naming the part of the noise.
     """
+    if not isinstance(noise, Noise):
+        raise ValueError(f"a cell's noise must give a rnnjax.Noise, got {describe(noise)}")
+    if not isinstance(noise.steps, tuple):
+        raise ValueError(
+            "a cell's noise must have a tuple of trees [T, B, ...] as steps, got "
+            f"{describe(noise.steps)}"
+        )
+    for leaf in jax.tree.leaves(noise.steps):
+        if leaf.shape[:2] != (shape.time, shape.batch):
+            raise ValueError(
+                f"a cell's noise must have steps of shape [T, B, ...], here T = {shape.time} and "
+                f"B = {shape.batch}, got shape {leaf.shape}"
+            )
     for name in ("hidden", "recurrent"):
         if getattr(noise, name) is not None and cell.recurrent is None:
             raise ValueError(

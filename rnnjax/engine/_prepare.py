@@ -107,8 +107,9 @@ def _draw_noise(cell: Cell, call: Call, count: int, xs: Any) -> Noise:
     if call.key is None or cell.noise is None:
         return Noise()
     sizes = jax.tree.map(lambda a: a.shape[-1], xs)
-    noise = cell.noise(call.key, call.params, NoiseShape(count, call.sizes()[1], sizes))
-    check_noise(cell, noise)
+    shape = NoiseShape(count, call.sizes()[1], sizes)
+    noise = cell.noise(call.key, call.params, shape)
+    check_noise(cell, noise, shape)
     return noise
 
 

@@ -92,11 +92,12 @@ def over_batch(function: Callable | None) -> Callable:
             raise ValueError(
                 f"a cell's update or plain_step must give (carry, y), got {describe(result)}"
             )
-        before, after = (_shapes_of_one(carry) for carry in (rest[0], result[0]))
+        before, after, output = (_shapes_of_one(tree) for tree in (rest[0], *result))
         if before != after:
+            swapped = ", and a carry in the place of y: the carry comes first"
             raise ValueError(
                 f"a cell's update or plain_step must give a carry like the one before, {before}, "
-                f"got {after}"
+                f"got {after}{swapped if output == before else ''}"
             )
         for old, new in zip(jax.tree.leaves(rest[0]), jax.tree.leaves(result[0]), strict=True):
             if old.dtype != new.dtype:

@@ -334,6 +334,58 @@ def test_a_step_that_gives_another_carry_is_refused(plain):
 
 
 @pytest.mark.parametrize("plain", [False, True])
+def test_an_output_before_the_carry_is_refused(plain):
+    def step(params, carry, x, *_):
+        h = (carry["h"] + x[0]) / 2
+        return h, {"h": h}
+
+    cell = halving(None)._replace(
+        initial_carry=lambda params: {"h": jnp.zeros(H)},
+        **({"update": None, "plain_step": step} if plain else {"update": step}),
+    )
+    message = r"got \(6,\), and a carry in the place of y: the carry comes first"
+    with pytest.raises(ValueError, match=message):
+        rnnjax.unroll(cell, (), normal(0, B, T, H))
+
+
+def test_integers_among_the_weights_and_in_the_carry_are_refused():
+    vanilla, xs = rnnjax.vanilla(H), normal(0, B, T, D)
+    params = vanilla.init(jax.random.key(0), D)
+    whole = vanilla._replace(recurrent=lambda params: jnp.ones((H, H), jnp.int32))
+    with pytest.raises(ValueError, match=r"recurrent must give weights of floating .*, got int32"):
+        rnnjax.unroll(whole, params, xs)
+    counting = halving(None)._replace(
+        initial_carry=lambda params: (jnp.zeros(H), jnp.array(0, jnp.int32)),
+        update=lambda params, carry, x, _: ((carry[0] + x[0], carry[1] + 1), carry[0]),
+    )
+    with pytest.raises(ValueError, match=r"dtype, got int32: keep a count or a flag as a float"):
+        rnnjax.unroll(counting, (), normal(0, B, T, H))
+
+
+@pytest.mark.parametrize(
+    ("noise", "message"),
+    [
+        (
+            lambda key, params, shape: jnp.ones((T, B, H)),
+            r"must give a rnnjax\.Noise, got an array",
+        ),
+        (
+            lambda key, params, shape: rnnjax.Noise(steps=jnp.ones((T, B, H))),
+            r"a tuple of trees \[T, B, ...\] as steps, got an array of shape \(6, 3, 6\)",
+        ),
+        (
+            lambda key, params, shape: rnnjax.Noise(steps=(jnp.ones((B, T, H)),)),
+            r"here T = 6 and B = 3, got shape \(3, 6, 6\)",
+        ),
+    ],
+)
+def test_noise_of_another_form_is_refused(noise, message):
+    cell = halving(lambda h: (h, h))._replace(noise=noise)
+    with pytest.raises(ValueError, match=message):
+        rnnjax.unroll(cell, (), normal(0, B, T, H), key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("all_carries", [False, True])
 def test_a_step_that_gives_a_carry_of_another_dtype_is_refused(plain, all_carries):
     """As a carry made in the dtype of parameters of 16 bits, to which sums of 32 are added."""
