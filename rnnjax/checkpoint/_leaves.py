@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -28,20 +27,6 @@ def named(state: Any) -> dict[str, Any]:
         raise ValueError(f"state must have one leaf a path, got several at {', '.join(doubled)}")
     # Orbax would write another byte order as this one, and the manifest would say the other.
     return {n: in_native_order(a) if isinstance(a, np.ndarray) else a for n, a in leaves}
-
-
-def check_alive(leaves: Mapping[str, Any]) -> None:
-    """Refuse arrays that are no longer there.
-
-    Raises:
-        ValueError: one was donated; names it.
-    """
-    for name, leaf in leaves.items():
-        if isinstance(leaf, jax.Array) and leaf.is_deleted():
-            raise ValueError(
-                f"state{name} must be there, got an array that was given away (donated): "
-                "save the state that the step returned"
-            )
 
 
 def kind_of(leaf: Any) -> str:

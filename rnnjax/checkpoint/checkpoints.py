@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rnnjax import _divided_arrays as divided_arrays
-from rnnjax._checks import check_size
+from rnnjax._checks import check_size, check_there
 from rnnjax._processes import Messages, ProcessError
-from rnnjax.checkpoint._leaves import check_alive, is_divided, kind_of, named, to_host, without_keys
+from rnnjax.checkpoint._leaves import is_divided, kind_of, named, to_host, without_keys
 from rnnjax.checkpoint._names import NAME, is_checkpoint, number_of, remove, step_of
 from rnnjax.checkpoint._orbax import STATE, import_orbax, save_arrays
 from rnnjax.checkpoint._plain import checked_step, plain_dict
@@ -151,7 +151,7 @@ class Checkpoints:
         step = checked_step(step)
         plain_extra = plain_dict("extra", {} if extra is None else extra)
         leaves = named(state)
-        check_alive(leaves)
+        check_there(state=state)
         manifest = {
             **FORMAT,
             "step": step,

@@ -15,7 +15,8 @@ def data_folder(data_dir: str | os.PathLike[str] | None) -> Path | None:
         return None
     folder = Path(given)
     if not folder.is_dir():
-        raise DataError(f"data_dir must be a folder, got {folder}")
+        name = "the variable RNNJAX_DATA" if data_dir is None else "data_dir (--data-dir)"
+        raise DataError(f"{name} must be a folder, got {folder}")
     return folder
 
 

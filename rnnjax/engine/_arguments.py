@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from rnnjax import masking
+from rnnjax import _checks, masking
 from rnnjax._checks import check_floating, describe
 from rnnjax.base import Carry, Cell, Noise, NoiseShape
 from rnnjax.engine._products import gate_widths
@@ -19,8 +19,7 @@ def check_cell(cell: Any) -> None:
     Raises:
         ValueError: saying what is missing.
     """
-    if not isinstance(cell, Cell):
-        raise ValueError(f"cell must be a rnnjax.Cell, got {type(cell).__name__}")
+    _checks.check_cell(cell)
     for name, part in zip(cell._fields[1:], cell[1:], strict=True):
         if part is not None and not callable(part):
             raise ValueError(f"a cell's {name} must be a function, got {describe(part)}")

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax import masking
+from rnnjax._checks import check_cell
 from rnnjax.base import Cell, Key, Noise, NoiseShape, Params
 from rnnjax.engine._products import gate_widths
 from rnnjax.initializers import draw_linear
@@ -60,8 +61,7 @@ class Attended(NamedTuple):
 
 def check_reading_cell(cell: Any) -> None:
     """Refuse what cannot read from a memory before its step."""
-    if not isinstance(cell, Cell):
-        raise ValueError(f"cell must be a rnnjax.Cell, got {type(cell).__name__}")
+    cell = check_cell(cell)
     if cell.recurrent is None or cell.update is None:
         raise ValueError(
             "cell must be one that gives recurrent weights and update, so that its gates are "

@@ -6,7 +6,7 @@ import jax
 from jax import Array
 
 from rnnjax import masking
-from rnnjax._checks import check_flag, kind_of_part
+from rnnjax._checks import check_cell, check_flag, kind_of_part
 from rnnjax._native import in_native_order
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Layer, Params
@@ -50,8 +50,7 @@ def recurrent(
         >>> carry.shape, ys.shape
         ((2, 4), (2, 5, 4))
     """
-    if not isinstance(cell, Cell):
-        raise ValueError(f"cell must be a rnnjax.Cell, got {type(cell).__name__}")
+    cell = check_cell(cell)
     reverse = check_flag("reverse", reverse)
     check_request(cell, implementation, remat, scan_unroll)
     if policy is not None:
@@ -60,6 +59,7 @@ def recurrent(
     def apply(
         params: Params, xs: Array, steps: StepArguments, initial_carry: Carry, key: Key | None
     ) -> tuple[Carry, Any]:
+        xs = check_xs(xs)
         carry, ys = unroll(
             cell,
             params,
@@ -74,7 +74,7 @@ def recurrent(
         )
         # What lies above is made for outputs of this size.
         if hasattr(ys, "shape"):
-            _check_output(cell, ys.shape[jax.tree.leaves(check_xs(xs))[0].ndim - 1 :])
+            _check_output(cell, ys.shape[jax.tree.leaves(xs)[0].ndim - 1 :])
         return carry, ys
 
     def initial_carry(params: Params, batch_shape: tuple[int, ...] = ()) -> Carry:

@@ -493,11 +493,16 @@ def test_train_and_test_must_agree_on_the_classes(tmp_path, train, test, message
         load("local", data_dir=tmp_path)
 
 
-def test_missing_and_ambiguous_local_files_are_named(tmp_path):
+def test_missing_and_ambiguous_local_files_are_named(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"DATA_DIR as --data-dir, data_dir= or .* RNNJAX_DATA"):
         load("local")
-    with pytest.raises(DataError, match=r"must be a folder, got .*nowhere"):
+    with pytest.raises(
+        DataError, match=r"^data_dir \(--data-dir\) must be a folder, got .*nowhere"
+    ):
         load("local", data_dir=tmp_path / "nowhere")
+    monkeypatch.setenv("RNNJAX_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match=r"^the variable RNNJAX_DATA must be a folder, got .*nowh"):
+        load("local")
     with pytest.raises(DataError, match=r"must have one file train\{.csv,.*, got none"):
         load("local", data_dir=tmp_path)
     write(tmp_path / "train.csv", ["x"], [0])

@@ -577,7 +577,9 @@ def test_an_array_that_was_given_away_is_named(tmp_path):
     w = jnp.arange(3.0)
     jax.jit(lambda a: a + 1, donate_argnums=0)(w)
     with Checkpoints(tmp_path) as checkpoints:
-        with pytest.raises(ValueError, match=r"state\['w'\] must be there, got .* \(donated\)"):
+        with pytest.raises(
+            ValueError, match=r"state\['w'\] must still be there, got .* \(donated\)"
+        ):
             checkpoints.save(1, {"w": w})
         with pytest.raises(ValueError, match="extra must be a dict, got list"):
             checkpoints.save(1, {"w": jnp.zeros(1)}, [1])
