@@ -1,8 +1,9 @@
 """Arguments that do not fit, as errors that name them, what was expected and what came."""
 
+import contextlib
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -240,6 +241,16 @@ def check_there(**trees: Any) -> None:
                 f"{name}{path} must still be there, got an array that was given away (donated): go "
                 "on with what was returned in its place"
             )
+
+
+@contextlib.contextmanager
+def telling_given_away(**trees: Any) -> Iterator[None]:
+    """What JAX says of an array that was given away, as the error of :func:`check_there`."""
+    try:
+        yield
+    except RuntimeError:
+        check_there(**trees)
+        raise
 
 
 def given_away(tree: Any) -> str | None:

@@ -17,6 +17,8 @@ from jax import Array, lax
 from jax.core import Tracer
 from jax.experimental import checkify
 
+from rnnjax._checks import check_there
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Part of the key of every cache of jax.jit: what was traced without checks is traced again.
@@ -33,6 +35,7 @@ def checked(fn: Function) -> Function:
     - parameters, inputs at real steps, initial carries, outputs and final carries of ``unroll``
       and of all layers that are not finite; a cross entropy that is not finite in a row that
       counts; in a step of ``make_train_step`` the loss, the gradient and its norm;
+    - elapsed times below 0 of ``cfc``, ``s4d`` and ``s5`` at real steps;
     - 64-bit integers among the arguments that JAX would cut to 32 bits.
 
     The first fault is told: the argument, what was expected, the value and its index. Nothing of
@@ -113,6 +116,7 @@ def check_range(name: str, values: Array | np.ndarray, end: int, interval: str) 
     try:
         values = np.asarray(values)
     except RuntimeError:  # jax_transfer_guard wants it said, which takes ten times as long
+        check_there(**{name: values})
         values = np.asarray(jax.device_get(values))
     bad = (values < 0) | (values >= end)
     if bad.any():
@@ -177,6 +181,13 @@ def require_finite(name: str, tree: Any, where: Array | None = None) -> None:
         if where is not None:
             bad &= where.reshape(where.shape + (1,) * (bad.ndim - where.ndim))
         _check(f"{name}{jax.tree_util.keystr(path)} must be finite", leaf, bad)
+
+
+def require_at_least_0(name: str, value: Array) -> None:
+    """Under :func:`checked`, refuse a number below 0: a scalar, or an array of one element."""
+    if is_checking():
+        value = value.reshape(())
+        _check(f"{name} must be at least 0", value, value < 0)
 
 
 def require_distinct(name: str, values: Array, where: Array) -> None:

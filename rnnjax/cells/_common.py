@@ -9,6 +9,7 @@ from jax import Array
 
 from rnnjax._checks import check_number, describe
 from rnnjax._numerics import affine, carry_dtype, split_gates
+from rnnjax._values import require_at_least_0
 from rnnjax.base import Carry, Cell, Params
 from rnnjax.initializers import CellInitializer
 
@@ -38,14 +39,17 @@ def input_and_elapsed(x: Any) -> tuple[Array, Array | None]:
     """The input [D] of one step, and the time [1] since the step before, None where none came.
 
     Raises:
-        ValueError: neither an array nor a tuple of the two.
+        ValueError: neither an array nor a tuple of the two; under ``rnnjax.checked`` a time below
+            0, after which a state would grow instead of decaying.
     """
     if hasattr(x, "shape"):
         return x, None
     if isinstance(x, tuple) and len(x) == 2 and getattr(x[1], "shape", None) == (1,):
+        require_at_least_0("elapsed times", x[1])
         return x
+    # Of one step the shapes are without T: the message must be right for ``step``, too.
     raise ValueError(
-        "xs must be inputs [..., T, D], or a tuple of them and of elapsed times [..., T, 1], got "
+        "xs must be inputs [..., D], or a tuple of them and of elapsed times [..., 1], got "
         f"for one step {_shapes(x)}"
     )
 

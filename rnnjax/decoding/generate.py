@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from rnnjax import masking
-from rnnjax._checks import check_id, check_ids, check_size
+from rnnjax._checks import check_id, check_ids, check_size, telling_given_away
 from rnnjax._devices import with_automatic_axes
 from rnnjax._native import jit
 from rnnjax.base import Carry, Key
@@ -107,11 +107,12 @@ def generate(
     """
     _check_model(model)
     how = _check_how(model, max_new_tokens, sampling, stop, pad)
-    prompt, lengths = _check_prompt(prompt, lengths, model.vocab_size)
-    keys = row_keys(key, prompt.shape[:-1], how.sampling.draws)
-    table = token_table(model, params)
-    carry = as_arrays("initial_carry", initial_carry)
-    out, _ = _generate(how, params, table, prompt, lengths, keys, carry, None)
+    with telling_given_away(params=params, prompt=prompt, initial_carry=initial_carry):
+        ids, ends = _check_prompt(prompt, lengths, model.vocab_size)
+        keys = row_keys(key, ids.shape[:-1], how.sampling.draws)
+        table = token_table(model, params)
+        carry = as_arrays("initial_carry", initial_carry)
+        out, _ = _generate(how, params, table, ids, ends, keys, carry, None)
     return out
 
 
@@ -173,12 +174,15 @@ def _blocks(how: "_How", params: Any, given: tuple, left: int) -> Iterator[np.nd
     The history of a block is that of the one before it, which has all tokens up to the last one,
     the prompt of this block; the first one makes room in it for the tokens of all.
     """
-    table, size, history = token_table(how.model, params), how.max_new_tokens, None
+    with telling_given_away(params=params):
+        table = token_table(how.model, params)
+    size, history = how.max_new_tokens, None
     prompt, lengths, key, carry = given
     while left:
         count = min(size, left)
         how = how._replace(max_new_tokens=count)
-        out, history = _generate(how, params, table, prompt, lengths, key, carry, history)
+        with telling_given_away(params=params):
+            out, history = _generate(how, params, table, prompt, lengths, key, carry, history)
         how = how._replace(room=size)  # not read from now on: one program for all further blocks
         tokens, length = jax.device_get((out.tokens, out.lengths))
         tokens = tokens[:length]

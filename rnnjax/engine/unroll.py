@@ -63,7 +63,9 @@ def unroll(
     - A sequence of length 0 returns its initial carry. T = 0 and an empty batch work.
     - ``reverse=True`` runs from the last real step down to the first; outputs stay in the order
       of time, and the final carry is the one after the first real step.
-    - The carry and the outputs are at least float32, whatever the dtype of the parameters.
+    - The carry and the outputs have the dtypes that the cell gives them: those of the cells here
+      are at least float32, whatever the parameters are. ``h_proj`` is, and gradients of parameters
+      are summed so, for every cell.
 
     Args:
         cell: what to run.

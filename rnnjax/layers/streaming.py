@@ -10,7 +10,7 @@ from jax import Array
 from jax.core import Tracer
 
 from rnnjax import masking
-from rnnjax._checks import check_size
+from rnnjax._checks import check_size, telling_given_away
 from rnnjax.base import Carry, Cell, Layer, Params
 from rnnjax.engine._arguments import check_xs
 from rnnjax.engine.one_step import Block, require_causal, run_block, run_only_step
@@ -72,6 +72,18 @@ def make_stream(layer: Cell | Layer, *, block_size: int = 32) -> Stream:
         context: Any = None,
     ) -> tuple[Carry, Any]:
         _refuse_tracers(params, xs, lengths, mask, resets, initial_carry, context)
+        with telling_given_away(params=params, xs=xs, initial_carry=initial_carry):
+            return run(params, xs, lengths, mask, resets, initial_carry, context)
+
+    def run(
+        params: Params,
+        xs: Any,
+        lengths: Any,
+        mask: Any,
+        resets: Any,
+        initial_carry: Carry,
+        context: Any,
+    ) -> tuple[Carry, Any]:
         xs = jax.tree.map(_canonical, check_xs(xs))
         *batch, time = jax.tree.leaves(xs)[0].shape[:-1]
         batch = tuple(batch)

@@ -12,7 +12,14 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from rnnjax import masking
-from rnnjax._checks import check_flag, check_key, check_number, check_size, describe
+from rnnjax._checks import (
+    check_flag,
+    check_key,
+    check_number,
+    check_size,
+    describe,
+    telling_given_away,
+)
 from rnnjax._devices import with_automatic_axes
 from rnnjax._native import in_native_order
 from rnnjax._recipe import Made, factory
@@ -107,8 +114,9 @@ def embedding(
 
     def apply(params: Any, tokens: Array) -> Array:
         tokens = check_tokens(tokens, size)
-        given = _check_table(table_of(params), (size, width)), tokens
-        return with_automatic_axes(lambda pair: pair[0][pair[1]], given, tokens, tokens.ndim)
+        with telling_given_away(params=params):
+            given = _check_table(table_of(params), (size, width)), tokens
+            return with_automatic_axes(lambda pair: pair[0][pair[1]], given, tokens, tokens.ndim)
 
     return Embedding(init, apply, width, size)
 

@@ -135,7 +135,7 @@ CASES = {
     "input and time in the wrong order": (
         lambda: rnnjax.unroll(UNEVEN, UNEVEN.init(KEY, 3), (XS[..., :1], XS)),
         "xs",
-        "elapsed times [..., T, 1]",
+        "elapsed times [..., 1]",
         "arrays of shapes (1,), (3,)",
     ),
     "times of a step without an axis of features": (
@@ -252,13 +252,53 @@ CASES = {
 def test_an_array_that_was_given_away_is_named(name):
     carry = rnnjax.recurrent(CELL).initial_carry(PARAMS, (2,))
     given = {"params": PARAMS, "xs": XS, "initial_carry": carry}
-    given[name] = jax.tree.map(jnp.copy, given[name])
-    jax.jit(lambda tree: jax.tree.map(lambda a: a + 1, tree), donate_argnums=0)(given[name])
+    given[name] = _gone(given[name])
     with pytest.raises(ValueError, match=rf"^{name}.* must still be there, got .* \(donated\)"):
         rnnjax.unroll(CELL, **given)
     if name != "xs":
         with pytest.raises(ValueError, match=rf"^{name.split('_')[-1]}.* must still be there"):
             CELL.step(given["params"], given["initial_carry"], XS[:, 0])
+
+
+@pytest.mark.parametrize("name", ["params", "xs", "initial_carry"])
+def test_a_stream_names_an_array_that_was_given_away(name):
+    layer = rnnjax.recurrent(CELL)
+    given = {"params": PARAMS, "xs": XS, "initial_carry": layer.initial_carry(PARAMS, (2,))}
+    given[name] = _gone(given[name])
+    for steps in (slice(None), slice(0, 1)):
+        here = given if name == "xs" else {**given, "xs": XS[:, steps]}
+        with pytest.raises(ValueError, match=rf"^{name}.* must still be there"):
+            rnnjax.make_stream(layer)(**here)
+
+
+def test_models_name_an_array_that_was_given_away():
+    model = rnnjax.language_model(rnnjax.embedding(5, 3), CELL)
+    params, ids = model.init(KEY), jnp.array([[1, 2]])
+    carry = model.initial_carry(params, (1,))
+    writing = {"max_new_tokens": 2, "sampling": rnnjax.greedy()}
+    search = {"stop": 0, "beam_size": 2, "max_length": 3}
+    series = rnnjax.series_model(CELL, rnnjax.bernoulli_head(3))
+    calls = {
+        "params.vectors": lambda: model.apply(_gone(params), ids),
+        "tokens": lambda: rnnjax.one_hot(5).apply((), _gone(ids)),
+        "params.embedding.vectors": lambda: rnnjax.generate(model, _gone(params), ids, **writing),
+        "prompt": lambda: rnnjax.generate(model, params, _gone(ids), **writing),
+        "carry.h": lambda: rnnjax.beam_search(
+            model.step, params, _gone(carry), jnp.array([1]), **search
+        ),
+        "params.layer.w_ih": lambda: rnnjax.generate_series(
+            series, _gone(series.init(KEY)), XS, max_new_steps=2, key=KEY
+        ),
+    }
+    for name, call in calls.items():
+        with pytest.raises(ValueError, match=rf"^{re.escape(name)} must still be there"):
+            call()
+
+
+def _gone(tree):
+    copy = jax.tree.map(jnp.copy, tree)
+    jax.jit(lambda given: jax.tree.map(lambda a: a + 1, given), donate_argnums=0)(copy)
+    return copy
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -407,3 +407,33 @@ def test_an_array_in_the_place_of_a_function_is_refused(part):
     cell = halving(lambda h: (h, h))._replace(**{part: jnp.zeros((H, H))})
     with pytest.raises(ValueError, match=f"a cell's {part} must be a function, got an array"):
         rnnjax.unroll(cell, (), normal(0, B, T, H))
+
+
+def test_a_cell_that_is_bfloat16_throughout_has_products_and_gradients_in_float32():
+    """Its carry and outputs are what it makes them: what the engine sums is not rounded."""
+    seen = []
+
+    def update(params, h, x_proj, h_proj):
+        seen.append(h_proj[0].dtype)
+        return h_proj[0].astype(h.dtype), x_proj[0].astype(h.dtype) + params["bias"]
+
+    cell = rnnjax.Cell(
+        output_size=1,
+        init=lambda key, size: {"u": jnp.ones((1, 1), "bfloat16"), "bias": jnp.ones(1, "bfloat16")},
+        initial_carry=lambda params: jnp.zeros(1, "bfloat16"),
+        project=lambda params, x: (x.astype("bfloat16"),),
+        recurrent=lambda params: params["u"],
+        hidden=lambda h: h,
+        update=update,
+    )
+    params = cell.init(None, 1)
+    time = 1000  # ones added up in bfloat16 stay at 256
+
+    def total(params):
+        _, ys = rnnjax.unroll(cell, params, jnp.ones((1, time, 1)))
+        return jnp.sum(ys, dtype=jnp.float32)
+
+    carry, ys = rnnjax.unroll(cell, params, jnp.ones((1, time, 1)))
+    assert carry.dtype == ys.dtype == jnp.bfloat16
+    assert set(seen) == {jnp.dtype("float32")}
+    assert jax.grad(total)(params)["bias"].tolist() == [time]

@@ -53,6 +53,21 @@ WAYS = {
 }
 
 
+@pytest.mark.parametrize("name", ["cfc", "s4d", "s5"])
+def test_an_elapsed_time_below_0_is_an_error_where_it_is_read(name):
+    cell = getattr(rnnjax, name)(3)
+    params = cell.init(jax.random.key(0), 3)
+    elapsed = jnp.ones((2, 5, 1)).at[1, 3].set(-0.5)
+    for layer in (rnnjax.recurrent(cell), rnnjax.bidirectional(cell)):
+        weights = layer.init(jax.random.key(0), 3)
+        run_layer = checked(jax.jit(layer.apply))
+        run_layer(weights, (XS, elapsed), jnp.array([5, 3]))  # there it is padding
+        with pytest.raises(ValueError, match=r"^elapsed times must be at least 0, got -0\.5"):
+            run_layer(weights, (XS, elapsed), jnp.array([5, 4]))
+    with pytest.raises(ValueError, match=r"^elapsed times must be at least 0, got -0\.5"):
+        checked(cell.step)(params, None, (XS[:, 3], elapsed[:, 3]))
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_wrong_length_is_an_error_wherever_it_is_traced(way):
     plain, with_checks = WAYS[way], checked(WAYS[way])
