@@ -71,7 +71,7 @@ def check_lengths(lengths: Any, batch: tuple[int, ...], time: int) -> Any:
     array = _integers("lengths", lengths)
     if array.shape != batch:
         raise ValueError(
-            f"lengths must have the batch shape of xs, {batch}, got shape {array.shape}"
+            f"lengths must have shape {batch}, one for each sequence, got shape {array.shape}"
         )
     check_range("lengths", array, time + 1, f"[0, {time}] (a row has {time} steps)")
     if isinstance(array, np.ndarray):  # known to lie in the range
@@ -222,10 +222,17 @@ def select(keep: Array | None, new: Any, old: Any) -> Any:
 
 def zero_padding(valid: Array | None, xs: Any) -> Any:
     """``xs`` with exact zeros wherever ``valid``, bool over its leading axes, is False."""
-    if valid is not None:
-        valid = jnp.asarray(as_array("valid", valid))
-        if valid.dtype != jnp.bool_:
-            raise ValueError(f"valid must be of dtype bool, got dtype {valid.dtype}")
+    if valid is None:
+        return xs
+    valid = jnp.asarray(as_array("valid", valid))
+    if valid.dtype != jnp.bool_:
+        raise ValueError(f"valid must be of dtype bool, got dtype {valid.dtype}")
+    for shape in map(jnp.shape, jax.tree.leaves(xs)):
+        if shape[: valid.ndim] != valid.shape:
+            raise ValueError(
+                f"valid must have the leading axes of xs, whose shape is {shape}, "
+                f"got shape {valid.shape}"
+            )
     return select(valid, xs, jax.tree.map(jnp.zeros_like, xs))
 
 
@@ -297,6 +304,8 @@ def take_first(ys: Array, valid: Array) -> Array:
 
 def _as_mask(ys: Array, valid: Any) -> Array:
     _checks.check_floating("ys", ys)
+    if ys.ndim < 2:
+        raise ValueError(f"ys must have shape [..., T, O], got shape {ys.shape}")
     batch, time = ys.shape[:-2], ys.shape[-2]
     array = as_array("valid", valid)
     if array.dtype != jnp.bool_ and array.shape == batch:

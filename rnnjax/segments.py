@@ -11,12 +11,11 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jax.core import Tracer
 
 from rnnjax import masking
-from rnnjax._checks import check_floating, check_size
+from rnnjax._checks import check_carry, check_flag, check_floating, check_size
 from rnnjax._devices import with_automatic_axes
 from rnnjax._numerics import accumulation_dtype
 from rnnjax._values import check_range
@@ -274,7 +273,7 @@ def segment_carries(
         Leaves [N, H]: row i belongs to segment i + 1.
 
     Raises:
-        ValueError: ids of wrong dtype or value, or carries that do not fit them.
+        ValueError: ids of wrong dtype or value, or carries that do not fit them or each other.
 
     Example:
         >>> import jax.numpy as jnp
@@ -284,6 +283,7 @@ def segment_carries(
         [[1.0], [2.0], [-1.0]]
     """
     ids, count = check_segments(segment_ids, num_segments)
+    reverse = check_flag("reverse", reverse)
     carries = jax.tree.map(jnp.asarray, carries)
     for leaf in jax.tree.leaves(carries):
         if leaf.shape[: ids.ndim] != ids.shape:
@@ -291,6 +291,9 @@ def segment_carries(
                 f"carries must have the leading axes of segment_ids, {ids.shape}, "
                 f"got shape {leaf.shape}"
             )
+
+    one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[ids.ndim :], a.dtype), carries)
+    initial_carry = check_carry("initial_carry", initial_carry, one)
 
     def pick(given: tuple[Carry, Array, Carry]) -> Carry:
         carries, ids, start = given
@@ -369,10 +372,10 @@ def _check_dones(dones: Any, previous: Any) -> tuple[Array, Array | None]:
 
 
 def _check_flags(name: str, flags: Any) -> Array:
-    shape = np.shape(flags)
-    if not shape:
+    flags = masking.as_array(name, flags)
+    if not flags.ndim:
         raise ValueError(f"{name} must have shape [..., T], got a scalar")
-    return masking.check_flags(name, flags, shape[:-1], shape[-1])
+    return masking.check_flags(name, flags, flags.shape[:-1], flags.shape[-1])
 
 
 def _check_ids(segment_ids: Any) -> Array:

@@ -173,7 +173,9 @@ def row_keys(key: Any, batch: tuple[int, ...], draws: bool) -> Array:
     """
     if key is None:
         if draws:
-            raise ValueError("key must be given where sampling draws; greedy() needs none")
+            raise ValueError(
+                "key must be given where values are drawn, got None: greedy() alone needs none"
+            )
         return _keys_by_place(None, batch)
     each = _keys_of_rows(key, batch) if batch else None
     if each is not None:

@@ -1,6 +1,7 @@
 """The likeliest texts rather than drawn ones: several hypotheses side by side, in one program."""
 
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from rnnjax import masking
-from rnnjax._checks import check_id, check_number, check_size
+from rnnjax._checks import check_id, check_number, check_size, describe, telling_given_away
 from rnnjax._devices import with_automatic_axes
 from rnnjax._native import in_native_order
 from rnnjax._numerics import accumulation_dtype
@@ -132,13 +133,14 @@ def beam_search(
     check_range("start", first, vocab_size, f"[0, {vocab_size})")
     for name, number in (("stop", how.stop), ("pad", how.pad)):
         check_id(name, number, vocab_size)
-    return _search(how, params, carry, first, memory)
+    with telling_given_away(params=params, carry=carry, memory=memory):
+        return _search(how, params, carry, first, memory)
 
 
 class _How(NamedTuple):
     """What is fixed when the search is compiled."""
 
-    step: Callable[..., tuple]
+    step: ComparedStep
     beam_size: int
     max_length: int
     stop: int
@@ -176,16 +178,20 @@ def _first_step(
 ) -> tuple[Carry, Array]:
     """The carry and the logits, of which the shapes are asked for."""
     given = (memory,) if how.has_memory else ()
-    new, logits = how.step(params, carry, start, *given)[:2]
-    return new, logits
+    result = how.step(params, carry, start, *given)
+    if not isinstance(result, tuple) or len(result) < 2 or not hasattr(result[1], "shape"):
+        raise ValueError(f"step must give (carry, logits), got {describe(result)}")
+    return result[0], result[1]
 
 
 def _check_step(how: _How, params: Any, carry: Carry, start: Array, memory: Any) -> int:
     """The size of the vocabulary.
 
     Raises:
-        ValueError: the step gives logits of other rows, or a carry it could not be given again.
+        ValueError: the step takes a memory where there is none, or none where there is one; or it
+            gives logits of other rows, or a carry it could not be given again.
     """
+    _check_arguments(how)
     new, logits = _first_step.eval_shape(how, params, carry, start, memory)
     if logits.shape[:-1] != start.shape or not logits.ndim:
         raise ValueError(
@@ -199,6 +205,19 @@ def _check_step(how: _How, params: Any, carry: Carry, start: Array, memory: Any)
             f"given, {jax.tree.map(_kind, carry)}, got {jax.tree.map(_kind, new)}"
         )
     return logits.shape[-1]
+
+
+def _check_arguments(how: _How) -> None:
+    """Refuse a step that takes a memory where there is none, or none where there is one."""
+    names = ("params", "carry", "token", *(("memory",) if how.has_memory else ()))
+    try:
+        inspect.signature(how.step.step).bind(*names)
+    except TypeError as error:
+        given = "a memory" if how.has_memory else "no memory"
+        raise ValueError(
+            f"step must take ({', '.join(names)}) where {given} is given, got one that does not: "
+            f"{error}"
+        ) from None
 
 
 def _fits(given: Any, new: Any) -> bool:

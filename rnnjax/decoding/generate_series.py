@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax import masking
-from rnnjax._checks import check_size
+from rnnjax._checks import check_size, telling_given_away
 from rnnjax._devices import with_automatic_axes
 from rnnjax._native import jit
 from rnnjax.base import Carry, Key
@@ -105,10 +105,11 @@ def generate_series(
     count = check_size("max_new_steps", max_new_steps)
     if stop is not None and not callable(stop):
         raise ValueError(f"stop must be a function of a value, or None, got {stop!r}")
-    prompt, lengths = _check_prompt(prompt, lengths, model.head)
-    keys = row_keys(key, lengths.shape, draws=True)
-    carry = as_arrays("initial_carry", initial_carry)
-    return _generate((model, count, stop), params, prompt, lengths, keys, carry, context)
+    with telling_given_away(params=params, prompt=prompt, initial_carry=initial_carry):
+        values, ends = _check_prompt(prompt, lengths, model.head)
+        keys = row_keys(key, ends.shape, draws=True)
+        carry = as_arrays("initial_carry", initial_carry)
+        return _generate((model, count, stop), params, values, ends, keys, carry, context)
 
 
 @functools.partial(jit, static=1)
@@ -174,6 +175,8 @@ def _check_prompt(prompt: Any, lengths: Any, head: Head) -> tuple[Array, Array]:
         prompt = jnp.asarray(masking.as_array("prompt", prompt))
     else:
         prompt = masking.as_integers("prompt", prompt)
+    if jnp.iscomplexobj(prompt):
+        raise ValueError(f"prompt must be real, got dtype {prompt.dtype}")
     if value_shape and not jnp.issubdtype(prompt.dtype, jnp.floating):
         prompt = prompt.astype(float)
     steps = prompt.shape[: prompt.ndim - len(value_shape)]

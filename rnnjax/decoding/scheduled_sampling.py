@@ -80,7 +80,10 @@ def scheduled_sampling(
         kind = type(model).__name__
         raise ValueError(f"model must be a rnnjax.sequence_to_sequence(...), got {kind}")
     draws = check_flag("draw", draw)
-    if not isinstance(rate, Tracer):
+    if isinstance(rate, Tracer):
+        if rate.shape:
+            raise ValueError(f"rate must be one number, got shape {rate.shape}")
+    else:
         rate = check_number("rate", rate, "a rate in [0, 1]", lambda p: 0 <= p <= 1)
     reading, tossing, drawing = jax.random.split(check_key(key), 3)
     source = masking.as_array("source", source)

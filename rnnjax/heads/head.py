@@ -1,5 +1,6 @@
 """What a head is, and what all heads share."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax import masking
-from rnnjax._checks import check_key, check_params, check_size
+from rnnjax._checks import check_key, check_params, check_size, describe
 from rnnjax._numerics import affine
 from rnnjax._recipe import Made
 from rnnjax._values import require_finite
@@ -65,7 +66,6 @@ def make_head(
     encode: Callable[[Array], Array] | None = None,
     input_size: int | None = None,
     error: Callable[[Any, Array], Array] | None = None,
-    distribution_axes: int = 1,
     start: Callable[[Array], Array] | None = None,
 ) -> Head:
     """A head with one linear map.
@@ -80,7 +80,6 @@ def make_head(
         encode: values as a layer reads them; None for values as they are.
         input_size: the size of one that is encoded; None for that of the value.
         error: in place of ``-log_prob`` in the loss.
-        distribution_axes: of the first leaf of a single distribution.
         start: changes the bias that the head starts with.
     """
 
@@ -94,9 +93,14 @@ def make_head(
             affine(jnp.asarray(masking.as_array("hs", hs)), params.w, params.bias, name="hs")
         )
 
+    @functools.cache
+    def single() -> Any:
+        """The shapes of a single distribution."""
+        return jax.eval_shape(distribution, jax.ShapeDtypeStruct((num_parameters,), jnp.float32))
+
     def masked(score: Callable) -> Callable[..., Array]:
         return lambda given, values, mask=None: _score_real(
-            score, value_shape, distribution_axes, given, values, mask
+            score, value_shape, single(), given, values, mask
         )
 
     scored = masked(log_prob)
@@ -125,13 +129,13 @@ def as_they_are(values: Any) -> Array:
 
 
 def _score_real(
-    score: Callable, value_shape: tuple[int, ...], axes: int, given: Any, values: Any, mask: Any
+    score: Callable, value_shape: tuple[int, ...], single: Any, given: Any, values: Any, mask: Any
 ) -> Array:
     """``score(distribution, values)`` [...], 0 at masked steps, which are not read."""
     given = jax.tree.map(jnp.asarray, given)
     values = check_values(values, value_shape)
     batch = values.shape[: values.ndim - len(value_shape)]
-    expected = jax.tree.leaves(given)[0].shape[:-axes]
+    expected = _batch_of(given, single)
     if batch != expected:
         raise ValueError(
             f"values must have shape {expected + value_shape}, one value for each distribution, "
@@ -141,7 +145,7 @@ def _score_real(
         scores = score(given, values)
         require_finite("the score of a value", scores)
         return scores
-    mask = jnp.asarray(mask)
+    mask = jnp.asarray(masking.as_array("mask", mask))
     if mask.dtype != bool or mask.shape != batch:
         raise ValueError(
             f"mask must be bool and have shape {batch}, got {mask.dtype} of shape {mask.shape}"
@@ -151,6 +155,26 @@ def _score_real(
     scores = masking.zero_padding(mask, scores)
     require_finite("the score of a value", scores, mask)
     return scores
+
+
+def _batch_of(given: Any, single: Any) -> tuple[int, ...]:
+    """The axes of a distribution in front of those of a single one.
+
+    Raises:
+        ValueError: it is another distribution, as of a head of another size.
+    """
+    if jax.tree.structure(given) != jax.tree.structure(single):
+        raise ValueError(f"distribution must be {describe(single)}, got {describe(given)}")
+    pairs = list(zip(jax.tree.leaves(given), jax.tree.leaves(single), strict=True))
+    batch = pairs[0][0].shape[: pairs[0][0].ndim - pairs[0][1].ndim]
+    for leaf, one in pairs:
+        if leaf.shape != (*batch, *one.shape):
+            axes = ", ".join(("...", *map(str, one.shape)))
+            raise ValueError(
+                f"distribution must have arrays of shape [{axes}], as the head gives, "
+                f"got shape {leaf.shape}"
+            )
+    return batch
 
 
 def _summed(scores: Array, mask: Any) -> tuple[Array, Array]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rnnjax._checks import check_key
+from rnnjax._checks import check_key, describe
 from rnnjax._recipe import factory
 from rnnjax.base import Key
 from rnnjax.heads.head import Head, as_they_are, check_values
@@ -42,16 +42,25 @@ def joint_head(*heads: Head) -> Head:
     ends = [sum(sizes[: n + 1]) for n in range(len(sizes) - 1)]
     value_shape = (sum(sizes),)
 
+    def each(name: str, parts: Any) -> tuple:
+        if not isinstance(parts, tuple | list) or len(parts) != len(heads):
+            raise ValueError(
+                f"{name} must be a tuple of {len(heads)}, one entry a head, got {describe(parts)}"
+            )
+        return tuple(parts)
+
     def init(key: Key, input_size: int) -> tuple:
         keys = jax.random.split(check_key(key), len(heads))
         return tuple(head.init(k, input_size) for head, k in zip(heads, keys, strict=True))
 
     def apply(params: tuple, hs: Array) -> tuple:
-        return tuple(head.apply(own, hs) for head, own in zip(heads, params, strict=True))
+        return tuple(
+            head.apply(own, hs) for head, own in zip(heads, each("params", params), strict=True)
+        )
 
     def parts(given: tuple, values: Any) -> Any:
         split = jnp.split(check_values(values, value_shape), ends, axis=-1)
-        return zip(heads, given, split, strict=True)
+        return zip(heads, each("distribution", given), split, strict=True)
 
     def log_prob(given: tuple, values: Any, mask: Any = None) -> Array:
         scores = [head.log_prob(own, part, mask) for head, own, part in parts(given, values)]
@@ -64,7 +73,8 @@ def joint_head(*heads: Head) -> Head:
 
     def sample(key: Key, given: tuple) -> Array:
         keys = jax.random.split(check_key(key), len(heads))
-        drawn = [head.sample(k, own) for head, k, own in zip(heads, keys, given, strict=True)]
+        own = each("distribution", given)
+        drawn = [head.sample(k, one) for head, k, one in zip(heads, keys, own, strict=True)]
         return jnp.concatenate(drawn, axis=-1)
 
     return Head(init, apply, log_prob, loss, sample, as_they_are, value_shape, value_shape[0])

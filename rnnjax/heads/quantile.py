@@ -86,5 +86,4 @@ def quantile_head(levels: Sequence[float] = (0.1, 0.5, 0.9), size: int = 1) -> H
         log_prob,
         sample,
         error=error,
-        distribution_axes=2,
     )

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rnnjax._checks import check_key, check_rate
+from rnnjax._checks import check_floating, check_key, check_rate
 from rnnjax._devices import with_automatic_axes
 from rnnjax._numerics import draw_flags
 from rnnjax.base import Key
@@ -23,7 +23,7 @@ def locked_dropout(key: Key | None, xs: Array, rate: float) -> Array:
     What is kept is scaled by ``1 / (1 - rate)``. Without a key, or at rate 0, ``xs`` itself.
 
     Raises:
-        ValueError: a rate outside [0, 1), ``xs`` of fewer axes, or no key.
+        ValueError: a rate outside [0, 1), ``xs`` of fewer axes or not floating, or no key.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -37,6 +37,7 @@ def locked_dropout(key: Key | None, xs: Array, rate: float) -> Array:
         networks", NIPS 2016.
     """
     rate = check_rate("rate", rate)
+    check_floating("xs", xs)
     if xs.ndim < 2:
         raise ValueError(f"xs must have shape [..., T, H], got shape {xs.shape}")
     if key is None or rate == 0.0:

@@ -83,8 +83,8 @@ class SequenceToSequence(Made, _SequenceToSequenceFields):
 
 
 def make_model(
-    source: Tokens | Places,
-    target: Embedding,
+    reader: Tokens | Places,
+    words: Embedding,
     decoder: Cell | Layer,
     *,
     start: int,
@@ -95,65 +95,67 @@ def make_model(
     tie: bool,
     dropout: float,
 ) -> SequenceToSequence:
-    """A model that reads ``source``; the other arguments are those of the public factories.
+    """A model that reads by ``reader`` and writes ``words``.
+
+    The other arguments are those of the public factories.
 
     Raises:
         ValueError: an argument that does not fit, named in the message.
     """
-    parts = Parts.checked(source, target, decoder, attention, above, bridge)
+    parts = Parts.checked(reader, words, decoder, attention, above, bridge)
     inner = None if head_size is None else check_size("head_size", head_size)
-    head = Head.checked(parts.read_sizes, target, inner, check_flag("tie", tie))
-    rate, first = check_rate("dropout", dropout), check_id("start", start, target.vocab_size)
+    head = Head.checked(parts.read_sizes, words, inner, check_flag("tie", tie))
+    rate, first = check_rate("dropout", dropout), check_id("start", start, words.vocab_size)
 
     def init(key: Key) -> SequenceToSequenceParams:
         keys = jax.random.split(check_key(key), 7)
-        table, encoding = source.init(keys[0], keys[1])
-        decoding = parts.decoder_init(keys[4], target.output_size)
+        table, encoding = reader.init(keys[0], keys[1])
+        decoding = parts.decoder_init(keys[4], words.output_size)
         return SequenceToSequenceParams(
             table,
             encoding,
             parts.draw_bridge(keys[2], encoding, decoding),
-            target.init(keys[3]),
+            words.init(keys[3]),
             decoding,
             parts.draw_attention(keys[5]),
             head.init(keys[6]),
         )
 
     def read(
-        params: SequenceToSequenceParams, given: Array, lengths: Any, key: Key | None
+        params: SequenceToSequenceParams, source: Array, lengths: Any, key: Key | None
     ) -> tuple[Carry, Memory | None]:
         params = _checked(params)
-        final, states, valid = source.read(params, given, lengths, rate, key)
+        final, states, valid = reader.read(params, source, lengths, rate, key)
         carry = parts.cross(params, final, states.shape[:-2])
         return carry, parts.remember(params, states, valid)
 
     def encode(
         params: SequenceToSequenceParams,
-        given: Array,
+        source: Array,
         lengths: Any = None,
         *,
         key: Key | None = None,
     ) -> tuple[Carry, Memory | None]:
-        carry, memory = read(params, given, lengths, key)
+        carry, memory = read(params, source, lengths, key)
         # What is made of each place is read at each step of a text. The texts of sources are about
         # as long as these; those of pictures are short, and their places are many.
-        if isinstance(source, Tokens):
+        if isinstance(reader, Tokens):
             memory = head.remember(params, memory)
         return carry, memory
 
     def features(
         params: SequenceToSequenceParams,
-        given: Array,
+        source: Array,
         source_lengths: Any,
-        target_tokens: Array,
+        target: Array,
         target_lengths: Any = None,
         *,
         key: Key | None = None,
     ) -> tuple[Array, Attended | None]:
         reading, drop, inside, out = split_key(key, 4)
-        carry, memory = read(params, given, source_lengths, reading)
-        tokens, valid = read_tokens("target", target_tokens, target_lengths, target.vocab_size)
-        batch = masking.as_array("source", given).shape[: -source.ndim]
+        carry, memory = read(params, source, source_lengths, reading)
+        tokens, valid = read_tokens("target", target, target_lengths, words.vocab_size)
+        batch = masking.as_array("source", source).shape[: -reader.ndim]
         if tokens.shape[:-1] != batch:
             raise ValueError(
                 f"target must have the batch axes of source, {batch}, got shape {tokens.shape}"
@@ -161,7 +163,7 @@ def make_model(
         # The start token in front, and the last one off: what is padded stays divided as it is.
         shift = [(0, 0, 0)] * len(batch) + [(1, -1, 0)]
         before = jax.lax.pad(tokens, jnp.asarray(first, tokens.dtype), shift)
-        xs = locked_dropout(drop, target.apply(params.target, before), rate)
+        xs = locked_dropout(drop, words.apply(params.target, before), rate)
         outputs = parts.decode(params, carry, xs, valid, memory, inside)
         joined = masking.zero_padding(valid, head.join(outputs, memory, xs))
         attended = outputs if isinstance(outputs, Attended) else None
@@ -172,29 +174,27 @@ def make_model(
 
     def teach(
         params: SequenceToSequenceParams,
-        given: Array,
+        source: Array,
         source_lengths: Any,
-        target_tokens: Array,
+        target: Array,
         target_lengths: Any = None,
         *,
         key: Key | None = None,
     ) -> tuple[Array, Attended | None]:
-        pair = given, source_lengths, target_tokens, target_lengths
+        pair = source, source_lengths, target, target_lengths
         below, attended = features(params, *pair, key=key)
         return affine(below, *head.weights(params)), attended
 
     def apply(
         params: SequenceToSequenceParams,
-        given: Array,
+        source: Array,
         source_lengths: Any,
-        target_tokens: Array,
+        target: Array,
         target_lengths: Any = None,
         *,
         key: Key | None = None,
     ) -> tuple[Array, Array | None]:
-        logits, attended = teach(
-            params, given, source_lengths, target_tokens, target_lengths, key=key
-        )
+        logits, attended = teach(params, source, source_lengths, target, target_lengths, key=key)
         return logits, None if attended is None else attended.weights
 
     def step(
@@ -202,12 +202,12 @@ def make_model(
     ) -> tuple[Carry, Array, Array | None]:
         params = _checked(params)
         # Ids are looked at here, where their values may be known.
-        token = check_tokens(token, target.vocab_size, "token")
+        token = check_tokens(token, words.vocab_size, "token")
         parts.check_encoded(carry, memory, token.shape)
         carry = jax.tree.map(functools.partial(masking.as_array, "carry"), carry)
         return _step(parts, head, params, carry, token, memory)
 
-    sizes = first, source.size, target.vocab_size, source.ndim
+    sizes = first, reader.size, words.vocab_size, reader.ndim
     model = SequenceToSequence(init, apply, encode, step, *sizes, teach, features, head_weights)
     # Parts that do not fit are refused here, not later.
     shapes = jax.eval_shape(init, jax.random.key(0))

@@ -1,11 +1,13 @@
 """The outputs of a language model before its head, and penalties on them."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
 
 from rnnjax import masking
+from rnnjax._checks import check_floating, check_number
 from rnnjax._numerics import accumulation_dtype
 from rnnjax.models._encoding import check_pair
 
@@ -44,7 +46,7 @@ def activation_penalty(
         A scalar, at least float32.
 
     Raises:
-        ValueError: no pair of features, or a mask of wrong shape or dtype.
+        ValueError: no pair of features, a weight below 0, or a mask of wrong shape or dtype.
 
     Example:
         >>> import jax.numpy as jnp
@@ -56,13 +58,27 @@ def activation_penalty(
     References:
         Merity, McCann and Socher, "Revisiting activation regularization for language RNNs", 2017.
     """
-    raw, dropped = check_pair("(raw, dropped)", features)
+    raw, dropped = map(_of_steps, ("raw", "dropped"), check_pair("(raw, dropped)", features))
+    if raw.shape != dropped.shape:
+        raise ValueError(f"dropped must have the shape of raw, {raw.shape}, got {dropped.shape}")
+    activity, change = (
+        check_number(name, weight, "finite and at least 0", lambda a: 0 <= a < math.inf)
+        for name, weight in (("activity", activity), ("change", change))
+    )
     valid = jnp.ones(raw.shape[:-1], bool)
     if mask is not None:
         valid = masking.check_flags("mask", mask, raw.shape[:-2], raw.shape[-2])
     both = valid[..., 1:] & valid[..., :-1]
     size = _mean_square(dropped, valid)
     return activity * size + change * _mean_square(raw[..., 1:, :] - raw[..., :-1, :], both)
+
+
+def _of_steps(name: str, outputs: Any) -> Array:
+    array = jnp.asarray(masking.as_array(name, outputs))
+    check_floating(name, array)
+    if array.ndim < 2:
+        raise ValueError(f"{name} must have shape [..., T, H], got shape {array.shape}")
+    return array
 
 
 def _mean_square(xs: Array, valid: Array) -> Array:

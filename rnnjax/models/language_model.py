@@ -239,7 +239,7 @@ def _step(
 def _logits(parts: _Parts, params: LanguageModelParams, hs: Array) -> Array:
     if parts.softmax is not None:
         return parts.softmax.log_probs(params.head, hs)
-    return affine(hs, *_head_weights(parts, params))
+    return affine(hs, *_head_weights(parts, params), name="hs")
 
 
 def _head_weights(parts: _Parts, params: LanguageModelParams) -> tuple[Array, Array]:

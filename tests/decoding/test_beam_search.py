@@ -272,6 +272,20 @@ BAD = {
         lambda: run(lambda params, carry, token: (carry, jnp.zeros(V))),
         r"step must give logits \[..., V\] for tokens of shape \(2,\), got shape \(3,\)",
     ),
+    "logits alone": (
+        lambda: run(lambda params, carry, token: jnp.zeros((2, V))),
+        r"step must give \(carry, logits\), got an array of shape \(2, 3\)",
+    ),
+    "a step that takes a memory": (
+        lambda: run(lambda params, carry, token, memory: (carry, jnp.zeros((2, V)))),
+        r"step must take \(params, carry, token\) where no memory is given",
+    ),
+    "a step that takes no memory": (
+        lambda: rnnjax.beam_search(
+            step, (), jnp.zeros(2, int), [0, 0], jnp.zeros(2), stop=1, beam_size=2, max_length=3
+        ),
+        r"step must take \(params, carry, token, memory\) where a memory is given",
+    ),
     "a carry that changes its dtype": (
         lambda: run(lambda params, carry, token: (carry.astype(float), jnp.zeros((2, V)))),
         r"step must give a carry of the same .* int32\[2\], got float32\[2\]",

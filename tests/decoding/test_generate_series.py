@@ -174,6 +174,9 @@ BAD = {
     "stop must be a function": lambda m, p: rnnjax.generate_series(
         m, p, np.zeros((1, 2)), max_new_steps=1, key=KEYS[0], stop=3
     ),
+    "prompt must be real, got dtype complex64": lambda m, p: rnnjax.generate_series(
+        m, p, np.zeros((1, 2), "complex64"), max_new_steps=1, key=KEYS[0]
+    ),
     "max_new_steps must be a positive integer": lambda m, p: rnnjax.generate_series(
         m, p, np.zeros((1, 2)), max_new_steps=0, key=KEYS[0]
     ),

@@ -317,12 +317,30 @@ def test_a_pool_takes_a_mask_or_lengths_of_floats_alone(name):
         POOLS[name](ys, jnp.array([1, 1, 0]))
     with pytest.raises(ValueError, match="valid must be of dtype bool, got dtype int"):
         masking.zero_padding([1, 1, 0], ys)
+    with pytest.raises(
+        ValueError, match=r"valid must have the leading axes of xs, .* \(3, 1\), got"
+    ):
+        masking.zero_padding([True], ys)
+    with pytest.raises(ValueError, match=r"ys must have shape \[..., T, O\], got shape \(3,\)"):
+        POOLS[name](ys[:, 0], 2)
     assert masking.zero_padding([True, True, False], ys).tolist() == [[1.0], [3.0], [0.0]]
 
 
 def test_carries_that_do_not_fit_the_ids_are_named():
     with pytest.raises(ValueError, match=r"leading axes of segment_ids, \(2, 5\), got shape"):
         segment_carries(outputs(), IDS[:, :5], COUNT, np.zeros(3))
+    size = outputs().shape[-1]
+    with pytest.raises(ValueError, match=rf"initial_carry must have shape \({size},\), got .*\(9,"):
+        segment_carries(outputs(), IDS, COUNT, np.zeros(9))
+    with pytest.raises(ValueError, match=r"initial_carry must be an array of shape .*, got None"):
+        segment_carries(outputs(), IDS, COUNT, None)
+    with pytest.raises(ValueError, match="reverse must be True or False, got 'yes'"):
+        segment_carries(outputs(), IDS, COUNT, np.zeros(size), reverse="yes")
+
+
+def test_rows_of_flags_of_unequal_size_are_named():
+    with pytest.raises(ValueError, match="dones must be one array, got rows of unequal size"):
+        resets_from_dones([[True], [True, False]], None)
 
 
 def test_ids_of_64_bits_are_not_cut_before_they_are_looked_at():

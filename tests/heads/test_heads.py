@@ -295,6 +295,21 @@ BAD = {
     "mask must be bool and have shape (2,), got int32": lambda: HEADS["bernoulli"].log_prob(
         np.zeros((2, 5)), np.zeros((2, 5)), np.ones(2, "int32")
     ),
+    "distribution must have arrays of shape [..., 5], as the head gives, got": lambda: HEADS[
+        "bernoulli"
+    ].log_prob(np.zeros((2, 1)), np.zeros((2, 5))),
+    "distribution must be GaussianMixture(logits, mean, log_scale, angle), got an array": lambda: (
+        HEADS["mixture"].loss(np.zeros((2, 3)), np.zeros((2, 1)))
+    ),
+    "params must be a tuple of 2, one entry a head, got None": lambda: PEN.apply(
+        None, jnp.zeros((2, 4))
+    ),
+    "distribution must be a tuple of 2, one entry a head, got a tuple of 1": lambda: PEN.sample(
+        jax.random.key(0), (np.zeros((2, 1)),)
+    ),
+    "mask must be an array of numbers, got str": lambda: HEADS["bernoulli"].loss(
+        np.zeros((2, 5)), np.zeros((2, 5)), "ab"
+    ),
     "hs must have size 4 in the last axis": lambda: HEADS["bernoulli"].apply(
         HEADS["bernoulli"].init(jax.random.key(0), 4), jnp.zeros((2, 3))
     ),

@@ -316,6 +316,18 @@ BAD = {
         lambda: activation_penalty(3),
         r"the pair \(raw, dropped\) must be a tuple of 2, got int 3",
     ),
+    "outputs of another shape": (
+        lambda: activation_penalty((HS, HS[:, :1])),
+        r"dropped must have the shape of raw, \(1, 3, 2\), got \(1, 1, 2\)",
+    ),
+    "a penalty below 0": (
+        lambda: activation_penalty(Features(HS, HS), activity=-1),
+        "activity must be finite and at least 0, got -1",
+    ),
+    "integers to drop": (
+        lambda: locked_dropout(jax.random.key(0), HS.astype(int), 0.5),
+        "xs must be of floating dtype",
+    ),
     "features of no steps": (
         lambda: locked_dropout(jax.random.key(0), HS[0, 0], 0.5),
         r"xs must have shape \[\.\.\., T, H\], got shape \(2,\)",

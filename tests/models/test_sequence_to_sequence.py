@@ -194,6 +194,20 @@ def test_no_gradient_goes_through_its_own_tokens():
     assert len(np.flatnonzero(np.any(own, axis=1))) <= 2
     with pytest.raises(ValueError, match=r"rate must be a rate in \[0, 1\]"):
         last(params.target.vectors, 1.5)
+    with pytest.raises(ValueError, match=r"rate must be one number, got shape \(2,\)"):
+        jax.jit(last)(params.target.vectors, jnp.array([0.5, 0.1]))
+
+
+def test_arguments_have_the_names_that_are_written():
+    model = make("none")
+    params = model.init(jax.random.key(0))
+    expected = model.apply(params, SOURCE, SOURCES, TARGET, TARGETS)[0]
+    named = {"source": SOURCE, "source_lengths": SOURCES}
+    named |= {"target": TARGET, "target_lengths": TARGETS}
+    assert jnp.all(model.apply(params, **named)[0] == expected)
+    assert jnp.all(model.teach(params, **named)[0] == expected)
+    carry, _ = model.encode(params, source=SOURCE, lengths=SOURCES)
+    assert carry.shape == (3, H)
 
 
 def test_a_copied_carry_begins_the_decoder():
