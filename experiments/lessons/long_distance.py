@@ -28,7 +28,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +77,8 @@ class Settings(LessonSettings):
     """48,000 sequences; in 1997 it took 74,000."""
     copy_steps: int = 4_000
     """Training steps of the copy task."""
+    initializer: Literal["rnnjax", "pytorch", "keras", "flax"] = "rnnjax"
+    """The library whose rule the first weights of the cells follow."""
 
 
 def adding(length: int, batch_size: int) -> Callable[[Array, Array], Any]:
@@ -195,7 +197,8 @@ def run(settings: Settings, results: Results) -> None:
     curves: dict[str, dict[str, list]] = {}
     for problem, (name, make_cell) in itertools.product(problems(settings), CELLS.items()):
         found = curves.setdefault(problem.name, {}).setdefault(name, [])
-        train = trainer(settings, problem, make_cell(problem.hidden_size))
+        cell = make_cell(problem.hidden_size, initializer=settings.initializer)
+        train = trainer(settings, problem, cell)
         for seed in range(settings.seeds):
             path = results.folder / f"{problem.name}-{name}-{seed}.npz".replace(", ", "-")
             end = kept(path, lambda: train(seed))  # noqa: B023

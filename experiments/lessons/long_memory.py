@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +52,8 @@ class Settings(LessonSettings):
     """Gradients are scaled down to this norm."""
     steps: int = 300
     """Training steps, a multiple of 50."""
+    initializer: Literal["rnnjax", "pytorch", "keras", "flax"] = "rnnjax"
+    """The library whose rule the first weights of LSTM and GRU follow."""
     test_sequences: int = 256
     """Signals of the test."""
 
@@ -85,8 +87,8 @@ def make_cell(name: str, settings: Settings) -> tuple[rnnjax.Cell, int]:
     """A cell by its name in the table, and how wide its input is."""
     furthest = max(settings.delays)
     makers = {
-        "LSTM": lambda: (rnnjax.lstm(40), 1),
-        "GRU": lambda: (rnnjax.gru(46), 1),
+        "LSTM": lambda: (rnnjax.lstm(40, initializer=settings.initializer), 1),
+        "GRU": lambda: (rnnjax.gru(46, initializer=settings.initializer), 1),
         "LMU": lambda: (rnnjax.lmu(64, memory_size=32, theta=furthest), 1),
         "S5": lambda: (rnnjax.s5(32, state_size=96), 1),
         "S4D": lambda: (rnnjax.s4d(40, state_size=32), 40),
