@@ -89,6 +89,21 @@ def check_number(name: str, value: Any, expected: str, holds: Callable[[float], 
     return float(number)
 
 
+def check_scalar(
+    name: str, value: Any, expected: str, holds: Callable[[float], bool]
+) -> float | Array:
+    """As :func:`check_number`; of a traced number, which has no value yet, only the shape counts.
+
+    Raises:
+        ValueError: naming ``name``, what was ``expected``, and what came instead.
+    """
+    if not isinstance(value, Tracer):
+        return check_number(name, value, expected, holds)
+    if value.shape:
+        raise ValueError(f"{name} must be one number, got shape {value.shape}")
+    return value
+
+
 def check_rate(name: str, rate: Any) -> float:
     """``rate``, a number in [0, 1), as a ``float``.
 

@@ -5,10 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.core import Tracer
 
 from rnnjax import masking
-from rnnjax._checks import check_flag, check_key, check_number
+from rnnjax._checks import check_flag, check_key, check_scalar
 from rnnjax._numerics import draw_flags
 from rnnjax.base import Key
 from rnnjax.models import SequenceToSequence
@@ -80,11 +79,7 @@ def scheduled_sampling(
         kind = type(model).__name__
         raise ValueError(f"model must be a rnnjax.sequence_to_sequence(...), got {kind}")
     draws = check_flag("draw", draw)
-    if isinstance(rate, Tracer):
-        if rate.shape:
-            raise ValueError(f"rate must be one number, got shape {rate.shape}")
-    else:
-        rate = check_number("rate", rate, "a rate in [0, 1]", lambda p: 0 <= p <= 1)
+    rate = check_scalar("rate", rate, "a rate in [0, 1]", lambda p: 0 <= p <= 1)
     reading, tossing, drawing = jax.random.split(check_key(key), 3)
     source = masking.as_array("source", source)
     target, valid = read_tokens("target", target, target_lengths, model.vocab_size)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax import masking
-from rnnjax._checks import check_floating, check_number
+from rnnjax._checks import check_floating, check_scalar
 from rnnjax._numerics import accumulation_dtype
 from rnnjax.models._encoding import check_pair
 
@@ -25,7 +25,11 @@ class Features(NamedTuple):
 
 
 def activation_penalty(
-    features: Features, mask: Any = None, *, activity: float = 2.0, change: float = 1.0
+    features: Features,
+    mask: Any = None,
+    *,
+    activity: float | Array = 2.0,
+    change: float | Array = 1.0,
 ) -> Array:
     r"""Penalties on the size of outputs and on how much they change from step to step.
 
@@ -39,8 +43,8 @@ def activation_penalty(
     Args:
         features: from ``LanguageModel.features``.
         mask: bool [..., T], True where a step is real; None means all.
-        activity: :math:`\alpha`.
-        change: :math:`\beta`.
+        activity: :math:`\alpha`, a number or a traced scalar.
+        change: :math:`\beta`, likewise.
 
     Returns:
         A scalar, at least float32.
@@ -62,7 +66,7 @@ def activation_penalty(
     if raw.shape != dropped.shape:
         raise ValueError(f"dropped must have the shape of raw, {raw.shape}, got {dropped.shape}")
     activity, change = (
-        check_number(name, weight, "finite and at least 0", lambda a: 0 <= a < math.inf)
+        check_scalar(name, weight, "finite and at least 0", lambda a: 0 <= a < math.inf)
         for name, weight in (("activity", activity), ("change", change))
     )
     valid = jnp.ones(raw.shape[:-1], bool)

@@ -204,6 +204,9 @@ def test_the_penalty_is_that_of_its_formula():
         Features(jnp.asarray(raw), jnp.asarray(dropped)), mask, activity=2.0, change=3.0
     )
     np.testing.assert_allclose(value, 2 * size + 3 * change, rtol=1e-6)
+    features = Features(jnp.asarray(raw), jnp.asarray(dropped))
+    of_weights = jax.jit(lambda a, b: activation_penalty(features, mask, activity=a, change=b))
+    np.testing.assert_allclose(of_weights(2.0, 3.0), 2 * size + 3 * change, rtol=1e-6)
     nothing = activation_penalty(Features(jnp.asarray(raw), jnp.asarray(dropped)), mask & False)
     assert nothing == 0
 
