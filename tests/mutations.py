@@ -634,8 +634,8 @@ FAULTS = [
             f"{TRANSLATOR}test_no_two_draws_of_noise_are_of_one_key",
         ),
         (
-            "source.read(params, given, lengths, rate, key)",
-            "source.read(params, given, lengths, 0.0, key)",
+            "reader.read(params, source, lengths, rate, key)",
+            "reader.read(params, source, lengths, 0.0, key)",
             f"{TRANSLATOR}test_dropout_is_of_both_embeddings_and_of_what_the_head_reads",
         ),
     ),

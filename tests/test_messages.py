@@ -26,6 +26,7 @@ EXCEPTIONS = {
     "experiments/lessons/count_to_three.py": {"{}: {}": "the errors of all arrays, with the file"},
     "experiments/running/opening.py": {"{}": "the error of another process, in the grammar itself"},
     "experiments/running/setting_checks.py": {"{}": "the errors of all settings, a line each"},
+    "experiments/running/trained.py": {"{} {}": "what came, in the message on the file"},
     "rnnjax/_values.py": {"{}": "the text was made by _check, under a compiled function"},
     "rnnjax/checkpoint/_sealing.py": {"{}": "the text was made by _damage"},
     "rnnjax/checkpoint/checkpoints.py": {

@@ -203,7 +203,10 @@ def test_classify_names_the_test_file_too(tmp_path, capsys):
 
 def test_one_text_is_too_few_to_hold_some_out(tmp_path, capsys):
     assert run_classify(tmp_path, HEADER + b"a,0\n", HEADER + b"a,0\n") == 2
-    assert "examples must be at least 2 to divide, got 1" in capsys.readouterr().err
+    assert (
+        "local must have 2 texts to train on or more, one of which validates, got 1"
+        in capsys.readouterr().err
+    )
 
 
 def test_classify_trains_on_every_row_of_an_odd_file(tmp_path, capsys, monkeypatch):

@@ -128,6 +128,7 @@ ASKED = f"""{OURS}
 size, steps, table, ids, metrics = H, 7, embedding(V, E), tokens, {{"loss": squared_error(x, x)}}
 vectors, outputs, flags = table.init(key), logits[:, :1], logits > 0
 frames, cnn = jnp.ones((B, T, 8, 8)), lambda frame: frame[0, :D]
+W, features = 6, jnp.ones((B, 6, 2, 3))
 """
 THEIRS = {
     "PyTorch": f"""
