@@ -191,9 +191,7 @@ def run_lesson(module: ModuleType, settings: LessonSettings) -> tuple[Row, ...]:
                 f"{settings.out} must be a folder of the lesson {name}, got one of "
                 f"{stored.get('lesson') or 'another program'}"
             )
-        # Until November 2026 every lesson had --take and --data-dir, whether it read them or not.
-        then = {n: v for n, v in stored["settings"].items() if n in config["settings"] or v}
-        require_same(then, config["settings"], MAY_CHANGE, str(settings.out))
+        require_same(stored["settings"], config["settings"], MAY_CHANGE, str(settings.out))
     with _forgotten_if_refused(settings.out), RunFolder(settings.out, config, "resume") as run:
         results = Results(name, run)
         module.run(settings, results)
