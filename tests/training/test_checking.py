@@ -330,6 +330,11 @@ def test_predictions_can_be_made_through_checks(tmp_path, capsys):
     plain, looked_at = capsys.readouterr().out.splitlines()
     assert plain == looked_at
     weights.unlink()
-    save_weights(weights, params._replace(encoder=jax.tree.map(lambda a: a * jnp.nan, params[1])))
+    # Finite, as the weights of a file must be; from step 2 on the sum of two products, ∞ - ∞, is not.
+    large = jax.tree.map(lambda a: jnp.full(a.shape, 3e38), params)
+    cell = large.encoder[0]._replace(w_hh=jnp.full((2, 2), -3e38))
+    save_weights(weights, large._replace(encoder=(cell,)))
     assert main([*predict, "--debug-checks"]) == 2
-    assert "error: params.w_ih must be finite, got nan" in capsys.readouterr().err
+    assert (
+        "error: the outputs must be finite, got nan at index (0, 1, 0)" in capsys.readouterr().err
+    )
