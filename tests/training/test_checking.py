@@ -330,7 +330,7 @@ def test_predictions_can_be_made_through_checks(tmp_path, capsys):
     plain, looked_at = capsys.readouterr().out.splitlines()
     assert plain == looked_at
     weights.unlink()
-    # Finite, as the weights of a file must be; from step 2 on the sum of two products, ∞ - ∞, is not.
+    # Finite, as the weights of a file must be; ∞ - ∞, the sum of two products at step 2, is not.
     large = jax.tree.map(lambda a: jnp.full(a.shape, 3e38), params)
     cell = large.encoder[0]._replace(w_hh=jnp.full((2, 2), -3e38))
     save_weights(weights, large._replace(encoder=(cell,)))
