@@ -33,11 +33,10 @@ from experiments.recognize.settings import Settings as Recognize
 from experiments.running.console import exit_code, print_table
 from experiments.running.packages import missing_line
 from experiments.running.parsing import parse
+from experiments.running.run_settings import RunSettings
 from experiments.running.setting_checks import check_settings, refuse_unread, whole
 from rnnjax.data import pad
 
-# Settings of a run, of which there is none here.
-_OF_A_RUN = ("out", "checkpoint_every", "keep", "resume", "replace", "devices")
 Method = Callable[[Part, Part, int], float]  # (train, test, seed) -> accuracy on the test part
 
 
@@ -251,7 +250,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def run() -> None:
         check_settings(settings.network)
-        refuse_unread(settings.network, "to experiments.recognize", False, *_OF_A_RUN)
+        of_a_run = (*RunSettings.names(), "devices")  # of which there is none here
+        refuse_unread(settings.network, "to experiments.recognize", False, *of_a_run)
         check_settings(settings, seeds=whole(1))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of others' own use of NumPy and numba

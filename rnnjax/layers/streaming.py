@@ -73,34 +73,24 @@ def make_stream(layer: Cell | Layer, *, block_size: int = 32) -> Stream:
     ) -> tuple[Carry, Any]:
         _refuse_tracers(params, xs, lengths, mask, resets, initial_carry, context)
         with telling_given_away(params=params, xs=xs, initial_carry=initial_carry):
-            return run(params, xs, lengths, mask, resets, initial_carry, context)
-
-    def run(
-        params: Params,
-        xs: Any,
-        lengths: Any,
-        mask: Any,
-        resets: Any,
-        initial_carry: Carry,
-        context: Any,
-    ) -> tuple[Carry, Any]:
-        xs = jax.tree.map(_canonical, check_xs(xs))
-        *batch, time = jax.tree.leaves(xs)[0].shape[:-1]
-        batch = tuple(batch)
-        valid = masking.valid_steps(lengths, mask, batch, time)
-        if resets is not None:
-            resets = masking.check_flags("resets", resets, batch, time)
-        # What is copied is copied by name, for those who forbid other copies (jax_transfer_guard).
-        if time == 1:
-            xs = jax.tree.map(lambda a: a if isinstance(a, Array) else jax.device_put(a), xs)
-            return run_only_step(layer, params, initial_carry, xs, valid, resets, context)
-        piece = _time_first(xs, valid, resets)
-        carry, results = initial_carry, []
-        for count, block in _blocks(piece, size):
-            block, steps = jax.device_put((block, np.int32(count)))
-            carry, ys = run_block(layer, params, carry, block, steps, context)
-            results.append((count, ys))
-        return carry, _concatenate_in_time(results, len(batch))
+            xs = jax.tree.map(_canonical, check_xs(xs))
+            *batch, time = jax.tree.leaves(xs)[0].shape[:-1]
+            batch = tuple(batch)
+            valid = masking.valid_steps(lengths, mask, batch, time)
+            if resets is not None:
+                resets = masking.check_flags("resets", resets, batch, time)
+            # What is copied is copied by name, for those who forbid other copies
+            # (jax_transfer_guard).
+            if time == 1:
+                xs = jax.tree.map(lambda a: a if isinstance(a, Array) else jax.device_put(a), xs)
+                return run_only_step(layer, params, initial_carry, xs, valid, resets, context)
+            piece = _time_first(xs, valid, resets)
+            carry, results = initial_carry, []
+            for count, block in _blocks(piece, size):
+                block, steps = jax.device_put((block, np.int32(count)))
+                carry, ys = run_block(layer, params, carry, block, steps, context)
+                results.append((count, ys))
+            return carry, _concatenate_in_time(results, len(batch))
 
     return stream
 
