@@ -174,6 +174,17 @@ def check_key(key: Any) -> Key:
     raise ValueError(f"key must be one key, such as jax.random.key(0), got {shown(key)}")
 
 
+def call_error(function: Any, *names: str) -> TypeError | None:
+    """What Python would say of a call with arguments of these names, by place; None if nothing."""
+    try:
+        inspect.signature(function).bind(*names)
+    except TypeError as error:
+        return error
+    except ValueError:  # of a function that is not written in Python
+        return None
+    return None
+
+
 def check_cell(cell: Any) -> Cell:
     """``cell``, which is one.
 

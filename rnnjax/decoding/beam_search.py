@@ -1,7 +1,6 @@
 """The likeliest texts rather than drawn ones: several hypotheses side by side, in one program."""
 
 import functools
-import inspect
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,7 +10,14 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from rnnjax import masking
-from rnnjax._checks import check_id, check_number, check_size, describe, telling_given_away
+from rnnjax._checks import (
+    call_error,
+    check_id,
+    check_number,
+    check_size,
+    describe,
+    telling_given_away,
+)
 from rnnjax._devices import with_automatic_axes
 from rnnjax._native import in_native_order
 from rnnjax._numerics import accumulation_dtype
@@ -210,14 +216,13 @@ def _check_step(how: _How, params: Any, carry: Carry, start: Array, memory: Any)
 def _check_arguments(how: _How) -> None:
     """Refuse a step that takes a memory where there is none, or none where there is one."""
     names = ("params", "carry", "token", *(("memory",) if how.has_memory else ()))
-    try:
-        inspect.signature(how.step.step).bind(*names)
-    except TypeError as error:
+    error = call_error(how.step.step, *names)
+    if error is not None:
         given = "a memory" if how.has_memory else "no memory"
         raise ValueError(
             f"step must take ({', '.join(names)}) where {given} is given, got one that does not: "
             f"{error}"
-        ) from None
+        )
 
 
 def _fits(given: Any, new: Any) -> bool:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from rnnjax._checks import call_error
 from rnnjax._numerics import raised
 
 Metrics = Mapping[str, tuple[Array, Array]]
@@ -32,14 +33,9 @@ def check_takes(loss_fn: Any, *names: str) -> None:
     if not callable(loss_fn):
         kind = type(loss_fn).__name__
         raise ValueError(f"loss_fn must be a function of {expected}, got {kind}")
-    try:
+    if call_error(loss_fn, *names) is not None:
         signature = inspect.signature(loss_fn)
-    except ValueError:  # of a function that is not written in Python
-        return
-    try:
-        signature.bind(*names)
-    except TypeError:
-        raise ValueError(f"loss_fn must be a function of {expected}, got {signature}") from None
+        raise ValueError(f"loss_fn must be a function of {expected}, got {signature}")
 
 
 def check_result(result: Any) -> tuple[Array, dict[str, tuple[Array, Array]]]:
