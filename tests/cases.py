@@ -396,7 +396,8 @@ OPTIONS: dict[str, dict] = {
     "lengths": {"lengths": LENGTHS},
     "mask": {"mask": MASK},
     "resets": {"resets": RESETS},
-    "all": {"lengths": np.array([4, 3, 2]), "mask": MASK, "resets": RESETS},
+    # Lengths and mask each leave out a step that the other has.
+    "all": {"lengths": np.array([3, 3, 2]), "mask": MASK, "resets": RESETS},
 }
 
 

@@ -100,7 +100,7 @@ def _of_file(name: str, path: Path) -> TextParts:
     text = read_text(path)
     if len(text) < 2:
         raise DataError(f"{path} must have at least 2 characters to divide, got {len(text)}")
-    cut = min(max(1, int((1 - _VALIDATION) * len(text))), len(text) - 1)
+    cut = max(1, int((1 - _VALIDATION) * len(text)))
     note = "the first nine tenths train, the rest validates"
     return TextParts(name, text[:cut], text[cut:], "", files_sha256(path), note)
 

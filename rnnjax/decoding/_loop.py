@@ -79,7 +79,7 @@ def write_rows(
     outputs: Any,
     read: Callable[[Carry, Array], tuple[Carry, Any]],
     choose: Callable[[Array, Any, Any], Choice],
-    note: Callable[[Any, Array, Array], Any] = lambda seen, value, going: seen,
+    note: Callable[[Any, Array], Any] = lambda seen, value: seen,
     *,
     draws: bool = True,
 ) -> Writing:
@@ -91,7 +91,7 @@ def write_rows(
         read: ``(carry, value) -> (carry, outputs)``, the step of the model. The last value of a
             row is not read.
         choose: ``(keys, outputs, seen) -> Choice``.
-        note: ``(seen, value, going) -> seen``, for rows that are ``going``.
+        note: ``(seen, value) -> seen``; what becomes of rows that have ended is not read.
         draws: whether ``choose`` uses its keys; else they stay as they are.
     """
     length = start.values.shape[1]
@@ -116,7 +116,7 @@ def write_rows(
             log_probs=now.log_probs.at[:, now.step].set(
                 jnp.where(ended, 0.0, choice.log_prob).astype(now.log_probs.dtype)
             ),
-            seen=note(now.seen, choice.value, ~ended),
+            seen=note(now.seen, choice.value),
         )
 
     def read_and_put(now: Writing) -> Writing:

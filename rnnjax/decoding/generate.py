@@ -265,15 +265,11 @@ def _choose(how: _How, keys: Array, logits: Array, history: History) -> Choice:
     return Choice(token, log_prob, stopped, token < 0)
 
 
-def _note(history: History, token: Array, going: Array) -> History:
-    # A row that has ended writes behind the end of the array, that is nowhere.
-    place = jnp.where(going, history.length, history.tokens.shape[1])
-    tokens = history.tokens.at[jnp.arange(token.shape[0]), place].set(token, mode="drop")
-    return History(
-        tokens,
-        jnp.where(going, history.length + 1, history.length),
-        jnp.where(going, history.new + 1, history.new),
-    )
+def _note(history: History, token: Array) -> History:
+    # Of rows that have ended, too, whose history is not read again.
+    places = jnp.arange(token.shape[0]), history.length
+    tokens = history.tokens.at[places].set(token, mode="drop")
+    return History(tokens, history.length + 1, history.new + 1)
 
 
 def _check_prompt(prompt: Any, lengths: Any, vocab_size: int) -> tuple[Array, Array]:

@@ -96,8 +96,8 @@ def scheduled_sampling(
         taught, is_own, key = at
         token = jnp.where(is_own, own, taught)
         carry, logits, weights = model.step(params, carry, token, memory)
-        known = lax.stop_gradient(logits)
-        chosen = jax.random.categorical(key, known) if draws else jnp.argmax(known, axis=-1)
+        # A choice: no gradient goes through it.
+        chosen = jax.random.categorical(key, logits) if draws else jnp.argmax(logits, axis=-1)
         return (carry, chosen.astype(token.dtype)), (logits, weights)
 
     starts = jnp.full((*batch, 1), model.start, target.dtype)

@@ -134,7 +134,7 @@ def _run_plan(
 def _in_chunks(
     in_loop: Callable, alone: Callable, reverse: bool, chunk: int, prepared: Prepared
 ) -> tuple[Carry, Any]:
-    """Run ``chunk`` steps at a time, and the steps left over at the end of time by themselves."""
+    """Run ``chunk`` steps at a time, fewer than there are, and those left over by themselves."""
     carry, steps = prepared.carry, prepared.steps
     time = jax.tree.leaves(steps.xs)[0].shape[0]
     # The chunks are scanned over, so they must have one length; what is left over runs outside.
@@ -146,9 +146,8 @@ def _in_chunks(
     if reverse and whole < time:
         carry, ys = alone(carry, rest)
         results.append(ys)
-    if whole:
-        carry, ys = scan(Loop(reverse), in_loop, carry, chunks)
-        results.append(jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), ys))
+    carry, ys = scan(Loop(reverse), in_loop, carry, chunks)
+    results.append(jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), ys))
     if not reverse and whole < time:
         carry, ys = alone(carry, rest)
         results.append(ys)

@@ -114,6 +114,15 @@ def test_flat_values_know_their_sequence(sequences):
     assert [ragged.row_of(position) for position in range(len(owners))] == owners
 
 
+def test_many_sequences_are_laid_down_as_few_are():
+    """More than are looked at together: floats come late, and an odd one has its own number."""
+    ragged = flatten([*[[1]] * 1500, [0.5], []])
+    assert ragged.values.tolist() == [1.0] * 1500 + [0.5]
+    assert flatten(ragged) is ragged
+    with pytest.raises(DataError, match="sequence 1500 must be a list or an array, got None"):
+        flatten([*[[1]] * 1500, None])
+
+
 def test_truncate_keeps_the_head_or_the_tail():
     sequences = [[1, 2, 3, 4], [5, 6]]
     assert truncate(sequences, 3) == [[1, 2, 3], [5, 6]]
@@ -123,6 +132,7 @@ def test_truncate_keeps_the_head_or_the_tail():
         assert [part.tolist() for part in laid] == expected
     assert truncate(flatten([[], [1, 2]]), 1)[1].tolist() == [1]
     assert truncate(flatten([]), 1) == []
+    assert truncate(sequences, 4)[0] is sequences[0]
 
 
 def test_truncate_refuses_what_it_does_not_know():
@@ -334,6 +344,7 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     assert order(used, 5) == order(some_batches(seed=3), 5)
     assert order(used, 5) != order(used, 6)
     assert order(used, 5) != order(some_batches(seed=4), 5)
+    assert order(used, 5) != order(some_batches(seed=4), 4)  # no epoch of another seed either
 
 
 def test_shuffled_batches_mix_the_buckets():
@@ -347,6 +358,10 @@ def test_unshuffled_epochs_are_equal_and_rise_in_length():
     assert lengths == sorted(lengths)
     for first, second in zip(batches.epoch_indices(0), batches.epoch_indices(9), strict=True):
         np.testing.assert_array_equal(first, second)
+    # Those of equal length keep their order.
+    rows = np.concatenate(batches.epoch_indices(0))
+    steps = np.concatenate([batch.lengths[batch.lengths > 0] for batch in batches.epoch(0)])
+    assert sorted(zip(steps, rows, strict=True)) == list(zip(steps, rows, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,7 @@ def test_the_texts_of_a_table_are_lines(tmp_path):
 def test_words_and_line_ends_close_every_line():
     assert words_and_line_ends("") == []
     assert words_and_line_ends("a\n\n b c") == ["a", "<eos>", "<eos>", "b", "c", "<eos>"]
+    assert words_and_line_ends("a\n\n") == ["a", "<eos>", "<eos>"]
     assert words_and_line_ends("a\n") == words_and_line_ends("a") == ["a", "<eos>"]
 
 

@@ -99,6 +99,16 @@ def test_the_longest_lie_first_each_where_the_least_room_is_left():
     packed = pack([[1], [2, 2, 2], [3, 3, 3, 3], [4], [5, 5]], 5)
     expected = [[3, 3, 3, 3, 1], [2, 2, 2, 5, 5], [4, 0, 0, 0, 0]]
     np.testing.assert_array_equal(packed.tokens, expected)
+    # Of many that are as long the first lies first.
+    packed = pack([[n] * (1 + n % 2) for n in range(1, 121)], 20)
+    expected = [*np.repeat(np.arange(1, 121, 2), 2), *range(2, 121, 2)]
+    np.testing.assert_array_equal(packed.tokens.ravel(), expected)
+
+
+def test_an_empty_sequence_takes_no_room():
+    packed = pack([[], [5, 6], []], 2)
+    np.testing.assert_array_equal(packed.tokens, [[5, 6]])
+    assert packed.rows.tolist() == packed.starts.tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize(

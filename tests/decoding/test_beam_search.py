@@ -334,6 +334,13 @@ def test_logits_of_nan_have_no_texts():
     assert np.all(beams.log_probs == -np.inf)
 
 
+def test_logits_of_16_bits_have_the_scores_of_their_numbers():
+    table = jnp.asarray(TABLES[0], jnp.bfloat16)
+    beams = search(table, 0, beam_size=V**N)
+    expected = [score for score, _ in brute_force(table.astype(jnp.float32), 0, 0.6)]
+    np.testing.assert_allclose(beams.scores[: len(expected)], expected, rtol=1e-5)
+
+
 def test_a_logit_of_infinity_is_certain():
     table = TABLES[0].copy()
     table[V, 0] = [0.0, 0.0, np.inf]
@@ -350,7 +357,8 @@ def test_a_logit_of_infinity_is_certain():
 
 @pytest.mark.parametrize("bits", [0x7FC00000, 0xFFC00000])
 @pytest.mark.parametrize("size", [4, 300])
-def test_a_text_whose_logits_are_nan_takes_no_place_from_the_others(bits, size):
+@pytest.mark.parametrize("transforms", [(), (lambda logits, history: jnp.nan_to_num(logits),)])
+def test_a_text_whose_logits_are_nan_takes_no_place_from_the_others(bits, size, transforms):
     """Behind the likeliest token; NaN of either sign, and with so many tokens also in blocks."""
     table = np.full((size, size), -9.0, np.float32)
     table[0, :4] = np.log([0.1, 0.1, 0.5, 0.3])
@@ -362,6 +370,7 @@ def test_a_text_whose_logits_are_nan_takes_no_place_from_the_others(bits, size):
         return carry, params[token]
 
     options = {"stop": 1, "beam_size": 2, "max_length": N, "length_penalty": 0.0}
+    options["transforms"] = transforms
     found = rnnjax.beam_search(after, jnp.asarray(table), jnp.zeros(1), jnp.array(0), **options)
     assert found.tokens.tolist() == [[3, 1, 0, 0], [1, 0, 0, 0]]
     np.testing.assert_allclose(found.scores, [first[3] + last[1], first[1]], rtol=1e-6)

@@ -311,22 +311,24 @@ def test_a_prompt_in_two_pieces_is_the_prompt_in_one():
     np.testing.assert_array_equal(rest.tokens, whole.tokens)
 
 
-def test_behind_a_stop_there_is_padding_and_the_carry_is_held():
-    out, free = write(count=30, stop=1, pad=2), write(count=30)
+@pytest.mark.parametrize(("stop", "pad"), [(1, 2), (2, 1)])
+def test_behind_a_stop_there_is_padding_and_the_carry_is_held(stop, pad):
+    """At stop 2 one row goes on for eleven tokens after the others have ended."""
+    out, free = write(count=30, stop=stop, pad=pad), write(count=30)
     for row in range(3):
         new = int(out.lengths[row])
-        assert out.tokens[row, new - 1] == 1
-        assert not np.any(np.asarray(out.tokens[row, : new - 1]) == 1)
-        np.testing.assert_array_equal(out.tokens[row, new:], np.full(30 - new, 2))
+        assert out.tokens[row, new - 1] == stop
+        assert not np.any(np.asarray(out.tokens[row, : new - 1]) == stop)
+        np.testing.assert_array_equal(out.tokens[row, new:], np.full(30 - new, pad))
         np.testing.assert_array_equal(out.tokens[row, :new], free.tokens[row, :new])
-        assert int(out.last[row]) == 1
+        assert int(out.last[row]) == stop
         history = [V, V, *PROMPTS[row, : LENGTHS[row]].tolist(), *out.tokens[row, :new].tolist()]
         # The carry has read all but the last token.
         np.testing.assert_array_equal(out.carry[row], history[-3:-1])
     # Its key, too, is what it was at its end, however long the others went on.
     first = int(np.argmin(out.lengths))
     assert out.lengths[first] < out.lengths.max()
-    alone = write((first,) * 3, count=30, stop=1, pad=2)
+    alone = write((first,) * 3, count=30, stop=stop, pad=pad)
     assert alone.keys[0] == out.keys[first]
 
 
@@ -558,6 +560,13 @@ def test_sums_of_logits_of_16_bits_are_taken_in_32():
         for a in (logits, logits.astype(jnp.float32))
     )
     np.testing.assert_array_equal(narrow, wide)
+
+
+def test_log_probs_of_logits_of_16_bits_are_taken_in_32():
+    table = jnp.asarray(TABLE, jnp.bfloat16)
+    found = call(table, prompt=[0], max_new_tokens=1, sampling=rnnjax.greedy()).log_probs
+    expected = log_softmax(table[V, 0].astype(jnp.float32)).max()
+    np.testing.assert_allclose(found, [expected], rtol=1e-6)
 
 
 @pytest.mark.parametrize("size", [4, 400])

@@ -44,6 +44,21 @@ def test_gates_are_packed_where_project_ends_with_the_cut_of_one_vector():
     assert packed(rnnjax.layer_norm(rnnjax.lstm(4))) == 0
 
 
+def test_the_loop_that_is_compiled_is_the_one_that_was_planned():
+    """In the program: the steps of an iteration, and whether the loop cuts the gates."""
+
+    def program(size, **options):
+        cell = rnnjax.lstm(size)
+        params = cell.init(jax.random.key(0), 3)
+        run = lambda xs: rnnjax.unroll(cell, params, xs, **options)  # noqa: E731
+        return str(jax.make_jaxpr(run)(jnp.ones((2, 6, 3))))
+
+    assert "unroll=1" in program(4)
+    assert "unroll=3" in program(4, scan_unroll=3)
+    assert "dynamic_slice" in program(64)
+    assert "dynamic_slice" not in program(65)
+
+
 def test_explain_says_how_many_steps_an_iteration_takes(monkeypatch):
     cell = rnnjax.lstm(4)
     params = cell.init(jax.random.key(0), 3)

@@ -305,6 +305,14 @@ def test_an_id_below_zero_is_no_segment():
 POOLS = {"mean": masking.mean_pool, "max": masking.max_pool}
 
 
+@pytest.mark.parametrize("pool", [*POOLS.values(), masking.take_first, masking.take_last])
+def test_a_pool_without_a_step_is_zero_whatever_stands_there(pool):
+    assert pool(jnp.array([[[1.0], [jnp.nan]], [[3.0], [4.0]]]), jnp.zeros(2, int)).tolist() == [
+        [0.0],
+        [0.0],
+    ]
+
+
 @pytest.mark.parametrize("name", POOLS)
 def test_a_pool_takes_a_mask_or_lengths_of_floats_alone(name):
     ys = jnp.array([[1.0], [3.0], [9.0]])
@@ -313,8 +321,9 @@ def test_a_pool_takes_a_mask_or_lengths_of_floats_alone(name):
         assert POOLS[name](ys, valid).tolist() == [expected]
     with pytest.raises(ValueError, match="ys must be of floating dtype, got dtype int32"):
         POOLS[name](ys.astype(int), 2)
-    with pytest.raises(ValueError, match="valid must be a mask, bool"):
-        POOLS[name](ys, jnp.array([1, 1, 0]))
+    for neither in (jnp.array([1, 1, 0]), jnp.array([True, True]), True):
+        with pytest.raises(ValueError, match="valid must be a mask, bool"):
+            POOLS[name](ys, neither)
     with pytest.raises(ValueError, match="valid must be of dtype bool, got dtype int"):
         masking.zero_padding([1, 1, 0], ys)
     with pytest.raises(

@@ -81,6 +81,13 @@ def test_a_picture_without_places_is_finite_and_attends_to_nothing():
     assert not np.any(attended.drawn[2])
 
 
+def test_the_mean_of_places_of_16_bits_is_taken_in_32():
+    model, picture = make("mean"), jax.random.normal(jax.random.key(1), (300, M), jnp.bfloat16)
+    params = model.init(jax.random.key(0))
+    found, expected = (model.encode(params, a)[0] for a in (picture, picture.astype(jnp.float32)))
+    assert_trees_equal(found, expected, rtol=1e-6, atol=1e-6)
+
+
 def test_a_beam_of_one_is_greedy_and_taught_by_its_own_tokens_is_what_it_writes():
     model = make("hard")
     params = jax.tree.map(lambda a: a * 3, model.init(jax.random.key(1)))

@@ -171,8 +171,25 @@ def test_a_decoder_that_reads_its_own_tokens_writes_as_greedy_search_does(rate):
         close(logits[row, :n], expected, 1e-5)
         close(weights[row, :n, : SOURCES[row]], seen, 1e-5)
         assert not np.any(logits[row, n:])
+        assert not np.any(weights[row, n:])
         if rate:
             assert read[:n].tolist() != TARGET[row, :n].tolist()
+
+
+def test_its_own_tokens_are_drawn_by_the_law_and_apart_at_every_step():
+    """A step that shows, in the place of weights, the token it has read."""
+    law = np.array([0.5, 0.3, 0.2])
+
+    def step(params, carry, token, memory):
+        shown = jax.nn.one_hot(token, 3)
+        return carry, jnp.broadcast_to(jnp.log(law), shown.shape), shown
+
+    model = make("none")._replace(encode=lambda *_, **__: ((), None), step=step)
+    target = np.zeros((4000, 3), int)
+    options = {"rate": 1.0, "key": jax.random.key(0), "draw": True}
+    _, read = rnnjax.scheduled_sampling(model, (), target[:, :1], None, target, **options)
+    pairs = np.einsum("bi, bj -> ij", read[:, 1], read[:, 2]) / len(target)
+    np.testing.assert_allclose(pairs, np.outer(law, law), atol=0.03)
 
 
 def test_no_gradient_goes_through_its_own_tokens():
@@ -333,8 +350,9 @@ def test_dropout_is_drawn_in_training_alone():
 def test_nothing_is_attended_to_and_nothing_comes_out_behind_the_end_of_a_target(parts):
     model = build(**parts)
     params = model.init(jax.random.key(0))
-    _, attended = model.features(params, SOURCE, SOURCES, TARGET, TARGETS)
+    read, attended = model.features(params, SOURCE, SOURCES, TARGET, TARGETS)
     real = np.arange(TARGET.shape[1]) < TARGETS[:, None]
+    assert not np.any(np.asarray(read)[~real])
     assert not np.any(np.asarray(attended.output)[~real])
     assert not np.any(np.asarray(attended.weights)[~real])
     assert np.all(np.any(np.asarray(attended.output)[real] != 0, axis=-1))

@@ -15,7 +15,8 @@ LENGTHS = np.array([4, 2, 0])
 def make(**options):
     layer = rnnjax.bidirectional(rnnjax.lstm(4))
     model = rnnjax.tagger(rnnjax.embedding(10, 3), layer, 5, **options)
-    return model, layer, model.init(KEY)
+    params = model.init(KEY)
+    return model, layer, params._replace(head=params.head._replace(bias=jnp.arange(1.0, 6.0)))
 
 
 def test_logits_are_those_of_the_equation_for_each_text_alone():
@@ -47,6 +48,18 @@ def test_dropout_needs_a_key():
     quiet = model.apply(params, TOKENS, LENGTHS)
     np.testing.assert_array_equal(quiet, make()[0].apply(params, TOKENS, LENGTHS))
     assert not np.allclose(model.apply(params, TOKENS, LENGTHS, key=KEY), quiet)
+
+
+@pytest.mark.parametrize("make_model", [rnnjax.tagger, rnnjax.classifier])
+def test_what_the_head_reads_is_dropped_in_training(make_model):
+    """Nothing else can be: the embedding is zero, and the head shows what it reads."""
+    model = make_model(rnnjax.embedding(10, 3, scale=0.0), rnnjax.gru(8), 8, dropout=0.5)
+    params = jax.tree.map(lambda a: a + 0.3, model.init(KEY))
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    head = zeros.head._replace(w=jnp.eye(8))
+    params = params._replace(embedding=zeros.embedding, head=head)
+    share = model.apply(params, TOKENS, key=KEY) / model.apply(params, TOKENS)
+    assert np.unique(np.round(share, 5)).tolist() == [0, 2]
 
 
 @pytest.mark.parametrize("make_model", [rnnjax.tagger, rnnjax.classifier])

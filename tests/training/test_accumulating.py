@@ -162,11 +162,12 @@ def test_metrics_of_few_bits_are_added_up_in_32(dtype):
 
     def counting(params, batch, key):
         figure = jnp.asarray(each, dtype)
-        return params * 0.0, {"loss": (figure, figure)}
+        return params, {"loss": (figure, figure)}
 
-    state = init_train_state(jax.random.key(0), jnp.ones(()), optax.sgd(0.1))
-    _, metrics = make_accumulating_step(counting, optax.sgd(0.1))(state, jnp.zeros((40, 1)))
+    state = init_train_state(jax.random.key(0), jnp.ones(()), optax.sgd(0.5))
+    state, metrics = make_accumulating_step(counting, optax.sgd(0.5))(state, jnp.zeros((40, 1)))
     assert [float(figure) for figure in metrics["loss"]] == [40 * each] * 2
+    assert state.params == 0.5  # each micro-batch has the gradient 1
 
 
 def test_one_program_holds_the_activations_of_one_micro_batch():

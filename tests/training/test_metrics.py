@@ -213,6 +213,7 @@ def test_metrics_obey_strict_dtype_promotion():
         half = device(LOGITS, jnp.bfloat16)
         assert jnp.isfinite(cross_entropy(device(LOGITS), labels, mask).value)
         assert jnp.isfinite(cross_entropy(half, labels, mask).value)
+        assert merge(mask[0], mask[1]) == 2
 
 
 def test_compute_names_the_metric_without_rows():
@@ -305,6 +306,13 @@ def test_merged_totals_are_those_of_float64():
     total = merge(jnp.float32(1e7), jnp.float32(0))
     total = jax.lax.fori_loop(0, 100_000, lambda _, held: merge(held, small), total)
     assert float(total) == pytest.approx(1e7 + 100_000 * float(small), abs=1e-3)
+
+
+def test_merged_sums_are_of_the_wider_dtype_and_never_of_16_bits():
+    assert merge(jnp.float16(60_000), jnp.float16(60_000)) == 120_000
+    with jax.enable_x64(True):
+        narrow, wide = jnp.float32(1.0), jnp.float64(1 / 3)
+        assert float(merge(narrow, wide)) == float(merge(wide, narrow)) == 1 + 1 / 3
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
