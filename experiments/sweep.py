@@ -36,6 +36,7 @@ from experiments.running.setting_checks import (
     above,
     at_least,
     check_settings,
+    each,
     share,
     whole,
 )
@@ -253,11 +254,14 @@ def draw(found: Sequence[Found], path: Path) -> None:
 
 def sweep(settings: Settings) -> tuple[list[Found], Path]:
     """Train all models, and leave their records and a picture in the folder that is given too."""
-    check_settings(settings, seeds=whole(1, 1_000))
-    _check_each("learning_rates", settings.learning_rates, above(0))
-    _check_each("word_dropouts", settings.word_dropouts, share())
-    _check_each("dropouts", settings.dropouts, share())
-    _check_each("embedding_scales", settings.embedding_scales, at_least(0))
+    check_settings(
+        settings,
+        seeds=whole(1, 1_000),
+        learning_rates=each(above(0)),
+        word_dropouts=each(share()),
+        dropouts=each(share()),
+        embedding_scales=each(at_least(0)),
+    )
     if settings.seed + settings.seeds > MOST_SEEDS:
         raise DataError(f"--seed plus --seeds must be at most {MOST_SEEDS:,}, got more")
     name = f"sweep-{Path(settings.dataset).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -281,13 +285,6 @@ def sweep(settings: Settings) -> tuple[list[Found], Path]:
             run.write({"kind": "model", **one.combination._asdict(), **figures})
         draw(found, folder / PICTURE)
     return found, folder
-
-
-def _check_each(name: str, values: Sequence[float], rule: Any) -> None:
-    flag = f"--{name.replace('_', '-')}"
-    wrong = [value for value in values if not rule.holds(value)]
-    if wrong or not values:
-        raise DataError(f"{flag} must each be {rule.expected}, got {list(wrong) or 'none'}")
 
 
 def report(settings: Settings) -> None:

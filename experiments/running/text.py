@@ -58,8 +58,6 @@ def fit_encoder(
     keep: Literal["head", "tail"],
 ) -> Encoder:
     """An encoder whose vocabulary is made of ``texts``."""
-    if tokenizer not in TOKENIZERS:
-        raise DataError(f"--tokenizer must be one of {', '.join(TOKENIZERS)}, got {tokenizer!r}")
     tokenize = TOKENIZERS[tokenizer]
     vocabulary = Vocabulary.fit(
         (tokenize(text) for text in texts), max_size=vocabulary_size, min_count=min_count
@@ -137,13 +135,5 @@ def _fullest_bucket(ids: RaggedRows, boundaries: Sequence[int]) -> int:
 
 
 def take(examples: Examples, count: int | None) -> Examples:
-    """The first ``count`` examples; all of them where it is None.
-
-    Raises:
-        DataError: ``count`` is below 1.
-    """
-    if count is None:
-        return examples
-    if count < 1:
-        raise DataError(f"--take must be at least 1, got {count}")
+    """The first ``count`` examples; all of them where it is None."""
     return examples._replace(texts=examples.texts[:count], labels=examples.labels[:count])
