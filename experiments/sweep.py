@@ -24,7 +24,6 @@ import numpy as np
 import optax
 
 import rnnjax
-from experiments import ensemble
 from experiments.running.classifier_fitting import classification_loss
 from experiments.running.console import exit_code, print_table
 from experiments.running.figures import new_figure, save_figure
@@ -40,7 +39,7 @@ from experiments.running.setting_checks import (
     share,
     whole,
 )
-from experiments.running.text import Splits
+from experiments.running.text import Splits, read_batches
 from rnnjax.data import DataError
 from rnnjax.metrics import merge
 from rnnjax.training import CompiledStep, TrainState, init_train_state, make_train_step
@@ -267,14 +266,10 @@ def sweep(settings: Settings) -> tuple[list[Found], Path]:
     name = f"sweep-{Path(settings.dataset).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = settings.out or Path("runs", name)
     check_usable(folder, "new")
-    shared = ensemble.Settings(
-        **{
-            name: getattr(settings, name)
-            for name in ("dataset", "data_dir", "take", "batch_size", "buckets", "seed")
-        }
-    )
     config = {"settings": vars(settings), "environment": environment()}
-    prepared, found = ensemble.prepare(shared), []  # what is wrong with the data leaves no folder
+    # Before there is a folder: what is wrong with the data leaves none.
+    prepared = read_batches(settings, vocabulary_size=20_000, max_length=400)
+    found = []
     together = len(combinations(settings, settings.dropouts[0]))
     require_room(build_model(settings, 0.0, *prepared[1:]).init, together)
     with RunFolder(folder, config, leaves=(PICTURE,)) as run:

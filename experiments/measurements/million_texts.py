@@ -147,11 +147,9 @@ def read(path: Path, settings: Settings, stages: Stages) -> tuple[Encoder, Ragge
     with path.open(encoding="utf-8") as lines:
         encode = fit_encoder(
             (line for chunk in stages.watch(chunks(lines, AT_A_TIME)) for line in chunk),
-            tokenizer="basic_english",
             vocabulary_size=settings.vocabulary_size,
             min_count=1,
             max_length=64,
-            keep="head",
         )
     stages.end("vocabulary")
     with path.open(encoding="utf-8") as lines:
