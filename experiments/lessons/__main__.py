@@ -25,7 +25,7 @@ from experiments.lessons.tables import Row, lesson_table, summarize
 from experiments.running.console import exit_code
 from experiments.running.parsing import parse
 from experiments.running.run_folder import environment, plain
-from experiments.running.setting_checks import refuse_unread
+from experiments.running.setting_checks import check_settings, each, one_of, refuse_unread, whole
 from rnnjax.data import DataError
 
 PROGRAM = "python -m experiments.lessons"
@@ -51,9 +51,7 @@ class Settings:
 
 def run_all(settings: Settings) -> dict[str, str]:
     """Runs the lessons; those that could not be run, and why."""
-    if unknown := [name for name in settings.lessons if name not in LESSONS]:
-        known = ", ".join(LESSONS)
-        raise DataError(f"--lessons must be some of {known}, got {', '.join(unknown)}")
+    check_settings(settings, seeds=whole(1), lessons=each(one_of(LESSONS)))
     modules = [importlib.import_module(f"experiments.lessons.{name}") for name in settings.lessons]
     read = {field.name for module in modules for field in dataclasses.fields(module.Settings)}
     for option in ("take", "data_dir"):

@@ -38,7 +38,7 @@ class Contest(NamedTuple):
         tasks: what each network learns, by its name.
         rates: the learning rate of each, by its name: that of Adam at the start, which falls to
             nothing along a cosine.
-        steps: of training, a multiple of 50.
+        steps: of training.
         clip_norm: gradients are scaled down to it.
         test: ``(name, params, seed) -> figures`` of a trained network on fresh examples: numbers,
             which the row gets, and arrays, for pictures.

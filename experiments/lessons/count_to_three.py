@@ -39,10 +39,7 @@ INPUTS, HIDDEN = SHAPES["W_ih"]
 
 @dataclass(frozen=True)
 class Settings(LessonSettings):
-    """A target of 1 at every third step, whatever the random inputs are.
-
-    The 100 sequences are those of the lesson, so --take has no part here.
-    """
+    """A target of 1 at every third step, whatever the random inputs are."""
 
     weights: Path | None = None
     """An .npz file of W_ih, b_ih, W_hh, W_hk and b_hk, to be tried as it is."""

@@ -31,10 +31,7 @@ SET, RESET = 0, 1
 
 @dataclass(frozen=True)
 class Settings(LessonSettings):
-    """Say at every step whether a flag is up, that two of many words raise and lower.
-
-    The sequences are made as they are needed, so --take has no part here.
-    """
+    """Say at every step whether a flag is up, that two of many words raise and lower."""
 
     words: int = 10
     """The first raises the flag ("Alice"), the second lowers it; the rest say nothing of it."""

@@ -40,10 +40,7 @@ from experiments.lessons.synthetic import Task, kept, make_trainer
 
 @dataclass(frozen=True)
 class Settings(LessonSettings):
-    """The derivative of the last state by earlier ones, and a run that explodes.
-
-    Everything is made of random numbers, so --take has no part here.
-    """
+    """The derivative of the last state by earlier ones, and a run that explodes."""
 
     radii: tuple[float, ...] = (0.8, 1.0, 1.5)
     """Spectral radius of the recurrent weights of each gate: below, at and above 1."""

@@ -46,10 +46,7 @@ INITIALIZER = PRESETS["rnnjax"]._replace(forget_bias=3.0)
 
 @dataclass(frozen=True)
 class Settings(LessonSettings):
-    """The parity of bits given all at once, and the sum of two numbers given digit by digit.
-
-    The examples are made as they are needed, so --take has no part here.
-    """
+    """The parity of bits given all at once, and the sum of two numbers given digit by digit."""
 
     parity_bits: tuple[int, ...] = (8, 12)
     """Bits of a word. Of 16 the grid had learned nothing after 8,000 steps, at a rate of 0.003."""

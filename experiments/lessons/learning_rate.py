@@ -37,10 +37,7 @@ from rnnjax.metrics import accuracy, cross_entropy
 
 @dataclass(frozen=True)
 class Settings(LessonSettings):
-    """Name the first of many symbols at the end: a vanilla cell at every rate and every length.
-
-    The sequences are made as they are needed, so --take has no part here.
-    """
+    """Name the first of many symbols at the end: a vanilla cell at every rate and every length."""
 
     lengths: tuple[int, ...] = (5, 10, 20, 40, 80)
     """Steps T between which the rates are compared: each twice as deep as the one before."""

@@ -50,10 +50,7 @@ CLASSES = SYMBOLS + 2  # and the blank, 0, and the mark that says "now", 9
 
 @dataclass(frozen=True)
 class Settings(LessonSettings):
-    """Adding two marked numbers, and copying ten symbols after a pause.
-
-    The sequences are made as they are needed, so --take has no part here.
-    """
+    """Adding two marked numbers, and copying ten symbols after a pause."""
 
     adding_lengths: tuple[int, ...] = (100, 200)
     """Steps of the adding task: 100 is where LSTM was first shown on it, in 1997."""

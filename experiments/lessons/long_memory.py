@@ -29,10 +29,7 @@ from rnnjax.metrics import Mean
 
 @dataclass(frozen=True)
 class Settings(LessonSettings):
-    """Say at every step what the signal was 10, 20, ... steps ago.
-
-    The signals are made as they are needed, so --take has no part here.
-    """
+    """Say at every step what the signal was 10, 20, ... steps ago."""
 
     cells: tuple[str, ...] = ("LSTM", "GRU", "LMU", "S5", "S4D", "LRU", "coRNN")
     """Which to train, each with 5,600 to 7,200 weights, and a linear map behind it."""
@@ -51,7 +48,7 @@ class Settings(LessonSettings):
     clip_norm: float = 1.0
     """Gradients are scaled down to this norm."""
     steps: int = 300
-    """Training steps, a multiple of 50."""
+    """Training steps."""
     initializer: Literal["rnnjax", "pytorch", "keras", "flax"] = "rnnjax"
     """The library whose rule the first weights of LSTM and GRU follow."""
     test_sequences: int = 256

@@ -28,10 +28,7 @@ from rnnjax.metrics import accuracy, cross_entropy
 
 @dataclass(frozen=True)
 class Settings(LessonSettings):
-    """Say at every step whether the number of ones so far is odd.
-
-    The sequences are made as they are needed, so --take has no part here.
-    """
+    """Say at every step whether the number of ones so far is odd."""
 
     cells: tuple[str, ...] = ("sLSTM", "LSTM", "GRU", "mLSTM", "minGRU", "RG-LRU", "S5", "S6")
     """Which to train. The state of the first three has its part in their gates; the others are
@@ -53,9 +50,9 @@ class Settings(LessonSettings):
     clip_norm: float = 1.0
     """Gradients are scaled down to this norm."""
     steps: int = 1_000
-    """Training steps, a multiple of 50."""
+    """Training steps."""
     test_sequences: int = 1_024
-    """Sequences of the test, a multiple of the batch size."""
+    """Sequences of the test."""
 
 
 def parities(length: int, batch_size: int) -> Callable[[Array, Array], Any]:

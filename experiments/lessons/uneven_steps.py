@@ -24,6 +24,7 @@ from experiments.lessons import lesson
 from experiments.lessons.cells_compared import Contest, draw_curves, mlp, run_contest
 from experiments.lessons.lesson import LessonSettings, Results
 from experiments.lessons.synthetic import Task
+from experiments.running.setting_checks import flag
 from rnnjax.metrics import squared_error
 
 SYSTEMS = (
@@ -39,10 +40,7 @@ BINS = 12
 
 @dataclass(frozen=True)
 class Settings(LessonSettings):
-    """Say where a wave will be after a time that is told.
-
-    The waves are made as they are needed, so --take has no part here.
-    """
+    """Say where a wave will be after a time that is told."""
 
     systems: tuple[str, ...] = SYSTEMS
     """Which to train: a cell, and how it is told the time until the next sample: not at all, as
@@ -68,7 +66,7 @@ class Settings(LessonSettings):
     clip_norm: float = 1.0
     """Gradients are scaled down to this norm."""
     steps: int = 800
-    """Training steps, a multiple of 50."""
+    """Training steps."""
     test_waves: int = 1_024
     """Waves of a test."""
 
@@ -169,10 +167,21 @@ def make_network(system: str, settings: Settings) -> Network:
     """The widest with at most as many weights as the settings say."""
     if system not in SYSTEMS:
         raise ValueError(f"--systems must be among {'; '.join(SYSTEMS)}, got {system}")
+    if settings.weights < (least := count_weights(network(system, 1, settings.layers))):
+        raise ValueError(f"--weights must be at least {least} for {system}, got {settings.weights}")
     size = 1
     while count_weights(network(system, size + 1, settings.layers)) <= settings.weights:
         size += 1
     return network(system, size, settings.layers)
+
+
+def _check_ranges(settings: Settings) -> None:
+    for low, high in (("shortest_gap", "longest_gap"), ("shortest_period", "longest_period")):
+        least, most = getattr(settings, low), getattr(settings, high)
+        if not 0 < least <= most:
+            raise ValueError(
+                f"{flag(low)} must be above 0 and at most {flag(high)}, {most}, got {least}"
+            )
 
 
 def make_task(net: Network, settings: Settings) -> Task:
@@ -226,6 +235,7 @@ def make_contest(settings: Settings) -> Contest:
 
 def run(settings: Settings, results: Results) -> None:
     """Train every system, test it on both kinds of gaps, and draw the errors by the wait."""
+    _check_ranges(settings)
     found = run_contest(make_contest(settings), settings.seeds, results)
     draw_curves(
         found,

@@ -393,8 +393,13 @@ def test_one_command_runs_the_chosen_lessons_and_writes_one_page(tmp_path, monke
     right = data["lessons"]["whole"][0]["figures"]["right"]
     assert right == {"mean": 20.5, "spread": pytest.approx(0.5**0.5), "count": 2}
     assert data["not run"] == {"broken": "no file"}
-    assert __main__.main([*given, "no_lesson"]) == 2
-    assert "--lessons must be some of whole, broken, got no_lesson" in capsys.readouterr().err
+    for unknown in (["no_lesson"], []):
+        assert __main__.main([*given, *unknown]) == 2
+        assert (
+            "--lessons must be 1 or more, each one of whole, broken, got" in capsys.readouterr().err
+        )
+    assert __main__.main([*given, "whole", "--seeds", "0"]) == 2
+    assert "--seeds must be a whole number from 1 up, got 0" in capsys.readouterr().err
 
 
 def test_a_lesson_that_was_stopped_says_the_command_that_goes_on(tmp_path, monkeypatch, capsys):
@@ -426,6 +431,16 @@ REFUSED = {
         "--learning-rate must be a finite",
     ),
     "no seeds": ("uneven_steps", ["--seeds", "0"], "--seeds must be a whole number from 1 up"),
+    "gaps from long to short": (
+        "uneven_steps",
+        ["--longest-gap", "0.01"],
+        "--shortest-gap must be above 0 and at most --longest-gap, 0.01, got 0.1",
+    ),
+    "too few weights": (
+        "uneven_steps",
+        ["--weights", "3"],
+        "--weights must be at least 37 for GRU",
+    ),
     "a delay of 0": ("long_memory", ["--delays", "0"], "--delays must be 1 or more, each a whole"),
     "no radius": (
         "gradients_through_time",
