@@ -8,6 +8,8 @@ Prints:  how far each sequence is from what it gives alone, and what the compile
 from __future__ import annotations
 
 import itertools
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,23 +20,29 @@ import numpy as np
 
 import rnnjax
 from experiments.measurements.remat import MEGABYTE, parse_remat
+from experiments.running.console import exit_code
 from experiments.running.figures import new_figure, save_figure
 from experiments.running.parsing import parse
+from experiments.running.setting_checks import check_settings, each, whole
 from rnnjax.benchmark import compiled_memory
 
 TIME = 16
+STYLES = {"never": "o-", "step": "s-", "sqrt": "^-", "None": "k--"}
 NAMES = ("16 steps", "9 steps", "no steps", "a mask with holes", "segments from 1, 6 and 12")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is drawn. Each with its reason:"""
+    """Draw the two pictures of the guide: a ragged batch, and memory over time."""
 
-    out: Path = Path("experiments/pictures")  # where the guide looks for them
-    times: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096, 8192, 16384)  # both sides of 1,024
-    remats: tuple[str, ...] = ("never", "step", "sqrt", "None")
-    batch: int = 16  # as in the table beside the picture
-    size: int = 128  # inputs and hidden units
+    out: Path = Path("experiments/pictures")
+    """The folder for both, by default where the guide looks for them."""
+    times: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+    """Steps of the sequences."""
+    batch: int = 16
+    """Sequences side by side."""
+    size: int = 128
+    """Inputs and hidden units."""
 
 
 def ragged_batch() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -110,9 +118,9 @@ def draw_memory(settings: Settings, rows: dict[str, list[float]], path: Path) ->
     """One line for each value of ``remat``, both axes in powers."""
     figure = new_figure(6.4, 3.6)
     axes = figure.subplots()
-    for (remat, found), style in zip(rows.items(), ("o-", "s-", "^-", "k--"), strict=False):
+    for remat, found in rows.items():
         label = "by default" if remat == "None" else f'remat="{remat}"'
-        axes.loglog(settings.times, found, style, markersize=4, label=label)
+        axes.loglog(settings.times, found, STYLES[remat], markersize=4, label=label)
     axes.set_xticks(settings.times, [f"{steps:,}" for steps in settings.times])
     axes.minorticks_off()
     axes.set_ylim(bottom=3)
@@ -128,17 +136,24 @@ def draw_memory(settings: Settings, rows: dict[str, list[float]], path: Path) ->
     save_figure(figure, path)
 
 
-def main(argv: list[str] | None = None) -> None:
-    settings = parse(Settings, "python -m experiments.measurements.guide_pictures", argv)
+def draw(settings: Settings) -> None:
+    """Draw both pictures, and print the numbers in them."""
+    check_settings(settings, **dict.fromkeys(("batch", "size"), whole(1)), times=each(whole(1)))
     ys, mask, resets, distance = run_batch()
     print(f"largest distance from the sequence or segment alone: {distance:.0e}")
     draw_batch(ys, mask, resets, settings.out / "ragged_batch.png")
     rows: dict[str, list[float]] = {}
-    for remat in settings.remats:
+    for remat in STYLES:
         rows[remat] = [set_aside(settings, steps, remat) for steps in settings.times]
         print(f"{remat:6}", *(f"{found:8.1f}" for found in rows[remat]), flush=True)
     draw_memory(settings, rows, settings.out / "memory_over_time.png")
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    settings = parse(Settings, "python -m experiments.measurements.guide_pictures", arguments)
+    return exit_code(lambda: draw(settings))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -25,6 +25,7 @@ from typing import Any
 
 from experiments.running.console import exit_code, print_table
 from experiments.running.parsing import parse
+from experiments.running.setting_checks import above, check_settings, each, whole
 from rnnjax.data import DataError
 
 _PROGRAM = "python -m experiments.measurements.processes"
@@ -123,8 +124,9 @@ def turn(count: int, settings: Settings) -> float:
 
 def measure(settings: Settings) -> list[dict[str, str]]:
     """A row for each number of processes."""
-    wrong = [count for count in settings.counts if count < 1 or settings.rows % count]
-    if wrong:
+    once = dict.fromkeys(("rounds", "rows", "steps", "size"), whole(1))
+    check_settings(settings, **once, counts=each(whole(1)), seconds=above(0))
+    if any(settings.rows % count for count in settings.counts):
         raise DataError(f"--rows must be a multiple of each of --counts, got {settings.rows}")
     found: dict[int, list[float]] = {count: [] for count in settings.counts}
     for _ in range(settings.rounds):

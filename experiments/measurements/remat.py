@@ -14,21 +14,29 @@ import statistics
 import subprocess  # nosec B404: it runs this very file, and no shell
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from experiments.running.console import exit_code
 from experiments.running.parsing import parse
 from experiments.running.process_memory import forget_peak, process_memory
+from experiments.running.setting_checks import Rule, check_settings, each, whole
 
 MEGABYTE = 2**20
+_WORDS = ("never", "step", "sqrt", "None")
+_REMAT = Rule(
+    f"one of {', '.join(_WORDS)} or a number of steps",
+    lambda word: word in _WORDS or (word.isdecimal() and int(word) > 0),
+)
 
 
 @dataclass(frozen=True)
 class Settings:
     """Measure memory and time of a training step by what reverse mode keeps."""
 
-    cell: str = "lstm"
+    cell: Literal["vanilla", "lstm", "gru"] = "lstm"
     """The recurrent cell: an LSTM has the most to keep, four gates and two states."""
     times: tuple[int, ...] = (4096, 16384)
     """Steps of the sequences: lengths at which keeping every gate starts to hurt."""
@@ -115,13 +123,10 @@ def line(row: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def main(argv: list[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["--row"]:
-        given, steps, remat = json.loads(argv[1])
-        print(json.dumps(measure(Settings(**given), steps, remat)))
-        return
-    settings = parse(Settings, "python -m experiments.measurements.remat", argv)
+def run(settings: Settings) -> None:
+    """Measure and print row after row, and write them to the file where there is one."""
+    sizes = dict.fromkeys(("batch", "size", "repeats"), whole(1))
+    check_settings(settings, **sizes, times=each(whole(1)), remats=each(_REMAT))
     print("| T | remat | peak, MiB | set aside, MiB | step, ms |\n|---|---|---|---|---|")
     rows = []
     for steps in settings.times:
@@ -133,5 +138,16 @@ def main(argv: list[str] | None = None) -> None:
         Path(settings.out).write_text(json.dumps(record, indent=1) + "\n", "utf-8")
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["--row"]:
+        settings, steps, remat = json.loads(given[1])
+        print(json.dumps(measure(Settings(**settings), steps, remat)))
+        return 0
+    settings = parse(Settings, "python -m experiments.measurements.remat", given)
+    return exit_code(lambda: run(settings))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 from experiments.running.console import exit_code, print_table
 from experiments.running.parsing import parse
+from experiments.running.setting_checks import check_settings, each, whole
 
 # Bytes a second that leave a GPU, or the machine of eight around it, through which a ring passes
 # once. An H100 SXM has 18 links of NVLink 4 with 25 GB/s each way; a DGX H100 has eight ConnectX-7
@@ -171,6 +172,7 @@ def row(shape: Shape, devices: int, program: Program) -> dict[str, str]:
 
 def read_all(settings: Settings) -> list[dict[str, str]]:
     """The rows of the table; each number of devices has a process of its own."""
+    check_settings(settings, devices=each(whole(1)), shapes=each(whole(0, len(SHAPES) - 1)))
     rows = []
     for devices in settings.devices:
         environment = os.environ | {

@@ -42,7 +42,7 @@ Method = Callable[[Part, Part, int], float]  # (train, test, seed) -> accuracy o
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured."""
+    """Measure other methods of classifying series beside the network of experiments.recognize."""
 
     network: Recognize = field(default_factory=Recognize)
     """The data, and the network of rnnjax and PyTorch."""

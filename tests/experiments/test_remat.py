@@ -23,3 +23,8 @@ def test_the_table_has_a_row_for_each_choice_and_chunks_take_less(tmp_path, caps
 def test_the_words_of_the_command_line_are_values_of_remat():
     words = ["never", "sqrt", "8", "None"]
     assert [remat.parse_remat(word) for word in words] == ["never", "sqrt", 8, None]
+
+
+def test_a_remat_that_is_none_is_refused_before_anything_is_measured(capsys):
+    assert remat.main(["--remats", "never", "often"]) == 2
+    assert "one of never, step, sqrt, None or a number of steps" in capsys.readouterr().err

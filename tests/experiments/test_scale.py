@@ -5,7 +5,7 @@ import json
 import pytest
 from processes import run
 
-from experiments.measurements.scale import SHAPES, Program, ring_bytes, row, sent
+from experiments.measurements.scale import SHAPES, Program, main, ring_bytes, row, sent
 
 
 def test_bytes_are_those_of_every_operation_that_sends():
@@ -31,6 +31,11 @@ def test_the_steps_at_which_sending_takes_as_long_as_computing_do_not_depend_on_
     assert found["NVLink"].endswith(", 175")
     assert row(shape._replace(steps=175), 8, program)["NVLink"] == "50.0%, 175"
     assert found["8 cards"] == found["1 card"] == ""
+
+
+def test_a_shape_that_is_not_in_the_table_is_refused(capsys):
+    assert main(["--shapes", "9"]) == 2
+    assert "--shapes must be 1 or more, each a whole number from 0 to 4" in capsys.readouterr().err
 
 
 @pytest.mark.full

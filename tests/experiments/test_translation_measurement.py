@@ -25,6 +25,7 @@ def test_a_row_for_training_and_for_each_way_to_translate(monkeypatch):
     ]
 
 
-def test_a_size_that_cannot_be_is_refused_by_name(capsys):
-    assert translation.main(["--beam", "0"]) == 2
-    assert "--beam must be" in capsys.readouterr().err
+@pytest.mark.parametrize("wrong", ["--beam 0", "--hidden-size 3"])
+def test_a_size_that_cannot_be_is_refused_by_name(wrong, capsys):
+    assert translation.main(wrong.split()) == 2
+    assert f"{wrong.split()[0]} must be" in capsys.readouterr().err
