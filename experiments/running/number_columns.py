@@ -132,7 +132,7 @@ def number_columns(table: Table, required: Sequence[str] = ()) -> dict[str, np.n
     found = {
         name: number_column(table, name)
         for name in table.header
-        if name in required or not all(math.isnan(_float(text)) for text in table.column(name))
+        if name in required or any(_is_meant(text) for text in table.column(name))
     }
     counting = [name for name in found if name not in required and _counts(found[name])]
     if len(found) - len(counting) > sum(name in found for name in required):
@@ -190,6 +190,11 @@ def _float(text: str) -> float:
         return math.nan
 
 
+def _is_meant(text: str) -> bool:
+    """Whether it is a number, or would be one without its commas, of decimals or of thousands."""
+    return not math.isnan(_float(text.replace(",", "")))
+
+
 def _is_rounded(text: str, number: float) -> bool:
     """Whether a whole number is another one as a float, which has 53 bits: an identifier, say."""
     digits = text.strip().removeprefix("-").removeprefix("+")
@@ -202,6 +207,8 @@ def wanted(text: str) -> str:
     Example:
         >>> wanted("n/a")
         "a finite number, got 'n/a'"
+        >>> wanted("1,5")
+        "a finite number, got '1,5': decimals have a point, thousands no mark"
         >>> wanted("9007199254740993")
         "a number that 53 bits hold, got '9007199254740993'"
     """
@@ -209,7 +216,12 @@ def wanted(text: str) -> str:
     if math.isfinite(number):
         rounded = _is_rounded(text, number)
         kind = "a number that 53 bits hold" if rounded else f"at most {_GREATEST:g} in size"
-    return f"{kind}, got {text!r:.60}"
+    hint = ""
+    if not text.strip():
+        hint = ": fill gaps first, as by DataFrame.interpolate of pandas"
+    elif _is_meant(text) and math.isnan(number):
+        hint = ": decimals have a point, thousands no mark"
+    return f"{kind}, got {text!r:.60}{hint}"
 
 
 def listed(names: Sequence[str]) -> str:

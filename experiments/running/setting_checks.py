@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.running.checkpoints import INTERVAL, match_interval
@@ -163,8 +164,9 @@ def refuse_unread(settings: Any, where: str, is_read: bool, *names: str) -> None
     for name in names:
         value = getattr(settings, name)
         if not is_read and value != getattr(type(settings), name):
+            shown = value if isinstance(value, Path) else repr(value)
             raise DataError(
-                f"{flag(name)} must be given {where}, as nothing reads it otherwise, got {value!r}"
+                f"{flag(name)} must be given {where}, as nothing reads it otherwise, got {shown}"
             )
 
 
