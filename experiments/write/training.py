@@ -50,15 +50,13 @@ class Piece(NamedTuple):
 
 
 def cut(ids: np.ndarray, rows: int, steps: int) -> list[Piece]:
-    """A text in rows, and these in pieces of equal length, in the order they are read; no longer
-    than the rows are.
+    """A text in rows, and these in pieces of equal length, in the order they are read.
 
     Raises:
         DataError: the text is shorter than the rows.
     """
     stream = contiguous(ids, rows)
     length = stream.tokens.shape[1]
-    steps = min(steps, length)
     missing = -length % steps
     widths = ((0, 0), (0, missing))
     mask = np.pad(np.ones((rows, length), bool), widths)
@@ -221,8 +219,7 @@ class _Fitting(Fitting[Piece, Fitted]):
         self._settings = settings
         self._devices = devices
         self._show = show
-        window = min(settings.window, texts.train[0].mask.shape[1])
-        self._train_step = make_step(model, optimizer, window, on_compile=session.compiled)
+        self._train_step = make_step(model, optimizer, settings.window, on_compile=session.compiled)
 
     def _left(self) -> Iterator[Piece]:
         return iter(self._texts.train[self._snapshot.batch :])

@@ -69,7 +69,8 @@ def quantile_head(levels: Sequence[float] = (0.1, 0.5, 0.9), size: int = 1) -> H
 
     def log_prob(quantiles: Array, values: Array) -> Array:
         raise ValueError(
-            "log_prob needs a density, and quantile_head has none: use loss, the pinball loss"
+            "log_prob needs a density, and quantile_head has none: use loss, the pinball loss, "
+            "and another head for score and generate_series"
         )
 
     def sample(key: Key, quantiles: Array) -> Array:
