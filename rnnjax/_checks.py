@@ -13,6 +13,7 @@ from jax import Array
 from jax.core import Tracer
 
 from rnnjax._native import in_native_order
+from rnnjax._recipe import names_of
 from rnnjax.base import Cell, Key
 
 
@@ -183,6 +184,22 @@ def call_error(function: Any, *names: str) -> TypeError | None:
     except ValueError:  # of a function that is not written in Python
         return None
     return None
+
+
+def check_takes(name: str, function: Any, *names: str) -> None:
+    """Refuse what is no function, or none of so many arguments.
+
+    Raises:
+        ValueError: naming the arguments that it is given, and those that it has.
+    """
+    *first, last = names
+    expected = f"{', '.join(first)} and {last}" if first else last
+    if not callable(function):
+        kind = type(function).__name__
+        raise ValueError(f"{name} must be a function of {expected}, got {kind}")
+    if call_error(function, *names) is not None:
+        names_given = names_of(inspect.signature(function))
+        raise ValueError(f"{name} must be a function of {expected}, got {names_given}")
 
 
 def check_cell(cell: Any) -> Cell:

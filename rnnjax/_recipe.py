@@ -34,15 +34,34 @@ def factory(make: Function) -> Function:
 
     @functools.wraps(make)
     def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise _wrong_call(make.__name__, signature, error) from None
         made = make(*args, **kwargs)
         if made._recipe is not None or any(made is a for a in (*args, *kwargs.values())):
             return made
-        bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         arguments = {name: _snapshot(value) for name, value in bound.arguments.items()}
         return made._with_recipe(Recipe(call, signature, arguments))
 
     return call  # pyright: ignore[reportReturnType]
+
+
+def _wrong_call(name: str, signature: inspect.Signature, error: TypeError) -> TypeError:
+    """What Python says of a call, with the arguments that there are."""
+    # What has hidden units takes two sizes in other libraries.
+    hint = ": the size of the inputs is given to init" * ("hidden_size" in signature.parameters)
+    return TypeError(
+        f"{name} must be called as {name}{names_of(signature)}, got a wrong call ({error}){hint}"
+    )
+
+
+def names_of(signature: inspect.Signature) -> inspect.Signature:
+    """The names of arguments alone, for a message: without their types and defaults."""
+    parameters = signature.parameters.values()
+    names = [p.replace(annotation=p.empty, default=p.empty) for p in parameters]
+    return inspect.Signature(names)
 
 
 class Recipe:
@@ -138,6 +157,10 @@ class Made:
         "parameters": "init gives the parameters, and they are kept outside",
         "params": "init gives the parameters, and they are kept outside",
     }
+
+    def __init_subclass__(cls) -> None:
+        # What Python names where a field is missing or unknown, in place of the class of fields.
+        cls.__new__.__qualname__ = cls.__name__
 
     def _with_recipe(self, recipe: Recipe) -> Self:
         """The same functions with a recipe."""

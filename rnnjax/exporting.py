@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rnnjax._checks import check_size
+from rnnjax._checks import check_size, check_takes
 from rnnjax._native import in_native_order
 from rnnjax.base import Cell
 
@@ -68,7 +68,7 @@ def export_program(
     """
     from jax import export
 
-    _check_callable("apply", apply)
+    _check_callable("apply", apply, "params", "inputs", "lengths")
     inputs = _shape_of_inputs(export.symbolic_shape("batch, time"), input_size)
     batch = inputs.shape[0]
 
@@ -128,12 +128,13 @@ def export_step(
     """
     from jax import export
 
-    _check_callable("step", step)
-    _check_callable("initial_carry", initial_carry)
+    of_a_cell = isinstance(getattr(step, "__self__", None), Cell)
+    _check_callable("step", step, "params", "carry", "inputs")
+    arguments = ("params",) if of_a_cell else ("params", "batch_shape")
+    _check_callable("initial_carry", initial_carry, *arguments)
     inputs = _shape_of_inputs(export.symbolic_shape("batch"), input_size)
     (batch, *_) = inputs.shape
     names, constants = _check_platforms(platforms), _constants(params)
-    of_a_cell = isinstance(getattr(step, "__self__", None), Cell)
 
     def start(rows: Any) -> Any:
         if not of_a_cell:
@@ -209,8 +210,9 @@ def export_writer(
     """
     from jax import export
 
-    _check_callable("encode", encode, "a model")
-    _check_callable("step", step, "a model")
+    read = ("source", "lengths") if source is None else ("source",)
+    _check_callable("encode", encode, "params", *read, owner="a model")
+    _check_callable("step", step, "params", "carry", "token", "memory", owner="a model")
     names, constants = _check_platforms(platforms), _constants(params)
     batch, length = export.symbolic_shape("batch, length")
     given = (jax.ShapeDtypeStruct((batch, length), jnp.int32), _ids(batch))
@@ -269,11 +271,12 @@ def _shaped(given: Any, plain: Any, shapes: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 
-def _check_callable(name: str, value: Any, owner: str = "a layer") -> None:
+def _check_callable(name: str, value: Any, *arguments: str, owner: str = "a layer") -> None:
     if not callable(value):
         raise ValueError(
             f"{name} must be a function, such as the {name} of {owner}, got {type(value).__name__}"
         )
+    check_takes(name, value, *arguments)
 
 
 def _shape_of_inputs(shape: Sequence[Any], input_size: Any) -> jax.ShapeDtypeStruct:

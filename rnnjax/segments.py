@@ -15,7 +15,7 @@ from jax import Array, lax
 from jax.core import Tracer
 
 from rnnjax import masking
-from rnnjax._checks import check_carry, check_flag, check_floating, check_size
+from rnnjax._checks import check_carry, check_flag, check_floating, check_size, check_takes
 from rnnjax._devices import with_automatic_axes
 from rnnjax._numerics import accumulation_dtype
 from rnnjax._values import check_range
@@ -220,7 +220,8 @@ def pool_segments(
         [N, O]: row i belongs to segment i + 1. Zero where a segment has no step.
 
     Raises:
-        ValueError: an unknown pooling, or ids of wrong shape, dtype or value.
+        ValueError: an unknown pooling, ids of wrong shape, dtype or value, or a ``last`` that is no
+            function of outputs and a mask.
 
     Example:
         >>> import jax.numpy as jnp
@@ -232,6 +233,7 @@ def pool_segments(
     """
     if pooling not in ("last", "mean", "max"):
         raise ValueError(f"pooling must be 'last', 'mean' or 'max', got {pooling!r}")
+    check_takes("last", last, "ys", "valid")
     ids, count = check_segments(segment_ids, num_segments)
     ys = jnp.asarray(masking.as_array("ys", ys))
     check_floating("ys", ys)

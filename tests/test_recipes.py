@@ -184,6 +184,26 @@ def test_what_is_not_there_is_answered_with_what_is():
     assert not hasattr(layer, "__jax_array__")
 
 
+def test_a_wrong_call_is_answered_with_the_arguments_that_there_are():
+    message = (
+        r"lstm must be called as lstm\(hidden_size, \*, initializer\), got a wrong call "
+        r"\({}\): the size of the inputs is given to init"
+    )
+    with pytest.raises(TypeError, match=message.format("too many positional arguments")):
+        rnnjax.lstm(3, 8)
+    with pytest.raises(TypeError, match=message.format(".* 'input_size'")):
+        rnnjax.lstm(input_size=3, hidden_size=8)
+    with pytest.raises(
+        TypeError, match=r"stack must be called as stack\(\*layers, dropout, policy\)"
+    ):
+        rnnjax.stack(rnnjax.lstm(3), rate=0.1)
+    # What is made by hand is named as it is called, not by the private class of its fields.
+    with pytest.raises(TypeError, match=r"^Cell\(\) got an unexpected keyword argument 'step'"):
+        rnnjax.Cell(step=lambda: 0)
+    with pytest.raises(TypeError, match=r"^Layer\(\) missing 4 required .* 'init', 'apply'"):
+        rnnjax.Layer()
+
+
 def test_they_are_printed_as_the_call_that_made_them():
     assert repr(rnnjax.lstm(hidden_size=16)) == "rnnjax.lstm(hidden_size=16)"
     layer = rnnjax.stack(rnnjax.bidirectional(rnnjax.gru(4)), rnnjax.lstm(2), dropout=0.5)

@@ -135,12 +135,34 @@ def check_pieces(w_hh: Array | None, carry: Carry, x_projs: Any) -> None:
     gate_widths(w_hh, x_projs)
     if w_hh is not None and not jax.tree.leaves(carry):
         raise ValueError(f"a cell's carry must have an array for recurrent, got {describe(carry)}")
+    check_carry_dtypes(carry)
+
+
+def check_carry_dtypes(carry: Carry) -> None:
+    """Refuse a carry of integers or flags, which has no derivative.
+
+    Raises:
+        ValueError: saying how it is kept.
+    """
     for leaf in jax.tree.leaves(carry):
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             raise ValueError(
                 f"a cell's carry must be of floating or complex dtype, got {leaf.dtype}: keep a "
                 "count or a flag as a float, jnp.array(0.0)"
             )
+
+
+def check_outputs(cell: Cell, ys: Any) -> None:
+    """Refuse outputs [T, B, ...] of another size than the cell says; those of a tree have none.
+
+    Raises:
+        ValueError: naming both.
+    """
+    if hasattr(ys, "shape") and ys.shape[2:] != (cell.output_size,):
+        raise ValueError(
+            f"a cell's update or plain_step must give outputs of shape {(cell.output_size,)} for "
+            f"one example, as its output_size says, got shape {ys.shape[2:]}"
+        )
 
 
 def check_noise(cell: Cell, noise: Any, shape: NoiseShape) -> None:

@@ -13,6 +13,7 @@ from rnnjax._native import jit
 from rnnjax.base import Carry, Cell
 from rnnjax.engine import _associative, _chunked, _loop
 from rnnjax.engine._accumulation import cell_reading_wide, in_dtypes_of, in_sum_dtypes
+from rnnjax.engine._arguments import check_outputs
 from rnnjax.engine._plan import Plan, Request, make_plan, size_of, with_choice
 from rnnjax.engine._prepare import (
     Call,
@@ -68,6 +69,7 @@ def _run_call(cell: Cell, static: Static, call: Call) -> tuple[Carry, Any]:
     loop = Loop(static.reverse, plan.scan_unroll, static.all_carries, plan.packed)
     prepared = prepare(cell, loop.reverse, call)
     final, ys = _run_plan(cell, loop, _implementation(static, plan), plan, call, prepared)
+    check_outputs(cell, ys[0] if loop.all_carries else ys)
     if static.include_initial:
         ys = (ys[0], _with_initial(loop, prepared.carry, ys[1]))
     batch, _ = call.sizes()

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 from jax import Array
 
 from rnnjax import masking
@@ -10,7 +9,6 @@ from rnnjax._checks import check_cell, check_flag, kind_of_part
 from rnnjax._native import in_native_order
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Layer, Params
-from rnnjax.engine._arguments import check_xs
 from rnnjax.engine._plan import check_request
 from rnnjax.engine.one_step import carry_of_batch
 from rnnjax.engine.unroll import unroll
@@ -59,8 +57,7 @@ def recurrent(
     def apply(
         params: Params, xs: Array, steps: StepArguments, initial_carry: Carry, key: Key | None
     ) -> tuple[Carry, Any]:
-        xs = check_xs(xs)
-        carry, ys = unroll(
+        return unroll(
             cell,
             params,
             xs,
@@ -72,10 +69,6 @@ def recurrent(
             implementation=implementation,
             scan_unroll=scan_unroll,
         )
-        # What lies above is made for outputs of this size.
-        if hasattr(ys, "shape"):
-            _check_output(cell, ys.shape[jax.tree.leaves(xs)[0].ndim - 1 :])
-        return carry, ys
 
     def initial_carry(params: Params, batch_shape: tuple[int, ...] = ()) -> Carry:
         return carry_of_batch(cell.initial_carry(in_native_order(params)), batch_shape)
@@ -88,14 +81,6 @@ def recurrent(
         initial_carry=initial_carry,
         direction="backward" if reverse else "forward",
     )
-
-
-def _check_output(cell: Cell, shape: tuple[int, ...]) -> None:
-    if shape != (cell.output_size,):
-        raise ValueError(
-            f"a cell's update or plain_step must give outputs of shape {(cell.output_size,)} for "
-            f"one example, as its output_size says, got shape {shape}"
-        )
 
 
 def as_layer(part: Cell | Layer, *, reverse: bool = False, policy: Policy | None = None) -> Layer:

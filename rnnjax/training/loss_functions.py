@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rnnjax._checks import call_error
+from rnnjax._checks import check_takes
 from rnnjax._numerics import raised
 
 Metrics = Mapping[str, tuple[Array, Array]]
@@ -19,23 +18,8 @@ LossFn = Callable[[Any, Any, Array | None], tuple[Array, Metrics]]
 
 def checked_loss(loss_fn: LossFn) -> Callable[..., tuple[Array, dict[str, tuple[Array, Array]]]]:
     """``loss_fn`` with its result checked; it is traced once a program, so this costs no time."""
-    check_takes(loss_fn, "params", "batch", "key")
+    check_takes("loss_fn", loss_fn, "params", "batch", "key")
     return lambda params, batch, key: check_result(loss_fn(params, batch, key))
-
-
-def check_takes(loss_fn: Any, *names: str) -> None:
-    """Refuse what is no function, or none of so many arguments.
-
-    Raises:
-        ValueError: naming the arguments that it is given, and those that it has.
-    """
-    expected = f"{', '.join(names[:-1])} and {names[-1]}"
-    if not callable(loss_fn):
-        kind = type(loss_fn).__name__
-        raise ValueError(f"loss_fn must be a function of {expected}, got {kind}")
-    if call_error(loss_fn, *names) is not None:
-        signature = inspect.signature(loss_fn)
-        raise ValueError(f"loss_fn must be a function of {expected}, got {signature}")
 
 
 def check_result(result: Any) -> tuple[Array, dict[str, tuple[Array, Array]]]:

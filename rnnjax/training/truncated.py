@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from rnnjax._checks import check_carry, check_size
+from rnnjax._checks import check_carry, check_size, check_takes
 from rnnjax._native import in_native_order, jit
 from rnnjax.training.compiled import Compilation, CompiledStep, check_batch, explaining_deleted
-from rnnjax.training.loss_functions import Metrics, check_result, check_takes, join_metrics
+from rnnjax.training.loss_functions import Metrics, check_result, join_metrics
 from rnnjax.training.updates import TrainState, apply_gradients, check_optimizer, check_state
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def make_truncated_step(
     """
     k1, k2 = _check_sizes(k1, k2)
     check_optimizer(optimizer)
-    check_takes(loss_fn, "ys", "targets", "mask")
+    check_takes("loss_fn", loss_fn, "ys", "targets", "mask")
     if not callable(apply):
         kind = type(apply).__name__
         raise ValueError(f"apply must be a function, such as layer.apply, got {kind}")

@@ -3,14 +3,18 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jax import Array, lax
 
-from rnnjax._checks import check_cell
+from rnnjax._checks import check_carry, check_cell
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Noise, NoiseShape
+from rnnjax.engine._arguments import check_carry_dtypes
 
 
 class LearnedCarryParams(NamedTuple):
-    """``cell``, the parameters of the cell below, and ``initial_carry``, a tree like its carry."""
+    """``cell``, the parameters of the cell below, and ``initial_carry``, a tree like its carry, in
+    which a complex array [...] is a real one [..., 2] of real and imaginary parts."""
 
     cell: Any
     initial_carry: Carry
@@ -26,10 +30,11 @@ def learn_initial_carry(cell: Cell) -> Cell:
 
     Args:
         cell: any cell. The learned carry starts at the cell's own initial carry: zeros, for the
-            cells of this package.
+            cells of this package. All of it is learned, a count that is kept as a float, too.
 
     Raises:
-        ValueError: ``cell`` is no ``rnnjax.Cell``.
+        ValueError: ``cell`` is no ``rnnjax.Cell``; from ``init``, its carry has integers or flags;
+            where it is run, the learned carry is not that of the cell.
 
     Example:
         >>> import jax, jax.numpy as jnp, rnnjax
@@ -49,12 +54,16 @@ def learn_initial_carry(cell: Cell) -> Cell:
 
     def init(key: Key, input_size: int) -> LearnedCarryParams:
         params = cell.init(key, input_size)
-        return LearnedCarryParams(params, cell.initial_carry(params))
+        carry = cell.initial_carry(params)
+        check_carry_dtypes(carry)
+        return LearnedCarryParams(params, jax.tree.map(_as_real, carry))
 
     def initial_carry(params: LearnedCarryParams) -> Carry:
         # Parameters may be narrow; a carry has the dtype in which the cell computes.
         own = jax.eval_shape(cell.initial_carry, params.cell)
-        return jax.tree.map(lambda a, b: a.astype(b.dtype), params.initial_carry, own)
+        expected = jax.eval_shape(lambda carry: jax.tree.map(_as_real, carry), own)
+        learned = check_carry("params.initial_carry", params.initial_carry, expected)
+        return jax.tree.map(_in_dtype_of, own, learned)
 
     def noise(key: Key, params: LearnedCarryParams, shape: NoiseShape) -> Noise:
         assert inner_noise is not None
@@ -84,3 +93,12 @@ def _below(function: Any) -> Any:
         return function(params.cell, *rest)
 
     return on_inner_params
+
+
+def _as_real(a: Array) -> Array:
+    """What an optimizer can train: JAX's gradient of a complex array is not the way downhill."""
+    return jnp.stack([a.real, a.imag], -1) if jnp.iscomplexobj(a) else a
+
+
+def _in_dtype_of(own: Any, a: Array) -> Array:
+    return lax.complex(a[..., 0], a[..., 1]) if jnp.iscomplexobj(own) else a

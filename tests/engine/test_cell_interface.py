@@ -295,12 +295,19 @@ def test_a_step_that_gives_no_carry_with_its_output_is_refused(plain, batch):
         rnnjax.unroll(halving(lambda h: h, plain=plain), (), normal(0, batch, T, H))
 
 
-def test_outputs_of_another_size_than_the_cell_says_are_refused():
-    layer = rnnjax.recurrent(halving(lambda h: (h, h), size=H + 1))
+@pytest.mark.parametrize("plain", [False, True])
+def test_outputs_of_another_size_than_the_cell_says_are_refused(plain):
+    cell = halving(lambda h: (h, h), size=H + 1, plain=plain)
     message = rf"outputs of shape \({H + 1},\) for one example.*, got shape \({H},\)"
-    for xs in (normal(0, B, T, H), normal(0, B, T, H).tolist()):
+    xs = normal(0, B, T, H)
+    for run in (
+        lambda: rnnjax.unroll(cell, (), xs),
+        lambda: rnnjax.unroll(cell, (), xs, remat=2, all_carries=True),
+        lambda: rnnjax.recurrent(cell).apply((), xs.tolist()),
+        lambda: cell.step((), None, xs[:, 0]),
+    ):
         with pytest.raises(ValueError, match=message):
-            layer.apply((), xs)
+            run()
 
 
 @pytest.mark.parametrize("rows", [1, 2])
@@ -358,8 +365,11 @@ def test_integers_among_the_weights_and_in_the_carry_are_refused():
         initial_carry=lambda params: (jnp.zeros(H), jnp.array(0, jnp.int32)),
         update=lambda params, carry, x, _: ((carry[0] + x[0], carry[1] + 1), carry[0]),
     )
-    with pytest.raises(ValueError, match=r"dtype, got int32: keep a count or a flag as a float"):
+    message = r"dtype, got int32: keep a count or a flag as a float"
+    with pytest.raises(ValueError, match=message):
         rnnjax.unroll(counting, (), normal(0, B, T, H))
+    with pytest.raises(ValueError, match=message):
+        rnnjax.learn_initial_carry(counting).init(jax.random.key(0), H)
 
 
 @pytest.mark.parametrize(

@@ -284,6 +284,8 @@ def test_no_steps_at_all_pool_to_zeros():
         ({"ys": np.ones((2, 6, 3), int)}, "ys must be of floating dtype, got dtype int"),
         ({"ys": "abc"}, "ys must be an array of numbers, got str"),
         ({"num_segments": 0}, "num_segments must be a positive integer, got 0"),
+        ({"last": "last"}, "last must be a function of ys and valid, got str"),
+        ({"last": lambda ys: ys}, r"last must be a function of ys and valid, got \(ys\)"),
     ],
 )
 def test_segment_ids_that_do_not_fit_are_named(changes, message):

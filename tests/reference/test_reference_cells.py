@@ -421,6 +421,37 @@ def test_a_narrow_learned_carry_starts_a_wide_one():
     np.testing.assert_array_equal(carry.c, params.initial_carry.c.astype(np.float32))
 
 
+@pytest.mark.parametrize("make", [rnnjax.lru, rnnjax.s4d, rnnjax.s5])
+def test_a_complex_learned_carry_is_trained_as_its_real_and_imaginary_parts(make):
+    """The gradient by them is the way uphill; that of JAX by a complex array is its mirror."""
+    inner = make(D, 3)
+    cell = learn_initial_carry(inner)
+    params = normal_like(cell.init(jax.random.key(0), D), seed=0)
+    xs, dys = normal_like((np.zeros((T, D)), np.zeros((T, D))), seed=1)
+
+    def value(start):
+        _, ys = rnnjax.unroll(cell, params._replace(initial_carry=start), xs)
+        return (dys * ys).sum()
+
+    start = np.asarray(params.initial_carry)
+    given = start[..., 0] + 1j * start[..., 1]
+    alone = rnnjax.unroll(inner, params.cell, xs, initial_carry=given)[1]
+    np.testing.assert_allclose(value(start), (dys * alone).sum(), rtol=1e-12)
+    # The outputs are linear in the carry, so a step of any size along the gradient says all of it.
+    gradient = np.asarray(jax.grad(value)(start))
+    rise = value(start + gradient) - value(start)
+    np.testing.assert_allclose(rise, (gradient**2).sum(), rtol=1e-9)
+
+
+def test_a_learned_carry_of_another_cell_is_refused():
+    cell = learn_initial_carry(rnnjax.lstm(H))
+    params = cell.init(jax.random.key(0), D)
+    other = learn_initial_carry(rnnjax.lstm(H + 1)).init(jax.random.key(0), D)
+    for wrong in (other, params._replace(initial_carry=other.initial_carry)):
+        with pytest.raises(ValueError, match=r"params\.\S+ must have shape .*, got shape"):
+            rnnjax.unroll(cell, wrong, jnp.ones((T, D)))
+
+
 @pytest.mark.parametrize("case", ["projected LSTM", "peephole LSTM", "ConvLSTM 2-D"])
 def test_gradients_of_bfloat16_parameters_follow_those_of_float64(case):
     cell, _ = CASES[case]

@@ -272,6 +272,14 @@ def test_the_step_of_a_cell_is_exported_as_that_of_its_layer():
         ({"platforms": 3}, "platforms must be some of"),
         ({"step": "step"}, "step must be a function, such as the step of a layer, got str"),
         ({"initial_carry": None}, "initial_carry must be a function"),
+        (
+            {"step": lambda c, x: c},
+            r"step must be a function of params, carry and inputs, got \(c, x\)",
+        ),
+        (
+            {"initial_carry": rnnjax.gru(2).initial_carry},
+            r"initial_carry must be a function of params and batch_shape, got \(params\)",
+        ),
     ],
 )
 def test_what_cannot_be_exported_is_named(changes, message):
@@ -291,6 +299,10 @@ def test_what_cannot_be_exported_is_named(changes, message):
     [
         ({"encode": 3}, "encode must be a function, such as the encode of a model, got int"),
         ({"step": None}, "step must be a function, such as the step of a model, got NoneType"),
+        (
+            {"step": rnnjax.gru(3).step},
+            r"step must be a function of params, carry, token and memory, got \(params, carry, x,",
+        ),
         ({"source": 3}, r"source must be a jax.ShapeDtypeStruct or None, got 3"),
         ({"platforms": ()}, "platforms must be some of"),
     ],
