@@ -3,6 +3,7 @@
 import copy
 from concurrent.futures import ThreadPoolExecutor
 
+import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,6 +50,35 @@ def everything(key):
 def test_a_key_of_any_kind_is_taken(kind, make):
     with jax.default_prng_impl(kind):
         assert jax.eval_shape(everything, make(0))
+
+
+ATTENTION_CELLS = {
+    "selector": rnnjax.attention_cell(rnnjax.gru(H), D, selector=True, hard=True),
+    "input_feeding": rnnjax.attention_cell(rnnjax.gru(H), D, input_feeding=True),
+}
+DRAWN = {
+    **{
+        name: lambda key, row=row: cases.build(row).init(key, cases.D)
+        for name, row in cases.LAYERS.items()
+    },
+    **{name: lambda key, cell=cell: cell.init(key, D) for name, cell in ATTENTION_CELLS.items()},
+    "slstm_of_heads": lambda key: rnnjax.slstm(4, num_heads=2).init(key, D),
+    "untied_images": lambda key: rnnjax.image_grid_lstm(H, 2, tied=False).init(key, D),
+    "attention_local": lambda key: rnnjax.attention("local").init(key, D, D),
+    "translator": TRANSLATOR.init,
+    "series": SERIES.init,
+    **{
+        f"gru_of_{name}": lambda key, name=name: rnnjax.gru(H, initializer=name).init(key, D)
+        for name in rnnjax.initializers.PRESETS
+    },
+}
+
+
+@pytest.mark.usefixtures("quick_compile")
+@pytest.mark.parametrize("name", DRAWN)
+def test_every_array_is_drawn_with_a_key_of_its_own(name):
+    with jax.debug_key_reuse(True):
+        DRAWN[name](jax.random.key(0))
 
 
 @pytest.mark.full

@@ -138,6 +138,11 @@ def _weighted(w: Array, k: int, xs: Array) -> Array:
     return xs * w[k].reshape((1,) * (xs.ndim - 1) + w.shape[1:])
 
 
+def _numbers(count: int, ndim: int) -> Array:
+    """0 to count - 1 along the last of ``ndim`` axes."""
+    return jnp.arange(count, dtype=jnp.int32).reshape((1,) * (ndim - 1) + (count,))
+
+
 def _evenly(past: Array, valid: Array | None, start: Array, w: Array) -> tuple[Array, Array]:
     """Real steps come first, and no segment begins among them: what is k steps back is k back."""
     reach, time = len(w) - 1, past.shape[-2]
@@ -148,7 +153,7 @@ def _evenly(past: Array, valid: Array | None, start: Array, w: Array) -> tuple[A
     if valid is None:
         return joined[..., time:, :], total
     length = jnp.sum(valid, axis=-1, dtype=jnp.int32)[..., None]
-    places = length + jnp.arange(reach).reshape((1,) * (length.ndim - 1) + (reach,))
+    places = length + _numbers(reach, length.ndim)
     return jnp.take_along_axis(joined, places[..., None], axis=-2), total
 
 
@@ -164,7 +169,7 @@ def _by_places(
     starts = jnp.zeros_like(real) if resets is None else resets & real
     number = jnp.cumsum(real, axis=-1, dtype=jnp.int32) - 1
     segment = jnp.cumsum(starts, axis=-1, dtype=jnp.int32)
-    place_of = jnp.argsort(~real, axis=-1, stable=True)
+    place_of = jnp.argsort(~real, axis=-1, stable=True).astype(jnp.int32)
     joined = jnp.concatenate([start, past], axis=-2)
     older = jnp.zeros((*segment.shape[:-1], reach), jnp.int32)
     segments = jnp.concatenate([older, segment], axis=-1)
@@ -184,5 +189,5 @@ def _by_places(
         total += _weighted(w, k, at(number - k, segment))
     count = jnp.sum(real, axis=-1, dtype=jnp.int32)[..., None]
     last = jnp.max(segments, axis=-1, keepdims=True, initial=0)
-    newest = count - reach + jnp.arange(reach).reshape((1,) * (count.ndim - 1) + (reach,))
+    newest = count - reach + _numbers(reach, count.ndim)
     return at(newest, jnp.broadcast_to(last, newest.shape)), total
