@@ -43,7 +43,7 @@ from rnnjax.data import DataError
 
 PROGRAM = "python -m experiments.handwriting"
 PICTURE = "written.png"
-_NOT_NEGATIVE = Rule("a number from 0 to 20", lambda value: 0 <= value <= 20)
+_UP_TO_20 = Rule("a number from 0 to 20", lambda value: 0 <= value <= 20)
 # Which words are read back, beside the seed: others than the network or the reader learnt from.
 _ASKED, _REAL = 2_000_003, 3_000_017
 
@@ -55,11 +55,11 @@ def train(settings: Settings) -> Fitted:
         settings,
         words=whole(20, 1_000_000),
         letters=whole(3, 100),
-        tremor=_NOT_NEGATIVE,
+        tremor=_UP_TO_20,
         window=whole(1, 1000),
         mixture=whole(1, 1000),
         read_words=whole(0, 100_000),
-        bias=_NOT_NEGATIVE,
+        bias=_UP_TO_20,
     )
     of_a_font = ("font", "characters", "words", "letters", "tremor", "read_words", "bias")
     refuse_unread(settings, "without --pairs", settings.pairs is None, *of_a_font)
@@ -125,7 +125,7 @@ def _read_back(writing: Writing, writer: Writer) -> dict[str, float]:
 
 def write_text(request: Request) -> None:
     """Write with the network in a run's folder."""
-    check_settings(request, bias=_NOT_NEGATIVE, seed=whole(0, 2**32 - 1), like_line=whole(1, 10**9))
+    check_settings(request, bias=_UP_TO_20, seed=whole(0, 2**32 - 1), like_line=whole(1, 10**9))
     refuse_unread(request, "with --like", request.like is not None, "like_line")
     path = request.out or request.run / f"written-{request.seed}.svg"
     strokes, picture = _beside(path)
