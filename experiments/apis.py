@@ -364,7 +364,7 @@ def compare(settings: Settings, folder: Path) -> dict[str, Outcome]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     settings = parse(Settings, "python -m experiments.apis", arguments)
-    name = f"apis-{settings.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"apis-{Path(settings.dataset).name}-{time.strftime('%Y%m%d-%H%M%S')}"
     return exit_code(lambda: compare(settings, settings.out or Path("runs", name)))
 
 

@@ -134,7 +134,7 @@ def measure(entered: Sequence[Contestant], epochs: int, run: RunFolder) -> Table
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     settings = parse(Settings, "python -m experiments.measurements.batching", arguments)
-    name = f"batching-{settings.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"batching-{Path(settings.dataset).name}-{time.strftime('%Y%m%d-%H%M%S')}"
     return exit_code(lambda: compare(settings, settings.out or Path("runs", name)))
 
 

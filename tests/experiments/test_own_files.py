@@ -4,8 +4,10 @@ import re
 
 import pytest
 
+from experiments import apis
 from experiments.caption import corpus as captions
 from experiments.caption.settings import Settings
+from experiments.measurements import batching
 from experiments.recognize import files
 from experiments.running import number_columns
 from experiments.tag import sentences
@@ -32,3 +34,13 @@ def test_a_nul_character_is_refused_by_its_line(name, tmp_path):
     words = f"{path} must have text, got line {line}: a NUL character"
     with pytest.raises(DataError, match=re.escape(words)):
         read(path)
+
+
+@pytest.mark.parametrize("program", [apis, batching])
+def test_the_folder_of_a_comparison_is_named_by_the_file_and_not_by_its_path(program, monkeypatch):
+    folders = []
+    monkeypatch.setattr(program, "compare", lambda settings, folder: folders.append(folder))
+    assert program.main(["--dataset", "/data/own.csv"]) == 0
+    [folder] = folders
+    kind = program.__name__.rpartition(".")[2]
+    assert re.fullmatch(rf"runs/{kind}-own\.csv-\d{{8}}-\d{{6}}", folder.as_posix())
