@@ -47,9 +47,7 @@ def make_parts(data: Data, scale: Scale, settings: Settings) -> Parts:
             shuffle=shuffle,
         )
 
-    return Parts(
-        batches(data.train, True), batches(data.validation, False), batches(data.test, False)
-    )
+    return Parts.of(batches, data.train, data.validation, data.test)
 
 
 def cut(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 import rnnjax
-from experiments.caption.corpus import CaptionBatch, CaptionBatches, Corpus
+from experiments.caption.corpus import CaptionBatch, CaptionBatches, Captioned, Corpus
 from experiments.caption.model import Network
 from experiments.caption.settings import Settings
 from experiments.running.loss_fitting import Parts
@@ -22,11 +22,10 @@ _LEAST = 1e-8  # of a weight in a logarithm
 def make_batches(corpus: Corpus, settings: Settings) -> Parts:
     """Batches of the parts that training reads."""
 
-    def batches(name: str) -> CaptionBatches:
-        part = getattr(corpus, name)
-        return CaptionBatches(part, corpus.vocabulary, settings, shuffle=name == "train")
+    def batches(part: Captioned, shuffle: bool) -> CaptionBatches:
+        return CaptionBatches(part, corpus.vocabulary, settings, shuffle=shuffle)
 
-    return Parts(*map(batches, ("train", "validation", "test")))
+    return Parts.of(batches, corpus.train, corpus.validation, corpus.test)
 
 
 def make_loss(network: Network, settings: Settings) -> Callable:

@@ -77,8 +77,7 @@ def make_parts(windows: list[Windows], settings: Settings) -> Parts:
             shuffle=shuffle,
         )
 
-    train, validation, test = (list(part) for part in zip(*windows, strict=True))
-    return Parts(batches(train, True), batches(validation, False), batches(test, False))
+    return Parts.of(batches, *map(list, zip(*windows, strict=True)))
 
 
 def forecast(network: Network, params: Any, window: Window) -> np.ndarray:

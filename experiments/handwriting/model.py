@@ -105,12 +105,11 @@ def memory_of(text: Any, lengths: Any, characters: str, layers: int) -> tuple:
 
 def make_parts(writing: Writing, settings: Settings) -> Parts:
     """Batches of the three parts."""
-    return Parts(
-        *(
-            WrittenBatches(part, writing.characters, settings, shuffle=part is writing.train)
-            for part in (writing.train, writing.validation, writing.test)
-        )
-    )
+
+    def batches(part: Sequence[Written], shuffle: bool) -> WrittenBatches:
+        return WrittenBatches(part, writing.characters, settings, shuffle)
+
+    return Parts.of(batches, writing.train, writing.validation, writing.test)
 
 
 def point_loss(model: rnnjax.SeriesModel, characters: str, layers: int) -> Callable:

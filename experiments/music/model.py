@@ -28,11 +28,19 @@ def build_model(settings: Settings) -> rnnjax.SeriesModel:
 def make_parts(music: Music, settings: Settings) -> Parts:
     """Batches of frames, a silent one in front, and of the frames that follow each."""
     train = [moved for piece in music.train for moved in transposed(piece, settings.transpose)]
-    return Parts(
-        _batches(train, settings, shuffle=True),
-        _batches(music.validation, settings, shuffle=False),
-        _batches(music.test, settings, shuffle=False),
-    )
+    silence = np.zeros((1, KEYS), np.float32)
+
+    def batches(pieces: Sequence[Piece], shuffle: bool) -> BucketedBatches:
+        return BucketedBatches(
+            [np.concatenate([silence, piece[:-1]]) for piece in pieces],
+            list(pieces),
+            batch_size=settings.batch_size,
+            boundaries=choose_boundaries([len(piece) for piece in pieces], count=settings.buckets),
+            seed=settings.seed,
+            shuffle=shuffle,
+        )
+
+    return Parts.of(batches, train, music.validation, music.test)
 
 
 def transposed(piece: Piece, keys: int) -> list[Piece]:
@@ -41,19 +49,6 @@ def transposed(piece: Piece, keys: int) -> list[Piece]:
     low, high = (used[0], used[-1]) if len(used) else (0, KEYS - 1)
     moves = [m for m in range(-keys, keys + 1) if low + m >= 0 and high + m < KEYS]
     return [np.roll(piece, move, axis=1) for move in moves]
-
-
-def _batches(pieces: Sequence[Piece], settings: Settings, shuffle: bool) -> BucketedBatches:
-    silence = np.zeros((1, KEYS), np.float32)
-    inputs = [np.concatenate([silence, piece[:-1]]) for piece in pieces]
-    return BucketedBatches(
-        inputs,
-        list(pieces),
-        batch_size=settings.batch_size,
-        boundaries=choose_boundaries([len(piece) for piece in pieces], count=settings.buckets),
-        seed=settings.seed,
-        shuffle=shuffle,
-    )
 
 
 def frame_loss(model: rnnjax.SeriesModel) -> Callable:

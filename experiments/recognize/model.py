@@ -113,9 +113,7 @@ def make_parts(series: Series, known: Known, settings: Settings) -> Parts:
             num_classes=len(known.labels),
         )
 
-    return Parts(
-        batches(series.train, True), batches(series.validation, False), batches(series.test, False)
-    )
+    return Parts.of(batches, series.train, series.validation, series.test)
 
 
 def label_loss(network: Network, noise: float) -> Callable:

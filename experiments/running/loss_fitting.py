@@ -49,6 +49,13 @@ class Parts(NamedTuple):
     validation: Batches
     test: Batches
 
+    @classmethod
+    def of(
+        cls, make: Callable[[Any, bool], Batches], train: Any, validation: Any, test: Any
+    ) -> Parts:
+        """What ``make(part, shuffle)`` gives of each part; only what trains is shuffled."""
+        return cls(make(train, True), make(validation, False), make(test, False))
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings(RunSettings):

@@ -44,9 +44,7 @@ def make_parts(
             shuffle=shuffle,
         )
 
-    return Parts(
-        batches(corpus.train, True), batches(corpus.validation, False), batches(corpus.test, False)
-    )
+    return Parts.of(batches, corpus.train, corpus.validation, corpus.test)
 
 
 def label_loss(model: rnnjax.Model) -> Callable:

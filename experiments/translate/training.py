@@ -30,9 +30,7 @@ def make_batches(corpus: Corpus, settings: Settings) -> Parts:
             shuffle=shuffle,
         )
 
-    return Parts(
-        batches(corpus.train, True), batches(corpus.validation, False), batches(corpus.test, False)
-    )
+    return Parts.of(batches, corpus.train, corpus.validation, corpus.test)
 
 
 def make_loss(model: rnnjax.SequenceToSequence, own_tokens: float = 0.0) -> Callable:
