@@ -30,7 +30,7 @@ from experiments.running.predicting import Request, predict
 from experiments.running.run_settings import config_value, read_config
 from experiments.running.setting_checks import check_rules, refuse_unread, whole
 from experiments.running.trained import finished_settings
-from rnnjax.data import TOKENIZERS, DataError, Vocabulary, pad, read_text
+from rnnjax.data import TOKENIZERS, UNKNOWN, DataError, Vocabulary, pad, read_text
 from rnnjax.exporting import PLATFORMS, export_program
 from rnnjax.interop import onnx_graph
 from rnnjax.interop.classifiers import (
@@ -70,13 +70,14 @@ class Import:
     out: Path
     """The folder of the run that is made; it must be new or empty."""
     vocabulary: Path | None = None
-    """Tokens by id: JSON (a list, an object of token: id, or a tokenizer.json of whole words) or
-    text, one token a line. Without it texts are token ids with spaces between."""
+    """Tokens by id: JSON (a list, an object of token: id, a tokenizer.json of whole words, or the
+    vocabulary.json of a run) or text, one token a line. Without it texts are token ids with spaces
+    between."""
     tokenizer: Literal["basic_english", "strip_punctuation", "characters"] | None = None
     """How a text is cut into tokens, as it was for training; by default basic_english for torch and
     strip_punctuation for keras."""
     unknown_id: int | None = None
-    """The id of words outside the vocabulary; by default the one that a tokenizer.json says, or
+    """The id of words outside the vocabulary; by default the one that the file says, or
     0 for torch and 1 for keras."""
     pooling: Literal["last", "mean", "max"] = "last"
     """How the outputs of all steps become one vector, which the weights do not show."""
@@ -187,7 +188,8 @@ class WordList(NamedTuple):
 
 
 def read_vocabulary(path: Path) -> WordList:
-    """Tokens by id, from JSON, from a file of Hugging Face tokenizers, or from lines of text.
+    """Tokens by id, from JSON, from a file of Hugging Face tokenizers or of `Vocabulary.save`, or
+    from lines of text.
 
     Raises:
         DataError: it is none of these, or its ids have gaps; names the file.
@@ -201,6 +203,8 @@ def read_vocabulary(path: Path) -> WordList:
         raise DataError(f"{path} must be JSON, got {error}") from None
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         return _read_tokenizer(path, content)
+    if isinstance(content, dict) and isinstance(content.get("tokens"), list):
+        return WordList(Vocabulary.load(path).tokens, UNKNOWN)
     tokens = _by_id(path, content) if isinstance(content, dict) else content
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         raise DataError(

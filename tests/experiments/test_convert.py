@@ -521,6 +521,15 @@ def test_a_tokenizer_of_words_gives_its_tokens_and_its_unknown_one(tmp_path):
     assert convert.read_vocabulary(path) == (("[PAD]", "a", "film", "[UNK]"), 3)
 
 
+def test_the_vocabulary_of_a_run_is_read_with_its_unknown_word(tmp_path):
+    path = tmp_path / "vocabulary.json"
+    vocabulary = Vocabulary.fit([["format", "tokens"]])
+    vocabulary.save(path)
+    assert convert.read_vocabulary(path) == (vocabulary.tokens, 1)
+    path.write_text('{"tokens": 1, "format": 0}')
+    assert convert.read_vocabulary(path) == (("format", "tokens"), None)
+
+
 @pytest.mark.parametrize("name", ["model.pt", "model.bin", "model.pkl"])
 def test_pickles_are_never_read(name, small, tmp_path, capsys):
     (tmp_path / name).write_bytes(b"\x80\x04.")
