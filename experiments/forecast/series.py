@@ -151,20 +151,21 @@ def _packaged(name: str) -> Path:
 
 
 def read_csv(path: Path, column: str | None) -> dict[str, np.ndarray]:
-    """The columns of numbers of a file with a header line, or the one that is named.
+    """The columns of numbers of a file with a header line, each from its first number on, or the
+    one that is named.
 
     Raises:
         DataError: the file cannot be read, or a column has a gap among its numbers; names the row.
     """
     table = read_steps(path)
     if column is None:
-        found = number_columns(table)
+        found = number_columns(table, may_begin_late=True)
         if (note := left_out(table, list(found))) is not None:
             print(wrapped(note))
         return found
     if column not in table.header:
         raise DataError(f"--column must be one of {', '.join(table.header)}, got {column!r}")
-    return {column: number_column(table, column)}
+    return {column: number_column(table, column, may_begin_late=True)}
 
 
 def _parts(length: int) -> tuple[int, int]:

@@ -120,7 +120,9 @@ def _date(text: str) -> datetime.datetime | None:
         return None
 
 
-def number_columns(table: Table, required: Sequence[str] = ()) -> dict[str, np.ndarray]:
+def number_columns(
+    table: Table, required: Sequence[str] = (), *, may_begin_late: bool = False
+) -> dict[str, np.ndarray]:
     """The columns of numbers by their names; a note says which others are left out.
 
     Left out are columns of which nothing is a number, as of dates, and those that count the rows,
@@ -130,7 +132,7 @@ def number_columns(table: Table, required: Sequence[str] = ()) -> dict[str, np.n
         DataError: there are none, or one has a gap among its numbers; names the row.
     """
     found = {
-        name: number_column(table, name)
+        name: number_column(table, name, may_begin_late=may_begin_late)
         for name in table.header
         if name in required or any(_is_meant(text) for text in table.column(name))
     }
@@ -158,17 +160,20 @@ def _counts(numbers: np.ndarray) -> bool:
     return len(steps) > 1 and steps[0] != 0 and bool(np.all(steps == steps[0]))
 
 
-def number_column(table: Table, name: str) -> np.ndarray:
-    """A column of numbers.
+def number_column(table: Table, name: str, *, may_begin_late: bool = False) -> np.ndarray:
+    """A column of numbers, without the empty cells above the first one if it ``may_begin_late``.
 
     Raises:
         DataError: one is none, or is missing; names the row.
     """
     texts = table.column(name)
+    first = next((row for row, text in enumerate(texts) if text.strip()), 0)
+    first = first if may_begin_late else 0
+    texts = texts[first:]
     numbers = np.array([read_number(text) for text in texts], float)
     bad = np.flatnonzero(np.isnan(numbers))
     if len(bad):
-        raise DataError(f"{table.place(bad[0])}: {name} must be {wanted(texts[bad[0]])}")
+        raise DataError(f"{table.place(first + bad[0])}: {name} must be {wanted(texts[bad[0]])}")
     return numbers
 
 

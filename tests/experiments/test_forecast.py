@@ -129,7 +129,14 @@ def test_columns_of_numbers_are_read_and_others_passed_over(tmp_path, capsys):
     )
     assert {name: v.tolist() for name, v in read_csv(path, "made").items()} == {"made": [2.5, 4]}
     assert capsys.readouterr().out == ""
+    path.write_text("t,a,b\n1,,5\n2, ,6\n3,7,8\n4,9,8\n")  # one begins later
+    assert {name: v.tolist() for name, v in read_csv(path, None).items()} == {
+        "a": [7, 9],
+        "b": [5, 6, 8, 8],
+    }
+    assert {name: v.tolist() for name, v in read_csv(path, "a").items()} == {"a": [7, 9]}
     for text, column, words in (
+        ("t,a\n1,\n2,7\n5,\n", None, "row 4: a must be a finite number, got '': fill gaps"),
         ("a\n1\nx\n", None, "row 3: a must be a finite number, got 'x'"),
         ("a,b\n1,2\n", "c", "--column must be one of a, b, got 'c'"),
         ("a,b\nx,1\n", "a", "row 2: a must be a finite number, got 'x'"),
