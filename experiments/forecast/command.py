@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.forecast.calibration import band_shift, disjoint_futures, least_futures, shifted
 from experiments.forecast.model import build_network, forecast, make_parts, pinball
@@ -17,25 +18,35 @@ from experiments.forecast.rivals import (
     mase,
     seasonal_naive,
 )
-from experiments.forecast.series import PACKAGED, Windows, cut, read_sets
-from experiments.forecast.settings import Settings
+from experiments.forecast.series import PACKAGED, Windows, cut, read_ends, read_sets
+from experiments.forecast.settings import Request, Settings
 from experiments.running.command_line import run_program
-from experiments.running.console import print_table, wrapped
+from experiments.running.console import command, print_table, wrapped
 from experiments.running.devices import find_devices
 from experiments.running.fit_and_save import CURVES, fit_and_save
 from experiments.running.opening import open_run
 from experiments.running.processes import chosen_folder
 from experiments.running.run_settings import stored_config
 from experiments.running.setting_checks import check_settings, refuse_unread, whole
-from experiments.running.trained import WEIGHTS
+from experiments.running.trained import WEIGHTS, finished_settings, load_notes, load_trained
 from rnnjax.data import DataError
 
 PROGRAM = "python -m experiments.forecast"
-PICTURE = "forecasts.png"
+PICTURE, KNOWN = "forecasts.png", "band.json"
 RIVALS = ("last value", "seasonal naive", "linear autoregression")
 
 # By set: the error of each forecast, "coverage", "coverage as learnt", "band shift", "futures".
 Figures = dict[str, dict[str, float]]
+
+
+class Known(NamedTuple):
+    """What `predict` must know beside the weights.
+
+    Attributes:
+        shift: by how many spreads of the past the ends of the band are moved out.
+    """
+
+    shift: float
 
 
 def train(settings: Settings) -> Figures:
@@ -51,7 +62,7 @@ def train(settings: Settings) -> Figures:
     windows = {name: cut(series, settings) for name, series in sets.items()}
     network, parts = build_network(settings), make_parts(list(windows.values()), settings)
     identity = {"settings": settings.written(), "sha256": sha256}
-    leaves = (WEIGHTS, CURVES, PICTURE)
+    leaves = (WEIGHTS, CURVES, PICTURE, KNOWN)
     with open_run(settings, folder, stored, identity, leaves, init=network.init) as (run, saver):
         for name, series in sets.items():
             count = len(windows[name].train.past)
@@ -65,8 +76,14 @@ def train(settings: Settings) -> Figures:
             figures[name], panels[name] = compare(network, fitted.params, parts_of_set, settings)
             run.write({"kind": "set", "name": name, **figures[name]})
         draw_forecasts(panels, run.path / PICTURE)
+        if settings.dataset is not None:
+            (own,) = figures.values()
+            known = Known(own["band shift"])._asdict()
+            (run.path / KNOWN).write_text(json.dumps(known), "utf-8")
     _report(figures)
     print(f"{time.perf_counter() - began:.0f} s, compiling included; {PICTURE} in {folder}")
+    if settings.dataset is not None:
+        print(f"what comes next: {command(*PROGRAM.split(), 'predict', folder, 'new.csv')}")
     return figures
 
 
@@ -143,6 +160,20 @@ def _check(settings: Settings) -> None:
         )
 
 
+def predict(request: Request) -> None:
+    """Print the median and the band of the values after the end of each series of a file."""
+    settings = finished_settings(PROGRAM, Settings, request.run)
+    if settings.dataset is None:
+        raise DataError(f"{request.run} must be a run with --dataset, got one on generated series")
+    known = load_notes(request.run / KNOWN, Known)
+    names, ends = read_ends(request.file, settings)
+    network = build_network(settings)
+    raw = forecast(network, load_trained(network.init, request.run), ends)
+    for name, steps in zip(names, shifted(raw, ends, known.shift), strict=True):
+        for step, quantiles in enumerate(steps, 1):
+            print(name, step, *(f"{value:.6g}" for value in quantiles), sep="\t")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    return run_program(PROGRAM, Settings, train, {}, arguments)
+    return run_program(PROGRAM, Settings, train, {"predict": (Request, predict)}, arguments)

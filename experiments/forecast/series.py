@@ -13,6 +13,7 @@ import numpy as np
 from experiments.forecast.settings import Settings
 from experiments.running.console import wrapped
 from experiments.running.number_columns import (
+    Table,
     left_out,
     number_column,
     number_columns,
@@ -151,21 +152,40 @@ def _packaged(name: str) -> Path:
 
 
 def read_csv(path: Path, column: str | None) -> dict[str, np.ndarray]:
-    """The columns of numbers of a file with a header line, each from its first number on, or the
-    one that is named.
+    """The columns of numbers of a file with a header line, or the one that is named; a note says
+    which others are left out.
 
     Raises:
         DataError: the file cannot be read, or a column has a gap among its numbers; names the row.
     """
     table = read_steps(path)
+    found = _series(table, column)
+    if column is None and (note := left_out(table, list(found))) is not None:
+        print(wrapped(note))
+    return found
+
+
+def _series(table: Table, column: str | None) -> dict[str, np.ndarray]:
+    """Each from its first number on."""
     if column is None:
-        found = number_columns(table, may_begin_late=True)
-        if (note := left_out(table, list(found))) is not None:
-            print(wrapped(note))
-        return found
+        return number_columns(table, may_begin_late=True)
     if column not in table.header:
         raise DataError(f"--column must be one of {', '.join(table.header)}, got {column!r}")
     return {column: number_column(table, column, may_begin_late=True)}
+
+
+def read_ends(path: Path, settings: Settings) -> tuple[list[str], Window]:
+    """The names of the series of a file, and their ends, behind which nothing is known yet.
+
+    Raises:
+        DataError: as of `read_csv`, or a series is too short.
+    """
+    columns = _series(read_steps(path), settings.column)
+    series = _checked(columns, path, settings)
+    past = np.stack([values[-settings.window :] for values in series])
+    unit = [_unit(values, _parts(len(values))[0], settings.season) for values in series]
+    unknown = np.empty((len(series), 0))
+    return list(columns), Window(past, unknown, np.array(unit), np.arange(len(series)))
 
 
 def _parts(length: int) -> tuple[int, int]:

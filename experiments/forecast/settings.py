@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
+
+from tyro.conf import Positional
 
 from experiments.running.loss_fitting import TrainingSettings
 from experiments.running.run_settings import PLACE
@@ -42,3 +45,14 @@ class Settings(TrainingSettings):
     patience: int = 5
     learning_rate: float = 1e-2
     average_decay: float = 0.99
+
+
+@dataclass(frozen=True)
+class Request:
+    """Forecast what comes after the last row of a file by a trained network. Prints series, step,
+    lower end, median and upper end of the band, with tabs between."""
+
+    run: Positional[Path]
+    """Folder of a run with --dataset."""
+    file: Positional[Path]
+    """A CSV file as that of the run, to its newest row."""

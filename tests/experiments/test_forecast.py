@@ -37,6 +37,35 @@ def test_a_run_compares_every_set_and_says_where_it_is_not_better(tmp_path, caps
     assert (folder / "forecasts.png").stat().st_size
 
 
+@pytest.mark.full
+def test_what_comes_after_the_end_of_a_file_is_forecast_from_its_last_steps(tmp_path, capsys):
+    folder, own = tmp_path / "run", tmp_path / "own.csv"
+    season = np.tile([10.0, 30.0, 20.0, 60.0], 31) + np.random.default_rng(0).normal(size=124)
+
+    def write(end):
+        lines = (f"{k},{season[k]},{season[k] + 5 if k > 30 else ''}" for k in range(end))
+        own.write_text("\n".join(["t,a,b", *lines]))
+
+    write(118)
+    learn = ("--hidden-size", "4", "--epochs", "60", "--patience", "60", "--batch-size", "8")
+    assert run("--dataset", own, "--out", folder, *SMALL, *learn, "--learning-rate", "0.05") == 0
+    assert "forecast predict" in capsys.readouterr().out
+    write(120)
+    assert run("predict", folder, own) == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [row[:2] for row in rows] == [[name, str(k)] for name in "ab" for k in range(1, 5)]
+    low, median, high = np.array([row[2:] for row in rows], float).T
+    np.testing.assert_allclose(median, [*season[120:], *(season[120:] + 5)], atol=6)
+    assert np.all((low <= median) & (median <= high))
+    own.write_text("a\n1\n2\n")
+    assert run("predict", folder, own) == 2
+    assert "a must have at least 28 steps" in capsys.readouterr().err
+    made = tmp_path / "made"
+    assert run("--out", made, *QUICK) == 0
+    assert run("predict", made, own) == 2
+    assert "must be a run with --dataset, got one on generated series" in capsys.readouterr().err
+
+
 def test_windows_are_cut_by_where_their_future_lies():
     settings = Settings(season=4, window=8, horizon=4)
     values = np.arange(60.0) ** 1.1
