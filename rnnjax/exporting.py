@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rnnjax._checks import check_size, check_takes
+from rnnjax._checks import check_size, check_takes, missing_package
 from rnnjax._native import in_native_order
 from rnnjax.base import Cell
 
@@ -66,6 +67,7 @@ def export_program(
     References:
         "Exporting and serializing staged-out computations", the documentation of JAX.
     """
+    _require_flatbuffers("export_program")
     from jax import export
 
     _check_callable("apply", apply, "params", "inputs", "lengths")
@@ -126,6 +128,7 @@ def export_step(
         >>> logits.shape
         (2, 9)
     """
+    _require_flatbuffers("export_step")
     from jax import export
 
     of_a_cell = isinstance(getattr(step, "__self__", None), Cell)
@@ -208,6 +211,7 @@ def export_writer(
         >>> sorted(carry), out["logits"].shape
         (['c', 'h'], (2, 7))
     """
+    _require_flatbuffers("export_writer")
     from jax import export
 
     read = ("source", "lengths") if source is None else ("source",)
@@ -235,6 +239,11 @@ def export_writer(
         encoded = export.export(jax.jit(reading), platforms=names)(*given)
     stepped = export.export(jax.jit(writing), platforms=names)(*plain, _ids(batch))
     return bytes(encoded.serialize()), bytes(stepped.serialize())
+
+
+def _require_flatbuffers(user: str) -> None:
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise missing_package(user, "flatbuffers", "export")
 
 
 @contextlib.contextmanager

@@ -23,6 +23,11 @@ from rnnjax.interop.onnx_step import export_step
 model = rnnjax.language_model(rnnjax.embedding(9, 4), rnnjax.lstm(3))
 export_step(model, model.init(jax.random.key(0)))
 """
+EXPORT_PROGRAM = """
+import rnnjax
+from rnnjax.exporting import export_program
+export_program(rnnjax.recurrent(rnnjax.lstm(3)).apply, {}, input_size=2)
+"""
 H5 = "from rnnjax.interop.weight_files import read_keras_file; read_keras_file('no_file.h5')"
 CHECKPOINT = """
 from rnnjax.checkpoint import Checkpoints
@@ -38,6 +43,7 @@ Checkpoints(tempfile.mkdtemp()).save(0, {})
         ("flax", "flax", "flax", "import rnnjax.modules.nnx"),
         ("onnx", "onnx", "export", EXPORT),
         ("onnx", "onnx", "export", EXPORT_STEP),
+        ("flatbuffers", "flatbuffers", "export", EXPORT_PROGRAM),
         ("h5py", "h5py", "h5", H5),
         ("orbax", "orbax-checkpoint", "checkpoint", CHECKPOINT),
     ],
