@@ -223,7 +223,7 @@ def wanted(text: str) -> str:
         kind = "a number that 53 bits hold" if rounded else f"at most {_GREATEST:g} in size"
     hint = ""
     if not text.strip():
-        hint = ": fill gaps first, as by DataFrame.interpolate of pandas"
+        hint = ": fill gaps first, as from the values around them"
     elif _is_meant(text) and math.isnan(number):
         hint = ": decimals have a point, thousands no mark"
     return f"{kind}, got {text!r:.60}{hint}"
