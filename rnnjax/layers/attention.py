@@ -153,7 +153,9 @@ def attention(kind: str = "general", *, size: int | None = None, window: int = 1
             width = keys.shape[-1]
             queries, places = queries[..., :width], queries[..., width:]
         weights = masked_softmax(_scores(kind, params, queries, keys), real[..., None, :])
-        return weights if places is None else weights * _nearness(params.v, places, real, reach)
+        if places is None:
+            return weights
+        return weights * _nearness(params.v, places, real, reach).astype(weights.dtype)
 
     def apply(
         params: Any, queries: Array, memory: Array, lengths: Any = None, *, mask: Any = None
@@ -226,9 +228,10 @@ def _scores(kind: str, params: Any, queries: Array, keys: Array) -> Array:
 
 def _nearness(v: Array, places: Array, real: Array, window: int) -> Array:
     """How near each place is to the one looked at, [..., T, S]."""
-    count = jnp.sum(real, axis=-1, dtype=jnp.float32)[..., None]
-    share = jax.nn.sigmoid(jnp.einsum("...a,a->...", jnp.tanh(places), v.astype(places.dtype)))
+    dtype = places.dtype
+    count = jnp.sum(real, axis=-1, dtype=dtype)[..., None]
+    share = jax.nn.sigmoid(jnp.einsum("...a,a->...", jnp.tanh(places), v.astype(dtype)))
     # Places are counted among the real ones, so that a hole in the mask is no distance.
-    counted = jnp.cumsum(real, axis=-1).astype(jnp.float32)[..., None, :] - 1
+    counted = jnp.cumsum(real, axis=-1, dtype=dtype)[..., None, :] - 1
     distance = counted - (count * share)[..., None]
     return jnp.exp(-(distance**2) / (2 * (window / 2) ** 2))

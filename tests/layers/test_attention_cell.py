@@ -146,6 +146,32 @@ def test_a_memory_prepared_once_is_the_memory():
         close(one, two, 1e-6)
 
 
+READING = {
+    **{
+        kind: rnnjax.attention_cell(rnnjax.gru(H), size, rnnjax.attention(kind))
+        for kind, size in KINDS.items()
+    },
+    "selector": rnnjax.attention_cell(rnnjax.gru(H), M, selector=True, hard=True),
+    "feeding": rnnjax.attention_cell(rnnjax.gru(H), M, input_feeding=True),
+    "window": rnnjax.window_cell(rnnjax.gru(H), M),
+}
+
+
+@pytest.mark.parametrize("name", READING)
+def test_parameters_inputs_and_memory_may_be_of_three_widths(name, float64):
+    cell, size = READING[name], KINDS.get(name, M)
+
+    def run(xs, states):
+        params = cell.init(jax.random.key(0), D)
+        params = jax.tree.map(lambda a: a.astype("bfloat16"), params)
+        _, ys = rnnjax.unroll(cell, params, xs, context=memory_of(states))
+        return ys.output if isinstance(ys, rnnjax.Attended) else ys
+
+    with jax.numpy_dtype_promotion("strict"):
+        ys = jax.eval_shape(run, jnp.zeros((B, T, D), "float16"), jnp.zeros((B, S, size)))
+    assert ys.dtype == jnp.float32
+
+
 def test_noise_of_the_recurrent_weights_leaves_the_query_alone():
     dropped = rnnjax.weight_drop(CELLS["gru"], 0.5)
     whole = rnnjax.attention_cell(dropped, M)
