@@ -30,6 +30,7 @@ def write(params):
 KEY = jax.random.key(0)
 USES = {
     "a layer": (LAYER.init(KEY, 2), lambda p: LAYER.apply(p, XS)),
+    "a layer of no array of JAX": (LAYER.init(KEY, 2), lambda p: LAYER.apply(p, np.asarray(XS))),
     "its step": (
         LAYER.init(KEY, 2),
         lambda p: LAYER.step(p, LAYER.initial_carry(p, (2,)), XS[:, 0]),

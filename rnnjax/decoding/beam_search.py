@@ -92,7 +92,8 @@ def beam_search(
         stop: the id that ends a text.
         beam_size: K.
         max_length: N, the most tokens of a text, the stop included.
-        length_penalty: :math:`\alpha`, at least 0. At 0 short texts win; 1 is nearly the mean.
+        length_penalty: :math:`\alpha`, at least 0. At 0 short texts win; 1 is nearly the mean. The
+            divisor of a text of N tokens must not be above 1e30.
         coverage: :math:`\beta`, at least 0: prefers texts that attend to all of the source.
         transforms: changes of the logits before each choice, such as :func:`rnnjax.forbid`.
         pad: the id behind the end of a text.
@@ -123,7 +124,7 @@ def beam_search(
         check_size("max_length", max_length),
         check_id("stop", stop),
         check_id("pad", pad),
-        _check_weight("length_penalty", length_penalty),
+        _check_length_penalty(length_penalty, max_length),
         _check_weight("coverage", coverage),
         check_transforms(transforms),
         memory is not None,
@@ -381,6 +382,18 @@ def _gather(tree: Any, places: Array) -> Any:
 
 def _repeat(a: Array, count: int) -> Array:
     return jnp.broadcast_to(a[:, None], (a.shape[0], count, *a.shape[1:]))
+
+
+def _check_length_penalty(value: Any, max_length: int) -> float:
+    """Refuse one that makes the scores of long texts 0, all alike."""
+    penalty, base = _check_weight("length_penalty", value), (5 + max_length) / 6
+    most = 30 / math.log10(base) if base > 1 else math.inf
+    if penalty > most:
+        raise ValueError(
+            f"length_penalty must be at most {most:.3g} for a max_length of {max_length}, beyond "
+            f"which scores are rounded to 0, got {value!r}"
+        )
+    return penalty
 
 
 def _check_weight(name: str, value: Any) -> float:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from rnnjax import _values, masking
 from rnnjax._checks import check_flag, check_key, check_there, describe
 from rnnjax._devices import platform_of
+from rnnjax._native import in_native_order
 from rnnjax.base import Carry, Cell, Key, Params
 from rnnjax.engine import _arguments
 from rnnjax.engine._mapped import run_as_one_batch
@@ -182,6 +183,7 @@ def _checked_call(
     key = None if key is None else check_key(key)
     carry = jax.tree.map(functools.partial(masking.as_array, "initial_carry"), initial_carry)
     context = _arguments.check_context(cell, context, batch)
+    params = in_native_order(params)
     for name, tree in (("params", params), ("initial_carry", carry), ("context", context)):
         _values.require_finite(name, tree)
     if _values.is_checking():

@@ -193,7 +193,8 @@ def _export_node(kind: str, layer: Any, place: str) -> dict[str, np.ndarray]:
     shapes = [{name: array.shape for name, array in row.items()} for row in rows]
     if shapes[1:] not in ([], shapes[:1]):
         raise ValueError(f"{place}: ONNX needs two directions of the same sizes, got {shapes}")
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    # In order, as the arrays for all libraries are: safetensors writes others as they lie.
+    return {name: np.ascontiguousarray(np.stack([row[name] for row in rows])) for name in rows[0]}
 
 
 def _export_cell(kind: str, fields: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

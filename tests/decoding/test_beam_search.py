@@ -258,6 +258,10 @@ BAD = {
     "no beam": (lambda: search(TABLES[0], 0, beam_size=0), "beam_size must be a positive integer"),
     "no length": (lambda: search(TABLES[0], 0, 2, length=0), "max_length must be a positive"),
     "a penalty below 0": (lambda: search(TABLES[0], 0, 2, alpha=-1.0), "length_penalty must be"),
+    "a penalty beyond float32": (
+        lambda: search(TABLES[0], 0, 2, alpha=1000.0),
+        f"length_penalty must be at most 170 for a max_length of {N}, .* got 1000.0",
+    ),
     "coverage without weights": (lambda: search(TABLES[0], 0, 2, coverage=1.0), "coverage needs"),
     "a pad outside": (lambda: search(TABLES[0], 0, 2, pad=7), r"integer in \[0, 3\), got 7"),
     "a start outside": (lambda: search(TABLES[0], [0, 3], 2), r"start must lie in \[0, 3\), got 3"),
