@@ -114,7 +114,7 @@ def mogrifier_lstm(
 
 
 def _draw_round(key: Array, rows: int, columns: int, rank: int | None) -> Array | tuple:
-    """Glorot uniform; of a product, so that its entries are as large as those of one matrix."""
+    """Glorot uniform; of a product, each of its two factors by its own shape."""
     if rank is None:
         return _glorot(key, rows, columns)
     left, right = jax.random.split(key)

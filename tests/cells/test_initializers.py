@@ -174,6 +174,65 @@ def test_a_rule_of_ones_own_is_used_as_given():
     assert (draw(rnnjax.lstm, own).bias[H : 2 * H] == 5).all()
 
 
+N, HEADS = 64, 4  # states, or what else a cell has beside its units
+SPREADS = {  # the standard deviation of every entry, where no preset is asked
+    "lmu": (rnnjax.lmu(H, N, 20.0), {"e_x": D**-0.5, "e_h": H**-0.5, "e_m": 0}),
+    "mogrifier": (
+        rnnjax.mogrifier_lstm(H, rounds=2),
+        {"rounds[0]": (2 / (D + H)) ** 0.5, "rounds[1]": (2 / (D + H)) ** 0.5},
+    ),
+    "mogrifier_of_rank": (
+        rnnjax.mogrifier_lstm(H, rounds=1, rank=16),
+        {"rounds[0][0]": (2 / (H + 16)) ** 0.5, "rounds[0][1]": (2 / (16 + D)) ** 0.5},
+    ),
+    # Of numbers that are complex half the variance is in either part.
+    "lru": (
+        rnnjax.lru(H, N),
+        {
+            **dict.fromkeys(("b_real", "b_imag"), (2 * D) ** -0.5),
+            **dict.fromkeys(("c_real", "c_imag"), N**-0.5),
+            "d": D**-0.5,
+        },
+    ),
+    "s5": (
+        rnnjax.s5(H, N),
+        {
+            **dict.fromkeys(("b_real", "b_imag"), (2 * D) ** -0.5),
+            **dict.fromkeys(("c_real", "c_imag"), (4 * N) ** -0.5),
+            "d": D**-0.5,
+        },
+    ),
+    "s4d": (rnnjax.s4d(D, N), {"c_real": 0.5**0.5, "c_imag": 0.5**0.5, "d": 1}),
+    "s6": (rnnjax.s6(D, N, step_rank=16), {"w_step": (3 * 16) ** -0.5}),
+    "mlstm": (rnnjax.mlstm(H, num_heads=HEADS), {"w_gates": 0}),
+    "convolution": (rnnjax.causal_convolution(D, 8), {"w": (3 * 8) ** -0.5, "bias": 0}),
+}
+
+
+@pytest.mark.parametrize("name", SPREADS)
+def test_what_follows_no_preset_is_as_far_spread_as_it_should_be(name):
+    part, expected = SPREADS[name]
+    params = part.init(jax.random.key(0), D)
+    leaves = {
+        jax.tree_util.keystr(path).lstrip("."): leaf
+        for path, leaf in jax.tree.leaves_with_path(params)
+    }
+    for field, spread in expected.items():
+        found = np.asarray(leaves[field], np.float64)
+        np.testing.assert_allclose(np.sqrt(np.mean(found**2)), spread, rtol=5 / found.size**0.5)
+
+
+def test_the_gates_of_an_xlstm_start_as_in_the_code_of_its_authors():
+    params = rnnjax.slstm(H, num_heads=HEADS).init(jax.random.key(0), D)
+    inside = np.arange(H // HEADS) / (H // HEADS - 1)
+    i, f, z, o = gates(params.bias, 4)
+    np.testing.assert_allclose(f, np.tile(5 - 12 * inside**0.3, HEADS), rtol=1e-6, atol=1e-6)
+    assert not np.any([i, z, o])
+    bias = rnnjax.mlstm(600, num_heads=300).init(jax.random.key(0), D).gate_bias
+    np.testing.assert_allclose(bias[300:], 3 + 3 * np.arange(300) / 299, rtol=1e-6)
+    np.testing.assert_allclose(np.std(bias[:300]), 0.1, rtol=0.15)
+
+
 @pytest.mark.parametrize("name", CELLS)
 def test_an_unknown_rule_is_refused_by_name(name):
     with pytest.raises(ValueError, match=r"initializer must be one of .*'pytorch'.* got 'he'"):
