@@ -217,7 +217,7 @@ def kind_of_part(part: Any) -> str:
     """What came in place of a cell or a layer, with what was probably meant."""
     kind = type(part).__name__
     if isinstance(part, list | tuple) and not hasattr(part, "_fields"):
-        return f"{kind}: rnnjax.stack(...) makes one layer of several"
+        return f"{kind}: rnnjax.stack(*layers) makes one layer of several"
     if inspect.isfunction(part):
         return f"{kind}: call it first, as in rnnjax.lstm(16), if {part.__name__} makes a cell"
     return kind

@@ -45,7 +45,9 @@ def carry_dtype(params: Any) -> jnp.dtype:
     return accumulation_dtype(max(floats, key=lambda dtype: dtype.itemsize))
 
 
-def affine(x: Array, w: Array, bias: Array | None = None, *, name: str = "xs") -> Array:
+def affine(
+    x: Array, w: Array, bias: Array | None = None, *, name: str = "xs", size: int | None = None
+) -> Array:
     """``x @ w + bias``: the product in the dtype of ``w``, accumulated in at least float32.
 
     Args:
@@ -53,9 +55,10 @@ def affine(x: Array, w: Array, bias: Array | None = None, *, name: str = "xs") -
         w: [D, O].
         bias: [O], or None.
         name: what ``x`` is, for the message.
+        size: O, for a head, whose weights may be those of another.
 
     Raises:
-        ValueError: ``x`` is not floating, or its size is not the one ``w`` was made for.
+        ValueError: ``x`` is not floating, or ``w`` was made for another size of it or of outputs.
     """
     check_floating(name, x)
     # Of NumPy they may be wider than JAX's arrays are.
@@ -64,6 +67,10 @@ def affine(x: Array, w: Array, bias: Array | None = None, *, name: str = "xs") -
         raise ValueError(
             f"{name} must have size {w.shape[0]} in the last axis (weights of shape {w.shape}), "
             f"got size {x.shape[-1]}"
+        )
+    if size is not None and w.shape[1:] != (size,):
+        raise ValueError(
+            f"the weights of the head must have shape {(x.shape[-1], size)}, got shape {w.shape}"
         )
     out = with_automatic_axes(_product, (x, w), x, x.ndim - 1, last_like=w)
     if bias is None:

@@ -137,5 +137,8 @@ def resolve(initializer: str | CellInitializer) -> CellInitializer:
     if isinstance(initializer, CellInitializer):
         return initializer
     if not isinstance(initializer, str) or initializer not in PRESETS:
-        raise ValueError(f"initializer must be one of {sorted(PRESETS)}, got {initializer!r}")
+        raise ValueError(
+            f"initializer must be one of {sorted(PRESETS)} or a "
+            f"rnnjax.initializers.CellInitializer, got {initializer!r}"
+        )
     return PRESETS[initializer]

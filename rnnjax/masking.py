@@ -174,10 +174,13 @@ def _integers(name: str, value: Any) -> Any:
     if not array.size and isinstance(value, list | tuple):
         return array.astype(np.int32)  # an empty list has no dtype of its own
     if not jnp.issubdtype(array.dtype, jnp.integer):
-        # In the third place other libraries take the carry.
-        meant = name == "lengths" and jnp.issubdtype(array.dtype, jnp.floating) and array.ndim > 1
-        hint = ": a carry is given by name, initial_carry=carry" if meant else ""
-        raise ValueError(f"{name} must be integers, got dtype {array.dtype}{hint}")
+        # In the third place other libraries take the carry or a mask.
+        meant = ""
+        if name == "lengths" and jnp.issubdtype(array.dtype, jnp.floating) and array.ndim > 1:
+            meant = ": a carry is given by name, initial_carry=carry"
+        if name == "lengths" and array.dtype == bool and array.ndim:
+            meant = ": a mask is given by name, mask=mask"
+        raise ValueError(f"{name} must be integers, got dtype {array.dtype}{meant}")
     return array
 
 

@@ -336,8 +336,8 @@ FAULTS = [
             f"{LAYERS}test_the_noise_of_a_layer_is_not_that_of_the_dropout_below_it",
         ),
         (
-            "apply_dropout(drop, ys, rate) if i else ys",
-            "apply_dropout(drop, ys, rate)",
+            "elementwise_dropout(drop, ys, rate) if i else ys",
+            "elementwise_dropout(drop, ys, rate)",
             f"{LAYERS}test_dropout_acts_between_layers_and_only_with_a_key",
         ),
     ),

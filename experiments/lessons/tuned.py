@@ -35,7 +35,7 @@ from experiments.running.setting_checks import Rule, check_settings, each, one_o
 from experiments.running.text import Splits, fit_encoder, make_batches
 from rnnjax._numerics import affine
 from rnnjax.data import Dataset, load
-from rnnjax.layers._common import apply_dropout
+from rnnjax.layers import elementwise_dropout
 from rnnjax.masking import max_pool, zero_padding
 from rnnjax.metrics import evaluate
 from rnnjax.models import LinearParams, Model
@@ -138,8 +138,10 @@ def build_model(tuning: Tuning, odds: Odds | None, vocab_size: int, num_classes:
             total = zero_padding(valid, words + pairs).sum(axis=1)
             count = jnp.maximum(valid.sum(axis=-1, keepdims=True), 1)
             straight = params.gain * total / jnp.sqrt(count)
-        _, ys = layer.apply(params.encoder, apply_dropout(drop_in, xs, tuning.dropout), mask=valid)
-        pooled = apply_dropout(drop_out, max_pool(ys, valid), tuning.dropout)
+        _, ys = layer.apply(
+            params.encoder, elementwise_dropout(drop_in, xs, tuning.dropout), mask=valid
+        )
+        pooled = elementwise_dropout(drop_out, max_pool(ys, valid), tuning.dropout)
         return affine(pooled, params.head.w, params.head.bias) + straight
 
     return Model(init, apply)

@@ -89,9 +89,8 @@ def make_head(
 
     def apply(params: HeadParams, hs: Array) -> Any:
         params = check_params(params, HeadParams)
-        return distribution(
-            affine(jnp.asarray(masking.as_array("hs", hs)), params.w, params.bias, name="hs")
-        )
+        hs = jnp.asarray(masking.as_array("hs", hs))
+        return distribution(affine(hs, params.w, params.bias, name="hs", size=num_parameters))
 
     @functools.cache
     def single() -> Any:

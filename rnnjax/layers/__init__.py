@@ -2,6 +2,7 @@
 
 from ._asking_before import AttentionCellParams as AttentionCellParams
 from ._asking_before import SelectorParams as SelectorParams
+from ._common import elementwise_dropout as elementwise_dropout
 from ._input_feeding import FeedingCarry as FeedingCarry
 from ._input_feeding import InputFeedingParams as InputFeedingParams
 from ._memory import Attended as Attended

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rnnjax._checks import check_key, check_params, describe
+from rnnjax._checks import check_floating, check_key, check_params, check_rate, describe
 from rnnjax._devices import with_automatic_axes
 from rnnjax._numerics import draw_flags
 from rnnjax.base import Apply, Carry, Direction, Key, Layer, Params
@@ -17,16 +17,32 @@ from rnnjax.engine._arguments import check_xs
 StepArguments = dict[str, Any]
 
 
-def apply_dropout(key: Key | None, xs: Array, rate: float) -> Array:
-    """``xs`` with each element zeroed at ``rate`` and the rest scaled by ``1 / (1 - rate)``.
+def elementwise_dropout(key: Key | None, xs: Array, rate: float) -> Array:
+    r"""``xs`` [...] with each element zeroed at ``rate`` and the rest scaled.
 
-    Without a key, or at rate 0, ``xs`` itself.
+    .. math:: x \odot m / (1 - p), \quad m \in \{0, 1\}, \; P(m = 0) = p
+
+    Without a key, or at rate 0, ``xs`` itself. What goes through time is better dropped by
+    :func:`rnnjax.models.locked_dropout`, the same at all steps, or by a regulariser of the cell.
+
+    Raises:
+        ValueError: a rate outside [0, 1), ``xs`` not floating, or no key.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from rnnjax.layers import elementwise_dropout
+        >>> dropped = elementwise_dropout(jax.random.key(0), jnp.ones((5, 8)), 0.5)
+        >>> sorted(set(dropped.ravel().tolist())), bool(jnp.all(dropped == dropped[:1]))
+        ([0.0, 2.0], False)
 
     References:
         Srivastava et al., "Dropout", JMLR 15 (2014).
     """
+    rate = check_rate("rate", rate)
     if key is None or rate == 0.0:
         return xs
+    key = check_key(key)
+    check_floating("xs", xs)
 
     def dropped(given: tuple[Key, Array]) -> Array:
         keep = draw_flags(given[0], 1.0 - rate, xs.shape)

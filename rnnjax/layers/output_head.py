@@ -69,7 +69,8 @@ def output_head(
         params: HeadParams, xs: Array, steps: StepArguments, initial_carry: Carry, key: Key | None
     ) -> tuple[Carry, Array]:
         carry, hs = below.apply(params.layer, xs, **steps, initial_carry=initial_carry, key=key)
-        ys = affine(hs, as_operand(policy, params.w), params.bias, name="the output of the layer")
+        w = as_operand(policy, params.w)
+        ys = affine(hs, w, params.bias, name="the output of the layer", size=size)
         ys = as_state(policy, ys if activation is None else activation(ys))
         valid = masking.valid_steps(steps["lengths"], steps["mask"], hs.shape[:-2], hs.shape[-2])
         return carry, masking.zero_padding(valid, ys)

@@ -8,8 +8,8 @@ from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Layer
 from rnnjax.layers._common import (
     StepArguments,
-    apply_dropout,
     check_parts,
+    elementwise_dropout,
     joint_direction,
     split_context,
     split_key,
@@ -66,7 +66,7 @@ def stack(*layers: Cell | Layer, dropout: float = 0.0, policy: Policy | None = N
         keys = zip(split_key(key, len(floors)), split_key(key, len(floors), 1), strict=True)
         steps_of = split_context(steps, len(floors))
         for i, (floor, (inner, drop)) in enumerate(zip(floors, keys, strict=True)):
-            ys = apply_dropout(drop, ys, rate) if i else ys
+            ys = elementwise_dropout(drop, ys, rate) if i else ys
             carry, ys = floor.apply(params[i], ys, **steps_of[i], initial_carry=start[i], key=inner)
             carries.append(carry)
         return tuple(carries), ys

@@ -12,7 +12,7 @@ from rnnjax._numerics import affine
 from rnnjax.base import Cell, Key, Layer
 from rnnjax.engine._arguments import check_xs
 from rnnjax.initializers import draw_linear
-from rnnjax.layers._common import apply_dropout
+from rnnjax.layers._common import elementwise_dropout
 from rnnjax.layers.recurrent import as_layer, not_a_layer
 from rnnjax.models.embedding import Embedding, check_tokens
 from rnnjax.segments import resets_from_segment_ids
@@ -83,14 +83,15 @@ class Encoding(NamedTuple):
         else:
             ids = check_tokens(inputs, self.embedding.vocab_size, valid=valid)
             xs = self.embedding.apply(params.embedding, ids)
-        xs = apply_dropout(keys[0], xs, self.rate)
+        xs = elementwise_dropout(keys[0], xs, self.rate)
         return self.layer.apply(params.encoder, xs, mask=valid, resets=resets, key=keys[1])[1]
 
     def logits(self, head: LinearParams, ys: Array, key: Key | None) -> Array:
         """The head on outputs, or on pools of them."""
         head = check_params(head, LinearParams, "params.head")
-        ys = apply_dropout(key, ys, self.rate)
-        return affine(ys, as_operand(self.policy, head.w), head.bias, name="the encoder's output")
+        ys = elementwise_dropout(key, ys, self.rate)
+        w = as_operand(self.policy, head.w)
+        return affine(ys, w, head.bias, name="the encoder's output", size=self.num_classes)
 
     def as_inputs(self, inputs: Any) -> tuple[Any, tuple[int, ...]]:
         """Token ids [..., T], vectors [..., T, D] or a tree of them, and their shape up to T.

@@ -239,7 +239,8 @@ def _step(
 def _logits(parts: _Parts, params: LanguageModelParams, hs: Array) -> Array:
     if parts.softmax is not None:
         return parts.softmax.log_probs(params.head, hs)
-    return affine(hs, *_head_weights(parts, params), name="hs")
+    vocab_size = parts.embedding.vocab_size
+    return affine(hs, *_head_weights(parts, params), name="hs", size=vocab_size)
 
 
 def _head_weights(parts: _Parts, params: LanguageModelParams) -> tuple[Array, Array]:

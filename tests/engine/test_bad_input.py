@@ -120,6 +120,12 @@ CASES = {
         "an array for recurrent",
         "None",
     ),
+    "mask as lengths": (
+        lambda: unroll(XS, jnp.ones((2, 5), bool)),
+        "lengths",
+        "integers",
+        "bool: a mask is given by name, mask=mask",
+    ),
     "hidden of another size": (
         lambda: rnnjax.unroll(CELL._replace(hidden=lambda carry: carry.h[:3]), PARAMS, XS),
         "a cell's hidden(carry)",

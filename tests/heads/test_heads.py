@@ -310,6 +310,9 @@ BAD = {
     "mask must be an array of numbers, got str": lambda: HEADS["bernoulli"].loss(
         np.zeros((2, 5)), np.zeros((2, 5)), "ab"
     ),
+    "the weights of the head must have shape (4, 5), got shape (4, 3)": lambda: HEADS[
+        "bernoulli"
+    ].apply(rnnjax.bernoulli_head(3).init(jax.random.key(0), 4), jnp.zeros((2, 4))),
     "hs must have size 4 in the last axis": lambda: HEADS["bernoulli"].apply(
         HEADS["bernoulli"].init(jax.random.key(0), 4), jnp.zeros((2, 3))
     ),

@@ -176,6 +176,9 @@ BAD = {
     r"xs must have shape \[\.\.\., T, 3\], got shape \(2, 4\)": lambda: CONVOLUTION.apply(
         drawn(CONVOLUTION, SIZE), np.zeros((2, 4))
     ),
+    r"params.w must have shape \(4, 3\), got shape \(4, 1\)": lambda: CONVOLUTION.apply(
+        CONVOLUTION.init(jax.random.key(0), 3)._replace(w=np.ones((4, 1))), np.zeros((2, 4, 3))
+    ),
     "context must be None for causal_convolution": lambda: CONVOLUTION.apply(
         drawn(CONVOLUTION, SIZE), np.zeros((2, 4, 3)), context=np.zeros(2)
     ),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import rnnjax
+from rnnjax.layers import elementwise_dropout
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -94,6 +95,26 @@ def test_dropout_acts_between_layers_and_only_with_a_key():
     np.testing.assert_array_equal(dropped, layer.apply(((), ()), many, key=KEY)[1])
     single = rnnjax.stack(echo, dropout=0.25)  # neither its input nor its output is dropped
     assert np.all(single.apply(((),), many, key=KEY)[1] == 1)
+
+
+def test_elementwise_dropout_is_its_equation_and_draws_every_element_by_itself():
+    xs = jax.random.normal(KEY, (50, 40, 30))
+    dropped = np.asarray(elementwise_dropout(jax.random.key(2), xs, 0.4))
+    kept = dropped != 0
+    np.testing.assert_allclose(dropped, np.where(kept, xs / 0.6, 0), rtol=1e-6)
+    # Six standard deviations of the share of 60,000 elements, and of 1,200 along any axis.
+    assert abs(kept.mean() - 0.6) < 6 * np.sqrt(0.24 / kept.size)
+    for axes in ((0, 1), (0, 2), (1, 2)):
+        assert np.all(abs(kept.mean(axes) - 0.6) < 6 * np.sqrt(0.24 / 1200))
+    for key, rate in ((None, 0.4), (KEY, 0.0)):
+        assert elementwise_dropout(key, xs, rate) is xs
+    for arguments, message in (
+        ((KEY, xs, 1.0), r"rate must be a rate in \[0, 1\), got 1.0"),
+        ((KEY, xs.astype(int), 0.4), "xs must be of floating dtype"),
+        ((0, xs, 0.4), "key must be one key"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            elementwise_dropout(*arguments)
 
 
 def test_the_noise_of_a_layer_is_not_that_of_the_dropout_below_it():
@@ -239,6 +260,14 @@ def test_parameters_of_another_layer_are_named_wherever_they_are_given(layer, fi
     ):
         with pytest.raises(ValueError, match=rf"params must be {fields}\(.*, got a tuple of 2"):
             run()
+
+
+def test_a_head_of_another_size_is_refused():
+    """One of a single output would be added to every feature by a residual layer."""
+    layer = rnnjax.residual(rnnjax.output_head(rnnjax.gru(2), 4))
+    other = rnnjax.output_head(rnnjax.gru(2), 1).init(KEY, 4)
+    with pytest.raises(ValueError, match=r"head must have shape \(2, 4\), got shape \(2, 1\)"):
+        layer.apply(other, XS)
 
 
 def test_the_last_output_takes_lengths_as_well_as_a_mask():

@@ -164,7 +164,7 @@ def test_a_classifier_takes_them_as_encoders():
     [
         (lambda: residual(rnnjax.gru(H)).init(KEY, D), f"layer's output, {H}, got size {D}"),
         (lambda: residual("gru"), "a layer must be a rnnjax.Cell or a rnnjax.Layer, got str"),
-        (lambda: residual([rnnjax.gru(H)]), r"got list: rnnjax.stack\(...\) makes one layer"),
+        (lambda: residual([rnnjax.gru(H)]), r"got list: rnnjax.stack\(\*layers\) makes one layer"),
         (lambda: residual(rnnjax.gru), "got function: call it first"),
         (
             lambda: skip_stack(rnnjax.tagger(None, rnnjax.gru(4), 2)),
