@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
 
+from experiments.running.run_folder import read_json
 from rnnjax.data import TOKENIZERS, DataError, pad, truncate
 from rnnjax.interop.classifiers import Architecture, LayerSize, build
 from rnnjax.models import ClassifierParams
@@ -153,16 +154,6 @@ class Predictor:
         for index, row in enumerate(ids):
             if row and not 0 <= min(row) <= max(row) < size:
                 raise DataError(f"text {index} must be token ids in [0, {size}), got {row}")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The content of a file that must be in the folder of a run."""
-    if not path.is_file():
-        raise DataError(f"{path.parent} must be the folder of a run, got no {path.name} in it")
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} must be JSON, got {error}") from None
 
 
 def _parse_ids(text: str) -> list[int]:

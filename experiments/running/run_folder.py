@@ -17,6 +17,7 @@ from typing import Any, Literal
 import jax
 
 from rnnjax.checkpoint import FolderLock
+from rnnjax.data import DataError
 
 CONFIG, METRICS, TIMINGS = "config.json", "metrics.jsonl", "timings.jsonl"
 CHECKPOINTS = "checkpoints"
@@ -208,6 +209,20 @@ def plain(value: Any) -> Any:
     if hasattr(value, "item"):  # a scalar of NumPy or JAX
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_json(path: Path) -> Any:
+    """The content of a file that must be in the folder of a run.
+
+    Raises:
+        DataError: there is none, or it is no JSON.
+    """
+    if not path.is_file():
+        raise DataError(f"{path.parent} must be the folder of a run, got no {path.name} in it")
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} must be JSON, got {error}") from None
 
 
 def check_usable(path: Path, existing: str) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import types
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from experiments.running.processes import is_first
-from experiments.running.run_folder import CONFIG, check_usable, plain
+from experiments.running.run_folder import CONFIG, check_usable, plain, read_json
 from rnnjax.data import DataError
 
 # Marks a setting that says where data lie, as ``Annotated[Path, PLACE]``. Another machine may have
@@ -132,15 +131,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         DataError: there is none, or it is damaged.
     """
-    path = folder / CONFIG
-    if not path.is_file():
-        raise DataError(f"{folder} must be the folder of a run, got no {CONFIG} in it")
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} must be JSON, got {error}") from None
+    config = read_json(folder / CONFIG)
     if not isinstance(config, dict) or not isinstance(config.get("settings"), dict):
-        raise DataError(f"{path} must have the settings of a run, got {str(config)[:60]!r}")
+        raise DataError(
+            f"{folder / CONFIG} must have the settings of a run, got {str(config)[:60]!r}"
+        )
     return config
 
 
