@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.throughput.libraries.entries import Entry, Program, Refusal, compiled_entry
+from experiments.throughput.libraries.entries import Entry, Program, Refusal, one_entry
 from experiments.throughput.problems import Problem
 from rnnjax.interop import torch
 
@@ -23,10 +23,7 @@ def enter(problem: Problem) -> Iterator[Entry | Refusal]:
         reason = "it is for float32 only"
     elif problem.case.streaming:
         reason = "it has no single steps"
-    if reason:
-        yield Refusal(NAME, reason)
-    else:
-        yield compiled_entry(NAME, problem, lambda: _make(problem))
+    return one_entry(NAME, reason, problem, lambda: _make(problem))
 
 
 def _make(problem: Problem) -> Program:

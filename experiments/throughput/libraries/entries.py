@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,6 +85,13 @@ def compiled_entry(name: str, problem: Problem, make: Callable[[], Program | Ste
         return _step(problem, made) if isinstance(made, Step) else _sequence(problem, made)
 
     return Entry(name, ready)
+
+
+def one_entry(
+    name: str, refusal: str | None, problem: Problem, make: Callable[[], Program | Step]
+) -> Iterator[Entry | Refusal]:
+    """All that a library enters which runs a problem in one way, or for a reason not at all."""
+    yield Refusal(name, refusal) if refusal else compiled_entry(name, problem, make)
 
 
 def _sequence(problem: Problem, program: Program) -> Running:

@@ -16,7 +16,7 @@ from experiments.throughput.libraries.entries import (
     Program,
     Refusal,
     Step,
-    compiled_entry,
+    one_entry,
     reversed_in_time,
 )
 from experiments.throughput.problems import Problem
@@ -30,10 +30,7 @@ MISSING = {
 
 
 def enter(problem: Problem) -> Iterator[Entry | Refusal]:
-    if problem.kind in MISSING:
-        yield Refusal("equinox", MISSING[problem.kind])
-        return
-    yield compiled_entry("equinox", problem, lambda: _make(problem))
+    return one_entry("equinox", MISSING.get(problem.kind), problem, lambda: _make(problem))
 
 
 def _make(problem: Problem) -> Program | Step:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from experiments.throughput.libraries.entries import Entry, Program, Refusal, Step, compiled_entry
+from experiments.throughput.libraries.entries import Entry, Program, Refusal, Step, one_entry
 from experiments.throughput.problems import Problem
 from rnnjax.interop import linen as interop
 
@@ -17,10 +17,8 @@ CELLS = {"rnn": nn.SimpleCell, "lstm": nn.OptimizedLSTMCell, "gru": nn.GRUCell}
 
 
 def enter(problem: Problem) -> Iterator[Entry | Refusal]:
-    if problem.kind not in CELLS:
-        yield Refusal("flax.linen", "its GRU is of the reset-after form")
-        return
-    yield compiled_entry("flax.linen", problem, lambda: _make(problem))
+    reason = None if problem.kind in CELLS else "its GRU is of the reset-after form"
+    return one_entry("flax.linen", reason, problem, lambda: _make(problem))
 
 
 def _make(problem: Problem) -> Program | Step:

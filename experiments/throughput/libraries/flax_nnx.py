@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.throughput.libraries.entries import Entry, Program, Refusal, Step, compiled_entry
+from experiments.throughput.libraries.entries import Entry, Program, Refusal, Step, one_entry
 from experiments.throughput.problems import Problem
 from rnnjax.interop import nnx as interop
 
@@ -21,10 +21,8 @@ ZEROS = {"recurrent_kernel_init": nnx.initializers.zeros_init()}
 
 
 def enter(problem: Problem) -> Iterator[Entry | Refusal]:
-    if problem.kind not in CELLS:
-        yield Refusal("flax.nnx", "its GRU is of the reset-after form")
-        return
-    yield compiled_entry("flax.nnx", problem, lambda: _make(problem))
+    reason = None if problem.kind in CELLS else "its GRU is of the reset-after form"
+    return one_entry("flax.nnx", reason, problem, lambda: _make(problem))
 
 
 def _make(problem: Problem) -> Program | Step:

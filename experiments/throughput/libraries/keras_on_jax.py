@@ -11,7 +11,7 @@ os.environ.setdefault("KERAS_BACKEND", "jax")  # read when Keras is imported
 import jax.numpy as jnp
 import keras
 
-from experiments.throughput.libraries.entries import Entry, Program, Refusal, Step, compiled_entry
+from experiments.throughput.libraries.entries import Entry, Program, Refusal, Step, one_entry
 from experiments.throughput.problems import Problem
 from rnnjax.interop import keras as interop
 
@@ -25,10 +25,8 @@ LAYERS = {
 
 def enter(problem: Problem) -> Iterator[Entry | Refusal]:
     backend = keras.backend.backend()
-    if backend != "jax":
-        yield Refusal("keras", f"it runs on {backend} here: set KERAS_BACKEND=jax")
-        return
-    yield compiled_entry("keras", problem, lambda: _make(problem))
+    reason = None if backend == "jax" else f"it runs on {backend} here: set KERAS_BACKEND=jax"
+    return one_entry("keras", reason, problem, lambda: _make(problem))
 
 
 def _make(problem: Problem) -> Program | Step:
