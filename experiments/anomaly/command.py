@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.anomaly import judging
+from experiments.anomaly.baselines import baselines
 from experiments.anomaly.model import (
     build_model,
     make_parts,
@@ -20,7 +21,6 @@ from experiments.anomaly.model import (
     surprise_loss,
 )
 from experiments.anomaly.pictures import draw_surprise
-from experiments.anomaly.rivals import rivals
 from experiments.anomaly.series import Data, Watched, read_data
 from experiments.anomaly.settings import Request, Settings
 from experiments.running.command_line import run_program
@@ -135,7 +135,7 @@ def _judged(
     alarm, scores = _scored(by_network, data)
     figures = {NETWORK: _figures(data, alarm, scores)}
     normal = [scale(part.values) for part in data.train]
-    for name, scorer in rivals(normal, settings.season, settings.seed).items():
+    for name, scorer in baselines(normal, settings.season, settings.seed).items():
 
         def by_rule(parts: Sequence[Watched], scorer: Callable = scorer) -> list[np.ndarray]:
             return [scorer(scale(part.values)) for part in parts]

@@ -31,7 +31,7 @@ class Settings(TrainingSettings):
     length: int = 600
     """Steps of a generated series."""
     season: int = 20
-    """Steps of a beat, roughly; of a file, those of what recurs. Only the simple rivals need it."""
+    """Steps of a beat, roughly; of a file, those of what recurs. Only the baselines need it."""
 
     cell: Literal["gru", "lstm", "vanilla"] = "gru"
     """The recurrent cell."""

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from experiments.forecast.rivals import scale_of
+from experiments.forecast.baselines import scale_of
 from experiments.forecast.series import Window
 
 HELD = 0.8  # the share that a band is to hold

@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.forecast.calibration import band_shift, disjoint_futures, least_futures, shifted
-from experiments.forecast.model import build_network, forecast, make_parts, pinball
-from experiments.forecast.pictures import Shown, draw_forecasts
-from experiments.forecast.rivals import (
+from experiments.forecast.baselines import (
     coverage,
     last_value,
     linear_autoregression,
     mase,
     seasonal_naive,
 )
+from experiments.forecast.calibration import band_shift, disjoint_futures, least_futures, shifted
+from experiments.forecast.model import build_network, forecast, make_parts, pinball
+from experiments.forecast.pictures import Shown, draw_forecasts
 from experiments.forecast.series import PACKAGED, Windows, cut, read_ends, read_sets
 from experiments.forecast.settings import Request, Settings
 from experiments.running.command_line import run_program
@@ -33,7 +33,7 @@ from rnnjax.data import DataError
 
 PROGRAM = "python -m experiments.forecast"
 PICTURE, KNOWN = "forecasts.png", "band.json"
-RIVALS = ("last value", "seasonal naive", "linear autoregression")
+BASELINES = ("last value", "seasonal naive", "linear autoregression")
 
 # By set: the error of each forecast, "coverage", "coverage as learnt", "band shift", "futures".
 Figures = dict[str, dict[str, float]]
@@ -102,13 +102,13 @@ def compare(
     quantiles = shifted(raw, test, shift)
     low, median, high = (quantiles[..., k] for k in range(3))
     naive = seasonal_naive(test, settings.season)
-    rivals = (
+    baselines = (
         last_value(test, settings.season),
         naive,
         linear_autoregression(windows.train, test),
     )
     figures = {"network": mase(median, test)}
-    figures |= {name: mase(f, test) for name, f in zip(RIVALS, rivals, strict=True)}
+    figures |= {name: mase(f, test) for name, f in zip(BASELINES, baselines, strict=True)}
     figures["coverage"] = coverage(low, high, test)
     figures["coverage as learnt"] = coverage(raw[..., 0], raw[..., 2], test)
     figures["band shift"] = shift
@@ -122,7 +122,7 @@ def _report(figures: Figures) -> None:
     rows = [
         {
             "set": name,
-            **{key: f"{own[key]:.3f}" for key in ("network", *RIVALS)},
+            **{key: f"{own[key]:.3f}" for key in ("network", *BASELINES)},
             "in the 80 % band": f"{own['coverage']:.3f}",
         }
         for name, own in figures.items()
@@ -137,7 +137,7 @@ def _report(figures: Figures) -> None:
                     f"{own['futures']}"
                 )
             )
-        better = [rival for rival in RIVALS if own[rival] <= own["network"]]
+        better = [baseline for baseline in BASELINES if own[baseline] <= own["network"]]
         if better:
             print(wrapped(f"{name}: the network is not better than {' and '.join(better)}"))
 

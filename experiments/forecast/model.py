@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import rnnjax
-from experiments.forecast.rivals import scale_of
+from experiments.forecast.baselines import scale_of
 from experiments.forecast.series import Window, Windows
 from experiments.forecast.settings import Settings
 from experiments.running.loss_fitting import Parts

@@ -7,6 +7,13 @@ import numpy as np
 import pytest
 
 from experiments.anomaly import command, judging
+from experiments.anomaly.baselines import (
+    baselines,
+    last_value,
+    linear_autoregression,
+    moving_z,
+    seasonal,
+)
 from experiments.anomaly.model import (
     build_model,
     cut,
@@ -15,7 +22,6 @@ from experiments.anomaly.model import (
     surprise,
     surprise_loss,
 )
-from experiments.anomaly.rivals import last_value, linear_autoregression, moving_z, rivals, seasonal
 from experiments.anomaly.series import KINDS, Data, Watched, make_series, read_csv, read_data
 from experiments.anomaly.settings import Settings
 from experiments.running.scaling import Scale
@@ -90,7 +96,7 @@ def test_a_fault_is_found_by_one_alarm_during_it():
     assert judging.faults_found([fault == 2], [fault], 1) == 0
 
 
-def test_rivals_are_what_their_rules_say():
+def test_baselines_are_what_their_rules_say():
     values = np.array([1.0, 5.0, 2.0, 8.0] * 10)[:, None]
     assert last_value(values)[:4].tolist() == [0, 4, 3, 6]
     assert not seasonal(values, 4).any()
@@ -100,12 +106,12 @@ def test_rivals_are_what_their_rules_say():
     assert moving_z(values, 4)[5] == pytest.approx(abs(5 - mean) / spread)
 
 
-def test_no_rival_reads_a_step_ahead():
+def test_no_baseline_reads_a_step_ahead():
     rng = np.random.default_rng(0)
     train, values = rng.normal(size=(60, 2)), rng.normal(size=(40, 2))
     changed = values.copy()
     changed[25:] += 3
-    for name, scorer in rivals([train], 5, 0).items():
+    for name, scorer in baselines([train], 5, 0).items():
         np.testing.assert_allclose(scorer(values)[:25], scorer(changed)[:25], err_msg=name)
 
 

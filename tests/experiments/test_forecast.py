@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from experiments.forecast import command
-from experiments.forecast.calibration import band_shift, disjoint_futures, shifted
-from experiments.forecast.rivals import (
+from experiments.forecast.baselines import (
     coverage,
     last_value,
     linear_autoregression,
@@ -13,6 +12,7 @@ from experiments.forecast.rivals import (
     scale_of,
     seasonal_naive,
 )
+from experiments.forecast.calibration import band_shift, disjoint_futures, shifted
 from experiments.forecast.series import GENERATED, PACKAGED, Window, cut, read_csv, read_sets
 from experiments.forecast.settings import Settings
 from rnnjax.data import DataError
@@ -88,7 +88,7 @@ def window_of(values, count=8, horizon=6):
     return Window(past, future, np.full(20, 2.0), np.zeros(20))
 
 
-def test_rivals_are_right_where_they_must_be():
+def test_baselines_are_right_where_they_must_be():
     season = np.tile([1.0, 5.0, 2.0, 8.0], 20)
     window = window_of(season)
     assert mase(seasonal_naive(window, 4), window) == 0  # also beyond one season

@@ -10,7 +10,7 @@ from experiments.running.packages import is_installed
 
 Scorer = Callable[[np.ndarray], np.ndarray]  # scaled values [T, D] -> scores [T]
 
-# The rivals that look back over a window look back over so many beats.
+# How many beats the baselines look back that read a window.
 _BEATS = 2
 
 
@@ -57,7 +57,7 @@ def isolation_forest(train: Sequence[np.ndarray], width: int, seed: int) -> Scor
     return lambda values: -forest.score_samples(inputs(values))
 
 
-def rivals(train: Sequence[np.ndarray], season: int, seed: int) -> dict[str, Scorer]:
+def baselines(train: Sequence[np.ndarray], season: int, seed: int) -> dict[str, Scorer]:
     """All of them, by name; the forest of scikit-learn where that is installed."""
     found: dict[str, Scorer] = {
         "last value": last_value,
