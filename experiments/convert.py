@@ -353,7 +353,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
     request: Any = parse(COMMANDS, "python -m experiments.convert", given)
-    return exit_code(lambda: ACTIONS[type(request)](request), ImportError)
+    return exit_code(lambda: ACTIONS[type(request)](request))
 
 
 if __name__ == "__main__":

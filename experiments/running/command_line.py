@@ -57,8 +57,8 @@ def run_program(
                     print(f"{settings.out}: nothing to resume yet, beginning at the first step")
                 train(settings)
 
-    failures, also = Failures(), (CheckpointError, NonFiniteError, ModuleNotFoundError)
-    return failures.exit_code(lambda: exit_code(run, *also))
+    failures = Failures()
+    return failures.exit_code(lambda: exit_code(run, CheckpointError, NonFiniteError))
 
 
 def parse_settings(

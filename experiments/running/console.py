@@ -265,7 +265,8 @@ def exit_code(action: Callable[[], object], *also: type[Exception]) -> int:
 
     Args:
         action: what it does.
-        also: errors that its user can mend, beside ValueError, OSError and too little memory.
+        also: errors that its user can mend, beside ValueError, OSError, too little memory
+            and a package that is not installed.
 
     Returns:
         0; 2 after such an error; 130 after Ctrl-C; 143 and the like after a signal at which the
@@ -292,6 +293,13 @@ def exit_code(action: Callable[[], object], *also: type[Exception]) -> int:
         return 130
     except BrokenPipeError:
         return nobody_reads()
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]  # none where the message says it all
+        if package in ("experiments", "rnnjax"):
+            raise
+        told = f"the package {package} must be installed, got none" if package else str(error)
+        complain(f"error: {told}")
+        return 2
     except Exception as error:
         if not isinstance(error, (ValueError, OSError, *also)) and not is_out_of_memory(error):
             raise

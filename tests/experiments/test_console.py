@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import importlib
 import io
 import json
 import math
@@ -241,6 +242,14 @@ def test_too_little_memory_is_said_to_be_so_whatever_jax_calls_it(capsys):
 
     assert exit_code(fail) == 2
     assert capsys.readouterr().err.startswith("error: out of memory (INTERNAL: Out of memory alloc")
+
+
+def test_a_package_that_is_not_installed_is_said_and_a_part_of_ours_is_a_fault(capsys):
+    assert exit_code(lambda: importlib.import_module("no_such_package.part")) == 2
+    expected = "error: the package no_such_package must be installed, got none\n"
+    assert capsys.readouterr().err == expected
+    with pytest.raises(ModuleNotFoundError):
+        exit_code(lambda: importlib.import_module("rnnjax.no_such_part"))
 
 
 def test_a_file_that_is_where_a_folder_should_be_is_said_to_be_one(tmp_path):
