@@ -60,6 +60,7 @@ DRAWN = {
     **{
         name: lambda key, row=row: cases.build(row).init(key, cases.D)
         for name, row in cases.LAYERS.items()
+        if not name.endswith("_reverse")
     },
     **{name: lambda key, cell=cell: cell.init(key, D) for name, cell in ATTENTION_CELLS.items()},
     "slstm_of_heads": lambda key: rnnjax.slstm(4, num_heads=2).init(key, D),

@@ -317,6 +317,10 @@ def test_the_masks_of_inputs_and_hidden_units_are_drawn_apart():
     # Of masks drawn apart, half of the places agree; of one mask drawn twice, all.
     assert noise.inputs.shape == noise.hidden.shape == (500, H)
     assert abs(np.mean(noise.inputs == noise.hidden) - 0.5) < 0.05
+    # So are those of one transformer on another: a quarter is kept by both.
+    twice = variational_dropout(variational_dropout(LSTM, inputs=0.5), inputs=0.5)
+    kept = twice.noise(KEY, twice.init(KEY, H), rnnjax.NoiseShape(500, T, H)).inputs > 0
+    assert abs(np.mean(kept) - 0.25) < 0.05
 
 
 def test_weight_drop_has_one_mask_for_all_sequences_and_steps():
