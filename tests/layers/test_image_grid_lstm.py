@@ -130,6 +130,17 @@ def test_one_row_is_a_grid_over_time_and_depth():
     np.testing.assert_allclose(found[:, 0], expected, **EXACT)
 
 
+def test_the_first_weights_are_of_the_initializer():
+    grid = rnnjax.image_grid_lstm(H, 2, tied=False, initializer="keras")
+    sides = grid.init(jax.random.key(0), D)[2:]
+    for place, side in enumerate(sides):
+        for w, bias in zip(side.w, side.bias, strict=True):
+            own = w[place * H : (place + 1) * H]
+            np.testing.assert_allclose(own @ own.T, np.eye(H), atol=1e-6)
+            np.testing.assert_array_equal(bias, np.repeat([0, 1, 0, 0], H))
+    assert len({float(w[0, 0]) for side in sides for w in side.w}) == 6  # each drawn by itself
+
+
 def test_tied_layers_are_untied_ones_of_equal_weights_and_batch_axes_are_free():
     grid, params = made()
     copied = (jax.tree.map(lambda a: jnp.stack([a] * L), side) for side in params[2:])
