@@ -159,8 +159,8 @@ class Part(NamedTuple):
 
     @property
     def is_flat(self) -> bool:
-        """Steps compile nothing more, and leave less behind than the smallest leak would."""
-        growth = self.slope.value - 2 * self.slope.error
+        """Steps compile nothing more, and are known to leave less behind than the smallest leak."""
+        growth = self.slope.value + 2 * self.slope.error
         return growth < FLAT and self.first.programs == self.last.programs
 
     def written(self) -> dict[str, Any]:

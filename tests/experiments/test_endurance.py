@@ -107,6 +107,8 @@ def test_a_leak_of_one_small_array_in_every_step_is_noticed():
     assert not leaking.is_flat
     assert abs(leaking.slope.value - 400) < 4 * leaking.slope.error < 20
     assert abs(leaking.overall.value - 400) < 4 * leaking.overall.error < 20
+    # A slope that is too uncertain to exclude a leak is not called flat.
+    assert not part(lambda n: 5e8 + 1_000 * noise[n]).is_flat
 
 
 def test_what_the_saves_leave_is_told_apart_from_what_the_steps_leave():
