@@ -164,6 +164,9 @@ def test_the_newest_is_the_last_one_saved_and_a_step_can_be_asked_for(tmp_path):
     assert float(restored(tmp_path, step=20).state["w"][0, 0]) == 20
     with pytest.raises(CheckpointError, match="must have a whole checkpoint of step 7, got none"):
         restored(tmp_path, step=7)
+    (tmp_path / "000003-step-10").rename(tmp_path / "999999-step-10")
+    saved(tmp_path, 15)  # the number of this one has a seventh digit
+    assert restored(tmp_path).step == 15
 
 
 def test_only_the_last_ones_are_kept(tmp_path):
