@@ -154,6 +154,10 @@ def test_restored_arrays_are_where_those_of_the_template_are(tmp_path):
     assert not restored(tmp_path).state["w"].committed
     abstract = {"w": jax.ShapeDtypeStruct((40, 3), jnp.float32, sharding=there)}
     assert restored(tmp_path, abstract).state["w"].sharding == there
+    keys = {"keys": jax.device_put(jax.random.split(jax.random.key(0)), there)}
+    with Checkpoints(tmp_path / "keys") as checkpoints:
+        checkpoints.save(1, keys)
+    assert restored(tmp_path / "keys", keys).state["keys"].sharding == there
 
 
 def test_the_newest_is_the_last_one_saved_and_a_step_can_be_asked_for(tmp_path):
