@@ -56,7 +56,11 @@ ATTENTION_CELLS = {
     "selector": rnnjax.attention_cell(rnnjax.gru(H), D, selector=True, hard=True),
     "input_feeding": rnnjax.attention_cell(rnnjax.gru(H), D, input_feeding=True),
 }
+NOISY = rnnjax.attention_cell(rnnjax.variational_dropout(rnnjax.gru(H), 0.1, 0.1), D, hard=True)
 DRAWN = {
+    "noise": lambda key: NOISY.noise(
+        key, NOISY.init(jax.random.key(1), D), rnnjax.NoiseShape(B, T, D)
+    ),
     **{
         name: lambda key, row=row: cases.build(row).init(key, cases.D)
         for name, row in cases.LAYERS.items()
