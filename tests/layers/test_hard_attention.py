@@ -218,6 +218,18 @@ def test_the_penalty_of_16_bits_is_summed_in_32():
     np.testing.assert_allclose(rnnjax.doubly_stochastic_penalty(weights)[0], expected, rtol=1e-2)
 
 
+def test_costs_of_16_bits_are_summed_in_32():
+    """600 of 1, whose sum in bfloat16 would stand still at 256."""
+    weights, drawn = jnp.full((1, 600, 2), 0.5), jnp.zeros((1, 600, 2)).at[..., 0].set(1.0)
+
+    def loss(weights):
+        costs = jnp.ones((1, 600), jnp.bfloat16)
+        return jnp.sum(rnnjax.score_function(costs, weights, drawn, baseline=0.0))
+
+    expected = 2.0 * np.arange(600, 0, -1)  # what is to come, times the slope of the logarithm
+    np.testing.assert_allclose(jax.grad(loss)(weights)[0, :, 0], expected, rtol=1e-6)
+
+
 BAD = {
     "hard input feeding": (
         lambda: rnnjax.attention_cell(CELL, M, input_feeding=True, hard=True),
