@@ -129,7 +129,8 @@ def as_array(name: str, value: Any) -> Any:
         kind = type(value).__name__
         raise ValueError(f"{name} must be readable by NumPy, got {kind}: {error}") from error
     is_number = jnp.issubdtype(array.dtype, np.number) or array.dtype == np.bool_
-    if not is_number or array.dtype.kind == "m":  # spans of time, which are integers to NumPy
+    # Spans of time are integers to NumPy, and JAX has no floats of more than 64 bits.
+    if not is_number or array.dtype.kind == "m" or array.real.dtype.itemsize > 8:
         came = f"{type(value).__name__} (dtype {array.dtype})"
         raise ValueError(f"{name} must be an array of numbers, got {came}: {value!r:.60}")
     return array

@@ -212,12 +212,17 @@ def explain_failure(cell: Cell, params: Any, xs: Any) -> None:
             f"params must have the structure {describe(made)}, as cell.init gives, "
             f"got {describe(params)}"
         )
-    leaves = [
-        (f"params{jax.tree_util.keystr(path)}", expected, masking.as_array("params", leaf))
-        for (path, expected), leaf in zip(
-            jax.tree.leaves_with_path(made), jax.tree.leaves(params), strict=True
-        )
-    ]
+    leaves = []
+    for (path, expected), leaf in zip(
+        jax.tree.leaves_with_path(made), jax.tree.leaves(params), strict=True
+    ):
+        name = f"params{jax.tree_util.keystr(path)}"
+        leaves.append((name, expected, masking.as_array(name, leaf)))
+        if not isinstance(leaf, Array | np.ndarray | np.generic | bool | int | float | complex):
+            raise ValueError(
+                f"{name} must be an array of JAX or NumPy, got {type(leaf).__name__}: "
+                "rnnjax.interop takes weights of other libraries"
+            )
     for name, expected, given in leaves:
         # A leaf with as many rows as the inputs have features says how many it was made for.
         rows = expected.shape[:1] == xs.shape[-1:] and given.ndim == len(expected.shape)

@@ -24,6 +24,15 @@ class Unreadable:
         raise RuntimeError("no numbers here")
 
 
+class Foreign:
+    """As a tensor of PyTorch that NumPy can read."""
+
+    shape, dtype = (4, 16), np.dtype(np.float32)
+
+    def __array__(self, dtype=None, copy=None):
+        return np.ones(self.shape, self.dtype)
+
+
 def unroll(xs=XS, *args, **options):
     return rnnjax.unroll(CELL, PARAMS, xs, *args, **options)
 
@@ -137,6 +146,18 @@ CASES = {
         "xs",
         "an array of numbers",
         "timedelta64[s]",
+    ),
+    "floats of more than 64 bits": (
+        lambda: rnnjax.unroll(CELL, PARAMS, np.zeros((5, 3), np.longdouble)),
+        "xs",
+        "an array of numbers",
+        f"ndarray (dtype {np.dtype(np.longdouble)})",
+    ),
+    "parameters of another library": (
+        lambda: rnnjax.unroll(CELL, PARAMS._replace(w_hh=Foreign()), XS),
+        "params.w_hh",
+        "an array of JAX or NumPy",
+        "got Foreign",
     ),
     "input and time in the wrong order": (
         lambda: rnnjax.unroll(UNEVEN, UNEVEN.init(KEY, 3), (XS[..., :1], XS)),
