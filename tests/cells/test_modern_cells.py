@@ -189,6 +189,16 @@ def test_decays_of_the_rg_lru_start_where_they_are_told_to():
     start = np.exp(-8 * np.log1p(np.exp(decay)))
     assert np.all((start >= 0.5 - 1e-5) & (start <= 0.6 + 1e-5))
     assert np.ptp(start) > 0.09
+    one = rnnjax.rg_lru(2, min_decay=0.5, max_decay=0.5).init(jax.random.key(0), D).decay
+    assert_allclose(np.exp(-8 * np.log1p(np.exp(one))), 0.5, rtol=1e-5)
+
+
+def test_a_cornn_without_damping_keeps_its_energy():
+    cell = rnnjax.cornn(1, time_step=0.1, frequency=2.0, damping=0)
+    params = jax.tree.map(jnp.zeros_like, cell.init(jax.random.key(0), 1))
+    start = rnnjax.CoRNNCarry(jnp.ones(1), jnp.zeros(1))
+    (y, z), _ = rnnjax.unroll(cell, params, jnp.zeros((777, 1)), initial_carry=start)
+    assert_allclose(z**2 + 2 * y**2 - 0.1 * 2 * y * z, 2, rtol=1e-4)  # of the map of one step
 
 
 @pytest.mark.parametrize(("size", "theta"), [(1, 1.0), (6, 3.0), (40, 784.0), (8, 0.5)])
