@@ -546,8 +546,8 @@ FAULTS = [
             f"{BLOCKS}test_a_causal_convolution_sees_the_real_steps_of_its_own_segment[mask-2]",
         ),
         (
-            "    places = length + jnp.arange(reach)",
-            "    places = 0 * length + time + jnp.arange(reach)",
+            "    places = length + _numbers(reach",
+            "    places = 0 * length + time + _numbers(reach",
             f"{BLOCKS}test_a_causal_convolution_sees_the_real_steps_of_its_own_segment[lengths-2]",
         ),
     ),
