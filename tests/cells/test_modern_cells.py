@@ -193,6 +193,15 @@ def test_decays_of_the_rg_lru_start_where_they_are_told_to():
     assert_allclose(np.exp(-8 * np.log1p(np.exp(one))), 0.5, rtol=1e-5)
 
 
+def test_a_coupled_lstm_whose_gate_is_open_still_forgets_exponentially():
+    cell = rnnjax.coupled_lstm(1)
+    params = jax.tree.map(jnp.zeros_like, cell.init(jax.random.key(0), 1))
+    params = params._replace(bias=jnp.array([20.0, 0, 0]))
+    start = rnnjax.LSTMCarry(jnp.zeros(1), jnp.ones(1))
+    carry, _ = rnnjax.unroll(cell, params, jnp.zeros((1, 1)), initial_carry=start)
+    assert_allclose(carry.c, 1 / (1 + np.exp(20)), rtol=1e-5)
+
+
 def test_a_cornn_without_damping_keeps_its_energy():
     cell = rnnjax.cornn(1, time_step=0.1, frequency=2.0, damping=0)
     params = jax.tree.map(jnp.zeros_like, cell.init(jax.random.key(0), 1))
