@@ -25,13 +25,12 @@ import rnnjax
 from experiments.running import curves
 from experiments.running.classifier_fitting import classification_loss
 from experiments.running.console import Progress, exit_code
-from experiments.running.data_folder import check_folder
 from experiments.running.parsing import parse
 from experiments.running.room import require_room
 from experiments.running.run_folder import RunFolder, environment
 from experiments.running.setting_checks import check_settings
-from experiments.running.text import Splits, fit_encoder, hold_out, make_batches, take
-from rnnjax.data import Batch, load
+from experiments.running.text import Splits, read_batches
+from rnnjax.data import Batch
 from rnnjax.masking import mean_pool
 from rnnjax.metrics import compute, evaluate
 
@@ -261,31 +260,6 @@ class Outcome(NamedTuple):
     seconds: float  # compiling included
 
 
-def prepare(settings: Settings) -> tuple[Splits, Sizes]:
-    """The batches, and what they decide of the model."""
-    check_folder(settings)
-    dataset = load(settings.dataset, data_dir=settings.data_dir, seed=settings.seed)
-    training, validation = hold_out(dataset, 0.1, settings.seed)
-    parts = (take(training, settings.take), validation, dataset.test)
-    encode = fit_encoder(
-        parts[0].texts,
-        tokenizer="basic_english",
-        vocabulary_size=settings.vocabulary_size,
-        min_count=2,
-        max_length=settings.max_length,
-        keep="head",
-    )
-    splits = make_batches(
-        encode,
-        parts,
-        num_classes=len(dataset.label_names),
-        batch_size=settings.batch_size,
-        buckets=settings.buckets,
-        seed=settings.seed,
-    )
-    return splits, Sizes(len(encode.vocabulary), len(dataset.label_names))
-
-
 def train(settings: Settings, trainer: Trainer, splits: Splits, run: RunFolder) -> Outcome:
     """Train, with a record of every step and epoch, and look at the test set once."""
     began, losses = time.perf_counter(), []
@@ -332,7 +306,9 @@ def largest_difference(outcomes: dict[str, Outcome]) -> float:
 def compare(settings: Settings, folder: Path) -> dict[str, Outcome]:
     """Train through every interface asked for, and print how they compare."""
     check_settings(settings)
-    splits, sizes = prepare(settings)
+    most, longest = settings.vocabulary_size, settings.max_length
+    splits, *found = read_batches(settings, vocabulary_size=most, max_length=longest)
+    sizes = Sizes(*found)
     model = make_model(settings, sizes)
     require_room(model.init)
     params = model.init(jax.random.key(settings.seed))

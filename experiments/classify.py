@@ -34,7 +34,7 @@ from experiments.running.classifier import Predictor as Predictor
 from experiments.running.classifier_fitting import Fitted, Recipe, fit
 from experiments.running.command_line import run_program
 from experiments.running.console import command, parameter_table, wrapped
-from experiments.running.data_folder import check_folder, find_folder, lies_elsewhere
+from experiments.running.data_folder import check_folder, lies_elsewhere
 from experiments.running.devices import Devices, find_devices
 from experiments.running.interrupts import resumable
 from experiments.running.opening import open_run
@@ -45,6 +45,7 @@ from experiments.running.run_settings import stored_config
 from experiments.running.setting_checks import MOST_SEEDS, check_settings, refuse_unread
 from experiments.running.text import Encoder, Splits, fit_encoder, hold_out, make_batches, take
 from rnnjax.data import NAMES, DataError, Dataset, Examples, load
+from rnnjax.data._local_files import data_folder
 from rnnjax.data.tables import SUFFIXES
 from rnnjax.weights import save_weights
 
@@ -254,11 +255,11 @@ def located(settings: Settings) -> Settings:
     A run that is resumed from elsewhere must find its data again.
     """
     dataset = settings.dataset
-    data_dir = None if lies_elsewhere(dataset) else find_folder(settings.data_dir)
+    data_dir = None if lies_elsewhere(dataset) else data_folder(settings.data_dir)
     return dataclasses.replace(
         settings,
         out=chosen_folder(settings.out, f"classify-{Path(settings.dataset).name}"),
-        data_dir=Path(data_dir).absolute() if data_dir else None,
+        data_dir=data_dir.absolute() if data_dir else None,
         dataset=str(Path(dataset).absolute()) if Path(dataset).is_file() else dataset,
     )
 

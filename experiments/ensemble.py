@@ -23,12 +23,10 @@ import rnnjax
 from experiments.running.advancing import take_steps
 from experiments.running.classifier_fitting import classification_loss
 from experiments.running.console import exit_code
-from experiments.running.data_folder import check_folder
 from experiments.running.parsing import parse
 from experiments.running.room import require_room
 from experiments.running.setting_checks import check_settings, whole
-from experiments.running.text import Splits, fit_encoder, hold_out, make_batches, take
-from rnnjax.data import load
+from experiments.running.text import read_batches
 from rnnjax.metrics import accuracy, compute, evaluate, merge
 from rnnjax.training import CompiledStep, TrainState, init_train_state, make_train_step
 
@@ -127,8 +125,8 @@ def make_evaluation(model: rnnjax.Model, members: int) -> Callable:
 def train(settings: Settings) -> dict[str, float]:
     """Train the members; the test accuracy of each, and of the ensemble."""
     check_settings(settings, members=MEMBERS)
-    splits, vocab_size, num_classes = prepare(settings)
-    model = build_model(settings, vocab_size, num_classes)
+    splits, *sizes = read_batches(settings, vocabulary_size=20_000, max_length=400)
+    model = build_model(settings, *sizes)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(settings.learning_rate))
     require_room(model.init, settings.members)
     keys = jax.random.split(jax.random.key(settings.seed), settings.members)
@@ -145,31 +143,6 @@ def train(settings: Settings) -> dict[str, float]:
         together = validation["ensemble"]
         print(f"epoch {epoch}: loss {loss:.4f}, validation {together:.4f}, {seconds:.1f} s")
     return evaluate(evaluation, states.params, splits.test.epoch(0))
-
-
-def prepare(settings: Settings) -> tuple[Splits, int, int]:
-    """The batches, and the sizes of the vocabulary and of the classes."""
-    check_folder(settings)
-    dataset = load(settings.dataset, data_dir=settings.data_dir, seed=settings.seed)
-    training, validation = hold_out(dataset, 0.1, settings.seed)
-    training = take(training, settings.take)
-    encode = fit_encoder(
-        training.texts,
-        tokenizer="basic_english",
-        vocabulary_size=20_000,
-        min_count=2,
-        max_length=400,
-        keep="head",
-    )
-    splits = make_batches(
-        encode,
-        (training, validation, dataset.test),
-        num_classes=len(dataset.label_names),
-        batch_size=settings.batch_size,
-        buckets=settings.buckets,
-        seed=settings.seed,
-    )
-    return splits, len(encode.vocabulary), len(dataset.label_names)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -24,7 +24,6 @@ import numpy as np
 import optax
 
 import rnnjax
-from experiments import ensemble
 from experiments.running.classifier_fitting import classification_loss
 from experiments.running.console import exit_code, print_table
 from experiments.running.figures import new_figure, save_figure
@@ -36,10 +35,11 @@ from experiments.running.setting_checks import (
     above,
     at_least,
     check_settings,
+    each,
     share,
     whole,
 )
-from experiments.running.text import Splits
+from experiments.running.text import Splits, read_batches
 from rnnjax.data import DataError
 from rnnjax.metrics import merge
 from rnnjax.training import CompiledStep, TrainState, init_train_state, make_train_step
@@ -253,24 +253,23 @@ def draw(found: Sequence[Found], path: Path) -> None:
 
 def sweep(settings: Settings) -> tuple[list[Found], Path]:
     """Train all models, and leave their records and a picture in the folder that is given too."""
-    check_settings(settings, seeds=whole(1, 1_000))
-    _check_each("learning_rates", settings.learning_rates, above(0))
-    _check_each("word_dropouts", settings.word_dropouts, share())
-    _check_each("dropouts", settings.dropouts, share())
-    _check_each("embedding_scales", settings.embedding_scales, at_least(0))
+    check_settings(
+        settings,
+        seeds=whole(1, 1_000),
+        learning_rates=each(above(0)),
+        word_dropouts=each(share()),
+        dropouts=each(share()),
+        embedding_scales=each(at_least(0)),
+    )
     if settings.seed + settings.seeds > MOST_SEEDS:
         raise DataError(f"--seed plus --seeds must be at most {MOST_SEEDS:,}, got more")
     name = f"sweep-{Path(settings.dataset).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = settings.out or Path("runs", name)
     check_usable(folder, "new")
-    shared = ensemble.Settings(
-        **{
-            name: getattr(settings, name)
-            for name in ("dataset", "data_dir", "take", "batch_size", "buckets", "seed")
-        }
-    )
     config = {"settings": vars(settings), "environment": environment()}
-    prepared, found = ensemble.prepare(shared), []  # what is wrong with the data leaves no folder
+    # Before there is a folder: what is wrong with the data leaves none.
+    prepared = read_batches(settings, vocabulary_size=20_000, max_length=400)
+    found = []
     together = len(combinations(settings, settings.dropouts[0]))
     require_room(build_model(settings, 0.0, *prepared[1:]).init, together)
     with RunFolder(folder, config, leaves=(PICTURE,)) as run:
@@ -281,13 +280,6 @@ def sweep(settings: Settings) -> tuple[list[Found], Path]:
             run.write({"kind": "model", **one.combination._asdict(), **figures})
         draw(found, folder / PICTURE)
     return found, folder
-
-
-def _check_each(name: str, values: Sequence[float], rule: Any) -> None:
-    flag = f"--{name.replace('_', '-')}"
-    wrong = [value for value in values if not rule.holds(value)]
-    if wrong or not values:
-        raise DataError(f"{flag} must each be {rule.expected}, got {list(wrong) or 'none'}")
 
 
 def report(settings: Settings) -> None:

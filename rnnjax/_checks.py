@@ -235,6 +235,17 @@ def check_params(params: Any, kind: Any, name: str = "params") -> Any:
     return in_native_order(params)
 
 
+def check_pair(name: str, expected: str, pair: Any) -> tuple[Any, Any]:
+    """The two parts of ``pair``.
+
+    Raises:
+        ValueError: it has not two; naming ``name``, what was ``expected``, and what came.
+    """
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise ValueError(f"{name} must be {expected}, got {describe(pair)}")
+    return pair[0], pair[1]
+
+
 def check_batch_shape(batch_shape: Any) -> tuple[int, ...]:
     """``batch_shape`` as a tuple.
 

@@ -11,13 +11,11 @@ import numpy as np
 
 from experiments.caption.scenes import PIXELS, Scene, make_scenes
 from experiments.caption.settings import Settings
-from experiments.running.words import fit_words, words
+from experiments.running.words import STOP, fit_words, with_marks, words
 from rnnjax.data import DataError, Vocabulary, pad, read_text
 from rnnjax.data.padding import filled
 from rnnjax.data.pairs import divided
 
-START, STOP = 2, 3
-_MARKS = ("<start>", "<stop>")
 _HELD_OUT = 1000
 
 
@@ -64,8 +62,7 @@ def read_corpus(settings: Settings) -> Corpus:
     for part in parts:
         digest.update(part.pictures.tobytes())
         digest.update(repr(part.words).encode())
-    padding, unknown, *learned = fit_words(train.words, settings.min_count).tokens
-    vocabulary = Vocabulary((padding, unknown, *_MARKS, *learned))
+    vocabulary = with_marks(fit_words(train.words, settings.min_count))
     return Corpus(name, note, digest.hexdigest(), vocabulary, *parts, composed)
 
 

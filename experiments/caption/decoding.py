@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import rnnjax
-from experiments.caption.corpus import START, STOP, Captioned
+from experiments.caption.corpus import Captioned
 from experiments.caption.model import GRID, Network
 from experiments.caption.scenes import GRID as CELLS
+from experiments.running.words import START, STOP
 from rnnjax.data import PADDING, UNKNOWN, Vocabulary
 from rnnjax.data.padding import filled
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 import rnnjax
-from experiments.caption.corpus import START
 from experiments.caption.scenes import PIXELS
 from experiments.caption.settings import Settings
+from experiments.running.words import START
 
 GRID = 6  # the picture becomes so many places on each side
 _STRIDES = (3, 2)  # which leave PIXELS / 6 of a side

@@ -104,11 +104,8 @@ def make_task(settings: Settings) -> Task:
     train = take(dataset.train, settings.take)
     encode = fit_encoder(
         train.texts,
-        tokenizer="basic_english",
         vocabulary_size=settings.vocabulary_size,
-        min_count=2,
         max_length=settings.max_length,
-        keep="head",
     )
     architecture = Architecture(
         "lstm",

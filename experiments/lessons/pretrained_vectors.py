@@ -11,7 +11,6 @@ Expect:  with the first 2,000 texts (22 November 2026, jax 0.10.2, a CPU), test 
 from __future__ import annotations
 
 import itertools
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from experiments.running.advancing import take_steps
 from experiments.running.classifier_fitting import classification_loss
 from experiments.running.text import Encoder, Splits, fit_encoder, make_batches
 from rnnjax.data import DataError, Examples
+from rnnjax.data._local_files import data_folder
 from rnnjax.data.vectors import WordVectors, read_vectors
 from rnnjax.metrics import evaluate
 from rnnjax.training import CompiledStep, init_train_state, make_eval_step, make_train_step
@@ -70,11 +70,8 @@ def prepare(settings: Settings, news: News) -> Corpus:
     """The vocabulary of the training texts, and how often each word comes in them."""
     encode = fit_encoder(
         news.train.texts,
-        tokenizer="basic_english",
         vocabulary_size=settings.vocabulary_size,
-        min_count=2,
         max_length=200,
-        keep="head",
     )
     ids = np.concatenate([np.asarray(row) for row in encode(news.train.texts)])
     counts = np.bincount(ids, minlength=len(encode.vocabulary))
@@ -89,8 +86,7 @@ def vector_files(settings: Settings) -> list[Path]:
     """
     if settings.vectors:
         return list(settings.vectors)
-    given = settings.data_dir if settings.data_dir is not None else os.environ.get("RNNJAX_DATA")
-    folder = Path(given or "", "glove")
+    folder = Path(data_folder(settings.data_dir) or "", "glove")
     found = sorted([*folder.glob("*.txt"), *folder.glob("*.txt.gz")])
     if not found:
         raise DataError(

@@ -14,6 +14,7 @@ from jax import Array
 from numpy.typing import NDArray
 
 import rnnjax
+from experiments.running.text import take
 from rnnjax.data import Examples, flatten
 from rnnjax.data.ragged import Ragged, RaggedRows
 from rnnjax.interop.classifiers import LayerSize
@@ -101,8 +102,6 @@ class Corpus:
 
 def take_both(train: Examples, test: Examples, count: int | None) -> tuple[Examples, Examples]:
     """The first ``count`` examples of both parts; all of them where it is None."""
-    from experiments.running.text import take
-
     return take(train, count), take(test, count)
 
 

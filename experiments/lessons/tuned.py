@@ -160,11 +160,8 @@ def prepare(settings: Settings, name: str, dataset: Dataset, seed: int) -> Prepa
     tuning = TUNINGS[name]
     encode = fit_encoder(
         dataset.train.texts,
-        tokenizer="basic_english",
         vocabulary_size=settings.vocabulary_size,
-        min_count=2,
         max_length=tuning.max_length,
-        keep="head",
     )
     splits = make_batches(
         encode,

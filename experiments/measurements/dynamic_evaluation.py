@@ -121,6 +121,7 @@ def read(
 
     ``model`` must be without dropout.
     """
+    window = min(window, len(ids) - 1)
     step = make_step(model, optimizer, window, donate_state=False)
     state = init_train_state(jax.random.key(0), params, optimizer)
     carry = model.initial_carry(params, (1,))

@@ -24,7 +24,7 @@ import numpy as np
 from experiments import classify
 from experiments.running.checkpoints import Saver, Snapshot, parse_every
 from experiments.running.classifier_fitting import Fitted
-from experiments.running.console import Progress, print_table
+from experiments.running.console import Progress, exit_code, print_table
 from experiments.running.devices import find_devices
 from experiments.running.figures import new_figure, save_figure
 from experiments.running.generated_texts import generated_texts
@@ -342,21 +342,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code, 1 where memory is not flat."""
     settings = parse(Settings, PROGRAM, arguments)
     folder = settings.out or Path("runs", f"endurance-{time.strftime('%Y%m%d-%H%M%S')}")
-    try:
+    parts: list[Part] = []
+
+    def run() -> None:
         check(settings)
-        parts = endure(settings, folder)
-    except (ValueError, OSError, CheckpointError, NonFiniteError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Interrupted as stop:
-        print(f"{stop}; what was measured is in {folder}")
-        return stop.exit_code
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    print_parts(parts)
-    print(f"files in {folder}")
-    return 0 if all(part.is_flat for part in parts) else 1
+        try:
+            parts.extend(endure(settings, folder))
+        except Interrupted as stop:
+            print(f"{stop}; what was measured is in {folder}")
+            raise
+        print_parts(parts)
+        print(f"files in {folder}")
+
+    code = exit_code(run, CheckpointError, NonFiniteError)
+    return code or int(not all(part.is_flat for part in parts))
 
 
 def check(settings: Settings) -> None:

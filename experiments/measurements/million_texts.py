@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -26,10 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import rnnjax
-from experiments.running.console import Progress, print_table
+from experiments.running.console import Progress, exit_code, print_table
 from experiments.running.generated_texts import generated_texts
 from experiments.running.interrupts import Interrupted, Interrupts
 from experiments.running.parsing import parse
+from experiments.running.predicting import chunks
 from experiments.running.prefetching import prefetched
 from experiments.running.process_memory import MEGABYTE, process_memory
 from experiments.running.run_folder import RunFolder, environment, plain
@@ -117,9 +117,9 @@ def _resident() -> dict[str, float]:
 
 def measure(settings: Settings, run: RunFolder) -> tuple[list[Stage], np.ndarray]:
     """The stages, and the label that every text was given."""
-    chunks = -(-settings.texts // AT_A_TIME)
+    pieces = -(-settings.texts // AT_A_TIME)
     batches = -(-settings.texts // settings.batch_size)
-    total = 3 * chunks + 2 * batches
+    total = 3 * pieces + 2 * batches
     with (
         Interrupts() as interrupts,
         Progress(total) as progress,
@@ -137,7 +137,7 @@ def write(path: Path, settings: Settings, stages: Stages) -> None:
     """Generate the texts, one a line."""
     texts = generated_texts(settings.texts, settings.seed, words=settings.words)
     with path.open("w", encoding="utf-8") as file:
-        for chunk in stages.watch(_chunks(texts)):
+        for chunk in stages.watch(chunks(texts, AT_A_TIME)):
             file.write("\n".join(chunk) + "\n")
     stages.end("generate")
 
@@ -146,16 +146,16 @@ def read(path: Path, settings: Settings, stages: Stages) -> tuple[Encoder, Ragge
     """Learn the vocabulary, and encode every text; two passes over the file."""
     with path.open(encoding="utf-8") as lines:
         encode = fit_encoder(
-            (line for chunk in stages.watch(_chunks(lines)) for line in chunk),
-            tokenizer="basic_english",
+            (line for chunk in stages.watch(chunks(lines, AT_A_TIME)) for line in chunk),
             vocabulary_size=settings.vocabulary_size,
             min_count=1,
             max_length=64,
-            keep="head",
         )
     stages.end("vocabulary")
     with path.open(encoding="utf-8") as lines:
-        ragged = flatten(ids for chunk in stages.watch(_chunks(lines)) for ids in encode(chunk))
+        ragged = flatten(
+            ids for chunk in stages.watch(chunks(lines, AT_A_TIME)) for ids in encode(chunk)
+        )
     stages.end("encode")
     return encode, ragged
 
@@ -199,12 +199,6 @@ def make_predict(
     return partial(apply, params)
 
 
-def _chunks(items: Iterable[str]) -> Iterator[list[str]]:
-    items = iter(items)
-    while chunk := list(islice(items, AT_A_TIME)):
-        yield chunk
-
-
 def print_stages(stages: Sequence[Stage]) -> None:
     """A row for each stage."""
     print_table(
@@ -226,20 +220,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = parse(Settings, PROGRAM, arguments)
     folder = settings.out or Path("runs", f"million-texts-{time.strftime('%Y%m%d-%H%M%S')}")
     config = {"settings": plain(dataclasses.asdict(settings)), "environment": environment()}
-    try:
+    codes: list[int] = []
+
+    def run() -> None:
         check_settings(settings, texts=whole(1), words=whole(1))
-        with RunFolder(folder, config) as run:
-            stages, labels = measure(settings, run)
-    except (ValueError, OSError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Interrupted as stop:
-        print(f"{stop}; nothing is left to go on with")
-        return stop.exit_code
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    return report(settings, stages, labels, folder)
+        try:
+            with RunFolder(folder, config) as kept:
+                stages, labels = measure(settings, kept)
+        except Interrupted as stop:
+            print(f"{stop}; nothing is left to go on with")
+            raise
+        codes.append(report(settings, stages, labels, folder))
+
+    return exit_code(run, CheckpointError) or codes[0]
 
 
 def report(settings: Settings, stages: Sequence[Stage], labels: np.ndarray, folder: Path) -> int:

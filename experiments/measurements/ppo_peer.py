@@ -30,6 +30,7 @@ from experiments.recurrent_ppo.settings import Settings as Agent
 from experiments.running.console import exit_code, print_table
 from experiments.running.curves import read_records
 from experiments.running.packages import missing_line
+from experiments.running.parsing import parse
 from experiments.running.run_folder import METRICS
 from experiments.running.setting_checks import Rule, check_settings, whole
 
@@ -245,10 +246,7 @@ def measure(settings: Settings) -> list[dict[str, str]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    import tyro
-
-    program = "python -m experiments.measurements.ppo_peer"
-    settings = tyro.cli(Settings, prog=program, args=arguments)
+    settings = parse(Settings, "python -m experiments.measurements.ppo_peer", arguments)
     return exit_code(lambda: print_table(measure(settings)))
 
 

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.music.settings import Settings
-from experiments.running.data_folder import find_folder
 from experiments.running.setting_checks import refuse_unread
 from rnnjax.data import DataError, read_text
+from rnnjax.data._local_files import data_folder
 
 KEYS = 88
 LOWEST = 21  # the MIDI number of the lowest key of a piano
@@ -50,7 +50,7 @@ def read_music(settings: Settings) -> Music:
     """
     name, folder = settings.dataset, None
     if name in (None, "jsb_chorales"):
-        folder = find_folder(settings.data_dir)
+        folder = data_folder(settings.data_dir)
     if name is None:  # who names a folder wants what lies there
         there = settings.data_dir or (folder and (folder / "jsb_chorales").is_dir())
         name = "jsb_chorales" if there else "progressions"

@@ -27,6 +27,7 @@ from experiments.running.run_settings import stored_config, stored_settings
 from experiments.running.setting_checks import (
     Rule,
     above,
+    at_least,
     check_settings,
     probability,
     refuse_unread,
@@ -97,8 +98,8 @@ def check(settings: Settings) -> None:
         discount=probability(),
         gae_lambda=probability(),
         clip=above(0),
-        entropy=Rule("a number from 0 up", lambda weight: 0 <= weight < float("inf")),
-        value=Rule("a number from 0 up", lambda weight: 0 <= weight < float("inf")),
+        entropy=at_least(0),
+        value=at_least(0),
         seeds=whole(1, 1_000),
         test_steps=whole(1, 1_000_000),
         report_every=whole(1),

@@ -15,7 +15,7 @@ import optax
 from experiments.running import class_report
 from experiments.running.checkpoints import Saver, Snapshot
 from experiments.running.devices import Devices
-from experiments.running.fitting import Fitting
+from experiments.running.fitting import Fitting, no_sums
 from experiments.running.prefetching import prefetched
 from experiments.running.run_folder import RunFolder
 from experiments.running.session import Session, go_on
@@ -189,15 +189,12 @@ def fit(
 def _beginning(
     model: Model, params: Any, splits: Splits, recipe: Recipe, key: jax.Array
 ) -> Snapshot:
-    """Where a new run starts; the metrics of no batch are zeros."""
-    batch = next(iter(splits.validation.epoch(0)))
+    """Where a new run starts."""
     loss_fn = classification_loss(model, recipe.word_dropout)
-    _, metrics = jax.eval_shape(loss_fn, params, batch, key)
-    zeros = jax.tree.map(lambda figure: jnp.zeros(figure.shape, figure.dtype), metrics)
     return Snapshot(
         init_train_state(key, params, _optimizer(recipe)),
         EarlyStopping("accuracy", mode="max", patience=recipe.patience),
-        merge(zeros, zeros),  # in the form of sums, as a checkpoint after some batches has them
+        no_sums(loss_fn, params, next(splits.validation.epoch(0)), key),
     )
 
 

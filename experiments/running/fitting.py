@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 import jax
@@ -11,11 +11,18 @@ import jax.numpy as jnp
 
 from experiments.running.checkpoints import Snapshot
 from experiments.running.session import Session, counted
-from rnnjax.metrics import compute
+from rnnjax.metrics import compute, merge
 from rnnjax.training import NonFiniteError, averaged
 
 Batch = TypeVar("Batch")
 Fitted = TypeVar("Fitted")
+
+
+def no_sums(loss_fn: Callable, params: Any, batch: Any, key: jax.Array) -> dict[str, Any]:
+    """The metrics of no batch, in the form of merged sums, as a checkpoint after some has them."""
+    _, metrics = jax.eval_shape(loss_fn, params, batch, key)
+    zeros = jax.tree.map(lambda figure: jnp.zeros(figure.shape, figure.dtype), metrics)
+    return merge(zeros, zeros)
 
 
 class Fitting(ABC, Generic[Batch, Fitted]):

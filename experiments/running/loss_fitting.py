@@ -9,14 +9,13 @@ from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from experiments.running.checkpoints import Saver, Snapshot
 from experiments.running.console import shortened
 from experiments.running.devices import Devices
-from experiments.running.fitting import Fitting
+from experiments.running.fitting import Fitting, no_sums
 from experiments.running.processes import is_first
 from experiments.running.run_folder import RunFolder
 from experiments.running.run_settings import RunSettings
@@ -115,10 +114,8 @@ def fit_by_loss(
     """
     optimizer = _optimizer(settings, settings.epochs * len(parts.train))
     key = jax.random.fold_in(jax.random.key(settings.seed), 1)
-    _, metrics = jax.eval_shape(loss_fn, params, next(parts.train.epoch(0)), key)
-    zeros = jax.tree.map(lambda figure: jnp.zeros(figure.shape, figure.dtype), metrics)
-    # In the form of merged sums, as a checkpoint after some batches has them.
-    state = init_train_state(key, params, optimizer), merge(zeros, zeros)
+    totals = no_sums(loss_fn, params, next(parts.train.epoch(0)), key)
+    state = init_train_state(key, params, optimizer), totals
     train, totals = devices.place_state(state)
     begin = Snapshot(train, EarlyStopping("loss", mode="min", patience=settings.patience), totals)
     with go_on(run, saver, begin, settings.epochs, len(parts.train)) as (session, begin):

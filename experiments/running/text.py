@@ -7,6 +7,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 
+from experiments.running.data_folder import check_folder
 from rnnjax.data import (
     TOKENIZERS,
     BucketedBatches,
@@ -16,6 +17,7 @@ from rnnjax.data import (
     PackedBatches,
     Vocabulary,
     choose_boundaries,
+    load,
     split,
     truncate,
 )
@@ -51,20 +53,49 @@ class Encoder(NamedTuple):
 def fit_encoder(
     texts: Iterable[str],
     *,
-    tokenizer: str,
+    tokenizer: str = "basic_english",
     vocabulary_size: int,
-    min_count: int,
+    min_count: int = 2,
     max_length: int,
-    keep: Literal["head", "tail"],
+    keep: Literal["head", "tail"] = "head",
 ) -> Encoder:
     """An encoder whose vocabulary is made of ``texts``."""
-    if tokenizer not in TOKENIZERS:
-        raise DataError(f"--tokenizer must be one of {', '.join(TOKENIZERS)}, got {tokenizer!r}")
     tokenize = TOKENIZERS[tokenizer]
     vocabulary = Vocabulary.fit(
         (tokenize(text) for text in texts), max_size=vocabulary_size, min_count=min_count
     )
     return Encoder(tokenizer, vocabulary, max_length, keep)
+
+
+def read_batches(
+    settings: Any, *, vocabulary_size: int, max_length: int
+) -> tuple[Splits, int, int]:
+    """The batches of a data set, a tenth of its training texts to validate, and the sizes of the
+    vocabulary and of the classes.
+
+    Args:
+        settings: of a program; ``dataset``, ``data_dir``, ``take``, ``batch_size``, ``buckets`` and
+            ``seed`` are read.
+        vocabulary_size: most frequent words kept.
+        max_length: longer texts are cut.
+
+    Raises:
+        DataError: whatever is wrong with the data.
+    """
+    check_folder(settings)
+    dataset = load(settings.dataset, data_dir=settings.data_dir, seed=settings.seed)
+    training, validation = hold_out(dataset, 0.1, settings.seed)
+    training = take(training, settings.take)
+    encode = fit_encoder(training.texts, vocabulary_size=vocabulary_size, max_length=max_length)
+    splits = make_batches(
+        encode,
+        (training, validation, dataset.test),
+        num_classes=len(dataset.label_names),
+        batch_size=settings.batch_size,
+        buckets=settings.buckets,
+        seed=settings.seed,
+    )
+    return splits, len(encode.vocabulary), len(dataset.label_names)
 
 
 def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Examples, Examples]:
@@ -137,13 +168,5 @@ def _fullest_bucket(ids: RaggedRows, boundaries: Sequence[int]) -> int:
 
 
 def take(examples: Examples, count: int | None) -> Examples:
-    """The first ``count`` examples; all of them where it is None.
-
-    Raises:
-        DataError: ``count`` is below 1.
-    """
-    if count is None:
-        return examples
-    if count < 1:
-        raise DataError(f"--take must be at least 1, got {count}")
+    """The first ``count`` examples; all of them where it is None."""
     return examples._replace(texts=examples.texts[:count], labels=examples.labels[:count])

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 
 from rnnjax.data import DataError, Vocabulary
 
+# Ids of the marks before and behind a text that is written.
+START, STOP = 2, 3
+_MARKS = ("<start>", "<stop>")
 # Scripts that leave no blank between words: each letter is a token. Chinese characters and their
 # marks, kana, Thai, Lao, Burmese, Khmer.
 _UNSPACED = (
@@ -57,6 +60,12 @@ def fit_words(texts: Sequence[Sequence[str]], min_count: int) -> Vocabulary:
     if len(vocabulary) == len(Vocabulary.fit([])):
         raise DataError(f"--min-count must leave words to learn, got {min_count}: none is so often")
     return vocabulary
+
+
+def with_marks(vocabulary: Vocabulary) -> Vocabulary:
+    """The vocabulary with ``START`` and ``STOP`` behind the padding and the unknown token."""
+    padding, unknown, *learned = vocabulary.tokens
+    return Vocabulary((padding, unknown, *_MARKS, *learned))
 
 
 def joined_words(tokens: Sequence[str]) -> str:

@@ -14,7 +14,6 @@ import numpy as np
 import rnnjax
 from experiments.running.command_line import run_program
 from experiments.running.console import command, complain, shortened, wrapped
-from experiments.running.data_folder import find_folder
 from experiments.running.devices import find_devices
 from experiments.running.exported import write_programs
 from experiments.running.figures import show_picture
@@ -42,6 +41,7 @@ from experiments.translate.settings import Export, Request, Settings
 from experiments.translate.training import count_tokens, make_batches, make_loss
 from experiments.translate.translator import PROGRAM, STOP_SHOWN, VOCABULARIES, Translator
 from rnnjax.data import UNKNOWN, DataError
+from rnnjax.data._local_files import data_folder
 
 SAMPLES, ALIGNMENT = "samples.txt", "alignment.png"
 LOOKED = "alignment-of-a-sentence.png"
@@ -269,7 +269,7 @@ def _check(settings: Settings) -> None:
     in_folder = settings.pair is not None and languages(settings.pair) is not None
     refuse_unread(settings, "with two languages as --pair", in_folder, "data_dir")
     if in_folder:
-        find_folder(settings.data_dir)
+        data_folder(settings.data_dir)
     refuse_unread(settings, "with attention", settings.attention != "none", "score")
     check_settings(
         settings,

@@ -12,12 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.running.words import fit_words, joined_words, words
+from experiments.running.words import STOP, fit_words, joined_words, with_marks, words
 from experiments.translate.settings import Settings
 from rnnjax.data import DataError, PairParts, Pairs, Vocabulary, load_pairs
 
-START, STOP = 2, 3
-_MARKS = ("<start>", "<stop>")
 _SYMBOLS = "abcdefghijklmnopqrstuvwxyz"
 _HELD_OUT = 1000
 
@@ -77,7 +75,7 @@ def read_corpus(settings: Settings) -> Corpus:
         )
     least = settings.min_count if settings.pair else 1
     source = fit_words(train.sources, least)
-    target = _with_marks(fit_words(train.targets, least))
+    target = with_marks(fit_words(train.targets, least))
     return Corpus(
         name=loaded.name,
         note=note,
@@ -189,11 +187,6 @@ def _tokens(pairs: Pairs, settings: Settings) -> _Tokens:
     sources, targets = ([side[i] for i in kept] for side in (sources, targets))
     texts = Pairs(*([side[i] for i in kept] for side in pairs))
     return _Tokens(sources, targets, texts, len(lengths) - len(kept))
-
-
-def _with_marks(vocabulary: Vocabulary) -> Vocabulary:
-    padding, unknown, *learned = vocabulary.tokens
-    return Vocabulary((padding, unknown, *_MARKS, *learned))
 
 
 def _encode(source: Vocabulary, target: Vocabulary, pairs: _Tokens) -> Encoded:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import rnnjax
-from experiments.translate.corpus import START, STOP
+from experiments.running.words import START, STOP
 from rnnjax.data import PADDING, UNKNOWN
 
 _ROWS = 64  # of one call; the last one is filled up, so that few programs are compiled

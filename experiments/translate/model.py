@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import rnnjax
-from experiments.translate.corpus import START
+from experiments.running.words import START
 from experiments.translate.settings import Settings
 from rnnjax.data import DataError
 

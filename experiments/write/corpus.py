@@ -42,12 +42,9 @@ def read_corpus(settings: Settings) -> Corpus:
     text = load_text(settings.dataset, data_dir=settings.data_dir, seed=settings.seed)
     train = tokenize(text.train[: settings.take], settings.level)
     vocabulary = Vocabulary.fit([train], max_size=settings.vocabulary_size + 2)
-    parts = [encode(vocabulary, tokens) for tokens in (train, *_others(text, settings.level))]
+    others = (tokenize(part, settings.level) for part in (text.validation, text.test))
+    parts = [encode(vocabulary, tokens) for tokens in (train, *others)]
     return Corpus(text.name, text.note, text.sha256, vocabulary, *parts)
-
-
-def _others(text: NamedTuple, level: Level) -> Iterable[Sequence[str]]:
-    return (tokenize(part, level) for part in (text.validation, text.test))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def tokenize(text: str, level: Level) -> Sequence[str]:

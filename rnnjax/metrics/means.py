@@ -11,9 +11,10 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from rnnjax._checks import check_pair
 from rnnjax._numerics import mean_dtype
 from rnnjax._values import check_width
-from rnnjax.metrics._arrays import as_array, as_weights, check_pair, count_of
+from rnnjax.metrics._arrays import as_array, as_weights, count_of
 from rnnjax.metrics.sums import Sum, add, as_number, is_sum
 
 
@@ -131,7 +132,7 @@ def compute(metrics: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
         kind = type(metrics).__name__
         raise ValueError(f"metrics must be a dict of pairs (total, count), got {kind}")
     for name, pair in metrics.items():
-        check_pair(f"metric {name!r}", pair)
+        check_pair(f"metric {name!r}", "a pair (total, count)", pair)
     return {name: _divide(name, *pair) for name, pair in jax.device_get(dict(metrics)).items()}
 
 

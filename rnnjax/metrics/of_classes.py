@@ -9,17 +9,19 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from rnnjax import _values
+from rnnjax._checks import check_pair
 from rnnjax._devices import with_automatic_axes
 from rnnjax._numerics import accumulation_dtype, mean_dtype
 from rnnjax.metrics._arrays import (
     as_weights,
     check_labels,
-    check_pair,
     rows_that_count,
     summable,
 )
 from rnnjax.metrics.means import Mean
 from rnnjax.metrics.sums import as_number
+
+_PAIR = "a pair (total, count)"
 
 
 def accuracy(logits: Array, labels: Array, weights: ArrayLike | None = None) -> Mean:
@@ -117,8 +119,7 @@ def perplexity(entropy: tuple[ArrayLike, ArrayLike]) -> Array:
         >>> round(perplexity(cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 3]))).item(), 4)
         4.0
     """
-    check_pair("entropy", entropy)
-    return jnp.exp(Mean(*entropy).value)  # pyright: ignore[reportArgumentType]
+    return jnp.exp(Mean(*check_pair("entropy", _PAIR, entropy)).value)
 
 
 def bits(entropy: tuple[ArrayLike, ArrayLike]) -> Mean:
@@ -133,7 +134,7 @@ def bits(entropy: tuple[ArrayLike, ArrayLike]) -> Mean:
         >>> round(bits(cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 3]))).value.item(), 4)
         2.0
     """
-    total, count = check_pair("entropy", entropy)
+    total, count = check_pair("entropy", _PAIR, entropy)
     number = as_number(total)
     number = number.astype(mean_dtype(number.dtype))
     return Mean(number / math.log(2), count)  # pyright: ignore[reportArgumentType]

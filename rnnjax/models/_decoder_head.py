@@ -14,7 +14,7 @@ from rnnjax.initializers import draw_linear
 from rnnjax.layers._memory import Attended, Memory
 from rnnjax.layers.attention import weighted_mean
 from rnnjax.models._encoding import LinearParams
-from rnnjax.models.embedding import Embedding, table_of
+from rnnjax.models.embedding import Embedding, check_tied, table_of
 from rnnjax.models.language_model import SoftmaxParams
 
 # So many rows of ``context`` for each place, or more, and the logits of the places are made.
@@ -68,7 +68,7 @@ class Head(NamedTuple):
             ValueError: it is tied to a target without a table, or of another size.
         """
         if tied:
-            _check_tied(target, inner)
+            check_tied(target, "target", inner, "head_size")
         return cls(*sizes, target.vocab_size, inner, tied)
 
     def init(self, key: Key) -> DeepHeadParams:
@@ -144,14 +144,3 @@ class Head(NamedTuple):
 def _contexts(outputs: Attended, memory: Memory) -> Array:
     """What was read of the memory [..., T, M], in the dtype of the outputs."""
     return weighted_mean(outputs.shares, memory.states).astype(outputs.output.dtype)
-
-
-def _check_tied(target: Embedding, head_size: int | None) -> None:
-    shapes = jax.eval_shape(lambda: target.init(jax.random.key(0)))
-    if not hasattr(shapes, "vectors"):
-        raise ValueError("tie=True needs a target with a table, such as rnnjax.embedding(...)")
-    if head_size != target.output_size:
-        raise ValueError(
-            f"tie=True needs a head_size of {target.output_size}, the size of target's vectors, "
-            f"got {head_size}"
-        )

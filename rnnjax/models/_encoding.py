@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax import masking
-from rnnjax._checks import check_key, check_params, check_rate, check_size, describe
+from rnnjax._checks import check_key, check_params, check_rate, check_size
 from rnnjax._numerics import affine
 from rnnjax.base import Cell, Key, Layer
 from rnnjax.engine._arguments import check_xs
@@ -130,14 +130,3 @@ def packed_steps(
         )
     valid = masking.computed_now(lambda ids: ids > 0, segment_ids)
     return valid, resets_from_segment_ids(segment_ids)
-
-
-def check_pair(names: str, pair: Any) -> tuple[Any, Any]:
-    """What a model reads, and what it is to give after each step of it.
-
-    Raises:
-        ValueError: it is no pair.
-    """
-    if not isinstance(pair, tuple | list) or len(pair) != 2:
-        raise ValueError(f"the pair {names} must be a tuple of 2, got {describe(pair)}")
-    return pair[0], pair[1]

@@ -198,6 +198,24 @@ def check_tokens(
     return jnp.clip(tokens, 0, vocab_size - 1) if isinstance(tokens, Tracer) else tokens
 
 
+def check_tied(embedding: Embedding, name: str, size: int | None, whose: str) -> None:
+    """Refuse a head that is tied to an embedding without a table, or reads another size than its.
+
+    ``size`` is what the head reads, and ``whose`` says in the message whose size that is.
+
+    Raises:
+        ValueError: naming ``name``, the argument that the embedding is.
+    """
+    shapes = jax.eval_shape(lambda: embedding.init(jax.random.key(0)))
+    if not hasattr(shapes, "vectors"):
+        raise ValueError(f"tie=True needs {name} to have a table, as that of rnnjax.embedding(...)")
+    if size != embedding.output_size:
+        raise ValueError(
+            f"tie=True needs {whose} to be {embedding.output_size}, the size of the vectors of "
+            f"{name}, got {size}"
+        )
+
+
 def _check_table(vectors: Any, shape: tuple[int, int]) -> Array:
     table = jnp.asarray(in_native_order(vectors))
     if table.shape != shape:

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax import masking
-from rnnjax._checks import check_floating, check_scalar
+from rnnjax._checks import check_floating, check_pair, check_scalar
 from rnnjax._numerics import accumulation_dtype
-from rnnjax.models._encoding import check_pair
 
 
 class Features(NamedTuple):
@@ -62,7 +61,11 @@ def activation_penalty(
     References:
         Merity, McCann and Socher, "Revisiting activation regularization for language RNNs", 2017.
     """
-    raw, dropped = map(_of_steps, ("raw", "dropped"), check_pair("(raw, dropped)", features))
+    raw, dropped = map(
+        _of_steps,
+        ("raw", "dropped"),
+        check_pair("the pair (raw, dropped)", "a tuple of 2", features),
+    )
     if raw.shape != dropped.shape:
         raise ValueError(f"dropped must have the shape of raw, {raw.shape}, got {dropped.shape}")
     activity, change = (

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax import masking
-from rnnjax._checks import check_flag, check_key, check_params, check_rate
+from rnnjax._checks import check_flag, check_key, check_pair, check_params, check_rate
 from rnnjax._devices import with_automatic_axes
 from rnnjax._numerics import affine
 from rnnjax._recipe import Made, factory
@@ -17,9 +17,8 @@ from rnnjax.base import Carry, Cell, Key, Layer
 from rnnjax.initializers import draw_linear
 from rnnjax.layers.recurrent import as_causal_layer
 from rnnjax.models._dropout import drop_words, locked_dropout, split_key
-from rnnjax.models._encoding import check_pair
 from rnnjax.models.adaptive_softmax import AdaptiveSoftmax
-from rnnjax.models.embedding import Embedding, check_tokens, table_of
+from rnnjax.models.embedding import Embedding, check_tied, check_tokens, table_of
 from rnnjax.models.features import Features
 
 
@@ -129,7 +128,9 @@ def language_model(
         raise ValueError(f"embedding must be a rnnjax.Embedding, got {type(embedding).__name__}")
     below, tie = as_causal_layer(layer), check_flag("tie", tie)
     if tie:
-        _check_tied(embedding, below, softmax)
+        if softmax is not None:
+            raise ValueError("tie=True needs the linear head, got a softmax")
+        check_tied(embedding, "embedding", below.output_size, "the layer's output size")
     if softmax is not None:
         _check_softmax(softmax, below.output_size, embedding.vocab_size)
     rate, word_rate = check_rate("dropout", dropout), check_rate("word_dropout", word_dropout)
@@ -189,7 +190,7 @@ def language_model(
     def score(
         params: LanguageModelParams, pair: tuple[Array, Array], lengths: Any = None, **options: Any
     ) -> tuple[Carry, Array]:
-        tokens, targets = check_pair("(tokens, targets)", pair)
+        tokens, targets = check_pair("the pair (tokens, targets)", "a tuple of 2", pair)
         targets = masking.as_integers("targets", targets)
         if targets.shape != jnp.shape(tokens):
             raise ValueError(
@@ -268,17 +269,4 @@ def _check_softmax(softmax: Any, size: int, vocab_size: int) -> None:
         raise ValueError(
             f"softmax must be made for inputs of size {size} and {vocab_size} words, "
             f"got {softmax.input_size} and {softmax.vocab_size}"
-        )
-
-
-def _check_tied(embedding: Embedding, layer: Layer, softmax: Any) -> None:
-    if softmax is not None:
-        raise ValueError("tie=True needs the linear head, got a softmax")
-    shapes = jax.eval_shape(lambda: embedding.init(jax.random.key(0)))
-    if not hasattr(shapes, "vectors"):
-        raise ValueError("tie=True needs an embedding with a table, such as rnnjax.embedding(...)")
-    if layer.output_size != embedding.output_size:
-        raise ValueError(
-            f"tie=True needs a layer whose output is as wide as the embedding, "
-            f"{embedding.output_size}, got {layer.output_size}"
         )

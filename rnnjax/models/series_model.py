@@ -8,14 +8,13 @@ import jax
 from jax import Array
 
 from rnnjax import masking
-from rnnjax._checks import check_key, check_params, check_rate
+from rnnjax._checks import check_key, check_pair, check_params, check_rate
 from rnnjax._native import jit
 from rnnjax._recipe import Made, factory
 from rnnjax.base import Carry, Cell, Key, Layer
 from rnnjax.heads import Head
 from rnnjax.layers.recurrent import as_causal_layer
 from rnnjax.models._dropout import locked_dropout, split_key
-from rnnjax.models._encoding import check_pair
 
 
 class SeriesModelParams(NamedTuple):
@@ -139,7 +138,7 @@ def series_model(layer: Cell | Layer, head: Head, *, dropout: float = 0.0) -> Se
             mask: Any = None,
             **options: Any,
         ) -> tuple[Carry, Any]:
-            values, targets = check_pair("(values, targets)", pair)
+            values, targets = check_pair("the pair (values, targets)", "a tuple of 2", pair)
             values, valid = real_values(values, lengths, mask)
             carry, distribution = apply(params, values, mask=valid, **options)
             return carry, measure(distribution, targets, valid)

@@ -8,11 +8,12 @@ from PIL import Image
 from stopping import stopped_after
 
 from experiments.caption import command
-from experiments.caption.corpus import STOP, CaptionBatches, read_corpus, read_picture
+from experiments.caption.corpus import CaptionBatches, read_corpus, read_picture
 from experiments.caption.decoding import figures
 from experiments.caption.model import Network
 from experiments.caption.scenes import COLOURS, LEFT_OUT, SHAPES, SIZES, make_scenes
 from experiments.caption.settings import Settings
+from experiments.running.words import STOP
 
 SMALL = ["--hidden-size", "8", "--picture-size", "4", "--batch-size", "8", "--epochs", "2"]
 

@@ -93,9 +93,8 @@ def test_a_sweep_leaves_a_record_a_model_and_a_picture(tmp_path, capsys):
     assert "0.001" in out
     assert f"sweep.png and a record of each model in {tmp_path / 'run'}" in out
     assert main([*data, *small, "--learning-rates", "0"]) == 2
-    assert "--learning-rates must each be a finite number above 0, got [0.0]" in (
-        capsys.readouterr().err
-    )
+    expected = "--learning-rates must be 1 or more, each a finite number above 0, got (0.0,)"
+    assert expected in capsys.readouterr().err
 
 
 def test_what_is_wrong_with_the_data_leaves_no_folder_and_a_full_one_is_not_to_be_resumed(

@@ -14,9 +14,9 @@ from stopping import stopped_after
 
 import rnnjax
 from experiments.running.figures import new_figure
-from experiments.running.words import words
+from experiments.running.words import STOP, words
 from experiments.translate import command
-from experiments.translate.corpus import STOP, joined, read_corpus, tokenizer
+from experiments.translate.corpus import joined, read_corpus, tokenizer
 from experiments.translate.model import build_model
 from experiments.translate.pictures import Alignment, draw_alignments
 from experiments.translate.scoring import bleu, exact, on_diagonal, sacrebleu

@@ -93,8 +93,9 @@ def test_what_named_a_folder_that_is_not_there_is_said(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RNNJAX_DATA", "there")
     main = importlib.import_module(f"experiments.{program}").main
+    said = "error: {} must be a folder, got {}\n"
     assert main(line.split()) == 2
-    assert capsys.readouterr().err == "error: RNNJAX_DATA must be a folder, got there\n"
+    assert capsys.readouterr().err == said.format("the variable RNNJAX_DATA", "there")
     assert main([*line.split(), "--data-dir", "here"]) == 2
-    assert capsys.readouterr().err == "error: --data-dir must be a folder, got here\n"
+    assert capsys.readouterr().err == said.format("data_dir (--data-dir)", "here")
     assert list(tmp_path.iterdir()) == []

@@ -108,6 +108,20 @@ def test_pieces_hold_every_step_once_in_the_order_of_the_text():
     assert {piece.tokens.shape for piece in pieces} == {(3, 8)}
     np.testing.assert_array_equal(tokens[mask], np.arange(99))
     np.testing.assert_array_equal(targets[mask], np.arange(1, 100))
+    [piece] = cut(np.arange(100), rows=3, steps=1_000_000)
+    assert piece.mask.shape == (3, 33)
+    assert piece.mask.all()
+
+
+@pytest.mark.full
+def test_a_window_beyond_the_text_is_one_of_its_length(book, tmp_path):
+    length = (len(TEXT) * 9 // 10 - 1) // 4  # of a row of the nine tenths that train
+    for window in (length, 1_000_000):
+        out = tmp_path / str(window)
+        arguments = ["--dataset", book, *QUICK, "--window", window, "--epochs", "1"]
+        assert run(*arguments, "--out", out) == 0
+    weights = [(tmp_path / str(n) / "weights.safetensors").read_bytes() for n in (length, 10**6)]
+    assert weights[0] == weights[1]
 
 
 def witten_bell(train, test, vocab_size, order):

@@ -266,11 +266,11 @@ HS = np.ones((1, 3, 2), np.float32)
 BAD = {
     "tied of other sizes": (
         lambda: rnnjax.language_model(rnnjax.embedding(V, 5), rnnjax.lstm(H), tie=True),
-        "tie=True needs a layer whose output is as wide as the embedding, 5, got 4",
+        "tie=True needs the layer's output size to be 5, the size of .* of embedding, got 4",
     ),
     "tied one-hot": (
         lambda: rnnjax.language_model(rnnjax.one_hot(V), rnnjax.lstm(V), tie=True),
-        "tie=True needs an embedding with a table",
+        "tie=True needs embedding to have a table",
     ),
     "tied by a word": (
         lambda: rnnjax.language_model(rnnjax.embedding(V, H), rnnjax.lstm(H), tie="no"),

@@ -553,7 +553,7 @@ BAD = {
         lambda: build(start=6),
         r"start must be a token id, an integer in \[0, 6\), got 6",
     ),
-    "a tied head of another size": (lambda: build(tie=True, head_size=9), "head_size of 3"),
+    "a tied head of another size": (lambda: build(tie=True, head_size=9), "head_size to be 3"),
     "ids of no source": (lambda: run(sources=[3, 3, 3]), r"source must .*\[0, 7\)"),
     "ids of no target": (lambda: run(targets=[3, 3, 3]), r"target must .*\[0, 6\)"),
     "sources too long": (lambda: run(sources=[4, 1, 1]), "source_lengths must"),
