@@ -266,7 +266,7 @@ def _choose(how: _How, keys: Array, logits: Array, history: History) -> Choice:
 
 
 def _note(history: History, token: Array) -> History:
-    # Of rows that have ended, too, whose history is not read again.
+    # Rows that have ended are written to as well: their history is not read again.
     places = jnp.arange(token.shape[0]), history.length
     tokens = history.tokens.at[places].set(token, mode="drop")
     return History(tokens, history.length + 1, history.new + 1)
