@@ -441,3 +441,9 @@ BAD = {
 def test_bad_sizes_are_named(message):
     with pytest.raises(ValueError, match=message):
         BAD[message]()
+
+
+@pytest.mark.parametrize(("size", "rank"), [(32, 1), (33, 2), (1024, 32)])
+def test_the_rank_of_s6_is_a_32nd_of_its_size_rounded_up(size, rank):
+    shapes = jax.eval_shape(lambda: rnnjax.s6(size, 2).init(jax.random.key(0), size))
+    assert (shapes.w_down.shape, shapes.w_step.shape) == ((size, rank), (rank, size))

@@ -250,3 +250,20 @@ def test_who_has_jax_stop_at_the_first_nan_is_not_stopped_by_the_cell():
         rnnjax.unroll(cell, params, np.ones((1, 2, 2), np.float32), [1])
         with pytest.raises(FloatingPointError):
             rnnjax.unroll(cell, params, np.full((1, 2, 2), np.nan, np.float32), [1])
+
+
+@IMPLEMENTATIONS
+def test_a_given_stabiliser_far_below_what_a_step_leaves_keeps_gradients_finite(implementation):
+    """At masked steps, whose outputs are computed too, and thrown away."""
+    params = CELL.init(jax.random.key(0), D)
+    start = CELL.initial_carry(params)
+    start = start._replace(n=jnp.ones_like(start.n), m=jnp.full_like(start.m, -1e4))
+
+    def total(params, start):
+        xs, carry = jnp.ones((4, D)), start
+        options = {"initial_carry": carry, "implementation": implementation}
+        _, ys = rnnjax.unroll(CELL, params, xs, jnp.array(0), **options)
+        return jnp.sum(ys)
+
+    for a in jax.tree.leaves(jax.grad(total, (0, 1))(params, start)):
+        np.testing.assert_array_equal(a, 0.0)

@@ -447,3 +447,34 @@ def test_a_cell_that_is_bfloat16_throughout_has_products_and_gradients_in_float3
     assert carry.dtype == ys.dtype == jnp.bfloat16
     assert set(seen) == {jnp.dtype("float32")}
     assert jax.grad(total)(params)["bias"].tolist() == [time]
+
+
+@pytest.mark.parametrize(
+    "again", [lambda x, h: x, lambda x, h: h, lambda x, h: x * h], ids=["x", "h", "both"]
+)
+def test_a_product_that_is_read_again_behind_the_sum_has_the_gradient_of_both(again):
+    def update(params, h, x_proj, h_proj):
+        total = x_proj[0] + h_proj[0]
+        h = jnp.tanh(total) * jax.nn.sigmoid(again(x_proj[0], h_proj[0]))
+        return h, h
+
+    cell = rnnjax.Cell(
+        H,
+        init=lambda key, size: {"x": normal(1, D, H), "h": normal(2, H, H)},
+        initial_carry=lambda params: jnp.zeros(H),
+        project=lambda params, x: (x @ params["x"],),
+        recurrent=lambda params: params["h"],
+        hidden=lambda h: h,
+        update=update,
+    )
+
+    def loop(params, xs):
+        h, ys = jnp.zeros((B, H)), []
+        for t in range(T):
+            h, _ = update(params, h, (xs[:, t] @ params["x"],), (h @ params["h"],))
+            ys.append(h)
+        return h, jnp.stack(ys, 1)
+
+    args = cell.init(None, D), normal(3, B, T, D)
+    engine = value_and_gradients(lambda params, xs: rnnjax.unroll(cell, params, xs), *args)
+    assert_same(engine, value_and_gradients(loop, *args))

@@ -80,6 +80,14 @@ def test_each_mapped_example_draws_the_noise_of_its_own_call():
     np.testing.assert_allclose(found[:3], jnp.stack(alone), atol=1e-6)
 
 
+def test_a_mapped_call_uses_its_key_once():
+    cell = rnnjax.variational_dropout(rnnjax.lstm(3), 0.5)
+    params, xs, _ = made(cell)
+    keys = jax.random.split(jax.random.key(3), len(xs))
+    with jax.debug_key_reuse(True):
+        jax.jit(jax.vmap(lambda x, key: rnnjax.unroll(cell, params, x, key=key)))(xs, keys)
+
+
 def test_the_plan_counts_the_mapped_axis(monkeypatch):
     """Above the bytes that are hoisted the gates are computed in chunks, mapped or not."""
     from rnnjax.engine import _plan, _run
