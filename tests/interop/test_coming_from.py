@@ -129,6 +129,7 @@ size, steps, table, ids, metrics = H, 7, embedding(V, E), tokens, {{"loss": squa
 vectors, outputs, flags = table.init(key), logits[:, :1], logits > 0
 frames, cnn = jnp.ones((B, T, 8, 8)), lambda frame: frame[0, :D]
 W, features = 6, jnp.ones((B, 6, 2, 3))
+futures, mask = jnp.ones((B, T, steps)), jnp.ones((B, T), bool)
 """
 THEIRS = {
     "PyTorch": f"""
