@@ -167,9 +167,10 @@ def number_column(table: Table, name: str, *, may_begin_late: bool = False) -> n
         DataError: one is none, or is missing; names the row.
     """
     texts = table.column(name)
-    first = next((row for row, text in enumerate(texts) if text.strip()), 0)
-    first = first if may_begin_late else 0
-    texts = texts[first:]
+    first = 0
+    if may_begin_late:
+        first = next((row for row, text in enumerate(texts) if text.strip()), 0)
+        texts = texts[first:]
     numbers = np.array([read_number(text) for text in texts], float)
     bad = np.flatnonzero(np.isnan(numbers))
     if len(bad):
