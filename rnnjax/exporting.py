@@ -37,8 +37,8 @@ def export_program(
 
     Taken are all cells and all layers but those that need T known when they are compiled:
     ``implementation="associative"`` or ``"chunked"``, ``scan_unroll`` above 1, ``remat`` other
-    than None and "never", and ``resets`` of a reversed direction. Build the layer without these
-    options to export it: its parameters and its values are the same.
+    than None and "never", ``segment_ids``, and ``resets`` of a reversed direction. Build the layer
+    without these options to export it: its parameters and its values are the same.
 
     Args:
         apply: ``(params, inputs, lengths) -> outputs``: the ``apply`` of a model or of a layer.

@@ -225,7 +225,11 @@ def select(keep: Array | None, new: Any, old: Any) -> Any:
 
 
 def zero_padding(valid: Array | None, xs: Any) -> Any:
-    """``xs`` with exact zeros wherever ``valid``, bool over its leading axes, is False."""
+    """``xs`` with exact zeros wherever ``valid``, bool over its leading axes, is False.
+
+    Raises:
+        ValueError: ``valid`` is not bool, or not of the leading axes of ``xs``.
+    """
     if valid is None:
         return xs
     valid = jnp.asarray(as_array("valid", valid))

@@ -106,8 +106,8 @@ def conv_lstm(
     [..., T, *S, C] and [..., T, C * prod(S)]. A stack or a bidirectional layer of such cells
     needs nothing in between. The carry is ``LSTMCarry(h, c)`` of frames [*S, H].
 
-    A convolution is no product with one matrix, so the cell runs as a plain ``step``: under the
-    same sequence law, the convolution of the inputs outside the loop over time, differentiated by
+    A convolution is no product with one matrix, so the cell is a ``plain_step``: under the same
+    sequence law, the convolution of the inputs outside the loop over time, differentiated by
     ordinary autodiff.
 
     Args:

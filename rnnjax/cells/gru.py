@@ -82,11 +82,11 @@ def gru(
         h_t &= (1 - z) n + z h_{t-1}
 
     with ``reset_after`` (the form of PyTorch, cuDNN and today's Keras). Without it, the form of
-    the first paper, :math:`n = \tanh(x_t W_{in} + b_n + (r h_{t-1}) W_{hn})`. The carry is
+    the published paper, :math:`n = \tanh(x_t W_{in} + b_n + (r h_{t-1}) W_{hn})`. The carry is
     :math:`h_t` itself, an array [H], and so is the output.
 
-    The reset-before form needs a matrix product after its gate, so it runs as a plain ``step``:
-    exact, under the same sequence law, but differentiated by ordinary autodiff and slower.
+    The reset-before form needs a matrix product after its gate, so it is a ``plain_step``: exact,
+    under the same sequence law, but differentiated by ordinary autodiff and slower.
 
     Args:
         hidden_size: H.

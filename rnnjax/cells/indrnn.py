@@ -52,8 +52,8 @@ def indrnn(
             and ``bias``.
 
     Raises:
-        ValueError: the size is not a positive integer, the range is no pair of finite numbers in
-            order, or the initializer is unknown.
+        ValueError: the size is not a positive integer, the activation no function, the range no
+            pair of finite numbers in order, or the initializer unknown.
 
     Example:
         >>> import jax, rnnjax

@@ -93,8 +93,8 @@ def minimal_gated(
     of it is replaced; in the other, the less. The carry is :math:`h_t` itself, an array [H], and
     so is the output.
 
-    The paper's form needs a matrix product after its gate, so it runs as a plain ``step``: exact,
-    under the same sequence law, but differentiated by ordinary autodiff and slower.
+    The paper's form needs a matrix product after its gate, so it is a ``plain_step``: exact, under
+    the same sequence law, but differentiated by ordinary autodiff and slower.
 
     Args:
         hidden_size: H.

@@ -84,7 +84,8 @@ def s6(
         state_size: N.
         step_rank: R, the rank of the map to the step times; None for H / 32, rounded up.
         min_step: the step times start between this one ...
-        max_step: ... and this one, their logarithms uniform, for an input of zeros.
+        max_step: ... and this one, their logarithms uniform, for an input of zeros; never below
+            1e-4.
 
     Raises:
         ValueError: a size is not a positive integer, a step is not positive, or the two are not in

@@ -146,6 +146,9 @@ def stream_text(
         initial_carry: the carry before the prompt.
         block_size: tokens in a block; the last one may be shorter.
 
+    Raises:
+        ValueError: as ``generate``, at once, or a prompt of more than one text.
+
     Example:
         >>> import jax, jax.numpy as jnp, rnnjax
         >>> model = rnnjax.language_model(rnnjax.embedding(50, 8), rnnjax.lstm(16))

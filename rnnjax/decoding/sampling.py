@@ -125,6 +125,9 @@ def sample(*transforms: Transform) -> Sampling:
 def greedy(*transforms: Transform) -> Sampling:
     """Take the largest logit after ``transforms``; of equal ones, the one with the smallest id.
 
+    Raises:
+        ValueError: one of them cannot be called.
+
     Example:
         >>> import rnnjax
         >>> rnnjax.greedy()
@@ -182,6 +185,9 @@ class TopK:
 
 def top_k(k: int) -> Transform:
     """Only the ``k`` largest logits; those equal to the smallest of them stay, too.
+
+    Raises:
+        ValueError: ``k`` is not a positive integer.
 
     References:
         Fan, Lewis and Dauphin, "Hierarchical neural story generation", ACL 2018.
@@ -274,6 +280,9 @@ def repetition_penalty(penalty: float, window: int | None = None) -> Transform:
         penalty: at least 1.
         window: how many of the last tokens count, prompt included; None for all.
 
+    Raises:
+        ValueError: the penalty is below 1 or infinite, or the window not a positive integer.
+
     References:
         Keskar et al., "CTRL: a conditional transformer language model", 2019.
     """
@@ -319,7 +328,11 @@ class MinLength:
 
 
 def min_length(tokens: int, stop: Iterable[int]) -> Transform:
-    """No id of ``stop`` before ``tokens`` new tokens are there."""
+    """No id of ``stop`` before ``tokens`` new tokens are there.
+
+    Raises:
+        ValueError: ``tokens`` is not a positive integer, or ``stop`` none or no ids.
+    """
     return MinLength(check_size("tokens", tokens), check_ids("stop", stop))
 
 

@@ -81,7 +81,7 @@ def attention(kind: str = "general", *, size: int | None = None, window: int = 1
         \text{general} &: h_t W \cdot m_s \qquad
         \text{additive} : v \cdot \tanh(h_t W_q + m_s W_k) \\
         \text{local} &: \text{general, times } \exp(-(s - p_t)^2 / 2 \sigma^2)
-            \text{ after the softmax, } p_t = S \sigma(v \cdot \tanh(h_t W_p)),
+            \text{ after the softmax, } p_t = S \, \mathrm{sigmoid}(v \cdot \tanh(h_t W_p)),
             \ \sigma = \text{window} / 2
 
     Places that are not real have weight exactly 0 and are never read: NaN there changes nothing.
@@ -90,7 +90,7 @@ def attention(kind: str = "general", *, size: int | None = None, window: int = 1
     Args:
         kind: see above. Dot and scaled need queries as wide as the memory.
         size: A, of what is inside the tanh; None for the size of the queries.
-        window: how far from its place a local attention looks.
+        window: how far from its place a local attention looks: twice the :math:`\sigma` above.
 
     Raises:
         ValueError: an unknown kind, or from ``init``, sizes that the kind does not take.

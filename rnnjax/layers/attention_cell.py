@@ -121,6 +121,9 @@ def attention_cell(
 def prepare_memory(cell: Cell, params: Params, memory: Memory) -> Memory:
     """A memory [...] with what the cell makes of it once, for many calls that read it.
 
+    Raises:
+        ValueError: the cell takes no context, or the memory does not fit it.
+
     Example:
         >>> import jax, jax.numpy as jnp, rnnjax
         >>> cell = rnnjax.attention_cell(rnnjax.gru(4), memory_size=6)

@@ -25,6 +25,9 @@ def doubly_stochastic_penalty(weights: Array, lengths: Any = None, *, mask: Any 
     Returns:
         [...], for each sequence; sum or take the mean of it with a factor of your choice.
 
+    Raises:
+        ValueError: the weights are no floats [..., T, S], or lengths or mask do not fit them.
+
     Example:
         >>> import jax.numpy as jnp, rnnjax
         >>> weights = jnp.array([[[0.5, 0.5, 0.0], [0.0, 0.5, 0.5]]])
@@ -67,6 +70,9 @@ def score_function(costs: Array, weights: Array, drawn: Array, *, baseline: Any 
 
     Returns:
         [...], for each sequence, to be added to the sum of its costs.
+
+    Raises:
+        ValueError: the three are not of these shapes, or weights or draws no floats.
 
     Example:
         >>> import jax, jax.numpy as jnp, rnnjax

@@ -38,7 +38,8 @@ def recurrent(
         scan_unroll: steps per iteration of the compiled loop; None chooses, as for ``unroll``.
 
     Raises:
-        ValueError: from ``unroll``, when the layer is applied.
+        ValueError: ``cell`` is no ``rnnjax.Cell``, or cannot be run as asked; when the layer is
+            applied, from ``unroll``.
 
     Example:
         >>> import jax, jax.numpy as jnp, rnnjax

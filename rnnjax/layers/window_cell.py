@@ -72,6 +72,9 @@ def window_weights(window: Window, places: int) -> Array:
         window: [..., K], as of the carries that ``unroll(..., all_carries=True)`` gives.
         places: S.
 
+    Raises:
+        ValueError: ``places`` is not a positive integer.
+
     Example:
         >>> import jax.numpy as jnp, rnnjax
         >>> window = rnnjax.Window(jnp.ones(1), jnp.ones(1), jnp.ones(1))

@@ -115,6 +115,9 @@ def perplexity(entropy: tuple[ArrayLike, ArrayLike]) -> Array:
     Args:
         entropy: sum and count of entropies in nats, as `cross_entropy` gives.
 
+    Raises:
+        ValueError: it is no such pair.
+
     Example:
         >>> round(perplexity(cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 3]))).item(), 4)
         4.0
@@ -129,6 +132,9 @@ def bits(entropy: tuple[ArrayLike, ArrayLike]) -> Mean:
 
     Args:
         entropy: sum and count of entropies in nats, as `cross_entropy` gives.
+
+    Raises:
+        ValueError: it is no such pair.
 
     Example:
         >>> round(bits(cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 3]))).value.item(), 4)

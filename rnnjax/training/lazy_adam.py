@@ -186,7 +186,16 @@ def make_lazy_adam_step(
 def lazy_adam_params(
     state: LazyAdamState, learning_rate: float, *, form: Form = "pytorch"
 ) -> tuple[Array, Any]:
-    """The whole table [V, E], every row up to date, and all other parameters."""
+    """The whole table [V, E], every row up to date, and all other parameters.
+
+    Args:
+        state: after any step.
+        learning_rate: that of the steps, and so is the form.
+        form: as for :func:`init_lazy_adam`.
+
+    Raises:
+        ValueError: a learning rate that is not finite or below 0, or an unknown form.
+    """
     _check_form(form)
     rate = _check_learning_rate(learning_rate)
     return settle(state.table, state.step, state.tails, rate, form), state.rest

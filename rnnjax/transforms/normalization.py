@@ -46,7 +46,7 @@ def layer_norm(cell: Cell, epsilon: float = 1e-5) -> Cell:
         epsilon: added to the variance.
 
     Raises:
-        ValueError: a cell written as a plain ``step``, such as ``gru(reset_after=False)``, whose
+        ValueError: a cell written as a ``plain_step``, such as ``gru(reset_after=False)``, whose
             recurrent sums nothing outside it can reach; or a negative or zero epsilon.
 
     Example:

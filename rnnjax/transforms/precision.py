@@ -56,9 +56,9 @@ def with_policy(cell: Whole, policy: Policy) -> Whole:
 
     Args:
         cell: any cell; or a layer or model that a function of this package made: it is made again,
-            with all its cells, heads and tables of vectors under the policy. Of a cell with a
-            ``plain_step``, or one whose own functions do not use ``rnnjax.base.linear``, the
-            matrices and inputs are cast, and its products are what JAX makes of those.
+            with all its cells, heads and tables of vectors under the policy. A cell of your own
+            is given matrices and inputs of the compute dtype, and the products that it takes
+            itself are what JAX makes of those.
         policy: the dtypes. float64 needs ``jax.config.update("jax_enable_x64", True)``.
 
     Raises:
