@@ -25,7 +25,7 @@ class Sum:
 
     Example:
         >>> from rnnjax.metrics import Mean, merge
-        >>> large = Mean(jnp.array(0.0), jnp.array(2.0**24))  # from here on a float32 holds even numbers only
+        >>> large = Mean(jnp.array(0.0), jnp.array(2.0**24))  # from here on a float32 is even
         >>> one = Mean(jnp.array(0.0), jnp.array(1.0))
         >>> float(large.count + one.count), float(merge(large, one).count)
         (16777216.0, 16777217.0)
