@@ -106,5 +106,5 @@ def _cells(weights: Any) -> Any:
 
 def _nested(tree: Any) -> Any:
     if isinstance(tree, Directions):
-        return {"forward_rnn": _nested(tree.forward), "backward_rnn": _nested(tree.backward)}
+        return {"forward_rnn": tree.forward, "backward_rnn": tree.backward}
     return [_nested(layer) for layer in tree] if isinstance(tree, tuple) else tree

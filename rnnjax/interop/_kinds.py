@@ -58,22 +58,17 @@ _FORMER = {"rnn": "vanilla", "mgu": "minimal_gated"}
 
 
 def check_kind(kind: str, known: Collection[str], library: str) -> str:
-    """A kind of cell that ``library`` has, by its present name.
+    """A kind of cell that ``library`` has, by its present name; of a former one it warns.
 
     Raises:
         ValueError: it does not have it; names those it has.
     """
-    name = present_name(kind)
+    name = _FORMER.get(kind, kind)
     if name not in known:
         raise ValueError(f"kind must be one of {list(known)} for {library}, got {kind!r}")
-    return name
-
-
-def present_name(kind: str) -> str:
-    """``kind``, or what it is called now, with a DeprecationWarning."""
-    name = _FORMER.get(kind, kind)
     if name != kind:
         message = f"the kind {kind!r} is called {name!r} now, as its cell is"
+        # Of the caller of the function that checks: Python shows it only there.
         warnings.warn(message, DeprecationWarning, stacklevel=3)
     return name
 

@@ -156,6 +156,14 @@ def test_exported_weights_come_back_from_a_file(kind):
     assert_equal(safetensors.numpy.load(safetensors.numpy.save(exported)), exported)
 
 
+def test_a_gate_that_is_not_read_is_exported_as_zeros():
+    node = interop.export_weights(
+        "coupled_lstm", random_params(our_layer("coupled_lstm", "forward"))
+    )
+    for name in "WR":
+        assert_equal(np.any(node[name].reshape(4, -1), 1), np.array([True, True, False, True]))
+
+
 @pytest.mark.parametrize("kind", CASES)
 def test_a_stack_is_a_list_of_nodes(kind):
     layer = make_layer(CELLS[kind], 2, bidirectional=True)

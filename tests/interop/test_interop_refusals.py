@@ -40,6 +40,19 @@ def test_every_entry_that_does_not_fit_is_named():
     assert len(str(error.value).splitlines()) == 5
 
 
+def test_the_surest_entry_tells_the_sizes_of_the_others():
+    """Of weights [4H, H] it is the axis that is H itself; a bias [4H] of 4H - 1 tells nothing."""
+    gates = {"weight_ih_l0": np.zeros((3 * H, D)), "weight_hh_l0": np.zeros((3 * H, H))}
+    with refuses(
+        f"weight_hh_l0 must have shape [4H, H] with H = {H}, got ({3 * H}, {H})\n",
+        f"weight_ih_l0 must have shape [4H, D] with H = {H}, D = {D}, got ({3 * H}, {D})",
+    ):
+        torch.import_weights("lstm", gates)
+    weights = {"a/linear": {"w": np.zeros((D + H, 4 * H)), "b": np.zeros(4 * H - 1)}}
+    with refuses(f"got:\n  linear/b must have shape [4H], got ({4 * H - 1},)"):
+        haiku.import_weights("lstm", weights, "a")
+
+
 def test_a_missing_layer_is_named():
     weights = {
         name.replace("_l0", "_l1"): a for name, a in torch.export_weights("gru", GRU).items()
@@ -83,8 +96,10 @@ EXPORTS = {
 @pytest.mark.parametrize(("former", "name"), [("rnn", "vanilla"), ("mgu", "minimal_gated")])
 def test_a_former_name_of_a_kind_is_taken_for_that_of_its_cell(former, name):
     params = random_params(make_layer(CELLS[name]))
-    with pytest.warns(DeprecationWarning, match=f"the kind '{former}' is called '{name}' now"):
+    message = f"the kind '{former}' is called '{name}' now"
+    with pytest.warns(DeprecationWarning, match=message) as warned:
         weights = linen.export_weights(former, params)
+    assert warned[0].filename == __file__  # else Python would not show it
     assert weights.keys() == linen.export_weights(name, params).keys()
 
 
@@ -259,6 +274,8 @@ def test_a_torch_state_of_an_lstm_is_a_pair():
         torch.import_carry("lstm", h)
     with refuses("state must be one array h for 'gru', got a tuple of 2"):
         torch.import_carry("gru", (h, h))
+    with refuses("state must be (h, c) for 'lstm', got a tuple of 3"):
+        torch.import_carry("lstm", (h, h, h))
     with refuses("state must have shape [layers * directions, B, H]"):
         torch.import_carry("lstm", (h, h[:1]))
     with refuses("state must have shape [layers * directions, B, H]"):
@@ -272,6 +289,8 @@ def test_a_keras_layer_is_two_three_four_or_six_arrays():
             keras.import_weights("lstm", (arrays * 3)[:count])
     with refuses("weights[1] must have the arrays", "got 1 arrays"):
         keras.import_weights("lstm", [arrays, arrays[:1]])
+    with refuses("weights.backward must have the arrays", "got 1 arrays"):
+        keras.import_weights("lstm", rnnjax.Directions(arrays, arrays[:1]))
 
 
 def test_flax_weights_are_named_down_to_the_leaf():
@@ -308,6 +327,9 @@ def test_an_object_that_is_no_equinox_cell_of_that_kind_is_refused():
         weights = equinox.export_weights(kind, GRU if kind == "gru" else LSTM)
         with refuses(f"cells, Equinox '{kind}', must be an equinox.nn.{kind.upper()}Cell"):
             equinox.import_weights(kind, SimpleNamespace(**weights))
+        namesake = type(f"{kind.upper()}Cell", (SimpleNamespace,), {})
+        with refuses(f"cells, Equinox '{kind}', must be an equinox.nn.{namesake.__name__}"):
+            equinox.import_weights(kind, namesake(**weights))
 
 
 def test_a_torch_prefix_that_is_not_quite_right_is_corrected():
@@ -336,16 +358,25 @@ def test_flax_weights_that_lie_deeper_are_pointed_at():
         linen.import_weights("lstm", {"bi": both, "head": {}})
 
 
+@pytest.mark.parametrize("params", [LSTM, rnnjax.Directions(LSTM, LSTM)])
+def test_what_lies_beside_the_cells_of_flax_is_not_passed_over(params):
+    weights = linen.export_weights("lstm", params) | {"dense": {"kernel": np.zeros((H, 2))}}
+    with refuses("linen 'lstm'", "must be a cell, got none there; did you mean weights['"):
+        linen.import_weights("lstm", weights)
+
+
 def test_haiku_modules_that_are_there_are_named():
-    core = haiku.export_weights("lstm", LSTM, "net/~/lstm")
+    core = {"head/linear": {}} | haiku.export_weights("lstm", LSTM, "net/~/lstm")
     with refuses("weights must have the module 'lstm'", "did you mean 'net/~/lstm'?"):
         haiku.import_weights("lstm", core, "lstm")
 
 
 def test_onnx_nodes_have_one_or_two_directions():
-    node = {name: np.repeat(array, 3, 0) for name, array in onnx.export_weights("gru", GRU).items()}
-    with refuses("nodes, ONNX 'gru' must have one or two directions, got 3"):
-        onnx.import_weights("gru", node)
+    one = onnx.export_weights("gru", GRU)
+    for count in (0, 3):
+        node = {name: np.repeat(array, count, 0) for name, array in one.items()}
+        with refuses(f"nodes, ONNX 'gru' must have one or two directions, got {count}"):
+            onnx.import_weights("gru", node)
     wide = random_params(rnnjax.recurrent(rnnjax.gru(H + 1)))
     with refuses("ONNX needs two directions of the same sizes"):
         onnx.export_weights("gru", rnnjax.Directions(GRU, wide))

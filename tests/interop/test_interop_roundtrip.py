@@ -62,6 +62,36 @@ def test_a_round_trip_changes_no_bit_and_no_dtype(library, kind, num_layers, bid
     assert_equal(ROUND_TRIPS[library][0](kind, params), params)
 
 
+def test_directions_of_weights_are_no_stack():
+    params = random_params(make_layer(CELLS["lstm"], 1, bidirectional=True))
+    for library in (keras, linen, nnx, equinox):
+        weights = rnnjax.Directions(*(library.export_weights("lstm", half) for half in params))
+        assert_equal(library.import_weights("lstm", weights), params)
+
+
+def test_biases_that_are_not_there_are_zeros_of_the_dtype_that_came():
+    drawn = random_params(make_layer(CELLS["gru"]), 0, np.float32)
+    params = drawn._replace(bias=0 * drawn.bias, hidden_bias=0 * drawn.hidden_bias)
+    for library in (torch, keras, equinox):
+        weights = library.export_weights("gru", params, bias=False)
+        assert_equal(library.import_weights("gru", weights), params)
+
+
+def test_arrays_lie_row_by_row_on_both_sides():
+    """safetensors 0.8 writes the numbers of an array as they lie in memory."""
+    params = random_params(make_layer(CELLS["lstm"]))
+    for library in (torch, keras, linen, nnx, haiku, equinox, onnx):
+        names = ["a"] if library is haiku else []
+        weights = library.export_weights("lstm", params, *names)
+        back = library.import_weights("lstm", weights, *names)
+        assert all(leaf.flags.c_contiguous for leaf in jax.tree.leaves((weights, back)))
+
+
+def test_more_than_ten_layers_of_torch_come_back():
+    params = random_params(make_layer(CELLS["vanilla"], 11))
+    assert_equal(there_and_back(torch)("vanilla", params), params)
+
+
 @pytest.mark.parametrize(("library", "kind"), CASES)
 def test_arrays_of_jax_are_taken_and_arrays_of_numpy_given(library, kind):
     layer = make_layer(CELLS[kind], 1, True)
