@@ -29,7 +29,7 @@ _watched = threading.local()  # JAX reports an event in the thread that compiles
 class Compilation(NamedTuple):
     """That a step was compiled, and for what."""
 
-    name: str  # "train step" or "eval step"
+    name: str  # "train step", "truncated step" or "eval step"
     shapes: dict[str, str]  # path in the batch -> "int32[64,32]"
     seconds: float  # tracing, lowering and compiling
 

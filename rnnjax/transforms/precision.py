@@ -55,15 +55,15 @@ def with_policy(cell: Whole, policy: Policy) -> Whole:
     least.
 
     Args:
-        cell: any cell; or a layer or model that a function of this package made: it is made again,
-            with all its cells, heads and tables of vectors under the policy. A cell of your own
-            is given matrices and inputs of the compute dtype, and the products that it takes
-            itself are what JAX makes of those.
+        cell: any cell; or a layer or model of a function that has the argument ``policy``: it is
+            made again, with all its cells, heads and tables of vectors under the policy. A cell of
+            your own is given matrices and inputs of the compute dtype, and the products that it
+            takes itself are what JAX makes of those.
         policy: the dtypes. float64 needs ``jax.config.update("jax_enable_x64", True)``.
 
     Raises:
-        ValueError: no policy, a dtype that is none of the four, a layer made by hand, or one that
-            has a policy already; and once the cell is used, float64 without x64.
+        ValueError: no policy, a dtype that is none of the four, a layer or model that takes none or
+            has one already; and once the cell is used, float64 without x64.
 
     Example:
         >>> import jax, jax.numpy as jnp, rnnjax
