@@ -85,7 +85,7 @@ def generate(
         key: one key, from which each row gets its own by its place in the batch, or an array of
             keys [...], one a row. May be left out where ``sampling`` draws nothing.
         sampling: how a token is chosen, :func:`rnnjax.sample` or :func:`rnnjax.greedy` with
-            transformers of logits; by default a draw from the model's own law.
+            transformers of logits; by default a draw from the model's own distribution.
         stop: an id, or several: a row ends with the first of them that it writes.
         pad: the id that fills a row behind its end.
         initial_carry: the carry before the prompt; None starts anew.

@@ -147,7 +147,7 @@ class Temperature:
 
 
 def temperature(value: float) -> Transform:
-    """Logits divided by ``value``: below 1 likely tokens become likelier, above 1 the law flattens.
+    """Logits divided by ``value``: below 1 likely tokens become likelier, above 1 less likely.
 
     Raises:
         ValueError: not a finite number, or below 1e-30, by which logits would become infinite; 0 is

@@ -50,7 +50,7 @@ def scheduled_sampling(
         rate: p in [0, 1], a number or a traced scalar, such as one that rises with the steps of
             training.
         key: decides where its own tokens are read, and dropout in the encoder.
-        draw: the own token is drawn from the model's law; otherwise it is the likeliest.
+        draw: the own token is drawn from the model's distribution; otherwise it is the likeliest.
 
     Returns:
         ``(logits [..., T, V], weights [..., T, S])`` as from ``model.apply``, both 0 behind the end

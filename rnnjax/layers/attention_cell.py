@@ -119,7 +119,7 @@ def attention_cell(
 
 
 def prepare_memory(cell: Cell, params: Params, memory: Memory) -> Memory:
-    """A memory [...] with what the cell makes of it once, for many calls that read it.
+    """A memory [...] with its keys and values made once, for many calls that read it.
 
     Raises:
         ValueError: the cell takes no context, or the memory does not fit it.

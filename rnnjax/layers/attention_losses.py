@@ -10,7 +10,7 @@ from rnnjax._numerics import raised
 
 
 def doubly_stochastic_penalty(weights: Array, lengths: Any = None, *, mask: Any = None) -> Array:
-    r"""How far the attention to the places is from once each, over all steps together.
+    r"""A penalty on attention that does not fall on each place once, over all steps together.
 
     .. math:: \sum_s \left(1 - \sum_t a_{ts}\right)^2
 
@@ -46,10 +46,10 @@ def doubly_stochastic_penalty(weights: Array, lengths: Any = None, *, mask: Any 
 
 
 def score_function(costs: Array, weights: Array, drawn: Array, *, baseline: Any = None) -> Array:
-    r"""The gradient that draws of hard attention keep from a loss: 0 in value.
+    r"""A term of value 0 that gives a loss the gradient through draws of hard attention.
 
-    The expectation of a loss over places :math:`s_t \sim a_t` also changes because the law of the
-    draws does. With the cost :math:`\ell_t` of step t,
+    The expectation of a loss over places :math:`s_t \sim a_t` also changes because the
+    distribution of the draws does. With the cost :math:`\ell_t` of step t,
 
     .. math::
 
