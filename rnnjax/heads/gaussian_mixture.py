@@ -114,7 +114,8 @@ def gaussian_mixture_head(components: int, size: int = 1, *, min_scale: float = 
         min_scale: :math:`\sigma_{min}`.
 
     Raises:
-        ValueError: a size or number is none of these.
+        ValueError: ``components`` is not a positive integer, ``size`` not 1 or 2, or ``min_scale``
+            not positive and finite.
 
     Example:
         >>> import jax, jax.numpy as jnp, rnnjax

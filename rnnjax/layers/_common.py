@@ -26,7 +26,7 @@ def elementwise_dropout(key: Key | None, xs: Array, rate: float) -> Array:
     :func:`rnnjax.models.locked_dropout`, the same at all steps, or by a regulariser of the cell.
 
     Raises:
-        ValueError: a rate outside [0, 1), ``xs`` not floating, or no key.
+        ValueError: a rate outside [0, 1), ``xs`` not floating, or a wrong key.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -128,7 +128,7 @@ def grid_lstm(
             and forget bias for each side's own.
 
     Raises:
-        ValueError: a size is not a positive integer, or another argument is none of these.
+        ValueError: a size is not a positive integer, or another argument has none of its values.
 
     Example:
         >>> import jax, jax.numpy as jnp, rnnjax

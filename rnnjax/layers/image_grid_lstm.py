@@ -107,7 +107,7 @@ def image_grid_lstm(
         initializer: as for :func:`rnnjax.grid_lstm`.
 
     Raises:
-        ValueError: a size is not a positive integer, or another argument is none of these.
+        ValueError: a size is not a positive integer, or another argument has none of its values.
 
     Example:
         >>> import jax, jax.numpy as jnp, rnnjax

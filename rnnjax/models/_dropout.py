@@ -23,7 +23,7 @@ def locked_dropout(key: Key | None, xs: Array, rate: float) -> Array:
     What is kept is scaled by ``1 / (1 - rate)``. Without a key, or at rate 0, ``xs`` itself.
 
     Raises:
-        ValueError: a rate outside [0, 1), ``xs`` of fewer axes or not floating, or no key.
+        ValueError: a rate outside [0, 1), ``xs`` of fewer axes or not floating, or a wrong key.
 
     Example:
         >>> import jax, jax.numpy as jnp

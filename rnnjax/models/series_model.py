@@ -68,7 +68,7 @@ def series_model(layer: Cell | Layer, head: Head, *, dropout: float = 0.0) -> Se
             comes next hangs on the last of them most of all.
 
     Raises:
-        ValueError: a rate outside [0, 1), a layer that reads ahead, or a part that is none.
+        ValueError: a rate outside [0, 1), a layer that reads ahead, or a part of a wrong type.
 
     Example:
         >>> import jax, jax.numpy as jnp, rnnjax

@@ -56,7 +56,7 @@ def tagger(
         masked: each text is tagged as if it stood alone.
 
     Raises:
-        ValueError: a rate outside [0, 1), a wrong size, or a part that is none.
+        ValueError: a rate outside [0, 1), a wrong size, or a part of a wrong type.
 
     Example:
         >>> import jax, jax.numpy as jnp, rnnjax

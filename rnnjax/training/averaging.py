@@ -72,7 +72,7 @@ def averaged_from(start: int | None) -> optax.GradientTransformation:
         start: s, a positive number of steps; None for an average that is the last parameters.
 
     Raises:
-        ValueError: the start is no such number.
+        ValueError: the start is not a positive integer.
 
     Example:
         >>> link = averaged_from(2)
@@ -102,7 +102,7 @@ def no_longer_improves(losses: Sequence[float], patience: int = 5) -> bool:
         patience: n, a positive number of checks.
 
     Raises:
-        ValueError: the patience is no such number.
+        ValueError: the patience is not a positive integer.
 
     Example:
         >>> no_longer_improves([5.0, 3.0, 4.0], patience=2), no_longer_improves([3.0, 4.0, 4.5], 2)

@@ -119,9 +119,9 @@ def make_truncated_step(
         summed over the updates: "grad_norm" is the pair (sum of the norms, number of updates).
 
     Raises:
-        ValueError: k1 or k2 is no such number; or from the step, a batch that is no ``Sequences``
-            or of unequal shapes, a loss function that gives something else, or a metric by a name
-            that the step adds itself.
+        ValueError: k1 or k2 is not a positive integer, or k2 below k1; or from the step, a batch
+            that is no ``Sequences`` or of unequal shapes, a loss function that gives something
+            else, or a metric by a name that the step adds itself.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, rnnjax

@@ -51,7 +51,7 @@ def init_train_state(
 
     Raises:
         ValueError: the key is not one key, a parameter is not floating-point, or the optimizer is
-            none, or ``optax.lookahead``, which trains pairs of parameters.
+            not of Optax, or ``optax.lookahead``, which trains pairs of parameters.
 
     Example:
         >>> import optax

@@ -251,7 +251,7 @@ def zoneout(cell: Cell, rate: float | Mapping[str, float]) -> Cell:
 
     Raises:
         ValueError: a rate outside [0, 1); and once the cell is run, a name that is no part of
-            the carry, or an output that is none.
+            the carry, or an output that is not one.
 
     Example:
         >>> import jax, jax.numpy as jnp, rnnjax
