@@ -101,12 +101,14 @@ def test_relu_is_an_activation_that_the_weights_do_not_show():
 
 
 def test_the_parts_of_a_module_are_found_whatever_their_names():
-    net = torch_net("gru", names=("table", "encoder", "out"))
+    net = torch_net("gru", names=("table", "encoder", "encoder_out"))
     wrapped = {f"module.{name}": array for name, array in net.state_dict().items()}
     expected = import_torch("gru", torch_net("gru").state_dict())
     for params in (
         import_torch("gru", wrapped),
-        import_torch("gru", net.state_dict(), embedding="table", encoder="encoder", head="out"),
+        import_torch(
+            "gru", net.state_dict(), embedding="table", encoder="encoder", head="encoder_out"
+        ),
     ):
         jax.tree.map(np.testing.assert_array_equal, params, expected)
 
@@ -127,8 +129,11 @@ def test_exported_parameters_load_strictly_and_give_the_same_logits(kind):
 def test_torch_export_is_undone_by_import(kind):
     params = drawn(Architecture(kind, V, E, (LayerSize(H, False), LayerSize(H, False)), C))
     names = {"embedding": "a", "encoder": "b.c", "head": "d"}
-    again = import_torch(kind, export_torch(kind, params, **names))
+    weights = export_torch(kind, params, **names)
+    again = import_torch(kind, weights)
     jax.tree.map(np.testing.assert_array_equal, again, params)
+    # safetensors 0.8 writes the numbers of an array as they lie in memory.
+    assert all(leaf.flags.c_contiguous for leaf in jax.tree.leaves((weights, again)))
 
 
 STACKS = {
@@ -137,6 +142,8 @@ STACKS = {
     # Every size is E, so that shapes alone must tell pairs from stacks.
     "stack of equal sizes": (LayerSize(E, False), LayerSize(E, False)),
     "two directions of equal sizes": (LayerSize(E, True), LayerSize(E, True)),
+    # Of the first, half of what the head takes.
+    "two sizes": (LayerSize(H, False), LayerSize(2 * H, False)),
     "mixed": (LayerSize(E, True), LayerSize(2 * E, False), LayerSize(H, True)),
 }
 
@@ -158,7 +165,7 @@ KERAS_LAYERS = {"vanilla": "SimpleRNN", "lstm": "LSTM", "gru": "GRU", "gru_reset
 def test_keras_takes_the_arrays_under_its_own_names_and_gives_the_same_logits(kind):
     keras = pytest.importorskip("keras")
     keras.backend.clear_session()
-    sizes = (LayerSize(E, True), LayerSize(H, False))
+    sizes = (LayerSize(E, False), LayerSize(H, True))
     architecture = Architecture(kind, V, E, sizes, C)
     params = drawn(architecture)
     make = getattr(keras.layers, KERAS_LAYERS[kind])
@@ -166,8 +173,8 @@ def test_keras_takes_the_arrays_under_its_own_names_and_gives_the_same_logits(ki
     net = keras.Sequential(
         [
             keras.layers.Embedding(V, E),
-            keras.layers.Bidirectional(make(E, return_sequences=True, **more)),
-            make(H, **more),
+            make(E, return_sequences=True, **more),
+            keras.layers.Bidirectional(make(H, **more)),
             keras.layers.Dense(C),
         ]
     )
@@ -181,12 +188,27 @@ def test_keras_takes_the_arrays_under_its_own_names_and_gives_the_same_logits(ki
     np.testing.assert_allclose(found, logits(architecture, params), **CLOSE)
 
 
-def test_layers_of_keras_without_biases_are_told_apart():
-    params = drawn(Architecture("lstm", V, E, (LayerSize(H, True), LayerSize(H, False)), C))
-    arrays = [a for a in export_keras("lstm", params).values() if a.shape != (4 * H,)]
-    again = import_keras("lstm", arrays)
-    for found, given in zip(jax.tree.leaves(again), jax.tree.leaves(params), strict=True):
-        expected = np.zeros_like(given) if given.shape == (4 * H,) else given
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        ("lstm", (LayerSize(H, True), LayerSize(H, False))),
+        # A matrix of two rows, as the two biases of a GRU are.
+        ("gru", (LayerSize(2, False), LayerSize(H, False))),
+    ],
+)
+def test_layers_of_keras_without_biases_are_told_apart(kind, sizes):
+    def without_biases(path, leaf):
+        return 0 * leaf if "bias" in jax.tree_util.keystr(path) else leaf
+
+    params = drawn(Architecture(kind, V, E, sizes, C))
+    bare = params._replace(encoder=jax.tree.map_with_path(without_biases, params.encoder))
+    arrays = {n: a for n, a in export_keras(kind, params).items() if not n.endswith("_cell/bias")}
+    for found, expected in zip(
+        jax.tree.leaves(import_keras(kind, list(arrays.values()))),
+        jax.tree.leaves(bare),
+        strict=True,
+    ):
+        assert found.dtype == expected.dtype
         np.testing.assert_array_equal(found, expected)
 
 
@@ -264,6 +286,7 @@ def test_a_named_part_must_be_there():
     ("shapes", "message"),
     [
         ([(V, E), (H, C), (C,)], r"weights must be get_weights\(\) of Embedding"),
+        ([(V, E), (E, H), (H, H), (H,), (H, C)], r"weights must be get_weights\(\) of Embedding"),
         ([(V, E), (E, H), (H, H), (H,), (2 * H, C), (C,)], "head must have weights for 3 inputs"),
         ([(V, E), (E, H), (H, H + 1), (H,), (H, C), (C,)], "recurrent_kernel must have shape"),
         ([(V, E), (E, H), (H, H), (H,), (H, H), (H, C), (C,)], "must have the arrays"),
@@ -482,6 +505,10 @@ NO_CLASSIFIER = {
     ),
     "no parameters": (
         lambda: classifiers.describe("lstm", {"w": ARRAYS}),
+        "params must be ClassifierParams(embedding, encoder, head), got a dict of w",
+    ),
+    "no parameters to export": (
+        lambda: classifiers.export_torch("lstm", {"w": ARRAYS}),
         "params must be ClassifierParams(embedding, encoder, head), got a dict of w",
     ),
     "no head": (
