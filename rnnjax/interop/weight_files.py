@@ -176,7 +176,7 @@ def _datasets_of(layer: Any) -> list[Any]:
     if "forward_layer" in layer:
         return [*_datasets_of(layer["forward_layer"]), *_datasets_of(layer["backward_layer"])]
     found = layer["cell/vars"] if "cell" in layer else layer["vars"]
-    return [found[name] for name in sorted(found, key=int)]
+    return [found[name] for name in sorted(found)]
 
 
 def _in_order(path: Path, layers: Mapping[str, list[Any]]) -> list[Any]:

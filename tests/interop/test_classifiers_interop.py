@@ -1,5 +1,6 @@
 """Whole classifiers from and to PyTorch and Keras: logits beside the live models, and refusals."""
 
+import json
 import re
 import types
 
@@ -11,6 +12,7 @@ from safetensors.numpy import save_file
 
 import rnnjax
 from rnnjax.interop import classifiers
+from rnnjax.interop._keras_config import check_config
 from rnnjax.interop.classifiers import (
     Architecture,
     LayerSize,
@@ -480,6 +482,9 @@ def test_an_option_that_nobody_has_looked_at_is_refused_unless_it_is_none(tmp_pa
         file.attrs["model_config"] = config.replace('"use_bias"', '"new_option": null, "use_bias"')
     assert len(read_keras_file(path)) == 6
     with h5py.File(path, "r+") as file:
+        file.attrs["model_config"] = np.bytes_(config)  # as Keras 2 does
+    assert len(read_keras_file(path)) == 6
+    with h5py.File(path, "r+") as file:
         file.attrs["model_config"] = config.replace('"use_bias"', '"new_option": 3, "use_bias"')
     with pytest.raises(ValueError, match=r"LSTM '.*': new_option=3\n .*Dense '.*': new_option=3"):
         read_keras_file(path)
@@ -487,6 +492,67 @@ def test_an_option_that_nobody_has_looked_at_is_refused_unless_it_is_none(tmp_pa
         file.attrs["model_config"] = "[" * 100_000
     with pytest.raises(ValueError, match=r"w\.h5 must have a model_config that can be read, got"):
         read_keras_file(path)
+
+
+def keras_2(kinds="LSTM Dense", *links, model="Sequential", **options):
+    """The configuration of a model of Keras 2; ``links`` are what each layer takes."""
+    layers = [
+        {"class_name": kind, "config": {"name": kind, **options.get(kind, {})}}
+        for kind in ("InputLayer", "Embedding", *kinds.split())
+    ]
+    for layer, inbound in zip(layers, links, strict=False):
+        layer["inbound_nodes"] = inbound
+    return json.dumps({"class_name": model, "config": {"layers": layers} if links else layers})
+
+
+def takes(name, **more):
+    return [[[name, 0, 0, more]]]
+
+
+CHAIN = [[], takes("InputLayer"), takes("Embedding"), takes("LSTM")]
+STATE = [*CHAIN[:2], takes("Embedding", initial_state=[["Dense", 0, 0]])]
+TWICE = [*CHAIN[:2], 2 * takes("Embedding")]
+ALL_STEPS = {"LSTM": {"return_sequences": True}}
+BACKWARD = {"class_name": "LSTM", "config": {"go_backwards": False}}
+TWO_DIRECTIONS = {"layer": BACKWARD, "backward_layer": BACKWARD}
+NO_CHAIN = {
+    "a model of class 'Own'": keras_2(model="Own"),
+    "'LSTM' must take .* alone, got .'Embedding', 'Dense'.": keras_2("LSTM Dense", *STATE),
+    "'LSTM' must take .* alone, got .'more than one input'.": keras_2("LSTM Dense", *TWICE),
+    "layers must be Embedding, .*'LSTM', 'LSTM'": keras_2("LSTM LSTM"),
+    "layers must be Embedding, .*'Embedding', 'Dense'": keras_2("Dense"),
+    "layers must be Embedding, .*, 'GlobalMaxPooling1D', 'GlobalAv": keras_2(
+        "LSTM GlobalMaxPooling1D GlobalAveragePooling1D Dense", **ALL_STEPS
+    ),
+    "return_sequences must be set only where": keras_2("LSTM LSTM Dense"),
+    "return_sequences must be set only where a": keras_2(**ALL_STEPS),
+    "return_state=True": keras_2(LSTM={"return_state": True}),
+    "use_bias=False": keras_2(Dense={"use_bias": False}),
+    "data_format='channels_first'": keras_2(
+        "LSTM GlobalMaxPooling1D Dense",
+        GlobalMaxPooling1D={"data_format": "channels_first"},
+        **ALL_STEPS,
+    ),
+    "backward_layer does not go backwards": keras_2(
+        "Bidirectional Dense", Bidirectional=TWO_DIRECTIONS
+    ),
+    "go_backwards=0": keras_2(LSTM={"go_backwards": 0}),
+}
+
+
+@pytest.mark.parametrize("message", NO_CHAIN)
+def test_a_model_of_keras_2_that_has_no_counterpart_is_refused(message):
+    with pytest.raises(ValueError, match=message):
+        check_config("w.h5", NO_CHAIN[message], "tanh", None)
+
+
+def test_chains_of_keras_2_are_taken():
+    for config in (keras_2(), keras_2("LSTM Dense", *CHAIN, model="Functional")):
+        check_config("w.h5", config, "tanh", "last")
+    pooled = keras_2("LSTM GlobalMaxPooling1D Dense", **ALL_STEPS)
+    check_config("w.h5", pooled, "tanh", "max")
+    one = keras_2("LSTM Dropout Dense", Dense={"units": 1, "activation": "sigmoid"})
+    check_config("w.h5", one, "tanh", "last")
 
 
 ARRAYS = np.ones(3)
