@@ -197,7 +197,7 @@ def _order_problems(
     problems = []
     names = [str(layer.get("name")) for _, layer in layers]
     for place, found in enumerate(links):
-        if found is not None and found != (names[place - 1 : place] if place else []):
+        if found is not None and found != names[:place][-1:]:
             problems.append(f"{names[place]!r} must take the layer before it alone, got {found}")
     steps = [
         (kind, layer)

@@ -536,6 +536,10 @@ NO_CHAIN = {
     "backward_layer does not go backwards": keras_2(
         "Bidirectional Dense", Bidirectional=TWO_DIRECTIONS
     ),
+    "LSTM .*: activation='relu'": keras_2(
+        "Bidirectional Dense",
+        Bidirectional={"layer": {"class_name": "LSTM", "config": {"activation": "relu"}}},
+    ),
     "go_backwards=0": keras_2(LSTM={"go_backwards": 0}),
 }
 

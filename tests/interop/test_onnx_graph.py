@@ -197,6 +197,12 @@ BAD = {
         lambda: classifier(rnnjax.bidirectional(rnnjax.gru(4), policy=BFLOAT16)),
         "without a policy",
     ),
+    "a policy of a direction": (
+        lambda: classifier(
+            rnnjax.bidirectional(rnnjax.recurrent(rnnjax.gru(4), policy=BFLOAT16), rnnjax.gru(4))
+        ),
+        "without a policy",
+    ),
     "a model made by hand": (
         lambda: (classifier(rnnjax.gru(4))[0]._replace(init=None), None),
         "model must be made by rnnjax.classifier",
