@@ -83,7 +83,8 @@ def train(settings: Settings) -> Figures:
     _report(figures)
     print(f"{time.perf_counter() - began:.0f} s, compiling included; {PICTURE} in {folder}")
     if settings.dataset is not None:
-        print(f"what comes next: {command(*PROGRAM.split(), 'predict', folder, 'new.csv')}")
+        file = "new.csv" if settings.dataset in PACKAGED else settings.dataset
+        print(f"what comes after its last row: {command(*PROGRAM.split(), 'predict', folder, file)}")
     return figures
 
 

@@ -140,9 +140,11 @@ GENERATED: dict[str, Callable[[np.random.Generator, np.ndarray, int], np.ndarray
 PACKAGED = {"airline": "Airline/Airline.csv", "solar": "solar/solar.csv"}
 
 
-def _checked(columns: Mapping[str, np.ndarray], path: Path, settings: Settings) -> list[np.ndarray]:
+def _checked(
+    columns: Mapping[str, np.ndarray], path: Path, settings: Settings, hint: str = ""
+) -> list[np.ndarray]:
     for name, values in columns.items():
-        _check(values, f"{path}, {name or 'the column without a name'}", settings)
+        _check(values, f"{path}, {name or 'the column without a name'}", settings, hint)
     return list(columns.values())
 
 
@@ -181,7 +183,8 @@ def read_ends(path: Path, settings: Settings) -> tuple[list[str], Window]:
         DataError: as of `read_csv`, or a series is too short.
     """
     columns = _series(read_steps(path), settings.column)
-    series = _checked(columns, path, settings)
+    hint = ": the rows that it was trained on stand above the new ones"
+    series = _checked(columns, path, settings, hint)
     past = np.stack([values[-settings.window :] for values in series])
     unit = [_unit(values, _parts(len(values))[0], settings.season) for values in series]
     unknown = np.empty((len(series), 0))
@@ -193,7 +196,7 @@ def _parts(length: int) -> tuple[int, int]:
     return int(length * 0.7), int(length * 0.85)
 
 
-def _check(values: np.ndarray, name: str, settings: Settings) -> None:
+def _check(values: np.ndarray, name: str, settings: Settings, hint: str = "") -> None:
     begin, _ = _parts(len(values))
     shortest = math.ceil(settings.horizon / 0.15) + 1
     least = max(shortest, math.ceil((settings.window + settings.horizon) / 0.7) + 1)
@@ -201,7 +204,7 @@ def _check(values: np.ndarray, name: str, settings: Settings) -> None:
         raise DataError(
             f"{name} must have at least {least} steps for --window {settings.window} and "
             f"--horizon {settings.horizon}, and more than --season {settings.season} to train on, "
-            f"got {len(values)}"
+            f"got {len(values)}{hint}"
         )
     if _unit(values, begin, settings.season) == 0:
         raise DataError(

@@ -55,4 +55,4 @@ class Request:
     run: Positional[Path]
     """Folder of a run with --dataset."""
     file: Positional[Path]
-    """A CSV file as that of the run, to its newest row."""
+    """The CSV file of the run, with the new rows below the old ones."""

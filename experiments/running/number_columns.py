@@ -104,9 +104,11 @@ def _check_dates(table: Table, name: str) -> None:
         except TypeError:  # with a time zone and without one
             return
         if not rises:
+            twice = dates[row - 1] == dates[row]
+            hint = ": a file has a row for each date, a column for each series" if twice else ""
             raise DataError(
                 f"{table.place(row)}: {name} must be later than in the row before, "
-                f"{texts[row - 1]!r:.40}, got {texts[row]!r:.40}"
+                f"{texts[row - 1]!r:.40}, got {texts[row]!r:.40}{hint}"
             )
 
 
@@ -174,7 +176,13 @@ def number_column(table: Table, name: str, *, may_begin_late: bool = False) -> n
     numbers = np.array([read_number(text) for text in texts], float)
     bad = np.flatnonzero(np.isnan(numbers))
     if len(bad):
-        raise DataError(f"{table.place(first + bad[0])}: {name} must be {wanted(texts[bad[0]])}")
+        place = f"{table.place(first + bad[0])}: {name}"
+        if may_begin_late and not any(text.strip() for text in texts[bad[0] :]):
+            raise DataError(
+                f"{place} must have numbers up to the last row, got none from here on: "
+                "a series that ends sooner needs a file of its own"
+            )
+        raise DataError(f"{place} must be {wanted(texts[bad[0]])}")
     return numbers
 
 

@@ -40,7 +40,10 @@ def read_torch_file(
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise ValueError(f"{path} must be a .safetensors file, got another: {SAVE_TORCH}")
+        raise ValueError(
+            f"{path} must be a .safetensors file, got {path.suffix!r}: "
+            f"PyTorch writes one by {SAVE_TORCH}"
+        )
     return _read_safetensors(path, max_bytes)
 
 
@@ -84,7 +87,10 @@ def read_keras_file(
     if path.suffix == ".h5":
         return _read_h5(path, max_bytes, activation, pooling)
     if path.suffix != ".safetensors":
-        raise ValueError(f"{path} must be an .h5 or a .safetensors file, got another: {SAVE_KERAS}")
+        raise ValueError(
+            f"{path} must be an .h5 or a .safetensors file, got {path.suffix!r}: "
+            f"Keras writes one by {SAVE_KERAS}"
+        )
     arrays = _read_safetensors(path, max_bytes)
     places = {name: re.match(r"\d+", name) for name in arrays}
     order = {int(place[0]): name for name, place in places.items() if place}

@@ -171,7 +171,9 @@ def table_of(params: Any) -> Array:
         ValueError: the parameters are not those of an embedding with a table.
     """
     if not hasattr(params, "vectors"):
-        raise ValueError(f"params must be EmbeddingParams(vectors), got {describe(params)}")
+        raise ValueError(
+            f"params of an embedding must be EmbeddingParams(vectors), got {describe(params)}"
+        )
     is_frozen = isinstance(params, FrozenEmbeddingParams)
     return jax.lax.stop_gradient(params.vectors) if is_frozen else params.vectors
 

@@ -49,7 +49,7 @@ def test_what_comes_after_the_end_of_a_file_is_forecast_from_its_last_steps(tmp_
     write(118)
     learn = ("--hidden-size", "4", "--epochs", "60", "--patience", "60", "--batch-size", "8")
     assert run("--dataset", own, "--out", folder, *SMALL, *learn, "--learning-rate", "0.05") == 0
-    assert "forecast predict" in capsys.readouterr().out
+    assert f"predict {folder} {own}" in " ".join(capsys.readouterr().out.split())
     write(120)
     assert run("predict", folder, own) == 0
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
@@ -59,7 +59,9 @@ def test_what_comes_after_the_end_of_a_file_is_forecast_from_its_last_steps(tmp_
     assert np.all((low <= median) & (median <= high))
     own.write_text("a\n1\n2\n")
     assert run("predict", folder, own) == 2
-    assert "a must have at least 28 steps" in capsys.readouterr().err
+    error = " ".join(capsys.readouterr().err.split())
+    assert "a must have at least 28 steps" in error
+    assert error.endswith("the rows that it was trained on stand above the new ones")
     made = tmp_path / "made"
     assert run("--out", made, *QUICK) == 0
     assert run("predict", made, own) == 2
@@ -165,7 +167,8 @@ def test_columns_of_numbers_are_read_and_others_passed_over(tmp_path, capsys):
     }
     assert {name: v.tolist() for name, v in read_csv(path, "a").items()} == {"a": [7, 9]}
     for text, column, words in (
-        ("t,a\n1,\n2,7\n5,\n", None, "row 4: a must be a finite number, got '': fill gaps"),
+        ("t,a\n1,\n2,7\n3,\n4,7\n", None, "row 4: a must be a finite number, got '': fill gaps"),
+        ("t,a\n1,\n2,7\n5,\n", None, "row 4: a must have numbers up to the last row, got none"),
         ("a\n1\nx\n", None, "row 3: a must be a finite number, got 'x'"),
         ("a,b\n1,2\n", "c", "--column must be one of a, b, got 'c'"),
         ("a,b\nx,1\n", "a", "row 2: a must be a finite number, got 'x'"),

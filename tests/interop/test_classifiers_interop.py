@@ -95,6 +95,19 @@ def test_a_state_dict_gives_the_logits_of_its_module(kind, options):
     np.testing.assert_allclose(logits(architecture, params), torch_logits(net), **CLOSE)
 
 
+def test_the_three_parts_of_a_tagger_are_those_of_a_classifier():
+    torch = pytest.importorskip("torch")
+    net = torch_net("lstm", num_layers=2, bidirectional=True)
+    table, rnn, linear = net.children()
+    expected = linear(rnn(table(torch.from_numpy(TOKENS)))[0]).numpy()
+    params = rnnjax.TaggerParams(*import_torch("lstm", net.state_dict()))
+    layer = rnnjax.stack(rnnjax.bidirectional(rnnjax.lstm(H)), rnnjax.bidirectional(rnnjax.lstm(H)))
+    model = rnnjax.tagger(rnnjax.embedding(V, E), layer, num_classes=C)
+    np.testing.assert_allclose(model.apply(params, TOKENS), expected, **CLOSE)
+    back = export_torch("lstm", rnnjax.models.ClassifierParams(*params))
+    np.testing.assert_array_equal(back["fc.weight"], net.state_dict()["fc.weight"])
+
+
 def test_relu_is_an_activation_that_the_weights_do_not_show():
     net = torch_net("vanilla", nonlinearity="relu")
     params = import_torch("vanilla", net.state_dict())
@@ -654,13 +667,13 @@ def test_a_file_that_is_something_else_is_refused(tmp_path):
         (
             "w.keras",
             read_keras_file,
-            r"must be an .h5 or a .safetensors file, got another: safetensors.numpy",
+            r"must be an .h5 or a .safetensors file, got '.keras': Keras writes one by safetensors",
         ),
         ("w.safetensors", read_torch_file, "must be a whole safetensors file, got "),
         (
             "w.pt",
             read_torch_file,
-            r"must be a .safetensors file, got another: safetensors.torch.save_file",
+            r"must be a .safetensors file, got '.pt': PyTorch writes one by safetensors.torch",
         ),
     ]:
         if name.endswith("h5"):
