@@ -98,7 +98,7 @@ def series_model(layer: Cell | Layer, head: Head, *, dropout: float = 0.0) -> Se
         """Values with zeros in the padding, where an id need not be one, and what is real."""
         values = masking.as_array("values", values)
         steps = values.shape[: values.ndim - len(head.value_shape)]
-        if not steps:
+        if not steps or values.shape[len(steps) :] != head.value_shape:
             expected = ", ".join(map(str, ("...", "T", *head.value_shape)))
             raise ValueError(f"values must have shape [{expected}], got shape {values.shape}")
         valid = masking.valid_steps(lengths, mask, steps[:-1], steps[-1])

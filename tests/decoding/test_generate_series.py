@@ -186,6 +186,9 @@ BAD = {
     r"values must have shape \[..., T, 2\], got shape \(2,\)": lambda m, p: m.score(
         p, (np.zeros(2), np.zeros(2))
     ),
+    r"values must have shape \[..., T, 2\], got shape \(3, 7\)": lambda m, p: m.apply(
+        p, np.zeros((3, 7))
+    ),
     r"pair \(values, targets\) must be a tuple of 2, got an array": lambda m, p: m.loss(
         p, np.zeros((2, 3, 2))
     ),
