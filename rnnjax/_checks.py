@@ -25,6 +25,11 @@ def check_floating(name: str, xs: Array) -> None:
     """
     if not hasattr(xs, "dtype"):
         raise ValueError(f"{name} must be one array, got {describe(xs)}")
+    if jnp.issubdtype(xs.dtype, jnp.complexfloating):
+        raise ValueError(
+            f"{name} must be of floating dtype, got dtype {xs.dtype}: jnp.concatenate puts the "
+            "real and imaginary parts side by side"
+        )
     if not jnp.issubdtype(xs.dtype, jnp.floating):
         raise ValueError(
             f"{name} must be of floating dtype, got dtype {xs.dtype}: embed or one-hot token ids, "

@@ -84,7 +84,8 @@ def train(settings: Settings) -> Figures:
     print(f"{time.perf_counter() - began:.0f} s, compiling included; {PICTURE} in {folder}")
     if settings.dataset is not None:
         file = "new.csv" if settings.dataset in PACKAGED else settings.dataset
-        print(f"what comes after its last row: {command(*PROGRAM.split(), 'predict', folder, file)}")
+        line = command(*PROGRAM.split(), "predict", folder, file)
+        print(f"what comes after its last row: {line}")
     return figures
 
 

@@ -17,6 +17,8 @@ MOST_ROWS = 20
 # With fewer training texts of a class, or validation texts in all, a figure is mostly chance.
 FEW_OF_A_CLASS = 10
 FEW_TO_VALIDATE = 100
+# A text that stands in training and test is right without anything learned; a few matter little.
+MANY_REPEATED = 0.01
 
 
 class Chance(NamedTuple):
@@ -108,6 +110,13 @@ def warnings(
     testing = len(parts["test"].texts)
     if testing < FEW_TO_VALIDATE:
         yield f"{testing} test texts: one more right or wrong is {1 / testing:.1%} of accuracy"
+    trained = set(parts["training"].texts)
+    repeated = sum(text in trained for text in parts["test"].texts)
+    if repeated > MANY_REPEATED * testing:
+        yield (
+            f"{repeated} of {testing} test texts stand among the training texts, too: to be right "
+            "on these says nothing of new ones"
+        )
     if not words:
         yield "the vocabulary is empty, so that all texts look alike: lower --min-count"
 

@@ -176,13 +176,13 @@ def number_column(table: Table, name: str, *, may_begin_late: bool = False) -> n
     numbers = np.array([read_number(text) for text in texts], float)
     bad = np.flatnonzero(np.isnan(numbers))
     if len(bad):
-        place = f"{table.place(first + bad[0])}: {name}"
+        place = table.place(first + bad[0])
         if may_begin_late and not any(text.strip() for text in texts[bad[0] :]):
             raise DataError(
-                f"{place} must have numbers up to the last row, got none from here on: "
+                f"{place}: {name} must have numbers up to the last row, got none from here on: "
                 "a series that ends sooner needs a file of its own"
             )
-        raise DataError(f"{place} must be {wanted(texts[bad[0]])}")
+        raise DataError(f"{place}: {name} must be {wanted(texts[bad[0]])}")
     return numbers
 
 

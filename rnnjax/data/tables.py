@@ -184,7 +184,11 @@ def _separator_hint(file: _Delimited, header: Sequence[str]) -> str:
     if len(header) != 1:
         return ""
     found = next((s for s in ",\t;|" if s != file.separator and s in header[0]), None)
-    return "" if found is None else f" (fields separated by {found!r}? give separator={found!r})"
+    if found is None:
+        return ""
+    return (
+        f" (fields separated by {found!r}? give separator={found!r}, or --separator in a command)"
+    )
 
 
 def _read_jsonl(path: Path, wanted: Sequence[str]) -> Table:

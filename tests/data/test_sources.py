@@ -174,7 +174,7 @@ def test_another_separator_is_hinted_at_and_can_be_given(tmp_path):
     path = tmp_path / "a.csv"
     for separator in (";", "\t", "|"):
         path.write_text(f"text{separator}label\na, b{separator}1\n")
-        with pytest.raises(DataError, match=r"fields separated by .* give separator="):
+        with pytest.raises(DataError, match=r"fields separated by .* give separator=.*, or --sep"):
             read_examples(path)
         assert read_examples(path, separator=separator) == Examples(["a, b"], [1])
     for bad in ("", ";;", '"', "\n", 5):

@@ -1,5 +1,6 @@
 """What a run says of its classes, against NumPy and against scikit-learn's definitions."""
 
+import itertools
 import json
 import math
 
@@ -74,9 +75,12 @@ def test_evaluation_counts_every_class_over_all_batches_and_no_filler_row():
     assert found["classes"] == expected
 
 
+NUMBERS = itertools.count()
+
+
 def examples(*counts):
     labels = [label for label, count in enumerate(counts) for _ in range(count)]
-    return Examples(["a text"] * len(labels), labels)
+    return Examples([f"text {next(NUMBERS)}" for _ in labels], labels)
 
 
 def told(training, validation, test, names, words=5):
@@ -85,8 +89,12 @@ def told(training, validation, test, names, words=5):
 
 
 def test_sets_that_say_little_are_warned_of_and_others_are_not():
-    plenty = examples(200, 200)
-    assert told(plenty, plenty, plenty, ["a", "b"]) == ""
+    plenty, others = examples(200, 200), examples(200, 200)
+    assert told(plenty, plenty, others, ["a", "b"]) == ""
+    four = Examples(others.texts[4:] + plenty.texts[:4], others.labels)
+    assert told(plenty, plenty, four, ["a", "b"]) == ""
+    five = Examples(others.texts[5:] + plenty.texts[:5], others.labels)
+    assert told(plenty, plenty, five, ["a", "b"]).startswith("5 of 400 test texts stand among")
     assert "one class only, a: nothing can be learned" in told(
         examples(300), examples(300), examples(300), ["a"]
     )
@@ -95,7 +103,7 @@ def test_sets_that_say_little_are_warned_of_and_others_are_not():
     tiny = told(examples(3, 3), examples(1), examples(2, 1), ["a", "b"])
     for part in ("2 of 2 classes", "1 validation texts", "3 test texts"):
         assert part in tiny
-    assert "lower --min-count" in told(plenty, plenty, plenty, ["a", "b"], words=0)
+    assert "lower --min-count" in told(plenty, plenty, others, ["a", "b"], words=0)
 
 
 def test_many_classes_are_shown_by_the_smallest(capsys):

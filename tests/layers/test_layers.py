@@ -362,6 +362,7 @@ WRONG_INPUTS = {
     "nothing": (None, "xs must be an array of numbers, got NoneType"),
     "rows of unequal size": ([[[1.0] * 4], [[1.0] * 4] * 2], "xs must be one array, got rows of"),
     "integers": (XS.astype(int), "xs must be of floating dtype, got dtype int32"),
+    "complex numbers": (XS * 1j, "xs must be of floating dtype, got dtype complex64: jnp.conc"),
     "two arrays": ((XS, XS), "xs must be one array.*, got a tuple of 2"),
     "a dict": ({"x": XS}, "xs must be one array.*, got a dict of x"),
     "objects": (np.ones((3, 6, 4), object), "xs must be an array of numbers"),
