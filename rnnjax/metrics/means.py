@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from rnnjax._checks import check_pair
+from rnnjax._checks import check_pair, describe
 from rnnjax._numerics import mean_dtype
 from rnnjax._values import check_width
 from rnnjax.metrics._arrays import as_array, as_weights, count_of
@@ -152,7 +152,7 @@ def evaluate(
         batches: at least one batch.
 
     Raises:
-        ValueError: there is no batch, or a count is 0.
+        ValueError: there is no batch, ``batches`` is a single one, or a count is 0.
 
     Example:
         >>> def step(scale, batch):
@@ -160,6 +160,10 @@ def evaluate(
         >>> evaluate(step, 2.0, [jnp.array([1.0, 2.0]), jnp.array([6.0])])
         {'size': 6.0}
     """
+    if isinstance(batches, Mapping) or hasattr(batches, "_fields"):
+        raise ValueError(
+            f"batches must be an iterable of batches, such as a list, got {describe(batches)}"
+        )
     total = None
     for batch in batches:
         metrics = step(params, batch)

@@ -173,7 +173,9 @@ def _check_leaf(name: str, leaf: Any) -> None:
     if native not in KNOWN_DTYPES:
         came = type(leaf).__name__ if dtype is None else f"dtype {dtype}"
         names = ", ".join(sorted(str(known) for known in KNOWN_DTYPES))
-        raise ValueError(f"params, at {name!r}, must be of one of {names}, got {came}")
+        is_key = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+        hint = ": of a train state, save state.params" if is_key else ""
+        raise ValueError(f"params, at {name!r}, must be of one of {names}, got {came}{hint}")
 
 
 def _checked_metadata(metadata: Any) -> dict[str, str]:

@@ -269,6 +269,9 @@ def test_evaluate_reads_nothing_from_the_device_before_the_last_batch():
 def test_evaluate_refuses_no_batches():
     with pytest.raises(ValueError, match="batches must be one or more, got none"):
         evaluate(lambda params, batch: {}, None, [])
+    for one in ({"x": jnp.ones(2)}, Mean.of(jnp.ones(2))):
+        with pytest.raises(ValueError, match="batches must be an iterable of batches, such as a"):
+            evaluate(lambda params, batch: {"size": Mean.of(batch)}, None, one)
 
 
 def test_a_count_goes_on_beyond_two_to_the_24():
