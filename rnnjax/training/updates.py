@@ -286,10 +286,12 @@ def _check_floating(params: Any) -> None:
                 f"params{jax.tree_util.keystr(path)} must be an array, got {type(leaf).__name__}"
             )
         if not _is_floating(leaf):
+            hint = "what has no gradient belongs in the batch or in the loss function"
+            if jnp.iscomplexobj(leaf):  # JAX's gradient leads uphill in the imaginary part
+                hint = "keep the real and the imaginary part as two arrays"
             raise ValueError(
                 f"params{jax.tree_util.keystr(path)} must be floating, got "
-                f"{jax.typeof(leaf).str_short()}: what has no gradient belongs in the batch "
-                "or in the loss function"
+                f"{jax.typeof(leaf).str_short()}: {hint}"
             )
 
 

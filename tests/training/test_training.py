@@ -339,6 +339,8 @@ def test_a_parameter_without_a_gradient_is_refused_by_name():
     expected = r"params\['layers'\]\[0\]\['table'\] must be floating, got int32\[3\]"
     with pytest.raises(ValueError, match=expected):
         init_train_state(jax.random.key(0), params, optax.sgd(0.1))
+    with pytest.raises(ValueError, match=r"got complex64\[2\]: keep the real and the imaginary"):
+        init_train_state(jax.random.key(0), jnp.ones(2) * 1j, optax.sgd(0.1))
 
 
 def test_evaluation_gets_no_key_and_donates_nothing():
