@@ -143,7 +143,10 @@ def test_each_layer_is_one_native_node_that_takes_the_lengths():
 
 def test_batch_and_time_are_symbolic_and_the_inputs_are_int32():
     model, params = make("lstm", "forward")
-    graph = onnx.load_from_string(export_classifier(model, params)).graph
+    file = onnx.load_from_string(export_classifier(model, params))
+    # Runtimes refuse a version of the format that is younger than they are.
+    assert file.ir_version == onnx.helper.find_min_ir_version_for(list(file.opset_import))
+    graph = file.graph
     kinds = {
         value.name: (
             value.type.tensor_type.elem_type,
@@ -205,6 +208,10 @@ BAD = {
     ),
     "a model made by hand": (
         lambda: (classifier(rnnjax.gru(4))[0]._replace(init=None), None),
+        "model must be made by rnnjax.classifier",
+    ),
+    "a model of another kind": (
+        lambda: (rnnjax.language_model(rnnjax.embedding(VOCAB, 4), rnnjax.gru(4)), None),
         "model must be made by rnnjax.classifier",
     ),
     "arguments in the wrong order": (
