@@ -42,8 +42,7 @@ class Graph:
     def constant(self, name: str, value: Any) -> str:
         from onnx import numpy_helper
 
-        array = np.asarray(value, order="C")
-        self._constants.append(numpy_helper.from_array(array, name))
+        self._constants.append(numpy_helper.from_array(np.asarray(value), name))
         return name
 
     def node(self, op_type: str, inputs: list[str], *outputs: str, **attributes: Any) -> str:

@@ -103,6 +103,14 @@ BAD = {
         lambda: (make(rnnjax.gru(4))[0]._replace(vocab_size=12), None),
         "model must be made by rnnjax.language_model",
     ),
+    "a head of many words": (
+        lambda: make(rnnjax.gru(4), softmax=rnnjax.adaptive_softmax(4, V, (4,))),
+        "model must have a linear head to become ONNX nodes",
+    ),
+    "no parameters": (
+        lambda: (make(rnnjax.gru(4))[0], None),
+        "params must be LanguageModelParams(embedding, layer, head), got None",
+    ),
     "parameters of another model": (
         lambda: (make(rnnjax.gru(4))[0], make(rnnjax.lstm(4))[1]),
         "GRUParams",
