@@ -76,6 +76,14 @@ CASES = {
     "resets dtype": (lambda: unroll(resets=np.ones((2, 5), int)), "resets", "bool", "int64"),
     "resets shape": (lambda: unroll(resets=np.ones(5, bool)), "resets", "(2, 5)", "(5,)"),
     "xs rank": (lambda: unroll(jnp.ones(3)), "xs", "[..., T, D]", "(3,)"),
+    "xs rank in a tree": (lambda: unroll({"x": XS[0, 0]}), "xs['x']", "[..., T, D]", "(3,)"),
+    "xs rows in a tree": (
+        lambda: unroll({"x": XS, "y": jnp.ones((3, 5, 2))}),
+        "xs['y']",
+        "axes (2, 5) of xs['x']",
+        "(3, 5, 2)",
+    ),
+    "xs of no array": (lambda: unroll({}), "xs", "at least one array", "got none"),
     "xs dtype": (lambda: unroll(jnp.ones((5, 3), int)), "xs", "floating", "int32"),
     "xs size": (lambda: unroll(jnp.ones((5, 7))), "xs", "size 3", "size 7"),
     "carry structure": (
@@ -104,6 +112,12 @@ CASES = {
         "cell",
         "update",
         "step",
+    ),
+    "a cell of two kinds": (
+        lambda: rnnjax.unroll(CELL._replace(plain_step=CELL.update), PARAMS, XS),
+        "a cell must give either update",
+        "or plain_step",
+        "got update, hidden, recurrent, plain_step",
     ),
     "pieces": (
         lambda: rnnjax.unroll(CELL._replace(project=lambda params, x: (x,) * 5), PARAMS, XS),
