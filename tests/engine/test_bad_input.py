@@ -46,6 +46,11 @@ def classify(tokens, **options):
     return model.apply(model.init(KEY), tokens)
 
 
+HALF = jnp.float16
+CARRY_LIKE_W = CELL._replace(
+    initial_carry=lambda params: rnnjax.LSTMCarry(*[jnp.zeros(4, params.w_hh.dtype)] * 2)
+)
+WITH_CONTEXT = CELL._replace(context=lambda params, context: context)
 CASES = {
     "lengths too long": (lambda: unroll(lengths=[5, 6]), "lengths", "[0, 5]", "6 at index (1,)"),
     "a length alone, too long": (
@@ -267,6 +272,41 @@ CASES = {
         "GRUParams(w_ih, w_hh, bias, hidden_bias)",
         "got LSTMParams(w_ih, w_hh, bias)",
     ),
+    "flags in the place of weights": (
+        lambda: rnnjax.unroll(CELL, PARAMS._replace(w_hh=PARAMS.w_hh > 0), XS),
+        "params.w_hh",
+        "dtype float32",
+        "got bool",
+    ),
+    "parameters of two dtypes": (
+        lambda: rnnjax.unroll(CARRY_LIKE_W, PARAMS._replace(w_hh=PARAMS.w_hh.astype(HALF)), XS),
+        "params.w_hh",
+        "dtype float32, as params.w_ih is",
+        "got float16",
+    ),
+    "inputs of a size that init refuses, too": (
+        lambda: rnnjax.unroll(rnnjax.s4d(3, 2), rnnjax.s4d(3, 2).init(KEY, 3), jnp.ones((5, 7))),
+        "xs",
+        "size 3 in the last axis",
+        "got 7",
+    ),
+    "context of other rows": (
+        lambda: rnnjax.unroll(WITH_CONTEXT, PARAMS, XS[:, None], context=jnp.ones((2, 3, 4))),
+        "context",
+        "begin with the batch (2, 1)",
+        "(2, 3, 4)",
+    ),
+    **{
+        f"context and {field}": (
+            lambda field=field: rnnjax.unroll(
+                WITH_CONTEXT._replace(**{field: lambda *_: None}), PARAMS, XS, context=XS
+            ),
+            "a cell must give",
+            f"either {field} or context",
+            "got both",
+        )
+        for field in ("linear", "chunk")
+    },
     "variables in the place of parameters": (
         lambda: rnnjax.unroll(CELL, {"params": PARAMS}, XS),
         "params",

@@ -355,6 +355,24 @@ def test_an_output_before_the_carry_is_refused(plain):
         rnnjax.unroll(cell, (), normal(0, B, T, H))
 
 
+def test_recurrent_weights_may_be_complex():
+    cell = rnnjax.Cell(
+        output_size=H,
+        init=lambda key, size: None,
+        initial_carry=lambda params: jnp.zeros(H, complex),
+        project=lambda params, x: (x,),
+        recurrent=lambda params: params,
+        hidden=lambda h: h.imag,
+        update=lambda params, h, x_proj, h_proj: (x_proj[0] + h_proj[0], h.real),
+    )
+    w, xs = normal(0, H, H) + 1j * normal(1, H, H), normal(2, B, T, H)
+    carry, _ = rnnjax.unroll(cell, jnp.asarray(w), xs)
+    h = np.zeros((B, H), complex)
+    for x in np.moveaxis(xs, 1, 0):
+        h = x + h.imag @ w
+    np.testing.assert_allclose(carry, h, rtol=1e-12)
+
+
 def test_integers_among_the_weights_and_in_the_carry_are_refused():
     vanilla, xs = rnnjax.vanilla(H), normal(0, B, T, D)
     params = vanilla.init(jax.random.key(0), D)
@@ -386,6 +404,14 @@ def test_integers_among_the_weights_and_in_the_carry_are_refused():
         (
             lambda key, params, shape: rnnjax.Noise(steps=(jnp.ones((B, T, H)),)),
             r"here T = 6 and B = 3, got shape \(3, 6, 6\)",
+        ),
+        (
+            lambda key, params, shape: rnnjax.Noise(steps=(jnp.ones((T, 1, H)),)),
+            r"here T = 6 and B = 3, got shape \(6, 1, 6\)",
+        ),
+        (
+            lambda key, params, shape: rnnjax.Noise(hidden=jnp.ones((B, H))),
+            "must have no hidden where the engine multiplies no recurrent weights",
         ),
     ],
 )
