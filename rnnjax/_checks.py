@@ -84,13 +84,13 @@ def check_number(name: str, value: Any, expected: str, holds: Callable[[float], 
         name: what it is.
         value: what came.
         expected: what it must be, in words.
-        holds: whether a number is that; never asked of NaN.
+        holds: whether a number is that, and so is not NaN, of which no comparison holds.
 
     Raises:
         ValueError: naming ``name``, what was ``expected``, and what came instead.
     """
     number = _number(name, value)
-    if not isinstance(number, int | float) or number != number or not holds(number):
+    if not isinstance(number, int | float) or not holds(number):
         raise ValueError(f"{name} must be {expected}, got {value!r}")
     return float(number)
 

@@ -60,10 +60,18 @@ def test_flags(true):
     assert carries.shape == (5, 2)
 
 
-@pytest.mark.parametrize("wrong", [0, -1, 4.0, True, np.True_, None, "4", np.array([4]), 1j])
+@pytest.mark.parametrize(
+    "wrong", [0, -1, 4.0, True, np.True_, None, "4", np.array([4]), 1j, jax.random.key(0)]
+)
 def test_what_is_no_size_is_refused(wrong):
     with pytest.raises(ValueError, match="hidden_size must be a positive integer, got"):
         rnnjax.lstm(wrong)
+
+
+def test_bytes_are_no_token_ids():
+    """Python would give their numbers one by one."""
+    with pytest.raises(ValueError, match=r"ids must be a token id, .*, got b'ab'"):
+        rnnjax.forbid(b"ab")
 
 
 @pytest.mark.parametrize("wrong", [1.0, -0.1, float("nan"), float("inf"), True, None, "a", [0.5]])
