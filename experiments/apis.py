@@ -27,7 +27,7 @@ from experiments.running.classifier_fitting import classification_loss
 from experiments.running.console import Progress, exit_code
 from experiments.running.parsing import parse
 from experiments.running.room import require_room
-from experiments.running.run_folder import RunFolder, environment
+from experiments.running.run_folder import RunFolder, environment, usual_folder
 from experiments.running.setting_checks import check_settings
 from experiments.running.text import Splits, read_batches
 from rnnjax.data import Batch
@@ -340,8 +340,8 @@ def compare(settings: Settings, folder: Path) -> dict[str, Outcome]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     settings = parse(Settings, "python -m experiments.apis", arguments)
-    name = f"apis-{Path(settings.dataset).name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return exit_code(lambda: compare(settings, settings.out or Path("runs", name)))
+    folder = settings.out or usual_folder(f"apis-{Path(settings.dataset).name}")
+    return exit_code(lambda: compare(settings, folder))
 
 
 if __name__ == "__main__":

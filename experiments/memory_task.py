@@ -30,7 +30,7 @@ import rnnjax
 from experiments.running.console import exit_code
 from experiments.running.parsing import parse
 from experiments.running.room import require_room
-from experiments.running.run_folder import RunFolder, environment
+from experiments.running.run_folder import RunFolder, environment, usual_folder
 from experiments.running.setting_checks import Rule, check_settings, whole
 from rnnjax.metrics import Mean, compute, merge
 from rnnjax.segments import resets_from_dones
@@ -230,8 +230,8 @@ def check(settings: Settings) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     settings = parse(Settings, "python -m experiments.memory_task", arguments)
-    name = f"memory-{settings.resets}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return exit_code(lambda: train(settings, settings.out or Path("runs", name)))
+    folder = settings.out or usual_folder(f"memory-{settings.resets}")
+    return exit_code(lambda: train(settings, folder))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from experiments.running.console import exit_code, print_table
 from experiments.running.figures import new_figure, save_figure
 from experiments.running.parsing import parse
 from experiments.running.room import require_room
-from experiments.running.run_folder import RunFolder, check_usable, environment
+from experiments.running.run_folder import RunFolder, check_usable, environment, usual_folder
 from experiments.running.setting_checks import (
     MOST_SEEDS,
     above,
@@ -263,8 +263,7 @@ def sweep(settings: Settings) -> tuple[list[Found], Path]:
     )
     if settings.seed + settings.seeds > MOST_SEEDS:
         raise DataError(f"--seed plus --seeds must be at most {MOST_SEEDS:,}, got more")
-    name = f"sweep-{Path(settings.dataset).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = settings.out or Path("runs", name)
+    folder = settings.out or usual_folder(f"sweep-{Path(settings.dataset).stem}")
     check_usable(folder, "new")
     config = {"settings": vars(settings), "environment": environment()}
     # Before there is a folder: what is wrong with the data leaves none.

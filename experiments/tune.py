@@ -22,7 +22,7 @@ from typing import Any
 
 from experiments.running.console import command, exit_code, wrapped
 from experiments.running.parsing import parse
-from experiments.running.run_folder import check_usable
+from experiments.running.run_folder import check_usable, usual_folder
 from experiments.running.setting_checks import above, check_settings, each, share, whole
 from rnnjax.data import DataError
 
@@ -133,7 +133,7 @@ def tune(settings: Settings, same: Sequence[str]) -> Any:
         import optuna  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
         raise DataError("experiments.tune needs the package optuna: pip install optuna") from None
-    folder = settings.out or Path("runs", f"tune-{time.strftime('%Y%m%d-%H%M%S')}")
+    folder = settings.out or usual_folder("tune")
     check_usable(folder, "new")
     # Of each trial it would print a line wider than a terminal, and of a failed one a traceback.
     optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -16,7 +16,7 @@ from experiments.epochs.task import Contestant, Settings, Task, make_task
 from experiments.running.console import exit_code, print_table
 from experiments.running.packages import missing_line
 from experiments.running.parsing import parse
-from experiments.running.run_folder import RunFolder, environment, plain
+from experiments.running.run_folder import RunFolder, environment, plain, usual_folder
 from rnnjax.benchmark import spread
 from rnnjax.data import DataError
 from rnnjax.data.batching import Batch, BucketedBatches
@@ -124,8 +124,8 @@ def _row(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     settings = parse(Settings, "python -m experiments.epochs", arguments)
-    name = f"epochs-{Path(settings.dataset).name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return exit_code(lambda: compare(settings, settings.out or Path("runs", name)))
+    folder = settings.out or usual_folder(f"epochs-{Path(settings.dataset).name}")
+    return exit_code(lambda: compare(settings, folder))
 
 
 def compare(settings: Settings, folder: Path) -> None:

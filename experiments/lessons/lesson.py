@@ -9,7 +9,6 @@ import math
 import re
 import shlex
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,15 @@ from experiments.lessons.tables import OURS, Row, lesson_rows, lesson_table
 from experiments.running.console import exit_code, print_table
 from experiments.running.packages import NotInstalled
 from experiments.running.parsing import parse
-from experiments.running.run_folder import CONFIG, METRICS, TIMINGS, RunFolder, environment, plain
+from experiments.running.run_folder import (
+    CONFIG,
+    METRICS,
+    TIMINGS,
+    RunFolder,
+    environment,
+    plain,
+    usual_folder,
+)
 from experiments.running.run_settings import read_config, require_same
 from experiments.running.setting_checks import RULES, Rule, check_rules, each, whole
 from rnnjax.data import DataError
@@ -269,8 +276,7 @@ def main(module_name: str, arguments: Sequence[str] | None = None) -> int:
     program = f"python -m experiments.lessons.{name}"
     settings = parse(module.Settings, program, arguments)
     if settings.out is None:
-        folder = Path("runs", f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
-        settings = dataclasses.replace(settings, out=folder)
+        settings = dataclasses.replace(settings, out=usual_folder(name))
 
     def run() -> None:
         run_lesson(module, settings)

@@ -23,7 +23,7 @@ from experiments.running.classifier_fitting import classification_loss
 from experiments.running.console import exit_code, print_table
 from experiments.running.data_folder import check_folder
 from experiments.running.parsing import parse
-from experiments.running.run_folder import RunFolder, environment, plain
+from experiments.running.run_folder import RunFolder, environment, plain, usual_folder
 from experiments.running.setting_checks import check_settings
 from experiments.running.text import Batching, Splits, hold_out, take
 from rnnjax.data import load
@@ -134,8 +134,8 @@ def measure(entered: Sequence[Contestant], epochs: int, run: RunFolder) -> Table
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     settings = parse(Settings, "python -m experiments.measurements.batching", arguments)
-    name = f"batching-{Path(settings.dataset).name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return exit_code(lambda: compare(settings, settings.out or Path("runs", name)))
+    folder = settings.out or usual_folder(f"batching-{Path(settings.dataset).name}")
+    return exit_code(lambda: compare(settings, folder))
 
 
 def compare(settings: Settings, folder: Path) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -31,7 +30,7 @@ from experiments.running.generated_texts import generated_texts
 from experiments.running.interrupts import Interrupted, Interrupts
 from experiments.running.parsing import parse
 from experiments.running.process_memory import MEGABYTE, Slope, least_squares_slope, process_memory
-from experiments.running.run_folder import RunFolder, environment, plain
+from experiments.running.run_folder import RunFolder, environment, plain, usual_folder
 from experiments.running.setting_checks import check_settings, share, whole
 from experiments.running.text import Encoder, Splits, hold_out
 from rnnjax.checkpoint import CheckpointError, Checkpoints
@@ -341,7 +340,7 @@ def _unit(part: Part) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code, 1 where memory is not flat."""
     settings = parse(Settings, PROGRAM, arguments)
-    folder = settings.out or Path("runs", f"endurance-{time.strftime('%Y%m%d-%H%M%S')}")
+    folder = settings.out or usual_folder("endurance")
     parts: list[Part] = []
 
     def run() -> None:

@@ -32,7 +32,7 @@ from experiments.running.parsing import parse
 from experiments.running.predicting import chunks
 from experiments.running.prefetching import prefetched
 from experiments.running.process_memory import MEGABYTE, process_memory
-from experiments.running.run_folder import RunFolder, environment, plain
+from experiments.running.run_folder import RunFolder, environment, plain, usual_folder
 from experiments.running.setting_checks import check_settings, whole
 from experiments.running.text import Encoder, fit_encoder
 from rnnjax.checkpoint import CheckpointError
@@ -218,7 +218,7 @@ def print_stages(stages: Sequence[Stage]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code, 1 where the bound was passed."""
     settings = parse(Settings, PROGRAM, arguments)
-    folder = settings.out or Path("runs", f"million-texts-{time.strftime('%Y%m%d-%H%M%S')}")
+    folder = settings.out or usual_folder("million-texts")
     config = {"settings": plain(dataclasses.asdict(settings)), "environment": environment()}
     codes: list[int] = []
 

@@ -22,7 +22,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -36,7 +35,7 @@ from jax import Array
 import rnnjax
 from experiments.running.console import exit_code, print_table
 from experiments.running.parsing import parse
-from experiments.running.run_folder import RunFolder, environment
+from experiments.running.run_folder import RunFolder, environment, usual_folder
 from experiments.running.setting_checks import above, check_settings, each, whole
 from rnnjax.benchmark import Spread, interleaved, ratio, spread
 from rnnjax.cells.lru import lru
@@ -185,7 +184,7 @@ def check(settings: Settings) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     settings = parse(Settings, "python -m experiments.measurements.parallel_in_time", arguments)
-    folder = settings.out or Path("runs", f"parallel-{time.strftime('%Y%m%d-%H%M%S')}")
+    folder = settings.out or usual_folder("parallel")
     return exit_code(lambda: compare(settings, folder))
 
 

@@ -15,7 +15,6 @@ import functools
 import json
 import math
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from experiments.running.console import exit_code, print_table
 from experiments.running.figures import new_figure, save_figure
 from experiments.running.parsing import parse
 from experiments.running.process_memory import least_squares_slope
-from experiments.running.run_folder import RunFolder, environment, plain
+from experiments.running.run_folder import RunFolder, environment, plain, usual_folder
 from experiments.running.setting_checks import above, check_settings, each, whole
 from experiments.throughput.cases import Case, CellName, Shape
 from experiments.throughput.libraries import LIBRARIES
@@ -268,7 +267,7 @@ def check(settings: Settings) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     settings = parse(Settings, "python -m experiments.measurements.scaling", arguments)
-    folder = settings.out or Path("runs", f"scaling-{time.strftime('%Y%m%d-%H%M%S')}")
+    folder = settings.out or usual_folder("scaling")
     return exit_code(lambda: run(settings, folder))
 
 

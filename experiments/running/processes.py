@@ -23,6 +23,7 @@ import jax
 
 from experiments.running.agreement import Agreement
 from experiments.running.failures import Failures
+from experiments.running.run_folder import usual_folder
 from rnnjax._processes import Messages
 from rnnjax.data import DataError
 
@@ -154,16 +155,14 @@ def own_folder(folder: Path) -> Iterator[Path]:
 
 
 def chosen_folder(out: Path | None, name: str) -> Path:
-    """The folder of a run: ``out``, or in ``runs`` one of this name and the time of now.
+    """The folder of a run: ``out``, or the usual one of the first process.
 
-    In several processes it is the name of the first one, and its time: files of one's own may be
-    called otherwise on other machines.
+    In the others the name may be another one, as files of one's own may be called otherwise on
+    other machines, and the time may be.
 
     Example:
         >>> chosen_folder(Path("runs/mine"), "tag-words").name
         'mine'
-        >>> chosen_folder(None, "tag-words").name.startswith("tag-words-20")
-        True
     """
-    usual = Messages().from_first("folder", lambda: f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    return Path("runs", usual) if out is None else out
+    usual = Messages().from_first("folder", lambda: str(usual_folder(name)))
+    return Path(usual) if out is None else out

@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +22,16 @@ from rnnjax.data import DataError
 
 CONFIG, METRICS, TIMINGS = "config.json", "metrics.jsonl", "timings.jsonl"
 CHECKPOINTS = "checkpoints"
+
+
+def usual_folder(name: str) -> Path:
+    """Where a run goes that was given no folder: in ``runs``, by its name and the time of now.
+
+    Example:
+        >>> usual_folder("tag-words").as_posix().startswith("runs/tag-words-20")
+        True
+    """
+    return Path("runs", f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
 
 
 class RunFolder:

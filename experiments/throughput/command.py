@@ -14,7 +14,7 @@ from typing import Literal
 import jax
 
 from experiments.running.parsing import parse
-from experiments.running.run_folder import RunFolder
+from experiments.running.run_folder import RunFolder, usual_folder
 from experiments.running.setting_checks import above, check_rules, each, one_of, whole
 from experiments.throughput import cases, report
 from experiments.throughput.cases import Case, CellName, DType, Layers, Lengths, Mode
@@ -189,7 +189,7 @@ def _continued(path: Path, fresh: Results, again: bool) -> Results:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     settings = parse(Settings, "python -m experiments.throughput", arguments)
-    folder = settings.out or Path("runs", f"throughput-{time.strftime('%Y%m%d-%H%M%S')}")
+    folder = settings.out or usual_folder("throughput")
     # Compiled anew every time, or there would be nothing to time.
     jax.config.update("jax_enable_compilation_cache", False)
     try:
