@@ -19,7 +19,6 @@ from typing import Any, Literal, NamedTuple, Protocol
 import jax
 import numpy as np
 import optax
-from jax import Array
 
 import rnnjax
 from experiments.running import curves
@@ -31,18 +30,7 @@ from experiments.running.run_folder import RunFolder, environment, usual_folder
 from experiments.running.setting_checks import check_settings
 from experiments.running.text import Splits, read_batches
 from rnnjax.data import Batch
-from rnnjax.masking import mean_pool
 from rnnjax.metrics import compute, evaluate
-
-try:
-    import flax.linen as nn
-    from flax import nnx
-    from flax.training.train_state import TrainState
-
-    from rnnjax import modules
-except ModuleNotFoundError:
-    print('error: experiments.apis needs flax: pip install "rnnjax[flax]"', file=sys.stderr)
-    sys.exit(2)
 
 Metrics = dict[str, Any]
 
@@ -104,9 +92,6 @@ class Trainer(Protocol):
         ...
 
 
-# The functional interface.
-
-
 def make_model(settings: Settings, sizes: Sizes) -> rnnjax.Model:
     """The classifier as pure functions."""
     cell = {"lstm": rnnjax.lstm, "gru": rnnjax.gru}[settings.cell](settings.hidden_size)
@@ -132,124 +117,16 @@ class Functional:
         return dict(self._measure(self._state.params, batch))
 
 
-# The same in flax.nnx: the module holds its parameters.
+def make_trainers(api: str) -> dict[str, Callable[[Settings, Sizes, Any], Trainer]]:
+    """What trains through an interface, or through all of them, by their names."""
+    if api == "functional":
+        return {api: Functional}
+    # Where Flax is missing, the first of them says which extra has it.
+    import rnnjax.modules  # noqa: F401
+    from experiments.apis_in_flax import Linen, Nnx
 
-
-class NnxClassifier(nnx.Module):
-    """Embedding, recurrent layer, mean over valid steps, linear head."""
-
-    def __init__(self, settings: Settings, sizes: Sizes, *, rngs: nnx.Rngs) -> None:
-        make_cell = {"lstm": modules.nnx.LSTMCell, "gru": modules.nnx.GRUCell}[settings.cell]
-        cell = make_cell(settings.embedding_size, settings.hidden_size, rngs=rngs)
-        self.embed = nnx.Embed(sizes.vocabulary, settings.embedding_size, rngs=rngs)
-        self.rnn = modules.nnx.RNN(cell)
-        self.head = nnx.Linear(settings.hidden_size, sizes.classes, rngs=rngs)
-
-    def __call__(self, tokens: Array, lengths: Array) -> Array:
-        ys = self.rnn(self.embed(tokens), seq_lengths=lengths)
-        return self.head(mean_pool(ys, rnnjax.lengths_to_mask(lengths, tokens.shape[1])))
-
-
-class Nnx:
-    """The module and its optimizer change in place."""
-
-    def __init__(self, settings: Settings, sizes: Sizes, params: Any) -> None:
-        self._model = NnxClassifier(settings, sizes, rngs=nnx.Rngs(settings.seed))
-        cell = {"params": params.encoder._asdict()}
-        nnx.update(self._model, flax_weights(params, cell))
-        optimizer = optax.adam(settings.learning_rate)
-        self._optimizer = nnx.Optimizer(self._model, optimizer, wrt=nnx.Param)
-
-    def step(self, batch: Batch) -> Metrics:
-        return _nnx_step(self._model, self._optimizer, batch)
-
-    def measure(self, batch: Batch) -> Metrics:
-        return _nnx_loss(self._model, batch)[1]
-
-
-@nnx.jit
-def _nnx_loss(model: NnxClassifier, batch: Batch) -> tuple[Array, Metrics]:
-    return _loss_of_call(lambda tokens, lengths: model(tokens, lengths), batch)
-
-
-@nnx.jit
-def _nnx_step(model: NnxClassifier, optimizer: nnx.Optimizer, batch: Batch) -> Metrics:
-    grads, metrics = nnx.grad(_nnx_loss, has_aux=True)(model, batch)
-    optimizer.update(model, grads)
-    return metrics
-
-
-# The same in flax.linen: parameters in a tree of variables, the module a description.
-
-
-class LinenClassifier(nn.Module):
-    """Embedding, recurrent layer, mean over valid steps, linear head."""
-
-    settings: Settings
-    sizes: Sizes
-
-    def setup(self) -> None:
-        settings = self.settings
-        make_cell = {"lstm": modules.linen.LSTMCell, "gru": modules.linen.GRUCell}[settings.cell]
-        self.embed = nn.Embed(self.sizes.vocabulary, settings.embedding_size)
-        self.rnn = modules.linen.RNN(make_cell(settings.hidden_size))
-        self.head = nn.Dense(self.sizes.classes)
-
-    def __call__(self, tokens: Array, lengths: Array) -> Array:
-        ys = self.rnn(self.embed(tokens), seq_lengths=lengths)
-        return self.head(mean_pool(ys, rnnjax.lengths_to_mask(lengths, tokens.shape[1])))
-
-
-class Linen:
-    """Flax's ``TrainState`` passes through a jitted step."""
-
-    def __init__(self, settings: Settings, sizes: Sizes, params: Any) -> None:
-        model = LinenClassifier(settings, sizes)
-        weights = flax_weights(params, params.encoder._asdict())
-        optimizer = optax.adam(settings.learning_rate)
-        self._state = TrainState.create(apply_fn=model.apply, params=weights, tx=optimizer)
-
-    def step(self, batch: Batch) -> Metrics:
-        self._state, metrics = _linen_step(self._state, batch)
-        return metrics
-
-    def measure(self, batch: Batch) -> Metrics:
-        return _linen_loss(self._state.params, self._state, batch)[1]
-
-
-@jax.jit
-def _linen_loss(params: Any, state: TrainState, batch: Batch) -> tuple[Array, Metrics]:
-    return _loss_of_call(lambda *inputs: state.apply_fn({"params": params}, *inputs), batch)
-
-
-@jax.jit
-def _linen_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    grads, metrics = jax.grad(_linen_loss, has_aux=True)(state.params, state, batch)
-    return state.apply_gradients(grads=grads), metrics
-
-
-def _loss_of_call(call: Callable[[Any, Any], Array], batch: Batch) -> tuple[Array, Metrics]:
-    def apply(params: None, tokens: Array, lengths: Array, key: None) -> Array:
-        return call(tokens, lengths)
-
-    model = rnnjax.Model(init=lambda key: None, apply=apply)
-    return classification_loss(model, word_dropout=0.0)(None, batch, None)
-
-
-def flax_weights(params: Any, cell: dict[str, Any]) -> dict[str, Any]:
-    """The parameters of the functional classifier under Flax's names, those of ``cell`` given."""
-    return {
-        "embed": {"embedding": params.embedding.vectors},
-        "rnn": {"cell": cell},
-        "head": {"kernel": params.head.w, "bias": params.head.bias},
-    }
-
-
-TRAINERS: dict[str, Callable[[Settings, Sizes, Any], Trainer]] = {
-    "functional": Functional,
-    "nnx": Nnx,
-    "linen": Linen,
-}
+    trainers = {"functional": Functional, "nnx": Nnx, "linen": Linen}
+    return trainers if api == "all" else {api: trainers[api]}
 
 
 class Outcome(NamedTuple):
@@ -306,6 +183,7 @@ def largest_difference(outcomes: dict[str, Outcome]) -> float:
 def compare(settings: Settings, folder: Path) -> dict[str, Outcome]:
     """Train through every interface asked for, and print how they compare."""
     check_settings(settings)
+    trainers = make_trainers(settings.api)  # without Flax nothing is trained for nothing
     most, longest = settings.vocabulary_size, settings.max_length
     splits, *found = read_batches(settings, vocabulary_size=most, max_length=longest)
     sizes = Sizes(*found)
@@ -313,7 +191,7 @@ def compare(settings: Settings, folder: Path) -> dict[str, Outcome]:
     require_room(model.init)
     params = model.init(jax.random.key(settings.seed))
     outcomes = {}
-    for api in TRAINERS if settings.api == "all" else (settings.api,):
+    for api, make in trainers.items():
         config = {
             "settings": dataclasses.asdict(settings),
             "api": api,
@@ -321,7 +199,7 @@ def compare(settings: Settings, folder: Path) -> dict[str, Outcome]:
         }
         print(f"{api}:")
         with RunFolder(folder / api, config) as run:
-            trainer = TRAINERS[api](settings, sizes, params)
+            trainer = make(settings, sizes, params)
             outcomes[api] = train(settings, trainer, splits, run)
         curves.draw(run.metrics_path, folder / api / "curves.png")
     print(f"{'api':<12}{'first loss':>12}{'last loss':>12}{'test accuracy':>15}{'seconds':>10}")
@@ -341,7 +219,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     settings = parse(Settings, "python -m experiments.apis", arguments)
     folder = settings.out or usual_folder(f"apis-{Path(settings.dataset).name}")
-    return exit_code(lambda: compare(settings, folder))
+
+    def run() -> None:
+        compare(settings, folder)
+
+    return exit_code(run)
 
 
 if __name__ == "__main__":

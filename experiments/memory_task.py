@@ -231,7 +231,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     settings = parse(Settings, "python -m experiments.memory_task", arguments)
     folder = settings.out or usual_folder(f"memory-{settings.resets}")
-    return exit_code(lambda: train(settings, folder))
+
+    def run() -> None:
+        train(settings, folder)
+
+    return exit_code(run)
 
 
 if __name__ == "__main__":

@@ -121,17 +121,17 @@ def _write(path: Path, text: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code, which is 1 where a lesson could not be run."""
     settings = parse(Settings, PROGRAM, arguments)
-    failed: dict[str, str] = {}
 
-    def run() -> None:
+    def run() -> int:
         settings.out.mkdir(parents=True, exist_ok=True)
-        failed.update(run_all(settings))
+        failed = run_all(settings)
         print(f"results in {settings.out / 'results.md'}")
+        return 1 if failed else 0
 
     code = exit_code(run)
     if code == 130:
         print("the same command goes on", file=sys.stderr)
-    return code or int(bool(failed))
+    return code
 
 
 if __name__ == "__main__":

@@ -33,9 +33,8 @@ from experiments.running.process_memory import MEGABYTE, Slope, least_squares_sl
 from experiments.running.run_folder import RunFolder, environment, plain, usual_folder
 from experiments.running.setting_checks import check_settings, share, whole
 from experiments.running.text import Encoder, Splits, hold_out
-from rnnjax.checkpoint import CheckpointError, Checkpoints
+from rnnjax.checkpoint import Checkpoints
 from rnnjax.data import DataError, Dataset, Examples
-from rnnjax.training import NonFiniteError
 from rnnjax.weights import save_weights
 
 if TYPE_CHECKING:
@@ -341,20 +340,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code, 1 where memory is not flat."""
     settings = parse(Settings, PROGRAM, arguments)
     folder = settings.out or usual_folder("endurance")
-    parts: list[Part] = []
 
-    def run() -> None:
+    def run() -> int:
         check(settings)
         try:
-            parts.extend(endure(settings, folder))
+            parts = endure(settings, folder)
         except Interrupted as stop:
             print(f"{stop}; what was measured is in {folder}")
             raise
         print_parts(parts)
         print(f"files in {folder}")
+        return 0 if all(part.is_flat for part in parts) else 1
 
-    code = exit_code(run, CheckpointError, NonFiniteError)
-    return code or int(not all(part.is_flat for part in parts))
+    return exit_code(run)
 
 
 def check(settings: Settings) -> None:

@@ -35,7 +35,6 @@ from experiments.running.process_memory import MEGABYTE, process_memory
 from experiments.running.run_folder import RunFolder, environment, plain, usual_folder
 from experiments.running.setting_checks import check_settings, whole
 from experiments.running.text import Encoder, fit_encoder
-from rnnjax.checkpoint import CheckpointError
 from rnnjax.data import BucketedBatches, Ragged, choose_boundaries, flatten
 
 PROGRAM = "python -m experiments.measurements.million_texts"
@@ -220,9 +219,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = parse(Settings, PROGRAM, arguments)
     folder = settings.out or usual_folder("million-texts")
     config = {"settings": plain(dataclasses.asdict(settings)), "environment": environment()}
-    codes: list[int] = []
 
-    def run() -> None:
+    def run() -> int:
         check_settings(settings, texts=whole(1), words=whole(1))
         try:
             with RunFolder(folder, config) as kept:
@@ -230,9 +228,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except Interrupted as stop:
             print(f"{stop}; nothing is left to go on with")
             raise
-        codes.append(report(settings, stages, labels, folder))
+        return report(settings, stages, labels, folder)
 
-    return exit_code(run, CheckpointError) or codes[0]
+    return exit_code(run)
 
 
 def report(settings: Settings, stages: Sequence[Stage], labels: np.ndarray, folder: Path) -> int:

@@ -17,9 +17,7 @@ from experiments.running.parsing import arrange_help, first_lines, one_paragraph
 from experiments.running.processes import Launch
 from experiments.running.run_folder import CONFIG
 from experiments.running.run_settings import RunSettings, stored_settings
-from rnnjax.checkpoint import CheckpointError
 from rnnjax.data import DataError
-from rnnjax.training import NonFiniteError
 
 Run = TypeVar("Run", bound=RunSettings)
 
@@ -58,7 +56,7 @@ def run_program(
                 train(settings)
 
     failures = Failures()
-    return failures.exit_code(lambda: exit_code(run, CheckpointError, NonFiniteError))
+    return failures.exit_code(lambda: exit_code(run))
 
 
 def parse_settings(

@@ -14,7 +14,8 @@ from itertools import zip_longest
 from typing import IO, TYPE_CHECKING, Any
 
 from experiments.running.interrupts import Interrupted
-from rnnjax.training import Compilation
+from rnnjax.checkpoint import CheckpointError
+from rnnjax.training import Compilation, NonFiniteError
 from rnnjax.weights import named_parameters
 
 if TYPE_CHECKING:
@@ -260,17 +261,20 @@ def complain(text: str) -> None:
     print(_for_a_reader(text, sys.stderr), file=sys.stderr)
 
 
-def exit_code(action: Callable[[], object], *also: type[Exception]) -> int:
+# What a user can mend, beside too little memory and a package that is not installed.
+_MENDABLE = (ValueError, OSError, CheckpointError, NonFiniteError)
+
+
+def exit_code(action: Callable[[], int | None]) -> int:
     """Does what a command line is for, and says in one line what its user can mend.
 
     Args:
-        action: what it does.
-        also: errors that its user can mend, beside ValueError, OSError, too little memory
-            and a package that is not installed.
+        action: what it does; gives its exit code, or None for 0.
 
     Returns:
-        0; 2 after such an error; 130 after Ctrl-C; 143 and the like after a signal at which the
-        run stopped; 141 where nobody reads the output any more, as after ``| head``.
+        That of the action; 2 after an error that can be mended; 130 after Ctrl-C; 143 and the like
+        after a signal at which the run stopped; 141 where nobody reads the output any more, as
+        after ``| head``.
 
     Example:
         >>> exit_code(lambda: print("done"))
@@ -285,7 +289,7 @@ def exit_code(action: Callable[[], object], *also: type[Exception]) -> int:
             # A letter that the terminal or the locale cannot show must not end a run.
             stream.reconfigure(errors="backslashreplace")
     try:
-        action()
+        return action() or 0
     except Interrupted as stop:
         return stop.exit_code
     except KeyboardInterrupt:
@@ -301,11 +305,10 @@ def exit_code(action: Callable[[], object], *also: type[Exception]) -> int:
         complain(f"error: {told}")
         return 2
     except Exception as error:
-        if not isinstance(error, (ValueError, OSError, *also)) and not is_out_of_memory(error):
+        if not isinstance(error, _MENDABLE) and not is_out_of_memory(error):
             raise
         complain(f"error: {_message(error)}")
         return 2
-    return 0
 
 
 def nobody_reads() -> int:

@@ -13,6 +13,7 @@ from typing import Literal
 
 import jax
 
+from experiments.running.console import exit_code
 from experiments.running.parsing import parse
 from experiments.running.run_folder import RunFolder, usual_folder
 from experiments.running.setting_checks import above, check_rules, each, one_of, whole
@@ -192,15 +193,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = settings.out or usual_folder("throughput")
     # Compiled anew every time, or there would be nothing to time.
     jax.config.update("jax_enable_compilation_cache", False)
-    try:
+
+    def measure_all() -> int:
         check(settings)
         then = read_results(settings.compare) if settings.compare else None
         with RunFolder(folder, {"settings": dataclasses.asdict(settings)}, "resume") as kept:
-            code = _run_and_report(settings, kept, then)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return code
+            return _run_and_report(settings, kept, then)
+
+    return exit_code(measure_all)
 
 
 def _run_and_report(settings: Settings, kept: RunFolder, then: Results | None) -> int:

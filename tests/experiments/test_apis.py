@@ -2,11 +2,13 @@
 
 import json
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from experiments.apis import TRAINERS, Settings, compare, largest_difference, main
+from experiments.apis import Settings, compare, largest_difference, main
 
 SMALL = {"hidden_size": 6, "embedding_size": 5, "buckets": 1, "batch_size": 16, "epochs": 3}
 
@@ -34,7 +36,7 @@ def data_dir(tmp_path_factory):
 def test_the_three_interfaces_have_one_loss_curve(cell, data_dir, tmp_path, capsys):
     settings = Settings(dataset="local", data_dir=data_dir, cell=cell, learning_rate=0.05, **SMALL)
     outcomes = compare(settings, tmp_path)
-    assert list(outcomes) == list(TRAINERS) == ["functional", "nnx", "linen"]
+    assert list(outcomes) == ["functional", "nnx", "linen"]
     for name in ("nnx", "linen"):
         np.testing.assert_allclose(
             outcomes[name].losses, outcomes["functional"].losses, rtol=0, atol=2e-6
@@ -87,3 +89,13 @@ def test_wrong_arguments_are_named(capsys):
         main(["--api", "haiku"])
     assert stopped.value.code == 2
     assert "--api" in capsys.readouterr().err
+
+
+def test_without_flax_it_is_asked_for_by_name_before_anything_is_trained(tmp_path):
+    hidden = "import sys; sys.modules['flax'] = None"
+    code = f"{hidden}\nfrom experiments.apis import main\nsys.exit(main())"
+    given = ["--out", tmp_path / "run"]
+    done = subprocess.run([sys.executable, "-c", code, *given], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: rnnjax.modules needs the package flax: pip install flax")
+    assert not (tmp_path / "run").exists()

@@ -244,6 +244,15 @@ def test_too_little_memory_is_said_to_be_so_whatever_jax_calls_it(capsys):
     assert capsys.readouterr().err.startswith("error: out of memory (INTERNAL: Out of memory alloc")
 
 
+def test_an_action_has_the_last_word_on_the_exit_code_and_a_folder_in_use_is_no_fault(
+    tmp_path, capsys
+):
+    assert [exit_code(lambda code=code: code) for code in (None, 0, 1)] == [0, 0, 1]
+    with RunFolder(tmp_path, {}):
+        assert exit_code(lambda: RunFolder(tmp_path, {}, "resume")) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}")
+
+
 def test_a_package_that_is_not_installed_is_said_and_a_part_of_ours_is_a_fault(capsys):
     assert exit_code(lambda: importlib.import_module("no_such_package.part")) == 2
     expected = "error: the package no_such_package must be installed, got none\n"
