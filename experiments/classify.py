@@ -44,8 +44,7 @@ from experiments.running.run_folder import RunFolder, environment, plain
 from experiments.running.run_settings import stored_config
 from experiments.running.setting_checks import MOST_SEEDS, check_settings, refuse_unread
 from experiments.running.text import Encoder, Splits, fit_encoder, hold_out, make_batches, take
-from rnnjax.data import NAMES, DataError, Dataset, Examples, load
-from rnnjax.data._local_files import data_folder
+from rnnjax.data import NAMES, DataError, Dataset, Examples, data_folder, load
 from rnnjax.data.tables import SUFFIXES
 from rnnjax.weights import save_weights
 

@@ -29,8 +29,7 @@ from experiments.lessons.tables import Row
 from experiments.running.advancing import take_steps
 from experiments.running.classifier_fitting import classification_loss
 from experiments.running.text import Encoder, Splits, fit_encoder, make_batches
-from rnnjax.data import DataError, Examples
-from rnnjax.data._local_files import data_folder
+from rnnjax.data import DataError, Examples, data_folder
 from rnnjax.data.vectors import WordVectors, read_vectors
 from rnnjax.metrics import evaluate
 from rnnjax.training import CompiledStep, init_train_state, make_eval_step, make_train_step

@@ -12,8 +12,7 @@ import numpy as np
 
 from experiments.music.settings import Settings
 from experiments.running.setting_checks import refuse_unread
-from rnnjax.data import DataError, read_text
-from rnnjax.data._local_files import data_folder
+from rnnjax.data import DataError, data_folder, read_text
 
 KEYS = 88
 LOWEST = 21  # the MIDI number of the lowest key of a piano

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.running.setting_checks import refuse_unread
-from rnnjax.data._local_files import data_folder
+from rnnjax.data import data_folder
 from rnnjax.data.sources import PACKAGED
 
 

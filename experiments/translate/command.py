@@ -40,8 +40,7 @@ from experiments.translate.scoring import bleu, exact, on_diagonal, sacrebleu
 from experiments.translate.settings import Export, Request, Settings
 from experiments.translate.training import count_tokens, make_batches, make_loss
 from experiments.translate.translator import PROGRAM, STOP_SHOWN, VOCABULARIES, Translator
-from rnnjax.data import UNKNOWN, DataError
-from rnnjax.data._local_files import data_folder
+from rnnjax.data import UNKNOWN, DataError, data_folder
 
 SAMPLES, ALIGNMENT = "samples.txt", "alignment.png"
 LOOKED = "alignment-of-a-sentence.png"

@@ -16,6 +16,7 @@ Example:
     [(2, 6), (2, 2)]
 """
 
+from ._local_files import data_folder as data_folder
 from ._text_files import read_lines as read_lines
 from ._text_files import read_text as read_text
 from .batching import Batch as Batch

@@ -9,7 +9,17 @@ from rnnjax.data.errors import DataError
 
 
 def data_folder(data_dir: str | os.PathLike[str] | None) -> Path | None:
-    """The folder of local files that was given or that RNNJAX_DATA names; None without either."""
+    """The folder of local data sets.
+
+    Args:
+        data_dir: the folder; the environment variable RNNJAX_DATA names it where this is None.
+
+    Returns:
+        The folder; None where neither is given.
+
+    Raises:
+        DataError: there is no such folder.
+    """
     given = data_dir if data_dir is not None else os.environ.get("RNNJAX_DATA")
     if not given:
         return None
