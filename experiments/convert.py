@@ -27,7 +27,7 @@ from experiments.running.console import command, exit_code, parameter_table
 from experiments.running.imported import Imported, Reading
 from experiments.running.parsing import first_lines, parse
 from experiments.running.predicting import Request, predict
-from experiments.running.run_settings import config_value, read_config
+from experiments.running.run_settings import config_value
 from experiments.running.setting_checks import check_rules, refuse_unread, whole
 from experiments.running.trained import finished_settings
 from rnnjax.data import TOKENIZERS, UNKNOWN, DataError, Vocabulary, pad, read_text
@@ -48,9 +48,6 @@ from rnnjax.interop.classifiers import (
 from rnnjax.interop.weight_files import read_keras_file, read_torch_file
 from rnnjax.models import ClassifierParams
 from rnnjax.weights import load_weights, save_weights
-
-# Of the cells of experiments.classify, those that other libraries have.
-KINDS = ("vanilla", "lstm", "gru")
 
 
 @dataclass(frozen=True)
@@ -204,7 +201,7 @@ def read_vocabulary(path: Path) -> WordList:
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         return _read_tokenizer(path, content)
     if isinstance(content, dict) and isinstance(content.get("tokens"), list):
-        return WordList(Vocabulary.load(path).tokens, UNKNOWN)
+        return WordList(Vocabulary.load(path).tokens, UNKNOWN)  # which also knows its versions
     tokens = _by_id(path, content) if isinstance(content, dict) else content
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         raise DataError(
@@ -276,8 +273,7 @@ def load_run(folder: Path) -> tuple[Architecture, ClassifierParams, list[str], s
     if (folder / imported.CLASSIFIER).is_file():
         model = imported.load(folder)
         return model.architecture, model.params, model.label_names, model.reading.padding
-    finished_settings(classify.PROGRAM, classify.Settings, folder)  # or it is of another program
-    settings = read_config(folder)["settings"]
+    settings = finished_settings(classify.PROGRAM, classify.Settings, folder)
     labels = config_value(folder, "label_names", list)
     vocabulary = Vocabulary.load(folder / classify.VOCABULARY)
     architecture = architecture_of(settings, len(vocabulary), len(labels))
@@ -291,25 +287,16 @@ def load_run(folder: Path) -> tuple[Architecture, ClassifierParams, list[str], s
     return architecture, params, labels, "unread"
 
 
-def architecture_of(settings: dict[str, Any], vocab_size: int, num_classes: int) -> Architecture:
-    """The architecture of a run of experiments.classify, from its config.json.
-
-    Raises:
-        DataError: no other library has its cell.
-    """
-    if settings["cell"] not in KINDS:
-        raise DataError(
-            f"cell must be one that other libraries have too, of {', '.join(KINDS)}, "
-            f"got {settings['cell']!r}"
-        )
-    size = LayerSize(settings["hidden_size"], settings["bidirectional"])
+def architecture_of(settings: classify.Settings, vocab_size: int, num_classes: int) -> Architecture:
+    """The architecture of a run of experiments.classify."""
+    size = LayerSize(settings.hidden_size, settings.bidirectional)
     return Architecture(
-        kind=settings["cell"],
+        kind=settings.cell,
         vocab_size=vocab_size,
-        embedding_size=settings["embedding_size"],
-        layers=(size,) * settings["layers"],
+        embedding_size=settings.embedding_size,
+        layers=(size,) * settings.layers,
         num_classes=num_classes,
-        pooling=settings["pooling"],
+        pooling=settings.pooling,
     )
 
 
@@ -318,7 +305,7 @@ def check_same(
     architecture: Architecture,
     params: ClassifierParams,
     vocabulary: Vocabulary,
-    settings: dict[str, Any],
+    settings: classify.Settings,
 ) -> None:
     """Refuse a run that computes something else than a classifier of this architecture.
 
@@ -327,11 +314,11 @@ def check_same(
     """
     words = np.random.default_rng(0).choice(vocabulary.tokens, (8, 3)).tolist()
     given = [" ".join(row[: 1 + i % 3]) for i, row in enumerate(words)]
-    ids = [vocabulary.encode(TOKENIZERS[settings["tokenizer"]](text)) for text in given]
+    ids = [vocabulary.encode(TOKENIZERS[settings.tokenizer](text)) for text in given]
     # A text that the run would cut is read differently there.
-    whole = [i for i, row in enumerate(ids) if len(row) <= settings["max_length"]]
-    texts = [given[i] for i in whole]
-    tokens, lengths = pad([ids[i] for i in whole])
+    uncut = [i for i, row in enumerate(ids) if len(row) <= settings.max_length]
+    texts = [given[i] for i in uncut]
+    tokens, lengths = pad([ids[i] for i in uncut])
     logits = jax.jit(build(architecture).apply)(params, tokens, lengths)
     expected = classify.Predictor(folder)(texts)
     if not np.allclose(jax.nn.softmax(logits, axis=-1), expected, rtol=1e-3, atol=1e-5):

@@ -27,6 +27,7 @@ import optax
 from jax import Array
 
 import rnnjax
+from experiments.recurrent_ppo.acting import CONVENTIONS
 from experiments.running.console import exit_code
 from experiments.running.parsing import parse
 from experiments.running.room import require_room
@@ -34,14 +35,6 @@ from experiments.running.run_folder import RunFolder, environment, usual_folder
 from experiments.running.setting_checks import Rule, check_settings, whole
 from rnnjax.metrics import Mean, compute, merge
 from rnnjax.segments import resets_from_dones
-
-# What the agent takes the environment to do when it is done, and so where it thinks that episodes
-# start. Only the first is true.
-CONVENTIONS: dict[str, Any] = {
-    "right": {"auto_reset": "same_step"},
-    "late": {"auto_reset": "next_step"},
-    "none": {"auto_reset": "none"},
-}
 
 
 @dataclass(frozen=True)

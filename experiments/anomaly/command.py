@@ -29,7 +29,7 @@ from experiments.running.devices import find_devices
 from experiments.running.fit_and_save import CURVES, fit_and_save
 from experiments.running.number_columns import listed, number_column, read_steps
 from experiments.running.opening import open_run
-from experiments.running.packages import missing_line
+from experiments.running.packages import takes_part
 from experiments.running.processes import chosen_folder
 from experiments.running.run_settings import stored_config
 from experiments.running.scaling import Scale
@@ -125,9 +125,7 @@ def _judged(
     data: Data, scale: Scale, settings: Settings, model: Any, params: Any
 ) -> tuple[Figures, Alarm, list[np.ndarray]]:
     """The figures of each method, and of the network the alarm and the scores of the test part."""
-    line = missing_line("the isolation forest", "sklearn")
-    if line is not None:
-        print(line)
+    takes_part("the isolation forest", "sklearn")
 
     def by_network(parts: Sequence[Watched]) -> list[np.ndarray]:
         return surprise(model, params, scale, [part.values for part in parts])

@@ -14,7 +14,7 @@ import numpy as np
 from experiments.epochs.ours import Ours, make_batches
 from experiments.epochs.task import Contestant, Settings, Task, make_task
 from experiments.running.console import exit_code, print_table
-from experiments.running.packages import missing_line
+from experiments.running.packages import takes_part
 from experiments.running.parsing import parse
 from experiments.running.run_folder import RunFolder, environment, plain, usual_folder
 from rnnjax.benchmark import spread
@@ -44,15 +44,11 @@ def contestants(task: Task, bucketed: BucketedBatches) -> Iterator[Contestant]:
     """rnnjax in two ways, and the other libraries; what is missing is named."""
     yield Ours(task, "rnnjax, bucketed", bucketed)
     yield Ours(task, "rnnjax, padded", make_batches(task, 1))
-    if line := missing_line("PyTorch", "torch"):
-        print(line)
-    else:
+    if takes_part("PyTorch", "torch"):
         from experiments.epochs.pytorch import Torch
 
         yield Torch(task)
-    if line := missing_line("Keras", "keras"):
-        print(line)
-    else:
+    if takes_part("Keras", "keras"):
         from experiments.epochs.keras_on_jax import Keras
 
         yield Keras(task, bucketed)

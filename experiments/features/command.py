@@ -9,7 +9,7 @@ import jax
 
 from experiments.features import recurrent, surroundings
 from experiments.features.claims import OURS, PEERS, Feature, claim_of, verdict
-from experiments.running.packages import is_installed, missing_line
+from experiments.running.packages import takes_part
 from experiments.running.parsing import parse
 
 
@@ -50,9 +50,7 @@ def sources(features: Sequence[Feature], libraries: Sequence[str]) -> Iterator[s
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     settings = parse(Settings, "python -m experiments.features", arguments)
-    libraries = [OURS, *filter(is_installed, PEERS)]
-    for line in filter(None, (missing_line(peer, peer) for peer in PEERS)):
-        print(line)
+    libraries = [OURS, *(peer for peer in PEERS if takes_part(peer, peer))]
     with jax.numpy_rank_promotion("allow"):  # Keras promotes
         print("\n".join(lines(recurrent.table(), libraries)))
         print()

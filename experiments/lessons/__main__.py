@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from experiments.lessons.overview import draw_ratios
 from experiments.lessons.tables import Row, lesson_table, summarize
 from experiments.running.console import exit_code
 from experiments.running.parsing import parse
-from experiments.running.run_folder import environment, plain
+from experiments.running.run_folder import environment, plain, write_whole
 from experiments.running.setting_checks import check_settings, each, one_of, refuse_unread, whole
 from rnnjax.data import DataError
 
@@ -89,8 +88,8 @@ def write_results(
         "lessons": lines,
         "not run": dict(failed),
     }
-    _write(settings.out / "results.json", json.dumps(plain(data), indent=1) + "\n")
-    _write(settings.out / "results.md", "\n".join(_page(settings, found, failed, drawn)))
+    write_whole(settings.out / "results.json", json.dumps(plain(data), indent=1) + "\n")
+    write_whole(settings.out / "results.md", "\n".join(_page(settings, found, failed, drawn)))
 
 
 def _page(
@@ -110,12 +109,6 @@ def _page(
             page += [f"![{png.stem}]({png.relative_to(settings.out)})", ""]
     page += [f"{name} was not run: {reason}\n" for name, reason in failed.items()]
     return page
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, "utf-8")
-    temporary.replace(path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import rnnjax
-from experiments.measurements.remat import MEGABYTE, parse_remat
+from experiments.measurements.remat import MEBIBYTE, parse_remat
 from experiments.running.console import exit_code
 from experiments.running.figures import new_figure, save_figure
 from experiments.running.parsing import parse
@@ -111,7 +111,7 @@ def set_aside(settings: Settings, steps: int, remat: str) -> float:
         raise RuntimeError(
             f"the compiler for {jax.default_backend()} does not say what it sets aside"
         )
-    return memory.temporary / MEGABYTE
+    return memory.temporary / MEBIBYTE
 
 
 def draw_memory(settings: Settings, rows: dict[str, list[float]], path: Path) -> None:

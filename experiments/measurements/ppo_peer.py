@@ -29,7 +29,7 @@ from experiments.recurrent_ppo import command
 from experiments.recurrent_ppo.settings import Settings as Agent
 from experiments.running.console import exit_code, print_table
 from experiments.running.curves import read_records
-from experiments.running.packages import missing_line
+from experiments.running.packages import takes_part
 from experiments.running.parsing import parse
 from experiments.running.run_folder import METRICS
 from experiments.running.setting_checks import Rule, check_settings, whole
@@ -231,10 +231,7 @@ def measure(settings: Settings) -> list[dict[str, str]]:
         f"{ours}, GRU {size}": _ours(settings, "gru"),
         f"{ours}, LSTM {size}": _ours(settings, "lstm"),
     }
-    line = missing_line("sb3-contrib", "sb3_contrib")
-    if line is not None:
-        print(line)
-    else:
+    if takes_part("sb3-contrib", "sb3_contrib"):
         theirs = f"{version_of('sb3-contrib')}, LSTM {size}"
         found[f"{theirs}, the same settings"] = _theirs(settings, same_settings(settings))
         found[f"{theirs}, its own settings"] = _theirs(settings, {})

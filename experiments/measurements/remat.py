@@ -24,7 +24,7 @@ from experiments.running.parsing import parse
 from experiments.running.process_memory import forget_peak, process_memory
 from experiments.running.setting_checks import Rule, check_settings, each, whole
 
-MEGABYTE = 2**20
+MEBIBYTE = 2**20
 _WORDS = ("never", "step", "sqrt", "None")
 _REMAT = Rule(
     f"one of {', '.join(_WORDS)} or a number of steps",
@@ -87,8 +87,8 @@ def measure(settings: Settings, steps: int, remat: str) -> dict[str, Any]:
     return {
         "T": steps,
         "remat": remat,
-        "peak_mib": (process_memory().peak - before) / MEGABYTE,
-        "compiler_mib": analysis.temp_size_in_bytes / MEGABYTE if analysis else None,
+        "peak_mib": (process_memory().peak - before) / MEBIBYTE,
+        "compiler_mib": analysis.temp_size_in_bytes / MEBIBYTE if analysis else None,
         "median_ms": 1e3 * statistics.median(seconds[1:]),
         "range_ms": [1e3 * min(seconds[1:]), 1e3 * max(seconds[1:])],
     }

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 import rnnjax
-from experiments.measurements.remat import parse_remat
+from experiments.measurements.remat import MEBIBYTE, parse_remat
 from experiments.running.console import exit_code, print_table
 from experiments.running.figures import new_figure, save_figure
 from experiments.running.parsing import parse
@@ -40,7 +40,6 @@ from rnnjax.benchmark import CompiledCall, Spread, Timing, compile_apart, interl
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MEGABYTE = 2**20
 FLAX = "flax.nnx"
 
 
@@ -168,7 +167,7 @@ def show(found: dict[str, Any]) -> None:
     """Print both tables."""
     by_steps: dict[int, dict[str, str]] = {}
     for row in found["memory"]:
-        text = "" if row["bytes"] is None else f"{row['bytes'] / MEGABYTE:,.0f}"
+        text = "" if row["bytes"] is None else f"{row['bytes'] / MEBIBYTE:,.0f}"
         line = by_steps.setdefault(row["steps"], {"steps": f"{row['steps']:,}"})
         line[f"{row['what']}, MiB"] = text
     print_table(list(by_steps.values()))
@@ -216,7 +215,7 @@ def _draw_memory(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
     colors = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#222222")
     for number, name in enumerate(names):
         own = [row for row in rows if row["what"] == name and row["bytes"]]
-        xs, ys = [row["steps"] for row in own], [row["bytes"] / MEGABYTE for row in own]
+        xs, ys = [row["steps"] for row in own], [row["bytes"] / MEBIBYTE for row in own]
         color = "#222222" if name == FLAX else colors[number % 4]
         axes.plot(xs, ys, marker="osD^v"[number % 5], color=color, label=name, markersize=5)
     axes.legend(frameon=False, fontsize="small")

@@ -31,7 +31,7 @@ from experiments.recognize.model import Known
 from experiments.recognize.series import Part, read_series
 from experiments.recognize.settings import Settings as Recognize
 from experiments.running.console import exit_code, print_table
-from experiments.running.packages import missing_line
+from experiments.running.packages import takes_part
 from experiments.running.parsing import parse
 from experiments.running.run_settings import RunSettings
 from experiments.running.setting_checks import check_settings, refuse_unread, whole
@@ -165,9 +165,9 @@ def methods(settings: Recognize, known: Known) -> dict[str, tuple[bool, Method]]
     size = f"{settings.cell.upper()} {settings.hidden_size}"
     found[f"{version_of('rnnjax')}, {size} {settings.direction}"] = True, _ours(settings)
     same = settings.cell == "gru" and settings.direction == "both" and settings.layers == 1
-    if _told("PyTorch", "torch") and same and settings.pooling in ("mean", "places"):
+    if takes_part("PyTorch", "torch") and same and settings.pooling in ("mean", "places"):
         found[f"{version_of('torch')}, {size} both"] = True, _torch(settings, known)
-    if _told("scikit-learn", "sklearn"):
+    if takes_part("scikit-learn", "sklearn"):
         from sklearn.linear_model import LogisticRegression
         from sklearn.neighbors import KNeighborsClassifier
 
@@ -180,7 +180,7 @@ def methods(settings: Recognize, known: Known) -> dict[str, tuple[bool, Method]]
             False,
             _scikit(lambda seed: KNeighborsClassifier(1), known.longest),
         )
-    if _told("aeon", "aeon") and _told("numba", "numba"):
+    if takes_part("aeon", "aeon") and takes_part("numba", "numba"):
         from aeon.classification.convolution_based import (  # pyright: ignore[reportMissingImports]
             MiniRocketClassifier,
         )
@@ -198,13 +198,6 @@ def methods(settings: Recognize, known: Known) -> dict[str, tuple[bool, Method]]
             _aeon(lambda seed: MiniRocketClassifier(random_state=seed), known.longest),
         )
     return found
-
-
-def _told(library: str, package: str) -> bool:
-    line = missing_line(library, package)
-    if line is not None:
-        print(line)
-    return line is None
 
 
 def measure(settings: Settings) -> list[dict[str, str]]:

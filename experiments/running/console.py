@@ -86,7 +86,7 @@ def print_table(rows: Sequence[Mapping[str, str]], file: IO[str] | None = None) 
         print("  ".join([name.ljust(widths[0]), *cells]).rstrip(), file=output)
 
 
-def _widths(lines: list[list[str]]) -> list[int]:
+def _widths(lines: Sequence[Sequence[str]]) -> list[int]:
     return [max(map(len, column)) for column in zip(*lines, strict=True)]
 
 
@@ -129,7 +129,7 @@ def _bottom_up(stacks: list[list[str]]) -> list[list[str]]:
 def _heads(names: list[str], lines: list[list[str]]) -> list[list[str]]:
     """The lines of a table's head: as few as there can be if it is to be at most 80 columns wide,
     and as many as the longest name has words if it cannot."""
-    cells = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    cells = _widths(lines)
     most = max(len(name.split()) for name in names)
     columns = [[name] for name in names]
     for height in range(1, most + 1):
@@ -252,7 +252,8 @@ def shortened(text: str) -> str:
         many words many words many words many words many words many words many words ...
     """
     return "\n".join(
-        line if len(line) <= 80 else f"{line[:76].rstrip()} ..." for line in text.split("\n")
+        line if len(line) <= _COLUMNS else f"{line[: _COLUMNS - 4].rstrip()} ..."
+        for line in text.split("\n")
     )
 
 
@@ -476,7 +477,7 @@ def _bar(total: int, done: int, file: IO[str]) -> tqdm:
 
 
 def _print_plain(rows: list[tuple[str, ...]], file: IO[str]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = _widths(rows)
     for *texts, count in rows:
         cells = [text.ljust(width) for text, width in zip(texts, widths, strict=False)]
         print(*cells, count.rjust(widths[-1]), sep="  ", file=file)

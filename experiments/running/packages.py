@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
+from experiments.running.console import wrapped
 from rnnjax.data import DataError
 
 
@@ -46,17 +47,24 @@ def require(library: str, package: str) -> None:
         raise NotInstalled(library)
 
 
-def missing_line(library: str, package: str) -> str | None:
-    """The line that says that a library is left out; None if it is installed.
+def takes_part(library: str, package: str, more: str = "") -> bool:
+    """Whether a library is installed; if not, a line says that it is left out.
+
+    Args:
+        library: its name.
+        package: as of `is_installed`.
+        more: the end of the line.
 
     Example:
-        >>> missing_line("Nothing", "no_such_package")
-        'Nothing is left out: the package no_such_package is not installed'
-        >>> missing_line("JAX", "jax")
+        >>> takes_part("JAX", "jax"), takes_part("Nothing", "no_such_package")
+        Nothing is left out: the package no_such_package is not installed
+        (True, False)
     """
     if is_installed(package):
-        return None
-    return f"{library} is left out: the package {package.partition('.')[0]} is not installed"
+        return True
+    name = package.partition(".")[0]
+    print(wrapped(f"{library} is left out: the package {name} is not installed{more}"))
+    return False
 
 
 def missing(package: str, dataset: str, extra: str) -> DataError:

@@ -105,7 +105,7 @@ class RunFolder:
 
     def update_config(self) -> None:
         """Makes config.json hold the given config, in a run that goes on with another one."""
-        _write_whole(self.config_path, self._config)
+        write_whole(self.config_path, self._config)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Adds a record to metrics.jsonl, on disk at once.
@@ -290,7 +290,8 @@ def _sweep(folder: Path, names: Sequence[str]) -> None:
             path.unlink()
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that is whole at any time: who is cut off in between leaves what was there."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)
     with temporary.open("x", encoding="utf-8") as file:

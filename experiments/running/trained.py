@@ -71,8 +71,8 @@ def load_notes(path: Path, kind: type[Notes]) -> Notes:
 
     Args:
         path: of the file.
-        kind: a NamedTuple of what must stand in it, and nothing else: numbers, texts, lists of
-            one kind, and further NamedTuples as JSON objects.
+        kind: of what must stand in it, and nothing else: a number, a text, a list of one kind, or
+            a NamedTuple of such, which is a JSON object.
 
     Raises:
         DataError: the file is missing, or holds something else.

@@ -18,12 +18,12 @@ from experiments.running.opening import open_run
 from experiments.running.processes import chosen_folder
 from experiments.running.run_settings import stored_config
 from experiments.running.setting_checks import check_settings, refuse_unread, whole
-from experiments.running.trained import WEIGHTS, finished_settings, load_trained
+from experiments.running.trained import WEIGHTS, finished_settings, load_notes, load_trained
 from experiments.tag.model import build_model, guess, label_loss, make_parts
 from experiments.tag.pictures import confusion, draw_confusion
 from experiments.tag.sentences import Corpus, most_frequent, read_corpus
 from experiments.tag.settings import Request, Settings
-from rnnjax.data import DataError, Vocabulary, read_text
+from rnnjax.data import DataError, Vocabulary
 
 PROGRAM = "python -m experiments.tag"
 PICTURE, VOCABULARY, LABELS = "tags.png", "vocabulary.json", "labels.json"
@@ -79,7 +79,7 @@ def label(request: Request) -> None:
         raise DataError("the sentence must have a word, got none")
     settings = finished_settings(PROGRAM, Settings, request.run)
     vocabulary = Vocabulary.load(request.run / VOCABULARY)
-    labels = read_labels(request.run / LABELS)
+    labels = load_notes(request.run / LABELS, list[str])
     model = build_model(settings, len(vocabulary), len(labels))
     params = load_trained(model.init, request.run)
     (found,) = guess(model, params, [vocabulary.encode(words)])
@@ -87,21 +87,6 @@ def label(request: Request) -> None:
     for word, number in zip(words, found, strict=True):
         note = "" if word in vocabulary.tokens else "  (not in the training sentences)"
         print(f"{word.ljust(width)}  {labels[number]}{note}")
-
-
-def read_labels(path: Path) -> list[str]:
-    """The labels of a run.
-
-    Raises:
-        DataError: the file holds something else.
-    """
-    try:
-        labels = json.loads(read_text(path))
-    except (ValueError, RecursionError):
-        labels = None
-    if not (isinstance(labels, list) and labels and all(isinstance(one, str) for one in labels)):
-        raise DataError(f"{path} must be the labels of a run as a list in JSON, got another text")
-    return labels
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ from experiments.throughput.measuring import BASELINE, Record
 from experiments.throughput.results import Change, Results
 
 REPORT, CHART = "report.md", "ratios.png"
-MEGABYTE = 2**20
+MEBIBYTE = 2**20
 
 
 def print_case(records: Sequence[Record]) -> None:
@@ -101,7 +101,7 @@ def _row(record: Record) -> dict[str, str]:
         "of the limit": _share(record),
         "us/step": _short(record.get("microseconds_per_step")),
         "compile s": _short(record.get("compile_seconds")),
-        "peak MiB": _short(None if peak is None else peak / MEGABYTE),
+        "peak MiB": _short(None if peak is None else peak / MEBIBYTE),
         "difference": "" if off is None else f"{off:.0e}",
         "note": _note(record),
     }

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments.running.run_folder import environment, plain
+from experiments.running.run_folder import environment, plain, write_whole
 from experiments.throughput.libraries import LIBRARIES
 from experiments.throughput.measuring import Record
 from rnnjax.data import DataError
@@ -41,11 +41,9 @@ class Results(NamedTuple):
         return not libraries <= found
 
     def write(self, path: Path) -> None:
-        """Write the file whole: one that is cut off in between leaves what was there."""
+        """Write the file, in the place of an earlier one."""
         content = {"date": time.strftime("%Y-%m-%d %H:%M"), **self._asdict()}
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(plain(content), indent=1) + "\n", "utf-8")
-        temporary.replace(path)
+        write_whole(path, json.dumps(plain(content), indent=1) + "\n")
 
 
 def read_results(path: Path) -> Results:

@@ -20,7 +20,7 @@ from experiments.running.figures import show_picture
 from experiments.running.fit_and_save import CURVES, fit_and_save
 from experiments.running.loss_fitting import Fitted
 from experiments.running.opening import open_run
-from experiments.running.packages import missing_line
+from experiments.running.packages import takes_part
 from experiments.running.predicting import given_or_read
 from experiments.running.processes import chosen_folder
 from experiments.running.run_settings import stored_config
@@ -148,8 +148,8 @@ def _test(
 
 def _with_signature(written: list[list[str]], corpus: Corpus, settings: Settings) -> dict[str, Any]:
     """BLEU of whole texts by sacrebleu, where it is installed."""
-    if (line := missing_line("the sacrebleu score", "sacrebleu")) is not None:
-        print(wrapped(f"{line}; pip install sacrebleu, or -e '.[translate]' in a checkout"))
+    more = "; pip install sacrebleu, or -e '.[translate]' in a checkout"
+    if not takes_part("the sacrebleu score", "sacrebleu", more):
         return {}
     texts = [joined(tokens, settings) for tokens in written]
     score, signature = sacrebleu(texts, corpus.test_pairs.targets, keep_case=settings.keep_case)
