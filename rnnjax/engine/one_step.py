@@ -78,8 +78,9 @@ def step(
 
 def _say_x(error: ValueError) -> None:
     """Let an error of ``xs`` be one of ``x``: what a step hands on as ``xs`` came by that name."""
-    if error.args and isinstance(error.args[0], str):
-        error.args = (re.sub(r"\Axs\b", "x", error.args[0]), *error.args[1:])
+    said = error.args[0] if error.args else None
+    if isinstance(said, str) and re.match(r"xs\b", said):
+        error.args = (re.sub(r"\bxs\b", "x", said), *error.args[1:])
 
 
 def _step(
