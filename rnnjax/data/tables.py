@@ -14,7 +14,7 @@ SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parqu
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _COLUMNS = "text= and label= name others, --text-column and --label-column in a command"
-_NO_QUOTING = "quoting=False takes quotes as text"
+_NO_QUOTING = "quoting=False, or --no-quoting in a command, takes quotes as text"
 
 
 class Table(NamedTuple):
@@ -143,7 +143,10 @@ def _records(file: _Delimited, text: str) -> list[_Record]:
                 records.append(_Record(fields, start, reader.line_num + 1))
             start = reader.line_num + 1
     except csv.Error as error:
-        found = f"line {start}: {error} (a quote left open or misplaced? {_NO_QUOTING})"
+        first = text.split("\n", 1)[0]
+        hint = _separator_hint(file, [first]) if file.separator not in first else ""
+        hint = hint or f" (a quote left open or misplaced? {_NO_QUOTING})"
+        found = f"line {start}: {error}{hint}"
         raise rows_error(file.path, "well-formed quoted fields", [found]) from None
     finally:
         csv.field_size_limit(previous)

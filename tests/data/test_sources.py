@@ -177,6 +177,10 @@ def test_another_separator_is_hinted_at_and_can_be_given(tmp_path):
         with pytest.raises(DataError, match=r"fields separated by .* give separator=.*, or --sep"):
             read_examples(path)
         assert read_examples(path, separator=separator) == Examples(["a, b"], [1])
+        path.write_text(f'"text"{separator}"label"\n"a, b"{separator}"1"\n')
+        with pytest.raises(DataError, match=r"fields separated by .* give separator="):
+            read_examples(path)
+        assert read_examples(path, separator=separator) == Examples(["a, b"], [1])
     for bad in ("", ";;", '"', "\n", 5):
         with pytest.raises(DataError, match="separator must be one character"):
             read_examples(path, separator=bad)
