@@ -6,16 +6,17 @@ embedding below and a head above. By subject:
 
 Cells
     ``lstm`` ``gru`` ``vanilla`` ``minimal_gated`` ``peephole_lstm`` ``projected_lstm``
-    ``coupled_lstm`` ``mogrifier_lstm`` ``slstm`` ``mlstm`` ``conv_lstm`` ``indrnn`` ``cornn``
-    ``lmu`` ``cfc``; linear in their state: ``lru`` ``rg_lru`` ``s4d`` ``s5`` ``s6`` ``min_lstm``
-    ``min_gru``; of your own: ``Cell`` with ``Noise`` ``NoiseShape``. Their parameters, carries and
-    gates: ``LSTMParams`` ``LSTMCarry`` ``LSTMGates`` ``GRUParams`` ``GRUGates`` ``VanillaParams``
-    ``MinimalGatedParams`` ``MinimalGatedGates`` ``PeepholeLSTMParams`` ``ProjectedLSTMParams``
-    ``CoupledLSTMParams`` ``ConvLSTMParams`` ``IndRNNParams`` ``LRUParams`` ``S4DParams``
-    ``S5Params`` ``S6Params`` ``MinLSTMParams`` ``MinLSTMGates`` ``MinGRUParams`` ``MinGRUGates``
-    ``MogrifierLSTMParams`` ``SLSTMParams`` ``SLSTMCarry`` ``MLSTMParams`` ``MLSTMCarry``
-    ``CoRNNParams`` ``CoRNNCarry`` ``CfCParams`` ``LMUParams`` ``LMUCarry`` ``RGLRUParams``. Frames
-    of ``conv_lstm``: ``flatten_frames`` ``unflatten_frames``.
+    ``coupled_lstm`` ``mogrifier_lstm`` ``slstm`` ``mlstm`` ``gated_delta`` ``conv_lstm``
+    ``indrnn`` ``cornn`` ``lmu`` ``cfc``; linear in their state: ``lru`` ``rg_lru`` ``s4d`` ``s5``
+    ``s6`` ``min_lstm`` ``min_gru``; of your own: ``Cell`` with ``Noise`` ``NoiseShape``. Their
+    parameters, carries and gates: ``LSTMParams`` ``LSTMCarry`` ``LSTMGates`` ``GRUParams``
+    ``GRUGates`` ``VanillaParams`` ``MinimalGatedParams`` ``MinimalGatedGates``
+    ``PeepholeLSTMParams`` ``ProjectedLSTMParams`` ``CoupledLSTMParams`` ``ConvLSTMParams``
+    ``IndRNNParams`` ``LRUParams`` ``S4DParams`` ``S5Params`` ``S6Params`` ``MinLSTMParams``
+    ``MinLSTMGates`` ``MinGRUParams`` ``MinGRUGates`` ``MogrifierLSTMParams`` ``SLSTMParams``
+    ``SLSTMCarry`` ``MLSTMParams`` ``MLSTMCarry`` ``GatedDeltaParams`` ``CoRNNParams``
+    ``CoRNNCarry`` ``CfCParams`` ``LMUParams`` ``LMUCarry`` ``RGLRUParams``. Frames of
+    ``conv_lstm``: ``flatten_frames`` ``unflatten_frames``.
 From cell to cell
     ``variational_dropout`` ``recurrent_dropout`` ``weight_drop`` ``zoneout`` ``layer_norm``
     ``learn_initial_carry`` ``with_policy`` ``trace_gates``; ``Policy`` ``LayerNormParams``
@@ -74,6 +75,7 @@ from .cells import ConvLSTMParams as ConvLSTMParams
 from .cells import CoRNNCarry as CoRNNCarry
 from .cells import CoRNNParams as CoRNNParams
 from .cells import CoupledLSTMParams as CoupledLSTMParams
+from .cells import GatedDeltaParams as GatedDeltaParams
 from .cells import GRUGates as GRUGates
 from .cells import GRUParams as GRUParams
 from .cells import IndRNNParams as IndRNNParams
@@ -106,6 +108,7 @@ from .cells import conv_lstm as conv_lstm
 from .cells import cornn as cornn
 from .cells import coupled_lstm as coupled_lstm
 from .cells import flatten_frames as flatten_frames
+from .cells import gated_delta as gated_delta
 from .cells import gru as gru
 from .cells import indrnn as indrnn
 from .cells import lmu as lmu

@@ -115,6 +115,7 @@ CELLS = {
     "mogrifier": rnnjax.mogrifier_lstm(H, rounds=3, rank=2),
     "slstm": rnnjax.slstm(H),
     "mlstm": rnnjax.mlstm(H, num_heads=2),
+    "gated_delta": rnnjax.gated_delta(H, num_heads=2, negative_eigenvalues=True),
     "rg_lru": rnnjax.rg_lru(H),
     "cornn": rnnjax.cornn(H, time_step=0.3),
     "lmu": rnnjax.lmu(H, 3, theta=4.0),

@@ -47,6 +47,7 @@ PARALLEL = "engine/test_associative.py::"
 SEGMENTS = "engine/test_segments.py::"
 LAYERS = "layers/test_layers.py::"
 MLSTM = "cells/test_mlstm.py::"
+DELTA = "cells/test_gated_delta.py::"
 NOISE = "transforms/test_regularizers.py::"
 TRAIN = "training/test_training.py::"
 FINITE = "training/test_nonfinite.py::"
@@ -268,19 +269,40 @@ FAULTS = [
     *_of(
         "cells/mlstm.py",
         (
-            "before & (segment[:, None] == segment[None]),",
-            "before,",
-            MLSTM + "test_chunks_of_any_length_are_each_sequence_alone",
-        ),
-        (
             "m = jnp.where(started, _larger(m, jnp.zeros_like(m)), m)",
             "m = _larger(m, jnp.zeros_like(m))",
             MLSTM + "test_chunks_of_any_length_are_each_sequence_alone",
         ),
+    ),
+    *_of(
+        "cells/_matrix_memory.py",
         (
-            "    sums = _product(jnp.where(steps[:, None] >= steps[None], f[None], 0.0), later)\n",
-            "    sums = jnp.cumsum(f)[:, None] - jnp.cumsum(f)[None]\n",
+            "before & (count[:, None] == count[None]), count > 0",
+            "before, count > 0",
+            MLSTM + "test_chunks_of_any_length_are_each_sequence_alone",
+        ),
+        (
+            "return product(own, later), jnp.sum(own, axis=1)",
+            "total = jnp.cumsum(log_decay); return total[:, None] - total, jnp.sum(own, axis=1)",
             MLSTM + "test_a_chunk_in_float32_keeps_its_digits_behind_gates_that_are_shut",
+        ),
+    ),
+    *_of(
+        "cells/gated_delta.py",
+        (
+            "beta, log_decay = jnp.where(valid, beta, 0.0), jnp.where(valid, log_decay, 0.0)",
+            "log_decay = jnp.where(valid, log_decay, 0.0)",
+            DELTA + "test_chunks_of_any_length_are_each_sequence_alone",
+        ),
+        (
+            "beta[:, None] * left * product(k, k.T), -1)",
+            "left * product(k, k.T), -1)",
+            DELTA + "test_values_are_those_of_the_equations",
+        ),
+        (
+            "        memory = jnp.where(is_fresh[-1], reset_memory, memory)",
+            "        pass",
+            DELTA + "test_chunks_of_any_length_are_each_sequence_alone",
         ),
     ),
     *_of(

@@ -36,6 +36,7 @@ MAKE = {
     "coupled_lstm": lambda: rnnjax.coupled_lstm(4),
     "mogrifier_lstm": lambda: rnnjax.mogrifier_lstm(4, rounds=3, rank=2),
     "mlstm": lambda: rnnjax.mlstm(4, num_heads=2),
+    "gated_delta": lambda: rnnjax.gated_delta(4, num_heads=2),
     "slstm": lambda: rnnjax.slstm(4),
     "min_gru": lambda: rnnjax.min_gru(4),
     "min_lstm": lambda: rnnjax.min_lstm(4),

@@ -30,9 +30,13 @@ from rnnjax.metrics import accuracy, cross_entropy
 class Settings(LessonSettings):
     """Say at every step whether the number of ones so far is odd."""
 
-    cells: tuple[str, ...] = ("sLSTM", "LSTM", "GRU", "mLSTM", "minGRU", "RG-LRU", "S5", "S6")
-    """Which to train. The state of the first three has its part in their gates; the others are
-    linear in it, and what they do at a step does not depend on what they remember."""
+    cells: tuple[str, ...] = (
+        *("sLSTM", "LSTM", "GRU", "DeltaNet-neg"),
+        *("DeltaNet", "mLSTM", "minGRU", "RG-LRU", "S5", "S6"),
+    )
+    """Which to train. The state of the first three has its part in their gates. The others are
+    linear in it, and what they do at a step does not depend on what they remember; of these,
+    DeltaNet-neg, a gated_delta with negative eigenvalues, can turn the sign of its state."""
     length: int = 40
     """Steps of a sequence in training: every prefix has its label, so this is the longest."""
     longer: int = 256
@@ -40,7 +44,7 @@ class Settings(LessonSettings):
     hidden_size: int = 16
     """Units of a layer."""
     heads: int = 4
-    """Of sLSTM and mLSTM."""
+    """Of sLSTM, mLSTM and gated_delta."""
     layers: int = 1
     """Recurrent layers, each with a gated map behind it; one is enough."""
     batch_size: int = 32
@@ -72,6 +76,10 @@ def make_cell(name: str, settings: Settings) -> rnnjax.Cell:
     makers = {
         "sLSTM": lambda: rnnjax.slstm(size, num_heads=heads),
         "mLSTM": lambda: rnnjax.mlstm(size, num_heads=heads),
+        "DeltaNet": lambda: rnnjax.gated_delta(size, num_heads=heads),
+        "DeltaNet-neg": lambda: rnnjax.gated_delta(
+            size, num_heads=heads, negative_eigenvalues=True
+        ),
         "LSTM": lambda: rnnjax.lstm(size),
         "GRU": lambda: rnnjax.gru(size),
         "minGRU": lambda: rnnjax.min_gru(size),

@@ -42,13 +42,14 @@ from rnnjax.cells.lru import lru
 from rnnjax.cells.min_gru import min_gru
 from rnnjax.cells.min_lstm import min_lstm
 
-CellName = Literal["min_gru", "min_lstm", "lru", "mlstm"]
+CellName = Literal["min_gru", "min_lstm", "lru", "mlstm", "gated_delta"]
 CELLS: dict[CellName, Callable[[int], rnnjax.Cell]] = {
     "min_gru": min_gru,
     "min_lstm": min_lstm,
     "lru": lru,
     # Heads of 32 units, or one head where there are fewer.
     "mlstm": lambda size: rnnjax.mlstm(size, num_heads=max(1, size // 32)),
+    "gated_delta": lambda size: rnnjax.gated_delta(size, num_heads=max(1, size // 32)),
 }
 
 
@@ -57,7 +58,8 @@ class Settings:
     """Time what runs in parallel over time against the loop."""
 
     cells: tuple[CellName, ...] = tuple(CELLS)
-    """Cells that are linear in their carry, by an associative scan, and the mlstm, in chunks."""
+    """Cells that are linear in their carry, by an associative scan; mlstm and gated_delta, in
+    chunks."""
     hidden_sizes: tuple[int, ...] = (1, 4, 16, 32)
     """Units of the cells: few leave a device idle in the loop, many fill it."""
     steps: tuple[int, ...] = (256, 1024, 4096, 16384)

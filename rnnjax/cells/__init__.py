@@ -11,6 +11,8 @@ from .cornn import CoRNNParams as CoRNNParams
 from .cornn import cornn as cornn
 from .coupled_lstm import CoupledLSTMParams as CoupledLSTMParams
 from .coupled_lstm import coupled_lstm as coupled_lstm
+from .gated_delta import GatedDeltaParams as GatedDeltaParams
+from .gated_delta import gated_delta as gated_delta
 from .gru import GRUGates as GRUGates
 from .gru import GRUParams as GRUParams
 from .gru import gru as gru

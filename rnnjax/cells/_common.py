@@ -104,3 +104,8 @@ def check_step_range(min_step: Any, max_step: Any) -> tuple[float, float]:
     if low > high:
         raise ValueError(f"min_step must be at most max_step, {max_step!r}, got {min_step!r}")
     return low, high
+
+
+def inverse_softplus(x: Array) -> Array:
+    """What ``softplus`` of is x, for x > 0, in the form that keeps the digits of small ones."""
+    return x + jnp.log(-jnp.expm1(-x))

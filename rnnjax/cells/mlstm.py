@@ -12,6 +12,7 @@ from rnnjax._checks import check_key, check_size
 from rnnjax._numerics import affine, carry_dtype, split_gates
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
+from rnnjax.cells._matrix_memory import decays, product, segments
 from rnnjax.initializers import CellInitializer, resolve
 
 
@@ -71,11 +72,6 @@ def _larger(a: Array, b: Array) -> Array:
     return jnp.where(a < b, b, a)
 
 
-def _product(a: Array, b: Array) -> Array:
-    # In full precision, so that chunks of any length, and steps, give the same.
-    return jnp.matmul(a, b, precision="highest")
-
-
 def _update(
     params: MLSTMParams, carry: MLSTMCarry, x_proj: tuple, h_proj: tuple
 ) -> tuple[MLSTMCarry, Array]:
@@ -90,7 +86,7 @@ def _step_of_head(carry: MLSTMCarry, heads: _Heads) -> tuple[MLSTMCarry, Array]:
     keep, write = jnp.exp(kept - m), jnp.exp(i - m)
     c = keep * carry.c + write * k[:, None] * v[None]
     n = keep * carry.n + write * k
-    return MLSTMCarry(c, n, m), _read(o, _product(q, c), _product(q, n), m)
+    return MLSTMCarry(c, n, m), _read(o, product(q, c), product(q, n), m)
 
 
 def _chunk(
@@ -123,20 +119,17 @@ class _Start(NamedTuple):
 
 
 def _start(carry: MLSTMCarry, reset_carry: MLSTMCarry, q: Array, resets: Array | None) -> _Start:
-    steps = jnp.arange(len(q))
-    before = steps[:, None] >= steps[None]
+    shares, is_fresh = segments(len(q), resets)
 
     def of_memory(memory: MLSTMCarry) -> _Start:
         c, n, m = memory
-        return _Start(before, _product(q, c), _product(q, n), jnp.full(len(q), m), c, n)
+        return _Start(shares, product(q, c), product(q, n), jnp.full(len(q), m), c, n)
 
-    if resets is None:
+    if is_fresh is None:
         return of_memory(carry)
-    segment = jnp.cumsum(resets)
-    is_fresh = segment > 0
     fresh, old = of_memory(reset_carry), of_memory(carry)
     return _Start(
-        before & (segment[:, None] == segment[None]),
+        shares,
         jnp.where(is_fresh[:, None], fresh.read, old.read),
         jnp.where(is_fresh, fresh.total, old.total),
         jnp.where(is_fresh, fresh.m, old.m),
@@ -148,13 +141,9 @@ def _start(carry: MLSTMCarry, reset_carry: MLSTMCarry, q: Array, resets: Array |
 def _weights(start: _Start, i: Array, f: Array, started: Array) -> tuple[Array, Array, Array]:
     """The stabiliser m [K], and divided by exp(m) what is left at step t of what step s wrote,
     [K, K], and of the memory before the chunk, [K]."""
-    steps = jnp.arange(len(i))
-    # Sums of the logarithms of the forget gates of steps s + 1 to t, each of its own terms: as a
-    # difference of two sums from the beginning it would lose the digits of both.
-    later = (steps[:, None] > steps[None]).astype(f.dtype)
-    sums = _product(jnp.where(steps[:, None] >= steps[None], f[None], 0.0), later)
-    written = jnp.where(start.shares, sums + i[None], -jnp.inf)
-    kept = jnp.sum(jnp.where(start.shares, f[None], 0.0), axis=1) + start.m
+    of_steps, of_memory = decays(start.shares, f)
+    written = jnp.where(start.shares, of_steps + i[None], -jnp.inf)
+    kept = of_memory + start.m
     both = jnp.concatenate([written, kept[:, None]], axis=1)
     largest = jnp.argmax(both, axis=1)[:, None] == jnp.arange(len(i) + 1)[None]
     m = jnp.sum(jnp.where(largest, both, 0.0), axis=1)
@@ -178,11 +167,11 @@ def _chunk_of_head(
         started = jnp.cumsum(valid) > 0
     start = _start(carry, reset_carry, q, resets)
     m, weights, keep = _weights(start, i, f, started)
-    scores = weights * _product(q, k.T)
-    read = _product(scores, v) + keep[:, None] * start.read
+    scores = weights * product(q, k.T)
+    read = product(scores, v) + keep[:, None] * start.read
     total = jnp.sum(scores, axis=1) + keep * start.total
     written = weights[-1][:, None] * k
-    c = keep[-1] * start.c + _product(written.T, v)
+    c = keep[-1] * start.c + product(written.T, v)
     n = keep[-1] * start.n + jnp.sum(written, axis=0)
     return MLSTMCarry(c, n, m[-1]), _read(o, read, total, m)
 

@@ -13,7 +13,7 @@ from rnnjax._checks import check_key, check_size
 from rnnjax._numerics import accumulation_dtype, affine
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
-from rnnjax.cells._common import check_step_range
+from rnnjax.cells._common import check_step_range, inverse_softplus
 from rnnjax.initializers import draw_linear
 
 # Below it a step changes nothing for thousands of steps; the authors' code starts none lower.
@@ -119,7 +119,7 @@ def s6(
         return S6Params(
             w_down=draw_linear(down, size, rank)[0],
             w_step=jax.random.uniform(up, (rank, size), jnp.float32, -1.0, 1.0) * rank**-0.5,
-            step_bias=steps + jnp.log(-jnp.expm1(-steps)),  # softplus of it is the step
+            step_bias=inverse_softplus(steps),
             w_in=draw_linear(into, size, states)[0],
             w_out=draw_linear(out, size, states)[0],
             decay_log=jnp.tile(jnp.log(jnp.arange(1, states + 1, dtype=jnp.float32)), (size, 1)),

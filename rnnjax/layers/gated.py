@@ -46,6 +46,9 @@ def gated(
     - Mamba: ``gated(stack(causal_convolution(E, 4, silu), s6(E)), D)``
     - xLSTM: ``gated(stack(causal_convolution(E, 4, silu), mlstm(E, num_heads=4)), D)``, nearly:
       there the values do not see the convolution, and a norm of each head stands behind the cell
+    - Gated DeltaNet: ``gated(stack(causal_convolution(E, 4), gated_delta(E, num_heads=4)), D)``,
+      nearly: there queries, keys and values have a convolution each, and a norm of each head
+      stands behind the cell
     - Griffin: ``gated(stack(causal_convolution(E, 4), rg_lru(E)), D, activation=gelu)``, and then
       ``gated(None, D, hidden_size=3 * D, activation=gelu)``
 

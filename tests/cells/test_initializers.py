@@ -205,6 +205,10 @@ SPREADS = {  # the standard deviation of every entry, where no preset is asked
     "s4d": (rnnjax.s4d(D, N), {"c_real": 0.5**0.5, "c_imag": 0.5**0.5, "d": 1}),
     "s6": (rnnjax.s6(D, N, step_rank=16), {"w_step": (3 * 16) ** -0.5}),
     "mlstm": (rnnjax.mlstm(H, num_heads=HEADS), {"w_gates": 0}),
+    "gated_delta": (
+        rnnjax.gated_delta(H, num_heads=HEADS),
+        {"w_gates": (2 / (D + 2 * HEADS)) ** 0.5},
+    ),
     "convolution": (rnnjax.causal_convolution(D, 8), {"w": (3 * 8) ** -0.5, "bias": 0}),
 }
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import B, D, One, batch_alone, init, ragged, random_carry
-from trees import EXACT, assert_trees_equal
+from trees import EXACT, assert_trees_equal, value_and_gradients
 
 import rnnjax
 
@@ -56,19 +56,6 @@ def test_values_are_those_of_the_equations(implementation):
     assert np.all(carry.m >= 0)
 
 
-def everything(run, *args):
-    """The carry and outputs of a run, and the gradients of a weighted sum to all it was given."""
-
-    def loss(*args):
-        results = run(*args)
-        leaves = jax.tree.leaves(results)
-        weights = [jnp.cos(jnp.arange(a.size) + k).reshape(a.shape) for k, a in enumerate(leaves)]
-        return sum(jnp.sum(a * w) for a, w in zip(leaves, weights, strict=True)), results
-
-    (_, results), grads = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(*args)
-    return results, grads
-
-
 @pytest.mark.parametrize(
     ("cell", "reverse", "options", "remat"),
     [
@@ -90,12 +77,14 @@ def test_chunks_of_any_length_are_each_sequence_alone(cell, reverse, options, re
             how = {"implementation": "chunked", "remat": remat, "reverse": reverse}
             return rnnjax.unroll(cell, params, xs, initial_carry=start, **how, **batch.options)
 
-        return everything(run, params, start, xs)
+        return value_and_gradients(run, params, start, xs)
 
     def oracle(params, start, xs):
         return batch_alone(spec, params, batch, start, xs)
 
-    assert_trees_equal(ours(params, start, batch.xs), everything(oracle, params, start, batch.xs))
+    assert_trees_equal(
+        ours(params, start, batch.xs), value_and_gradients(oracle, params, start, batch.xs)
+    )
 
 
 @pytest.mark.full
@@ -107,7 +96,7 @@ def test_what_stands_in_the_padding_of_a_chunk_is_not_read():
         def unroll(params, start, xs):
             return rnnjax.unroll(CELL, params, xs, initial_carry=start, remat=3, **batch.options)
 
-        return everything(unroll, params, random_carry(One(CELL), params), xs)
+        return value_and_gradients(unroll, params, random_carry(One(CELL), params), xs)
 
     clean = differentiated(params, jnp.where(batch.valid[..., None], batch.xs, 0))
     for dirt in (np.nan, np.inf):
@@ -231,7 +220,7 @@ def test_what_is_made_of_the_cell_is_the_same_in_chunks(name):
         def unroll(params, _, xs):
             return rnnjax.unroll(cell, params, xs, key=key, implementation=implementation)
 
-        return everything(unroll, params, 0.0, xs)
+        return value_and_gradients(unroll, params, 0.0, xs)
 
     assert_trees_equal(run("chunked"), run("scan"))
 

@@ -41,6 +41,11 @@ SOURCES = {
         "bbd71b1104c399ec0d13819527d791949e66f599",
         "MIT",
     ),
+    "fla": (
+        "fla-org/flash-linear-attention",
+        "bc3b101dcb713ddc5bd8924b66754eb68b5ccf89",
+        "MIT",
+    ),
     "ncps": ("mlech26l/ncps", "1.0.1 on PyPI", "Apache-2.0"),
 }
 
@@ -359,7 +364,40 @@ def lru(folder: Path) -> None:
     write("lru", "minimal-LRU", "lru/model.py", how, drawn, results)
 
 
+def gated_delta(folder: Path) -> None:
+    file = "fla/ops/gated_delta_rule/naive.py"
+    theirs = load("gated_delta_naive", folder / file)
+    # It asks for float32 by name.
+    theirs.torch = types.SimpleNamespace(**{**vars(torch), "float32": torch.float64})
+    drawn, heads, d = Drawn(9), 2, 2
+    xs, w, bias = drawn("xs", B, T, D, scale=1), drawn("W", D, 3 * H, scale=1), drawn("b", 3 * H)
+    w_gates, gate_bias = drawn("W_gates", D, 2 * heads, scale=1), drawn("b_gates", 2 * heads)
+    decay_log = drawn("A_log", heads)
+
+    def pieces(xs: torch.Tensor) -> Any:
+        silu, softplus = torch.nn.functional.silu, torch.nn.functional.softplus
+        q, k, v = silu(xs @ tensor(w) + tensor(bias)).view(B, T, 3, heads, d).unbind(2)
+        q, k = (a * torch.rsqrt(a.square().sum(-1, keepdim=True) + 1e-6) for a in (q, k))
+        beta, a = (xs @ tensor(w_gates) + tensor(gate_bias)).view(B, T, 2, heads).unbind(2)
+        decay = -tensor(decay_log).exp() * softplus(a)
+        return {"q": q, "k": k, "v": v, "beta": 2 * beta.sigmoid(), "g": decay}
+
+    def run(xs: torch.Tensor) -> Any:
+        ys, last = theirs.naive_recurrent_gated_delta_rule(**pieces(xs), output_final_state=True)
+        return ys.reshape(B, T, H), {"memory": last}
+
+    results = of_torch(run, xs)
+    in_chunks, _ = theirs.naive_chunk_gated_delta_rule(**pieces(tensor(xs)), chunk_size=4)
+    results["chunked_ys"] = in_chunks.reshape(B, T, H).numpy()
+    how = (
+        "naive_recurrent_gated_delta_rule and naive_chunk_gated_delta_rule, two heads, negative "
+        "eigenvalues; silu, length 1 and gates as its layer has them"
+    )
+    write("gated_delta", "fla", file, how, drawn, results)
+
+
 MAKERS = {
+    "fla": (gated_delta,),
     "xlstm": (slstm, mlstm),
     "recurrentgemma": (rg_lru,),
     "S5": (s5,),

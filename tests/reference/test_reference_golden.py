@@ -49,6 +49,12 @@ def mlstm(p: dict) -> Ours:
     return Ours(rnnjax.mlstm(size, num_heads=2), params)
 
 
+def gated_delta(p: dict) -> Ours:
+    params = rnnjax.GatedDeltaParams(p["W"], p["b"], p["W_gates"], p["b_gates"], p["A_log"])
+    cell = rnnjax.gated_delta(p["b"].size // 3, num_heads=2, negative_eigenvalues=True)
+    return Ours(cell, params, lambda carry: {"memory": carry})
+
+
 def rg_lru(p: dict) -> Ours:
     def dense(blocks: np.ndarray) -> np.ndarray:
         size = blocks.shape[0] * blocks.shape[1]
@@ -134,7 +140,8 @@ def lru(p: dict) -> Ours:
     return Ours(rnnjax.lru(p["D"].size, p["nu_log"].size), params)
 
 
-CELLS = {make.__name__: make for make in (slstm, mlstm, rg_lru, s5, s4d, s6, cornn, cfc, lru)}
+MAKERS = (slstm, mlstm, gated_delta, rg_lru, s5, s4d, s6, cornn, cfc, lru)
+CELLS = {make.__name__: make for make in MAKERS}
 
 
 def read(name: str) -> dict:
