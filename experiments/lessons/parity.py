@@ -1,9 +1,9 @@
 """Counting by twos: which cells keep the parity of bits beyond the length of their training.
 
 Run:     python -m experiments.lessons.parity --seeds 3
-Expect:  mean of 3 seeds  (27 November 2026, jax 0.10.2, 2 cores of an AMD EPYC): sLSTM, LSTM and
-         GRU right in 1.000 of the sequences at step 40 and at step 256; mLSTM, minGRU, RG-LRU, S5
-         and S6 in about 0.5, as by guessing, at both.
+Expect:  mean of 3 seeds  (28 November 2026, jax 0.10.2, 2 cores of an AMD EPYC): sLSTM, LSTM and
+         GRU right in 1.000 of the sequences at step 40 and at step 256; DeltaNet-neg in 1.000 and
+         0.705; DeltaNet, mLSTM, minGRU, RG-LRU, S5 and S6 in about 0.5, as by guessing, at both.
 """
 
 from __future__ import annotations
