@@ -76,12 +76,12 @@ def make_cell(name: str, settings: Settings) -> rnnjax.Cell:
     makers = {
         "sLSTM": lambda: rnnjax.slstm(size, num_heads=heads),
         "mLSTM": lambda: rnnjax.mlstm(size, num_heads=heads),
+        "LSTM": lambda: rnnjax.lstm(size),
+        "GRU": lambda: rnnjax.gru(size),
         "DeltaNet": lambda: rnnjax.gated_delta(size, num_heads=heads),
         "DeltaNet-neg": lambda: rnnjax.gated_delta(
             size, num_heads=heads, negative_eigenvalues=True
         ),
-        "LSTM": lambda: rnnjax.lstm(size),
-        "GRU": lambda: rnnjax.gru(size),
         "minGRU": lambda: rnnjax.min_gru(size),
         "RG-LRU": lambda: rnnjax.rg_lru(size),
         "S5": lambda: rnnjax.s5(size),
