@@ -138,6 +138,7 @@ class Cell(Made, _CellFields):
     _hints: ClassVar[Mapping[str, str]] = {
         **Made._hints,
         "apply": "rnnjax.recurrent(cell) makes a layer of it, which has",
+        "num_feature_axes": "RNNCell of rnnjax.modules makes a Flax cell of it, which has",
     }
 
     def step(

@@ -238,6 +238,17 @@ def test_what_is_no_cell_is_refused_and_what_to_do_is_said(make, message, api):
         run()
 
 
+@pytest.mark.parametrize("api", ["nnx", "linen"])
+def test_a_cell_given_to_the_layer_of_flax_says_what_makes_one_of_it(api):
+    def run():
+        if api == "nnx":
+            return nnx.RNN(rnnjax.lstm(4))(XS)  # pyright: ignore
+        return nn.RNN(rnnjax.lstm(4)).init(jax.random.key(0), XS)  # pyright: ignore
+
+    with pytest.raises(AttributeError, match=r"RNNCell of rnnjax\.modules makes a Flax cell"):
+        run()
+
+
 def test_a_cell_of_the_other_interface_of_flax_is_refused():
     with pytest.raises(
         ValueError, match=r"cell must be a flax\.nnx\.Module, got flax\.linen\..*LSTM"
