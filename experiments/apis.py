@@ -7,7 +7,6 @@ Expect:  one loss curve three times, equal bit by bit over 388 steps, and test a
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import sys
 import time
@@ -26,7 +25,7 @@ from experiments.running.classifier_fitting import classification_loss
 from experiments.running.console import Progress, exit_code
 from experiments.running.parsing import parse
 from experiments.running.room import require_room
-from experiments.running.run_folder import RunFolder, environment, usual_folder
+from experiments.running.run_folder import RunFolder, run_config, usual_folder
 from experiments.running.setting_checks import check_settings
 from experiments.running.text import Splits, read_batches
 from rnnjax.data import Batch
@@ -192,11 +191,7 @@ def compare(settings: Settings, folder: Path) -> dict[str, Outcome]:
     params = model.init(jax.random.key(settings.seed))
     outcomes = {}
     for api, make in trainers.items():
-        config = {
-            "settings": dataclasses.asdict(settings),
-            "api": api,
-            "environment": environment(),
-        }
+        config = {**run_config(settings), "api": api}
         print(f"{api}:")
         with RunFolder(folder / api, config) as run:
             trainer = make(settings, sizes, params)

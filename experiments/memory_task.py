@@ -13,7 +13,6 @@ Expect:  the share of episodes at whose end the first symbol is named, over the 
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import time
 from collections.abc import Sequence
@@ -31,7 +30,7 @@ from experiments.recurrent_ppo.acting import CONVENTIONS
 from experiments.running.console import exit_code
 from experiments.running.parsing import parse
 from experiments.running.room import require_room
-from experiments.running.run_folder import RunFolder, environment, usual_folder
+from experiments.running.run_folder import RunFolder, run_config, usual_folder
 from experiments.running.setting_checks import Rule, check_settings, whole
 from rnnjax.metrics import Mean, compute, merge
 from rnnjax.segments import resets_from_dones
@@ -176,9 +175,8 @@ def train(settings: Settings, folder: Path) -> float:
     state = rnnjax.init_train_state(step_key, params, optimizer)
     step = rnnjax.make_train_step(make_loss(settings, agent), optimizer)
     rollout = make_rollout(settings, agent)
-    config = {"settings": dataclasses.asdict(settings), "environment": environment()}
     every, recall, totals = settings.updates // 10, 0.0, None
-    with RunFolder(folder, config) as run:
+    with RunFolder(folder, run_config(settings)) as run:
         for update in range(1, settings.updates + 1):
             actor, steps = rollout(state.params, actor, jax.random.fold_in(act_key, update))
             state, metrics = step(state, steps)

@@ -29,7 +29,12 @@ from experiments.running.console import exit_code, print_table
 from experiments.running.figures import new_figure, save_figure
 from experiments.running.parsing import parse
 from experiments.running.room import require_room
-from experiments.running.run_folder import RunFolder, check_usable, environment, usual_folder
+from experiments.running.run_folder import (
+    RunFolder,
+    check_usable,
+    run_config,
+    usual_folder,
+)
 from experiments.running.setting_checks import (
     MOST_SEEDS,
     above,
@@ -265,13 +270,12 @@ def sweep(settings: Settings) -> tuple[list[Found], Path]:
         raise DataError(f"--seed plus --seeds must be at most {MOST_SEEDS:,}, got more")
     folder = settings.out or usual_folder(f"sweep-{Path(settings.dataset).stem}")
     check_usable(folder, "new")
-    config = {"settings": vars(settings), "environment": environment()}
     # Before there is a folder: what is wrong with the data leaves none.
     prepared = read_batches(settings, vocabulary_size=20_000, max_length=400)
     found = []
     together = len(combinations(settings, settings.dropouts[0]))
     require_room(build_model(settings, 0.0, *prepared[1:]).init, together)
-    with RunFolder(folder, config, leaves=(PICTURE,)) as run:
+    with RunFolder(folder, run_config(settings), leaves=(PICTURE,)) as run:
         for dropout in settings.dropouts:
             found += train_together(settings, combinations(settings, dropout), prepared)
         for one in found:

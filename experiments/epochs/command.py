@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -16,7 +15,7 @@ from experiments.epochs.task import Contestant, Settings, Task, make_task
 from experiments.running.console import exit_code, print_table
 from experiments.running.packages import takes_part
 from experiments.running.parsing import parse
-from experiments.running.run_folder import RunFolder, environment, plain, usual_folder
+from experiments.running.run_folder import RunFolder, run_config, usual_folder
 from rnnjax.benchmark import spread
 from rnnjax.data import DataError
 from rnnjax.data.batching import Batch, BucketedBatches
@@ -127,12 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def compare(settings: Settings, folder: Path) -> None:
     """Measures, and prints the table."""
     task = make_task(settings)
-    config: dict[str, Any] = {
-        "settings": plain(dataclasses.asdict(settings)),
-        "environment": environment(),
-        "texts": len(task.labels),
-        "tokens": task.tokens,
-    }
+    config = {**run_config(settings), "texts": len(task.labels), "tokens": task.tokens}
     with RunFolder(folder, config) as run:
         table = measure(task, run)
     print_table(table)

@@ -51,18 +51,7 @@ _ASKED, _REAL = 2_000_003, 3_000_017
 def train(settings: Settings) -> Fitted:
     """Train, write the run's folder, read back what the network writes, and say how to use it."""
     began = time.perf_counter()
-    check_settings(
-        settings,
-        words=whole(20, 1_000_000),
-        letters=whole(3, 100),
-        tremor=_UP_TO_20,
-        window=whole(1, 1000),
-        mixture=whole(1, 1000),
-        read_words=whole(0, 100_000),
-        bias=_UP_TO_20,
-    )
-    of_a_font = ("font", "characters", "words", "letters", "tremor", "read_words", "bias")
-    refuse_unread(settings, "without --pairs", settings.pairs is None, *of_a_font)
+    _check(settings)
     devices = find_devices(settings.devices)
     devices.check_rows("--batch-size", settings.batch_size)
     writing = read_writing(settings)
@@ -92,6 +81,21 @@ def train(settings: Settings) -> Fitted:
     print(f"{time.perf_counter() - began:.0f} s, compiling included; {PICTURE} in {folder}")
     print(f"try:\n  {command(*PROGRAM.split(), 'write', folder, writing.test[0].text)}")
     return fitted
+
+
+def _check(settings: Settings) -> None:
+    check_settings(
+        settings,
+        words=whole(20, 1_000_000),
+        letters=whole(3, 100),
+        tremor=_UP_TO_20,
+        window=whole(1, 1000),
+        mixture=whole(1, 1000),
+        read_words=whole(0, 100_000),
+        bias=_UP_TO_20,
+    )
+    of_a_font = ("font", "characters", "words", "letters", "tremor", "read_words", "bias")
+    refuse_unread(settings, "without --pairs", settings.pairs is None, *of_a_font)
 
 
 def _draw_some(writing: Writing, writer: Writer, path: Path) -> None:

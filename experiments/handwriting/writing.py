@@ -13,6 +13,7 @@ import numpy as np
 
 from experiments.handwriting.alphabet import X_HEIGHT, Glyph, read_font
 from experiments.handwriting.settings import Settings
+from experiments.running.dividing import divided
 from rnnjax.data import DataError, read_lines
 
 # The distance of two points of a stroke, in the units of the glyphs: a letter has about 10 points.
@@ -182,12 +183,8 @@ def _read_pairs(path: Path, seed: int) -> Writing:
     raw = [_line(line, f"{path}, line {n}") for n, line in lines if line.strip()]
     if len(raw) < 10:
         raise DataError(f"{path} must hold at least 10 pairs, got {len(raw)}")
-    pairs = _in_unit(raw, path)
-    order = np.random.default_rng(seed).permutation(len(pairs))
-    tenth = len(pairs) // 10
-    cut = np.split(order, [tenth, 2 * tenth])
-    validation, test, train = ([pairs[i] for i in part] for part in cut)
-    return _joined(path.stem, f"{len(pairs)} pairs, divided 8:1:1", {}, [train, validation, test])
+    note = f"{len(raw)} pairs, divided 8:1:1"
+    return _joined(path.stem, note, {}, divided(_in_unit(raw, path), seed, 10))
 
 
 def _in_unit(raw: Sequence[tuple[str, np.ndarray]], path: Path) -> list[Written]:

@@ -24,8 +24,7 @@ from experiments.running.run_folder import (
     METRICS,
     TIMINGS,
     RunFolder,
-    environment,
-    plain,
+    run_config,
     usual_folder,
 )
 from experiments.running.run_settings import read_config, require_same
@@ -186,11 +185,7 @@ def run_lesson(module: ModuleType, settings: LessonSettings) -> tuple[Row, ...]:
     name = lesson_name(module)
     assert settings.out is not None
     check(settings)
-    config = {
-        "lesson": name,
-        "settings": plain(dataclasses.asdict(settings)),
-        "environment": environment(),
-    }
+    config = {"lesson": name, **run_config(settings)}
     if (settings.out / CONFIG).is_file():
         stored = read_config(settings.out)
         if stored.get("lesson") != name:

@@ -23,7 +23,7 @@ from experiments.running.classifier_fitting import classification_loss
 from experiments.running.console import exit_code, print_table
 from experiments.running.data_folder import check_folder
 from experiments.running.parsing import parse
-from experiments.running.run_folder import RunFolder, environment, plain, usual_folder
+from experiments.running.run_folder import RunFolder, run_config, usual_folder
 from experiments.running.setting_checks import check_settings
 from experiments.running.text import Batching, Splits, hold_out, take
 from rnnjax.data import load
@@ -145,9 +145,8 @@ def compare(settings: Settings, folder: Path) -> None:
         DataError: there is no epoch to take.
     """
     check_settings(settings)
-    config = {"settings": plain(dataclasses.asdict(settings)), "environment": environment()}
     entered = contestants(settings)  # what is wrong with the data leaves no folder
-    with RunFolder(folder, config) as run:
+    with RunFolder(folder, run_config(settings)) as run:
         table = measure(entered, settings.epochs, run)
     print_table(table)
     print(f"median of {settings.epochs} epochs taken in turns, compiling apart; files in {folder}")

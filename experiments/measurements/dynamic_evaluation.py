@@ -135,6 +135,7 @@ def read(
 
 def measure(settings: Settings) -> list[dict[str, str]]:
     """A row of the table for each text."""
+    check_settings(settings, window=whole(1), rate=above(0), take_training=whole(2))
     run = finished_settings(PROGRAM, RunSettings, settings.run)
     in_folder = not lies_elsewhere(run.dataset)
     refuse_unread(settings, "with a run whose text lies in it", in_folder, "data_dir")
@@ -167,15 +168,9 @@ def measure(settings: Settings) -> list[dict[str, str]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-
     program = "python -m experiments.measurements.dynamic_evaluation"
     settings = parse(Settings, program, arguments)
-
-    def run() -> None:
-        check_settings(settings, window=whole(1), rate=above(0), take_training=whole(2))
-        print_table(measure(settings))
-
-    return exit_code(run)
+    return exit_code(lambda: print_table(measure(settings)))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import rnnjax
 from experiments.running.console import exit_code, print_table
 from experiments.running.parsing import parse
 from experiments.running.setting_checks import check_settings, each, whole
-from rnnjax.benchmark import Timing, interleaved, spread
+from rnnjax.benchmark import Timing, interleaved
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,8 @@ def theirs(params: Any, rows: int, tokens: int) -> tuple[Callable[[], Any], Call
 
 def measure(settings: Settings) -> list[dict[str, str]]:
     """A row of the table for each number of texts."""
+    sizes = dict.fromkeys(("vocab_size", "tokens", "rounds"), whole(1))
+    check_settings(settings, **sizes, texts=each(whole(1)))
     size, vocab_size = settings.hidden_size, settings.vocab_size
     model = rnnjax.language_model(rnnjax.embedding(vocab_size, size), rnnjax.lstm(size))
     params = model.init(jax.random.key(0))
@@ -105,7 +107,8 @@ def measure(settings: Settings) -> list[dict[str, str]]:
             rounds=settings.rounds,
             pauses={"PyTorch": 0.2},
         )
-        rows.append(_row(texts, texts * settings.tokens, timings))
+        found = rates(timings, texts * settings.tokens, " tokens/s")
+        rows.append({"texts": str(texts), **found})
     return rows
 
 
@@ -117,27 +120,21 @@ def _check_equal(model: Any, params: Any, logits: Callable, vocab_size: int) -> 
     np.testing.assert_allclose(mine, logits(ids), rtol=tolerance, atol=tolerance)
 
 
-def _row(texts: int, tokens: int, timings: dict[str, Timing]) -> dict[str, str]:
+def rates(timings: dict[str, Timing], count: int, unit: str = "") -> dict[str, str]:
+    """How many of ``count`` a call there are in a second, of each, and rnnjax's over PyTorch's."""
     found = {}
     for name, timing in timings.items():
-        middle = spread(timing.seconds)
-        fast, slow = tokens / middle.least, tokens / middle.most
-        found[f"{name} tokens/s"] = f"{tokens / middle.median:,.0f} ({slow:,.0f}-{fast:,.0f})"
-    ratio = spread(timings["PyTorch"].seconds).median / spread(timings["rnnjax"].seconds).median
-    return {"texts": str(texts), **found, "ratio": f"{ratio:.1f}"}
+        median, fast, slow = (count / seconds for seconds in timing.spread)
+        found[f"{name}{unit}"] = f"{median:,.0f} ({slow:,.0f}-{fast:,.0f})"
+    ratio = timings["PyTorch"].spread.median / timings["rnnjax"].spread.median
+    return {**found, "ratio": f"{ratio:.1f}"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     program = "python -m experiments.measurements.generation"
     settings = parse(Settings, program, arguments)
-
-    def run() -> None:
-        sizes = dict.fromkeys(("vocab_size", "tokens", "rounds"), whole(1))
-        check_settings(settings, **sizes, texts=each(whole(1)))
-        print_table(measure(settings))
-
-    return exit_code(run)
+    return exit_code(lambda: print_table(measure(settings)))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ and once more for a small LSTM that labels every text.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 import tempfile
@@ -32,7 +31,7 @@ from experiments.running.parsing import parse
 from experiments.running.predicting import chunks
 from experiments.running.prefetching import prefetched
 from experiments.running.process_memory import MEGABYTE, process_memory
-from experiments.running.run_folder import RunFolder, environment, plain, usual_folder
+from experiments.running.run_folder import RunFolder, run_config, usual_folder
 from experiments.running.setting_checks import check_settings, whole
 from experiments.running.text import Encoder, fit_encoder
 from rnnjax.data import BucketedBatches, Ragged, choose_boundaries, flatten
@@ -218,12 +217,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code, 1 where the bound was passed."""
     settings = parse(Settings, PROGRAM, arguments)
     folder = settings.out or usual_folder("million-texts")
-    config = {"settings": plain(dataclasses.asdict(settings)), "environment": environment()}
 
     def run() -> int:
         check_settings(settings, texts=whole(1), words=whole(1))
         try:
-            with RunFolder(folder, config) as kept:
+            with RunFolder(folder, run_config(settings)) as kept:
                 stages, labels = measure(settings, kept)
         except Interrupted as stop:
             print(f"{stop}; nothing is left to go on with")

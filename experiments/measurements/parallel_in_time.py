@@ -19,7 +19,6 @@ Expect:  how many times as fast as the loop, forward and with gradient; on 2 cor
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import sys
 from collections.abc import Callable, Sequence
@@ -35,7 +34,7 @@ from jax import Array
 import rnnjax
 from experiments.running.console import exit_code, print_table
 from experiments.running.parsing import parse
-from experiments.running.run_folder import RunFolder, environment, usual_folder
+from experiments.running.run_folder import RunFolder, run_config, usual_folder
 from experiments.running.setting_checks import above, check_settings, each, whole
 from rnnjax.benchmark import Spread, interleaved, ratio, spread
 from rnnjax.cells.lru import lru
@@ -156,10 +155,9 @@ def row(record: dict[str, Any]) -> dict[str, str]:
 def compare(settings: Settings, folder: Path) -> None:
     """Measure every case, write its records as they come, and print the table of all."""
     check(settings)
-    config = {"settings": dataclasses.asdict(settings), "environment": environment()}
     sizes = (settings.cells, settings.hidden_sizes, settings.steps, settings.batches)
     rows = []
-    with RunFolder(folder, config) as run:
+    with RunFolder(folder, run_config(settings)) as run:
         for case in itertools.starmap(Case, itertools.product(*sizes)):
             print(
                 *(f"{name} {value}" for name, value in case._asdict().items()), sep=", ", flush=True

@@ -10,7 +10,6 @@ Shows:   the memory that a step needs, as its compiler counts it, for every numb
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import math
@@ -29,7 +28,7 @@ from experiments.running.console import exit_code, print_table
 from experiments.running.figures import new_figure, save_figure
 from experiments.running.parsing import parse
 from experiments.running.process_memory import least_squares_slope
-from experiments.running.run_folder import RunFolder, environment, plain, usual_folder
+from experiments.running.run_folder import RunFolder, plain, run_config, usual_folder
 from experiments.running.setting_checks import above, check_settings, each, whole
 from experiments.throughput.cases import Case, CellName, Shape
 from experiments.throughput.libraries import LIBRARIES
@@ -273,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(settings: Settings, folder: Path) -> None:
     """Measures, writes what was found to the folder, and prints it."""
     check(settings)
-    config = {"settings": dataclasses.asdict(settings), "environment": environment()}
+    config = run_config(settings)
     with RunFolder(folder, config, leaves=("scaling.json", "scaling.png")):
         found = measure(settings)
         text = json.dumps(plain(config | found), indent=1) + "\n"

@@ -24,11 +24,12 @@ import numpy as np
 import optax
 
 import rnnjax
+from experiments.measurements.generation import rates
 from experiments.running.console import exit_code, print_table
 from experiments.running.parsing import parse
 from experiments.running.setting_checks import Rule, check_settings, whole
 from experiments.translate.training import make_loss
-from rnnjax.benchmark import interleaved, spread
+from rnnjax.benchmark import interleaved
 
 _START, _STOP = 2, 3
 _RATE = 1e-3
@@ -243,6 +244,9 @@ def _ours(
 
 def measure(settings: Settings) -> list[dict[str, str]]:
     """Rows of the table for the training step, and for each way to translate."""
+    names = ("vocab_size", "length", "sentences", "beam", "rounds")
+    even = Rule("even, half for each direction", lambda size: size > 0 and size % 2 == 0)
+    check_settings(settings, **dict.fromkeys(names, whole(1)), hidden_size=even)
     model = make_model(settings)
     params = model.init(jax.random.key(0))
     theirs = Theirs(model, params)
@@ -366,27 +370,14 @@ def _row(what: str, count: int, mine: Callable, other: Callable, rounds: int) ->
     timings = interleaved(
         {"rnnjax": mine, "PyTorch": other}, rounds=rounds, pauses={"PyTorch": 0.2}
     )
-    found = {}
-    for name, timing in timings.items():
-        middle = spread(timing.seconds)
-        least, most = count / middle.most, count / middle.least
-        found[name] = f"{count / middle.median:,.0f} ({least:,.0f}-{most:,.0f})"
-    ratio = spread(timings["PyTorch"].seconds).median / spread(timings["rnnjax"].seconds).median
-    return {"what": what, **found, "ratio": f"{ratio:.1f}"}
+    return {"what": what, **rates(timings, count)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     program = "python -m experiments.measurements.translation"
     settings = parse(Settings, program, arguments)
-
-    def run() -> None:
-        names = ("vocab_size", "length", "sentences", "beam", "rounds")
-        even = Rule("even, half for each direction", lambda size: size > 0 and size % 2 == 0)
-        check_settings(settings, **dict.fromkeys(names, whole(1)), hidden_size=even)
-        print_table(measure(settings))
-
-    return exit_code(run)
+    return exit_code(lambda: print_table(measure(settings)))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.music.settings import Settings
+from experiments.running.dividing import divided
 from experiments.running.setting_checks import refuse_unread
 from rnnjax.data import DataError, data_folder, read_text
 
@@ -100,7 +101,7 @@ def read_pieces(path: Path, seed: int = 0) -> Music:
         note = "divided as the file says"
     elif isinstance(content, list):
         pieces = [_piece(frames, f"{path}, piece {i}") for i, frames in enumerate(content)]
-        parts, note = _divide(pieces, seed), f"{len(pieces)} pieces, divided 3:1:1 by the seed"
+        parts, note = divided(pieces, seed, 5), f"{len(pieces)} pieces, divided 3:1:1 by the seed"
     else:
         raise DataError(
             f'{path} must hold a list of pieces, or "train", "valid" and "test" with one each, '
@@ -130,13 +131,6 @@ def _is_key(note: Any) -> bool:
     return type(note) in (int, float) and LOWEST <= note < LOWEST + KEYS and note == int(note)
 
 
-def _divide(pieces: list[Piece], seed: int) -> list[list[Piece]]:
-    order = np.random.default_rng(seed).permutation(len(pieces))
-    fifth = len(pieces) // 5
-    validation, test, train = np.split(order, [fifth, 2 * fifth])
-    return [[pieces[i] for i in part] for part in (train, validation, test)]
-
-
 # Which degree of the scale follows which, as in a harmony book; each as likely as it is listed.
 _FOLLOWS = {
     0: (3, 3, 4, 4, 5, 1, 0),
@@ -161,7 +155,7 @@ def make_progressions(count: int, seed: int) -> Music:
     pieces = [_progression(rng) for _ in range(count)]
     digest = hashlib.sha256(b"".join(piece.tobytes() for piece in pieces)).hexdigest()
     note = f"{count} pieces made by chance, divided 3:1:1"
-    return Music("progressions", note, digest, *_divide(pieces, seed))
+    return Music("progressions", note, digest, *divided(pieces, seed, 5))
 
 
 def _progression(rng: np.random.Generator) -> Piece:

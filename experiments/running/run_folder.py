@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import math
@@ -207,6 +208,11 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def run_config(settings: Any) -> dict[str, Any]:
+    """What config.json holds of a measurement: its settings, a dataclass, and what it ran on."""
+    return {"settings": plain(dataclasses.asdict(settings)), "environment": environment()}
 
 
 def plain(value: Any) -> Any:

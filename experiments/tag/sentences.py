@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.running.dividing import divided
 from experiments.tag.settings import Settings
 from rnnjax.data import DataError, read_text
 
@@ -53,11 +54,7 @@ def read_corpus(settings: Settings) -> Corpus:
             f"{settings.dataset} must hold at least 5 sentences, each ended by an empty line, got "
             f"{len(sentences)}"
         )
-    order = np.random.default_rng(settings.seed).permutation(len(sentences))
-    fifth = len(order) // 5
-    validation, test, train = np.split(order, [fifth, 2 * fifth])
-    parts = ([sentences[i] for i in part] for part in (train, validation, test))
-    return Corpus(name, digest, *parts)
+    return Corpus(name, digest, *divided(sentences, settings.seed, 5))
 
 
 def read_sentences(path: Path) -> list[Sentence]:

@@ -135,7 +135,7 @@ def _as_step(case: Case) -> Case:
 
 
 def standard() -> list[Case]:
-    """What a run takes when nothing is asked for: about ten minutes on two cores."""
+    """What a run takes when nothing is asked for: some seven minutes on two cores."""
     all_modes, five = get_args(Mode), [name for name in SHAPES if name != "streaming"]
     return [
         *product(["lstm"], five, ["full"], ["one"], ["float32"], all_modes),

@@ -52,13 +52,7 @@ _TEMPERATURES = (0.3, 0.8, 1.3)
 def train(settings: Settings, folder: Path) -> Fitted:
     """Train, write the run's folder, and say how to use it."""
     began = time.perf_counter()
-    check_settings(settings, rows=whole(1), window=whole(1, 1_000_000))
-    check_folder(settings)
-    if settings.tie and settings.hidden_size != settings.embedding_size:
-        raise DataError(
-            f"--hidden-size must be --embedding-size, {settings.embedding_size}, with --tie, got "
-            f"{settings.hidden_size}"
-        )
+    _check(settings)
     devices = find_devices(settings.devices)
     devices.check_rows("--rows", settings.rows)
     stored = stored_config(settings, folder)
@@ -241,6 +235,16 @@ def find_stop(stop: str | None, vocabulary: Vocabulary, level: Any) -> int | Non
     if ids[0] in NEVER_WRITTEN:
         raise DataError(f"--stop must be one token of the training text, got {stop!r}")
     return ids[0]
+
+
+def _check(settings: Settings) -> None:
+    check_settings(settings, rows=whole(1), window=whole(1, 1_000_000))
+    check_folder(settings)
+    if settings.tie and settings.hidden_size != settings.embedding_size:
+        raise DataError(
+            f"--hidden-size must be --embedding-size, {settings.embedding_size}, with --tie, got "
+            f"{settings.hidden_size}"
+        )
 
 
 def _check_length(corpus: Corpus, settings: Settings) -> None:
