@@ -19,7 +19,7 @@ from rnnjax.initializers import CellInitializer, draw_linear, resolve
 
 # The logarithm of a decay that leaves nothing, in float64 neither: sums of it stay finite.
 _GONE = 1e4
-# Drawn from 0 the logarithm could be that of 0.
+# Not from 0: a draw of 0 has no logarithm.
 _LEAST_RATE = 1e-3
 
 
