@@ -395,3 +395,5 @@ def test_a_key_that_is_no_key_is_refused_by_every_combinator():
     for layer in (rnnjax.bidirectional(CELL), rnnjax.stack(CELL), rnnjax.output_head(CELL, 2)):
         with pytest.raises(ValueError, match="key must be one key"):
             layer.init(0, 3)
+        with pytest.raises(ValueError, match="key must be one key"):
+            layer.init(jax.random.split(jax.random.PRNGKey(0), 2), 3)
