@@ -1,5 +1,6 @@
 """Wrong arguments: each a ValueError that names the argument, what was expected and what came."""
 
+import inspect
 import re
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import rnnjax
+from rnnjax._checks import check_takes
 
 CELL = rnnjax.lstm(4)
 PARAMS = CELL.init(jax.random.key(0), 3)
@@ -109,6 +111,12 @@ CASES = {
         "initial_carry.c",
         "(2, 4)",
         "(4,)",
+    ),
+    "complex carry": (
+        lambda: unroll(initial_carry=rnnjax.LSTMCarry(*jnp.ones((2, 2, 4), complex))),
+        "initial_carry.h",
+        "must be real",
+        "complex64",
     ),
     "scan_unroll": (lambda: unroll(scan_unroll=0), "scan_unroll", "positive", "0"),
     "not a cell": (lambda: rnnjax.unroll(3, PARAMS, XS), "cell", "rnnjax.Cell", "int"),
@@ -389,6 +397,12 @@ def test_the_message_names_argument_expectation_and_what_came(case):
         call()
     for part in parts[1:]:
         assert part in str(caught.value)
+
+
+def test_a_function_of_which_python_knows_no_arguments_is_taken():
+    with pytest.raises(ValueError, match="no signature found"):
+        inspect.signature(max)
+    check_takes("loss_fn", max, "params", "batch", "key")
 
 
 def test_a_key_that_is_no_key_is_refused_by_every_combinator():

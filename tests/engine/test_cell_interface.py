@@ -355,6 +355,16 @@ def test_an_output_before_the_carry_is_refused(plain):
         rnnjax.unroll(cell, (), normal(0, B, T, H))
 
 
+def test_a_carry_of_integers_is_taken_in_the_dtype_of_the_cell():
+    gru, xs = rnnjax.gru(H), normal(0, B, T, D)
+    params = gru.init(jax.random.key(0), D)
+    ones = np.ones((B, H))
+    found, expected = (
+        rnnjax.unroll(gru, params, xs, initial_carry=start)[0] for start in (ones.astype(int), ones)
+    )
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_recurrent_weights_may_be_complex():
     cell = rnnjax.Cell(
         output_size=H,

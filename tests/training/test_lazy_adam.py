@@ -15,8 +15,8 @@ RATE = 0.01
 @pytest.mark.parametrize("form", ["pytorch", "keras"])
 @pytest.mark.parametrize(
     ("begun", "lag", "scale"),
-    # Of gradients of the last size, what keeps the root from 0 is seen.
-    [(1, 1, 1), (1, 40, 1), (7, 300, 1), (900, 250, 1), (9, 20, 1e-5)],
+    # Of gradients of the last sizes, what keeps the root from 0 is seen; over one step it is exact.
+    [(1, 1, 1), (1, 40, 1), (7, 300, 1), (900, 250, 1), (9, 20, 1e-5), (9, 1, 1e-7)],
 )
 def test_a_row_is_brought_up_to_date_as_if_each_step_had_moved_it(form, begun, lag, scale):
     random = np.random.default_rng(0)
@@ -33,6 +33,19 @@ def test_a_row_is_brought_up_to_date_as_if_each_step_had_moved_it(form, begun, l
         root = np.sqrt(v) + 1e-7 if form == "keras" else np.sqrt(v) + 1e-8 * correct
         p = p - RATE * correct / (1 - 0.9**s) * m / root
     np.testing.assert_allclose(got, p, atol=2e-6)
+
+
+@pytest.mark.parametrize("form", ["pytorch", "keras"])
+def test_the_tails_are_the_sums_over_all_steps_to_come(form):
+    tails = lazy_adam.make_tails(2000, form)
+    for s in (0, 7, 900):
+        j = np.arange(1.0, 1000.0)
+        mean, square = 1 - 0.9 ** (s + j), 1 - 0.999 ** (s + j)
+        first = np.sum((0.9 / np.sqrt(0.999)) ** j * np.sqrt(square) / mean)
+        terms = np.sqrt(square) if form == "keras" else square
+        second = np.sum((0.9 / 0.999) ** j * terms / mean)
+        found = tails.first[s], tails.second[s]
+        np.testing.assert_allclose(found, (first, second), rtol=3e-7)
 
 
 def test_the_step_is_adam_over_the_whole_table():
@@ -77,6 +90,8 @@ def test_each_form_is_its_equation_and_each_parameter_has_its_rate(form):
     step = jax.jit(make_lazy_adam_step(loss_fn, RATE, form=form, rates=lambda rest: own))
     zeros = jnp.zeros((3, 2))
     state = init_lazy_adam(zeros, {"fast": zeros, "slow": zeros}, max_steps=len(slopes), form=form)
+    for found, expected in zip(state.tails, lazy_adam.make_tails(len(slopes), form), strict=True):
+        np.testing.assert_array_equal(found, expected)
     moved = mean = square = np.zeros((3, 2))
     for s, slope in enumerate(slopes, start=1):
         state, _ = step(state, np.arange(3), slope)
@@ -97,6 +112,8 @@ def test_wrong_settings_are_named():
         init_lazy_adam(jnp.ones((2, 2)), (), max_steps=0)
     with pytest.raises(ValueError, match="form must be 'pytorch' or 'keras', got 'optax'"):
         init_lazy_adam(jnp.ones((2, 2)), (), max_steps=1, form="optax")
+    with pytest.raises(ValueError, match="form must be 'pytorch' or 'keras', got 'optax'"):
+        lazy_adam_params(init_lazy_adam(jnp.ones((2, 2)), (), max_steps=1), RATE, form="optax")
 
 
 @pytest.mark.parametrize("outside", [-1, -3, 5, 100])
@@ -104,12 +121,13 @@ def test_an_id_outside_the_table_moves_no_row(outside):
     def loss_fn(rows, rest, places, key):
         return jnp.sum((rows - 1.0) ** 2), {}
 
-    state = init_lazy_adam(jnp.zeros((5, 2)), (), max_steps=3)
+    state = init_lazy_adam(jnp.full((5, 2), 0.5), (), max_steps=3)
     rows = np.array([0, outside])
-    state, _ = make_lazy_adam_step(loss_fn, RATE)(state, rows, None)
+    state, (loss, _) = make_lazy_adam_step(loss_fn, RATE)(state, rows, None)
     vectors, _ = lazy_adam_params(state, RATE)
-    assert np.all(vectors[0] != 0)
-    assert np.all(vectors[1:] == 0)
+    assert loss == 2 * 0.5**2 + 2 * 1.0**2  # the vector of an id outside is zeros
+    assert np.all(vectors[0] != 0.5)
+    assert np.all(vectors[1:] == 0.5)
 
 
 def test_averages_of_16_bits_are_kept_in_32():
@@ -135,6 +153,9 @@ def test_averages_of_16_bits_are_kept_in_32():
 def test_a_learning_rate_that_is_none_is_refused(rate):
     with pytest.raises(ValueError, match="learning_rate must be finite and at least 0, got"):
         make_lazy_adam_step(lambda *_: None, rate)
+    state = init_lazy_adam(jnp.ones((2, 2)), (), max_steps=1)
+    with pytest.raises(ValueError, match="learning_rate must be finite and at least 0, got"):
+        lazy_adam_params(state, rate)
     with pytest.raises(ValueError, match="form must be 'pytorch' or 'keras', got 'jax'"):
         make_lazy_adam_step(lambda *_: None, 0.1, form="jax")
 
