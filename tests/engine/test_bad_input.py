@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import rnnjax
-from rnnjax._checks import check_takes
+from rnnjax._checks import check_takes, telling_given_away
 
 CELL = rnnjax.lstm(4)
 PARAMS = CELL.init(jax.random.key(0), 3)
@@ -397,6 +397,11 @@ def test_the_message_names_argument_expectation_and_what_came(case):
         call()
     for part in parts[1:]:
         assert part in str(caught.value)
+
+
+def test_an_error_of_jax_that_is_about_no_array_given_away_is_passed_on():
+    with pytest.raises(RuntimeError, match="out of memory"), telling_given_away(params=PARAMS):
+        raise RuntimeError("out of memory")
 
 
 def test_a_function_of_which_python_knows_no_arguments_is_taken():
