@@ -48,6 +48,10 @@ USES = {
         lambda p: metrics.compute({"a": metrics.merge(p, p)}),
     ),
     "a mesh": ({"w": XS}, lambda p: training.replicate(jax.make_mesh((1,), ("batch",)), p)),
+    "a batch on a mesh": (
+        {"x": XS},
+        lambda p: training.shard_batch(jax.make_mesh((1,), ("batch",)), p),
+    ),
 }
 
 

@@ -74,6 +74,8 @@ REFUSED = """
             shard_batch(mesh, batch, axis)
         except ValueError as error:
             print(error)
+    both = jax.make_mesh((1, 2), ("batch", "model"))
+    print(shard_batch(both, np.ones(3)).shape)
 """
 
 
@@ -84,6 +86,7 @@ def test_a_batch_that_does_not_divide_is_refused_by_name():
         f"batch['y'] {rows}, got shape (5, 2)",
         f"batch['x'] {rows}, got shape ()",
         "axis must be one of the axes ('batch',) of mesh, got 'model'",
+        "(3,)",  # rows are divided over the devices of their axis alone
     ]
 
 
