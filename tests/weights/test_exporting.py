@@ -342,6 +342,17 @@ def test_a_model_of_vectors_without_their_size_is_refused():
         export_step(layer.step, layer.initial_carry, params)
 
 
+@pytest.mark.parametrize(
+    ("size", "message"), [(None, "^of its own"), (3, "^h must be of floating dtype")]
+)
+def test_another_error_of_what_is_exported_is_passed_on(size, message):
+    def apply(params, inputs, lengths):
+        raise ValueError(message.strip("^"))
+
+    with pytest.raises(ValueError, match=message):
+        export_program(apply, (), input_size=size)
+
+
 def test_outputs_of_one_name_are_refused():
     """Of two arrays the program gave one, without a word."""
 
