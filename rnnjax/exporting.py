@@ -208,8 +208,8 @@ def export_writer(
         >>> encode, step = (jax.export.deserialize(data) for data in made)
         >>> carry, memory = encode.call(jnp.array([[5, 7, 1], [3, 0, 0]]), jnp.array([3, 1]))
         >>> carry, out = step.call(carry, memory, jnp.array([2, 2]))
-        >>> sorted(carry), out["logits"].shape
-        (['c', 'h'], (2, 7))
+        >>> sorted(carry), list(out), out["logits"].shape
+        (['c', 'h'], ['logits'], (2, 7))
     """
     _require_flatbuffers("export_writer")
     from jax import export
@@ -326,7 +326,7 @@ def _plain(outputs: Any) -> Any:
 
 def _check_platforms(platforms: Sequence[str]) -> tuple[str, ...]:
     known = (*PLATFORMS, "rocm")
-    several = isinstance(platforms, Iterable) and not isinstance(platforms, str)
-    if not several or not platforms or any(name not in known for name in platforms):
+    is_list = isinstance(platforms, Iterable) and bool(platforms)
+    if not is_list or any(name not in known for name in platforms):
         raise ValueError(f"platforms must be some of {known}, got {platforms!r}")
     return tuple(platforms)

@@ -16,6 +16,11 @@ LAYER = rnnjax.stack(rnnjax.lstm(2), rnnjax.lru(3))
 LANGUAGE_MODEL = rnnjax.language_model(WORDS, rnnjax.gru(2))
 CLASSIFIER = rnnjax.classifier(WORDS, rnnjax.gru(2), 2)
 TRANSLATOR = rnnjax.sequence_to_sequence(WORDS, rnnjax.gru(2), WORDS, rnnjax.gru(2), start=1)
+ATTENDING = rnnjax.attention_cell(rnnjax.gru(2), 2)
+WITH_ATTENTION = rnnjax.sequence_to_sequence(WORDS, rnnjax.gru(2), WORDS, ATTENDING, start=1)
+RARE_WORDS = rnnjax.language_model(
+    WORDS, rnnjax.gru(2), softmax=rnnjax.adaptive_softmax(2, 5, (2,))
+)
 HEAD = rnnjax.bernoulli_head(2)
 GREEDY = {"max_new_tokens": 2, "sampling": rnnjax.greedy()}
 
@@ -36,6 +41,11 @@ USES = {
         lambda p: LAYER.step(p, LAYER.initial_carry(p, (2,)), XS[:, 0]),
     ),
     "a language model": (LANGUAGE_MODEL.init(KEY), lambda p: LANGUAGE_MODEL.apply(p, TOKENS)),
+    "a softmax of rare words": (RARE_WORDS.init(KEY), lambda p: RARE_WORDS.apply(p, TOKENS)),
+    "a translator with attention": (
+        WITH_ATTENTION.init(KEY),
+        lambda p: WITH_ATTENTION.apply(p, TOKENS, None, TOKENS),
+    ),
     "what it writes": (
         LANGUAGE_MODEL.init(KEY),
         lambda p: rnnjax.generate(LANGUAGE_MODEL, p, TOKENS, **GREEDY).log_probs,

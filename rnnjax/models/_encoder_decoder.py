@@ -183,7 +183,7 @@ def make_model(
     ) -> tuple[Array, Attended | None]:
         pair = source, source_lengths, target, target_lengths
         below, attended = features(params, *pair, key=key)
-        return affine(below, *head.weights(params)), attended
+        return affine(below, *head_weights(params)), attended
 
     def apply(
         params: SequenceToSequenceParams,

@@ -212,7 +212,7 @@ def _in_order_of_steps(ys: Array, lengths: Array | None, axis: int) -> Array:
     time = ys.shape[axis]
     steps = jax.lax.broadcasted_iota(jnp.int32, (*lengths.shape, time), axis)
     # Past the length this wraps around to padded steps, which are zero.
-    index = (jnp.expand_dims(lengths, -1) - 1 - steps) % max(time, 1)
+    index = (jnp.expand_dims(lengths, -1) - 1 - steps) % time
     return jnp.take_along_axis(ys, index.reshape(index.shape + (1,) * (ys.ndim - axis - 1)), axis)
 
 

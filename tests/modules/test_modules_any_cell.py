@@ -281,9 +281,10 @@ def test_traced_lengths_are_clipped_in_reverse_too():
 
 def test_steps_and_rows_may_be_none():
     layer = modules.nnx.RNN(Plain(nnx.Rngs(0)), return_carry=True)
-    carry, ys = layer(jnp.zeros((B, 0, D)), seq_lengths=np.zeros(B, int))
-    assert ys.shape == (B, 0, H)
-    assert np.all(carry["sum"] == 1)
+    for reverse in (False, True):
+        carry, ys = layer(jnp.zeros((B, 0, D)), seq_lengths=np.zeros(B, int), reverse=reverse)
+        assert ys.shape == (B, 0, H)
+        assert np.all(carry["sum"] == 1)
     assert layer(jnp.zeros((0, T, D)))[1].shape == (0, T, H)
 
 
