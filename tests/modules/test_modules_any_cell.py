@@ -348,6 +348,14 @@ def test_the_initial_weights_may_be_those_of_functions(api):
     assert again.cell == modules.nnx.LSTMCell(D, H, rngs=nnx.Rngs(2), **given).cell
 
 
+def test_each_gate_is_drawn_for_itself_and_the_hidden_bias_too():
+    options = {"kernel_init": nnx.initializers.normal(), "bias_init": nnx.initializers.constant(3.0)}
+    params = modules.nnx.GRUCell(D, H, rngs=nnx.Rngs(0), **options).params
+    first, second, _ = np.split(np.asarray(params.w_ih[...]), 3, axis=1)
+    assert not np.any(first == second)
+    assert np.all(params.hidden_bias[...] == 3)
+
+
 def is_variable(node):
     return isinstance(node, nnx.Variable)
 
