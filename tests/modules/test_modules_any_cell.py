@@ -349,7 +349,10 @@ def test_the_initial_weights_may_be_those_of_functions(api):
 
 
 def test_each_gate_is_drawn_for_itself_and_the_hidden_bias_too():
-    options = {"kernel_init": nnx.initializers.normal(), "bias_init": nnx.initializers.constant(3.0)}
+    options = {
+        "kernel_init": nnx.initializers.normal(),
+        "bias_init": nnx.initializers.constant(3.0),
+    }
     params = modules.nnx.GRUCell(D, H, rngs=nnx.Rngs(0), **options).params
     first, second, _ = np.split(np.asarray(params.w_ih[...]), 3, axis=1)
     assert not np.any(first == second)

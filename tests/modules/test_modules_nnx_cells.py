@@ -117,6 +117,9 @@ def test_a_carry_may_be_drawn():
     cell = modules.nnx.LSTMCell(D, H, rngs=nnx.Rngs(0))
     ones = cell.initialize_carry((B, D), nnx.Rngs(0), nnx.initializers.ones)
     assert np.all(ones[0] == 1)
+    own = modules.nnx.LSTMCell(D, H, rngs=nnx.Rngs(0), carry_init=nnx.initializers.zeros)
+    given = own.initialize_carry((B, D), nnx.Rngs(0), nnx.initializers.ones)
+    assert np.all(given[0] == 1)  # what the call is given comes first
     normal = nnx.initializers.normal()
     for rngs in (nnx.Rngs(0), nnx.Rngs(0).carry):
         drawn = cell.initialize_carry((B, D), rngs, normal)

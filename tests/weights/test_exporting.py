@@ -189,6 +189,8 @@ def test_the_program_is_for_all_three_platforms_and_takes_plain_arrays():
     assert [str(aval.dtype) for aval in program.in_avals] == ["int32", "int32"]
     assert str(program.in_avals[0].shape) == "(batch, time)"
     assert program.in_tree == jax.tree.structure(((0, 0), {}))
+    amd = export.deserialize(export_program(model.apply, params, platforms=["rocm"]))
+    assert amd.platforms == ("rocm",)
 
 
 def test_a_layer_gives_its_carry_and_outputs_by_name():
