@@ -25,6 +25,7 @@ from experiments.running import class_report, curves
 from experiments.running.checkpoints import Saver
 from experiments.running.classifier import CELLS as CELLS
 from experiments.running.classifier import (
+    PROGRAM,
     VOCABULARY,
     WEIGHTS,
     Settings,
@@ -49,7 +50,6 @@ from rnnjax.data.tables import SUFFIXES
 from rnnjax.weights import save_weights
 
 CURVES = "curves.png"
-PROGRAM = "python -m experiments.classify"
 
 
 class Outcome(NamedTuple):

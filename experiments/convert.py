@@ -23,13 +23,13 @@ from tyro.conf import Positional, arg, subcommand
 
 from experiments import classify
 from experiments.running import imported
+from experiments.running.classifier import finished_run
 from experiments.running.console import command, exit_code, parameter_table
 from experiments.running.imported import Imported, Reading
 from experiments.running.parsing import first_lines, parse
 from experiments.running.predicting import Request, predict
 from experiments.running.run_settings import config_value
 from experiments.running.setting_checks import check_rules, refuse_unread, whole
-from experiments.running.trained import finished_settings
 from rnnjax.data import TOKENIZERS, UNKNOWN, DataError, Vocabulary, pad, read_text
 from rnnjax.exporting import PLATFORMS, export_program
 from rnnjax.interop import onnx_graph
@@ -273,7 +273,7 @@ def load_run(folder: Path) -> tuple[Architecture, ClassifierParams, list[str], s
     if (folder / imported.CLASSIFIER).is_file():
         model = imported.load(folder)
         return model.architecture, model.params, model.label_names, model.reading.padding
-    settings = finished_settings(classify.PROGRAM, classify.Settings, folder)
+    settings = finished_run(folder)
     labels = config_value(folder, "label_names", list)
     vocabulary = Vocabulary.load(folder / classify.VOCABULARY)
     architecture = architecture_of(settings, len(vocabulary), len(labels))

@@ -15,11 +15,12 @@ from experiments.running.run_settings import PLACE, RunSettings, config_value, s
 from experiments.running.setting_checks import check_settings
 from experiments.running.text import Encoder
 from experiments.running.trained import WEIGHTS as WEIGHTS
-from experiments.running.trained import load_trained
+from experiments.running.trained import finished_settings, load_trained
 from rnnjax import checked
 from rnnjax.data import BucketedBatches, DataError, Vocabulary
 
 CELLS = {"vanilla": rnnjax.vanilla, "lstm": rnnjax.lstm, "gru": rnnjax.gru}
+PROGRAM = "python -m experiments.classify"
 VOCABULARY = "vocabulary.json"
 
 
@@ -165,6 +166,17 @@ def build_model(settings: Settings, vocab_size: int, num_classes: int) -> rnnjax
     )
 
 
+def finished_run(folder: Path) -> Settings:
+    """The settings of a finished run.
+
+    Raises:
+        DataError: the folder holds none, or one for each of several seeds.
+    """
+    if stored_settings(Settings, folder).repeat > 1:
+        raise DataError(f"{folder} must be one run, got several: choose a seed-... in it")
+    return finished_settings(PROGRAM, Settings, folder)
+
+
 class Predictor:
     """A trained classifier, read from the folder of its run."""
 
@@ -172,9 +184,7 @@ class Predictor:
     chunk_size = 1024
 
     def __init__(self, folder: Path, debug_checks: bool = False) -> None:
-        settings = stored_settings(Settings, folder)
-        if settings.repeat > 1:
-            raise DataError(f"{folder} must be one run, got several: choose a seed-... in it")
+        settings = finished_run(folder)
         vocabulary = Vocabulary.load(folder / VOCABULARY)
         self.label_names: list[str] = config_value(folder, "label_names", list)
         self._encode = Encoder(

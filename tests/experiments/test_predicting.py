@@ -15,6 +15,7 @@ from experiments import classify, convert
 from experiments.running import imported
 from experiments.running.imported import Imported, Reading
 from experiments.running.predicting import given_or_read
+from experiments.running.run_folder import RunFolder
 from rnnjax.data import Vocabulary
 from rnnjax.interop.classifiers import Architecture, LayerSize, build
 from rnnjax.weights import save_weights
@@ -155,3 +156,22 @@ def test_what_is_no_run_is_refused_by_both_names(tmp_path, capsys):
     assert classify.main(["predict", str(tmp_path), "a text"]) == 2
     message = capsys.readouterr().err
     assert "no config.json (trained) and no classifier.json (imported) in it" in message
+
+
+@pytest.mark.parametrize(
+    ("repeat", "said"),
+    [
+        (1, "must hold a finished run, got one without weights; go on: python -m experiments.cl"),
+        (3, "must be one run, got several: choose a seed-... in it"),
+    ],
+)
+def test_a_run_that_nothing_can_be_asked_of_yet_says_what_to_do(repeat, said, tmp_path, capsys):
+    run = tmp_path / "run"
+    settings = classify.Settings(repeat=repeat, out=run)
+    with RunFolder(run, {"settings": settings.written(), "label_names": ["a", "b"]}):
+        pass
+    assert classify.main(["predict", str(run), "a text"]) == 2
+    assert convert.main(["export", str(run), "--to", "jax", "--out", str(tmp_path / "out")]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith(f"error: {run} {said}") for line in lines)
