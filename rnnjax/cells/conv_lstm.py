@@ -15,6 +15,7 @@ from rnnjax._recipe import factory
 from rnnjax.base import Cell
 from rnnjax.cells.lstm import LSTMCarry, LSTMGates, finish_lstm, lstm_gates
 from rnnjax.initializers import CellInitializer, resolve
+from rnnjax.masking import as_array
 
 
 class ConvLSTMParams(NamedTuple):
@@ -49,10 +50,12 @@ def flatten_frames(frames: Array, spatial_shape: Sequence[int]) -> Array:
         [0.0, 2.0, 4.0, 6.0, 8.0, 10.0, 1.0, 3.0, 5.0, 7.0, 9.0, 11.0]
     """
     shape = _check_shape("spatial_shape", spatial_shape)
+    frames = as_array("frames", frames)
     if frames.ndim <= len(shape) or frames.shape[-1 - len(shape) : -1] != shape:
         raise ValueError(f"frames must have shape (..., *{shape}, C), got shape {frames.shape}")
     channels_first = jnp.moveaxis(frames, -1, -1 - len(shape))
-    return channels_first.reshape(*frames.shape[: -1 - len(shape)], -1)
+    batch, size = frames.shape[: -1 - len(shape)], frames.shape[-1] * math.prod(shape)
+    return channels_first.reshape(*batch, size)
 
 
 def unflatten_frames(features: Array, spatial_shape: Sequence[int]) -> Array:
@@ -76,6 +79,7 @@ def unflatten_frames(features: Array, spatial_shape: Sequence[int]) -> Array:
         True
     """
     shape = _check_shape("spatial_shape", spatial_shape)
+    features = as_array("features", features)
     channels = _channels(features.shape[-1], shape)
     channels_first = features.reshape(*features.shape[:-1], channels, *shape)
     return jnp.moveaxis(channels_first, -1 - len(shape), -1)

@@ -141,7 +141,7 @@ def _in_chunks(
     time = jax.tree.leaves(steps.xs)[0].shape[0]
     # The chunks are scanned over, so they must have one length; what is left over runs outside.
     whole = time - time % chunk
-    chunks = jax.tree.map(lambda a: a[:whole].reshape(-1, chunk, *a.shape[1:]), steps)
+    chunks = jax.tree.map(lambda a: a[:whole].reshape(whole // chunk, chunk, *a.shape[1:]), steps)
     rest = jax.tree.map(lambda a: a[whole:], steps)
     results = []
     # Backwards in time the steps left over come first, since they are at the end of time.

@@ -146,8 +146,11 @@ def _normalised_size(cell: Cell, params: Params, x: jax.ShapeDtypeStruct) -> int
     if cell.recurrent is not None:
         *heads, _, columns = jax.eval_shape(cell.recurrent, params).shape
         return math.prod(heads) * columns
-    zs = jax.eval_shape(cell.project, params, x)
-    for k, z in enumerate(zs):
-        if not isinstance(z, jax.ShapeDtypeStruct) or not jnp.issubdtype(z.dtype, jnp.floating):
-            raise ValueError(f"layer_norm needs a cell with real gates, got {z} as piece {k} of z")
-    return sum(z.size for z in zs)
+    x_proj = jax.eval_shape(cell.project, params, x)
+    for k, piece in enumerate(x_proj):
+        real = isinstance(piece, jax.ShapeDtypeStruct) and jnp.issubdtype(piece.dtype, jnp.floating)
+        if not real:
+            raise ValueError(
+                f"layer_norm needs a cell with real gates, got {piece} as piece {k} of x_proj"
+            )
+    return sum(piece.size for piece in x_proj)

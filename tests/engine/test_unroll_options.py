@@ -123,6 +123,20 @@ def test_remat_changes_neither_values_nor_gradients(name, reverse):
         close(*slopes)
 
 
+@pytest.mark.parametrize("remat", [1, 2, "sqrt"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_batch_without_rows_may_be_run_in_chunks(remat, reverse):
+    cell, xs = CELLS["lstm"], jnp.zeros((0, 5, D))
+
+    def loss(params):
+        _, ys = rnnjax.unroll(cell, params, xs, reverse=reverse, remat=remat)
+        assert ys.shape == (0, 5, cell.output_size)
+        return jnp.sum(ys)
+
+    gradient = jax.grad(loss)(init(SPECS["lstm"]))
+    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(gradient))
+
+
 def kept_bytes(remat, time):
     """Size of what reverse mode keeps of the loop."""
     cell = rnnjax.lstm(8)

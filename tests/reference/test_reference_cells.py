@@ -364,6 +364,16 @@ def test_two_directions_of_a_convolution_join_their_channels():
         np.testing.assert_array_equal(channels, unflatten_frames(one, space))
 
 
+def test_frames_of_no_rows_and_frames_in_lists_are_made_flat_and_back():
+    assert flatten_frames(np.zeros((0, 5, 3, 2)), (3,)).shape == (0, 5, 6)
+    frames = np.arange(12.0).reshape(1, 2, 3, 2)
+    flat = flatten_frames(frames.tolist(), (2, 3))
+    np.testing.assert_array_equal(
+        flat, np.concatenate([frames[..., 0], frames[..., 1]]).reshape(1, 12)
+    )
+    np.testing.assert_array_equal(unflatten_frames(flat.tolist(), (2, 3)), frames)
+
+
 def test_a_convolution_moves_with_its_input():
     cell = conv_lstm((9,), 2)
     params = normal_like(cell.init(jax.random.key(0), 9), seed=0)._replace(bias=np.zeros(8))
