@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from experiments.apis import Settings, compare, largest_difference, main
+from experiments.apis.command import compare, largest_difference, main
+from experiments.apis.settings import Settings
 
 SMALL = {"hidden_size": 6, "embedding_size": 5, "buckets": 1, "batch_size": 16, "epochs": 3}
 
@@ -61,7 +62,7 @@ def test_the_three_interfaces_have_one_loss_curve(cell, data_dir, tmp_path, caps
 
 
 def test_the_largest_difference_is_that_of_the_worst_step():
-    from experiments.apis import Outcome
+    from experiments.apis.command import Outcome
 
     curves = {"a": [1.0, 0.5, 0.25], "b": [1.0, 0.75, 0.25], "c": [1.0, 0.5, 0.375]}
     outcomes = {name: Outcome(np.array(losses), 0.0, 0.0) for name, losses in curves.items()}
@@ -93,7 +94,7 @@ def test_wrong_arguments_are_named(capsys):
 
 def test_without_flax_it_is_asked_for_by_name_before_anything_is_trained(tmp_path):
     hidden = "import sys; sys.modules['flax'] = None"
-    code = f"{hidden}\nfrom experiments.apis import main\nsys.exit(main())"
+    code = f"{hidden}\nfrom experiments.apis.command import main\nsys.exit(main())"
     given = ["--out", tmp_path / "run"]
     done = subprocess.run([sys.executable, "-c", code, *given], capture_output=True, text=True)
     assert done.returncode == 2

@@ -34,7 +34,7 @@ PROGRAMS = [
     *WITH_REQUESTS,
     "ensemble",
     "memory_task",
-    "apis",
+    "apis.command",
     "epochs.command",
     "features.command",
     "gpu_check.__main__",

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from experiments import apis
+from experiments.apis import command as apis
 from experiments.caption import corpus as captions
 from experiments.caption.settings import Settings
 from experiments.measurements import batching
@@ -36,11 +36,12 @@ def test_a_nul_character_is_refused_by_its_line(name, tmp_path):
         read(path)
 
 
-@pytest.mark.parametrize("program", [apis, batching])
-def test_the_folder_of_a_comparison_is_named_by_the_file_and_not_by_its_path(program, monkeypatch):
+@pytest.mark.parametrize(("kind", "program"), [("apis", apis), ("batching", batching)])
+def test_the_folder_of_a_comparison_is_named_by_the_file_and_not_by_its_path(
+    kind, program, monkeypatch
+):
     folders = []
     monkeypatch.setattr(program, "compare", lambda settings, folder: folders.append(folder))
     assert program.main(["--dataset", "/data/own.csv"]) == 0
     [folder] = folders
-    kind = program.__name__.rpartition(".")[2]
     assert re.fullmatch(rf"runs/{kind}-own\.csv-\d{{8}}-\d{{6}}", folder.as_posix())

@@ -10,7 +10,7 @@ TEXTS = ["--dataset", "texts.csv"]
 # Programs, and what makes their data small.
 PROGRAMS = {
     "anomaly.command": [],
-    "apis": TEXTS,
+    "apis.command": TEXTS,
     "caption.command": ["--scenes", "40"],
     "classify": TEXTS,
     "ensemble": TEXTS,

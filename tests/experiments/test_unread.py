@@ -23,7 +23,7 @@ CASES = [
     ("recurrent_ppo.command", "--cell mlp --resets late", "resets must be given with a recurrent"),
     ("ensemble", "--data-dir .", "data-dir must be given with a --dataset that lies in it"),
     ("sweep", "--data-dir .", "data-dir must be given with a --dataset that lies in it"),
-    ("apis", "--data-dir .", "data-dir must be given with a --dataset that lies in it"),
+    ("apis.command", "--data-dir .", "data-dir must be given with a --dataset that lies in it"),
     ("epochs.command", "--data-dir .", "data-dir must be given with a --dataset that lies in it"),
     ("measurements.batching", "--data-dir .", "data-dir must be given with a --dataset that lies"),
     ("measurements.series_peers", "--out new", "out must be given to experiments.recognize"),

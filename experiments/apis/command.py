@@ -1,25 +1,19 @@
-"""One classifier, trained through three interfaces: pure functions, ``flax.nnx``, ``flax.linen``.
-
-Run:     python -m experiments.apis
-Expect:  one loss curve three times, equal bit by bit over 388 steps, and test accuracy 0.7392
-         (22 November 2026, 2 CPU cores, jax 0.10.2, flax 0.12.8, under a minute each)
-"""
+"""The command line: train through pure functions and through Flax, and compare."""
 
 from __future__ import annotations
 
 import functools
-import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
 
 import rnnjax
+from experiments.apis.settings import Metrics, Settings, Sizes, Trainer
 from experiments.running import curves
 from experiments.running.classifier_fitting import classification_loss
 from experiments.running.console import Progress, exit_code
@@ -30,65 +24,6 @@ from experiments.running.setting_checks import check_settings
 from experiments.running.text import Splits, read_batches
 from rnnjax.data import Batch
 from rnnjax.metrics import compute, evaluate
-
-Metrics = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Train a recurrent classifier through one interface, or all three, and compare."""
-
-    api: Literal["all", "functional", "nnx", "linen"] = "all"
-    """The interface; all trains through each, from the same weights on the same batches."""
-    dataset: str = "rotten_tomatoes"
-    """rotten_tomatoes needs no network: its sentences come inside a package."""
-    data_dir: Path | None = None
-    """Folder of local data sets; the environment variable RNNJAX_DATA if not given."""
-    take: int | None = None
-    """Train on this many examples only."""
-    vocabulary_size: int = 20_000
-    """Most frequent words kept; the rest are read as one unknown word."""
-    max_length: int = 100
-    """Longer texts are cut."""
-
-    cell: Literal["lstm", "gru"] = "gru"
-    """The recurrent cell. Nothing is dropped out: each interface would draw its own noise."""
-    hidden_size: int = 64
-    """Units of the cell."""
-    embedding_size: int = 100
-    """Size of a word vector, learned from nothing."""
-
-    batch_size: int = 32
-    """Rows in a batch."""
-    buckets: int = 3
-    """Lengths that batches are padded to, which is how many shapes are compiled."""
-    epochs: int = 2
-    """Enough to learn; later the classifier knows its few sentences by heart."""
-    learning_rate: float = 1e-3
-    """Of Adam."""
-    seed: int = 0
-    """Decides the split, the initial weights and the order of examples."""
-    out: Path | None = None
-    """Folder of the run; by default runs/apis-DATASET-TIME."""
-
-
-class Sizes(NamedTuple):
-    """What the data decide of the model."""
-
-    vocabulary: int
-    classes: int
-
-
-class Trainer(Protocol):
-    """A model under training, whatever holds its parameters."""
-
-    def step(self, batch: Batch) -> Metrics:
-        """Take one training step; loss and accuracy before it, as sums and counts."""
-        ...
-
-    def measure(self, batch: Batch) -> Metrics:
-        """Loss and accuracy, as sums and counts."""
-        ...
 
 
 def make_model(settings: Settings, sizes: Sizes) -> rnnjax.Model:
@@ -122,7 +57,7 @@ def make_trainers(api: str) -> dict[str, Callable[[Settings, Sizes, Any], Traine
         return {api: Functional}
     # Where Flax is missing, the first of them says which extra has it.
     import rnnjax.modules  # noqa: F401
-    from experiments.apis_in_flax import Linen, Nnx
+    from experiments.apis.in_flax import Linen, Nnx
 
     trainers = {"functional": Functional, "nnx": Nnx, "linen": Linen}
     return trainers if api == "all" else {api: trainers[api]}
@@ -219,7 +154,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         compare(settings, folder)
 
     return exit_code(run)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

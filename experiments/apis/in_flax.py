@@ -1,9 +1,9 @@
-"""The classifier of experiments.apis as modules of ``flax.nnx`` and of ``flax.linen``."""
+"""The classifier as modules of ``flax.nnx`` and of ``flax.linen``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,13 +13,11 @@ from flax.training.train_state import TrainState
 from jax import Array
 
 import rnnjax
+from experiments.apis.settings import Metrics, Settings, Sizes
 from experiments.running.classifier_fitting import classification_loss
 from rnnjax import modules
 from rnnjax.data import Batch
 from rnnjax.masking import mean_pool
-
-if TYPE_CHECKING:
-    from experiments.apis import Metrics, Settings, Sizes
 
 # In flax.nnx: the module holds its parameters.
 
