@@ -17,7 +17,7 @@ PROGRAMS = {
     "forecast.command": [],
     "handwriting.command": ["--words", "40"],
     "memory_task": [],
-    "music.command": ["--pieces", "10"],
+    "music.command": ["--dataset", "progressions", "--pieces", "10"],
     "recognize.command": ["--series", "30"],
     "recurrent_ppo.command": [],
     "sweep": TEXTS,
