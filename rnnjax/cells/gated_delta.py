@@ -118,16 +118,22 @@ def _solved(lower: Array, right: Array) -> Array:
 
 
 def _inverse(lower: Array) -> Array:
-    """The inverse of 1 + lower [K, K], from blocks on the diagonal that double in size: that of
+    """The inverse of 1 + lower [K, K], from blocks on its diagonal that double in size: that of
     [[a, 0], [c, b]] is [[a', 0], [-b' c a', b']], with a' and b' those of a and b."""
-    place = np.arange(len(lower))
-    inverse, size = jnp.eye(len(lower), dtype=lower.dtype), 1
-    while size < len(lower):
-        block = place // size
-        below = (block[:, None] == block[None] + 1) & (block[:, None] % 2 == 1)
-        inverse -= product(inverse, product(jnp.where(below, lower, 0.0), inverse))
-        size *= 2
-    return inverse
+    steps = len(lower)
+    whole = 1 << max(steps - 1, 0).bit_length()  # a power of 2
+    lower = jnp.pad(lower, (0, whole - steps))
+    inverse = jnp.ones((whole, 1, 1), lower.dtype)
+    while len(inverse) > 1:
+        a, b = inverse[::2], inverse[1::2]
+        count, size = len(a), a.shape[1]
+        place = np.arange(count)
+        c = lower.reshape(count, 2 * size, count, 2 * size)[place, size:, place, :size]
+        upper = jnp.concatenate([a, jnp.zeros_like(a)], axis=2)
+        inverse = jnp.concatenate(
+            [upper, jnp.concatenate([-product(b, product(c, a)), b], axis=2)], axis=1
+        )
+    return inverse[0, :steps, :steps]
 
 
 @factory
