@@ -9,12 +9,13 @@ Expect:  how many times as fast as the loop, forward and with gradient; on 2 cor
 
          so on a CPU the loop is mostly the faster one, except for gradients over a single
          sequence (1.6 to 2.6 times at 32 units) and of a small lru
-         (22 November 2026, jax 0.10.2). With --cells mlstm --hidden-sizes 32 128
-         --steps 64 1024 --batches 1 16 --rounds 4, in chunks:
+         (22 November 2026, jax 0.10.2). In chunks, on 2 cores of an AMD EPYC, with
+         --cells mlstm gated_delta --hidden-sizes 32 128 --steps 64 1024 --batches 1 16 --rounds 4:
 
-             mlstm                  0.72 to 2.3   1.4 to 6.5
+             mlstm                  0.53 to 0.85  0.9 to 2.4
+             gated_delta            0.47 to 1.0   0.96 to 2.0
 
-         (27 November 2026)
+         (28 November 2026, jax 0.12.0.1)
 """
 
 from __future__ import annotations
