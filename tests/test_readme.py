@@ -116,7 +116,7 @@ def test_ci_runs_the_commands_of_the_readme():
     script = (ROOT / ".ci" / "run").read_text("utf-8")
     for first, second in (
         (r'-e "\.\[experiments\]"', r"python -W error -m experiments\.classify"),
-        (r'-e "\.\[test\]"', r"pytest -rp \| tee "),
+        (r'-e "\.\[test\]"', r"pytest -rap \| tee "),
         ("torch==", r'pytest --full "@\$work/passed"$'),
     ):
         assert re.search(f"pip install --quiet {first}.*?^ *{second}", script, re.M | re.S)
