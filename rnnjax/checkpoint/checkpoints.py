@@ -27,12 +27,19 @@ from rnnjax.checkpoint.lock import FolderLock
 
 
 class Restored(NamedTuple):
-    """What :meth:`Checkpoints.restore` found."""
+    """What :meth:`Checkpoints.restore` found.
+
+    Attributes:
+        step: the number it was saved under.
+        state: as it was saved.
+        extra: what was saved beside it.
+        rejected: the newer ones that were passed over, each with the reason.
+    """
 
     step: int
     state: Any
     extra: dict[str, Any]
-    rejected: tuple[str, ...]  # the newer ones that were passed over, each with the reason
+    rejected: tuple[str, ...]
 
 
 class Checkpoints:

@@ -18,12 +18,18 @@ class Batch(NamedTuple):
     """One batch of exactly ``batch_size`` rows.
 
     Filler rows complete the short last batch of a bucket: length 0, label 0, weight 0.
+
+    Attributes:
+        tokens: [B, T] ids, or [B, T, ...] of whatever the steps are, 0 at padding.
+        lengths: [B].
+        labels: [B], [B, ...] or, with a label a step, [B, T, ...], 0 at padding.
+        weights: [B], 1 for a real row, 0 for a filler row.
     """
 
-    tokens: NDArray[Any]  # [B, T] ids, or [B, T, ...] of whatever the steps are, 0 at padding
-    lengths: NDArray[np.int32]  # [B]
-    labels: NDArray[Any]  # [B], [B, ...] or, with a label a step, [B, T, ...], 0 at padding
-    weights: NDArray[np.float32]  # [B], 1 for a real row, 0 for a filler row
+    tokens: NDArray[Any]
+    lengths: NDArray[np.int32]
+    labels: NDArray[Any]
+    weights: NDArray[np.float32]
 
 
 class BucketedBatches(Epochs[Batch]):

@@ -20,13 +20,20 @@ class PackedBatch(NamedTuple):
     """Up to N examples, packed in rows.
 
     Fillers complete a short last batch: length 0, label 0, weight 0, and no step in any row.
+
+    Attributes:
+        tokens: [R, L], or [R, L, ...] of steps that are no ids.
+        segment_ids: [R, L], i + 1 where example i lies, 0 at padding.
+        lengths: [N].
+        labels: [N], [N, ...] or, with a label a step, [R, L, ...], 0 at padding.
+        weights: [N], 1 for an example, 0 for a filler.
     """
 
-    tokens: NDArray[Any]  # [R, L], or [R, L, ...] of steps that are no ids
-    segment_ids: NDArray[np.int32]  # [R, L], i + 1 where example i lies, 0 at padding
-    lengths: NDArray[np.int32]  # [N]
-    labels: NDArray[Any]  # [N], [N, ...] or, with a label a step, [R, L, ...], 0 at padding
-    weights: NDArray[np.float32]  # [N], 1 for an example, 0 for a filler
+    tokens: NDArray[Any]
+    segment_ids: NDArray[np.int32]
+    lengths: NDArray[np.int32]
+    labels: NDArray[Any]
+    weights: NDArray[np.float32]
 
 
 class PackedBatches(Epochs[PackedBatch]):

@@ -16,15 +16,24 @@ class PackedRows(NamedTuple):
 
     ``unroll(cell, params, xs, mask=packed.mask, resets=packed.resets)`` runs each of them as if it
     were alone.
+
+    Attributes:
+        tokens: [R, L], or [R, L, ...] of steps that are no ids, 0 at padding.
+        segment_ids: [R, L], i + 1 where sequence i lies, 0 at padding.
+        positions: [R, L], the step within the sequence, 0 at padding.
+        resets: [R, L], True at the first step of a sequence.
+        rows: [N], the row of each sequence.
+        starts: [N], its first step there.
+        lengths: [N].
     """
 
-    tokens: NDArray[Any]  # [R, L], or [R, L, ...] of steps that are no ids, 0 at padding
-    segment_ids: NDArray[np.int32]  # [R, L], i + 1 where sequence i lies, 0 at padding
-    positions: NDArray[np.int32]  # [R, L], the step within the sequence, 0 at padding
-    resets: NDArray[np.bool_]  # [R, L], True at the first step of a sequence
-    rows: NDArray[np.int32]  # [N], the row of each sequence
-    starts: NDArray[np.int32]  # [N], and its first step there
-    lengths: NDArray[np.int32]  # [N]
+    tokens: NDArray[Any]
+    segment_ids: NDArray[np.int32]
+    positions: NDArray[np.int32]
+    resets: NDArray[np.bool_]
+    rows: NDArray[np.int32]
+    starts: NDArray[np.int32]
+    lengths: NDArray[np.int32]
 
     @property
     def mask(self) -> NDArray[np.bool_]:

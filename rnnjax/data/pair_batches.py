@@ -67,13 +67,20 @@ class PairBatch(NamedTuple):
     """One batch of exactly ``batch_size`` pairs.
 
     Filler rows complete the short last batch of a bucket: lengths 0, weight 0.
+
+    Attributes:
+        sources: [B, S], or [B, S, ...] of steps that are no ids, 0 at padding.
+        source_lengths: [B].
+        targets: [B, T] or [B, T, ...], 0 at padding.
+        target_lengths: [B].
+        weights: [B], 1 for a pair, 0 for a filler.
     """
 
-    sources: NDArray[Any]  # [B, S], or [B, S, ...] of steps that are no ids, 0 at padding
-    source_lengths: NDArray[np.int32]  # [B]
-    targets: NDArray[Any]  # [B, T] or [B, T, ...], 0 at padding
-    target_lengths: NDArray[np.int32]  # [B]
-    weights: NDArray[np.float32]  # [B], 1 for a pair, 0 for a filler
+    sources: NDArray[Any]
+    source_lengths: NDArray[np.int32]
+    targets: NDArray[Any]
+    target_lengths: NDArray[np.int32]
+    weights: NDArray[np.float32]
 
 
 class PairBatches(Epochs[PairBatch]):

@@ -27,11 +27,17 @@ _watched = threading.local()  # JAX reports an event in the thread that compiles
 
 
 class Compilation(NamedTuple):
-    """That a step was compiled, and for what."""
+    """That a step was compiled, and for what.
 
-    name: str  # "train step", "truncated step" or "eval step"
-    shapes: dict[str, str]  # path in the batch -> "int32[64,32]"
-    seconds: float  # tracing, lowering and compiling
+    Attributes:
+        name: "train step", "truncated step" or "eval step".
+        shapes: of the batch, such as "int32[64,32]", by path.
+        seconds: of tracing, lowering and compiling.
+    """
+
+    name: str
+    shapes: dict[str, str]
+    seconds: float
 
 
 class CompiledStep(Generic[State, Result]):

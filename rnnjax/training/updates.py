@@ -24,14 +24,23 @@ if TYPE_CHECKING:
 
 
 class TrainState(NamedTuple):
-    """All that a training step reads and writes; a checkpoint of it is a checkpoint of the run."""
+    """All that a training step reads and writes; a checkpoint of it is a checkpoint of the run.
 
-    step: Array  # int32, steps taken, skipped ones counted in
+    Attributes:
+        step: int32, steps taken, skipped ones counted in.
+        params: the parameters.
+        opt_state: the state of the optimizer.
+        key: typed; never changes, each step folds its number in.
+        skipped: int32, steps whose update was left out because a number was not finite.
+        skipped_in_a_row: int32, those up to the last step.
+    """
+
+    step: Array
     params: Any
     opt_state: Any
-    key: Array  # typed; never changes, each step folds its number in
-    skipped: Array  # int32, steps whose update was left out because a number was not finite
-    skipped_in_a_row: Array  # int32, up to the last step
+    key: Array
+    skipped: Array
+    skipped_in_a_row: Array
 
 
 def init_train_state(
