@@ -154,7 +154,8 @@ def test_two_processes_come_to_what_one_comes_to_and_the_first_alone_speaks(alon
 def test_a_signal_to_one_process_stops_all_and_one_goes_on_to_the_same_end(alone, tmp_path):
     folder, saves = tmp_path / "run", ["--checkpoint-every", "2"]
     processes = start_together("classify", *PROGRAMS["classify"], *saves, "--out", str(folder))
-    while not list(folder.glob("checkpoints/*-step-2")):
+    # Any of them: on a busy machine the first may be gone before it is seen.
+    while not list(folder.glob("checkpoints/*-step-*[0-9]")):
         assert all(process.poll() is None for process in processes), processes[0].communicate()
         time.sleep(0.001)
     processes[1].send_signal(signal.SIGTERM)
