@@ -4,10 +4,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from rnnjax._checks import check_number, describe
+from rnnjax._checks import check_number, check_size, describe
 from rnnjax._numerics import affine, carry_dtype, split_gates
 from rnnjax._values import require_at_least_0
 from rnnjax.base import Carry, Cell, Params
@@ -104,6 +106,20 @@ def check_step_range(min_step: Any, max_step: Any) -> tuple[float, float]:
     if low > high:
         raise ValueError(f"min_step must be at most max_step, {max_step!r}, got {min_step!r}")
     return low, high
+
+
+def draw_step_log(key: Array, size: int, low: float, high: float) -> Array:
+    """The logarithms [size] of step times, uniform between those of two times."""
+    return jax.random.uniform(key, (size,), jnp.float32, np.log(low), np.log(high))
+
+
+def check_heads(hidden_size: Any, num_heads: Any) -> tuple[int, int]:
+    """The two as integers; the units must be as many in every head."""
+    size = check_size("hidden_size", hidden_size)
+    heads = check_size("num_heads", num_heads)
+    if size % heads:
+        raise ValueError(f"num_heads must divide hidden_size {size}, got {heads}")
+    return size, heads
 
 
 def inverse_softplus(x: Array) -> Array:

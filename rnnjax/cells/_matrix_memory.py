@@ -1,12 +1,47 @@
-"""What cells share whose memory is a matrix, written under keys: many of their steps at once."""
+"""What cells share whose memory is a matrix for each head, written under keys."""
 
+from collections.abc import Callable
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jax import Array
+
+from rnnjax._numerics import affine, split_gates
 
 
 def product(a: Array, b: Array) -> Array:
     # In full precision, so that chunks of any length, and steps, give the same.
     return jnp.matmul(a, b, precision="highest")
+
+
+def project_with_gates(pieces: int) -> Callable[[Any, Array], tuple[Array, ...]]:
+    """``x @ w_ih + bias`` in so many pieces [H], and ``x @ w_gates + gate_bias`` in two [heads]."""
+
+    def project(params: Any, x: Array) -> tuple[Array, ...]:
+        wide = split_gates(affine(x, params.w_ih, params.bias), pieces)
+        return *wide, *split_gates(affine(x, params.w_gates, params.gate_bias), 2)
+
+    return project
+
+
+def by_head(x: Array, heads: int) -> Array:
+    """[..., H] as [..., heads, d]."""
+    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
+
+
+def chunk_of_heads(
+    chunk_of_head: Callable,
+    carry: Any,
+    reset_carry: Any,
+    heads: Any,
+    valid: Array | None,
+    resets: Array | None,
+) -> tuple[Any, Array]:
+    """A chunk of K steps of all heads, by that of one head; leaves of ``heads`` [K, heads, ...]."""
+    run = jax.vmap(chunk_of_head, (0, 0, 1, None, None), (0, 1))
+    carry, ys = run(carry, reset_carry, heads, valid, resets)
+    return carry, ys.reshape(len(ys), -1)
 
 
 def segments(steps: int, resets: Array | None) -> tuple[Array, Array | None]:

@@ -10,11 +10,18 @@ from jax import Array
 from jax.nn import sigmoid, silu, softplus
 
 from rnnjax._checks import check_flag, check_key, check_size
-from rnnjax._numerics import affine, carry_dtype, split_gates
+from rnnjax._numerics import carry_dtype
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
-from rnnjax.cells._common import inverse_softplus
-from rnnjax.cells._matrix_memory import decays, product, segments
+from rnnjax.cells._common import check_heads, draw_step_log, inverse_softplus
+from rnnjax.cells._matrix_memory import (
+    by_head,
+    chunk_of_heads,
+    decays,
+    product,
+    project_with_gates,
+    segments,
+)
 from rnnjax.initializers import CellInitializer, draw_linear, resolve
 
 # The logarithm of a decay that leaves nothing, in float64 neither: sums of it stay finite.
@@ -49,13 +56,11 @@ class _Heads(NamedTuple):
 def _by_heads(params: GatedDeltaParams, x_proj: tuple, most: float) -> _Heads:
     """The pieces that ``project`` gives, [..., H] and [..., heads], by heads."""
     q, k, v, b, a = x_proj
-    heads, width = b.shape[-1], q.shape[-1] // b.shape[-1]
-    q, k, v = (silu(piece).reshape(*piece.shape[:-1], heads, width) for piece in (q, k, v))
+    q, k, v = (by_head(silu(piece), b.shape[-1]) for piece in (q, k, v))
     rate = jnp.exp(jnp.minimum(params.decay_log.astype(a.dtype), 40))
     log_decay = -jnp.minimum(jnp.broadcast_to(rate, a.shape) * softplus(a), _GONE)
-    return _Heads(
-        _of_length_1(q) / math.sqrt(width), _of_length_1(k), v, most * sigmoid(b), log_decay
-    )
+    q, k = _of_length_1(q) / math.sqrt(q.shape[-1]), _of_length_1(k)
+    return _Heads(q, k, v, most * sigmoid(b), log_decay)
 
 
 def _of_length_1(x: Array) -> Array:
@@ -196,10 +201,7 @@ def gated_delta(
         sequence length", NeurIPS 2024, arXiv:2406.06484, for the chunks; Grazzi et al., "Unlocking
         state-tracking in linear RNNs through negative eigenvalues", ICLR 2025, arXiv:2411.12537.
     """
-    size = check_size("hidden_size", hidden_size)
-    heads = check_size("num_heads", num_heads)
-    if size % heads:
-        raise ValueError(f"num_heads must divide hidden_size {size}, got {heads}")
+    size, heads = check_heads(hidden_size, num_heads)
     most = 2.0 if check_flag("negative_eigenvalues", negative_eigenvalues) else 1.0
     width = size // heads
     draw = resolve(initializer)
@@ -207,7 +209,7 @@ def gated_delta(
     def init(key: Array, input_size: int) -> GatedDeltaParams:
         inputs = check_size("input_size", input_size)
         ih, b, gates, decay, step = jax.random.split(check_key(key), 5)
-        steps = jnp.exp(jax.random.uniform(step, (heads,), jnp.float32, *np.log([0.001, 0.1])))
+        steps = jnp.exp(draw_step_log(step, heads, 0.001, 0.1))
         rates = jax.random.uniform(decay, (heads,), jnp.float32, _LEAST_RATE, 16.0)
         return GatedDeltaParams(
             draw.w_ih(ih, inputs, size, 3),
@@ -219,10 +221,6 @@ def gated_delta(
 
     def initial_carry(params: GatedDeltaParams) -> Array:
         return jnp.zeros((heads, width, width), carry_dtype(params))
-
-    def project(params: GatedDeltaParams, x: Array) -> tuple[Array, ...]:
-        pieces = split_gates(affine(x, params.w_ih, params.bias), 3)
-        return *pieces, *split_gates(affine(x, params.w_gates, params.gate_bias), 2)
 
     def update(
         params: GatedDeltaParams, carry: Array, x_proj: tuple, h_proj: tuple
@@ -238,16 +236,14 @@ def gated_delta(
         valid: Array | None,
         resets: Array | None,
     ) -> tuple[Array, Array]:
-        of_heads = jax.vmap(_chunk_of_head, (0, 0, 1, None, None), (0, 1))
         pieces = _by_heads(params, x_projs, most)
-        memory, ys = of_heads(carry, reset_carry, pieces, valid, resets)
-        return memory, ys.reshape(len(ys), -1)
+        return chunk_of_heads(_chunk_of_head, carry, reset_carry, pieces, valid, resets)
 
     return Cell(
         output_size=size,
         init=init,
         initial_carry=initial_carry,
-        project=project,
+        project=project_with_gates(3),
         update=update,
         chunk=chunk,
     )

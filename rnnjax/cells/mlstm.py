@@ -9,10 +9,18 @@ from jax import Array
 from jax.nn import log_sigmoid, sigmoid
 
 from rnnjax._checks import check_key, check_size
-from rnnjax._numerics import affine, carry_dtype, split_gates
+from rnnjax._numerics import carry_dtype
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
-from rnnjax.cells._matrix_memory import decays, product, segments
+from rnnjax.cells._common import check_heads
+from rnnjax.cells._matrix_memory import (
+    by_head,
+    chunk_of_heads,
+    decays,
+    product,
+    project_with_gates,
+    segments,
+)
 from rnnjax.initializers import CellInitializer, resolve
 
 
@@ -51,9 +59,8 @@ class _Heads(NamedTuple):
 def _by_heads(x_proj: tuple) -> _Heads:
     """The pieces that ``project`` gives, [..., H] and [..., heads], by heads."""
     q, k, v, o, i, f = x_proj
-    count, width = i.shape[-1], q.shape[-1] // i.shape[-1]
-    q, k, v, o = (a.reshape(*a.shape[:-1], count, width) for a in (q, k, v, o))
-    return _Heads(q, k / math.sqrt(width), v, sigmoid(o), i, log_sigmoid(f))
+    q, k, v, o = (by_head(a, i.shape[-1]) for a in (q, k, v, o))
+    return _Heads(q, k / math.sqrt(k.shape[-1]), v, sigmoid(o), i, log_sigmoid(f))
 
 
 def _read(o: Array, read: Array, total: Array, m: Array) -> Array:
@@ -97,9 +104,8 @@ def _chunk(
     valid: Array | None,
     resets: Array | None,
 ) -> tuple[MLSTMCarry, Array]:
-    of_heads = jax.vmap(_chunk_of_head, (0, 0, 1, None, None), (0, 1))
-    carry, ys = of_heads(carry, reset_carry, _by_heads(x_projs), valid, resets)
-    return carry, ys.reshape(len(ys), -1)
+    heads = _by_heads(x_projs)
+    return chunk_of_heads(_chunk_of_head, carry, reset_carry, heads, valid, resets)
 
 
 class _Start(NamedTuple):
@@ -231,10 +237,7 @@ def mlstm(
     References:
         Beck et al., "xLSTM: extended long short-term memory", NeurIPS 2024, arXiv:2405.04517.
     """
-    size = check_size("hidden_size", hidden_size)
-    heads = check_size("num_heads", num_heads)
-    if size % heads:
-        raise ValueError(f"num_heads must divide hidden_size {size}, got {heads}")
+    size, heads = check_heads(hidden_size, num_heads)
     width = size // heads
     draw = resolve(initializer)
 
@@ -256,15 +259,11 @@ def mlstm(
         zeros = jnp.zeros((heads, width, width), carry_dtype(params))
         return MLSTMCarry(zeros, zeros[:, 0], zeros[:, 0, 0])
 
-    def project(params: MLSTMParams, x: Array) -> tuple[Array, ...]:
-        pieces = split_gates(affine(x, params.w_ih, params.bias), 4)
-        return *pieces, *split_gates(affine(x, params.w_gates, params.gate_bias), 2)
-
     return Cell(
         output_size=size,
         init=init,
         initial_carry=initial_carry,
-        project=project,
+        project=project_with_gates(4),
         update=_update,
         chunk=_chunk,
     )

@@ -11,7 +11,7 @@ from rnnjax._checks import check_key, check_size
 from rnnjax._numerics import accumulation_dtype
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
-from rnnjax.cells._common import check_step_range, input_and_elapsed
+from rnnjax.cells._common import check_step_range, draw_step_log, input_and_elapsed
 
 FREQUENCIES = ("linear", "inverse")
 SAMPLINGS = ("hold", "bilinear")
@@ -141,7 +141,7 @@ def s4d(
         return S4DParams(
             decay_log=jnp.full((size, states), np.log(0.5), jnp.float32),
             frequency=jnp.asarray(rows, jnp.float32),
-            step_log=jax.random.uniform(step, (size,), jnp.float32, np.log(low), np.log(high)),
+            step_log=draw_step_log(step, size, low, high),
             c_real=parts[0],
             c_imag=parts[1],
             d=jax.random.normal(d, (size,), jnp.float32),

@@ -11,7 +11,7 @@ from rnnjax._checks import check_key, check_size
 from rnnjax._numerics import accumulation_dtype, affine
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
-from rnnjax.cells._common import check_step_range, input_and_elapsed
+from rnnjax.cells._common import check_step_range, draw_step_log, input_and_elapsed
 
 
 class S5Params(NamedTuple):
@@ -144,7 +144,7 @@ def s5(
         return S5Params(
             decay_log=jnp.asarray(np.log(-np.real(eigenvalues)), jnp.float32),
             frequency=jnp.asarray(np.imag(eigenvalues), jnp.float32),
-            step_log=jax.random.uniform(step, (states,), jnp.float32, np.log(low), np.log(high)),
+            step_log=draw_step_log(step, states, low, high),
             b_real=into @ real,
             b_imag=-into @ imag,
             c_real=real.T @ out,

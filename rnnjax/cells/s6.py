@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.nn import softplus
 
@@ -13,7 +12,7 @@ from rnnjax._checks import check_key, check_size
 from rnnjax._numerics import accumulation_dtype, affine
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
-from rnnjax.cells._common import check_step_range, inverse_softplus
+from rnnjax.cells._common import check_step_range, draw_step_log, inverse_softplus
 from rnnjax.initializers import draw_linear
 
 # Below it a step changes nothing for thousands of steps; the authors' code starts none lower.
@@ -114,7 +113,7 @@ def s6(
         if check_size("input_size", input_size) != size:
             raise ValueError(f"input_size must be hidden_size, {size}, got {input_size}")
         down, up, step, into, out = jax.random.split(check_key(key), 5)
-        steps = jnp.exp(jax.random.uniform(step, (size,), jnp.float32, np.log(low), np.log(high)))
+        steps = jnp.exp(draw_step_log(step, size, low, high))
         steps = jnp.maximum(steps, _LEAST_STEP)
         return S6Params(
             w_down=draw_linear(down, size, rank)[0],

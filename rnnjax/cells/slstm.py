@@ -10,7 +10,7 @@ from jax.nn import log_sigmoid, sigmoid
 from rnnjax._checks import check_key, check_size
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
-from rnnjax.cells._common import packed_cell, zeros_of
+from rnnjax.cells._common import check_heads, packed_cell, zeros_of
 from rnnjax.initializers import CellInitializer, resolve
 
 
@@ -99,10 +99,7 @@ def slstm(
     References:
         Beck et al., "xLSTM: extended long short-term memory", NeurIPS 2024, arXiv:2405.04517.
     """
-    size = check_size("hidden_size", hidden_size)
-    heads = check_size("num_heads", num_heads)
-    if size % heads:
-        raise ValueError(f"num_heads must divide hidden_size {size}, got {heads}")
+    size, heads = check_heads(hidden_size, num_heads)
     draw = resolve(initializer)
 
     def init(key: Array, input_size: int) -> SLSTMParams:

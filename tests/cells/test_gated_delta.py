@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import D, One, batch_alone, init, ragged, random_carry
-from trees import EXACT, assert_trees_equal, value_and_gradients
+from cases import D, One, init
+from chunks import chunked_and_alone, lowered_gradient
+from trees import EXACT, assert_trees_equal
 
 import rnnjax
 
@@ -63,23 +64,7 @@ def test_values_are_those_of_the_equations(cell, most, implementation):
     ],
 )
 def test_chunks_of_any_length_are_each_sequence_alone(cell, reverse, options, remat):
-    spec = One(cell, reverse)
-    params, batch = init(spec), ragged(options)
-    start = random_carry(spec, params)
-
-    @jax.jit
-    def ours(params, start, xs):
-        def run(params, start, xs):
-            how = {"implementation": "chunked", "remat": remat, "reverse": reverse}
-            return rnnjax.unroll(cell, params, xs, initial_carry=start, **how, **batch.options)
-
-        return value_and_gradients(run, params, start, xs)
-
-    def oracle(params, start, xs):
-        return batch_alone(spec, params, batch, start, xs)
-
-    expected = value_and_gradients(oracle, params, start, batch.xs)
-    assert_trees_equal(ours(params, start, batch.xs), expected)
+    assert_trees_equal(*chunked_and_alone(cell, reverse, options, remat))
 
 
 @IMPLEMENTATIONS
@@ -165,12 +150,10 @@ def test_keys_of_zeros_write_nothing_and_have_gradients():
 
 
 def test_a_training_step_keeps_the_memory_between_chunks_alone():
-    params, xs = init(One(CELL)), jnp.ones((2, 256, D))
-    loss = lambda p: jnp.sum(rnnjax.unroll(CELL, p, xs)[1])  # noqa: E731
-    compiled = jax.jit(jax.grad(loss)).lower(params).as_text()
-    assert f"tensor<256x2x{HEADS}x{WIDTH}x{WIDTH}x" not in compiled
-    assert f"tensor<8x2x{HEADS}x{WIDTH}x{WIDTH}x" in compiled
-    assert "32 steps at once" in rnnjax.explain(CELL, params, (2, 256, D))
+    compiled, memory = lowered_gradient(CELL), f"2x{HEADS}x{WIDTH}x{WIDTH}x"
+    assert f"tensor<256x{memory}" not in compiled
+    assert f"tensor<8x{memory}" in compiled
+    assert "32 steps at once" in rnnjax.explain(CELL, init(One(CELL)), (2, 256, D))
 
 
 def test_first_weights_forget_at_many_speeds():
