@@ -13,6 +13,12 @@ import textwrap
 from pathlib import Path
 
 TESTS = Path(__file__).parent
+# A warning ends the program; but JAX warns where it reads a program that another process is still
+# writing to the common folder (JAX_COMPILATION_CACHE_DIR), and then compiles it itself.
+PYTHON = [
+    *(sys.executable, "-W", "error"),
+    *("-W", "ignore:Error reading persistent compilation cache entry"),
+]
 
 
 @functools.cache
@@ -50,7 +56,7 @@ def environment(devices=1):
 def complete(*command, devices=1, timeout=None, **variables):
     """A command of Python that has ended, well or not, with so many devices."""
     return subprocess.run(
-        [sys.executable, "-W", "error", *map(str, command)],
+        [*PYTHON, *map(str, command)],
         capture_output=True,
         text=True,
         env=environment(devices) | variables,
@@ -96,7 +102,7 @@ def start(count, *command, devices=1):
     port = free_port()
     return [
         subprocess.Popen(
-            [sys.executable, "-W", "error", *command, str(port), str(number), str(count)],
+            [*PYTHON, *command, str(port), str(number), str(count)],
             env=environment(devices),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

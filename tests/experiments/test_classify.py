@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from processes import PYTHON
 from safetensors.numpy import load_file
 
 from experiments import classify
@@ -153,7 +154,7 @@ def assert_same_run(first, second):
 @pytest.mark.full
 def test_the_same_seed_gives_the_same_run_in_another_process(run, data_dir, tmp_path):
     arguments = ["--dataset", "local", "--data-dir", str(data_dir), "--out", str(tmp_path / "b")]
-    command = [sys.executable, "-W", "error", "-m", "experiments.classify", *arguments, *QUICK]
+    command = [*PYTHON, "-m", "experiments.classify", *arguments, *QUICK]
     # Sets and dicts of strings would have another order there, if any mattered.
     subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": "5"}, cwd=ROOT)
     assert_same_run(tmp_path / "b", run)

@@ -13,6 +13,7 @@ import time
 
 import jax
 import pytest
+from processes import PYTHON
 from test_resume import MODEL, checkpoints_of, contents, write_rows
 
 from experiments.classify import main
@@ -50,7 +51,7 @@ def arguments(base, folder):
 def run(environment, given, stdout=subprocess.PIPE):
     """Starts the experiment as a user does."""
     return subprocess.Popen(
-        [sys.executable, "-W", "error", "-m", "experiments.classify", *given],
+        [*PYTHON, "-m", "experiments.classify", *given],
         env=environment,
         stdout=stdout,
         stderr=subprocess.PIPE,

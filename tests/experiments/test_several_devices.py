@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from processes import TESTS, environment, free_port, outputs, program, slurm
+from processes import PYTHON, TESTS, environment, free_port, outputs, program, slurm
 from processes import start as start_processes
 
 from experiments.running import devices, processes
@@ -30,7 +30,7 @@ PROGRAMS = {
 
 
 def command(program, *arguments):
-    return [sys.executable, "-W", "error", "-m", f"experiments.{program}", *arguments]
+    return [*PYTHON, "-m", f"experiments.{program}", *arguments]
 
 
 def start(program, *arguments):

@@ -1,12 +1,12 @@
 """Exported programs: any batch and time, every platform, and no rnnjax where they run."""
 
 import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 from cases import CELLS, D
+from processes import PYTHON
 
 import rnnjax
 from rnnjax.exporting import PLATFORMS, export_program, export_step, export_writer
@@ -66,7 +66,7 @@ np.savez(sys.argv[4], **found)
 def run_alone(code, folder, *names):
     """Runs code that must not need this package, with files of ``folder`` as arguments."""
     files = [str(folder / name) for name in names]
-    command = [sys.executable, "-W", "error", "-c", code, *files]
+    command = [*PYTHON, "-c", code, *files]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stderr
 
