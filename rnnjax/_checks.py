@@ -276,7 +276,7 @@ def check_carry(name: str, carry: Any, expected: Any) -> Any:
         place = name + jax.tree_util.keystr(path)
         try:
             given = jnp.asarray(given)
-        except (TypeError, ValueError):
+        except TypeError:
             raise ValueError(f"{place} must be an array, got {describe(given)}") from None
         if given.shape != leaf.shape:
             raise ValueError(f"{place} must have shape {leaf.shape}, got shape {given.shape}")

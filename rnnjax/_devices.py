@@ -89,9 +89,7 @@ def with_automatic_axes(
     mesh = mesh_of(tree)
     if mesh is None or AxisType.Explicit not in mesh.axis_types:
         return function(tree)
-    own = jax.typeof(batch_like).sharding
-    rows = own.spec[:batch_axes] if _counts(own.mesh) else ()
-    rows = (*rows, *(None,) * (batch_axes - len(rows)))
-    last = None if last_like is None else (None, *jax.typeof(last_like).sharding.spec)[-1]
+    rows = jax.typeof(batch_like).sharding.spec[:batch_axes]
+    last = None if last_like is None else jax.typeof(last_like).sharding.spec[-1]
     out = NamedSharding(mesh, PartitionSpec(*rows, *(() if last in (None, *rows) else (last,))))
     return jax.sharding.auto_axes(function, out_sharding=out)(tree)

@@ -26,7 +26,7 @@ def own_parts(array: jax.Array) -> list[Part]:
     """Copies of the parts that this process is to write; equal ones only one process writes."""
     shards = [shard for shard in array.addressable_shards if shard.replica_id == 0]
     values = jax.device_get([shard.data for shard in shards])
-    # Copied: on a CPU this may be the very memory that the next step donates.
+    # Copied: memory that NumPy looks at JAX would not give away in the next step.
     return [
         Part(tuple(axis.start or 0 for axis in shard.index), np.array(value))
         for shard, value in zip(shards, values, strict=True)

@@ -222,21 +222,21 @@ def export_writer(
     given = (jax.ShapeDtypeStruct((batch, length), jnp.int32), _ids(batch))
     if source is not None:
         given = (_of_batch(batch, source),)
-    with _steps_unknown("encode"):
-        shapes = jax.eval_shape(lambda *a: encode(constants, *a), *given)
-    plain = tuple(map(_plain, shapes))
 
     def reading(*given: Array) -> tuple[Any, Any]:
         carry, memory = encode(constants, *given)
         return _plain(carry), _plain(memory)
+
+    with _steps_unknown("encode"):
+        shapes = jax.eval_shape(lambda *a: encode(constants, *a), *given)
+        encoded = export.export(jax.jit(reading), platforms=names)(*given)
+    plain = tuple(map(_plain, shapes))
 
     def writing(carry: Any, memory: Any, token: Array) -> tuple[Any, dict[str, Array]]:
         held = [_shaped(*each) for each in zip((carry, memory), plain, shapes, strict=True)]
         new, logits, weights = step(constants, held[0], token, held[1])
         return _plain(new), {"logits": logits} | ({} if weights is None else {"weights": weights})
 
-    with _steps_unknown("encode"):
-        encoded = export.export(jax.jit(reading), platforms=names)(*given)
     stepped = export.export(jax.jit(writing), platforms=names)(*plain, _ids(batch))
     return bytes(encoded.serialize()), bytes(stepped.serialize())
 

@@ -63,5 +63,6 @@ def is_divided(name: str, leaf: Any) -> bool:
 
 def to_host(leaves: dict[str, Any]) -> dict[str, np.ndarray]:
     """Copies of arrays in the memory of the host."""
-    # Copied: on a CPU this may be the very memory that the next step donates.
+    # Copied: NumPy's arrays may be changed before they are written, and the memory of JAX's could
+    # not be given away (donated) in the next step while NumPy looks at it.
     return {name: np.array(leaf) for name, leaf in jax.device_get(leaves).items()}

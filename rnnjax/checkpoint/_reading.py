@@ -90,9 +90,8 @@ def _placed(path: Path, name: str, value: Any, like: Any) -> Any:
         if is_key(like):
             placed = jax.random.wrap_key_data(placed, impl=_impl(like))
     else:
-        # Not aliased: a step that donates it would write into memory that is NumPy's.
         where = None if is_key(like) else sharding
-        placed = jax.device_put(divided_arrays.read(value), where, may_alias=False)
+        placed = jax.device_put(divided_arrays.read(value), where)
         if is_key(like):
             placed = jax.device_put(jax.random.wrap_key_data(placed, impl=_impl(like)), sharding)
     if kind_of(placed) != kind_of(like):  # 64 bits without jax_enable_x64
@@ -106,7 +105,7 @@ def _placed(path: Path, name: str, value: Any, like: Any) -> Any:
 def _placed_in_parts(value: Any, sharding: Any) -> jax.Array:
     """An array of all processes, each of which reads what its own devices have of it."""
     parts = [
-        jax.device_put(divided_arrays.read(value, index), device, may_alias=False)
+        jax.device_put(divided_arrays.read(value, index), device)
         for device, index in sharding.addressable_devices_indices_map(value.shape).items()
     ]
     return jax.make_array_from_single_device_arrays(value.shape, sharding, parts)

@@ -67,7 +67,7 @@ def check_xs(xs: Any) -> Any:
 def is_tree_of_inputs(xs: Any) -> bool:
     """Whether ``xs`` is several inputs: a dict, or a tuple that holds arrays."""
     if isinstance(xs, tuple):
-        return any(np.ndim(leaf) >= 1 and hasattr(leaf, "shape") for leaf in jax.tree.leaves(xs))
+        return any(np.ndim(leaf) >= 1 for leaf in jax.tree.leaves(xs))
     return isinstance(xs, dict)
 
 

@@ -228,10 +228,7 @@ def cast(tree: Any, dtype: DTypeLike | None) -> Any:
 
 def compute_dtype(dtype: DTypeLike | None, inputs: Any, params: Params) -> DTypeLike:
     """The dtype Flax computes in: ``dtype``, or else what inputs and parameters promote to."""
-    if dtype is not None:
-        return dtype
-    found = jnp.result_type(inputs, *jax.tree.leaves(params))
-    return found if jnp.issubdtype(found, jnp.inexact) else jnp.promote_types(found, jnp.float32)
+    return jnp.result_type(inputs, *jax.tree.leaves(params)) if dtype is None else dtype
 
 
 def typed_key(key: Array) -> Key:
