@@ -52,6 +52,7 @@ HALF = jnp.float16
 CARRY_LIKE_W = CELL._replace(
     initial_carry=lambda params: rnnjax.LSTMCarry(*[jnp.zeros(4, params.w_hh.dtype)] * 2)
 )
+SQUARE = CELL.init(KEY, 16)._replace(w_hh=jnp.zeros((4, 16), HALF))
 WITH_CONTEXT = CELL._replace(context=lambda params, context: context)
 CASES = {
     "lengths too long": (lambda: unroll(lengths=[5, 6]), "lengths", "[0, 5]", "6 at index (1,)"),
@@ -292,6 +293,18 @@ CASES = {
         "dtype float32, as params.w_ih is",
         "got float16",
     ),
+    "a number in the place of a vector as long as the inputs": (
+        lambda: rnnjax.unroll(CARRY_LIKE_W, SQUARE._replace(bias=jnp.zeros(())), jnp.ones((5, 16))),
+        "params.bias",
+        "shape (16,)",
+        "got shape ()",
+    ),
+    "a number in the place of parameters, and these in that of inputs": (
+        lambda: rnnjax.unroll(CELL, jnp.zeros(()), PARAMS),
+        "xs.w_hh",
+        "(3,) of xs.w_ih",
+        "got shape (4, 16)",
+    ),
     "inputs of a size that init refuses, too": (
         lambda: rnnjax.unroll(rnnjax.s4d(3, 2), rnnjax.s4d(3, 2).init(KEY, 3), jnp.ones((5, 7))),
         "xs",
@@ -397,6 +410,24 @@ def test_the_message_names_argument_expectation_and_what_came(case):
         call()
     for part in parts[1:]:
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("call", "came"),
+    [
+        (lambda: rnnjax.stack(PARAMS), "LSTMParams"),
+        (
+            lambda: rnnjax.recurrent([CELL]),
+            "list: rnnjax.stack(*layers) makes one layer of several",
+        ),
+        (lambda: unroll(context=[1.0, 2]), "a list of 2: (float 1.0, int 2)"),
+        (lambda: unroll(context=[1.0] * 10), "a list of 10"),
+        (lambda: rnnjax.lstm(np.float32(1.5)), "np.float32(1.5)"),
+    ],
+)
+def test_what_came_is_told_in_few_words(call, came):
+    with pytest.raises(ValueError, match=f"got {re.escape(came)}$"):
+        call()
 
 
 def test_an_error_of_jax_that_is_about_no_array_given_away_is_passed_on():

@@ -1,5 +1,7 @@
 """What is chosen for a call, and by what: the devices of its arrays, never those in sight."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,6 +76,20 @@ def test_the_default_backend_decides_nothing_where_arrays_lie_elsewhere(monkeypa
     assert platform_of(jax.ShapeDtypeStruct((3,), jnp.float32)) == "gpu"
     with jax.default_device(jax.devices("cpu")[0]):
         assert platform_of(jax.ShapeDtypeStruct((3,), jnp.float32)) == "cpu"
+
+
+def test_a_mesh_says_the_platform_of_traced_arrays_and_committed_ones_that_of_others(monkeypatch):
+    of_gpus = jax.sharding.AbstractDevice("H100", None, "cuda")
+    mesh = jax.sharding.AbstractMesh((2,), ("batch",), abstract_device=of_gpus)
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert platform_of(jax.ShapeDtypeStruct((3,), jnp.float32)) == "gpu"
+
+    def array(platform, committed):
+        device = SimpleNamespace(platform=platform)
+        return SimpleNamespace(committed=committed, devices=lambda: [device])
+
+    monkeypatch.setattr("rnnjax._devices.Array", SimpleNamespace)  # no GPU is needed for it
+    assert platform_of([array("cpu", False), array("gpu", True)]) == "gpu"
 
 
 @pytest.mark.parametrize(

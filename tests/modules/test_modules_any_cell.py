@@ -64,7 +64,10 @@ NNX_CELLS = {
     "recurrent_dropout": lambda: Dropping(rngs=nnx.Rngs(0, recurrent_dropout=1)),
     "subclass": lambda: Own(D, H, rngs=nnx.Rngs(0)),
     "replaced_layer": lambda: with_layer(
-        "dense_i", nnx.LoRALinear(D, 3 * H, lora_rank=1, rngs=nnx.Rngs(0))
+        "dense_i",
+        nnx.LoRALinear(
+            D, 3 * H, lora_rank=1, b_initializer=nnx.initializers.normal(), rngs=nnx.Rngs(0)
+        ),
     ),
     "without_bias": lambda: with_layer(
         "dense_i", nnx.Linear(D, 3 * H, use_bias=False, rngs=nnx.Rngs(0))
@@ -127,6 +130,14 @@ def test_the_keys_of_a_cell_are_those_of_flax_call_after_call():
     close(second, theirs(XS), TOLERANCE)
     assert np.any(first != second)
     assert ours.cell.drop.rngs.count[...] == theirs.cell.drop.rngs.count[...] > 0
+
+
+def test_a_module_as_activation_may_draw_noise_at_every_step():
+    def cell():
+        noise = nnx.Dropout(0.4, rngs=nnx.Rngs(1))
+        return nnx.GRUCell(D, H, activation_fn=noise, rngs=nnx.Rngs(0))
+
+    close(modules.nnx.RNN(cell())(XS), nnx.RNN(cell())(XS), TOLERANCE)
 
 
 def test_parameters_that_change_from_step_to_step_run_as_in_flax():

@@ -154,6 +154,14 @@ def test_noise_is_on_in_training_off_in_evaluation_and_new_in_every_call():
     assert np.any(jitted(layer) != jitted(layer))
 
 
+def test_the_noise_of_a_cell_is_its_own_whatever_else_is_drawn_from_the_same_streams():
+    noisy, xs = variational_dropout(rnnjax.gru(H), inputs=0.5), draw(1, B, T, D)
+    streams = nnx.Rngs(0), nnx.Rngs(0)
+    alone, beside = (modules.nnx.RNN(modules.nnx.RNNCell(noisy, D, rngs=rngs)) for rngs in streams)
+    streams[1].dropout()
+    close(alone(xs), beside(xs), 0)
+
+
 def test_dtypes_of_our_cells():
     cell = modules.nnx.LSTMCell(D, H, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     xs = draw(1, B, T, D).astype(jnp.float32)

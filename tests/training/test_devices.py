@@ -79,6 +79,12 @@ REFUSED = """
 """
 
 
+def test_a_mask_of_numpy_is_placed_as_it_is():
+    mask = np.array([True, False])
+    placed = shard_batch(jax.make_mesh((1,), ("batch",)), {"mask": mask})["mask"]
+    np.testing.assert_array_equal(placed, mask, strict=True)
+
+
 @pytest.mark.devices
 def test_a_batch_that_does_not_divide_is_refused_by_name():
     rows = "must have shape [B, ...] with B a multiple of the 2 devices on axis 'batch'"

@@ -253,6 +253,19 @@ def test_bytes_of_another_order_are_the_numbers_they_are_to_a_compiled_step_too(
     assert len(step.compilations) == 1
 
 
+def test_a_step_inside_another_of_its_name_reports_its_own_compilation():
+    inner = CompiledStep("add", lambda state, batch: state + batch, donate_state=False)
+
+    def function(state, batch):
+        with jax.ensure_compile_time_eval():
+            inner(np.float32(1), np.float32(2))
+        return state + batch
+
+    outer = CompiledStep("add", function, donate_state=False)
+    jax.jit(outer)(1.0, 2.0)
+    assert (len(inner.compilations), outer.compilations) == (1, [])
+
+
 def test_numbers_and_lists_of_arrays_in_a_batch_are_taken():
     step = CompiledStep(
         "sum", lambda state, batch: state + batch[0][0] * batch[1], donate_state=False

@@ -18,6 +18,7 @@ import numpy as np
 import optax
 import pytest
 
+from rnnjax import _divided_arrays as divided_arrays
 from rnnjax.checkpoint import CheckpointError, Checkpoints, FolderLock, _reading
 from rnnjax.checkpoint import checkpoints as saving
 from rnnjax.training import init_train_state, make_train_step
@@ -399,6 +400,20 @@ def test_a_save_that_cannot_fit_is_not_begun(tmp_path, monkeypatch):
         ):
             checkpoints.wait()
     assert restored(tmp_path).step == 1
+
+
+def test_the_size_of_an_array_that_several_write_is_that_of_its_numbers():
+    assert divided_arrays.form_of(jnp.ones((3, 5), jnp.bfloat16)).nbytes == 30
+
+
+def test_a_lost_part_of_an_array_is_not_read_as_zeros(tmp_path):
+    array = jnp.ones((3, 5))
+    divided_arrays.create(tmp_path, divided_arrays.form_of(array))
+    [part] = divided_arrays.write(tmp_path, divided_arrays.own_parts(array))
+    assert (divided_arrays.read(divided_arrays.open_array(tmp_path)) == 1).all()
+    part.unlink()
+    with pytest.raises(ValueError, match="missing"):
+        divided_arrays.read(divided_arrays.open_array(tmp_path))
 
 
 def test_of_the_long_errors_of_a_library_the_words_of_the_system_are_told(tmp_path, monkeypatch):

@@ -62,7 +62,8 @@ def whole(tree):
     return bits({**everywhere, "step": tree["step"]})
 
 
-said, verify, verified = {}, saving.verified, []
+equal = placed(state(1))["w"]
+said, verify, verified = {"parts": len(_divided_arrays.own_parts(equal))}, saving.verified, []
 saving.verified = lambda path: verified.append(path) or verify(path)
 with Checkpoints(given[0]) as of_one:
     said["of one"] = whole(of_one.restore(placed(state(9))).state)
@@ -130,8 +131,9 @@ def test_what_two_processes_saved_comes_back_divided_otherwise_and_in_one(togeth
             assert (bits(found.state), found.extra) == (bits(state(step)), {"number": step})
 
 
-def test_the_first_process_alone_verifies(together):
+def test_the_first_process_alone_writes_what_all_have_and_verifies(together):
     said, _ = together
+    assert [found["parts"] for found in said] == [1, 0]
     assert [found["verified"] for found in said] == [1, 0]
 
 
