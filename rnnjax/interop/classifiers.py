@@ -234,7 +234,7 @@ def export_torch(
     describe(kind, params)
     return {
         f"{embedding}.weight": np.array(params.embedding.vectors),
-        **torch_layers.export_weights(kind, params.encoder, f"{encoder}."),
+        **torch_layers.export_weights(kind, layers_of(params.encoder), f"{encoder}."),
         f"{head}.weight": np.array(params.head.w).T.copy(),
         f"{head}.bias": np.array(params.head.bias),
     }
@@ -344,8 +344,10 @@ def table_of(params: ClassifierParams) -> Any:
 
 
 def layers_of(encoder: Any) -> tuple:
-    """The parameters of every layer: of those of a stack, and of one layer alone."""
-    return encoder if type(encoder) is tuple else (encoder,)
+    """The parameters of every layer: of those of a stack, a nested one too, and of one alone."""
+    if type(encoder) is not tuple:
+        return (encoder,)
+    return tuple(layer for part in encoder for layer in layers_of(part))
 
 
 def _checked(kind: str, vectors: Any, encoder: Any, w: Any, bias: Any) -> ClassifierParams:

@@ -11,6 +11,7 @@ from rnnjax.base import Cell
 from rnnjax.interop import onnx as onnx_layers
 from rnnjax.interop._onnx_file import ACTIVATIONS, NODES, Graph, as_float32, narrow
 from rnnjax.interop._onnx_parts import arguments_of, cells_of, kind_of
+from rnnjax.interop.classifiers import layers_of
 from rnnjax.models.language_model import LanguageModel, LanguageModelParams, language_model
 
 
@@ -53,7 +54,7 @@ def export_step(model: LanguageModel, params: LanguageModelParams) -> bytes:
     cells, tied = _parts_of(model)
     params = check_params(params, LanguageModelParams)
     kinds = [kind_of(cell) for cell in cells]
-    layers = params.layer if type(params.layer) is tuple else (params.layer,)
+    layers = layers_of(params.layer)
     if len(layers) != len(cells):
         raise ValueError(f"params.layer must be of {len(cells)} layers, got {len(layers)}")
     graph = Graph("export_step")

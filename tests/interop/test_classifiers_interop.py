@@ -108,6 +108,17 @@ def test_the_three_parts_of_a_tagger_are_those_of_a_classifier():
     np.testing.assert_array_equal(back["fc.weight"], net.state_dict()["fc.weight"])
 
 
+def test_a_stack_inside_a_stack_has_the_logits_of_a_module_of_as_many_layers():
+    torch = pytest.importorskip("torch")
+    encoder = rnnjax.stack(rnnjax.stack(rnnjax.gru(H)), rnnjax.gru(H))
+    model = rnnjax.classifier(rnnjax.embedding(V, E), encoder, C, pooling="mean")
+    params = model.init(jax.random.key(0))
+    net = torch_net("gru", num_layers=2)
+    state = {name: torch.from_numpy(a) for name, a in export_torch("gru", params).items()}
+    net.load_state_dict(state, strict=True)
+    np.testing.assert_allclose(torch_logits(net), model.apply(params, TOKENS), **CLOSE)
+
+
 def test_relu_is_an_activation_that_the_weights_do_not_show():
     net = torch_net("vanilla", nonlinearity="relu")
     params = import_torch("vanilla", net.state_dict())

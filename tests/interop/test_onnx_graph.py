@@ -59,6 +59,14 @@ def test_onnxruntime_gives_the_logits_of_every_cell_and_direction(kind, layers):
     assert_runtime_agrees(model, params, export_classifier(model, params))
 
 
+def test_a_stack_inside_a_stack_is_one_node_a_layer():
+    inner = rnnjax.stack(rnnjax.bidirectional(rnnjax.lstm(3)), rnnjax.lstm(5))
+    encoder = rnnjax.stack(rnnjax.stack(inner), rnnjax.lstm(4))
+    model = rnnjax.classifier(rnnjax.embedding(VOCAB, 5), encoder, CLASSES)
+    params = model.init(jax.random.key(0))
+    assert_runtime_agrees(model, params, export_classifier(model, params))
+
+
 @pytest.mark.parametrize("batch", [ragged(1, 9, [7]), ragged(2, 3, [0, 0])])
 def test_one_graph_runs_for_every_batch_and_time(batch):
     model, params = make("gru", "bidirectional")

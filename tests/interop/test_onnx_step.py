@@ -18,6 +18,7 @@ PROMPT = np.array([[5, 7, 2], [3, 3, 8]])
 LAYERS = {
     "lstm": rnnjax.lstm(5),
     "stack": rnnjax.stack(rnnjax.gru(5), rnnjax.peephole_lstm(3), rnnjax.vanilla(E, jax.nn.relu)),
+    "nested": rnnjax.stack(rnnjax.stack(rnnjax.gru(5)), rnnjax.stack(rnnjax.lstm(3))),
     "reset before": rnnjax.stack(rnnjax.gru(5, reset_after=False), dropout=0.5),
 }
 
@@ -49,7 +50,8 @@ def write(data, prompt, count):
 
 
 @pytest.mark.parametrize(
-    ("layer", "tie"), [("lstm", False), ("stack", True), ("reset before", False)]
+    ("layer", "tie"),
+    [("lstm", False), ("stack", True), ("nested", False), ("reset before", False)],
 )
 def test_onnxruntime_writes_the_text_that_generate_writes(layer, tie):
     model, params = make(LAYERS[layer], tie=tie)
