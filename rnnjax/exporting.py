@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 
 from rnnjax._checks import check_size, check_takes, missing_package
 from rnnjax._native import in_native_order
@@ -260,6 +261,12 @@ def _steps_unknown(name: str) -> Iterator[None]:
 
 
 def _constants(params: Any) -> Any:
+    for leaf in jax.tree.leaves(params):
+        if isinstance(leaf, Tracer | jax.ShapeDtypeStruct):
+            raise ValueError(
+                f"params must be arrays whose values are known, got {jax.typeof(leaf)}: export "
+                "them outside of jax.jit and other transformations"
+            )
     return jax.tree.map(jnp.asarray, in_native_order(params))
 
 
@@ -296,16 +303,20 @@ def _shape_of_inputs(shape: Sequence[Any], input_size: Any) -> jax.ShapeDtypeStr
 
 @contextlib.contextmanager
 def _telling_of_ids(name: str, input_size: Any) -> Iterator[None]:
-    """Where a model of vectors was given token ids, say that the default did it."""
+    """Where token ids met a model of vectors, or vectors one of ids, say that this argument did."""
     try:
         yield
     except ValueError as error:
-        if input_size is not None or "must be of floating dtype" not in str(error):
-            raise
-        raise ValueError(
-            f"input_size must be the number of features where {name} takes vectors, got None, "
-            "which stands for token ids"
-        ) from error
+        if input_size is None and "must be of floating dtype" in str(error):
+            raise ValueError(
+                f"input_size must be the number of features where {name} takes vectors, got None, "
+                "which stands for token ids"
+            ) from error
+        if input_size is not None and "must be integers" in str(error):
+            raise ValueError(
+                f"input_size must be None where {name} takes token ids, got {input_size}"
+            ) from error
+        raise
 
 
 def _plain(outputs: Any) -> Any:
@@ -328,5 +339,5 @@ def _check_platforms(platforms: Sequence[str]) -> tuple[str, ...]:
     known = (*PLATFORMS, "rocm")
     is_list = isinstance(platforms, Iterable) and bool(platforms)
     if not is_list or any(name not in known for name in platforms):
-        raise ValueError(f"platforms must be some of {known}, got {platforms!r}")
+        raise ValueError(f"platforms must be a list with names of {known}, got {platforms!r}")
     return tuple(platforms)

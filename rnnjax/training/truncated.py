@@ -97,7 +97,9 @@ def make_truncated_step(
 
     Args:
         apply: ``(params, xs, *, mask, resets, initial_carry, key) -> (carry, ys)``, such as the
-            ``apply`` of a layer. It must take zero steps too: so the first carry is made.
+            ``apply`` of a layer. Its outputs must depend on past inputs alone (``layer.causal``):
+            a window is cut where the next one starts. It must take zero steps too: so the first
+            carry is made.
         loss_fn: ``(ys, targets, mask) -> (loss, metrics)`` of one chunk, leaves [B, k1, ...], with
             metrics as ``make_train_step`` wants them: names and pairs (total, count).
         optimizer: an Optax transformation.

@@ -229,7 +229,7 @@ def test_any_cell_can_be_exported(cell):
 @pytest.mark.parametrize("platforms", ["cpu", (), ("gpu",), ("cpu", "metal")])
 def test_other_platforms_are_named(platforms):
     model, params = make()
-    with pytest.raises(ValueError, match=r"platforms must be some of .*'cuda'.*, got"):
+    with pytest.raises(ValueError, match=r"platforms must be a list with names of .*'cuda'.*, got"):
         export_program(model.apply, params, platforms=platforms)
 
 
@@ -254,6 +254,25 @@ def test_what_needs_to_know_the_number_of_steps_is_refused_and_without_it_export
     np.testing.assert_allclose(got["1"], layer.apply(params, xs, lengths)[1], atol=1e-5)
 
 
+def test_parameters_without_values_are_refused():
+    model, params = make()
+    shapes = jax.eval_shape(lambda: params)
+    with pytest.raises(
+        ValueError, match=r"params must be arrays whose values are known, got float"
+    ):
+        export_program(model.apply, shapes)
+    with pytest.raises(ValueError, match=r"known, got float32\[11,5\].*outside of jax.jit"):
+        jax.jit(lambda params: len(export_program(model.apply, params)))(params)
+
+
+def test_vectors_for_a_model_of_token_ids_are_a_wrong_input_size():
+    model, params = make()
+    with pytest.raises(
+        ValueError, match="input_size must be None where apply takes token ids, got 5"
+    ):
+        export_program(model.apply, params, input_size=5)
+
+
 def test_the_step_of_a_cell_is_exported_as_that_of_its_layer():
     cell = rnnjax.learn_initial_carry(rnnjax.lstm(3))
     params = jax.tree.map(lambda a: a + 0.1, cell.init(jax.random.key(0), D))
@@ -271,7 +290,7 @@ def test_the_step_of_a_cell_is_exported_as_that_of_its_layer():
     [
         ({"input_size": "3"}, "input_size must be a positive integer, got '3'"),
         ({"input_size": 3.0}, "input_size must be a positive integer, got 3.0"),
-        ({"platforms": 3}, "platforms must be some of"),
+        ({"platforms": 3}, "platforms must be a list with names of"),
         ({"step": "step"}, "step must be a function, such as the step of a layer, got str"),
         ({"initial_carry": None}, "initial_carry must be a function"),
         (
@@ -306,7 +325,7 @@ def test_what_cannot_be_exported_is_named(changes, message):
             r"step must be a function of params, carry, token and memory, got \(params, carry, x,",
         ),
         ({"source": 3}, r"source must be a jax.ShapeDtypeStruct or None, got 3"),
-        ({"platforms": ()}, "platforms must be some of"),
+        ({"platforms": ()}, "platforms must be a list with names of"),
     ],
 )
 def test_what_cannot_be_written_out_is_named(changes, message):
