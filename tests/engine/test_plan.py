@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 import rnnjax
-from rnnjax._devices import platform_of
+from rnnjax._devices import may_merge_axes, platform_of
 from rnnjax.engine._plan import Request, Size, make_plan, size_of
 
 SIZE = Size(time=128, gates=4, gate_bytes=2**20)
@@ -90,6 +91,15 @@ def test_a_mesh_says_the_platform_of_traced_arrays_and_committed_ones_that_of_ot
 
     monkeypatch.setattr("rnnjax._devices.Array", SimpleNamespace)  # no GPU is needed for it
     assert platform_of([array("cpu", False), array("gpu", True)]) == "gpu"
+
+
+@pytest.mark.parametrize(
+    ("kinds", "merged"), [("Manual Manual", True), ("Manual Auto", False), ("Auto Auto", False)]
+)
+def test_axes_are_merged_on_a_mesh_where_each_device_runs_a_program_of_its_own(kinds, merged):
+    types = tuple(AxisType[kind] for kind in kinds.split())
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2, 2), ("a", "b"), types)):
+        assert may_merge_axes(jax.ShapeDtypeStruct((3, 2), jnp.float32)) == merged
 
 
 @pytest.mark.parametrize(

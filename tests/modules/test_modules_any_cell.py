@@ -340,6 +340,16 @@ def test_our_cells_with_the_arguments_of_flax_compute_as_flax(name):
     close((one, y), theirs(theirs.initialize_carry((B, D), nnx.Rngs(0)), XS[:, 0]), TOLERANCE)
 
 
+def test_a_gru_that_resets_before_has_its_own_activations_alone():
+    cell = modules.nnx.GRUCell(D, H, reset_after=False, rngs=nnx.Rngs(0))
+    params = jax.tree.map(lambda p: p[...], cell.params, is_leaf=is_variable)
+    expected = rnnjax.unroll(rnnjax.gru(H, reset_after=False), params, XS)[1]
+    close(modules.nnx.RNN(cell)(XS), expected, 0)
+    for given in ({"gate_fn": jax.nn.hard_sigmoid}, {"activation_fn": jax.nn.elu}):
+        with pytest.raises(ValueError, match="must be sigmoid and tanh for reset_after=False"):
+            modules.nnx.GRUCell(D, H, reset_after=False, rngs=nnx.Rngs(0), **given)
+
+
 @pytest.mark.parametrize("api", ["nnx", "linen"])
 def test_the_initial_weights_may_be_those_of_functions(api):
     ones, twos, threes = (nnx.initializers.constant(float(n)) for n in (1, 2, 3))
