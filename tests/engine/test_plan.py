@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import rnnjax
-from rnnjax._devices import may_merge_axes, platform_of
+from rnnjax._devices import may_merge_axes, platform_of, with_automatic_axes
 from rnnjax.engine._plan import Request, Size, make_plan, size_of
 
 SIZE = Size(time=128, gates=4, gate_bytes=2**20)
@@ -100,6 +101,14 @@ def test_axes_are_merged_on_a_mesh_where_each_device_runs_a_program_of_its_own(k
     types = tuple(AxisType[kind] for kind in kinds.split())
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2, 2), ("a", "b"), types)):
         assert may_merge_axes(jax.ShapeDtypeStruct((3, 2), jnp.float32)) == merged
+
+
+def test_an_axis_that_divides_rows_and_words_divides_the_rows_of_the_logits():
+    mesh = jax.make_mesh((1,), ("all",), (AxisType.Explicit,))
+    rows = jax.device_put(jnp.ones((2, 3)), NamedSharding(mesh, P("all")))
+    words = jax.device_put(jnp.ones((3, 4)), NamedSharding(mesh, P(None, "all")))
+    logits = with_automatic_axes(lambda both: both[0] @ both[1], (rows, words), rows, 1, words)
+    assert jax.typeof(logits).sharding.spec == P("all", None)
 
 
 @pytest.mark.parametrize(

@@ -379,6 +379,13 @@ def test_each_gate_is_drawn_for_itself_and_the_hidden_bias_too():
     assert not np.any(first == second)
     assert np.all(params.hidden_bias[...] == 3)
 
+    def width(key, shape, dtype):
+        return jnp.full(shape, shape[-1], dtype)
+
+    options = {"kernel_init": width, "recurrent_kernel_init": width}
+    params = modules.nnx.GRUCell(D, H, rngs=nnx.Rngs(0), **options).params
+    assert all(np.all(kernel[...] == H) for kernel in (params.w_ih, params.w_hh))
+
 
 def is_variable(node):
     return isinstance(node, nnx.Variable)
