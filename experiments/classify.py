@@ -23,14 +23,7 @@ import optax
 
 from experiments.running import class_report, curves
 from experiments.running.checkpoints import Saver
-from experiments.running.classifier import CELLS as CELLS
-from experiments.running.classifier import (
-    PROGRAM,
-    VOCABULARY,
-    WEIGHTS,
-    Settings,
-    build_model,
-)
+from experiments.running.classifier import PROGRAM, VOCABULARY, WEIGHTS, Settings, build_model
 from experiments.running.classifier import Predictor as Predictor
 from experiments.running.classifier_fitting import Fitted, Recipe, fit
 from experiments.running.command_line import run_program

@@ -12,11 +12,10 @@ import numpy as np
 import rnnjax
 from experiments.anomaly.series import Data, Watched
 from experiments.anomaly.settings import Settings
+from experiments.running.cells import CELLS
 from experiments.running.loss_fitting import Parts
 from experiments.running.scaling import Scale
 from rnnjax.data import Batch, BucketedBatches
-
-_CELLS = {"lstm": rnnjax.lstm, "gru": rnnjax.gru, "vanilla": rnnjax.vanilla}
 
 
 def scale_of(data: Data) -> Scale:
@@ -26,7 +25,7 @@ def scale_of(data: Data) -> Scale:
 
 def build_model(settings: Settings, channels: int) -> rnnjax.SeriesModel:
     """A layer, and for each channel a mixture of Gaussians that says what may come next."""
-    cell = _CELLS[settings.cell](settings.hidden_size)
+    cell = CELLS[settings.cell](settings.hidden_size)
     # A spread below a hundredth of the channel's own would make a fault of every rounding.
     head = rnnjax.gaussian_mixture_head(settings.components, 1, min_scale=0.01)
     joint = rnnjax.joint_head(*(head,) * channels)

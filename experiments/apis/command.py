@@ -15,6 +15,7 @@ import optax
 import rnnjax
 from experiments.apis.settings import Metrics, Settings, Sizes, Trainer
 from experiments.running import curves
+from experiments.running.cells import CELLS
 from experiments.running.classifier_fitting import classification_loss
 from experiments.running.console import Progress, exit_code
 from experiments.running.parsing import parse
@@ -28,7 +29,7 @@ from rnnjax.metrics import compute, evaluate
 
 def make_model(settings: Settings, sizes: Sizes) -> rnnjax.Model:
     """The classifier as pure functions."""
-    cell = {"lstm": rnnjax.lstm, "gru": rnnjax.gru}[settings.cell](settings.hidden_size)
+    cell = CELLS[settings.cell](settings.hidden_size)
     table = rnnjax.embedding(sizes.vocabulary, settings.embedding_size)
     return rnnjax.classifier(table, cell, sizes.classes, pooling="mean")
 

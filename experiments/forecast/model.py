@@ -13,11 +13,11 @@ import rnnjax
 from experiments.forecast.baselines import scale_of
 from experiments.forecast.series import Window, Windows
 from experiments.forecast.settings import Settings
+from experiments.running.cells import CELLS
 from experiments.running.loss_fitting import Parts
 from rnnjax.data import Batch, BucketedBatches
 
 LEVELS = (0.1, 0.5, 0.9)
-_CELLS = {"lstm": rnnjax.lstm, "gru": rnnjax.gru, "vanilla": rnnjax.vanilla}
 
 
 class Network(NamedTuple):
@@ -33,7 +33,7 @@ def build_network(settings: Settings) -> Network:
 
     So the network has a linear autoregression in it, and learns what that leaves.
     """
-    cell = _CELLS[settings.cell](settings.hidden_size)
+    cell = CELLS[settings.cell](settings.hidden_size)
     layer = rnnjax.recurrent(rnnjax.variational_dropout(cell, settings.dropout, settings.dropout))
     head = rnnjax.quantile_head(LEVELS, settings.horizon)
 

@@ -14,6 +14,7 @@ from jax import Array
 from numpy.typing import NDArray
 
 import rnnjax
+from experiments.running.cells import CELLS
 from experiments.running.text import take
 from rnnjax.data import Examples, flatten
 from rnnjax.data.ragged import Ragged, RaggedRows
@@ -121,10 +122,9 @@ def in_order(order: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64
 
 def build(recipe: Recipe, vocab_size: int) -> Model:
     """The classifier of a recipe."""
-    make = {"vanilla": rnnjax.vanilla, "lstm": rnnjax.lstm}[recipe.kind]
     layers = []
     for size in recipe.layers:
-        cell = make(size.hidden_size, initializer=recipe.form)
+        cell = CELLS[recipe.kind](size.hidden_size, initializer=recipe.form)
         cell = rnnjax.variational_dropout(cell, recipe.dropout, recipe.recurrent_dropout)
         layers.append(rnnjax.bidirectional(cell) if size.bidirectional else rnnjax.recurrent(cell))
     return rnnjax.classifier(

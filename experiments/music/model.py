@@ -12,15 +12,14 @@ import numpy as np
 import rnnjax
 from experiments.music.pieces import KEYS, Music, Piece
 from experiments.music.settings import Settings
+from experiments.running.cells import CELLS
 from experiments.running.loss_fitting import Parts
 from rnnjax.data import Batch, BucketedBatches, choose_boundaries
-
-_CELLS = {"lstm": rnnjax.lstm, "gru": rnnjax.gru, "vanilla": rnnjax.vanilla}
 
 
 def build_model(settings: Settings) -> rnnjax.SeriesModel:
     """Layers, and a head that says of every key how likely it is to sound in the next frame."""
-    cell = _CELLS[settings.cell](settings.hidden_size)
+    cell = CELLS[settings.cell](settings.hidden_size)
     layers = rnnjax.stack(*(cell,) * settings.layers, dropout=settings.dropout)
     return rnnjax.series_model(layers, rnnjax.bernoulli_head(KEYS), dropout=settings.dropout)
 

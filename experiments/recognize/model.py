@@ -12,12 +12,11 @@ import numpy as np
 import rnnjax
 from experiments.recognize.series import Part, Series
 from experiments.recognize.settings import Settings
+from experiments.running.cells import CELLS
 from experiments.running.loss_fitting import Parts
 from experiments.running.scaling import Scale
 from rnnjax.data import Batch, BucketedBatches, choose_boundaries, pad
 from rnnjax.metrics import accuracy, cross_entropy
-
-_CELLS = {"lstm": rnnjax.lstm, "gru": rnnjax.gru, "vanilla": rnnjax.vanilla}
 
 
 class Network(NamedTuple):
@@ -57,7 +56,7 @@ class Known(NamedTuple):
 
 def build_network(settings: Settings, known: Known) -> Network:
     """Layers that read the series, a pool over its steps, and a linear map to labels."""
-    cell = _CELLS[settings.cell](settings.hidden_size)
+    cell = CELLS[settings.cell](settings.hidden_size)
     layer = rnnjax.bidirectional(cell) if settings.direction == "both" else rnnjax.recurrent(cell)
     layers = rnnjax.stack(*(layer,) * settings.layers, dropout=settings.dropout)
     if settings.pooling == "places":

@@ -11,11 +11,10 @@ from jax import Array
 
 import rnnjax
 from experiments.recurrent_ppo.settings import Settings
+from experiments.running.cells import CELLS
 
 _CELLS: dict[str, Callable[[int], rnnjax.Cell]] = {
-    "gru": rnnjax.gru,
-    "lstm": rnnjax.lstm,
-    "vanilla": rnnjax.vanilla,
+    **CELLS,
     "minimal_gated": rnnjax.minimal_gated,
     "min_gru": rnnjax.min_gru,
     "lru": rnnjax.lru,

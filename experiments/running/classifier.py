@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 import rnnjax
+from experiments.running.cells import CELLS
 from experiments.running.run_settings import PLACE, RunSettings, config_value, stored_settings
 from experiments.running.setting_checks import check_settings
 from experiments.running.text import Encoder
@@ -19,7 +20,6 @@ from experiments.running.trained import finished_settings, load_trained
 from rnnjax import checked
 from rnnjax.data import BucketedBatches, DataError, Vocabulary
 
-CELLS = {"vanilla": rnnjax.vanilla, "lstm": rnnjax.lstm, "gru": rnnjax.gru}
 PROGRAM = "python -m experiments.classify"
 VOCABULARY = "vocabulary.json"
 

@@ -10,18 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 
 import rnnjax
+from experiments.running.cells import CELLS
 from experiments.running.loss_fitting import Parts
 from experiments.tag.sentences import Corpus, Sentence
 from experiments.tag.settings import Settings
 from rnnjax.data import Batch, BucketedBatches, Vocabulary, choose_boundaries, pad
 from rnnjax.metrics import accuracy, cross_entropy
 
-_CELLS = {"lstm": rnnjax.lstm, "gru": rnnjax.gru, "vanilla": rnnjax.vanilla}
-
 
 def build_model(settings: Settings, vocab_size: int, num_labels: int) -> rnnjax.Model:
     """Word vectors, a layer that reads one way or both, and a linear map to labels."""
-    cell = _CELLS[settings.cell](settings.hidden_size)
+    cell = CELLS[settings.cell](settings.hidden_size)
     layer = cell if settings.direction == "forward" else rnnjax.bidirectional(cell)
     embedding = rnnjax.embedding(vocab_size, settings.embedding_size)
     return rnnjax.tagger(embedding, layer, num_labels, dropout=settings.dropout)

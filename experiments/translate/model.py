@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import rnnjax
+from experiments.running.cells import CELLS
 from experiments.running.words import START
 from experiments.translate.settings import Settings
 from rnnjax.data import DataError
-
-_CELLS = {"gru": rnnjax.gru, "lstm": rnnjax.lstm}
 
 
 def build_model(
@@ -18,7 +17,7 @@ def build_model(
     Raises:
         DataError: settings that no network has.
     """
-    size, make = settings.hidden_size, _CELLS[settings.cell]
+    size, make = settings.hidden_size, CELLS[settings.cell]
     inside = settings.attention in ("inside", "feeding")
     if size % 2:
         raise DataError(f"--hidden-size must be even, half for each direction, got {size}")
