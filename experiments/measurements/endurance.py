@@ -29,7 +29,7 @@ from experiments.running.figures import new_figure, save_figure
 from experiments.running.generated_texts import generated_texts
 from experiments.running.interrupts import Interrupted, Interrupts
 from experiments.running.parsing import parse
-from experiments.running.process_memory import MEGABYTE, Slope, least_squares_slope, process_memory
+from experiments.running.process_memory import MEGABYTE, Slope, median_slope, process_memory
 from experiments.running.run_folder import RunFolder, environment, plain, usual_folder
 from experiments.running.setting_checks import check_settings, share, whole
 from experiments.running.text import Encoder, Splits, hold_out
@@ -145,7 +145,6 @@ class Part(NamedTuple):
     steps: int
     first: Sample  # after the warm-up
     last: Sample
-    overall: Slope  # bytes a step, whatever they come from
     slope: Slope  # bytes a step, between one save and the next
 
     @property
@@ -158,12 +157,11 @@ class Part(NamedTuple):
     @property
     def is_flat(self) -> bool:
         """Steps compile nothing more, and are known to leave less behind than the smallest leak."""
-        growth = self.slope.value + 2 * self.slope.error
-        return growth < FLAT and self.first.programs == self.last.programs
+        return self.slope.high < FLAT and self.first.programs == self.last.programs
 
     def written(self) -> dict[str, Any]:
         """As JSON holds it."""
-        names = ("first", "last", "overall", "slope")
+        names = ("first", "last", "slope")
         values = {name: getattr(self, name)._asdict() for name in names}
         more = {"bytes_a_save": self.bytes_a_save, "flat": self.is_flat}
         return {**self._asdict(), **values, **more}
@@ -180,12 +178,12 @@ def summed_up(name: str, samples: Sequence[Sample], warm_up: float) -> Part:
         raise DataError(f"--samples must leave 3 or more after the warm-up, got {len(counted)}")
     # Without the first sample after each save, when memory still comes and goes.
     settled = [now for last, now in pairwise(counted) if now.saves == last.saves]
-    slope = _slope(settled, groups=[sample.saves for sample in settled])
-    return Part(name, samples[-1].step, counted[0], counted[-1], _slope(counted), slope)
-
-
-def _slope(samples: Sequence[Sample], groups: Sequence[int] | None = None) -> Slope:
-    return least_squares_slope([s.step for s in samples], [s.resident for s in samples], groups)
+    slope = median_slope(
+        [sample.step for sample in settled],
+        [sample.resident for sample in settled],
+        groups=[sample.saves for sample in settled],
+    )
+    return Part(name, samples[-1].step, counted[0], counted[-1], slope)
 
 
 def endure(settings: Settings, folder: Path) -> list[Part]:
@@ -275,8 +273,8 @@ def print_parts(parts: Sequence[Part]) -> None:
     """A row for each part of the run."""
     print_table([_row(part) for part in parts])
     print(
-        "KB/1,000: growth in 1,000 steps or calls after the warm-up, by least squares, ± its\n"
-        "standard error; of the steps: at one slope between the saves, which add what they add"
+        "KB/1,000: growth in 1,000 steps or calls between the saves, after the warm-up: the\n"
+        "median over all pairs of samples, and its 95 % limits"
     )
 
 
@@ -287,8 +285,7 @@ def _row(part: Part) -> dict[str, str]:
         "steps": f"{part.steps:,}",
         "MB warm": f"{part.first.resident / MEGABYTE:.1f}",
         "MB at end": f"{part.last.resident / MEGABYTE:.1f}",
-        "KB/1,000": _shown(part.overall),
-        "of the steps": _shown(part.slope),
+        "KB/1,000": _shown(part.slope),
         "KB a save": "" if each is None else f"{each / 1000:.0f}",
         "programs": f"{part.first.programs}, {part.last.programs}",
         "flat": "yes" if part.is_flat else "NO",
@@ -296,7 +293,7 @@ def _row(part: Part) -> dict[str, str]:
 
 
 def _shown(slope: Slope) -> str:
-    return f"{slope.value:.1f} ± {slope.error:.1f}"
+    return f"{slope.value:.0f} ({slope.low:.0f} to {slope.high:.0f})"
 
 
 def draw(watches: Sequence[Watch], parts: Sequence[Part], path: Path) -> None:
@@ -365,7 +362,7 @@ def check(settings: Settings) -> None:
         settings,
         steps=whole(5),
         predictions=whole(5),
-        samples=whole(5),
+        samples=whole(5, 1_000),  # all pairs of them are compared
         warm_up=share(),
         texts=whole(20),
     )

@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import rnnjax
 from experiments.measurements.remat import MEBIBYTE, parse_remat
 from experiments.running.console import exit_code, print_table
 from experiments.running.figures import new_figure, save_figure
 from experiments.running.parsing import parse
-from experiments.running.process_memory import least_squares_slope
 from experiments.running.run_folder import RunFolder, plain, run_config, usual_folder
 from experiments.running.setting_checks import above, check_settings, each, whole
 from experiments.throughput.cases import Case, CellName, Shape
@@ -159,7 +159,7 @@ def power(points: Sequence[dict[str, Any]]) -> float:
     """
     sizes = [math.log(point["size"]) for point in points]
     times = [math.log(point["seconds"]["median"]) for point in points]
-    return round(least_squares_slope(sizes, times).value, 12)
+    return round(float(np.polyfit(sizes, times, 1)[0]), 12)
 
 
 def show(found: dict[str, Any]) -> None:
