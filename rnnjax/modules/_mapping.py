@@ -231,11 +231,6 @@ def compute_dtype(dtype: DTypeLike | None, inputs: Any, params: Params) -> DType
     return jnp.result_type(inputs, *jax.tree.leaves(params)) if dtype is None else dtype
 
 
-def typed_key(key: Array) -> Key:
-    """``key`` as a typed key; Flax hands on a legacy ``uint32`` key as it was given."""
-    return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
-
-
 def step_shape(inputs: Any, time_major: bool, feature_axes: int = 1) -> tuple[int, ...]:
     """The shape of the inputs without time: what Flax's ``initialize_carry`` is given."""
     shape = jnp.shape(inputs)

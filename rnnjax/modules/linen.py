@@ -88,7 +88,7 @@ class _EngineCell(nn.RNNCellBase, kw_only=True):
         elif all(self.has_variable("params", name) for name in self._names(params)):
             params = self._parameters(size)
         else:
-            params = cell.init(mapping.typed_key(rng), size)
+            params = cell.init(rng, size)
         start = mapping.cast(cell.initial_carry(params), self.param_dtype)
         keys = iter(jax.random.split(rng, max(1, len(jax.tree.leaves(start)))))
         return mapping.spread_carry(start, input_shape[:-1], lambda: next(keys), self.carry_init)
@@ -108,7 +108,7 @@ class _EngineCell(nn.RNNCellBase, kw_only=True):
         values = shapes
         held = all(self.has_variable("params", name) for name in names)
         if not held and self.is_mutable_collection("params"):
-            drawn = cell.init(mapping.typed_key(self.make_rng("params")), input_size)
+            drawn = cell.init(self.make_rng("params"), input_size)
             values = mapping.cast(drawn, self.param_dtype)
         leaves, structure = jax.tree.flatten(values)
         leaves = [self._hold(name, leaf) for name, leaf in zip(names, leaves, strict=True)]
@@ -412,7 +412,7 @@ def _noise_key(cell: Any) -> Array | None:
         return None
     if cell.deterministic or cell.is_initializing():
         return None
-    return mapping.typed_key(cell.make_rng("dropout"))
+    return cell.make_rng("dropout")
 
 
 def _read(cell: Any, inputs: Any, input_shape: tuple[int, ...]) -> Recurrence | None:

@@ -97,7 +97,7 @@ class RNNCell(nnx.RNNCellBase):
         self.dtype = dtype
         self.param_dtype = param_dtype
         self.carry_init = carry_init
-        drawn = mapping.cast(cell.init(mapping.typed_key(rngs.params()), in_features), param_dtype)
+        drawn = mapping.cast(cell.init(rngs.params(), in_features), param_dtype)
         self.params = nnx.data(_as_variables(drawn, metadata or {}))
         self.deterministic = deterministic
         self.rngs: nnx.RngStream | None = nnx.data(
@@ -469,7 +469,7 @@ def _noise_key(cell: Any) -> Array | None:
     if not isinstance(cell, RNNCell) or cell.cell.noise is None or cell.deterministic:
         return None
     assert cell.rngs is not None
-    return mapping.typed_key(cell.rngs())
+    return cell.rngs()
 
 
 def _read(cell: Any, inputs: Any) -> Recurrence | None:

@@ -284,10 +284,16 @@ def test_a_carry_that_cannot_be_held_is_named():
 
 def test_traced_lengths_are_clipped_in_reverse_too():
     """Outputs in the order of steps begin at the length: one too large pointed at other steps."""
-    layer = modules.nnx.RNN(Plain(nnx.Rngs(0)), reverse=True)
     run = nnx.jit(lambda layer, lengths: layer(XS, seq_lengths=lengths))
     wrong, right = jnp.array([T + 2, -3, 2]), jnp.array([T, 0, 2])
-    np.testing.assert_array_equal(run(layer, wrong), run(layer, right))
+    for cell in (Plain(nnx.Rngs(0)), nnx.GRUCell(D, H, rngs=nnx.Rngs(0))):
+        layer = modules.nnx.RNN(cell, reverse=True)
+        np.testing.assert_array_equal(run(layer, wrong), run(layer, right))
+
+
+def test_the_order_that_is_kept_is_that_of_time_in_a_run_forwards():
+    layer = modules.nnx.RNN(Plain(nnx.Rngs(0)))
+    close(layer(XS, keep_order=True), layer(XS), 0)
 
 
 def test_steps_and_rows_may_be_none():

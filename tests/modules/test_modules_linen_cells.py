@@ -94,6 +94,7 @@ def test_noise_is_drawn_from_the_dropout_stream_unless_deterministic():
     train = modules.linen.RNN(modules.linen.RNNCell(noisy))
     test = modules.linen.RNN(modules.linen.RNNCell(noisy, deterministic=True))
     ys, variables = train.init_with_output(jax.random.key(0), xs)
+    close(nn.RNN(train.cell).init(jax.random.key(0), xs), variables, 0)
     first, second = (
         train.apply(variables, xs, rngs={"dropout": jax.random.key(k)}) for k in range(2)
     )
@@ -121,6 +122,10 @@ def test_dtypes_of_our_cells():
     assert results[0][0].dtype == jnp.float32
     # Carry and outputs have the dtype of the parameters, as in Flax.
     assert results[1][0].dtype == jnp.bfloat16
+    wide = (jnp.zeros((B, H), jnp.float32),) * 2
+    for kind in (modules.linen.RNN, nn.RNN):  # unless they begin wider
+        ys, _ = kind(cells[1]).init_with_output(jax.random.key(0), xs, initial_carry=wide)
+        assert ys.dtype == jnp.float32
     close(results[0][0].astype(jnp.bfloat16), results[1][0], 0)
 
 

@@ -100,6 +100,9 @@ def test_the_step_of_a_cell_takes_any_batch_axes_and_traces_gates():
     close(y, carry, 0)
     alone, _ = cell(cell.initialize_carry((D,)), xs[1, 2])
     close(carry[1, 2], alone, 1e-6)
+    for named in (modules.nnx.LSTMCell, modules.nnx.GRUCell):  # any activations, none to be traced
+        with pytest.raises(ValueError, match="gates"):
+            rnnjax.trace_gates(named(D, H, rngs=nnx.Rngs(0)).cell)
 
 
 def test_a_learned_carry_starts_both_kinds_of_rnn():
@@ -172,6 +175,9 @@ def test_dtypes_of_our_cells():
     assert ys.dtype == jnp.float32
     # Carry and outputs have the dtype of the parameters, as in Flax.
     assert modules.nnx.RNN(half)(xs).dtype == jnp.bfloat16
+    wide = (jnp.zeros((B, H), jnp.float32),) * 2
+    for kind in (modules.nnx.RNN, nnx.RNN):  # unless they begin wider
+        assert kind(half)(xs, initial_carry=wide).dtype == jnp.float32
     close(ys.astype(jnp.bfloat16), modules.nnx.RNN(half)(xs), 0)
 
 
