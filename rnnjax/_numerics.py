@@ -104,6 +104,19 @@ def draw_flags(key: Key, probability: Any, shape: tuple[int, ...]) -> Array:
     return jax.random.bernoulli(key, jnp.asarray(probability, jnp.float32), shape)
 
 
+def as_mappable(key: Key) -> Key:
+    """A key, or one made of it, that draws under ``jax.vmap`` what it draws alone.
+
+    JAX draws from the first key alone for all that are mapped where they are of "rbg" or
+    "unsafe_rbg": a row would depend on the key of another one, and on how many rows there are.
+    """
+    if jax.random.key_impl(key) not in ("rbg", "unsafe_rbg"):
+        return key
+    words = jax.random.key_data(key)
+    mappable = jax.random.wrap_key_data(words[:2], impl="threefry2x32")
+    return jax.random.fold_in(jax.random.fold_in(mappable, words[2]), words[3])
+
+
 def varying_like(given: Any, tree: Any) -> Any:
     """``tree`` as what may differ from device to device in a ``shard_map`` wherever ``given`` may.
 

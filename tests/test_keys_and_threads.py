@@ -52,6 +52,51 @@ def test_a_key_of_any_kind_is_taken(kind, make):
         assert jax.eval_shape(everything, make(0))
 
 
+@pytest.mark.parametrize("kind", ["rbg", "unsafe_rbg"])
+def test_a_row_writes_by_its_own_key_whatever_the_kind(kind):
+    """JAX itself draws for all rows of a ``vmap`` from the first of such keys."""
+    keys = jax.random.split(jax.random.key(0, impl=kind), 4)
+    params, prompt = MODEL.init(jax.random.key(1)), jnp.ones((4, 2), jnp.int32)
+    series, start = SERIES.init(jax.random.key(2)), jnp.ones((4, 1, 1))
+
+    def write(rows):
+        written = rnnjax.generate(MODEL, params, prompt[rows], max_new_tokens=6, key=keys[rows])
+        drawn = rnnjax.generate_series(SERIES, series, start[rows], max_new_steps=6, key=keys[rows])
+        return written.tokens, drawn.values
+
+    tokens, values = write(slice(None))
+    assert len(np.unique(tokens, axis=0)) > 1
+    for row in range(4):
+        tokens_alone, values_alone = write(row)
+        np.testing.assert_array_equal(tokens_alone, tokens[row])
+        np.testing.assert_allclose(values_alone, values[row], rtol=1e-5)
+
+
+NOISES = {
+    "zoneout": rnnjax.zoneout(rnnjax.variational_dropout(rnnjax.gru(H), 0.3, 0.3), 0.4),
+    "recurrent_dropout": rnnjax.recurrent_dropout(rnnjax.lstm(H), 0.4),
+    "hard_attention": rnnjax.attention_cell(rnnjax.gru(H), 1, hard=True),
+}
+
+
+@pytest.mark.parametrize("name", NOISES)
+@pytest.mark.parametrize("kind", ["rbg", "unsafe_rbg"])
+def test_further_rows_and_steps_change_no_noise_whatever_the_kind(kind, name):
+    cell, key = NOISES[name], jax.random.key(0, impl=kind)
+    params = cell.init(jax.random.key(1), D)
+
+    def outputs(rows, steps):
+        places = jnp.arange(4.0)[:, None]
+        memory = rnnjax.Memory(jnp.tile(places, (rows, 1, 1)), jnp.ones((rows, 4), bool))
+        context = memory if cell.context is not None else None
+        xs = jnp.ones((rows, steps, D))
+        _, ys = rnnjax.unroll(cell, params, xs, context=context, key=key)
+        return jax.tree.map(lambda a: a[:3, :4], ys)
+
+    few, many = outputs(3, 4), outputs(5, 7)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), few, many)
+
+
 ATTENTION_CELLS = {
     "selector": rnnjax.attention_cell(rnnjax.gru(H), D, selector=True, hard=True),
     "input_feeding": rnnjax.attention_cell(rnnjax.gru(H), D, input_feeding=True),

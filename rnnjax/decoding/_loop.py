@@ -13,6 +13,7 @@ from jax.core import Tracer
 
 from rnnjax import masking
 from rnnjax._checks import check_key
+from rnnjax._numerics import as_mappable
 from rnnjax.base import Carry, Key
 
 
@@ -95,6 +96,8 @@ def write_rows(
         draws: whether ``choose`` uses its keys; else they stay as they are.
     """
     length = start.values.shape[1]
+    if draws:
+        start = start._replace(keys=jax.vmap(as_mappable)(start.keys))
 
     def put(now: Writing, carry: Carry, outputs: Any) -> Writing:
         keys, draw = now.keys, now.keys
@@ -186,7 +189,7 @@ def row_keys(key: Any, batch: tuple[int, ...], draws: bool) -> Array:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _keys_by_place(key: Key | None, batch: tuple[int, ...]) -> Array:
-    key = jax.random.key(0) if key is None else key
+    key = as_mappable(jax.random.key(0) if key is None else key)
     rows = jnp.arange(math.prod(batch))
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(rows).reshape(batch)
 

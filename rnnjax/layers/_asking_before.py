@@ -8,7 +8,7 @@ from jax import Array
 from jax.nn import sigmoid
 
 from rnnjax._checks import check_key
-from rnnjax._numerics import accumulation_dtype, affine
+from rnnjax._numerics import accumulation_dtype, affine, as_mappable
 from rnnjax.base import Carry, Cell, Key, Noise, NoiseShape
 from rnnjax.initializers import draw_linear
 from rnnjax.layers._memory import (
@@ -167,7 +167,7 @@ def _draw_selector(key: Key, state_size: int) -> SelectorParams:
 
 def _draw_numbers(key: Key, shape: NoiseShape, mean_rate: float) -> Array:
     """[T, B]: what is drawn for a sequence depends on its place in the batch and on the step."""
-    tossing, drawing = jax.random.split(key)
+    tossing, drawing = jax.random.split(as_mappable(key))
 
     def uniform(key: Key) -> Array:
         # Not of 64 bits where JAX would: other numbers, one of which may round to 1.

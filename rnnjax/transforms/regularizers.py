@@ -19,7 +19,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from rnnjax._checks import check_cell, check_rate
-from rnnjax._numerics import accumulation_dtype, carry_dtype, draw_flags
+from rnnjax._numerics import accumulation_dtype, as_mappable, carry_dtype, draw_flags
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Noise, NoiseShape, Params
 from rnnjax.cells.gru import GRUGates
@@ -395,6 +395,7 @@ def _draw(key: Key, probability: float, counts: tuple[int, ...], shape: tuple[in
     rows or steps leave those that were there as they were."""
     if not counts:
         return draw_flags(key, probability, shape)
+    key = as_mappable(key)
 
     def one(index: Array) -> Array:
         return _draw(jax.random.fold_in(key, index), probability, counts[1:], shape)
