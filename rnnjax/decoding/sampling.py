@@ -39,6 +39,9 @@ Transform = Callable[[Array, History], Array]
 # them, six times for 256 rows of 65 tokens and twice for 64 rows of 256.
 _FEW_TOKENS = 256
 
+# No likeliest token has less.
+_LEAST_SHARE = 1e-30
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -204,16 +207,18 @@ class TopP:
     def __call__(self, logits: Array, history: History) -> Array:
         if self.p == 1.0:
             return logits
-        # A token stays while those likelier than it do not reach p: so the first always stays.
+        # A token stays while those likelier than it do not reach p: so the first always stays, if
+        # p is more than 0 in float32, too.
+        share = max(self.p, _LEAST_SHARE)
         weights = jnp.exp(_below_largest(_raised(logits)))
         probabilities = weights / jnp.sum(weights)
         if len(logits) <= _FEW_TOKENS:
             before = jnp.sum(jnp.where(_is_before(logits), probabilities[None], 0), axis=-1)
-            return jnp.where(before < self.p, logits, -jnp.inf)
+            return jnp.where(before < share, logits, -jnp.inf)
         order = jnp.argsort(-logits, stable=True)
         ordered = probabilities[order]
         before = jnp.cumsum(ordered) - ordered
-        kept = jnp.zeros(len(logits), bool).at[order].set(before < self.p)
+        kept = jnp.zeros(len(logits), bool).at[order].set(before < share)
         return jnp.where(kept, logits, -jnp.inf)
 
 

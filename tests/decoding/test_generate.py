@@ -211,7 +211,7 @@ def test_the_k_largest_are_kept_and_what_is_equal_to_the_least_of_them(vocabular
 
 
 @pytest.mark.parametrize("vocabulary", [20, 300])
-@pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("p", [1e-300, 0.1, 0.5, 0.9, 0.999])
 def test_the_nucleus_reaches_p_and_not_without_its_least_member(p, vocabulary):
     logits = jax.random.normal(jax.random.key(0), (200, vocabulary)) * 3
     kept = np.isfinite(jax.vmap(lambda row: rnnjax.top_p(p)(row, None))(logits))
