@@ -22,8 +22,10 @@ import rnnjax
 from rnnjax.metrics import (
     accuracy,
     cross_entropy,
+    f1_by_class,
     linear_cross_entropy,
     of_linear_heads,
+    recall_by_class,
     squared_error,
     transducer_loss,
 )
@@ -130,6 +132,8 @@ def figures():
         return (
             cross_entropy(logits, labels, mask),
             accuracy(logits, labels, mask),
+            recall_by_class(logits, labels, mask),
+            f1_by_class(logits, labels, mask),
             squared_error(logits, logits**2, mask),
             linear_cross_entropy(batch["xs"], params, None, labels, mask),
             _transducer_loss(logits, batch),

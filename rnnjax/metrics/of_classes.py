@@ -204,20 +204,24 @@ def _by_class(
     """[C] each: rows that are guessed rightly, that are guessed, that are there."""
     logits, labels = check_labels(logits, labels, weights)
     size = logits.shape[-1]
-    guesses = _guesses(logits).ravel()
-    labels = labels.ravel()
+    guesses = _guesses(logits)
     # Beyond the classes, where it is dropped: a negative index would count from the end.
     labels = jnp.where((labels < 0) | (labels >= size), size, labels).astype(guesses.dtype)
     if weights is None:
         scale = jnp.ones(labels.shape, jnp.int32)
     else:
-        scale = summable(weights, logits.shape[:-1]).ravel()
+        scale = summable(weights, logits.shape[:-1])
 
-    def count(classes: Array, scale: Array) -> Array:
-        return jnp.zeros(size, scale.dtype).at[classes].add(scale, mode="drop")
+    def counts(rows: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        guesses, labels, scale = (array.ravel() for array in rows)
 
-    hits = jnp.where(guesses == labels, scale, 0)
-    return count(labels, hits), count(guesses, scale), count(labels, scale)
+        def count(classes: Array, scale: Array) -> Array:
+            return jnp.zeros(size, scale.dtype).at[classes].add(scale, mode="drop")
+
+        hits = jnp.where(guesses == labels, scale, 0)
+        return count(labels, hits), count(guesses, scale), count(labels, scale)
+
+    return with_automatic_axes(counts, (guesses, labels, scale), logits, 0)
 
 
 def _guesses(logits: Array) -> Array:
