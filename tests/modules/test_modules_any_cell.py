@@ -10,6 +10,7 @@ from flax_cases import LENGTHS, OPTIONS, VALID, B, D, H, T, close, draw, valid_s
 
 import rnnjax
 from rnnjax import interop, modules
+from rnnjax.modules import _mapping as mapping
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -201,6 +202,29 @@ def test_any_linen_cell_gives_what_it_gives_in_flax(name, options):
     close(ys[valid], flax_ys[valid], TOLERANCE)
     close(carry, flax_carry, TOLERANCE)
     assert np.all(ys[~valid] == 0)
+
+
+LINEN_SETTINGS = [
+    {"variable_axes": {"stats": 0}},
+    {"variable_broadcast": ["params", "stats"]},
+    {"variable_carry": "stats"},
+    {"split_rngs": {"params": True}},
+]
+
+
+def test_a_cell_of_flax_runs_by_the_engine_unless_it_is_told_otherwise(monkeypatch):
+    monkeypatch.setattr(mapping, "run_by_steps", lambda *_, **__: "steps")
+
+    def by_steps(layer):
+        is_nnx = isinstance(layer, nnx.RNN)
+        ys = layer(XS) if is_nnx else layer.init_with_output(jax.random.key(0), XS)[0]
+        return isinstance(ys, str)
+
+    known = [nn.MGUCell(H, reset_gate=gate) for gate in (True, False)]
+    assert not any(by_steps(modules.linen.RNN(cell)) for cell in known)
+    assert all(by_steps(modules.linen.RNN(nn.GRUCell(H), **given)) for given in LINEN_SETTINGS)
+    assert not by_steps(modules.nnx.RNN(nnx.GRUCell(D, H, rngs=nnx.Rngs(0))))
+    assert by_steps(modules.nnx.RNN(NNX_CELLS["own_promotion"]()))
 
 
 def conv_case(kind, **options):

@@ -239,6 +239,13 @@ def test_dtypes_are_those_of_flax(dtype):
     close(ours, theirs, 1e-6 if dtype is None else 2e-2)
 
 
+def test_no_dtypes_are_mixed_where_a_flax_cell_makes_its_parameters():
+    layer, xs = modules.linen.RNN(nn.GRUCell(H)), jnp.ones((B, T, D), jnp.float32)
+    with jax.numpy_dtype_promotion("strict"):
+        ys, _ = layer.init_with_output(jax.random.key(0), xs)
+    assert ys.dtype == jnp.float32
+
+
 def test_a_flax_cell_is_not_wrapped():
     cell = modules.linen.RNNCell(nn.GRUCell(H))
     with pytest.raises(ValueError, match=r"cell must be a rnnjax\.Cell, got GRUCell"):
