@@ -63,6 +63,17 @@ def one_array(xs: Any) -> Array:
     return jnp.asarray(checked)
 
 
+def one_output(ys: Any) -> Array:
+    """The outputs of a layer that another part reads, [..., T, O].
+
+    Raises:
+        ValueError: they are several arrays, as those of an ``attention_cell`` are.
+    """
+    if not hasattr(ys, "dtype"):
+        raise ValueError(f"the output of the layer must be one array, got {describe(ys)}")
+    return ys
+
+
 def with_signature(apply: Callable, kind: type | None = None) -> Apply:
     """``apply(params, xs, steps, initial_carry, key)`` with the signature all layers share.
 

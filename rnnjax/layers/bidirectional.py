@@ -13,6 +13,7 @@ from rnnjax.engine.kernels._device import side_by_side
 from rnnjax.layers._common import (
     StepArguments,
     check_parts,
+    one_output,
     split_context,
     split_key,
     with_signature,
@@ -99,7 +100,7 @@ def bidirectional(
                     (one, two), params, start, keys, split_context(steps, 2), strict=True
                 )
             ]
-        ys = jnp.concatenate([y for _, y in results], axis=-1)
+        ys = jnp.concatenate([one_output(y) for _, y in results], axis=-1)
         return Directions(*(carry for carry, _ in results)), ys
 
     def last(ys: Array, valid: Array) -> Array:

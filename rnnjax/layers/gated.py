@@ -13,7 +13,7 @@ from rnnjax._numerics import accumulation_dtype, affine
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Layer
 from rnnjax.initializers import draw_linear
-from rnnjax.layers._common import StepArguments, one_array, with_signature
+from rnnjax.layers._common import StepArguments, one_array, one_output, with_signature
 from rnnjax.layers.recurrent import as_layer
 from rnnjax.transforms.precision import Policy, as_operand, as_state, cast_parameters
 
@@ -95,10 +95,18 @@ def gated(
         w_in, w_gate, w_out = cast_parameters(policy, (w_in, w_gate, w_out))
         return GatedParams(w_in, w_gate, () if inner is None else inner.init(own, size), w_out)
 
+    def check_shapes(params: GatedParams) -> None:
+        into = (params.w_in.shape[0], size)
+        for name, shape in {"w_in": into, "w_gate": into, "w_out": (size, outputs)}.items():
+            found = getattr(params, name).shape
+            if found != shape:
+                raise ValueError(f"params.{name} must have shape {shape}, got shape {found}")
+
     def apply(
         params: GatedParams, xs: Array, steps: StepArguments, initial_carry: Carry, key: Key | None
     ) -> tuple[Carry, Array]:
         xs = one_array(xs)
+        check_shapes(params)
         valid = masking.valid_steps(steps["lengths"], steps["mask"], xs.shape[:-2], xs.shape[-2])
         xs = masking.zero_padding(valid, xs)
         gate = activation(affine(xs, as_operand(policy, params.w_gate)))
@@ -107,7 +115,7 @@ def gated(
         if inner is not None:
             hs = as_state(policy, hs)
             carry, hs = inner.apply(params.layer, hs, **steps, initial_carry=initial_carry, key=key)
-        ys = affine(hs.astype(gate.dtype) * gate, as_operand(policy, params.w_out))
+        ys = affine(one_output(hs).astype(gate.dtype) * gate, as_operand(policy, params.w_out))
         return carry, masking.zero_padding(valid, as_state(policy, ys))
 
     def own_carry(params: GatedParams, batch_shape: tuple[int, ...] = ()) -> Carry:

@@ -15,6 +15,7 @@ from rnnjax.layers._common import (
     check_parts,
     joint_direction,
     one_array,
+    one_output,
     split_context,
     split_key,
     with_signature,
@@ -73,6 +74,7 @@ def residual(layer: Cell | Layer, *, policy: Policy | None = None) -> Layer:
         carry, ys = inner.apply(params, xs, **steps, initial_carry=initial_carry, key=key)
         check(xs.shape[-1])
         valid = masking.valid_steps(steps["lengths"], steps["mask"], xs.shape[:-2], xs.shape[-2])
+        ys = one_output(ys)
         return carry, (masking.zero_padding(valid, xs) + ys).astype(ys.dtype)
 
     return inner._replace(init=init, apply=with_signature(apply))
@@ -141,7 +143,7 @@ def skip_stack(*layers: Cell | Layer, policy: Policy | None = None) -> Layer:
             seen = jnp.concatenate([xs, *outputs[-1:]], axis=-1)
             carry, ys = floor.apply(p, seen, **own, initial_carry=c, key=k)
             carries.append(carry)
-            outputs.append(ys)
+            outputs.append(one_output(ys))
         return tuple(carries), jnp.concatenate(outputs, axis=-1)
 
     def last(ys: Array, valid: Array) -> Array:

@@ -195,6 +195,26 @@ def run_with(memory):
     return rnnjax.unroll(whole, params, xs, context=memory)
 
 
+AROUND = {
+    "residual": rnnjax.residual,
+    "gated": lambda cell: rnnjax.gated(cell, 2),
+    "skip_stack": rnnjax.skip_stack,
+    "bidirectional": rnnjax.bidirectional,
+    "output_head": lambda cell: rnnjax.output_head(cell, 2),
+}
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_layers_that_read_one_array_refuse_outputs_with_weights(name):
+    layer = AROUND[name](rnnjax.attention_cell(rnnjax.gru(D), M))
+    memory = memory_of(jnp.ones((B, S, M)))
+    parts = {"skip_stack": (memory,), "bidirectional": (memory, memory)}
+    context = parts.get(name, memory)
+    params = layer.init(jax.random.key(0), D)
+    with pytest.raises(ValueError, match=r"layer must be one array, got Attended\(output, weights"):
+        layer.apply(params, jnp.ones((B, T, D)), context=context)
+
+
 BAD = {
     "a cell without gates": (
         lambda: rnnjax.attention_cell(rnnjax.gru(4, reset_after=False), M),

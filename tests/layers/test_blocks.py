@@ -189,6 +189,12 @@ BAD = {
     "hidden_size must be None beside a layer, got 4": lambda: rnnjax.gated(
         rnnjax.gru(3), 3, hidden_size=4
     ),
+    r"params.w_out must have shape \(8, 4\), got shape \(8, 2\)": lambda: rnnjax.gated(
+        None, 4, hidden_size=8
+    ).apply(drawn(rnnjax.gated(None, 2, hidden_size=8), SIZE), np.zeros((2, 4, SIZE))),
+    r"params.w_in must have shape \(3, 8\), got shape \(3, 1\)": lambda: rnnjax.gated(
+        None, 4, hidden_size=8
+    ).apply(drawn(rnnjax.gated(None, 4, hidden_size=1), SIZE), np.zeros((2, 4, SIZE))),
     "epsilon must be positive, got 0": lambda: rnnjax.rms_norm(rnnjax.gru(3), epsilon=0),
     r"xs must have shape \[\.\.\., T, 3\], got shape \(2, 4, 2\)": lambda: rnnjax.rms_norm(
         CONVOLUTION
