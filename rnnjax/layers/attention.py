@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax import masking
-from rnnjax._checks import check_floating, check_key, check_size
+from rnnjax._checks import check_floating, check_key, check_params, check_size
 from rnnjax._numerics import accumulation_dtype, affine
 from rnnjax._recipe import Made, factory
 from rnnjax.base import Key
@@ -138,6 +138,8 @@ def attention(kind: str = "general", *, size: int | None = None, window: int = 1
     def query_weights(params: Any) -> Array | None:
         if kind in ("dot", "scaled"):
             return None
+        kinds = {"general": GeneralParams, "additive": AdditiveParams, "local": LocalParams}
+        params = check_params(params, kinds[kind])
         if kind == "additive":
             return params.query
         if kind == "general":
@@ -145,7 +147,9 @@ def attention(kind: str = "general", *, size: int | None = None, window: int = 1
         return jnp.concatenate([params.w, params.place], axis=-1)
 
     def keys(params: Any, memory: Array) -> Array:
-        return affine(memory, params.key, name="memory") if kind == "additive" else memory
+        if kind != "additive":
+            return memory
+        return affine(memory, check_params(params, AdditiveParams).key, name="memory")
 
     def weigh(params: Any, queries: Array, keys: Array, real: Array) -> Array:
         places = None

@@ -118,7 +118,16 @@ def adaptive_softmax(
                 f"params.clusters must be {len(begins)}, one for each of cutoffs, "
                 f"got {len(params.clusters)}"
             )
+        check_count("w", params.w, first + len(begins))
+        for k, (cluster, begin, end) in enumerate(zip(params.clusters, begins, ends, strict=True)):
+            check_count(f"clusters[{k}].w", cluster.w, end - begin)
         return params
+
+    def check_count(name: str, w: Array, count: int) -> None:
+        if w.shape[-1] != count:
+            raise ValueError(
+                f"params.{name} must have size {count} in the last axis, got shape {w.shape}"
+            )
 
     def head_of(params: AdaptiveSoftmaxParams, hs: Array) -> Array:
         return jax.nn.log_softmax(affine(hs, params.w, params.bias, name="hs"), axis=-1)

@@ -149,6 +149,16 @@ BAD = {
         lambda: rnnjax.attention("dot").apply((), jnp.ones((2, 3, 4)), jnp.ones((3, 5, 4))),
         r"batch axes of memory, \(3,\)",
     ),
+    "parameters of no kind": (
+        lambda: rnnjax.attention().apply((), jnp.ones((3, 4)), jnp.ones((5, 4))),
+        r"params must be GeneralParams\(w\), got a tuple of 0",
+    ),
+    "parameters of another kind": (
+        lambda: rnnjax.attention("additive").apply(
+            rnnjax.attention().init(jax.random.key(0), 4, 4), jnp.ones((3, 4)), jnp.ones((5, 4))
+        ),
+        r"params must be AdditiveParams\(query, key, v\), got GeneralParams\(w\)",
+    ),
     "lengths too long": (
         lambda: rnnjax.attention("dot").apply((), jnp.ones((3, 4)), jnp.ones((5, 4)), 6),
         "lengths",

@@ -100,6 +100,21 @@ def test_targets_of_few_bits_are_the_words_they_name():
         softmax.log_prob(params, hs, [1, 2])
 
 
+@pytest.mark.parametrize(
+    ("words", "cutoffs", "message"),
+    [
+        (20, [6], r"params.w must have size 6 in the last axis, got shape \(4, 7\)"),
+        (21, [5], r"params.clusters\[0\].w must have size 15 in the last axis, got shape"),
+    ],
+)
+def test_parameters_of_other_clusters_are_refused(words, cutoffs, message):
+    softmax = rnnjax.adaptive_softmax(4, 20, [5])
+    params = rnnjax.adaptive_softmax(4, words, cutoffs).init(jax.random.key(0))
+    for run in (softmax.log_probs, lambda p, hs: softmax.log_prob(p, hs, jnp.zeros(3, int))):
+        with pytest.raises(ValueError, match=message):
+            run(params, jnp.ones((3, 4)))
+
+
 @pytest.mark.parametrize("cutoffs", [10, "10", None, [10.0]])
 def test_cutoffs_that_are_no_integers_are_refused(cutoffs):
     with pytest.raises(ValueError, match="cutoffs must be"):
