@@ -113,7 +113,7 @@ def _solved(lower: Array, right: Array) -> Array:
     Not by ``triangular_solve``: its call of LAPACK waited for ever in a training loop on two cores
     (jax 0.10.2). Products are also what accelerators are built for.
     """
-    inverse = _inverse(jax.lax.stop_gradient(lower))
+    inverse = _inverse(lower)
     return jax.lax.custom_linear_solve(
         lambda u: u + product(lower, u),
         right,
