@@ -13,11 +13,12 @@ import jax
 import numpy as np
 import processes
 import pytest
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from mesh_cases import CASES
 from processes import TESTS, outputs, program, start
 
-from rnnjax.training import replicate, shard_batch
+from rnnjax.training import devices, replicate, shard_batch
 
 run = functools.partial(processes.run, devices=2)
 PARTS = 4  # each a process, whose cases are one program
@@ -83,6 +84,13 @@ def test_a_mask_of_numpy_is_placed_as_it_is():
     mask = np.array([True, False])
     placed = shard_batch(jax.make_mesh((1,), ("batch",)), {"mask": mask})["mask"]
     np.testing.assert_array_equal(placed, mask, strict=True)
+
+
+def test_a_key_of_any_kind_is_placed_as_it_is_on_devices_of_several_processes():
+    key = jax.random.key(3, impl="rbg")
+    placed = devices._of_all_processes(key, NamedSharding(jax.make_mesh((1,), ("batch",)), P()))
+    assert placed.dtype == key.dtype
+    np.testing.assert_array_equal(jax.random.key_data(placed), jax.random.key_data(key))
 
 
 @pytest.mark.devices
