@@ -10,6 +10,7 @@ import pytest
 import scipy.linalg
 
 import rnnjax
+from rnnjax.cells._common import inverse_softplus
 from rnnjax.cells.lru import lru
 from rnnjax.cells.min_gru import min_gru
 from rnnjax.cells.min_lstm import min_lstm
@@ -447,3 +448,9 @@ def test_bad_sizes_are_named(message):
 def test_the_rank_of_s6_is_a_32nd_of_its_size_rounded_up(size, rank):
     shapes = jax.eval_shape(lambda: rnnjax.s6(size, 2).init(jax.random.key(0), size))
     assert (shapes.w_down.shape, shapes.w_step.shape) == ((size, rank), (rank, size))
+
+
+def test_the_softplus_is_undone_to_the_digits_of_float32():
+    times = np.array([1e-6, 1e-3, 0.1, 1, 100], np.float32)
+    found = np.asarray(inverse_softplus(jnp.asarray(times)), float)
+    np.testing.assert_allclose(np.log1p(np.exp(found)), times, rtol=3e-6)
