@@ -39,7 +39,7 @@ Transform = Callable[[Array, History], Array]
 # them, six times for 256 rows of 65 tokens and twice for 64 rows of 256.
 _FEW_TOKENS = 256
 
-# No likeliest token has less.
+# The likeliest token of any vocabulary has more.
 _LEAST_SHARE = 1e-30
 
 

@@ -63,8 +63,9 @@ class SequenceToSequence(Made, _SequenceToSequenceFields):
         init: ``(key) -> params``.
         apply: ``(params, source [..., S], source_lengths [...], target [..., T],
             target_lengths [...], *, key) -> (logits [..., T, V], weights [..., T, S])``: logits of
-            every token of the target after those before it. The start token is put before the
-            target here. Weights are None without attention. A ``key`` means training.
+            every token of the target after those before it; behind the end of a target, those of a
+            zero output. The start token is put before the target here. Weights are None without
+            attention. A ``key`` means training.
         encode: ``(params, source, lengths, *, key) -> (carry, memory)``: the decoder's carry before
             the start token, and what it attends to; None without attention. A memory of few places
             also holds their part of the logits, which is then made once and not at every step.
