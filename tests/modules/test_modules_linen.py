@@ -221,10 +221,15 @@ def test_parameters_that_are_not_there_are_named_by_flax():
 
 
 def test_a_random_carry_is_drawn_as_flax_draws_it():
-    cell, xs = flax_cell("LSTMCell", carry_init=nn.initializers.normal()), draw(1, B, T, D)
-    variables = random_variables(nn.RNN(cell), xs)
-    for given in ({}, {"init_key": jax.random.key(7)}):
-        close(*(kind(cell).apply(variables, xs, **given) for kind in (modules.linen.RNN, nn.RNN)))
+    random = {"carry_init": nn.initializers.normal(), "param_dtype": jnp.float64}
+    xs = draw(1, B, T, D)
+    for cell in (flax_cell("LSTMCell", **random), modules.linen.LSTMCell(H, **random)):
+        variables = random_variables(nn.RNN(cell), xs)
+        for given in ({}, {"init_key": jax.random.key(7)}):
+            ours, flax = (
+                kind(cell).apply(variables, xs, **given) for kind in (modules.linen.RNN, nn.RNN)
+            )
+            close(ours, flax)
 
 
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
