@@ -12,7 +12,7 @@ Run:     python -m experiments.tune --trials 20 -- --dataset rotten_tomatoes --e
 from __future__ import annotations
 
 import json
-import subprocess  # nosec B404: it runs a program of this package, and no shell
+import subprocess  # it runs a program of this package, and no shell  # nosec B404
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence

@@ -15,7 +15,7 @@ import functools
 import os
 import socket
 import statistics
-import subprocess  # nosec B404: it runs this very file, and no shell
+import subprocess  # it runs this very file, and no shell  # nosec B404
 import sys
 import time
 from collections.abc import Sequence

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
-import subprocess  # nosec B404: it runs this very file, and no shell
+import subprocess  # it runs this very file, and no shell  # nosec B404
 import sys
 import time
 from collections.abc import Sequence

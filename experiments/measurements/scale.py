@@ -17,7 +17,7 @@ import json
 import math
 import os
 import re
-import subprocess  # nosec B404: it runs this very file, and no shell
+import subprocess  # it runs this very file, and no shell  # nosec B404
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-import subprocess  # nosec B404: it runs ps, and no shell
+import subprocess  # it runs ps, and no shell  # nosec B404
 import sys
 from pathlib import Path
 from statistics import NormalDist

@@ -6,7 +6,7 @@ A peak does not come down, and freed memory is used again unseen: hence a proces
 from __future__ import annotations
 
 import json
-import subprocess  # nosec B404: it runs this very file, and no shell
+import subprocess  # it runs this very file, and no shell  # nosec B404
 import sys
 
 import jax
