@@ -17,14 +17,33 @@ from rnnjax._recipe import names_of
 from rnnjax.base import Cell, Key
 
 
+def check_one_array(name: str, xs: Any) -> None:
+    """Refuse what is no array, such as several of them.
+
+    Raises:
+        ValueError: naming ``name`` and what came.
+    """
+    if not hasattr(xs, "dtype"):
+        raise ValueError(f"{name} must be one array, got {describe(xs)}")
+
+
+def check_shape(name: str, array: Any, shape: tuple[int, ...]) -> None:
+    """Refuse an array of another shape.
+
+    Raises:
+        ValueError: naming ``name`` and both shapes.
+    """
+    if array.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got shape {array.shape}")
+
+
 def check_floating(name: str, xs: Array) -> None:
     """Refuse inputs that are not of floating dtype.
 
     Raises:
         ValueError: naming ``name``, the dtype that came, and the usual remedy.
     """
-    if not hasattr(xs, "dtype"):
-        raise ValueError(f"{name} must be one array, got {describe(xs)}")
+    check_one_array(name, xs)
     if jnp.issubdtype(xs.dtype, jnp.complexfloating):
         raise ValueError(
             f"{name} must be of floating dtype, got dtype {xs.dtype}: jnp.concatenate puts the "
@@ -278,8 +297,7 @@ def check_carry(name: str, carry: Any, expected: Any) -> Any:
             given = jnp.asarray(given)
         except TypeError:
             raise ValueError(f"{place} must be an array, got {describe(given)}") from None
-        if given.shape != leaf.shape:
-            raise ValueError(f"{place} must have shape {leaf.shape}, got shape {given.shape}")
+        check_shape(place, given, leaf.shape)
         if jnp.iscomplexobj(given) and not jnp.issubdtype(leaf.dtype, jnp.complexfloating):
             raise ValueError(f"{place} must be real, got dtype {given.dtype}")
         return given.astype(leaf.dtype)

@@ -95,8 +95,7 @@ def flags_as_given(name: str, flags: Any, batch: tuple[int, ...], time: int) -> 
         ValueError: as there.
     """
     array = as_array(name, flags)
-    if array.shape != (*batch, time):
-        raise ValueError(f"{name} must have shape {(*batch, time)}, got shape {array.shape}")
+    _checks.check_shape(name, array, (*batch, time))
     if array.dtype != jnp.bool_:
         raise ValueError(f"{name} must be of dtype bool, got dtype {array.dtype}")
     return array

@@ -7,7 +7,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rnnjax._checks import check_floating, check_key, check_params, check_rate, describe
+from rnnjax._checks import (
+    check_floating,
+    check_key,
+    check_one_array,
+    check_params,
+    check_rate,
+    describe,
+)
 from rnnjax._devices import with_automatic_axes
 from rnnjax._numerics import draw_flags
 from rnnjax.base import Apply, Carry, Direction, Key, Layer, Params
@@ -69,8 +76,7 @@ def one_output(ys: Any) -> Array:
     Raises:
         ValueError: they are several arrays, as those of an ``attention_cell`` are.
     """
-    if not hasattr(ys, "dtype"):
-        raise ValueError(f"the output of the layer must be one array, got {describe(ys)}")
+    check_one_array("the output of the layer", ys)
     return ys
 
 

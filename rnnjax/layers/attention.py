@@ -138,12 +138,11 @@ def attention(kind: str = "general", *, size: int | None = None, window: int = 1
     def query_weights(params: Any) -> Array | None:
         if kind in ("dot", "scaled"):
             return None
-        kinds = {"general": GeneralParams, "additive": AdditiveParams, "local": LocalParams}
-        params = check_params(params, kinds[kind])
         if kind == "additive":
-            return params.query
+            return check_params(params, AdditiveParams).query
         if kind == "general":
-            return params.w
+            return check_params(params, GeneralParams).w
+        params = check_params(params, LocalParams)
         return jnp.concatenate([params.w, params.place], axis=-1)
 
     def keys(params: Any, memory: Array) -> Array:

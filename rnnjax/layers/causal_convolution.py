@@ -13,6 +13,7 @@ from rnnjax._checks import (
     check_carry,
     check_function,
     check_key,
+    check_shape,
     check_size,
     describe,
 )
@@ -99,10 +100,7 @@ def causal_convolution(
         xs = one_array(xs)
         if xs.shape[-1] != channels:
             raise ValueError(f"xs must have shape [..., T, {channels}], got shape {xs.shape}")
-        if params.w.shape != (reach, channels):
-            raise ValueError(
-                f"params.w must have shape {(reach, channels)}, got shape {params.w.shape}"
-            )
+        check_shape("params.w", params.w, (reach, channels))
         batch, time = xs.shape[:-2], xs.shape[-2]
         mask, resets = steps["mask"], steps["resets"]
         valid = masking.valid_steps(steps["lengths"], mask, batch, time)

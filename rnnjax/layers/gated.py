@@ -8,7 +8,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax import masking
-from rnnjax._checks import check_function, check_key, check_number, check_params, check_size
+from rnnjax._checks import (
+    check_function,
+    check_key,
+    check_number,
+    check_params,
+    check_shape,
+    check_size,
+)
 from rnnjax._numerics import accumulation_dtype, affine
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Layer
@@ -98,9 +105,7 @@ def gated(
     def check_shapes(params: GatedParams) -> None:
         into = (params.w_in.shape[0], size)
         for name, shape in {"w_in": into, "w_gate": into, "w_out": (size, outputs)}.items():
-            found = getattr(params, name).shape
-            if found != shape:
-                raise ValueError(f"params.{name} must have shape {shape}, got shape {found}")
+            check_shape(f"params.{name}", getattr(params, name), shape)
 
     def apply(
         params: GatedParams, xs: Array, steps: StepArguments, initial_carry: Carry, key: Key | None

@@ -16,6 +16,7 @@ from rnnjax._checks import (
     check_flag,
     check_key,
     check_number,
+    check_shape,
     check_size,
     describe,
     telling_given_away,
@@ -220,8 +221,7 @@ def check_tied(embedding: Embedding, name: str, size: int | None, whose: str) ->
 
 def _check_table(vectors: Any, shape: tuple[int, int]) -> Array:
     table = jnp.asarray(in_native_order(vectors))
-    if table.shape != shape:
-        raise ValueError(f"params.vectors must have shape {shape}, got shape {table.shape}")
+    check_shape("params.vectors", table, shape)
     return table
 
 
