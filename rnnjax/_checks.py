@@ -277,7 +277,7 @@ def check_batch_shape(batch_shape: Any) -> tuple[int, ...]:
         ValueError: it is no tuple, such as a number of rows.
     """
     if not isinstance(batch_shape, tuple | list):
-        raise ValueError(f"batch_shape must be a tuple of integers, got {batch_shape!r}")
+        raise ValueError(f"batch_shape must be a tuple of integers, got {shown(batch_shape)}")
     return tuple(batch_shape)
 
 

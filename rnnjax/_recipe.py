@@ -38,7 +38,12 @@ def factory(make: Function) -> Function:
             bound = signature.bind(*args, **kwargs)
         except TypeError as error:
             raise _wrong_call(make.__name__, signature, error) from None
-        made = make(*args, **kwargs)
+        try:
+            made = make(*args, **kwargs)
+        except ValueError as error:
+            if _takes_input_size(signature, args, error):
+                raise ValueError(f"{error}: {_INPUT_SIZE}") from None
+            raise
         if made._recipe is not None or any(made is a for a in (*args, *kwargs.values())):
             return made
         bound.apply_defaults()
@@ -48,10 +53,20 @@ def factory(make: Function) -> Function:
     return call  # pyright: ignore[reportReturnType]
 
 
+# What has hidden units takes two sizes in other libraries, that of the inputs first.
+_INPUT_SIZE = "the size of the inputs is given to init"
+
+
+def _takes_input_size(signature: inspect.Signature, args: tuple, error: ValueError) -> bool:
+    """Whether the second of two sizes was refused, as in ``gru(3, 8)``."""
+    first, second, *_ = [*signature.parameters, "", ""]
+    are_sizes = len(args) > 1 and all(type(a) is int and a > 0 for a in args[:2])
+    return are_sizes and first == "hidden_size" and str(error).startswith(f"{second} must")
+
+
 def _wrong_call(name: str, signature: inspect.Signature, error: TypeError) -> TypeError:
     """What Python says of a call, with the arguments that there are."""
-    # What has hidden units takes two sizes in other libraries.
-    hint = ": the size of the inputs is given to init" * ("hidden_size" in signature.parameters)
+    hint = f": {_INPUT_SIZE}" * ("hidden_size" in signature.parameters)
     return TypeError(
         f"{name} must be called as {name}{names_of(signature)}, got a wrong call ({error}){hint}"
     )

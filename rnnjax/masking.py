@@ -174,12 +174,14 @@ def _integers(name: str, value: Any) -> Any:
     if not array.size and isinstance(value, list | tuple):
         return array.astype(np.int32)  # an empty list has no dtype of its own
     if not jnp.issubdtype(array.dtype, jnp.integer):
-        # In the third place other libraries take the carry or a mask.
+        # In the third place other libraries take the carry, a mask or a key.
         meant = ""
         if name == "lengths" and jnp.issubdtype(array.dtype, jnp.floating) and array.ndim > 1:
             meant = ": a carry is given by name, initial_carry=carry"
         if name == "lengths" and array.dtype == bool and array.ndim:
             meant = ": a mask is given by name, mask=mask"
+        if name == "lengths" and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+            meant = ": a key is given by name, key=key"
         raise ValueError(f"{name} must be integers, got dtype {array.dtype}{meant}")
     return array
 

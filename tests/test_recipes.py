@@ -198,6 +198,16 @@ def test_a_wrong_call_is_answered_with_the_arguments_that_there_are():
         TypeError, match=r"stack must be called as stack\(\*layers, dropout, policy\)"
     ):
         rnnjax.stack(rnnjax.lstm(3), rate=0.1)
+    # Of two sizes the second is taken for another argument, where there is one.
+    for make, second in (
+        (rnnjax.gru, "reset_after"),
+        (rnnjax.vanilla, "activation"),
+        (rnnjax.projected_lstm, "projection_size"),
+    ):
+        with pytest.raises(ValueError, match=f"^{second} must .* 8: the size of the inputs is g"):
+            make(3, 8)
+    with pytest.raises(ValueError, match=r"^max_phase must .*, got -1.0$"):
+        rnnjax.lru(3, 8, max_phase=-1.0)
     # What is made by hand is named as it is called, not by the private class of its fields.
     with pytest.raises(TypeError, match=r"^Cell\(\) got an unexpected keyword argument 'step'"):
         rnnjax.Cell(step=lambda: 0)

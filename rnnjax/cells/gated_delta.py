@@ -156,7 +156,8 @@ def gated_delta(
         (q, k, v) &= \mathrm{silu}(x_t W_{ih} + b), \qquad
             (b_t, a_t) = x_t W_{gates} + b_{gates} \\
         \beta &= \sigma(b_t), \qquad \alpha = e^{-\exp(A^{log}) \mathrm{softplus}(a_t)}, \qquad
-            \hat q = q / \lVert q \rVert, \qquad \hat k = k / \lVert k \rVert \\
+            \hat q = q / \lVert q \rVert, \qquad \hat k = k / \lVert k \rVert, \qquad
+            \lVert a \rVert^2 = \textstyle\sum_j a_j^2 + 10^{-6} \\
         S_t &= \alpha (I - \beta \hat k \hat k^\top) S_{t-1} + \beta \hat k v^\top \\
         h_t &= S_t^\top \hat q / \sqrt d
 

@@ -73,7 +73,7 @@ def beam_search(
     .. math::
 
         \mathrm{score} = \frac{\log P(y)}{\left(\frac{5 + |y|}{6}\right)^{\alpha}} +
-        \beta \sum_s \log \min\left(\sum_t a_{ts}, 1\right)
+        \beta \sum_s \log \max\left(\min\left(\sum_t a_{ts}, 1\right), 10^{-6}\right)
 
     With K = 1 it takes the likeliest token at every step, as greedy generation does, and goes on
     behind it only as long as that can still win. What a row finds depends on that row alone. The
@@ -94,7 +94,8 @@ def beam_search(
         max_length: N, the most tokens of a text, the stop included.
         length_penalty: :math:`\alpha`, at least 0. At 0 short texts win; 1 is nearly the mean. The
             divisor of a text of N tokens must not be above 1e30.
-        coverage: :math:`\beta`, at least 0: prefers texts that attend to all of the source.
+        coverage: :math:`\beta`, at least 0: prefers texts that attend to all of the source. Places
+            of padding, which have no weight, add the same to all texts of a row.
         transforms: changes of the logits before each choice, such as :func:`rnnjax.forbid`.
         pad: the id behind the end of a text.
 

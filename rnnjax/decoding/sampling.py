@@ -5,6 +5,7 @@ whose logit it makes -inf cannot be chosen. Those made here are compared by valu
 built twice from equal numbers is one program for ``jax.jit``.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ def sample(*transforms: Transform) -> Sampling:
     The usual order is ``repetition_penalty``, ``temperature``, ``top_k``, ``top_p``.
 
     Raises:
-        ValueError: one of them cannot be called.
+        ValueError: one of them is no function of logits and history.
 
     Example:
         >>> import rnnjax
@@ -129,7 +130,7 @@ def greedy(*transforms: Transform) -> Sampling:
     """Take the largest logit after ``transforms``; of equal ones, the one with the smallest id.
 
     Raises:
-        ValueError: one of them cannot be called.
+        ValueError: one of them is no function of logits and history.
 
     Example:
         >>> import rnnjax
@@ -353,5 +354,10 @@ def check_transforms(transforms: Any) -> tuple[Transform, ...]:
         if not callable(transform) or isinstance(transform, Sampling):
             raise ValueError(
                 f"transforms must be functions of logits and history, got {transform!r}"
+            )
+        if inspect.isfunction(transform) and transform.__module__ == __name__:
+            raise ValueError(
+                f"transforms must be what rnnjax.{transform.__name__}(...) gives, got the function "
+                "itself"
             )
     return tuple(transforms)

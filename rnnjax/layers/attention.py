@@ -85,7 +85,8 @@ def attention(kind: str = "general", *, size: int | None = None, window: int = 1
             \ \sigma = \text{window} / 2
 
     Places that are not real have weight exactly 0 and are never read: NaN there changes nothing.
-    Where no place is real, weights and context are 0.
+    Where no place is real, weights and context are 0. A local attention counts the real places
+    alone, from 0, and S is their number.
 
     Args:
         kind: see above. Dot and scaled need queries as wide as the memory.

@@ -67,7 +67,7 @@ def bidirectional(
         Signal Processing 45 (1997).
     """
     if backward is None:
-        if not isinstance(forward, Cell):
+        if isinstance(forward, Layer):
             raise ValueError(
                 "backward must be given where forward is a layer, got None: give it as a cell, or "
                 "as recurrent(cell, reverse=True). Several layers in both directions are "

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 from jax import Array
 
 from rnnjax import masking
@@ -72,6 +73,13 @@ def recurrent(
         )
 
     def initial_carry(params: Params, batch_shape: tuple[int, ...] = ()) -> Carry:
+        leaves = jax.tree.leaves(params)
+        if leaves and all(isinstance(leaf, int) for leaf in leaves):
+            # Other libraries take a number of rows here, and the number of units.
+            raise ValueError(
+                f"params must be parameters, as init gives, got {params!r}: the order is "
+                "initial_carry(params, batch_shape)"
+            )
         return carry_of_batch(cell.initial_carry(in_native_order(params)), batch_shape)
 
     return Layer(

@@ -75,10 +75,12 @@ def as_labels(
         ValueError: they are no integers, or of another shape.
     """
     labels: Any = given if isinstance(given, Array) else np.asarray(given)
+    one_hot = labels.shape == (*rows, classes)
+    meant = ": ids of one-hot labels are labels.argmax(axis=-1)" if one_hot else ""
     if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(f"labels must be integers, got {labels.dtype}")
+        raise ValueError(f"labels must be integers, got {labels.dtype}{meant}")
     if labels.shape != rows:
-        raise ValueError(f"labels must have shape {rows} for {beside}, got {labels.shape}")
+        raise ValueError(f"labels must have shape {rows} for {beside}, got {labels.shape}{meant}")
     if labels.dtype.itemsize < 4:  # too narrow to hold every number of classes
         labels = labels.astype(np.int32)
     if not isinstance(labels, Array):

@@ -482,6 +482,11 @@ BAD = {
         "got 3",
     ),
     "no function": (lambda: rnnjax.sample(0.8), "transforms", "0.8"),
+    "a rule without its number": (
+        lambda: rnnjax.sample(rnnjax.top_k),
+        "transforms must be what rnnjax.top_k(...) gives",
+        "got the function itself",
+    ),
     "a temperature in words": (lambda: rnnjax.temperature("1"), "temperature", "got '1'"),
     "a share that is a flag": (lambda: rnnjax.top_p(True), "p must be", "got True"),
     "a stop in words": (lambda: call(stop="1"), "stop must be a token id", "[0, 3)"),

@@ -163,6 +163,12 @@ CASES = {
         "integers",
         "bool: a mask is given by name, mask=mask",
     ),
+    "key as lengths": (
+        lambda: unroll(XS, jax.random.key(0)),
+        "lengths",
+        "integers",
+        "key<fry>: a key is given by name, key=key",
+    ),
     "hidden of another size": (
         lambda: rnnjax.unroll(CELL._replace(hidden=lambda carry: carry.h[:3]), PARAMS, XS),
         "a cell's hidden(carry)",

@@ -387,6 +387,16 @@ def test_inputs_that_are_none_are_named_by_every_layer(name):
         layer.init(KEY, 4.0)
 
 
+def test_a_number_of_rows_is_no_parameters():
+    with pytest.raises(ValueError, match=r"params must be .*, got 3: the order is initial_carry"):
+        rnnjax.recurrent(rnnjax.lru(4)).initial_carry(3)
+
+
+def test_a_function_that_makes_a_cell_is_no_direction():
+    with pytest.raises(ValueError, match="a layer must be .*, got function: call it first"):
+        rnnjax.bidirectional(rnnjax.lstm)
+
+
 @pytest.mark.parametrize("name", ["residual", "skip_stack", "rms_norm", "convolution"])
 def test_a_number_of_rows_is_no_batch_shape(name):
     layer = READERS[name]

@@ -230,6 +230,15 @@ def test_labels_of_pytorch_are_read_and_its_floats_are_refused():
         accuracy(logits, labels.float())
 
 
+def test_one_hot_labels_are_refused_with_the_way_to_ids():
+    logits, one_hot = jnp.zeros((2, 4)), np.eye(4)[[0, 3]]
+    for labels in (one_hot, one_hot.astype(int)):
+        with pytest.raises(ValueError, match=r", got .*: ids of one-hot labels are labels.argmax"):
+            cross_entropy(logits, labels)
+    with pytest.raises(ValueError, match=r", got \(2, 3\)$"):
+        cross_entropy(logits, np.zeros((2, 3), int))
+
+
 def test_compute_takes_any_pair_and_gives_plain_floats():
     figures = compute({"grad_norm": (jnp.array(6.0), jnp.array(4.0)), "loss": (1, 2)})
     assert figures == {"grad_norm": 1.5, "loss": 0.5}
