@@ -393,7 +393,7 @@ def test_a_number_of_rows_is_no_parameters():
 
 
 def test_a_function_that_makes_a_cell_is_no_direction():
-    with pytest.raises(ValueError, match="a layer must be .*, got function: call it first"):
+    with pytest.raises(ValueError, match=r"a layer must be .*, got function: call it first"):
         rnnjax.bidirectional(rnnjax.lstm)
 
 
