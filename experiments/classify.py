@@ -27,7 +27,7 @@ from experiments.running.classifier import PROGRAM, VOCABULARY, WEIGHTS, Setting
 from experiments.running.classifier import Predictor as Predictor
 from experiments.running.classifier_fitting import Fitted, Recipe, fit
 from experiments.running.command_line import run_program
-from experiments.running.console import command, parameter_table, wrapped
+from experiments.running.console import command, how_many, parameter_table, wrapped
 from experiments.running.data_folder import check_folder, lies_elsewhere
 from experiments.running.devices import Devices, find_devices
 from experiments.running.interrupts import resumable
@@ -142,7 +142,8 @@ def announce(dataset: Dataset, parts: Sequence[Examples], splits: Splits, vocabu
     class_report.print_counts(named, dataset.label_names)
     batches = splits.train
     rows, lengths = batches.shapes[0][0], ", ".join(str(shape[1]) for shape in batches.shapes)
-    print(f"batches of {rows} texts padded to {lengths} words; {vocabulary:,} different ones")
+    texts = how_many(rows, "text")
+    print(f"batches of {texts} padded to {lengths} words; {vocabulary:,} different ones")
     print(f"{batches.padding_fraction:.1%} of the steps of an epoch are padding")
     for warning in class_report.warnings(named, dataset.label_names, vocabulary - 2):
         print(wrapped(f"warning: {warning}"))
@@ -152,10 +153,10 @@ def report(settings: Settings, fitted: Fitted, label_names: Sequence[str], folde
     """Say what the run came to, and why it ended."""
     if not fitted.was_cut:
         passed = fitted.last_epoch - fitted.epoch
-        epochs = "1 epoch" if passed == 1 else f"{passed} epochs"
+        epochs = how_many(passed, "epoch")
         print(f"ended after epoch {fitted.last_epoch}: validation did not rise for {epochs}")
     else:
-        print(f"ended at the bound of {settings.epochs} epochs (--epochs)")
+        print(f"ended at the bound of {how_many(settings.epochs, 'epoch')} (--epochs)")
         print("validation may still be rising; for more epochs:")
         more = ("--out", folder, "--resume", "--epochs", str(2 * settings.epochs))
         print(f"  {command(*PROGRAM.split(), *more)}")

@@ -23,14 +23,12 @@ from tyro.conf import Positional, arg, subcommand
 
 from experiments import classify
 from experiments.running import imported
-from experiments.running.classifier import finished_run
 from experiments.running.console import command, exit_code, parameter_table
 from experiments.running.imported import Imported, Reading
 from experiments.running.parsing import first_lines, parse
 from experiments.running.predicting import Request, predict
-from experiments.running.run_settings import config_value
 from experiments.running.setting_checks import check_rules, refuse_unread, whole
-from rnnjax.data import TOKENIZERS, UNKNOWN, DataError, Vocabulary, pad, read_text
+from rnnjax.data import UNKNOWN, DataError, Vocabulary, pad, read_text
 from rnnjax.exporting import PLATFORMS, export_program
 from rnnjax.interop import onnx_graph
 from rnnjax.interop.classifiers import (
@@ -42,12 +40,11 @@ from rnnjax.interop.classifiers import (
     export_torch,
     import_keras,
     import_torch,
-    layers_of,
     two_classes,
 )
 from rnnjax.interop.weight_files import read_keras_file, read_torch_file
 from rnnjax.models import ClassifierParams
-from rnnjax.weights import load_weights, save_weights
+from rnnjax.weights import save_weights
 
 
 @dataclass(frozen=True)
@@ -273,17 +270,13 @@ def load_run(folder: Path) -> tuple[Architecture, ClassifierParams, list[str], s
     if (folder / imported.CLASSIFIER).is_file():
         model = imported.load(folder)
         return model.architecture, model.params, model.label_names, model.reading.padding
-    settings = finished_run(folder)
-    labels = config_value(folder, "label_names", list)
-    vocabulary = Vocabulary.load(folder / classify.VOCABULARY)
-    architecture = architecture_of(settings, len(vocabulary), len(labels))
-    shapes = jax.eval_shape(build(architecture).init, jax.random.key(0))
-    # A trained run has a stack of layers, even of one.
-    stacked = shapes._replace(encoder=layers_of(shapes.encoder))
-    params = load_weights(folder / classify.WEIGHTS, stacked)
-    if len(params.encoder) == 1:
+    run = classify.Predictor(folder)
+    labels = run.label_names
+    architecture = architecture_of(run.settings, len(run.encode.vocabulary), len(labels))
+    params: ClassifierParams = run.params
+    if len(params.encoder) == 1:  # a trained run has a stack of layers, even of one
         params = params._replace(encoder=params.encoder[0])
-    check_same(folder, architecture, params, vocabulary, settings)
+    check_same(folder, architecture, params, run)
     return architecture, params, labels, "unread"
 
 
@@ -301,26 +294,17 @@ def architecture_of(settings: classify.Settings, vocab_size: int, num_classes: i
 
 
 def check_same(
-    folder: Path,
-    architecture: Architecture,
-    params: ClassifierParams,
-    vocabulary: Vocabulary,
-    settings: classify.Settings,
+    folder: Path, architecture: Architecture, params: ClassifierParams, run: classify.Predictor
 ) -> None:
     """Refuse a run that computes something else than a classifier of this architecture.
 
     Raises:
         DataError: the run predicts otherwise.
     """
-    words = np.random.default_rng(0).choice(vocabulary.tokens, (8, 3)).tolist()
-    given = [" ".join(row[: 1 + i % 3]) for i, row in enumerate(words)]
-    ids = [vocabulary.encode(TOKENIZERS[settings.tokenizer](text)) for text in given]
-    # A text that the run would cut is read differently there.
-    uncut = [i for i, row in enumerate(ids) if len(row) <= settings.max_length]
-    texts = [given[i] for i in uncut]
-    tokens, lengths = pad([ids[i] for i in uncut])
-    logits = jax.jit(build(architecture).apply)(params, tokens, lengths)
-    expected = classify.Predictor(folder)(texts)
+    words = np.random.default_rng(0).choice(run.encode.vocabulary.tokens, (8, 3)).tolist()
+    texts = [" ".join(row[: 1 + i % 3]) for i, row in enumerate(words)]
+    logits = jax.jit(build(architecture).apply)(params, *pad(run.encode(texts)))
+    expected = run(texts)
     if not np.allclose(jax.nn.softmax(logits, axis=-1), expected, rtol=1e-3, atol=1e-5):
         raise DataError(
             f"{folder} must predict as a plain {architecture.kind} classifier with its weights to "

@@ -141,7 +141,9 @@ def train(settings: Settings) -> dict[str, float]:
         loss = compute(jax.tree.map(jnp.sum, totals))["loss"]
         seconds = time.perf_counter() - began
         together = validation["ensemble"]
-        print(f"epoch {epoch}: loss {loss:.4f}, validation {together:.4f}, {seconds:.1f} s")
+        print(
+            f"epoch {epoch}: loss {loss:.4f}, validation accuracy {together:.4f}, {seconds:.1f} s"
+        )
     return evaluate(evaluation, states.params, splits.test.epoch(0))
 
 

@@ -25,7 +25,7 @@ import optax
 
 import rnnjax
 from experiments.running.classifier_fitting import classification_loss
-from experiments.running.console import exit_code, print_table
+from experiments.running.console import exit_code, how_many, print_table
 from experiments.running.figures import new_figure, save_figure
 from experiments.running.parsing import parse
 from experiments.running.room import require_room
@@ -201,8 +201,10 @@ def train_together(
         now = np.stack([validation, np.full(len(models), epoch), test])
         best = np.where(validation > best[0], now, best)
         seconds = time.perf_counter() - began
-        print(f"epoch {epoch}: validation {validation.min():.4f} to {validation.max():.4f}", end="")
-        print(f", {len(models)} models, {seconds:.1f} s")
+        print(
+            f"epoch {epoch}: validation accuracy {validation.min():.4f} to {validation.max():.4f}, "
+            f"{how_many(len(models), 'model')}, {seconds:.1f} s"
+        )
     rows = zip(models, *best.tolist(), strict=True)
     return [Found(one, validation, int(epoch), test) for one, validation, epoch, test in rows]
 

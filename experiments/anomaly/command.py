@@ -91,7 +91,7 @@ def train(settings: Settings) -> Figures:
         draw_surprise(data.test[0], scores[0], alarm.level, data.kinds, run.path / PICTURE)
     _report(figures, data, scores, fitted.validation["loss"])
     print(f"{time.perf_counter() - began:.0f} s, compiling included; {PICTURE} in {folder}")
-    print(f"watch a file: {command(*PROGRAM.split(), 'watch', folder, 'new.csv')}")
+    print(f"watch a file:\n  {command(*PROGRAM.split(), 'watch', folder, 'new.csv')}")
     return figures
 
 

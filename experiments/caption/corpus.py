@@ -11,6 +11,7 @@ import numpy as np
 
 from experiments.caption.scenes import PIXELS, Scene, make_scenes
 from experiments.caption.settings import Settings
+from experiments.running.console import how_many
 from experiments.running.words import STOP, fit_words, with_marks, words
 from rnnjax.data import DataError, Vocabulary, pad, read_text
 from rnnjax.data.padding import filled
@@ -109,7 +110,8 @@ def _from_files(path: Path, settings: Settings) -> tuple[Captioned, Captioned, C
     )
     note = f"divided 80/10/10 by seed {settings.seed}, pictures brought to {PIXELS} x {PIXELS}"
     if long:
-        note += f", {long:,} captions of {settings.max_length} words or more left out"
+        captions_cut = how_many(long, "caption")
+        note += f", {captions_cut} of {settings.max_length} words or more left out"
     return train, validation, test, note
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.epochs.ours import Ours, make_batches
 from experiments.epochs.task import Contestant, Settings, Task, make_task
-from experiments.running.console import exit_code, print_table
+from experiments.running.console import exit_code, how_many, print_table
 from experiments.running.packages import takes_part
 from experiments.running.parsing import parse
 from experiments.running.run_folder import RunFolder, run_config, usual_folder
@@ -132,5 +132,5 @@ def compare(settings: Settings, folder: Path) -> None:
     print_table(table)
     print(
         f"{len(task.labels):,} texts, {task.tokens:,} tokens; median (least-most) of "
-        f"{settings.epochs} epochs taken in turns, compiling apart; files in {folder}"
+        f"{how_many(settings.epochs, 'epoch')} taken in turns, compiling apart; files in {folder}"
     )

@@ -21,7 +21,7 @@ from experiments.forecast.pictures import Shown, draw_forecasts
 from experiments.forecast.series import PACKAGED, Windows, cut, read_ends, read_sets
 from experiments.forecast.settings import Request, Settings
 from experiments.running.command_line import run_program
-from experiments.running.console import command, print_table, wrapped
+from experiments.running.console import command, how_many, print_table, wrapped
 from experiments.running.devices import find_devices
 from experiments.running.fit_and_save import CURVES, fit_and_save
 from experiments.running.opening import open_run
@@ -65,8 +65,8 @@ def train(settings: Settings) -> Figures:
     leaves = (WEIGHTS, CURVES, PICTURE, KNOWN)
     with open_run(settings, folder, stored, identity, leaves, init=network.init) as (run, saver):
         for name, series in sets.items():
-            count = len(windows[name].train.past)
-            print(f"{name}: {len(series)} series, {count:,} windows to train on")
+            own, count = how_many(len(series), "series"), len(windows[name].train.past)
+            print(f"{name}: {own}, {how_many(count, 'window')} to train on")
         fitted = fit_and_save(
             settings, network.init, pinball(network), parts, run, saver, devices,
             loss_in_words="pinball loss",
@@ -85,7 +85,7 @@ def train(settings: Settings) -> Figures:
     if settings.dataset is not None:
         file = "new.csv" if settings.dataset in PACKAGED else settings.dataset
         line = command(*PROGRAM.split(), "predict", folder, file)
-        print(f"what comes after its last row: {line}")
+        print(f"what comes after its last row:\n  {line}")
     return figures
 
 

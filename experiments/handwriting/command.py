@@ -29,7 +29,7 @@ from experiments.handwriting.writing import (
     read_writing,
 )
 from experiments.running.command_line import run_program
-from experiments.running.console import command
+from experiments.running.console import command, how_many
 from experiments.running.devices import find_devices
 from experiments.running.figures import picture_beside
 from experiments.running.fit_and_save import CURVES, fit_and_save
@@ -142,7 +142,7 @@ def write_text(request: Request) -> None:
     path.write_text(svg(drawn.values, request.text), "utf-8")
     strokes.write_text(as_line(request.text, drawn.values), "utf-8")
     _draw_one(writer, request.text, drawn.values, like, picture)
-    print(f"{path}, {picture} and {strokes}: {len(drawn.values)} points")
+    print(f"{path}, {picture} and {strokes}: {how_many(len(drawn.values), 'point')}")
     if not drawn.ended:
         print("note: it was cut, since it had not come to its end: a higher --bias may help")
 

@@ -13,7 +13,7 @@ from experiments.music.pictures import draw_pieces
 from experiments.music.pieces import Music, read_music
 from experiments.music.settings import Request, Settings
 from experiments.running.command_line import run_program
-from experiments.running.console import command
+from experiments.running.console import command, how_many
 from experiments.running.devices import find_devices
 from experiments.running.figures import picture_beside
 from experiments.running.fit_and_save import CURVES, fit_and_save
@@ -56,9 +56,10 @@ def train(settings: Settings) -> Fitted:
 
 
 def _announce(music: Music) -> None:
-    counts = [f"{len(part)}" for part in (music.train, music.validation, music.test)]
+    counts = [len(part) for part in (music.train, music.validation, music.test)]
     print(
-        f"{music.name}: {counts[0]} pieces to train, {counts[1]} to validate, {counts[2]} to test"
+        f"{music.name}: {how_many(counts[0], 'piece')} to train, {counts[1]:,} to validate, "
+        f"{counts[2]:,} to test"
     )
     print(music.note)
 
@@ -92,9 +93,8 @@ def write_piece(request: Request) -> None:
     piece = compose(model, params, request.steps, request.temperature, request.seed)
     path.write_bytes(midi_bytes(piece, request.tempo))
     draw_pieces({f"composed, temperature {request.temperature:g}": piece}, picture)
-    print(
-        f"{path} and {picture}: {len(piece)} frames, {piece.sum() / len(piece):.1f} notes in each"
-    )
+    frames, notes = how_many(len(piece), "frame"), piece.sum() / len(piece)
+    print(f"{path} and {picture}: {frames}, {notes:.1f} notes in each")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

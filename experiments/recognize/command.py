@@ -22,7 +22,7 @@ from experiments.recognize.pictures import draw_kinds
 from experiments.recognize.series import PACKAGES, Series, read_series
 from experiments.recognize.settings import Request, Settings
 from experiments.running.command_line import run_program
-from experiments.running.console import command, wrapped
+from experiments.running.console import command, how_many, wrapped
 from experiments.running.devices import find_devices
 from experiments.running.fit_and_save import CURVES, fit_and_save
 from experiments.running.loss_fitting import Fitted
@@ -74,8 +74,8 @@ def _describe(series: Series, known: Known) -> None:
     print(
         wrapped(
             f"{series.name}: {counts[0]:,} series to train, {counts[1]:,} to validate, "
-            f"{counts[2]:,} to test; {len(known.labels)} labels, {len(known.mean)} channels, up to "
-            f"{known.longest} steps"
+            f"{counts[2]:,} to test; {how_many(len(known.labels), 'label')}, "
+            f"{how_many(len(known.mean), 'channel')}, up to {how_many(known.longest, 'step')}"
         )
     )
     learnt = set(series.train.classes)
@@ -95,7 +95,7 @@ def _report(series: Series, fitted: Fitted, seconds: float, folder: Path) -> Non
     chance = series.test.classes.count(usual) / len(series.test.classes)
     print(f"with the most frequent label: {chance:.4f}")
     print(f"{seconds:.0f} s, compiling included; {PICTURE} in {folder}")
-    print(f"label a file: {command(*PROGRAM.split(), 'predict', folder, 'new.csv')}")
+    print(f"label a file:\n  {command(*PROGRAM.split(), 'predict', folder, 'new.csv')}")
 
 
 def predict(request: Request) -> None:
@@ -107,8 +107,8 @@ def predict(request: Request) -> None:
     longest = max(map(len, table.rows))
     if settings.pooling == "places" and longest > known.longest:
         raise DataError(
-            f"{request.file} must have series of {known.longest} steps at most, since each place "
-            f"has weights of its own, got one of {longest}"
+            f"{request.file} must have series of {how_many(known.longest, 'step')} at most, since "
+            f"each place has weights of its own, got one of {longest}"
         )
     network = build_network(settings, known)
     params = load_trained(network.init, request.run)

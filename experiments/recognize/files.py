@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.running.console import how_many
 from experiments.running.number_columns import listed, read_number, read_table, wanted
 from rnnjax.data import DataError, read_text
 
@@ -44,7 +45,9 @@ def in_order(table: Table, channels: Sequence[str], count: int, place: str) -> T
         order = [table.channels.index(name) for name in channels]
         return table._replace(rows=[row[:, order] for row in table.rows], channels=list(channels))
     if table.rows[0].shape[1] != count:
-        raise DataError(f"{place} must have {count} channels, got {table.rows[0].shape[1]}")
+        raise DataError(
+            f"{place} must have {how_many(count, 'channel')}, got {table.rows[0].shape[1]}"
+        )
     return table
 
 
@@ -99,9 +102,9 @@ def read_ts(path: Path) -> Table:
             rows.append(_channels(channels, place))
             labels.append(label.strip())
             if rows[-1].shape[1] != rows[0].shape[1]:
+                channels = how_many(rows[0].shape[1], "channel")
                 raise DataError(
-                    f"{place}: must have {rows[0].shape[1]} channels as the first series, "
-                    f"got {rows[-1].shape[1]}"
+                    f"{place}: must have {channels} as the first series, got {rows[-1].shape[1]}"
                 )
     names = [str(n) for n in range(1, len(rows) + 1)]
     return Table(names, rows, labels if is_labelled.lower() == "true" else None, [])

@@ -92,7 +92,9 @@ def _divided(name: str, table: Table, test: Table | None, settings: Settings) ->
         tested = _pick(whole, held)
     count = round(len(order) * settings.validation)
     if not 0 < count < len(order) or not tested.rows:
-        raise DataError(f"{name} must have series enough for three parts, got {len(rows)}")
+        raise DataError(
+            f"{name} must have enough series to train, to validate and to test, got {len(rows)}"
+        )
     digest = hashlib.sha256(repr((labels, whole.classes, tested.classes)).encode())
     for row in rows:
         digest.update(row.tobytes())

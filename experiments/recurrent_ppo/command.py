@@ -18,7 +18,7 @@ from experiments.recurrent_ppo.pictures import draw_returns
 from experiments.recurrent_ppo.settings import Compare, Play, Settings
 from experiments.recurrent_ppo.training import evaluate, fit, listed
 from experiments.running.command_line import run_program
-from experiments.running.console import command, parameter_table, wrapped
+from experiments.running.console import command, how_many, parameter_table, wrapped
 from experiments.running.curves import read_records
 from experiments.running.opening import open_run
 from experiments.running.processes import chosen_folder
@@ -129,8 +129,9 @@ def _updates(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _announce(settings: Settings, task: Task, agent: Agent) -> None:
     steps = settings.updates * settings.steps_of_update
     print(
-        f"{settings.environment}: {task.observation_size} numbers seen, "
-        f"{task.num_actions} actions; {steps:,} steps of each of {settings.seeds} seeds"
+        f"{settings.environment}: {how_many(task.observation_size, 'number')} seen, "
+        f"{how_many(task.num_actions, 'action')}; {how_many(steps, 'step')} of each of "
+        f"{how_many(settings.seeds, 'seed')}"
     )
     parameter_table(jax.eval_shape(agent.init, jax.random.key(0)))
 
@@ -142,10 +143,12 @@ def _report(records: Sequence[dict[str, Any]], returns: np.ndarray) -> None:
 
 def _note_unfinished(ended: np.ndarray, option: str, steps: int) -> None:
     if not ended.all():
+        late = int(np.sum(~ended))
+        were, they = ("was", "it counts") if late == 1 else ("were", "they count")
         print(
             wrapped(
-                f"note: {np.sum(~ended):,} of {ended.size:,} episodes were not at their end after "
-                f"{option} {steps}: they count with what they had returned by then"
+                f"note: {late:,} of {how_many(ended.size, 'episode')} {were} not at the end after "
+                f"{option} {steps}: {they} with the return up to then"
             )
         )
 
@@ -177,7 +180,7 @@ def play_run(request: Play) -> None:
     for number, row in enumerate(returns):
         print(
             f"seed {settings.seed + number}: mean return {row.mean():.3f}, from {row.min():.3f} to "
-            f"{row.max():.3f}, {len(row)} episodes"
+            f"{row.max():.3f}, {how_many(len(row), 'episode')}"
         )
     _note_unfinished(ended, "--steps", request.steps)
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from experiments.running.console import print_table
+from experiments.running.console import how_many, print_table
 from rnnjax.data import Examples
 
 # Rows of a table of classes; of more classes only the smallest are shown.
@@ -97,25 +97,29 @@ def warnings(
         yield f"there is one class only, {shown(label_names[0])}: nothing can be learned"
     few = [shown(n) for n, count in zip(label_names, counts, strict=True) if count < FEW_OF_A_CLASS]
     if few:
+        have, they = ("has", "it") if len(few) == 1 else ("have", "they")
         yield (
-            f"{len(few)} of {len(label_names)} classes have fewer than {FEW_OF_A_CLASS} training "
-            f"texts ({_listed(few)}): they will hardly be found"
+            f"{len(few)} of {how_many(len(label_names), 'class')} {have} fewer than "
+            f"{FEW_OF_A_CLASS} training texts ({_listed(few)}): {they} will hardly be found"
         )
     validating = len(parts["validation"].texts)
     if validating < FEW_TO_VALIDATE:
+        choose = "chooses" if validating == 1 else "choose"
         yield (
-            f"{validating} validation texts choose the best epoch: with so few, chance decides "
-            f"(below {FEW_TO_VALIDATE})"
+            f"{how_many(validating, 'validation text')} {choose} the best epoch: with so few, "
+            f"chance decides (below {FEW_TO_VALIDATE})"
         )
     testing = len(parts["test"].texts)
     if testing < FEW_TO_VALIDATE:
-        yield f"{testing} test texts: one more right or wrong is {1 / testing:.1%} of accuracy"
+        texts = how_many(testing, "test text")
+        yield f"{texts}: one more right or wrong is {1 / testing:.1%} of accuracy"
     trained = set(parts["training"].texts)
     repeated = sum(text in trained for text in parts["test"].texts)
     if repeated > MANY_REPEATED * testing:
+        stand, these = ("stands", "it") if repeated == 1 else ("stand", "these")
         yield (
-            f"{repeated} of {testing} test texts stand among the training texts, too: to be right "
-            "on these says nothing of new ones"
+            f"{repeated} of {how_many(testing, 'test text')} {stand} among the training texts, "
+            f"too: to be right on {these} says nothing of new ones"
         )
     if not words:
         yield "the vocabulary is empty, so that all texts look alike: lower --min-count"

@@ -16,7 +16,7 @@ from experiments.running.run_settings import PLACE, RunSettings, config_value, s
 from experiments.running.setting_checks import check_settings
 from experiments.running.text import Encoder
 from experiments.running.trained import WEIGHTS as WEIGHTS
-from experiments.running.trained import finished_settings, load_trained
+from experiments.running.trained import load_trained, require_weights
 from rnnjax import checked
 from rnnjax.data import BucketedBatches, DataError, Vocabulary
 
@@ -172,22 +172,31 @@ def finished_run(folder: Path) -> Settings:
     Raises:
         DataError: the folder holds none, or one for each of several seeds.
     """
-    if stored_settings(Settings, folder).repeat > 1:
+    settings = stored_settings(Settings, folder)
+    if settings.repeat > 1:
         raise DataError(f"{folder} must be one run, got several: choose a seed-... in it")
-    return finished_settings(PROGRAM, Settings, folder)
+    require_weights(PROGRAM, folder)
+    return settings
 
 
 class Predictor:
-    """A trained classifier, read from the folder of its run."""
+    """A trained classifier, read from the folder of its run.
+
+    Attributes:
+        settings: of the run.
+        label_names: of the classes, in the order of the probabilities.
+        encode: how a text becomes token ids.
+        params: the weights.
+    """
 
     # Texts at a time: enough to fill buckets, few enough to hold in memory.
     chunk_size = 1024
 
     def __init__(self, folder: Path, debug_checks: bool = False) -> None:
-        settings = finished_run(folder)
+        self.settings = settings = finished_run(folder)
         vocabulary = Vocabulary.load(folder / VOCABULARY)
         self.label_names: list[str] = config_value(folder, "label_names", list)
-        self._encode = Encoder(
+        self.encode = Encoder(
             settings.tokenizer, vocabulary, settings.max_length, settings.keep_end
         )
         # The same few lengths for every chunk of texts, so that a long stream compiles no more.
@@ -197,7 +206,7 @@ class Predictor:
         # And the same few numbers of rows, so that calls of 1, 2, 3 ... texts do not either.
         self._batch_sizes = (1, 8, 64)
         self._model = build_model(settings, len(vocabulary), len(self.label_names))
-        self._params = load_trained(self._model.init, folder)
+        self.params = load_trained(self._model.init, folder)
         self._probabilities = jax.jit(
             lambda params, tokens, lengths: jax.nn.softmax(
                 self._model.apply(params, tokens, lengths), axis=-1
@@ -208,7 +217,7 @@ class Predictor:
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """The probability [N, C] of every label for each text."""
-        ids = self._encode(texts)
+        ids = self.encode(texts)
         batches = BucketedBatches(
             ids,
             [0] * len(ids),
@@ -219,6 +228,6 @@ class Predictor:
         )
         result = np.zeros((len(texts), len(self.label_names)))
         for rows, batch in zip(batches.epoch_indices(0), batches.epoch(0), strict=True):
-            probabilities = self._probabilities(self._params, batch.tokens, batch.lengths)
+            probabilities = self._probabilities(self.params, batch.tokens, batch.lengths)
             result[rows] = np.asarray(probabilities)[: len(rows)]
         return result

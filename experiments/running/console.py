@@ -160,11 +160,21 @@ def compiled_line(compilations: Sequence[Compilation]) -> str:
         'compiled train step for 2 shapes, eval step for 2 shapes in 2.0 s'
     """
     counts = Counter(made.name for made in compilations)
-    programs = ", ".join(
-        f"{name} for {count} shape{'s' if count > 1 else ''}" for name, count in counts.items()
-    )
+    programs = ", ".join(f"{name} for {how_many(count, 'shape')}" for name, count in counts.items())
     seconds = sum(made.seconds for made in compilations)
     return f"compiled {programs} in {seconds:.1f} s"
+
+
+def how_many(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    Example:
+        >>> how_many(1, "text"), how_many(2000, "text"), how_many(0, "series"), how_many(3, "class")
+        ('1 text', '2,000 texts', '0 series', '3 classes')
+    """
+    if number != 1 and noun != "series":
+        noun += "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}"
 
 
 class EpochTable:
@@ -198,7 +208,9 @@ class EpochTable:
         if record.get("best"):
             row += "  best"
         skipped = record.get("skipped", 0)
-        note = [f"       {skipped} steps were skipped so far as not finite"] if skipped else []
+        were = "was" if skipped == 1 else "were"
+        said = f"       {how_many(skipped, 'step')} {were} skipped so far as not finite"
+        note = [said] if skipped else []
         return [*head, row, *note]
 
     def _head(self, record: Mapping[str, Any]) -> list[str]:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.running.console import how_many
 from rnnjax.data import DataError, read_text
 
 # Far beyond what is measured, and small enough that squares and their sums are finite.
@@ -62,9 +63,10 @@ def read_table(path: Path) -> Table:
     table = Table(path, header, [row for _, row in lines[1:]], [line for line, _ in lines[1:]])
     for number, row in enumerate(table.rows):
         if len(row) != len(header):
+            columns = how_many(len(header), "column")
             raise DataError(
-                f"{table.place(number)}: must have {len(header)} columns as the header line, got "
-                f"{len(row)}; columns are divided by commas, decimals by points"
+                f"{table.place(number)}: must have {columns} as the header line, got {len(row)}; "
+                "columns are divided by commas, decimals by points"
             )
     return table
 

@@ -34,12 +34,21 @@ def finished_settings(program: str, kind: type[Run], folder: Path) -> Run:
         DataError: it holds no run, or one that is not finished; says how to go on with it.
     """
     settings = stored_settings(kind, folder)
+    require_weights(program, folder)
+    return settings
+
+
+def require_weights(program: str, folder: Path) -> None:
+    """Refuses a run that is not finished.
+
+    Raises:
+        DataError: says how to go on with it.
+    """
     if not (folder / WEIGHTS).is_file():
         go_on = command(*program.split(), "--out", folder, "--resume")
         raise DataError(
             f"{folder} must hold a finished run, got one without weights; go on: {go_on}"
         )
-    return settings
 
 
 def load_trained(init: Callable[[jax.Array], Params], folder: Path) -> Params:

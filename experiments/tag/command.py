@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.running.command_line import run_program
-from experiments.running.console import command
+from experiments.running.console import command, how_many
 from experiments.running.devices import find_devices
 from experiments.running.fit_and_save import CURVES, fit_and_save
 from experiments.running.loss_fitting import Fitted
@@ -47,10 +47,11 @@ def train(settings: Settings) -> Fitted:
     leaves = (WEIGHTS, CURVES, PICTURE, VOCABULARY, LABELS)
     with open_run(settings, folder, stored, identity, leaves, init=model.init) as (run, saver):
         counts = [len(part) for part in corpus[2:]]
+        sentences, kinds = how_many(counts[0], "sentence"), how_many(len(labels), "label")
         print(
-            f"{corpus.name}: {counts[0]:,} sentences to train, {counts[1]:,} to validate, ", end=""
+            f"{corpus.name}: {sentences} to train, {counts[1]:,} to validate, {counts[2]:,} to "
+            f"test; {kinds}"
         )
-        print(f"{counts[2]:,} to test; {len(labels)} labels")
         vocabulary.save(run.path / VOCABULARY)
         (run.path / LABELS).write_text(json.dumps(labels), "utf-8")
         fitted = fit_and_save(settings, model.init, label_loss(model), parts, run, saver, devices)

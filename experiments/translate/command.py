@@ -13,7 +13,7 @@ import numpy as np
 
 import rnnjax
 from experiments.running.command_line import run_program
-from experiments.running.console import command, complain, shortened, wrapped
+from experiments.running.console import command, complain, how_many, shortened, wrapped
 from experiments.running.devices import find_devices
 from experiments.running.exported import write_programs
 from experiments.running.figures import show_picture
@@ -83,9 +83,10 @@ def train(settings: Settings, folder: Path) -> Fitted:
 
 
 def _announce(corpus: Corpus, settings: Settings) -> None:
-    counts = [f"{len(part.sources):,}" for part in corpus[5:8]]
+    counts = [len(part.sources) for part in corpus[5:8]]
     print(
-        f"{corpus.name}: {counts[0]} pairs to train, {counts[1]} to validate, {counts[2]} to test"
+        f"{corpus.name}: {how_many(counts[0], 'pair')} to train, {counts[1]:,} to validate, "
+        f"{counts[2]:,} to test"
     )
     print(wrapped(corpus.note))
     source, target = corpus.train.sources[0], corpus.train.targets[0][:-1]
@@ -236,9 +237,10 @@ def _note_unknown(tokens: Sequence[str]) -> None:
 
 def _note_cut(translator: Translator, cut: int, count: int) -> None:
     if cut:
+        were = "was" if cut == 1 else "were"
         complain(
-            f"note: {cut:,} of {count:,} translations had no end after "
-            f"{translator.settings.max_length} tokens, the --max-length of the run, and were cut"
+            f"note: {cut:,} of {how_many(count, 'translation')} had no end after "
+            f"{translator.settings.max_length} tokens, the --max-length of the run, and {were} cut"
         )
 
 

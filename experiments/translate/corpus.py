@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.running.console import how_many
 from experiments.running.words import STOP, fit_words, joined_words, with_marks, words
 from experiments.translate.settings import Settings
 from rnnjax.data import DataError, PairParts, Pairs, Vocabulary, load_pairs
@@ -71,7 +72,8 @@ def read_corpus(settings: Settings) -> Corpus:
     if any(counts):
         note += (
             f"; left out, as empty or of more than {settings.max_length} tokens: "
-            f"{counts[0]:,} pairs to train, {counts[1]:,} to validate, {counts[2]:,} to test"
+            f"{how_many(counts[0], 'pair')} to train, {counts[1]:,} to validate, "
+            f"{counts[2]:,} to test"
         )
     least = settings.min_count if settings.pair else 1
     source = fit_words(train.sources, least)

@@ -229,6 +229,8 @@ def _local(data_dir: Path | None, columns: Mapping[str, Any]) -> Dataset:
 
 def _own(path: Path, seed: int, columns: Mapping[str, Any]) -> Dataset:
     examples = read_examples(path, numbers="names", **columns)
+    if len(examples.texts) < 2:
+        raise DataError(f"{path} must have at least 2 rows, to train and to test, got 1")
     train, test = split(examples, _TRAIN_FRACTION, seed, stratified=True)
     note = "divided 80/20 by the seed"
     return Dataset(path.name, train, test, examples.label_names, files_sha256(path), note)

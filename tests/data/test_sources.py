@@ -444,6 +444,12 @@ def test_a_path_is_your_own_file_divided_by_the_seed(tmp_path):
         load(str(tmp_path / "none.csv"))
 
 
+def test_your_own_file_of_one_row_cannot_be_divided(tmp_path):
+    (tmp_path / "own.csv").write_text("text,label\na text,a\n")
+    with pytest.raises(DataError, match=r"own\.csv must have at least 2 rows, .* got 1"):
+        load(tmp_path / "own.csv")
+
+
 def test_the_columns_of_your_own_files_can_be_named(tmp_path):
     rows = "review,mood\n" + "".join(f"text {i},{'good' if i % 2 else 'bad'}\n" for i in range(20))
     for name in ("own.csv", "train.csv", "test.csv"):

@@ -99,10 +99,15 @@ def test_sets_that_say_little_are_warned_of_and_others_are_not():
         examples(300), examples(300), examples(300), ["a"]
     )
     rare = told(examples(318, 11, 1), plenty, plenty, ["a", "b", "c"])
-    assert rare.startswith("1 of 3 classes have fewer than 10 training texts (c)")
+    assert rare.startswith(
+        "1 of 3 classes has fewer than 10 training texts (c): it will hardly be found"
+    )
     tiny = told(examples(3, 3), examples(1), examples(2, 1), ["a", "b"])
-    for part in ("2 of 2 classes", "1 validation texts", "3 test texts"):
+    for part in ("2 of 2 classes have", "1 validation text chooses", "3 test texts: one more"):
         assert part in tiny
+    alone = Examples(["a text"], [0])
+    assert "1 test text: one more right or wrong is 100.0% of" in told(plenty, plenty, alone, "ab")
+    assert "1 of 1 test text stands among" in told(alone, plenty, alone, ["a", "b"])
     assert "lower --min-count" in told(plenty, plenty, others, ["a", "b"], words=0)
 
 
@@ -138,7 +143,7 @@ def test_a_run_says_counts_recalls_and_chance_and_stays_within_80_columns(tmp_pa
     assert record["chance_accuracy"] == 64 / 66
     assert len(record["recall"]) == 3
     assert record["recall"][1] is None or record["recall"][1] <= 1
-    assert "ended at the bound of 1 epochs (--epochs)" in out
+    assert "ended at the bound of 1 epoch (--epochs)" in out
 
 
 def test_a_run_that_patience_ended_says_so(tmp_path, capsys):

@@ -175,7 +175,10 @@ BAD = {
         ["--dataset", "two.csv", "--test", "wide.csv"],
         "--test must have the channels x, got x, y",
     ),
-    "too few to divide": (["--dataset", "two.csv"], "series enough for three parts, got 2"),
+    "too few to divide": (
+        ["--dataset", "two.csv"],
+        "enough series to train, to validate and to test, got 2",
+    ),
 }
 FILES = {
     "one": "series,step,x,label\n1,1,1,a\n",

@@ -261,7 +261,7 @@ def test_a_run_that_was_stopped_comes_to_the_same_bytes(tmp_path, capsys):
     assert "note:" not in said  # an episode is 6 steps at most
     assert run("play", whole, "--steps", "1", "--environments", "3") == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "note: 6 of 6 episodes were not at their end after --steps 1: they count" in said
+    assert "note: 6 of 6 episodes were not at the end after --steps 1: they count" in said
     assert run("compare", whole, stopped, "--out", tmp_path / "both.png") == 0
     for picture in (whole / "curves.png", tmp_path / "both.png"):
         assert picture.stat().st_size
