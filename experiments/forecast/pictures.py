@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.running.figures import new_figure, save_figure
+from experiments.running.figures import AS_IT_STANDS, new_figure, save_figure
 
 
 class Shown(NamedTuple):
@@ -31,11 +31,16 @@ def draw_forecasts(panels: Mapping[str, Shown], path: str | os.PathLike[str]) ->
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     handles, labels = grid[0].get_legend_handles_labels()
-    figure.legend(handles, labels, ncols=5, frameon=False, loc="outside lower center")
+    # Of one panel a legend in a single line would be wider than the picture.
+    figure.legend(
+        handles, labels, ncols=5 if columns > 1 else 3, frameon=False, loc="outside lower center"
+    )
     save_figure(figure, path)
 
 
 def _draw(axes: Any, name: str, shown: Shown) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     past, ahead = np.arange(-len(shown.past), 0), np.arange(len(shown.future))
     axes.plot(past, shown.past, color="#2b2b2b", linewidth=1.0, label="past")
     axes.plot(ahead, shown.future, color="#2b2b2b", linewidth=1.0, linestyle=":", label="what came")
@@ -43,5 +48,7 @@ def _draw(axes: Any, name: str, shown: Shown) -> None:
     axes.fill_between(ahead, low, high, color="#1f5fa8", alpha=0.2, label="80 % band")
     axes.plot(ahead, median, color="#1f5fa8", label="network, median")
     axes.plot(ahead, shown.naive, color="#e07b00", linestyle="--", label="seasonal naive")
-    axes.set(title=name, xlabel="steps from now")
+    axes.set_title(name, **AS_IT_STANDS)
+    axes.set_xlabel("steps from now")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)

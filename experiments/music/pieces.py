@@ -101,6 +101,11 @@ def read_pieces(path: Path, seed: int = 0) -> Music:
         note = "divided as the file says"
     elif isinstance(content, list):
         pieces = [_piece(frames, f"{path}, piece {i}") for i, frames in enumerate(content)]
+        if len(pieces) < 5:
+            raise DataError(
+                f"{path} must hold at least 5 pieces, a fifth to validate and a fifth to test, got "
+                f"{len(pieces)}"
+            )
         parts, note = divided(pieces, seed, 5), f"{len(pieces)} pieces, divided 3:1:1 by the seed"
     else:
         raise DataError(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from experiments.recognize.series import Part
-from experiments.running.figures import new_figure, save_figure
+from experiments.running.figures import AS_IT_STANDS, new_figure, save_figure
 
 MOST = 20  # panels; of more labels the first are shown
 MOST_NAMED = 10  # channels: more have no colour of their own
+_WIDE = 26  # letters above a panel, in a line
 
 
 def draw_kinds(
@@ -24,6 +26,8 @@ def draw_kinds(
 ) -> None:
     """A panel for each label: the channels of one series over its steps, and the count of right
     answers. Channels that have names are named."""
+    from matplotlib.ticker import MaxNLocator
+
     classes = np.array(part.classes)
     shown = [c for c in range(len(labels)) if (classes == c).any()][:MOST]
     columns = min(5, len(shown))
@@ -35,7 +39,9 @@ def draw_kinds(
         own = np.flatnonzero(classes == number)
         lines = axes.plot(part.rows[own[0]], linewidth=1.0)
         right = int(np.sum(guessed[own] == number))
-        axes.set_title(f"{labels[number]}: {right} of {len(own)} right", fontsize=9)
+        title = textwrap.fill(f"{labels[number]}: {right} of {len(own)} right", _WIDE)
+        axes.set_title(title, fontsize=9, **AS_IT_STANDS)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=7, labelbottom=True)
     for axes in grid[len(shown) :]:
@@ -43,7 +49,9 @@ def draw_kinds(
     if 1 <= len(channels) <= MOST_NAMED:
         columns = min(5, len(channels))
         where = "outside upper center"
-        figure.legend(lines, channels, loc=where, ncols=columns, fontsize=8, frameon=False)
+        legend = figure.legend(lines, channels, loc=where, ncols=columns, fontsize=8, frameon=False)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
     figure.supxlabel("step", fontsize=8)
     figure.supylabel("value", fontsize=8)
     save_figure(figure, path)

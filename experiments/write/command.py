@@ -14,7 +14,7 @@ import numpy as np
 import rnnjax
 from experiments.running import curves
 from experiments.running.command_line import run_program
-from experiments.running.console import command, parameter_table
+from experiments.running.console import command, how_many, parameter_table
 from experiments.running.data_folder import check_folder
 from experiments.running.devices import find_devices
 from experiments.running.opening import open_run
@@ -250,8 +250,8 @@ def _check(settings: Settings) -> None:
 def _check_length(corpus: Corpus, settings: Settings) -> None:
     if len(corpus.train) <= settings.rows:
         raise DataError(
-            f"{corpus.name} must have more than {settings.rows} tokens to train on, one for each "
-            f"of --rows, got {len(corpus.train)}"
+            f"{corpus.name} must have more than {how_many(settings.rows, 'token')} to train on, "
+            f"one for each of --rows, got {len(corpus.train)}"
         )
     if len(corpus.validation) < 2:
         raise DataError(

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.image import imread
 
 from experiments.forecast import command
 from experiments.forecast.baselines import (
@@ -13,6 +14,7 @@ from experiments.forecast.baselines import (
     seasonal_naive,
 )
 from experiments.forecast.calibration import band_shift, disjoint_futures, shifted
+from experiments.forecast.pictures import Shown, draw_forecasts
 from experiments.forecast.series import GENERATED, PACKAGED, Window, cut, read_csv, read_sets
 from experiments.forecast.settings import Settings
 from rnnjax.data import DataError
@@ -35,6 +37,13 @@ def test_a_run_compares_every_set_and_says_where_it_is_not_better(tmp_path, caps
         assert f"\n{name} " in said
     assert "the network is not better than" in said  # after two epochs
     assert (folder / "forecasts.png").stat().st_size
+
+
+def test_a_picture_of_one_set_holds_its_whole_legend(tmp_path):
+    shown = Shown(np.arange(8.0), np.arange(4.0), np.zeros((4, 3)), np.ones(4))
+    draw_forecasts({"own": shown}, tmp_path / "forecasts.png")
+    edges = imread(tmp_path / "forecasts.png")[:, [0, -1], :3]
+    assert np.all(edges == 1)  # white: nothing is cut off
 
 
 @pytest.mark.full

@@ -114,7 +114,7 @@ BAD = {
     "a note below the piano": ([[[20], [60]]] * 5, "frame 0: must be whole MIDI numbers"),
     "a note between two keys": ([[[60], [60.5]]] * 5, "frame 1: must be whole MIDI numbers"),
     "a piece of one frame": ([[[60]]] * 5, "must be a list of at least 2 frames"),
-    "too few pieces": ([[[60], [60]]], "got none of one"),
+    "too few pieces": ([[[60], [60]]], "must hold at least 5 pieces, a fifth to validate"),
     "no pieces": ({"train": []}, "must hold a list of pieces"),
 }
 

@@ -9,6 +9,7 @@ import pytest
 from experiments.recognize import command
 from experiments.recognize.files import in_order, read_file
 from experiments.recognize.model import Known, build_network, make_parts, probabilities
+from experiments.recognize.pictures import draw_kinds
 from experiments.recognize.series import Part, Series, make_strokes, read_series
 from experiments.recognize.settings import Settings
 from rnnjax.data import DataError
@@ -56,6 +57,12 @@ def test_a_file_of_ones_own_is_learned_and_another_labelled(tmp_path, capsys):
     new.write_text("series,step,height\na,1,2\n")
     assert run("predict", folder, new) == 2
     assert "must have the channels height, other, got height" in capsys.readouterr().err
+
+
+def test_dollar_signs_in_labels_and_channels_make_no_formula(tmp_path):
+    part, wrong = Part([np.ones((2, 2))], [0]), r"$\no formula$"
+    draw_kinds(part, np.zeros(1, int), [wrong], [wrong, "b"], tmp_path / "kinds.png")
+    assert (tmp_path / "kinds.png").stat().st_size
 
 
 HEAD = "# made\n@problemName own\n@timeStamps false\n@classLabel true a b\n@data\n"
