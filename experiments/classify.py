@@ -142,10 +142,10 @@ def announce(dataset: Dataset, parts: Sequence[Examples], splits: Splits, vocabu
     class_report.print_counts(named, dataset.label_names)
     batches = splits.train
     rows, lengths = batches.shapes[0][0], ", ".join(str(shape[1]) for shape in batches.shapes)
-    texts = how_many(rows, "text")
-    print(f"batches of {texts} padded to {lengths} words; {vocabulary:,} different ones")
+    texts, words = how_many(rows, "text"), vocabulary - 2  # but for padding and unknown words
+    print(f"batches of {texts} padded to {lengths} words; {words:,} different ones")
     print(f"{batches.padding_fraction:.1%} of the steps of an epoch are padding")
-    for warning in class_report.warnings(named, dataset.label_names, vocabulary - 2):
+    for warning in class_report.warnings(named, dataset.label_names, words):
         print(wrapped(f"warning: {warning}"))
 
 

@@ -38,7 +38,8 @@ class Settings:
     """Train several recurrent classifiers of texts at once."""
 
     dataset: str = "rotten_tomatoes"
-    """rotten_tomatoes needs no network: its sentences come inside a package."""
+    """rotten_tomatoes needs no network, as its sentences come inside a package; a path such as
+    own.csv is your own file, with the columns text and label."""
     data_dir: Path | None = None
     """Folder of local data sets; the environment variable RNNJAX_DATA if not given."""
     take: int | None = None

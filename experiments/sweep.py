@@ -57,7 +57,8 @@ class Settings:
     """Train a recurrent classifier of texts with many settings at once."""
 
     dataset: str = "rotten_tomatoes"
-    """rotten_tomatoes needs no network: its sentences come inside a package."""
+    """rotten_tomatoes needs no network, as its sentences come inside a package; a path such as
+    own.csv is your own file, with the columns text and label."""
     data_dir: Path | None = None
     """Folder of local data sets; the environment variable RNNJAX_DATA if not given."""
     take: int | None = None
@@ -218,7 +219,7 @@ def table(found: Sequence[Found]) -> list[dict[str, str]]:
     rows = []
     for key in sorted(groups, key=lambda key: -means[key]):
         values = [[one.validation for one in groups[key]], [one.test for one in groups[key]]]
-        validation, test = (f"{np.mean(v):.4f} ± {np.std(v, ddof=len(v) > 1):.4f}" for v in values)
+        validation, test = map(_mean_and_spread, values)
         dropout, word_dropout, scale, rate = (f"{number:g}" for number in key)
         rows.append(
             {
@@ -231,6 +232,11 @@ def table(found: Sequence[Found]) -> list[dict[str, str]]:
             }
         )
     return rows
+
+
+def _mean_and_spread(values: Sequence[float]) -> str:
+    spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.4f}{spread}"
 
 
 def draw(found: Sequence[Found], path: Path) -> None:
@@ -291,7 +297,8 @@ def report(settings: Settings) -> None:
     """Trains, and prints how good each combination became."""
     found, folder = sweep(settings)
     rows = table(found)
-    print("best epoch of each model by validation; mean ± standard deviation over the seeds")
+    spread = "; mean ± standard deviation over the seeds" if settings.seeds > 1 else ""
+    print(f"accuracy at the best epoch of each model by validation{spread}")
     print_table(rows)
     print(f"{PICTURE} and a record of each model in {folder}")
 

@@ -32,7 +32,7 @@ _LOOK_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Settings:
-    """Search settings of experiments.classify; those behind -- are the same in all trials."""
+    """Search settings of experiments.classify; those behind -- hold for all trials."""
 
     trials: int = 20
     """How many runs."""

@@ -207,7 +207,10 @@ def _report(figures: Figures, data: Data, scores: list[np.ndarray], nats: float)
     step = int(scores[series].argmax())
     kind = data.test[series].fault[step]
     note = f", {data.kinds[kind - 1]}" if kind else ", where no fault is known"
-    where = f"series {series}, step {step}" if len(scores) > 1 else f"step {step}"
+    where = f"series {series}, step {step}"
+    if len(scores) == 1:  # that of the test begins where what was learned from ends
+        learnt = sum(len(part.values) for part in (*data.train, *data.validation))
+        where = f"step {step}, of the whole series step {learnt + step}"
     print(f"the greatest surprise of the test: {where}{note if data.kinds else ''}")
 
 

@@ -18,7 +18,8 @@ class Settings:
     api: Literal["all", "functional", "nnx", "linen"] = "all"
     """The interface; all trains through each, from the same weights on the same batches."""
     dataset: str = "rotten_tomatoes"
-    """rotten_tomatoes needs no network: its sentences come inside a package."""
+    """rotten_tomatoes needs no network, as its sentences come inside a package; a path such as
+    own.csv is your own file, with the columns text and label."""
     data_dir: Path | None = None
     """Folder of local data sets; the environment variable RNNJAX_DATA if not given."""
     take: int | None = None

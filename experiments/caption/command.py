@@ -31,7 +31,7 @@ from experiments.running.processes import chosen_folder
 from experiments.running.run_settings import stored_config
 from experiments.running.setting_checks import at_least, check_settings, refuse_unread, whole
 from experiments.running.trained import WEIGHTS, finished_settings, load_trained
-from experiments.running.words import joined_words
+from experiments.running.words import joined_words, learned_words
 from rnnjax.data import DataError, Vocabulary
 
 PROGRAM = "python -m experiments.caption"
@@ -78,7 +78,7 @@ def _announce(corpus: Corpus) -> None:
         f"{corpus.name}: {counts[0]} pictures to train, {counts[1]} to validate, "
         f"{counts[2]} to test"
     )
-    print(wrapped(f"{corpus.note}; {len(corpus.vocabulary):,} words"))
+    print(wrapped(f"{corpus.note}; {learned_words(corpus.vocabulary):,} words"))
 
 
 def _lines(vocabulary: Vocabulary, part: Captioned, found: Sequence[Any]) -> list[str]:

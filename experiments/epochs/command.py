@@ -132,5 +132,5 @@ def compare(settings: Settings, folder: Path) -> None:
     print_table(table)
     print(
         f"{len(task.labels):,} texts, {task.tokens:,} tokens; median (least-most) of "
-        f"{how_many(settings.epochs, 'epoch')} taken in turns, compiling apart; files in {folder}"
+        f"{how_many(settings.epochs, 'epoch')}\ntaken in turns, compiling apart; files in {folder}"
     )

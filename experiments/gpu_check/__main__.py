@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began = time.time()
     device = persistent.find_device(())
     if isinstance(device, str):
-        print(f"Nothing was checked. The persistent kernel cannot run here: {device}.")
+        print(f"Nothing was checked. The persistent kernel cannot run here:\n{device}.")
         return 1
     folder.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {"device": device.name, "date": date.today().isoformat()}

@@ -85,7 +85,7 @@ def _draw_window(axes: Any, text: str, weights: np.ndarray) -> None:
     if len(text) > _MOST:
         names, weights = names[:_MOST], weights[:, :_MOST]
     axes.imshow(weights.T, cmap="Blues", aspect="auto", interpolation="nearest")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_yticks(range(len(names)), names, fontsize=8, **AS_IT_STANDS)
     axes.set(xlabel="point", title="what the window reads")
     axes.spines[["top", "right"]].set_visible(False)

@@ -26,10 +26,13 @@ def draw_pieces(pieces: Mapping[str, Piece], path: str | os.PathLike[str]) -> No
 
 
 def _draw(axes: Any, title: str, piece: Piece, low: int, high: int) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     axes.imshow(
         piece.T, cmap="Blues", vmin=0, vmax=1.2, aspect="auto", origin="lower",
         interpolation="nearest",
     )  # fmt: skip
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_ylim(low - 0.5, high + 0.5)
     octaves = [key for key in range(low, high + 1) if (key + LOWEST) % 12 == 0]
     axes.set_yticks(octaves, [_name(key) for key in octaves])

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from experiments.running.console import wrapped
 from experiments.running.words import START, STOP
 from rnnjax.exporting import export_writer
 
@@ -40,7 +41,9 @@ def write_programs(
         shutil.copyfile(path, folder / f"{name}.json")
     sizes = ", ".join(f"{name} {len(data):,} bytes" for name, data in programs.items())
     given = "source, lengths" if source is None else "pictures"
-    print(f"{folder}: {sizes}, the vocabularies and {TOKENS}. In a process that has jax alone:")
+    others = ", ".join([*(f"{name}.json" for name in vocabularies), TOKENS])
+    print(wrapped(f"{folder}: {sizes}, {others}"))
+    print("in a process that has jax alone:")
     print('  load = lambda name: jax.export.deserialize(open(name, "rb").read()).call')
     print(f'  carry, memory = load("{ENCODE}")({given})')
     print(f'  carry, out = load("{STEP}")(carry, memory, tokens)  # out["logits"]')

@@ -89,7 +89,8 @@ def load_notes(path: Path, kind: type[Notes]) -> Notes:
     try:
         return _as_kind(kind, json.loads(path.read_text("utf-8")), "it")
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} must be what a run left there, got {error}") from None
+        reason = getattr(error, "strerror", None) or error  # not the path once more
+        raise DataError(f"{path} must be what a run left there, got {reason}") from None
 
 
 def _as_kind(kind: Any, value: Any, name: str) -> Any:

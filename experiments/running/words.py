@@ -68,6 +68,18 @@ def with_marks(vocabulary: Vocabulary) -> Vocabulary:
     return Vocabulary((padding, unknown, *_MARKS, *learned))
 
 
+def learned_words(vocabulary: Vocabulary) -> int:
+    """How many tokens are those of texts: all but padding, the unknown token and the marks.
+
+    Example:
+        >>> fitted = fit_words([["a", "b"]], min_count=1)
+        >>> learned_words(fitted), learned_words(with_marks(fitted))
+        (2, 2)
+    """
+    has_marks = vocabulary.tokens[START : STOP + 1] == _MARKS
+    return len(vocabulary) - 2 - has_marks * len(_MARKS)
+
+
 def joined_words(tokens: Sequence[str]) -> str:
     """Tokens as a text: signs stand by the word before them, and letters of scripts without blanks
     by one another.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ from experiments.running.setting_checks import (
     whole,
 )
 from experiments.running.trained import WEIGHTS
+from experiments.running.words import learned_words
 from experiments.translate.corpus import Corpus, joined, languages, read_corpus, tokenizer
 from experiments.translate.decoding import alignments, translate
 from experiments.translate.model import build_model
@@ -47,7 +49,7 @@ LOOKED = "alignment-of-a-sentence.png"
 _SHOWN = 3  # translations after each epoch, and panels of a picture
 _ALIGNED = 200  # test sequences of which the attention is looked at
 _AT_ONCE = 1_024  # lines that are read before they are translated, those of like length together
-_EXAMPLE = 60  # characters at most of the sentence that a finished run proposes to translate
+_EXAMPLE = 60  # characters at most of what a finished run proposes to translate
 
 
 def train(settings: Settings, folder: Path) -> Fitted:
@@ -94,9 +96,10 @@ def _announce(corpus: Corpus, settings: Settings) -> None:
         shortened(f"such as {_line(corpus, settings, source, target)}".replace(" -> ", "\n  -> "))
     )
     unknown = [np.mean([i == UNKNOWN for ids in side for i in ids]) for side in corpus.test]
+    known = [learned_words(vocabulary) for vocabulary in (corpus.source, corpus.target)]
     print(
-        f"{len(corpus.source):,} tokens of sources, {len(corpus.target):,} of targets; unknown of "
-        f"the test: {unknown[0]:.1%} and {unknown[1]:.1%}"
+        f"{known[0]:,} tokens of sources, {known[1]:,} of targets; unknown of the test: "
+        f"{unknown[0]:.1%} and {unknown[1]:.1%}"
     )
 
 
@@ -175,10 +178,11 @@ def _report(
 
 
 def _example(corpus: Corpus) -> str:
-    """A sentence of the test that fits into a line, and is not taken for an option."""
+    """A sentence of the test, or how one begins, that fits into a line and is not taken for an
+    option."""
     sources = [text for text in corpus.test_pairs.sources if not text.startswith("-")]
     short = [text for text in sources if len(text) <= _EXAMPLE]
-    return (short or sorted(sources, key=len) or ["..."])[0]
+    return (short or textwrap.wrap(min(sources, key=len, default="..."), _EXAMPLE))[0]
 
 
 def translate_texts(request: Request) -> None:

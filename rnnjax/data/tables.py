@@ -13,8 +13,8 @@ from rnnjax.data.errors import DataError, check_flag, rows_error
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parquet")
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
-_COLUMNS = "text= and label= name others, --text-column and --label-column in a command"
-_NO_QUOTING = "quoting=False, or --no-quoting in a command, takes quotes as text"
+_COLUMNS = "text= and label= name others, --text-column and --label-column of experiments.classify"
+_NO_QUOTING = "quoting=False, or --no-quoting of experiments.classify, takes quotes as text"
 
 
 class Table(NamedTuple):
@@ -189,9 +189,8 @@ def _separator_hint(file: _Delimited, header: Sequence[str]) -> str:
     found = next((s for s in ",\t;|" if s != file.separator and s in header[0]), None)
     if found is None:
         return ""
-    return (
-        f" (fields separated by {found!r}? give separator={found!r}, or --separator in a command)"
-    )
+    option = "--separator of experiments.classify"
+    return f" (fields separated by {found!r}? give separator={found!r}, or {option})"
 
 
 def _read_jsonl(path: Path, wanted: Sequence[str]) -> Table:

@@ -54,7 +54,9 @@ def test_a_file_of_ones_own_is_judged_and_another_watched(tmp_path, capsys):
     assert "own: 96 steps to learn from, 180 to judge" in said
     row = next(line for line in said.splitlines() if line.startswith("network")).split()
     assert row[1:3] == ["1.000", "1.000"]  # no normal step has a greater score than the fault
-    assert "the greatest surprise of the test: step 130, fault" in said
+    assert (
+        "the greatest surprise of the test: step 130, of the whole series step 250, fault" in said
+    )
     assert (folder / "surprise.png").stat().st_size
     assert run("watch", folder, own, "--out", scores) == 0
     said = capsys.readouterr().out.splitlines()

@@ -62,7 +62,7 @@ REFUSED = {
     "text": ("a\nx\ny\n", "must have a column of numbers, got a"),
     "no head": ("1.5,2\n3,4\n", "must begin with a line of names, got the numbers 1.5, 2"),
     "a name twice": ("a,a\n1,2\n", "must have columns of different names, got 'a' twice"),
-    "commas for points": ("a\n1,5\n2,5\n", "row 2: must have 1 columns .* got 2; .* points"),
+    "commas for points": ("a\n1,5\n2,5\n", "row 2: must have 1 column .* got 2; .* points"),
     "quoted decimal commas": ('t,a\n1,"1,5"\n2,"2,5"\n', "row 2: a .*, got '1,5': decimals have"),
     "thousands": ('a\n"1,234"\n', "row 2: a must be a finite number, got '1,234': decimals have"),
     "semicolons": ("a;b\n1;2\n", "must have commas between its columns, got ';'"),

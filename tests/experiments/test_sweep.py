@@ -63,6 +63,7 @@ def test_the_table_has_means_over_seeds_and_the_best_first():
     assert [row["learning rate"] for row in rows] == ["0.01", "0.001"]
     assert rows[1]["validation"] == "0.6000 ± 0.1414"
     assert rows[0]["test"] == "0.7500 ± 0.0707"
+    assert table(found[:1])[0]["validation"] == "0.5000"  # a single seed has no spread
 
 
 def test_every_combination_is_there_once():

@@ -58,6 +58,11 @@ def test_notes_of_another_kind_are_refused(alarm, words, tmp_path):
     assert words in str(refused.value)
 
 
+def test_notes_that_are_gone_are_named_once(tmp_path):
+    with pytest.raises(DataError, match=r"there, got No such file or directory$"):
+        load_notes(tmp_path / "alarm.json", Known)
+
+
 @pytest.mark.parametrize("values", [["a", 1], "a", None, {}])
 def test_lists_of_another_kind_are_refused(values, tmp_path):
     path = tmp_path / "alarm.json"

@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -23,7 +24,7 @@ from experiments.translate.scoring import bleu, exact, on_diagonal, sacrebleu
 from experiments.translate.settings import Settings
 from experiments.translate.training import make_loss
 from experiments.translate.translator import PROGRAM, Translator
-from rnnjax.data import PairBatch, Vocabulary
+from rnnjax.data import PairBatch, Pairs, Vocabulary
 
 QUICK = ["--hidden-size", "8", "--embedding-size", "4", "--batch-size", "16", "--buckets", "1"]
 QUICK = [*QUICK, "--epochs", "2", "--max-length", "8", "--min-count", "1"]
@@ -297,6 +298,12 @@ def check_many(folder, monkeypatch, capsys):
         lines.append(capsys.readouterr().out.splitlines())
     assert list(map(len, lines)) == [2, 1]
     Path("runs/pairs").rename(folder)
+
+
+def test_what_is_proposed_to_translate_fits_into_a_line():
+    sources = ["-short", "word " * 40, "word " * 30]
+    corpus = SimpleNamespace(test_pairs=Pairs(sources, sources))
+    assert command._example(corpus) == " ".join(["word"] * 12)
 
 
 @pytest.mark.full
