@@ -66,8 +66,8 @@ class CompiledStep(Generic[State, Result]):
 
     Raises:
         ValueError: when called, if something in the batch is no array and no number, or an integer
-            of NumPy does not fit the 32 bits that JAX would cut it to, or the state was given away
-            in a call before; names it.
+            of NumPy does not fit the 32 bits that JAX would cut it to, or an array of the state was
+            given away in a call before, or is in the batch too, or twice in the state; names it.
 
     Example:
         >>> step = CompiledStep("add", lambda state, batch: state + batch, donate_state=False)
@@ -90,6 +90,7 @@ class CompiledStep(Generic[State, Result]):
         self.function = function
         self._name = name
         self._on_compile = on_compile
+        self._donates = donate_state
 
         def program(*args: Any) -> Result:
             return function(*args)
@@ -113,9 +114,12 @@ class CompiledStep(Generic[State, Result]):
         leaves = jax.tree.leaves(rest)
         if not all(map(_is_taken, leaves)):
             check_batch(rest[0])
-        traced = any(isinstance(leaf, Tracer) for leaf in (*leaves, *jax.tree.leaves(state)))
+        held = jax.tree.leaves(state)
+        traced = any(isinstance(leaf, Tracer) for leaf in (*leaves, *held))
+        if self._donates and not traced and _is_again(held, leaves):
+            _check_shared(state, *rest)
         began = time.perf_counter()
-        with _watch(self.__name__) as ends, explaining_deleted(state):
+        with _watch(self.__name__) as ends, explaining_deleted(state, *rest):
             result = (self._nested if traced else self._jitted)(state, *rest)
         # Without jit single operations compile, under names that a step may have.
         disabled = jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
@@ -136,19 +140,59 @@ class CompiledStep(Generic[State, Result]):
 
 
 @contextmanager
-def explaining_deleted(state: Any) -> Iterator[None]:
-    """Says of a state that an earlier step has used up what JAX says of a buffer."""
+def explaining_deleted(state: Any, batch: Any = (), carry: Any = ()) -> Iterator[None]:
+    """Says what JAX says of a buffer: of a state that an earlier step has used up, and of an array
+    that a step cannot give away, as it is in the call a second time."""
     try:
         yield
     except (RuntimeError, ValueError) as error:
         path = given_away(state)
-        if path is None:
-            raise
-        raise ValueError(
-            f"state must be the one that the step before returned, got one whose array {path} was "
-            "given to a step already: go on with the new state, or keep this one alive with "
-            "donate_state=False"
-        ) from error
+        if path is not None:
+            raise ValueError(
+                f"state must be the one that the step before returned, got one whose array {path} "
+                "was given to a step already: go on with the new state, or keep this one alive "
+                "with donate_state=False"
+            ) from error
+        if "donate" in str(error):
+            _check_shared(state, batch, carry)
+        raise
+
+
+def _is_again(held: list[Any], given: list[Any]) -> bool:
+    """Whether something of the state is in the call a second time.
+
+    To be known before the call: with several devices, JAX 0.10.2 ends the process there. The same
+    memory as another object, as ``jax.device_put`` may give it, is left to JAX to find.
+    """
+    ids = set(map(id, held))
+    return len(ids) < len(held) or not ids.isdisjoint(map(id, given))
+
+
+def _check_shared(state: Any, batch: Any = (), carry: Any = ()) -> None:
+    """Refuse an array of the state that stands in two places: it cannot be given away.
+
+    Raises:
+        ValueError: naming both.
+    """
+    places: dict[int, str] = {}
+    for name, tree in {"state": state, "batch": batch, "carry": carry}.items():
+        for path, leaf in jax.tree.leaves_with_path(tree):
+            place = name + jax.tree_util.keystr(path)
+            for memory in _memory_of(leaf):
+                first = places.get(memory, place)
+                if first != place:
+                    raise ValueError(
+                        f"{place} must be an array of its own, got that of {first}, which the step "
+                        "gives away: jnp.copy makes one, and donate_state=False keeps the state"
+                    )
+                if name == "state":
+                    places[memory] = place
+
+
+def _memory_of(leaf: Any) -> list[int]:
+    if not isinstance(leaf, Array) or not leaf.size or leaf.is_deleted():
+        return []
+    return [shard.data.unsafe_buffer_pointer() for shard in leaf.addressable_shards]
 
 
 @functools.cache

@@ -272,6 +272,31 @@ def test_a_state_that_was_given_away_is_told():
         init_train_state(jax.random.key(0), state.params, optax.adam(0.1))
 
 
+def test_an_array_of_the_state_in_the_batch_or_twice_in_the_state_is_named():
+    """Such as the parameters of a target network, taken from the state; none of it is lost."""
+
+    def loss_fn(params, target, key):
+        return jnp.square(params["w"] - target["w"]).sum() + params["b"].sum(), {}
+
+    optimizer = optax.sgd(0.25)
+    step = make_train_step(loss_fn, optimizer)
+    state = init_train_state(jax.random.key(0), {"w": jnp.ones(3), "b": jnp.ones(3)}, optimizer)
+    in_both = r"batch\['b'\] must be .* got that of state\.params\['b'\]"
+    with pytest.raises(ValueError, match=in_both):
+        step(state, state.params)
+    tied = state._replace(params={"w": state.params["b"], "b": state.params["b"]})
+    with pytest.raises(ValueError, match=r"state\.params\['w'\] .* that of state\.params\['b'\]"):
+        step(tied, {"w": jnp.zeros(3)})
+    alias = jax.device_put(state.params, jax.devices()[0])  # other objects, the same memory
+    with pytest.raises(ValueError, match=in_both):
+        step(state, alias)
+
+    new, _ = step(state, {"w": jnp.copy(state.params["w"]) - 2})
+    np.testing.assert_array_equal(new.params["w"], np.zeros(3))
+    alive, _ = make_train_step(loss_fn, optimizer, donate_state=False)(new, new.params)
+    np.testing.assert_array_equal(alive.params["w"], new.params["w"])
+
+
 def test_an_optimizer_that_keeps_the_parameters_can_be_donated_too():
     """Its state and the parameters start as the same arrays, which cannot be given away twice."""
     keep = optax.GradientTransformation(
