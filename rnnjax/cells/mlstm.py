@@ -88,11 +88,12 @@ def _update(
 
 def _step_of_head(carry: MLSTMCarry, heads: _Heads) -> tuple[MLSTMCarry, Array]:
     q, k, v, o, i, f = heads
-    kept = f + carry.m
-    m = _larger(_larger(kept, i), jnp.zeros_like(i))
-    keep, write = jnp.exp(kept - m), jnp.exp(i - m)
-    c = keep * carry.c + write * k[:, None] * v[None]
-    n = keep * carry.n + write * k
+    m = _larger(_larger(f + carry.m, i), jnp.zeros_like(i))
+    # The share that is kept less 1: it is near 1 itself, and its rounding would add up over the
+    # steps. m less m first, which is exact where they are near: so that of the new m is made good.
+    change, write = jnp.expm1(f + (carry.m - m)), jnp.exp(i - m)
+    c = carry.c + (change * carry.c + write * k[:, None] * v[None])
+    n = carry.n + (change * carry.n + write * k)
     return MLSTMCarry(c, n, m), _read(o, product(q, c), product(q, n), m)
 
 

@@ -166,6 +166,26 @@ def test_a_chunk_in_float32_keeps_its_digits_behind_gates_that_are_shut():
     np.testing.assert_allclose(ys, expected, rtol=1e-4, atol=2e-6)
 
 
+@pytest.mark.usefixtures("float32")
+@IMPLEMENTATIONS
+@pytest.mark.parametrize("gates", ["the same at every step", "large and of all sizes"])
+def test_the_normaliser_in_float32_keeps_its_digits_over_many_steps(gates, implementation):
+    """The gates are given: in float64 it is their recursion, without a stabiliser."""
+    i, f = np.full(400, 0.5), np.full(400, 6.0)
+    if gates.startswith("large"):
+        i, f = np.random.default_rng(1).integers([[72], [8]], [[88], [28]], (2, 400)) / 4
+    cell = rnnjax.mlstm(1)
+    params = jax.tree.map(jnp.zeros_like, cell.init(jax.random.key(0), 2))
+    params = params._replace(bias=jnp.ones_like(params.bias), w_gates=jnp.eye(2))
+    xs = jnp.asarray(np.stack([i, f], axis=1), jnp.float32)
+    carry, _ = rnnjax.unroll(cell, params, xs, implementation=implementation)
+    expected = 0.0
+    for write, keep in zip(np.exp(i), sigmoid(f), strict=True):
+        expected = keep * expected + write
+    found = np.float64(carry.n[0, 0]) * np.exp(np.float64(carry.m[0]))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def test_a_training_step_keeps_the_memory_between_chunks_alone():
     compiled, memory = lowered_gradient(CELL), f"2x{HEADS}x{WIDTH}x{WIDTH}x"
     assert f"tensor<256x{memory}" not in compiled
