@@ -123,7 +123,10 @@ def causal_convolution(
 
         given = (past, valid, resets, start, w, params.bias)
         carry, ys = with_automatic_axes(run, given, xs, len(batch))
-        ys = as_state(policy, ys if activation is None else activation(ys))
+        if activation is not None:
+            # Selected before, too: the slope of f may be infinite there, as that of a norm at 0.
+            ys = activation(masking.zero_padding(valid, ys))
+        ys = as_state(policy, ys)
         return carry, masking.zero_padding(valid, ys)
 
     return Layer(

@@ -114,7 +114,9 @@ def gated(
         check_shapes(params)
         valid = masking.valid_steps(steps["lengths"], steps["mask"], xs.shape[:-2], xs.shape[-2])
         xs = masking.zero_padding(valid, xs)
-        gate = activation(affine(xs, as_operand(policy, params.w_gate)))
+        # Selected before and after, as the slope of g may be infinite at 0.
+        gate = masking.zero_padding(valid, affine(xs, as_operand(policy, params.w_gate)))
+        gate = masking.zero_padding(valid, activation(gate))
         hs = affine(xs, as_operand(policy, params.w_in))
         carry = ()
         if inner is not None:

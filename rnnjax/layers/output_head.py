@@ -71,8 +71,11 @@ def output_head(
         carry, hs = below.apply(params.layer, xs, **steps, initial_carry=initial_carry, key=key)
         w = as_operand(policy, params.w)
         ys = affine(hs, w, params.bias, name="the output of the layer", size=size)
-        ys = as_state(policy, ys if activation is None else activation(ys))
         valid = masking.valid_steps(steps["lengths"], steps["mask"], hs.shape[:-2], hs.shape[-2])
+        if activation is not None:
+            # Selected before, too: the slope of f may be infinite there, as that of a norm at 0.
+            ys = activation(masking.zero_padding(valid, ys))
+        ys = as_state(policy, ys)
         return carry, masking.zero_padding(valid, ys)
 
     def initial_carry(params: HeadParams, batch_shape: tuple[int, ...] = ()) -> Carry:

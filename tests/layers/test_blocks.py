@@ -152,6 +152,35 @@ def test_nan_in_the_padding_spoils_no_gradient(layer):
     assert not np.any(spoilt[1][~real])
 
 
+def unit(ys):
+    """Vectors of length 1; of one of zeros, neither value nor slope are numbers."""
+    return ys / jnp.linalg.norm(ys, axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        rnnjax.gated(None, 2, hidden_size=4, activation=unit),
+        rnnjax.causal_convolution(SIZE, 2, unit),
+        rnnjax.output_head(rnnjax.gru(2), 2, unit),
+    ],
+    ids=["gated", "causal_convolution", "output_head"],
+)
+def test_an_activation_without_a_value_at_zero_gets_none_from_the_padding(layer):
+    params = layer.init(jax.random.key(0), SIZE)  # biases are zeros, and so is the padding
+    xs = np.random.default_rng(1).normal(size=(B, T, SIZE))
+
+    def padded(params):
+        return jnp.sum(layer.apply(params, xs, [2, 2, 0])[1][..., 0])
+
+    def alone(params):
+        return jnp.sum(layer.apply(params, xs[:2, :2])[1][..., 0])
+
+    found, expected = (jax.jit(jax.grad(run))(params) for run in (padded, alone))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, **EXACT)
+
+
 def test_a_policy_reaches_every_part_of_a_block():
     def make(policy=None):
         inner = rnnjax.stack(rnnjax.causal_convolution(WIDE), rnnjax.s6(WIDE, 2))
