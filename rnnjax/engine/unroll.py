@@ -45,9 +45,9 @@ def unroll(
 
         carry, ys = cell.initial_carry(params), []
         for t in range(T):
-            if resets[t]:
-                carry = cell.initial_carry(params)
             if mask[t]:
+                if resets[t]:
+                    carry = cell.initial_carry(params)
                 x_proj = cell.project(params, xs[t])
                 h = cell.hidden(carry)
                 h_proj = jnp.split(h @ cell.recurrent(params), len(x_proj))  # as x_proj is divided

@@ -90,11 +90,13 @@ def attention(kind: str = "general", *, size: int | None = None, window: int = 1
 
     Args:
         kind: see above. Dot and scaled need queries as wide as the memory.
-        size: A, of what is inside the tanh; None for the size of the queries.
+        size: A, of what is inside the tanh of "additive" and "local"; None for the size of the
+            queries.
         window: how far from its place a local attention looks: twice the :math:`\sigma` above.
 
     Raises:
-        ValueError: an unknown kind, or from ``init``, sizes that the kind does not take.
+        ValueError: an unknown kind, or a ``size`` for one without a tanh; from ``init``, sizes that
+            the kind does not take.
 
     Example:
         >>> import jax, jax.numpy as jnp, rnnjax
@@ -113,6 +115,8 @@ def attention(kind: str = "general", *, size: int | None = None, window: int = 1
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     inner = None if size is None else check_size("size", size)
+    if inner is not None and kind not in ("additive", "local"):
+        raise ValueError(f"size must be None for kind={kind!r}, which has no tanh, got {inner}")
     reach = check_size("window", window)
 
     def init(key: Key, query_size: int, memory_size: int) -> Any:

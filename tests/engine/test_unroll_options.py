@@ -1,5 +1,8 @@
 """What `unroll` gives and keeps on request: all carries, less memory, noise, an explanation."""
 
+import inspect
+import re
+import textwrap
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +32,22 @@ def step_by_step(cell, params, xs, carry, reverse):
         carry, _ = rnnjax.unroll(cell, params, xs[..., t : t + 1, :], initial_carry=carry)
         carries.append(carry)
     return carries
+
+
+def test_the_loop_in_the_docstring_is_what_runs():
+    text = inspect.getdoc(rnnjax.unroll)
+    loop = re.search(r"costs less::\n\n(.*?)\n\nWhat", text, re.DOTALL)
+    with jax.enable_x64(True):
+        cell = rnnjax.lstm(4)
+        draw = np.random.default_rng(0).normal
+        params = rnnjax.LSTMParams(draw(size=(3, 16)), draw(size=(4, 16)), draw(size=16))
+        xs, mask, resets = draw(size=(6, 3)), np.array([1, 1, 0, 1, 1, 1]) > 0, np.zeros(6, bool)
+        resets[[2, 4]] = True  # the first of them on a masked step
+        found = {"cell": cell, "params": params, "xs": xs, "mask": mask, "resets": resets}
+        found |= {"T": 6, "zeros": np.zeros(4), "jnp": jnp}
+        exec(textwrap.dedent(loop[1]), found)
+        given = rnnjax.unroll(cell, params, xs, mask=mask, resets=resets)
+        close(given, (found["carry"], jnp.stack(found["ys"])))
 
 
 @pytest.mark.parametrize("options", [{}, {"remat": 3}, {"reverse": True}, {"all_carries": True}])

@@ -140,6 +140,10 @@ def test_large_scores_are_finite():
 
 
 BAD = {
+    "a size without a tanh": (
+        lambda: rnnjax.attention("dot", size=3),
+        "size must be None for kind",
+    ),
     "an unknown kind": (lambda: rnnjax.attention("cosine"), "kind must be one of dot"),
     "sizes that differ": (
         lambda: rnnjax.attention("dot").init(jax.random.key(0), 4, 5),
