@@ -190,13 +190,17 @@ def check_key(key: Any) -> Key:
     Raises:
         ValueError: it is no key, or several.
     """
-    dtype = getattr(key, "dtype", None)
-    if dtype is not None and _is_key(dtype) and key.shape == ():
-        return key
-    raw = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
-    if dtype == raw.dtype and key.shape == raw.shape:
-        return jax.random.wrap_key_data(jnp.asarray(key))
-    raise ValueError(f"key must be one key, such as jax.random.key(0), got {shown(key)}")
+    # Not by its attributes: the Rngs of Flax have any, each of them a stream of keys.
+    if isinstance(key, Array | np.ndarray):
+        if _is_key(key.dtype) and key.shape == ():
+            return key
+        raw = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+        if key.dtype == raw.dtype and key.shape == raw.shape:
+            return jax.random.wrap_key_data(jnp.asarray(key))
+    given, kind = shown(key), type(key).__name__
+    if kind in ("Rngs", "RngStream"):
+        given = f"{kind} of Flax: a call of it, rngs(), gives one"
+    raise ValueError(f"key must be one key, such as jax.random.key(0), got {given}")
 
 
 def call_error(function: Any, *names: str) -> TypeError | None:

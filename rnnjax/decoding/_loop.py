@@ -200,11 +200,12 @@ def _keys_of_rows(key: Any, batch: tuple[int, ...]) -> Array | None:
     The dtype is asked for, too: one key of ``jax.random.PRNGKey`` is two numbers, as if for two
     rows.
     """
-    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
-    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        return key if shape == batch else None
+    if not isinstance(key, Array | np.ndarray):
+        return None
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key if key.shape == batch else None
     raw = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
-    if dtype == raw.dtype and shape == (*batch, *raw.shape):
+    if key.dtype == raw.dtype and key.shape == (*batch, *raw.shape):
         return jax.random.wrap_key_data(jnp.asarray(key))
     return None
 

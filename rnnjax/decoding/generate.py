@@ -76,6 +76,10 @@ def generate(
     alone: not on other rows, their order, the padding, nor ``max_new_tokens``. A row whose sampler
     leaves no token at all, or whose logits are NaN, ends there.
 
+    It is compiled for each shape of the prompt and each ``max_new_tokens``, ``stop``, ``pad`` and
+    ``sampling``, its numbers included: where prompts grow, or users choose a temperature, pad
+    prompts to a few lengths and let the choice be among a few temperatures.
+
     Args:
         model: a ``rnnjax.LanguageModel``.
         params: its parameters.

@@ -319,3 +319,17 @@ def test_integer_inputs_are_promoted_as_in_flax():
 def test_inputs_without_time_are_refused():
     with pytest.raises(ValueError, match="time and a feature axis"):
         modules.nnx.RNN(flax_cell("GRUCell"))(jnp.ones(D))
+
+
+def test_rngs_in_the_place_of_a_key_are_refused_with_how_to_get_one():
+    """They have any attribute, a dtype among them."""
+    cell, rngs = rnnjax.gru(H), nnx.Rngs(0)
+    with pytest.raises(ValueError, match=r"key must be one key, .* got Rngs of Flax: .* rngs\(\)"):
+        cell.init(rngs, D)
+    with pytest.raises(ValueError, match=r"key must be one key, .* got RngStream of Flax"):
+        cell.init(rngs.params, D)
+    model = rnnjax.language_model(rnnjax.one_hot(3), cell)
+    with pytest.raises(ValueError, match=r"key must be one key, .* got Rngs of Flax"):
+        rnnjax.generate(
+            model, model.init(rngs()), jnp.zeros((2, 1), int), max_new_tokens=1, key=rngs
+        )
