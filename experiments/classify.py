@@ -276,9 +276,11 @@ def train_seeds(settings: Settings, folder: Path) -> None:
     # A run that was resumed knows the seconds of its last part alone.
     each = "" if settings.resume else f", {np.mean(seconds):.0f} s each"
     print(
-        f"{settings.repeat} seeds: test accuracy {np.mean(accuracies):.4f} "
-        f"(standard deviation {np.std(accuracies, ddof=1):.4f}, "
-        f"{min(accuracies):.4f} to {max(accuracies):.4f}){each}"
+        wrapped(
+            f"{settings.repeat} seeds: test accuracy {np.mean(accuracies):.4f} "
+            f"(standard deviation {np.std(accuracies, ddof=1):.4f}, "
+            f"{min(accuracies):.4f} to {max(accuracies):.4f}){each}"
+        )
     )
 
 

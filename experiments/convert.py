@@ -121,6 +121,8 @@ def import_run(settings: Import) -> None:
     if len(settings.classes) != architecture.num_classes:
         count = architecture.num_classes
         raise DataError(f"--classes must be {count}, one an output, got {len(settings.classes)}")
+    if repeated := [name for name, count in Counter(settings.classes).items() if count > 1]:
+        raise DataError(f"--classes must be different, got {repeated[0]!r} twice")
     source = {
         "library": settings.library,
         "file": settings.weights.name,

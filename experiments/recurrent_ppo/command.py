@@ -196,7 +196,7 @@ def compare(request: Compare) -> None:
         if not records:
             raise DataError(f"{folder} must hold updates to draw, got none")
         found.append((folder, _title(settings), _label(settings), records))
-        print(f"{folder}: {listed(last_returns(records).tolist())}")
+        print(f"{folder}: return over the last tenth {listed(last_returns(records).tolist())}")
     alike = Counter((title, label) for _, title, label, _ in found)
     runs: dict[str, dict[str, Any]] = {}
     for folder, title, label, records in found:

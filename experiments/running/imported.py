@@ -151,9 +151,10 @@ class Predictor:
 
     def _check(self, ids: Sequence[list[int]]) -> None:
         size = self._model.architecture.vocab_size
-        for index, row in enumerate(ids):
+        for row in ids:
             if row and not 0 <= min(row) <= max(row) < size:
-                raise DataError(f"text {index} must be token ids in [0, {size}), got {row}")
+                text = " ".join(map(str, row))
+                raise DataError(f"texts must be token ids from 0 to {size - 1}, got {text!r:.60}")
 
 
 def _parse_ids(text: str) -> list[int]:

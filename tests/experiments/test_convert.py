@@ -389,7 +389,7 @@ def test_without_a_vocabulary_texts_are_token_ids(small, capsys):
     np.testing.assert_allclose(one[1], softmax(load_file(small[0])["fc.bias"]), **CLOSE)
     capsys.readouterr()
     assert "texts must be token ids" in fails(capsys, "predict", run, "wall st")
-    assert "in [0, 11), got [1, 11]" in fails(capsys, "predict", run, "1 11")
+    assert "from 0 to 10, got '1 11'" in fails(capsys, "predict", run, "1", "1 11")
 
 
 def test_padding_that_is_not_read_changes_nothing(small):
@@ -429,6 +429,8 @@ def test_wrong_settings_are_named_and_leave_no_folder(
 def test_classes_are_counted(small, capsys):
     message = fails(capsys, *arguments(*small, labels=["a", "b"]))
     assert "--classes must be 4, one an output, got 2" in message
+    message = fails(capsys, *arguments(*small, labels=["a", "b", "c", "b"]))
+    assert "--classes must be different, got 'b' twice" in message
 
 
 @pytest.mark.parametrize(

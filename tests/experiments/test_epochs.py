@@ -44,9 +44,9 @@ def test_the_table_has_a_row_for_each_library_and_each_epoch_is_recorded(
     with jax.numpy_rank_promotion("allow"):  # Keras adds its biases so
         assert command.main([*arguments, *OPTIONS]) == 0
     names = ["rnnjax, bucketed", "rnnjax, padded", "PyTorch, packed", "Keras (JAX), bucketed"]
-    *turns, last = capsys.readouterr().out.splitlines()
+    *turns, about, _ = capsys.readouterr().out.splitlines()
     assert [row["library"] for row in rows] == names
-    assert "tokens; median (least-most) of 2 epochs" in last
+    assert "tokens; median (least-most) of 2 epochs" in about
     assert [turn.split(", ", 1)[1].rsplit(":", 1)[0] for turn in turns] == [*names, *names[::-1]]
     lines = (tmp_path / "run" / "timings.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
