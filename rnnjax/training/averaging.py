@@ -147,8 +147,10 @@ def averaged(opt_state: Any) -> Any:
         A tree like the parameters, of at least float32.
 
     Raises:
-        ValueError: there is none in it, or more than one.
+        ValueError: there is none in it, or more than one, or it is that of some parameters alone.
     """
+    import optax
+
     is_average = lambda node: isinstance(node, ParameterAverage)  # noqa: E731
     nodes = jax.tree.leaves(opt_state, is_leaf=is_average)
     found = [node.average for node in nodes if is_average(node)]
@@ -156,4 +158,12 @@ def averaged(opt_state: Any) -> Any:
         raise ValueError(
             f"the optimizer must have one average_parameters, got {len(found)} in its state"
         )
+    is_masked = lambda node: isinstance(node, optax.MaskedNode)  # noqa: E731
+    for path, leaf in jax.tree.leaves_with_path(found[0], is_leaf=is_masked):
+        if is_masked(leaf):
+            raise ValueError(
+                f"the average must be of all parameters, got none of params"
+                f"{jax.tree_util.keystr(path)}: put average_parameters into a chain behind "
+                "optax.masked or optax.partition, not inside"
+            )
     return found[0]

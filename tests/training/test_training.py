@@ -506,6 +506,26 @@ def test_the_average_is_found_once_or_not_at_all():
         average_parameters(1.0)
 
 
+@pytest.mark.parametrize("inside", [True, False])
+def test_an_average_of_some_parameters_alone_is_refused(inside):
+    """Where it stands behind the partition, it has what is frozen as it is."""
+    link = average_parameters(0.5)
+    learned = optax.chain(optax.sgd(1.0), link) if inside else optax.sgd(1.0)
+    rules = {"learned": learned, "frozen": optax.set_to_zero()}
+    optimizer = optax.partition(rules, {"w": "learned", "b": "frozen"})
+    optimizer = optimizer if inside else optax.chain(optimizer, link)
+    params = {"w": jnp.array(1.0), "b": jnp.array(3.0)}
+    grads = jax.tree.map(lambda a: jnp.full_like(a, 2.0), params)
+    _, state = optimizer.update(grads, optimizer.init(params), params)
+    if inside:
+        with pytest.raises(ValueError, match=r"of all parameters, got none of params\['b'\]: put"):
+            averaged(state)
+    else:
+        average = averaged(state)
+        np.testing.assert_allclose(average["w"], 2 / 11 * 1 + 9 / 11 * (1 - 2), rtol=1e-6)
+        assert average["b"].item() == 3.0
+
+
 def test_the_mean_from_a_step_on_is_that_of_numpy_and_may_begin_in_the_middle():
     """The step that starts it is only decided after the third: the state goes on."""
     history, optimizer = [], optax.chain(optax.sgd(0.1), averaged_from(None))
