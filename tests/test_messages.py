@@ -27,6 +27,7 @@ EXCEPTIONS = {
     "experiments/running/opening.py": {"{}": "the error of another process, in the grammar itself"},
     "experiments/running/setting_checks.py": {"{}": "the errors of all settings, a line each"},
     "experiments/running/trained.py": {"{} {}": "what came, in the message on the file"},
+    "rnnjax/_recipe.py": {"{}: {}": "the same error, with what was meant behind it"},
     "rnnjax/_values.py": {"{}": "the text was made by _check, under a compiled function"},
     "rnnjax/checkpoint/_sealing.py": {"{}": "the text was made by _damage"},
     "rnnjax/checkpoint/checkpoints.py": {

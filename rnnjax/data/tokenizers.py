@@ -24,8 +24,8 @@ _PUNCTUATION = b"!\"#$%&()*+,-./:;<=>?@[\\]^_`{|}~'"
 def basic_english(text: str) -> list[str]:
     """Lower-case words and punctuation, token for token as torchtext's ``basic_english``.
 
-    Periods, commas, brackets, apostrophes, exclamation and question marks become tokens; double
-    quotes vanish; semicolons, colons and ``<br />`` become spaces.
+    Periods, commas, parentheses, apostrophes, exclamation and question marks become tokens;
+    double quotes vanish; semicolons, colons and ``<br />`` become spaces.
 
     Args:
         text: any string.

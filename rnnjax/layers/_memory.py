@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax import masking
-from rnnjax._checks import check_cell
+from rnnjax._checks import check_cell, describe
 from rnnjax.base import Cell, Key, Noise, NoiseShape, Params
 from rnnjax.engine._products import gate_widths
 from rnnjax.initializers import draw_linear
@@ -147,9 +147,7 @@ def checked_memory(given: Any, memory_size: int) -> Memory:
         ValueError: it is no memory, or of another size.
     """
     if not isinstance(given, Memory):
-        raise ValueError(
-            f"context must be a rnnjax.Memory(states, mask), got {type(given).__name__}"
-        )
+        raise ValueError(f"context must be a rnnjax.Memory(states, mask), got {describe(given)}")
     states, mask = given.states, given.mask
     if mask is None:
         raise ValueError("context.mask must be bool of shape [..., S] as context.states, got None")

@@ -21,7 +21,7 @@ from rnnjax.layers.recurrent import as_layer, not_a_layer
 from rnnjax.models._bridge import cross, draw_bridge
 from rnnjax.models._encoding import LinearParams
 from rnnjax.models._sources import Places, Tokens
-from rnnjax.models.embedding import Embedding
+from rnnjax.models.embedding import Embedding, not_an_embedding
 
 
 class LayersParams(NamedTuple):
@@ -61,7 +61,7 @@ class Parts(NamedTuple):
             ValueError: naming the part that does not fit.
         """
         if not isinstance(target, Embedding):
-            raise ValueError(f"target must be a rnnjax.Embedding, got {type(target).__name__}")
+            raise not_an_embedding("target", target)
         for name, part in (("decoder", decoder), ("above", above)):
             if not isinstance(part, Cell | Layer) and not (name == "above" and part is None):
                 raise not_a_layer(name, part)

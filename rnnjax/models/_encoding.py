@@ -14,7 +14,7 @@ from rnnjax.engine._arguments import check_xs
 from rnnjax.initializers import draw_linear
 from rnnjax.layers._common import elementwise_dropout
 from rnnjax.layers.recurrent import as_layer, not_a_layer
-from rnnjax.models.embedding import Embedding, check_tokens
+from rnnjax.models.embedding import Embedding, check_tokens, not_an_embedding
 from rnnjax.segments import resets_from_segment_ids
 from rnnjax.transforms.precision import Policy, as_operand, cast_parameters
 
@@ -50,9 +50,7 @@ class Encoding(NamedTuple):
             ValueError: naming the part that is none.
         """
         if not isinstance(embedding, Embedding | None):
-            raise ValueError(
-                f"embedding must be a rnnjax.Embedding or None, got {type(embedding).__name__}"
-            )
+            raise not_an_embedding("embedding", embedding, "a rnnjax.Embedding or None")
         if not isinstance(encoder, Cell | Layer):
             raise not_a_layer("encoder", encoder)
         classes, rate = check_size("num_classes", num_classes), check_rate("dropout", dropout)

@@ -12,7 +12,7 @@ from rnnjax._numerics import accumulation_dtype
 from rnnjax.base import Cell, Key, Layer, Params
 from rnnjax.layers.recurrent import as_layer, not_a_layer
 from rnnjax.models._dropout import locked_dropout, split_key
-from rnnjax.models.embedding import Embedding, check_tokens
+from rnnjax.models.embedding import Embedding, check_tokens, not_an_embedding
 
 
 class Tokens(NamedTuple):
@@ -29,7 +29,7 @@ class Tokens(NamedTuple):
             ValueError: naming the part that does not fit.
         """
         if not isinstance(source, Embedding):
-            raise ValueError(f"source must be a rnnjax.Embedding, got {type(source).__name__}")
+            raise not_an_embedding("source", source)
         if not isinstance(encoder, Cell | Layer):
             raise not_a_layer("encoder", encoder)
         if isinstance(encoder, Cell) and encoder.context is not None:

@@ -1,5 +1,6 @@
 """From token ids to vectors: learned, given, frozen, or one-hot."""
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from rnnjax._devices import with_automatic_axes
 from rnnjax._native import in_native_order
 from rnnjax._recipe import Made, factory
 from rnnjax._values import check_range
-from rnnjax.base import Key
+from rnnjax.base import Cell, Key, Layer
 
 
 class _EmbeddingFields(NamedTuple):
@@ -199,6 +200,16 @@ def check_tokens(
     check_range(name, tokens, vocab_size, f"[0, {vocab_size})")
     # An index of JAX that is negative counts from the end.
     return jnp.clip(tokens, 0, vocab_size - 1) if isinstance(tokens, Tracer) else tokens
+
+
+def not_an_embedding(name: str, given: Any, expected: str = "a rnnjax.Embedding") -> ValueError:
+    """The error for what is no embedding, with what was probably meant."""
+    meant = ""
+    if isinstance(given, Cell | Layer):
+        meant = ": it comes before the layer that reads it"
+    elif inspect.isfunction(given):
+        meant = ": call it first, as in rnnjax.embedding(100, 8)"
+    return ValueError(f"{name} must be {expected}, got {type(given).__name__}{meant}")
 
 
 def check_tied(embedding: Embedding, name: str, size: int | None, whose: str) -> None:

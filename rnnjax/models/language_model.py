@@ -18,7 +18,13 @@ from rnnjax.initializers import draw_linear
 from rnnjax.layers.recurrent import as_causal_layer
 from rnnjax.models._dropout import drop_words, locked_dropout, split_key
 from rnnjax.models.adaptive_softmax import AdaptiveSoftmax
-from rnnjax.models.embedding import Embedding, check_tied, check_tokens, table_of
+from rnnjax.models.embedding import (
+    Embedding,
+    check_tied,
+    check_tokens,
+    not_an_embedding,
+    table_of,
+)
 from rnnjax.models.features import Features
 
 
@@ -68,7 +74,8 @@ class LanguageModel(Made, _LanguageModelFields):
             :func:`rnnjax.metrics.linear_cross_entropy`; a softmax of one's own has none.
         score: ``(params, (tokens, targets), lengths, *, ...) -> (carry, log_probs [..., T])``, of
             the targets alone: all that a loss needs, and the cheaper way to it where the softmax is
-            an adaptive one. Other arguments are those of ``apply``.
+            an adaptive one. At masked steps it is that of the logits there, which is not 0: a loss
+            leaves them out. Other arguments are those of ``apply``.
         vocab_size: V.
     """
 
@@ -125,7 +132,7 @@ def language_model(
         in recurrent neural networks", NIPS 2016.
     """
     if not isinstance(embedding, Embedding):
-        raise ValueError(f"embedding must be a rnnjax.Embedding, got {type(embedding).__name__}")
+        raise not_an_embedding("embedding", embedding)
     below, tie = as_causal_layer(layer), check_flag("tie", tie)
     if tie:
         if softmax is not None:

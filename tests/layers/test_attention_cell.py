@@ -236,7 +236,10 @@ BAD = {
         lambda: rnnjax.attention_cell(rnnjax.gru(4), M, output_size=3),
         "output_size must be None",
     ),
-    "no memory": (lambda: run_with(jnp.ones((B, S, M))), r"rnnjax.Memory\(states, mask\)"),
+    "no memory": (
+        lambda: run_with(jnp.ones((B, S, M))),
+        r"rnnjax.Memory\(states, mask\), got an array",
+    ),
     "a memory of another size": (
         lambda: run_with(memory_of(jnp.ones((B, S, M + 1)))),
         r"context.states must have shape \[..., S, 5\], got size 6",

@@ -106,6 +106,23 @@ def test_a_frozen_embedding_stays_while_the_rest_learns():
     assert not np.allclose(moved.head.w, params.head.w)
 
 
+@pytest.mark.parametrize(
+    ("embedding", "message"),
+    [
+        (rnnjax.gru(4), "got Cell: it comes before the layer that reads it"),
+        (rnnjax.embedding, "got function: call it first, as in rnnjax.embedding"),
+        (100, "got int$"),
+    ],
+)
+def test_what_is_no_embedding_is_named_with_what_was_meant(embedding, message):
+    with pytest.raises(
+        ValueError, match=f"embedding must be a rnnjax.Embedding or None, {message}"
+    ):
+        rnnjax.classifier(embedding, rnnjax.gru(4), 2)
+    with pytest.raises(ValueError, match=f"embedding must be a rnnjax.Embedding, {message}"):
+        rnnjax.language_model(embedding, rnnjax.gru(4))
+
+
 def test_given_vectors_are_copied_and_what_is_no_table_is_named():
     vectors = np.ones((3, 2), np.float32)
     table = rnnjax.embedding(3, vectors=vectors)
