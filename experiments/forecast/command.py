@@ -141,7 +141,9 @@ def _report(figures: Figures) -> None:
             )
         better = [baseline for baseline in BASELINES if own[baseline] <= own["network"]]
         if better:
-            print(wrapped(f"{name}: the network is not better than {' and '.join(better)}"))
+            *others, last = better
+            listed = f"{', '.join(others)} and {last}" if others else last
+            print(wrapped(f"{name}: the network is not better than {listed}"))
 
 
 def _check(settings: Settings) -> None:

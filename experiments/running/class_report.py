@@ -157,8 +157,14 @@ def summary(hits: np.ndarray, texts: np.ndarray, named: np.ndarray) -> dict[str,
 
 
 def shown(label: str) -> str:
-    """The name of a class, short enough for a table."""
-    return label if len(label) <= 30 else f"{label[:27]}..."
+    """The name of a class, short enough for a table; of a long one both ends, as names within a
+    hierarchy begin alike.
+
+    Example:
+        >>> shown("computers / laptops / with a large screen")
+        'computers / la... large screen'
+    """
+    return label if len(label) <= 30 else f"{label[:14]}...{label[-13:]}"
 
 
 def _divided(parts: np.ndarray, wholes: np.ndarray) -> list[float | None]:
