@@ -80,7 +80,8 @@ def slstm(
         initializer: a name in ``rnnjax.initializers.PRESETS``, or one of your own, for the
             weights and biases. To the forget gates is added, in place of its forget bias, the
             power law of the authors' code, :math:`5 - 12\,(k / (K - 1))^{0.3}` for unit k
-            of the K of a head: some units start with a long memory, others with none.
+            of the K of a head, counted from 0 (5 where K is 1): some units start with a long
+            memory, others with none.
 
     Raises:
         ValueError: a size is not a positive integer, the heads do not divide the units, or the
