@@ -82,7 +82,8 @@ def beam_search(
     Args:
         step: ``(params, carry, token [...]) -> (carry, logits [..., V])``, such as that of a
             language model; with a ``memory``, ``(params, carry, token, memory)``; to use
-            ``coverage`` it must return ``(carry, logits, weights [..., S])``.
+            ``coverage`` it must return ``(carry, logits, weights [..., S])``. The search is
+            compiled for each function: one that is written inside a loop is another every time.
         params: its parameters.
         carry: the carry before ``start``, leaves [..., ...].
         start: int [...], the token that is read first, such as a start token. Inside a compiled
