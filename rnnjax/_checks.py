@@ -191,9 +191,9 @@ def check_key(key: Any) -> Key:
         ValueError: it is no key, or several.
     """
     # Not by its attributes: the Rngs of Flax have any, each of them a stream of keys.
+    if isinstance(key, Array) and _is_key(key.dtype) and key.shape == ():
+        return key
     if isinstance(key, Array | np.ndarray):
-        if _is_key(key.dtype) and key.shape == ():
-            return key
         raw = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
         if key.dtype == raw.dtype and key.shape == raw.shape:
             return jax.random.wrap_key_data(jnp.asarray(key))

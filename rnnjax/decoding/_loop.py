@@ -202,7 +202,7 @@ def _keys_of_rows(key: Any, batch: tuple[int, ...]) -> Array | None:
     """
     if not isinstance(key, Array | np.ndarray):
         return None
-    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    if isinstance(key, Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key if key.shape == batch else None
     raw = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
     if key.dtype == raw.dtype and key.shape == (*batch, *raw.shape):
