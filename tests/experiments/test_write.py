@@ -219,7 +219,7 @@ BAD = {
         ["--tie"],
         "--hidden-size must be --embedding-size, 64, with --tie, got 512",
     ),
-    "more rows than text": (["--rows", "100000"], "more than 100000 tokens to train on"),
+    "more rows than text": (["--rows", "100000"], "more than 100,000 tokens to train on"),
     "an empty prompt for samples": (["--sample-prompt", ""], "prompt"),
     "nothing to train on": (["--take", "0"], "--take must be a whole number from 1 up, got 0"),
     "a window wider than any text": (["--window", "9999999"], "--window must be"),
