@@ -4,6 +4,8 @@ What is run again and again keeps to it when it is called by itself: steps, stre
 evaluation, decoding. What makes arrays from nothing keeps to it inside ``jax.jit``.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,9 +102,22 @@ def long_sequences():
 def texts():
     params, prompt = MODEL.init(KEY), TOKENS[0]
     greedy = {"max_new_tokens": 2, "sampling": rnnjax.greedy()}
+    penalties = itertools.count(1)
 
     def run():
-        out = rnnjax.generate(MODEL, params, TOKENS, LENGTHS, max_new_tokens=3, key=KEY, stop=1)
+        number = next(penalties)  # another one in every run
+        rules = rnnjax.temperature, rnnjax.repetition_penalty
+        shares = rnnjax.top_p(0.9 / number), rnnjax.min_p(0.1 / number)
+        out = rnnjax.generate(
+            MODEL,
+            params,
+            TOKENS,
+            LENGTHS,
+            max_new_tokens=3,
+            key=KEY,
+            sampling=rnnjax.sample(*(rule(number) for rule in rules), *shares),
+            stop=1,
+        )
         last = jnp.expand_dims(out.last, -1)
         rnnjax.generate(MODEL, params, last, initial_carry=out.carry, **greedy)
         list(rnnjax.stream_text(MODEL, params, prompt, max_new_tokens=4, key=KEY, block_size=2))

@@ -26,6 +26,7 @@ from rnnjax._values import check_range
 from rnnjax.base import Carry
 from rnnjax.decoding._largest import largest
 from rnnjax.decoding._loop import as_arrays
+from rnnjax.decoding._numbers import check_one_number
 from rnnjax.decoding.sampling import (
     History,
     Transform,
@@ -131,6 +132,7 @@ def beam_search(
         check_transforms(transforms),
         memory is not None,
     )
+    check_one_number(how.transforms)
     if carry is None:
         raise ValueError(
             "carry must be the one before start, such as model.initial_carry gives, got None"

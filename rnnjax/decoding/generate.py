@@ -24,6 +24,7 @@ from rnnjax.decoding._loop import (
     start_writing,
     write_rows,
 )
+from rnnjax.decoding._numbers import split_numbers, with_numbers
 from rnnjax.decoding.sampling import History, Sampling, log_probabilities, sample
 from rnnjax.models._token_table import step_with_table, token_table
 from rnnjax.models.embedding import check_tokens
@@ -76,9 +77,9 @@ def generate(
     alone: not on other rows, their order, the padding, nor ``max_new_tokens``. A row whose sampler
     leaves no token at all, or whose logits are NaN, ends there.
 
-    It is compiled for each shape of the prompt and each ``max_new_tokens``, ``stop``, ``pad`` and
-    ``sampling``, its numbers included: where prompts grow, or users choose a temperature, pad
-    prompts to a few lengths and let the choice be among a few temperatures.
+    It is compiled for each shape of the prompt and each ``max_new_tokens``, ``stop`` and ``pad``,
+    and for the rules of ``sampling``, but not for another temperature, ``top_p``, ``min_p`` or
+    penalty, of which each row may have its own. Where prompts grow, pad them to a few lengths.
 
     Args:
         model: a ``rnnjax.LanguageModel``.
@@ -89,7 +90,8 @@ def generate(
         key: one key, from which each row gets its own by its place in the batch, or an array of
             keys [...], one a row. May be left out where ``sampling`` draws nothing.
         sampling: how a token is chosen, :func:`rnnjax.sample` or :func:`rnnjax.greedy` with
-            transformers of logits; by default a draw from the model's own distribution.
+            transformers of logits; by default a draw from the model's own distribution. A number in
+            it may be an array [...], one a row: ``rnnjax.temperature(jnp.array([0.5, 1.0]))``.
         stop: an id, or several: a row ends with the first of them that it writes.
         pad: the id that fills a row behind its end.
         initial_carry: the carry before the prompt; None starts anew.
@@ -116,7 +118,8 @@ def generate(
         keys = row_keys(key, ids.shape[:-1], how.sampling.draws)
         table = token_table(model, params)
         carry = as_arrays("initial_carry", initial_carry)
-        out, _ = _generate(how, params, table, ids, ends, keys, carry, None)
+        how, numbers = _split(how, ids.shape[:-1])
+        out, _ = _generate(how, params, table, ids, ends, keys, numbers, carry, None)
     return out
 
 
@@ -171,7 +174,8 @@ def stream_text(
     how = _check_how(model, min(block, left), sampling, stop, 0, room=left)
     # Checked here and not at the first block: what follows runs only when that is asked for.
     keys, carry = row_keys(key, (), how.sampling.draws), as_arrays("initial_carry", initial_carry)
-    given = prompt, lengths, keys, carry
+    how, numbers = _split(how, ())
+    given = prompt, lengths, keys, numbers, carry
     return _blocks(how, params, given, left)
 
 
@@ -184,12 +188,14 @@ def _blocks(how: "_How", params: Any, given: tuple, left: int) -> Iterator[np.nd
     with telling_given_away(params=params):
         table = token_table(how.model, params)
     size, history = how.max_new_tokens, None
-    prompt, lengths, key, carry = given
+    prompt, lengths, key, numbers, carry = given
     while left:
         count = min(size, left)
         how = how._replace(max_new_tokens=count)
         with telling_given_away(params=params):
-            out, history = _generate(how, params, table, prompt, lengths, key, carry, history)
+            out, history = _generate(
+                how, params, table, prompt, lengths, key, numbers, carry, history
+            )
         how = how._replace(room=size)  # not read from now on: one program for all further blocks
         tokens, length = jax.device_get((out.tokens, out.lengths))
         tokens = tokens[:length]
@@ -206,7 +212,7 @@ class _How(NamedTuple):
     """What is fixed when the loop is compiled."""
 
     model: Any
-    sampling: Sampling
+    sampling: Sampling  # its rules: their numbers are given apart
     max_new_tokens: int
     stop: tuple[int, ...]
     pad: int
@@ -221,10 +227,11 @@ def _generate(
     prompt: Array,
     lengths: Array,
     keys: Array,
+    numbers: list[Array],
     initial_carry: Carry,
     history: History | None,
 ) -> tuple[Generated, History]:
-    given = params, table, prompt, lengths, keys, initial_carry, history
+    given = params, table, prompt, lengths, keys, numbers, initial_carry, history
     return with_automatic_axes(lambda given: _texts(how, *given), given, prompt, prompt.ndim - 1)
 
 
@@ -235,6 +242,7 @@ def _texts(
     prompt: Array,
     lengths: Array,
     keys: Array,
+    numbers: list[Array],
     initial_carry: Carry,
     history: History | None,
 ) -> tuple[Generated, History]:
@@ -242,7 +250,10 @@ def _texts(
     carry, features = how.model.features(params, prompt, lengths, initial_carry=initial_carry)
     valid = masking.lengths_to_mask(lengths, time)
     logits = how.model.head(params, masking.take_last(features.raw, valid))
-    carry, prompt, lengths, keys, logits = as_rows(batch, (carry, prompt, lengths, keys, logits))
+    numbers = [jnp.broadcast_to(number, batch) for number in numbers]
+    carry, prompt, lengths, keys, numbers, logits = as_rows(
+        batch, (carry, prompt, lengths, keys, numbers, logits)
+    )
     count = prompt.shape[0]  # not its len, which cannot be free in an exported program
     room = jnp.full((count, how.max_new_tokens), how.pad, jnp.int32)
     last = jnp.take_along_axis(prompt, lengths[:, None] - 1, axis=1)[:, 0]
@@ -255,7 +266,7 @@ def _texts(
         start_writing(carry, last, keys, room, history),
         logits,
         lambda carry, token: step_with_table(how.model, params, table, carry, token),
-        functools.partial(_choose, how),
+        functools.partial(_choose, how, numbers),
         _note,
         draws=how.sampling.draws,
     )
@@ -263,9 +274,20 @@ def _texts(
     return as_batch(batch, (out, end.seen))
 
 
-def _choose(how: _How, keys: Array, logits: Array, history: History) -> Choice:
+def _split(how: _How, batch: tuple[int, ...]) -> tuple[_How, list[Array]]:
+    sampling, numbers = split_numbers(how.sampling, batch)
+    return how._replace(sampling=sampling), numbers
+
+
+def _choose(
+    how: _How, numbers: list[Array], keys: Array, logits: Array, history: History
+) -> Choice:
     """A token for every row."""
-    token = jax.vmap(how.sampling)(keys, logits, history)
+
+    def of_row(numbers: list[Array], key: Array, logits: Array, history: History) -> Array:
+        return with_numbers(how.sampling, numbers)(key, logits, history)
+
+    token = jax.vmap(of_row)(numbers, keys, logits, history)
     log_probs = log_probabilities(logits.astype(jnp.float32))
     log_prob = jnp.take_along_axis(log_probs, jnp.maximum(token, 0)[:, None], axis=1)[:, 0]
     stopped = jnp.isin(token, jnp.array(how.stop, jnp.int32)) if how.stop else False

@@ -2,7 +2,8 @@
 
 A transformer is any pure function ``(logits [V], history) -> logits [V]`` of one row; a token
 whose logit it makes -inf cannot be chosen. Those made here are compared by value, so that a sampler
-built twice from equal numbers is one program for ``jax.jit``.
+built twice from equal numbers is one program for ``jax.jit``. In ``generate`` and ``stream_text``
+other numbers are no other program either (``_numbers.py``).
 """
 
 import inspect
@@ -13,8 +14,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
+from jax.core import Tracer
 
+from rnnjax import masking
 from rnnjax._checks import check_ids, check_number, check_size, describe
 from rnnjax._numerics import accumulation_dtype
 from rnnjax.base import Key
@@ -35,6 +39,9 @@ class History(NamedTuple):
 
 
 Transform = Callable[[Array, History], Array]
+
+# One for all rows, or one for each; of those of rows a rule is given its own.
+Numbers = float | Array
 
 # Up to so many tokens each is compared with each other one: on a CPU that is faster than to sort
 # them, six times for 256 rows of 65 tokens and twice for 64 rows of 256.
@@ -144,14 +151,18 @@ def greedy(*transforms: Transform) -> Sampling:
 class Temperature:
     """See :func:`temperature`."""
 
-    value: float
+    value: Numbers
 
     def __call__(self, logits: Array, history: History) -> Array:
-        return logits / self.value
+        return logits / _like(logits, self.value)
 
 
-def temperature(value: float) -> Transform:
+def temperature(value: Numbers) -> Transform:
     """Logits divided by ``value``: below 1 likely tokens become likelier, above 1 less likely.
+
+    Args:
+        value: one number, or an array of the batch's shape, one for each row. Traced numbers are
+            not checked.
 
     Raises:
         ValueError: not a finite number, or below 1e-30, by which logits would become infinite; 0 is
@@ -159,7 +170,7 @@ def temperature(value: float) -> Transform:
     """
     expected = "a finite number of at least 1e-30 (greedy() takes the likeliest token)"
     return Temperature(
-        check_number("temperature", value, expected, lambda a: 1e-30 <= a < math.inf)
+        _check_numbers("temperature", value, expected, lambda a: 1e-30 <= a < math.inf)
     )
 
 
@@ -203,16 +214,17 @@ def top_k(k: int) -> Transform:
 class TopP:
     """See :func:`top_p`."""
 
-    p: float
+    p: Numbers
 
     def __call__(self, logits: Array, history: History) -> Array:
-        if self.p == 1.0:
+        if isinstance(self.p, float) and self.p == 1.0:
             return logits
-        # A token stays while those likelier than it do not reach p: so the first always stays, if
-        # p is more than 0 in float32, too.
-        share = max(self.p, _LEAST_SHARE)
         weights = jnp.exp(_below_largest(_raised(logits)))
         probabilities = weights / jnp.sum(weights)
+        # A token stays while those likelier than it do not reach p: so the first always stays, if
+        # p is more than 0 in float32, too. At 1 all stay, though a sum may round to more.
+        share = jnp.maximum(_like(probabilities, self.p), _LEAST_SHARE)
+        share = jnp.where(share < 1, share, jnp.inf)
         if len(logits) <= _FEW_TOKENS:
             before = jnp.sum(jnp.where(_is_before(logits), probabilities[None], 0), axis=-1)
             return jnp.where(before < share, logits, -jnp.inf)
@@ -223,8 +235,12 @@ class TopP:
         return jnp.where(kept, logits, -jnp.inf)
 
 
-def top_p(p: float) -> Transform:
+def top_p(p: Numbers) -> Transform:
     """Only the smallest set of most likely tokens whose probabilities together reach ``p``.
+
+    Args:
+        p: one number, or an array of the batch's shape, one for each row. Traced numbers are not
+            checked.
 
     Raises:
         ValueError: ``p`` is not in (0, 1].
@@ -239,14 +255,19 @@ def top_p(p: float) -> Transform:
 class MinP:
     """See :func:`min_p`."""
 
-    p: float
+    p: Numbers
 
     def __call__(self, logits: Array, history: History) -> Array:
-        return jnp.where(logits < jnp.max(logits) + math.log(self.p), -jnp.inf, logits)
+        least = jnp.max(logits) + jnp.log(_like(logits, self.p))
+        return jnp.where(logits < least, -jnp.inf, logits)
 
 
-def min_p(p: float) -> Transform:
+def min_p(p: Numbers) -> Transform:
     """Only tokens at least ``p`` times as likely as the most likely one.
+
+    Args:
+        p: one number, or an array of the batch's shape, one for each row. Traced numbers are not
+            checked.
 
     Raises:
         ValueError: ``p`` is not in (0, 1].
@@ -262,7 +283,7 @@ def min_p(p: float) -> Transform:
 class RepetitionPenalty:
     """See :func:`repetition_penalty`."""
 
-    penalty: float
+    penalty: Numbers
     window: int | None = None
 
     def __call__(self, logits: Array, history: History) -> Array:
@@ -273,17 +294,19 @@ class RepetitionPenalty:
         # Places that do not count are sent behind the vocabulary, where nothing is written.
         ids = jnp.where(counted, history.tokens, len(logits))
         seen = jnp.zeros(len(logits), bool).at[ids].set(True, mode="drop")
-        lowered = jnp.where(logits > 0, logits / self.penalty, logits * self.penalty)
+        penalty = _like(logits, self.penalty)
+        lowered = jnp.where(logits > 0, logits / penalty, logits * penalty)
         return jnp.where(seen, lowered, logits)
 
 
-def repetition_penalty(penalty: float, window: int | None = None) -> Transform:
+def repetition_penalty(penalty: Numbers, window: int | None = None) -> Transform:
     """Tokens that the row already holds made less likely; a ``penalty`` of 1 changes nothing.
 
     Positive logits are divided by ``penalty``, negative ones multiplied.
 
     Args:
-        penalty: at least 1.
+        penalty: at least 1: one number, or an array of the batch's shape, one for each row. Traced
+            numbers are not checked.
         window: how many of the last tokens count, prompt included; None for all.
 
     Raises:
@@ -293,8 +316,8 @@ def repetition_penalty(penalty: float, window: int | None = None) -> Transform:
         Keskar et al., "CTRL: a conditional transformer language model", 2019.
     """
     expected = "a finite number of at least 1"
-    number = check_number("penalty", penalty, expected, lambda a: 1 <= a < math.inf)
-    return RepetitionPenalty(number, None if window is None else check_size("window", window))
+    numbers = _check_numbers("penalty", penalty, expected, lambda a: 1 <= a < math.inf)
+    return RepetitionPenalty(numbers, None if window is None else check_size("window", window))
 
 
 @dataclass(frozen=True)
@@ -342,8 +365,26 @@ def min_length(tokens: int, stop: Iterable[int]) -> Transform:
     return MinLength(check_size("tokens", tokens), check_ids("stop", stop))
 
 
-def _share(name: str, value: Any) -> float:
-    return check_number(name, value, "a number in (0, 1]", lambda share: 0 < share <= 1)
+def _share(name: str, value: Any) -> Numbers:
+    return _check_numbers(name, value, "a number in (0, 1]", lambda share: 0 < share <= 1)
+
+
+def _check_numbers(name: str, value: Any, expected: str, holds: Callable[[float], bool]) -> Numbers:
+    """One number as a ``float``, those of rows as an array; of traced ones no value is known."""
+    if not isinstance(value, list | tuple | Tracer) and np.ndim(value) == 0:
+        return check_number(name, value, expected, holds)
+    numbers = masking.as_array(name, value)
+    if numbers.dtype == bool or not jnp.isrealobj(numbers):
+        raise ValueError(f"{name} must be {expected}, got dtype {numbers.dtype}")
+    if not isinstance(numbers, Tracer):
+        for place, number in np.ndenumerate(jax.device_get(numbers)):
+            if not holds(float(number)):
+                raise ValueError(f"{name} must be {expected}, got {number} at index {place}")
+    return jnp.asarray(numbers)
+
+
+def _like(logits: Array, number: Numbers) -> Array:
+    return jnp.asarray(number, logits.dtype)
 
 
 def check_transforms(transforms: Any) -> tuple[Transform, ...]:

@@ -436,6 +436,37 @@ def test_it_runs_inside_jit_and_equal_samplers_are_one_program():
     assert rnnjax.temperature(0.5) != rnnjax.top_p(0.5)
 
 
+OF_ROWS = {
+    "temperature": (rnnjax.temperature, [0.5, 1.0, 2.0]),
+    "top_p": (rnnjax.top_p, [0.4, 0.8, 1.0]),
+    "min_p": (rnnjax.min_p, [0.1, 0.5, 1.0]),
+    "repetition_penalty": (rnnjax.repetition_penalty, [1.0, 1.5, 3.0]),
+}
+
+
+@pytest.mark.parametrize("name", OF_ROWS)
+def test_a_row_with_a_number_of_its_own_writes_what_it_does_alone(name):
+    rule, numbers = OF_ROWS[name]
+    drawn = write(sampling=rnnjax.sample(rule(np.array(numbers)), rnnjax.top_k(2)))
+    for row, number in enumerate(numbers):
+        alone = write([row], sampling=rnnjax.sample(rule(number), rnnjax.top_k(2)))
+        np.testing.assert_array_equal(drawn.tokens[row], alone.tokens[0])
+
+
+def test_a_traced_number_is_that_number():
+    tokens = jax.jit(lambda t: write(sampling=rnnjax.sample(rnnjax.temperature(t))).tokens)
+    for number in (0.3, 2.0):
+        known = write(sampling=rnnjax.sample(rnnjax.temperature(number))).tokens
+        np.testing.assert_array_equal(tokens(number), known)
+
+
+def test_a_nucleus_of_everything_keeps_everything_in_a_row_of_its_own():
+    logits = jax.random.normal(jax.random.key(0), (2, 300)) * 20
+    kept = jax.vmap(lambda p, row: rnnjax.top_p(p)(row, None))(jnp.array([1.0, 0.5]), logits)
+    assert np.isfinite(kept[0]).all()
+    assert not np.isfinite(kept[1]).all()
+
+
 def call(params=PARAMS, **options):
     given = {"prompt": PROMPTS, "max_new_tokens": 3, "key": jax.random.key(0), **options}
     return rnnjax.generate(MODEL, params, **given)
@@ -466,6 +497,21 @@ BAD = {
     "temperature near 0": (lambda: rnnjax.temperature(1e-38), "temperature", "got 1e-38"),
     "temperature NaN": (lambda: rnnjax.temperature(float("nan")), "temperature", "nan"),
     "top_k of 0": (lambda: rnnjax.top_k(0), "k", "positive integer"),
+    "temperatures, one of them 0": (
+        lambda: rnnjax.temperature([1.0, 0.0]),
+        "temperature",
+        "got 0.0 at index (1,)",
+    ),
+    "temperatures of flags": (
+        lambda: rnnjax.temperature(np.array([True])),
+        "temperature",
+        "got dtype bool",
+    ),
+    "temperatures of more rows": (
+        lambda: call(sampling=rnnjax.sample(rnnjax.temperature(np.ones(4)))),
+        "value of Temperature",
+        "batch's shape, (3,), got shape (4,)",
+    ),
     "top_p of 0": (lambda: rnnjax.top_p(0.0), "p", "(0, 1]"),
     "top_p above 1": (lambda: rnnjax.top_p(1.5), "p", "(0, 1]"),
     "min_p of a word": (lambda: rnnjax.min_p("a"), "p", "number"),
