@@ -245,7 +245,7 @@ def test_a_run_that_was_stopped_comes_to_the_same_bytes(tmp_path, capsys):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert run("--out", whole, *QUICK) == 0
     said = capsys.readouterr().out
-    assert "chain: 1 numbers seen, 2 actions; 48 steps of each of 2 seeds" in said
+    assert "chain: 1 number seen, 2 actions; 48 steps of each of 2 seeds" in said
     with stopped_after(1):
         assert run("--out", stopped, *QUICK) == 143
     capsys.readouterr()

@@ -130,6 +130,8 @@ vectors, outputs, flags = table.init(key), logits[:, :1], logits > 0
 frames, cnn = jnp.ones((B, T, 8, 8)), lambda frame: frame[0, :D]
 W, features = 6, jnp.ones((B, 6, 2, 3))
 futures, mask = jnp.ones((B, T, steps)), jnp.ones((B, T), bool)
+averaging = optax.chain(optax.sgd(0.1), rnnjax.average_parameters(0.9))
+state = rnnjax.init_train_state(key, params, averaging)
 """
 THEIRS = {
     "PyTorch": f"""
