@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from rnnjax import masking
 from rnnjax._checks import (
     check_floating,
     check_key,
@@ -78,6 +79,15 @@ def one_output(ys: Any) -> Array:
     """
     check_one_array("the output of the layer", ys)
     return ys
+
+
+def activated(activation: Callable[[Array], Array], valid: Array | None, ys: Array) -> Array:
+    """``activation(ys)`` at the real steps, zeros at the others, of which no gradient comes.
+
+    Selected before it, too: at 0 its slope may be infinite, as that of a norm, and 0 times that
+    would be NaN in the gradient of every weight.
+    """
+    return masking.zero_padding(valid, activation(masking.zero_padding(valid, ys)))
 
 
 def with_signature(apply: Callable, kind: type | None = None) -> Apply:

@@ -21,7 +21,7 @@ from rnnjax._devices import with_automatic_axes
 from rnnjax._numerics import carry_dtype
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Key, Layer
-from rnnjax.layers._common import StepArguments, one_array, with_signature
+from rnnjax.layers._common import StepArguments, activated, one_array, with_signature
 from rnnjax.transforms.precision import Policy, as_operand, as_state, cast_parameters
 
 
@@ -124,8 +124,7 @@ def causal_convolution(
         given = (past, valid, resets, start, w, params.bias)
         carry, ys = with_automatic_axes(run, given, xs, len(batch))
         if activation is not None:
-            # Selected before, too: the slope of f may be infinite there, as that of a norm at 0.
-            ys = activation(masking.zero_padding(valid, ys))
+            ys = activated(activation, valid, ys)
         ys = as_state(policy, ys)
         return carry, masking.zero_padding(valid, ys)
 

@@ -20,7 +20,7 @@ from rnnjax._numerics import accumulation_dtype, affine
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Layer
 from rnnjax.initializers import draw_linear
-from rnnjax.layers._common import StepArguments, one_array, one_output, with_signature
+from rnnjax.layers._common import StepArguments, activated, one_array, one_output, with_signature
 from rnnjax.layers.recurrent import as_layer
 from rnnjax.transforms.precision import Policy, as_operand, as_state, cast_parameters
 
@@ -114,9 +114,7 @@ def gated(
         check_shapes(params)
         valid = masking.valid_steps(steps["lengths"], steps["mask"], xs.shape[:-2], xs.shape[-2])
         xs = masking.zero_padding(valid, xs)
-        # Selected before and after, as the slope of g may be infinite at 0.
-        gate = masking.zero_padding(valid, affine(xs, as_operand(policy, params.w_gate)))
-        gate = masking.zero_padding(valid, activation(gate))
+        gate = activated(activation, valid, affine(xs, as_operand(policy, params.w_gate)))
         hs = affine(xs, as_operand(policy, params.w_in))
         carry = ()
         if inner is not None:

@@ -12,7 +12,7 @@ from rnnjax._numerics import affine
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Layer
 from rnnjax.initializers import draw_linear
-from rnnjax.layers._common import StepArguments, with_signature
+from rnnjax.layers._common import StepArguments, activated, with_signature
 from rnnjax.layers.recurrent import as_layer
 from rnnjax.transforms.precision import Policy, as_operand, as_state, cast_parameters
 
@@ -73,8 +73,7 @@ def output_head(
         ys = affine(hs, w, params.bias, name="the output of the layer", size=size)
         valid = masking.valid_steps(steps["lengths"], steps["mask"], hs.shape[:-2], hs.shape[-2])
         if activation is not None:
-            # Selected before, too: the slope of f may be infinite there, as that of a norm at 0.
-            ys = activation(masking.zero_padding(valid, ys))
+            ys = activated(activation, valid, ys)
         ys = as_state(policy, ys)
         return carry, masking.zero_padding(valid, ys)
 
