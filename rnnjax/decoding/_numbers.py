@@ -72,7 +72,7 @@ def check_one_number(transforms: tuple[Transform, ...]) -> None:
 
 def _field_of(rule: Any) -> str | None:
     """The field of a number; ``top_p(1.0)`` keeps its own, by which it does nothing."""
-    if isinstance(rule, TopP) and isinstance(rule.p, float) and rule.p == 1.0:
+    if isinstance(rule, TopP) and rule.keeps_all:
         return None
     return _FIELDS.get(type(rule))
 

@@ -216,8 +216,13 @@ class TopP:
 
     p: Numbers
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether it does nothing, as is known when it is compiled."""
+        return isinstance(self.p, float) and self.p == 1.0
+
     def __call__(self, logits: Array, history: History) -> Array:
-        if isinstance(self.p, float) and self.p == 1.0:
+        if self.keeps_all:
             return logits
         weights = jnp.exp(_below_largest(_raised(logits)))
         probabilities = weights / jnp.sum(weights)
