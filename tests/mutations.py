@@ -399,8 +399,8 @@ FAULTS = [
     *_of(
         "layers/output_head.py",
         (
-            "return carry, masking.zero_padding(valid, ys)",
-            "return carry, ys",
+            "activated(activation, valid, ys)",
+            "activated(activation, None, ys)",
             f"{ALONE}[output_head-all]",
         ),
     ),

@@ -81,13 +81,15 @@ def one_output(ys: Any) -> Array:
     return ys
 
 
-def activated(activation: Callable[[Array], Array], valid: Array | None, ys: Array) -> Array:
+def activated(activation: Callable | None, valid: Array | None, ys: Array) -> Array:
     """``activation(ys)`` at the real steps, zeros at the others, of which no gradient comes.
 
     Selected before it, too: at 0 its slope may be infinite, as that of a norm, and 0 times that
     would be NaN in the gradient of every weight.
     """
-    return masking.zero_padding(valid, activation(masking.zero_padding(valid, ys)))
+    if activation is not None:
+        ys = activation(masking.zero_padding(valid, ys))
+    return masking.zero_padding(valid, ys)
 
 
 def with_signature(apply: Callable, kind: type | None = None) -> Apply:

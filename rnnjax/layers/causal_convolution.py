@@ -123,10 +123,7 @@ def causal_convolution(
 
         given = (past, valid, resets, start, w, params.bias)
         carry, ys = with_automatic_axes(run, given, xs, len(batch))
-        if activation is not None:
-            ys = activated(activation, valid, ys)
-        ys = as_state(policy, ys)
-        return carry, masking.zero_padding(valid, ys)
+        return carry, as_state(policy, activated(activation, valid, ys))
 
     return Layer(
         init=init,

@@ -72,10 +72,7 @@ def output_head(
         w = as_operand(policy, params.w)
         ys = affine(hs, w, params.bias, name="the output of the layer", size=size)
         valid = masking.valid_steps(steps["lengths"], steps["mask"], hs.shape[:-2], hs.shape[-2])
-        if activation is not None:
-            ys = activated(activation, valid, ys)
-        ys = as_state(policy, ys)
-        return carry, masking.zero_padding(valid, ys)
+        return carry, as_state(policy, activated(activation, valid, ys))
 
     def initial_carry(params: HeadParams, batch_shape: tuple[int, ...] = ()) -> Carry:
         return below.initial_carry(check_params(params, HeadParams).layer, batch_shape)
