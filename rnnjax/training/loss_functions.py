@@ -11,19 +11,21 @@ from jax import Array
 
 from rnnjax._checks import check_takes
 from rnnjax._numerics import raised
+from rnnjax.metrics.means import Mean
 
-Metrics = Mapping[str, tuple[Array, Array]]
-LossFn = Callable[[Any, Any, Array | None], tuple[Array, Metrics]]
+# What a loss function gives for metrics: Means or pairs. A step gives a Mean for each.
+Metrics = Mapping[str, tuple[Any, Any]]
+LossFn = Callable[[Any, Any, Any], tuple[Array, Metrics]]
 
 
-def checked_loss(loss_fn: LossFn) -> Callable[..., tuple[Array, dict[str, tuple[Array, Array]]]]:
+def checked_loss(loss_fn: LossFn) -> Callable[..., tuple[Array, dict[str, Mean]]]:
     """``loss_fn`` with its result checked; it is traced once a program, so this costs no time."""
     check_takes("loss_fn", loss_fn, "params", "batch", "key")
     return lambda params, batch, key: check_result(loss_fn(params, batch, key))
 
 
-def check_result(result: Any) -> tuple[Array, dict[str, tuple[Array, Array]]]:
-    """What a loss function gave, as a scalar and a dict of pairs of arrays.
+def check_result(result: Any) -> tuple[Array, dict[str, Mean]]:
+    """What a loss function gave, as a scalar and a dict of means.
 
     Raises:
         ValueError: it is no such thing; says what is not.
@@ -46,7 +48,12 @@ def check_result(result: Any) -> tuple[Array, dict[str, tuple[Array, Array]]]:
                 f"the metric {name!r} of loss_fn must be a pair (total, count) of one shape, as "
                 f"rnnjax.metrics.Mean is, got {_described(pair)}"
             )
-    return loss, jax.tree.map(_of_32_bits, dict(result[1]))
+    return loss, {name: _as_mean(pair) for name, pair in result[1].items()}
+
+
+def _as_mean(pair: Any) -> Mean:
+    kind = type(pair) if isinstance(pair, Mean) else Mean
+    return kind(*map(_of_32_bits, pair))
 
 
 def _of_32_bits(figure: Any) -> Array:
@@ -66,10 +73,10 @@ def _described(value: Any) -> str:
     return jax.typeof(value).str_short() if isinstance(value, Array) else type(value).__name__
 
 
-def join_metrics(metrics: Metrics, figures: Metrics) -> dict[str, tuple[Array, Array]]:
+def join_metrics(metrics: dict[str, Mean], figures: dict[str, Mean]) -> dict[str, Mean]:
     """The metrics of a loss function, (0, 0) where the step was skipped, and those of the step."""
     for name in figures:
         if name in metrics:
             raise ValueError(f'loss_fn must not give the metric "{name}", got it: the step adds it')
     kept = figures["skipped"][0] == 0
-    return {**jax.tree.map(lambda figure: jnp.where(kept, figure, 0), dict(metrics)), **figures}
+    return {**jax.tree.map(lambda figure: jnp.where(kept, figure, 0), metrics), **figures}

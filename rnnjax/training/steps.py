@@ -4,7 +4,8 @@ Whatever a step trains is a tree of parameters and a loss function:
 
     loss_fn(params, batch, key) -> (loss, metrics)
 
-with a scalar loss, and metrics a dict of names and pairs (total, count), as `rnnjax.metrics.Mean`.
+with a scalar loss, and metrics a dict of names and means, each a `rnnjax.metrics.Mean` or a pair
+(total, count). A step gives a `Mean` for each.
 The key means training; in evaluation it is None.
 """
 
@@ -18,8 +19,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from rnnjax._numerics import raised
+from rnnjax.metrics.means import Mean
 from rnnjax.training.compiled import Compilation, CompiledStep
-from rnnjax.training.loss_functions import LossFn, Metrics, checked_loss, join_metrics
+from rnnjax.training.loss_functions import LossFn, checked_loss, join_metrics
 from rnnjax.training.updates import (
     TrainState,
     apply_gradients,
@@ -30,7 +32,7 @@ from rnnjax.training.updates import (
 if TYPE_CHECKING:
     import optax
 
-StepResult = tuple[TrainState, dict[str, tuple[Array, Array]]]
+StepResult = tuple[TrainState, dict[str, Mean]]
 
 
 def make_train_step(
@@ -93,7 +95,7 @@ def make_train_step(
         (3, ['grad_norm', 'loss', 'skipped'], [{'x': 'float32[2,2]', 'y': 'float32[2]'}])
         >>> batches = jax.tree.map(lambda a: jnp.stack([a] * 5), batch)
         >>> state, metrics = jax.lax.scan(step, state, batches)  # the same step as a loop on device
-        >>> int(state.step), metrics["loss"][0].shape
+        >>> int(state.step), metrics["loss"].value.shape
         (8, (5,))
     """
     loss_fn = checked_loss(loss_fn)
@@ -222,7 +224,7 @@ def make_eval_step(
     *,
     on_compile: Callable[[Compilation], None] | None = None,
     compiler_options: dict[str, Any] | None = None,
-) -> CompiledStep[Any, Metrics]:
+) -> CompiledStep[Any, dict[str, Mean]]:
     """The metrics of a batch, without gradient and without randomness.
 
     Args:
@@ -248,7 +250,7 @@ def make_eval_step(
     """
     loss_fn = checked_loss(loss_fn)
 
-    def eval_step(params: Any, batch: Any) -> Metrics:
+    def eval_step(params: Any, batch: Any) -> dict[str, Mean]:
         return loss_fn(params, batch, None)[1]
 
     return CompiledStep(

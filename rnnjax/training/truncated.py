@@ -12,6 +12,7 @@ from jax import Array, lax
 
 from rnnjax._checks import check_carry, check_size, check_takes
 from rnnjax._native import in_native_order, jit
+from rnnjax.metrics.means import Mean
 from rnnjax.training.compiled import Compilation, CompiledStep, check_batch, explaining_deleted
 from rnnjax.training.loss_functions import Metrics, check_result, join_metrics
 from rnnjax.training.updates import TrainState, apply_gradients, check_optimizer, check_state
@@ -56,7 +57,7 @@ class TruncatedStep:
 
     def __call__(
         self, state: TrainState, batch: Sequences, carry: Any = None
-    ) -> tuple[TrainState, Any, dict[str, tuple[Array, Array]]]:
+    ) -> tuple[TrainState, Any, dict[str, Mean]]:
         check_state(state)
         batch = _filled(_check_sequences(batch), carry is None)
         if carry is None:

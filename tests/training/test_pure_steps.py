@@ -295,6 +295,20 @@ def test_a_loss_function_that_gives_something_else_is_refused_when_it_compiles(r
         make_eval_step(wrong)(start().params, take(0))
 
 
+def test_a_pair_of_a_loss_function_is_a_mean_of_the_step_like_any_other():
+    def with_pairs(params, batch, key):
+        loss, _ = loss_fn(params, batch, key)
+        size = np.linalg.norm(np.arange(4.0))
+        return loss, {"a": (jnp.float16(3), 2), "b": [size, jnp.ones(())], "c": Mean(loss, 1)}
+
+    stepped = make_train_step(with_pairs, OPTIMIZER, donate_state=False)(start(), take(0))[1]
+    measured = make_eval_step(with_pairs)(start().params, take(0))
+    for metrics in (stepped, measured):
+        assert {type(metric) for metric in metrics.values()} == {Mean}
+        assert metrics["a"].value == 1.5
+        assert metrics["b"].value == pytest.approx(14**0.5, rel=1e-6)
+
+
 def test_a_batch_of_a_truncated_step_that_is_no_sequences_is_refused():
     layer = rnnjax.recurrent(rnnjax.gru(2))
     state = init_train_state(jax.random.key(0), layer.init(jax.random.key(0), 3), OPTIMIZER)
