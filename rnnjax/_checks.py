@@ -37,7 +37,7 @@ def check_shape(name: str, array: Any, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} must have shape {shape}, got shape {array.shape}")
 
 
-def check_floating(name: str, xs: Array) -> None:
+def check_floating(name: str, xs: Any) -> None:
     """Refuse inputs that are not of floating dtype.
 
     Raises:

@@ -69,9 +69,9 @@ def platform_of(tree: Any) -> str:
 def with_automatic_axes(
     function: Callable,
     tree: Any,
-    batch_like: Array,
+    batch_like: Any,
     batch_axes: int,
-    last_like: Array | None = None,
+    last_like: Any = None,
 ) -> Any:
     """``function(tree)`` with the partitioning left to XLA, also on a mesh of Explicit axes.
 

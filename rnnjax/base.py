@@ -171,7 +171,7 @@ class Apply(Protocol):
     def __call__(
         self,
         params: Params,
-        xs: Array,
+        xs: Any,
         lengths: Any = None,
         *,
         mask: Any = None,

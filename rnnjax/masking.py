@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, export
 from jax.core import Tracer
-from jax.typing import ArrayLike
+from numpy.typing import ArrayLike
 
 from rnnjax import _checks, _values
 from rnnjax._devices import with_automatic_axes
@@ -293,7 +293,7 @@ def _at_next_real_step(following: Array, real: Array) -> Array:
     return value
 
 
-def take_last(ys: Array, valid: Array) -> Array:
+def take_last(ys: Array | np.ndarray, valid: ArrayLike) -> Array:
     """The output [..., O] of the last valid step of ``ys`` [..., T, O]; zero without one.
 
     ``valid`` is the mask [..., T], or the lengths [...].
@@ -302,7 +302,7 @@ def take_last(ys: Array, valid: Array) -> Array:
     return _take(ys, valid, lambda: valid.shape[-1] - 1 - jnp.argmax(jnp.flip(valid, -1), -1))
 
 
-def take_first(ys: Array, valid: Array) -> Array:
+def take_first(ys: Array | np.ndarray, valid: ArrayLike) -> Array:
     """The output [..., O] of the first valid step of ``ys`` [..., T, O]; zero without one.
 
     ``valid`` is the mask [..., T], or the lengths [...].
@@ -311,7 +311,7 @@ def take_first(ys: Array, valid: Array) -> Array:
     return _take(ys, valid, lambda: jnp.argmax(valid, -1))
 
 
-def _as_mask(ys: Array, valid: Any) -> Array:
+def _as_mask(ys: Any, valid: Any) -> Array:
     _checks.check_floating("ys", ys)
     if ys.ndim < 2:
         raise ValueError(f"ys must have shape [..., T, O], got shape {ys.shape}")
@@ -327,7 +327,7 @@ def _as_mask(ys: Array, valid: Any) -> Array:
     return jnp.asarray(array)
 
 
-def _take(ys: Array, valid: Array, index: Callable[[], Array]) -> Array:
+def _take(ys: Any, valid: Array, index: Callable[[], Array]) -> Array:
     if ys.shape[-2] == 0:  # there is no step to look at, not even in place of a missing one
         return jnp.zeros((*ys.shape[:-2], ys.shape[-1]), ys.dtype)
 
@@ -342,7 +342,7 @@ def _take(ys: Array, valid: Array, index: Callable[[], Array]) -> Array:
     return zero_padding(jnp.any(valid, -1), picked)
 
 
-def mean_pool(ys: Array, valid: Array) -> Array:
+def mean_pool(ys: Array | np.ndarray, valid: ArrayLike) -> Array:
     """The mean [..., O] over the valid steps of ``ys`` [..., T, O]; zero where there is none.
 
     ``valid`` is the mask [..., T], or the lengths [...].
@@ -361,7 +361,7 @@ def mean_pool(ys: Array, valid: Array) -> Array:
     return (total / jnp.maximum(count, 1)).astype(ys.dtype)
 
 
-def max_pool(ys: Array, valid: Array) -> Array:
+def max_pool(ys: Array | np.ndarray, valid: ArrayLike) -> Array:
     """The maximum [..., O] over the valid steps of ``ys`` [..., T, O]; zero where there is none.
 
     ``valid`` is the mask [..., T], or the lengths [...].
@@ -371,7 +371,7 @@ def max_pool(ys: Array, valid: Array) -> Array:
 
 # One program: its infinity is no value that jax_debug_infs would stop at.
 @functools.partial(jax.jit, inline=True)
-def _max_pool(ys: Array, valid: Array) -> Array:
+def _max_pool(ys: Any, valid: Array) -> Array:
     lowest = jnp.full_like(ys, -jnp.inf)
     highest = jnp.max(select(valid, ys, lowest), axis=-2, initial=-jnp.inf)
     return zero_padding(jnp.any(valid, -1), highest)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.core import Tracer
+from numpy.typing import ArrayLike
 
 from rnnjax import masking
 from rnnjax._checks import check_carry, check_flag, check_floating, check_size, check_takes
@@ -197,7 +198,7 @@ def resets_from_segment_ids(segment_ids: Any) -> Array:
 
 
 def pool_segments(
-    ys: Array,
+    ys: ArrayLike,
     segment_ids: Any,
     num_segments: int,
     pooling: str = "last",

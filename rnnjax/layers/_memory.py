@@ -31,9 +31,10 @@ class Memory(NamedTuple):
 
     states: Array
     mask: Array
-    keys: Array | None = None
-    values: Array | None = None
-    logits: Array | None = None
+    # Any, not None: who has prepared a memory knows that they are there.
+    keys: Array | Any = None
+    values: Array | Any = None
+    logits: Array | Any = None
 
 
 class Attended(NamedTuple):

@@ -4,12 +4,15 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, lax
+from numpy.typing import ArrayLike
 
 from rnnjax import masking
 from rnnjax._numerics import raised
 
 
-def doubly_stochastic_penalty(weights: Array, lengths: Any = None, *, mask: Any = None) -> Array:
+def doubly_stochastic_penalty(
+    weights: ArrayLike, lengths: Any = None, *, mask: Any = None
+) -> Array:
     r"""A penalty on attention that does not fall on each place once, over all steps together.
 
     .. math:: \sum_s \left(1 - \sum_t a_{ts}\right)^2

@@ -6,7 +6,7 @@ import math
 
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike
+from numpy.typing import ArrayLike
 
 from rnnjax import _values
 from rnnjax._checks import check_pair
@@ -24,7 +24,7 @@ from rnnjax.metrics.sums import as_number
 _PAIR = "a pair (total, count)"
 
 
-def accuracy(logits: Array, labels: Array, weights: ArrayLike | None = None) -> Mean:
+def accuracy(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> Mean:
     """Share of the rows whose largest logit is that of the label.
 
     A row is whatever has a label: an example of a classifier, a step of a tagger or a language
@@ -54,7 +54,7 @@ def accuracy(logits: Array, labels: Array, weights: ArrayLike | None = None) -> 
     return Mean.of(hits, weights)
 
 
-def cross_entropy(logits: Array, labels: Array, weights: ArrayLike | None = None) -> Mean:
+def cross_entropy(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> Mean:
     """Cross entropy of the softmax with integer labels, in nats.
 
     -log softmax(logits)[label]
@@ -146,7 +146,7 @@ def bits(entropy: tuple[ArrayLike, ArrayLike]) -> Mean:
     return Mean(number / math.log(2), count)  # pyright: ignore[reportArgumentType]
 
 
-def recall_by_class(logits: Array, labels: Array, weights: ArrayLike | None = None) -> Mean:
+def recall_by_class(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> Mean:
     """For each class, the share of its rows that are guessed to be of it.
 
     Its sums and counts are arrays [C], and `compute` makes an array of them, NaN for a class
@@ -170,7 +170,7 @@ def recall_by_class(logits: Array, labels: Array, weights: ArrayLike | None = No
     return Mean(hits, present)
 
 
-def f1_by_class(logits: Array, labels: Array, weights: ArrayLike | None = None) -> Mean:
+def f1_by_class(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> Mean:
     """For each class, the harmonic mean of precision and recall; their mean is the macro F1.
 
     F1 = 2 hits / (rows guessed to be of the class + rows of the class)
@@ -199,7 +199,7 @@ def f1_by_class(logits: Array, labels: Array, weights: ArrayLike | None = None) 
 
 
 def _by_class(
-    logits: Array, labels: Array, weights: ArrayLike | None
+    logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None
 ) -> tuple[Array, Array, Array]:
     """[C] each: rows that are guessed rightly, that are guessed, that are there."""
     logits, labels = check_labels(logits, labels, weights)

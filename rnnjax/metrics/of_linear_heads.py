@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
-from jax.typing import ArrayLike
+from numpy.typing import ArrayLike
 
 from rnnjax import _values
 from rnnjax._devices import may_merge_axes
@@ -25,10 +25,10 @@ _LEAST_ROWS = 512
 
 
 def linear_cross_entropy(
-    features: Array,
-    w: Array,
-    bias: Array | None,
-    labels: Array,
+    features: ArrayLike,
+    w: ArrayLike,
+    bias: ArrayLike | None,
+    labels: ArrayLike,
     weights: ArrayLike | None = None,
 ) -> tuple[Mean, Mean]:
     r"""Cross entropy and accuracy of a linear head, in chunks of the rows that count.

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike
+from numpy.typing import ArrayLike
 
 from rnnjax import _checks
 from rnnjax._numerics import accumulation_dtype

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.typing import ArrayLike
+from numpy.typing import ArrayLike
 
 from rnnjax import _checks, _values
 from rnnjax._devices import with_automatic_axes
@@ -20,9 +20,9 @@ _NEVER = -1e30
 
 
 def transducer_loss(
-    logits: Array,
+    logits: ArrayLike,
     lengths: Any,
-    labels: Array,
+    labels: ArrayLike,
     label_lengths: Any,
     weights: ArrayLike | None = None,
     *,

@@ -41,9 +41,10 @@ class SequenceToSequenceParams(NamedTuple):
 
 class _SequenceToSequenceFields(NamedTuple):
     init: Callable[[Key], SequenceToSequenceParams]
-    apply: Callable[..., tuple[Array, Array | None]]
+    # Weights are None without attention. As Any they need no test for it where there is some.
+    apply: Callable[..., tuple[Array, Array | Any]]
     encode: Callable[..., tuple[Carry, Memory | None]]
-    step: Callable[..., tuple[Carry, Array, Array | None]]
+    step: Callable[..., tuple[Carry, Array, Array | Any]]
     start: int
     source_size: int
     vocab_size: int

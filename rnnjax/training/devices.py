@@ -47,8 +47,8 @@ def replicate(
 
 
 def state_shardings(
-    mesh: Mesh, tree: Tree, divided: Mapping[str, PartitionSpec] | None = None
-) -> Tree:
+    mesh: Mesh, tree: Any, divided: Mapping[str, PartitionSpec] | None = None
+) -> Any:
     """Where each array of a train state lies: those that are named divided, all others whole.
 
     For a state that no device can hold whole: ``jax.jit(make, out_shardings=state_shardings(mesh,
@@ -103,7 +103,7 @@ def state_shardings(
     return where
 
 
-def shard_batch(mesh: Mesh, batch: Tree, axis: str | None = None) -> Tree:
+def shard_batch(mesh: Mesh, batch: Any, axis: str | None = None) -> Any:
     """The batch with its rows divided evenly over the devices of the mesh.
 
     Every process gives the whole batch, the same one, and puts on its devices the rows that are
