@@ -379,5 +379,5 @@ def missing_package(user: str, package: str, extra: str, more: str = "") -> Modu
     """
     return ModuleNotFoundError(
         f"{user} needs the package {package}: pip install {package}, or "
-        f"pip install -e '.[{extra}]' in a checkout of rnnjax{more}"
+        f"pip install '.[{extra}]' in a checkout of rnnjax{more}"
     )

@@ -53,7 +53,7 @@ def _of_points(strokes: Iterable[Any]) -> Glyph:
 def _hershey(name: str, characters: str) -> dict[str, Glyph]:
     if not is_installed("HersheyFonts"):
         raise DataError(
-            f'--font {name} needs the package hershey-fonts: pip install "rnnjax[handwriting]"; '
+            f'--font {name} needs the package hershey-fonts: pip install ".[handwriting]"; '
             f"--font {DRAWN} needs none"
         )
     from HersheyFonts import HersheyFonts  # pyright: ignore[reportMissingImports]

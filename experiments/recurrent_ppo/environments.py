@@ -89,7 +89,7 @@ def _of_gymnax(name: str, length: int | None) -> tuple[Any, Any]:
     if not is_installed("gymnax"):
         raise DataError(
             f"--environment {name} must have the package gymnax, got none: "
-            'pip install "rnnjax[control]", or --environment chain'
+            'pip install ".[control]", or --environment chain'
         )
     gymnax = importlib.import_module("gymnax")
     if name not in gymnax.registered_envs:

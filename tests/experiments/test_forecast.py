@@ -216,7 +216,7 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(name, capsys, 
     assert run("--dataset", name) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert f"the package aeon must be installed for --dataset {name}" in said
-    assert 'pip install "rnnjax[series]"' in said
+    assert 'pip install ".[series]"' in said
 
 
 BAD = {

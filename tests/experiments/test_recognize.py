@@ -213,7 +213,7 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(package, capsy
     assert run("--dataset", {"aeon": "japanese_vowels"}.get(package, package)) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert f"the package {package} must be installed" in said
-    assert 'pip install "rnnjax[series]"' in said
+    assert 'pip install ".[series]"' in said
 
 
 def test_the_vowels_are_those_of_their_description():

@@ -388,7 +388,7 @@ def test_settings_that_do_not_fit_are_refused(arguments, message, tmp_path, caps
 
 def test_a_missing_gymnax_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "gymnax", None)
-    with pytest.raises(DataError, match=r'gymnax, got none: pip install "rnnjax\[control\]"'):
+    with pytest.raises(DataError, match=r'gymnax, got none: pip install "\.\[control\]"'):
         find_task("CartPole-v1")
 
 

@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of everything that reads a file.
 
 Run:    python tests/fuzz/fuzz_readers.py csv -atheris_runs=1000000
-Needs:  pip install -e ".[fuzz]"
+Needs:  pip install ".[fuzz]"
 
 The first argument is one of the targets below; without one, the first byte of an input chooses.
 Further arguments are those of libFuzzer, such as -max_total_time=300. Files go to the folder for

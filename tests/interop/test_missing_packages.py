@@ -52,5 +52,5 @@ def test_a_package_that_is_missing_is_named_with_its_extra(package, name, extra,
     hidden = f"import sys; sys.modules[{package!r}] = None\n{code}"
     done = subprocess.run([sys.executable, "-c", hidden], capture_output=True, text=True)
     last = done.stderr.strip().splitlines()[-1]
-    assert f"needs the package {name}: pip install {name}, or pip install -e '.[{extra}]'" in last
+    assert f"needs the package {name}: pip install {name}, or pip install '.[{extra}]'" in last
     assert any(need.startswith(name) for need in EXTRAS[extra])
