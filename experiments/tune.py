@@ -4,7 +4,7 @@ Every trial is a run of experiments.classify as its user would start it, in a fo
 good it is after each epoch is read from the run's metrics.jsonl as it grows. A trial that is worse
 than the others were by then is sent SIGTERM, and ends with a checkpoint from which it could go on.
 
-Needs the package optuna (pip install optuna), which rnnjax itself does without.
+Needs Optuna: pip install ".[tune]"
 
 Run:     python -m experiments.tune --trials 20 -- --dataset rotten_tomatoes --epochs 15
 """
@@ -132,7 +132,9 @@ def tune(settings: Settings, same: Sequence[str]) -> Any:
     try:
         import optuna  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
-        raise DataError("experiments.tune needs the package optuna: pip install optuna") from None
+        raise DataError(
+            'experiments.tune needs the package optuna: pip install ".[tune]"'
+        ) from None
     folder = settings.out or usual_folder("tune")
     check_usable(folder, "new")
     # Of each trial it would print a line wider than a terminal, and of a failed one a traceback.

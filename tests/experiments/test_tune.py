@@ -79,9 +79,26 @@ def test_half_a_line_is_left_until_it_is_whole(tmp_path):
 def test_without_optuna_it_is_asked_for_by_name(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert main(["--trials", "1"]) == 2
-    assert (
-        "experiments.tune needs the package optuna: pip install optuna" in capsys.readouterr().err
-    )
+    assert 'the package optuna: pip install ".[tune]"' in capsys.readouterr().err
+
+
+@pytest.mark.full
+def test_a_search_of_optuna_gives_the_best_of_its_trials(tmp_path, capsys):
+    pytest.importorskip("optuna")
+    fixed = ["--take", "200", "--epochs", "2", "--embedding-size", "8"]
+    out = tmp_path / "search"
+    assert main(["--trials", "2", "--sizes", "4", "8", "--out", str(out), "--", *fixed]) == 0
+    best = {}
+    for folder in out.iterdir():
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        records = [record for record in map(json.loads, lines) if record["kind"] == "epoch"]
+        assert [record["epoch"] for record in records] == [1, 2]
+        best[folder.name] = max(record["validation_accuracy"] for record in records)
+    assert sorted(best) == ["trial-0", "trial-1"]
+    said = capsys.readouterr().out
+    for name, value in best.items():
+        assert f"{name.replace('-', ' ')}: {value:.4f}, learning_rate" in said
+    assert f"best validation_accuracy {max(best.values()):.4f}, of trial " in said
 
 
 @pytest.mark.parametrize(
