@@ -80,12 +80,12 @@ def merge(first: Any, second: Any) -> Any:
     """Adds two trees of sums and counts, leaf by leaf and without waiting for the device.
 
     Args:
-        first: metrics of some batches: a `Mean`, or any tree of them.
+        first: metrics of some batches: a `Mean` or a pair (total, count), or any tree of them.
         second: those of others, in a tree of the same structure.
 
     Returns:
-        The metrics of all of them; every leaf is a `Sum`, which forgets nothing that is small
-        beside it. Counts are exact to 2^48.
+        The metrics of all of them, each pair as a `Mean`; every leaf is a `Sum`, which forgets
+        nothing that is small beside it. Counts are exact to 2^48.
 
     Raises:
         ValueError: the trees are of different structure, two leaves of different shape, or an
@@ -95,6 +95,7 @@ def merge(first: Any, second: Any) -> Any:
         >>> merge(Mean.of(jnp.array([1.0, 2.0])), Mean.of(jnp.array([6.0]))).value.item()
         3.0
     """
+    first, second = _with_means(first), _with_means(second)
     parts = [jax.tree.flatten(tree, is_leaf=is_sum) for tree in (first, second)]
     if parts[0][1] != parts[1][1]:
         raise ValueError(
@@ -109,6 +110,21 @@ def merge(first: Any, second: Any) -> Any:
                 f"second must have sums of the shapes of first, {shape}, got shape {other}"
             )
     return add(first, second)
+
+
+def _with_means(tree: Any) -> Any:
+    """The tree with a `Mean` for each plain pair, as steps give them: to `merge` they are one."""
+    return jax.tree.map(
+        lambda node: Mean(*node) if _is_pair(node) else node,
+        tree,
+        is_leaf=lambda node: is_sum(node) or _is_pair(node),
+    )
+
+
+def _is_pair(node: Any) -> bool:
+    if type(node) is not tuple or len(node) != 2:
+        return False
+    return all(is_sum(part) or jax.tree_util.all_leaves([part]) for part in node)
 
 
 def compute(metrics: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:

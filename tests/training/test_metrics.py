@@ -239,6 +239,15 @@ def test_one_hot_labels_are_refused_with_the_way_to_ids():
         cross_entropy(logits, np.zeros((2, 3), int))
 
 
+def test_a_pair_and_a_mean_are_merged_in_either_order():
+    pair, mean = {"a": (1.5, 2)}, {"a": Mean(jnp.array(4.5), jnp.array(4))}
+    for first, second in ((pair, mean), (mean, pair), (merge(pair, {"a": (0, 0)}), mean)):
+        metric = merge(first, second)["a"]
+        assert type(metric) is Mean
+        assert (float(metric.total), float(metric.count), float(metric.value)) == (6.0, 6.0, 1.0)
+    assert [float(total) for total in merge([1.0, 2.0], [3.0, 4.0])] == [4.0, 6.0]
+
+
 def test_compute_takes_any_pair_and_gives_plain_floats():
     figures = compute({"grad_norm": (jnp.array(6.0), jnp.array(4.0)), "loss": (1, 2)})
     assert figures == {"grad_norm": 1.5, "loss": 0.5}
