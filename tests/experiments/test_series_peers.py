@@ -11,6 +11,8 @@ from experiments.recognize.settings import Settings as Recognize
 
 
 @pytest.mark.full
+# What numba says of MiniRocket in aeon, where both are installed.
+@pytest.mark.filterwarnings("ignore:.*unsafe cast from uint64 to int64")
 def test_every_method_learns_series_that_rise_or_fall(tmp_path):
     path = tmp_path / "own.csv"
     lines = ["series,step,height,label"]
