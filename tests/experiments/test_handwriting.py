@@ -280,7 +280,7 @@ def test_a_font_or_a_letter_that_is_not_there_is_named(monkeypatch):
     with pytest.raises(DataError, match="must be different ones"):
         read_font("drawn", "aa")
     monkeypatch.setattr("experiments.handwriting.alphabet.is_installed", lambda name: False)
-    with pytest.raises(DataError, match=r'pip install "rnnjax\[handwriting\]"'):
+    with pytest.raises(DataError, match=r'pip install "\.\[handwriting\]"'):
         read_font("futural", "abc")
 
 

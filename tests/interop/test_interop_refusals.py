@@ -153,7 +153,7 @@ def test_biases_of_16_bits_are_added_only_where_that_is_exact(dtype):
     params = random_params(make_layer(CELLS["lstm"]), 0, dtype)
     small = np.full(4 * H, 2.0**-12, dtype)
     weights = torch.export_weights("lstm", params)
-    exact = weights | {"bias_ih_l0": small, "bias_hh_l0": 2 * small}
+    exact = weights | {"bias_ih_l0": small, "bias_hh_l0": small + small}
     assert torch.import_weights("lstm", exact).bias.tolist() == [3 * 2.0**-12] * (4 * H)
     inexact = weights | {"bias_ih_l0": small, "bias_hh_l0": np.ones_like(small)}
     exactness = f"must have a sum that is exact in {dtype}, got one that is not: "
