@@ -31,7 +31,7 @@ class Memory(NamedTuple):
 
     states: Array
     mask: Array
-    # Any, not None: who has prepared a memory knows that they are there.
+    # None until they are made; Any, so that what has made them needs no test for it.
     keys: Array | Any = None
     values: Array | Any = None
     logits: Array | Any = None

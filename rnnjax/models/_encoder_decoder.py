@@ -41,7 +41,7 @@ class SequenceToSequenceParams(NamedTuple):
 
 class _SequenceToSequenceFields(NamedTuple):
     init: Callable[[Key], SequenceToSequenceParams]
-    # Weights are None without attention. As Any they need no test for it where there is some.
+    # Weights are None without attention; Any, so that a model with attention needs no test for it.
     apply: Callable[..., tuple[Array, Array | Any]]
     encode: Callable[..., tuple[Carry, Memory | None]]
     step: Callable[..., tuple[Carry, Array, Array | Any]]
