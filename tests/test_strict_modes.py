@@ -114,6 +114,43 @@ def test_every_option_of_unroll_works_under(name, cell):
         assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves((value, grads)))
 
 
+def writes():
+    """A text, and on from where it ended."""
+    model = rnnjax.language_model(rnnjax.embedding(9, 4), rnnjax.lstm(4))
+    params, lengths = model.init(jax.random.key(0)), jnp.array([4, 2], jnp.int32)
+    prompt = jnp.array([[1, 2, 3, 4], [5, 6, 0, 0]], jnp.int32)
+    out = rnnjax.generate(
+        model, params, prompt, lengths, max_new_tokens=3, key=jax.random.key(1), stop=1
+    )
+    more = {"initial_carry": out.carry, "key": out.keys, "max_new_tokens": 2}
+    return rnnjax.generate(model, params, out.last[:, None], **more).log_probs
+
+
+def trains_through_windows():
+    """A state and a carry moved twice; windows overlap, and what is dropped is drawn again."""
+    layer = rnnjax.recurrent(CELLS["noisy"])
+    step = rnnjax.make_truncated_step(
+        layer.apply, lambda ys, *_: (jnp.mean(ys**2), {}), optax.sgd(0.1), k1=2, k2=4
+    )
+    state = rnnjax.init_train_state(
+        jax.random.key(1), layer.init(jax.random.key(0), 3), optax.sgd(0.1)
+    )
+    xs = jnp.ones((2, 5, 3), params_dtype(state.params))
+    carry = None
+    for _ in range(2):
+        state, carry, _ = step(state, rnnjax.Sequences(xs, jnp.zeros((2, 5))), carry)
+    return state.params
+
+
+@pytest.mark.parametrize("program", [writes, trains_through_windows])
+@pytest.mark.parametrize("name", MODES)
+def test_a_text_is_written_and_windows_are_trained_on_under(name, program):
+    # Not both: JAX's internal checks read a loop as one that uses up every key it is given.
+    options = MODES[name] | ({"jax_enable_checks": False} if "keys" in name else {})
+    with mode(options):
+        assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(program()))
+
+
 def params_dtype(params):
     return jax.tree.leaves(params)[0].dtype
 

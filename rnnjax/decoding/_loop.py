@@ -137,7 +137,9 @@ def where_rows(rows: Array, yes: Any, no: Any) -> Any:
 
     def select(a: Array, b: Array) -> Array:
         if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-            return jnp.where(rows, a, b)
+            # As numbers: to jax_debug_key_reuse, to select a key is to use it.
+            numbers = select(jax.random.key_data(a), jax.random.key_data(b))
+            return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(a))
         return jnp.where(rows.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
 
     return jax.tree.map(select, yes, no)

@@ -159,7 +159,8 @@ def make_truncated_step(
         end = ahead
         if k2 > k1:
             # The same key: what is drawn once a sequence is then the same in the whole window.
-            end, rest = _run(apply, params, ahead, _in_time(window, k1, k2), key)
+            again = jax.random.clone(key)
+            end, rest = _run(apply, params, ahead, _in_time(window, k1, k2), again)
             ys = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), ys, rest)
         new = _in_time(window, k2 - k1, k2)
         ys = jax.tree.map(lambda a: a[:, k2 - k1 :], ys)
@@ -177,7 +178,10 @@ def make_truncated_step(
         metrics, ahead, end, real = parts
         new, figures = apply_gradients(state, optimizer, loss, grads)
         metrics = join_metrics(metrics, figures)
-        state, end = _where(real, (new, end), (state, last))
+        # No choice of keys, which are the same: to jax_debug_key_reuse it would use one up.
+        given = state._replace(key=None)
+        chosen, end = _where(real, (new._replace(key=None), end), (given, last))
+        state = chosen._replace(key=state.key)
         return (state, ahead, end), _where(real, metrics, jax.tree.map(jnp.zeros_like, metrics))
 
     @jit
