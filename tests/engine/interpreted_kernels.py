@@ -46,9 +46,9 @@ ROWS = {
     "pieces in pairs": ("gru", 2, 16, 192, ALL, {"flags": True}, H100),
     "a ring": ("vanilla", 2, 16, 192, PLAIN, {"dtype": "float16"}, SMALL),
 }
-# A sum in another order, as other processors take it, may turn the last bit of what is sent: that of
-# 11 bits of float16, of 8 of bfloat16, and of 16 where float32 is sent as two numbers of bfloat16.
-# If all were turned, results would differ by a unit of it; half a unit is allowed.
+# A sum in another order, as other processors take it, may turn the last bit of what is sent: of the
+# 11 bits of float16, the 8 of bfloat16, or 16 where float32 is sent as two numbers of bfloat16. If
+# all were turned, results would differ by a unit of it; half a unit is allowed.
 TOLERANCE = {"float32": 2**-17, "bfloat16": 2**-9, "float16": 2**-12}
 
 
