@@ -117,6 +117,14 @@ def as_mappable(key: Key) -> Key:
     return jax.random.fold_in(jax.random.fold_in(mappable, words[2]), words[3])
 
 
+def where(condition: Array, yes: Array, no: Array) -> Array:
+    """``jnp.where``, of keys as numbers: to jax_debug_key_reuse, to select a key is to use it."""
+    if not jnp.issubdtype(yes.dtype, jax.dtypes.prng_key):
+        return jnp.where(condition, yes, no)
+    numbers = jnp.where(condition[..., None], jax.random.key_data(yes), jax.random.key_data(no))
+    return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(yes))
+
+
 def varying_like(given: Any, tree: Any) -> Any:
     """``tree`` as what may differ from device to device in a ``shard_map`` wherever ``given`` may.
 

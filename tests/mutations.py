@@ -496,7 +496,7 @@ FAULTS = [
             f"{TRUNCATED}test_a_learned_start_is_trained_by_the_windows_that_hold_it",
         ),
         (
-            "state = chosen._replace(key=state.key)",
+            "state, end = _where(real, (new, end), (state, last))",
             "state = new",
             f"{TRUNCATED}test_masked_steps_at_the_end_change_nothing_whatever_stands_in_them",
         ),

@@ -13,7 +13,7 @@ from jax.core import Tracer
 
 from rnnjax import masking
 from rnnjax._checks import check_key
-from rnnjax._numerics import as_mappable
+from rnnjax._numerics import as_mappable, where
 from rnnjax.base import Carry, Key
 
 
@@ -136,11 +136,7 @@ def where_rows(rows: Array, yes: Any, no: Any) -> Any:
     """Leaves of ``yes`` in the rows that are True, of ``no`` in the others."""
 
     def select(a: Array, b: Array) -> Array:
-        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-            # As numbers: to jax_debug_key_reuse, to select a key is to use it.
-            numbers = select(jax.random.key_data(a), jax.random.key_data(b))
-            return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(a))
-        return jnp.where(rows.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+        return where(rows.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
 
     return jax.tree.map(select, yes, no)
 

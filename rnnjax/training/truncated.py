@@ -12,6 +12,7 @@ from jax import Array, lax
 
 from rnnjax._checks import check_carry, check_size, check_takes
 from rnnjax._native import in_native_order, jit
+from rnnjax._numerics import where
 from rnnjax.metrics.means import Mean
 from rnnjax.training.compiled import Compilation, CompiledStep, check_batch, explaining_deleted
 from rnnjax.training.loss_functions import Metrics, check_result, join_metrics
@@ -178,10 +179,7 @@ def make_truncated_step(
         metrics, ahead, end, real = parts
         new, figures = apply_gradients(state, optimizer, loss, grads)
         metrics = join_metrics(metrics, figures)
-        # No choice of keys, which are the same: to jax_debug_key_reuse it would use one up.
-        given = state._replace(key=None)
-        chosen, end = _where(real, (new._replace(key=None), end), (given, last))
-        state = chosen._replace(key=state.key)
+        state, end = _where(real, (new, end), (state, last))
         return (state, ahead, end), _where(real, metrics, jax.tree.map(jnp.zeros_like, metrics))
 
     @jit
@@ -235,7 +233,7 @@ def _pad_time(batch: Sequences, before: int, after: int) -> Sequences:
 
 
 def _where(condition: Array, new: Any, old: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+    return jax.tree.map(lambda a, b: where(condition, a, b), new, old)
 
 
 def _check_sequences(batch: Any) -> Sequences:
