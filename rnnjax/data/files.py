@@ -50,7 +50,7 @@ def read_examples(
         quoting: False takes quotes in a CSV or TSV file as part of the text, so that every line
             is a row.
         numbers: whether whole numbers are class "ids" or class "names".
-        first_label: the id in the file of class 0.
+        first_label: the id in the file of class 0, where whole numbers are ids.
         num_classes: if given, the number of classes that the file may have.
         label_names: if given, the names of all classes.
 
@@ -60,7 +60,7 @@ def read_examples(
     Raises:
         DataError: naming the file, what it must have, and the first three bad rows, among them
             rows that a stray quote would join to one; or an argument that is no name, no list of
-            names, or names a class twice.
+            names, names a class twice, or contradicts another.
 
     Example:
         >>> import tempfile
@@ -76,10 +76,9 @@ def read_examples(
     if numbers not in ("ids", "names"):
         raise DataError(f"numbers must be 'ids' or 'names', got {numbers!r}")
     first_label = check_integer("first_label", first_label)
-    if num_classes is not None:
-        num_classes = check_count("num_classes", num_classes)
-    if label_names:
-        num_classes = len(label_names)
+    if numbers == "names" and first_label != 0:
+        raise DataError(f"first_label must be 0 with numbers='names', got {first_label}")
+    num_classes = _class_count(num_classes, label_names)
     parts = _columns("text", text)
     _columns("label", [label])
     header = None if header is None else _columns("header", header)
@@ -106,6 +105,17 @@ def _columns(argument: str, names: object) -> list[str]:
         if not isinstance(name, str):
             raise DataError(f"{argument} must be the name of a column, got {name!r}")
     return list(found)
+
+
+def _class_count(num_classes: int | None, label_names: Sequence[str]) -> int | None:
+    """How many classes there are, where that is known."""
+    if num_classes is None:
+        return len(label_names) or None
+    count = check_count("num_classes", num_classes)
+    if label_names and count != len(label_names):
+        expected = f"the number of label_names, {len(label_names)},"
+        raise DataError(f"num_classes must be {expected} or None, got {count}")
+    return count
 
 
 def _check_label_names(names: Any) -> None:

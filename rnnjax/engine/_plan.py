@@ -130,12 +130,12 @@ def check_request(cell: Cell, implementation: Any, remat: Any, scan_unroll: Any 
             f"remat must be None, {', '.join(map(repr, REMAT))} or a positive number of steps, "
             f"got {remat!r}"
         )
-    if implementation == "associative" and remat is not None:
-        raise ValueError(
-            f"remat must be None with implementation='associative', without a loop, got {remat!r}"
-        )
     if scan_unroll is not None:
         scan_unroll = check_size("scan_unroll", scan_unroll)
+    for name, given in (("remat", remat), ("scan_unroll", scan_unroll)):
+        if implementation == "associative" and given is not None:
+            without = "with implementation='associative', without a loop"
+            raise ValueError(f"{name} must be None {without}, got {given!r}")
     return Request(implementation, remat, scan_unroll)
 
 

@@ -66,7 +66,9 @@ class LocalParams(NamedTuple):
 
 
 @factory
-def attention(kind: str = "general", *, size: int | None = None, window: int = 10) -> Attention:
+def attention(
+    kind: str = "general", *, size: int | None = None, window: int | None = None
+) -> Attention:
     r"""Weights over a memory, and the mean of the memory under them.
 
     .. math::
@@ -93,10 +95,11 @@ def attention(kind: str = "general", *, size: int | None = None, window: int = 1
         size: A, of what is inside the tanh of "additive" and "local"; None for the size of the
             queries.
         window: how far from its place a local attention looks: twice the :math:`\sigma` above.
+            None for 10.
 
     Raises:
-        ValueError: an unknown kind, or a ``size`` for one without a tanh; from ``init``, sizes that
-            the kind does not take.
+        ValueError: an unknown kind, a ``size`` for one without a tanh, or a ``window`` for one that
+            is not local; from ``init``, sizes that the kind does not take.
 
     Example:
         >>> import jax, jax.numpy as jnp, rnnjax
@@ -117,7 +120,9 @@ def attention(kind: str = "general", *, size: int | None = None, window: int = 1
     inner = None if size is None else check_size("size", size)
     if inner is not None and kind not in ("additive", "local"):
         raise ValueError(f"size must be None for kind={kind!r}, which has no tanh, got {inner}")
-    reach = check_size("window", window)
+    reach = 10 if window is None else check_size("window", window)
+    if window is not None and kind != "local":
+        raise ValueError(f"window must be None for kind={kind!r}, which is not local, got {reach}")
 
     def init(key: Key, query_size: int, memory_size: int) -> Any:
         one, two, three = jax.random.split(check_key(key), 3)

@@ -27,7 +27,7 @@ def attention_cell(
     output_size: int | None = None,
     selector: bool = False,
     hard: bool = False,
-    mean_rate: float = 0.5,
+    mean_rate: float | None = None,
 ) -> Cell:
     r"""A cell that reads from a memory at every step.
 
@@ -79,7 +79,8 @@ def attention_cell(
             alone.
         selector: whether there is a :math:`\beta`; not with input feeding.
         hard: whether one place is read; not with input feeding.
-        mean_rate: the share of the sequences that read the mean in training of hard attention.
+        mean_rate: the share of the sequences that read the mean in training of hard attention;
+            None for 0.5. For hard attention alone.
 
     Raises:
         ValueError: a cell that is written as a plain step or has no recurrent weights, or another
@@ -103,7 +104,10 @@ def attention_cell(
     _check_parts(cell, attention)
     size = check_size("memory_size", memory_size)
     selects, is_hard = check_flag("selector", selector), check_flag("hard", hard)
-    rate = check_number("mean_rate", mean_rate, "a rate in [0, 1]", lambda p: 0 <= p <= 1)
+    rate = 0.5 if mean_rate is None else mean_rate
+    rate = check_number("mean_rate", rate, "a rate in [0, 1]", lambda p: 0 <= p <= 1)
+    if mean_rate is not None and not is_hard:
+        raise ValueError(f"mean_rate must be None without hard, got {rate}")
     if check_flag("input_feeding", input_feeding):
         if selects or is_hard:
             found = f"{selects} and {is_hard}"

@@ -68,7 +68,7 @@ def embedding(
     *,
     vectors: ArrayLike | None = None,
     frozen: bool = False,
-    scale: float = 0.1,
+    scale: float | None = None,
 ) -> Embedding:
     """A table of vectors, one a token id.
 
@@ -79,16 +79,16 @@ def embedding(
     Args:
         vocab_size: V.
         embedding_size: E; may be left out where ``vectors`` are given.
-        vectors: [V, E], where the table starts; by default it is drawn from a normal
-            distribution of standard deviation ``scale``.
+        vectors: [V, E], where the table starts; None to draw it from a normal distribution of
+            standard deviation ``scale``.
         frozen: keep the vectors as they are. Their gradient is zero, also where a head is tied to
             them; an optimizer that moves parameters without a gradient (weight decay) must be kept
             off them, by ``optax.masked(optimizer, rnnjax.trainable)``.
-        scale: standard deviation of the initial vectors.
+        scale: standard deviation of vectors that are drawn; None for 0.1.
 
     Raises:
-        ValueError: a size is not a positive integer, ``vectors`` have another shape, or a frozen
-            table is given no vectors.
+        ValueError: a size is not a positive integer, ``vectors`` have another shape, a frozen
+            table is given no vectors, or a ``scale`` is given beside vectors.
 
     Example:
         >>> import jax, jax.numpy as jnp, rnnjax
@@ -98,7 +98,10 @@ def embedding(
         [[3.0, 4.0], [1.0, 2.0]]
     """
     size, frozen = check_size("vocab_size", vocab_size), check_flag("frozen", frozen)
-    scale = check_number("scale", scale, "finite and at least 0", lambda s: 0 <= s < math.inf)
+    if vectors is not None and scale is not None:
+        raise ValueError(f"scale must be None for a table that is given, got {scale!r}")
+    spread = 0.1 if scale is None else scale
+    spread = check_number("scale", spread, "finite and at least 0", lambda s: 0 <= s < math.inf)
     if vectors is None:
         if frozen:
             raise ValueError("frozen needs vectors: an untrained random table is of no use")
@@ -112,7 +115,7 @@ def embedding(
     def init(key: Key) -> EmbeddingParams | FrozenEmbeddingParams:
         if start is not None:
             return make(jnp.asarray(start))
-        return make(scale * jax.random.normal(check_key(key), (size, width), jnp.float32))
+        return make(spread * jax.random.normal(check_key(key), (size, width), jnp.float32))
 
     def apply(params: Any, tokens: Array) -> Array:
         tokens = check_tokens(tokens, size)

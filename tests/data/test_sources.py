@@ -338,6 +338,22 @@ def test_a_label_outside_the_classes_is_named(tmp_path, labels, settings, messag
         read_examples(path, **settings)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"numbers": "names", "first_label": 1}, "first_label must be 0 .*got 1"),
+        (
+            {"label_names": ("no", "yes"), "num_classes": 3},
+            "num_classes must be the number of label_names, 2, or None, got 3",
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(tmp_path, settings, message):
+    path = write(tmp_path / "a.csv", ["x", "y"], [0, 1])
+    with pytest.raises(DataError, match=message):
+        read_examples(path, **settings)
+
+
 def test_column_names_are_for_delimited_files_alone(tmp_path):
     path = write(tmp_path / "a.jsonl", ["x"], [0])
     with pytest.raises(DataError, match="must be a CSV or TSV file"):

@@ -353,6 +353,12 @@ CASES = {
         "Unreadable: no numbers here",
     ),
     "frozen noise": (lambda: table(3, 5, frozen=True), "frozen", "vectors", "random"),
+    "a scale beside vectors": (
+        lambda: table(3, vectors=np.ones((3, 2)), scale=0.5),
+        "scale must be None",
+        "a table that is given",
+        "got 0.5",
+    ),
 }
 
 

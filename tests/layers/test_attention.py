@@ -13,9 +13,9 @@ KINDS = ("dot", "scaled", "general", "additive", "local")
 LENGTHS = np.array([5, 2, 0])
 
 
-def make(kind, **options):
+def make(kind, window=10):
     width = H if kind in ("dot", "scaled") else D
-    attend = rnnjax.attention(kind, **options)
+    attend = rnnjax.attention(kind, window=window if kind == "local" else None)
     params = attend.init(jax.random.key(0), H, width)
     queries = jax.random.normal(jax.random.key(1), (B, T, H))
     memory = jax.random.normal(jax.random.key(2), (B, S, width))
@@ -143,6 +143,10 @@ BAD = {
     "a size without a tanh": (
         lambda: rnnjax.attention("dot", size=3),
         "size must be None for kind",
+    ),
+    "a window of all places": (
+        lambda: rnnjax.attention("additive", window=3),
+        "window must be None for kind='additive', which is not local, got 3",
     ),
     "an unknown kind": (lambda: rnnjax.attention("cosine"), "kind must be one of dot"),
     "sizes that differ": (

@@ -19,7 +19,7 @@ KINDS = {"additive": M, "general": M, "scaled": H, "local": M}
 
 
 def made(cell, size, kind, feeding=False):
-    attention = rnnjax.attention(kind, window=3)
+    attention = rnnjax.attention(kind, window=3 if kind == "local" else None)
     whole = rnnjax.attention_cell(CELLS[cell], size, attention, input_feeding=feeding)
     params = whole.init(jax.random.key(0), D)
     xs = jax.random.normal(jax.random.key(1), (B, T, D))

@@ -235,7 +235,14 @@ BAD = {
         lambda: rnnjax.attention_cell(CELL, M, input_feeding=True, hard=True),
         "selector and hard must be False",
     ),
-    "a rate above 1": (lambda: rnnjax.attention_cell(CELL, M, mean_rate=1.5), "mean_rate must be"),
+    "a rate above 1": (
+        lambda: rnnjax.attention_cell(CELL, M, hard=True, mean_rate=1.5),
+        "mean_rate must be a rate in",
+    ),
+    "a rate of soft attention": (
+        lambda: rnnjax.attention_cell(CELL, M, mean_rate=0.5),
+        "mean_rate must be None without hard, got 0.5",
+    ),
     "weights without places": (
         lambda: rnnjax.doubly_stochastic_penalty(jnp.ones(3)),
         "weights must be floats",
