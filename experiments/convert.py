@@ -19,13 +19,12 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-from tyro.conf import Positional, arg, subcommand
 
 from experiments import classify
 from experiments.running import imported
 from experiments.running.console import command, exit_code, parameter_table
 from experiments.running.imported import Imported, Reading
-from experiments.running.parsing import first_lines, parse
+from experiments.running.parsing import Positional, arg, first_lines, parse, subcommand
 from experiments.running.predicting import Request, predict
 from experiments.running.setting_checks import check_rules, refuse_unread, whole
 from rnnjax.data import UNKNOWN, DataError, Vocabulary, pad, read_text

@@ -29,12 +29,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tyro.conf import Positional
 
 import rnnjax
 from experiments.running.console import exit_code, print_table
 from experiments.running.data_folder import lies_elsewhere
-from experiments.running.parsing import parse
+from experiments.running.parsing import Positional, parse
 from experiments.running.setting_checks import above, check_settings, refuse_unread, whole
 from experiments.running.trained import finished_settings, load_trained
 from experiments.write.command import PROGRAM

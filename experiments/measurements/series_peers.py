@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tyro.conf import OmitArgPrefixes
 
 from experiments.recognize import command
 from experiments.recognize.model import Known
@@ -32,7 +31,7 @@ from experiments.recognize.series import Part, read_series
 from experiments.recognize.settings import Settings as Recognize
 from experiments.running.console import exit_code, print_table
 from experiments.running.packages import takes_part
-from experiments.running.parsing import parse
+from experiments.running.parsing import OmitArgPrefixes, parse
 from experiments.running.run_settings import RunSettings
 from experiments.running.setting_checks import check_settings, refuse_unread, whole
 from rnnjax.data import pad

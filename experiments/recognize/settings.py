@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional
-
 from experiments.running.loss_fitting import TrainingSettings
+from experiments.running.parsing import Positional
 from experiments.running.run_settings import PLACE
 
 

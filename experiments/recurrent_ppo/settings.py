@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from tyro.conf import Positional
-
+from experiments.running.parsing import Positional
 from experiments.running.run_settings import RunSettings
 
 

@@ -13,6 +13,10 @@ from typing import Annotated, Any, TextIO, Union, cast, get_args, get_origin, ge
 
 import docstring_parser
 import tyro
+from tyro.conf import OmitArgPrefixes as OmitArgPrefixes
+from tyro.conf import Positional as Positional
+from tyro.conf import arg as arg
+from tyro.conf import subcommand as subcommand
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from experiments.running.console import complain, nobody_reads, wrapped

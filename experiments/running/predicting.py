@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from tyro.conf import Positional
 
 from experiments.running import classifier, imported
 from experiments.running.console import complain
+from experiments.running.parsing import Positional
 from experiments.running.run_folder import CONFIG
 from rnnjax.data import DataError, read_lines
 

@@ -3,6 +3,7 @@
 import importlib
 import itertools
 import re
+import sys
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -58,6 +59,15 @@ def test_help_fits_a_terminal(program, monkeypatch, capsys):
     assert max(map(len, lines)) <= 80
     if program != "convert":  # which is only a list of commands
         assert not broken(lines)
+
+
+def test_a_program_without_its_packages_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    for program in set(PROGRAMS) - {"gpu_check.__main__"}:
+        for module in [name for name in sys.modules if name.startswith("experiments.")]:
+            monkeypatch.delitem(sys.modules, module)
+        with pytest.raises(ModuleNotFoundError, match=r'pip install "\.\[experiments\]"'):
+            importlib.import_module(f"experiments.{program}")
 
 
 @pytest.mark.parametrize("program", WITH_REQUESTS)
