@@ -65,6 +65,7 @@ Modules, loaded when they are first used
 import importlib as _importlib
 import warnings as _warnings
 
+from . import _requirements as _requirements
 from ._values import checked as checked
 from .base import Cell as Cell
 from .base import Layer as Layer

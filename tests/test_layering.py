@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "rnnjax"
 
 # From the ground up. A room imports from its own floor only what ALLOWED_BESIDE says.
 FLOORS = [
-    {"_recipe"},
+    {"_recipe", "_requirements"},
     {"base"},
     {
         "_checks",

@@ -1,11 +1,17 @@
 """What an installation brings: the package alone, the extras that the texts name, true claims."""
 
+import importlib
 import os
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+
+import jax
+import pytest
+
+from rnnjax import _requirements
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -67,3 +73,12 @@ def test_the_oldest_python_named_is_the_oldest_that_installs():
     ]
     assert f">={'.'.join(map(str, min(named)))}" == PROJECT["requires-python"]
     assert sys.version_info[:2] >= min(named)
+
+
+def test_an_older_jax_than_the_project_names_is_refused(monkeypatch):
+    oldest = ".".join(map(str, _requirements.OLDEST_JAX))
+    assert f"jax>={oldest}" in PROJECT["dependencies"]
+    monkeypatch.setattr(jax, "__version_info__", (0, 10, 1))
+    monkeypatch.setattr(jax, "__version__", "0.10.1")
+    with pytest.raises(ImportError, match=f"rnnjax needs JAX {oldest} or later, got 0.10.1"):
+        importlib.reload(_requirements)
