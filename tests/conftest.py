@@ -87,6 +87,9 @@ def pytest_runtest_logfinish(nodeid, location):
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="run every case of every test")
     parser.addoption(
+        "--without-passed", metavar="FILE", help="leave out what FILE, of pytest -rap, calls passed"
+    )
+    parser.addoption(
         "--record-times", action="store_true", help="write tests/times.json: what each case takes"
     )
 
@@ -114,8 +117,28 @@ def pytest_configure_node(node):
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
-    if not config.stash[_sampled]:
-        return
+    if config.option.without_passed:
+        passed = _passed(Path(config.option.without_passed))
+        _keep(config, items, {item for item in items if item.nodeid not in passed})
+    if config.stash[_sampled]:
+        _keep(config, items, _sample(items))
+
+
+def _passed(written):
+    """The cases that an earlier run names as passed."""
+    lines = written.read_text("utf-8").splitlines()
+    names = {line.removeprefix("PASSED ") for line in lines if line.startswith("PASSED ")}
+    if not names:
+        raise pytest.UsageError(f"--without-passed must name what pytest -rap wrote, got {written}")
+    return names
+
+
+def _keep(config, items, kept):
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = [item for item in items if item in kept]
+
+
+def _sample(items):
     files = defaultdict(lambda: defaultdict(list))
     for item in items:
         if not item.get_closest_marker("full"):
@@ -135,8 +158,7 @@ def pytest_collection_modifyitems(config, items):
         )
         for cases, chosen in zip(tests.values(), places, strict=True):
             kept.update(cases[place] for place in chosen)
-    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-    items[:] = [item for item in items if item in kept]
+    return kept
 
 
 def _values(item):

@@ -1,5 +1,7 @@
 """The sample of the tests keeps what it promises."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import sampling
@@ -74,3 +76,20 @@ def test_the_times_are_of_tests_that_are_there():
         file, _, test = name.partition("::")
         source = (ROOT / file).read_text("utf-8")
         assert file.startswith("rnnjax/") or f"def {test.split('[')[0]}(" in source, name
+
+
+def test_what_passed_before_is_left_out_and_nothing_else(tmp_path):
+    file = "tests/test_sampling.py"
+    name = f"{file}::test_every_test_is_run_and_every_value_in_some_case_of_the_file"
+    (tmp_path / "before").write_text(f"a line\nPASSED {name}\nFAILED {file}::other - PASSED\n")
+
+    def collected(*options):
+        command = [sys.executable, "-m", "pytest", "-n0", "--collect-only", *options, file]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        return done.returncode, {line for line in done.stdout.splitlines() if "::" in line}
+
+    _, every = collected()
+    assert collected("--without-passed", str(tmp_path / "before")) == (0, every - {name})
+    assert name in every
+    (tmp_path / "before").write_text("PASS\n")
+    assert collected("--without-passed", str(tmp_path / "before"))[0] != 0
