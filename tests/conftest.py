@@ -86,6 +86,7 @@ def pytest_runtest_logfinish(nodeid, location):
 
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="run every case of every test")
+    # Given with "=": pytest looks for paths among its arguments before it reads this file.
     parser.addoption(
         "--without-passed", metavar="FILE", help="leave out what FILE, of pytest -rap, calls passed"
     )

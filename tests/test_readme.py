@@ -117,7 +117,7 @@ def test_ci_runs_the_commands_of_the_readme():
     for first, second in (
         (r'"\.\[experiments\]"', r"python -W error -m experiments\.classify"),
         (r'"\.\[test\]"', r"pytest -rap \| tee "),
-        ("torch==", r'pytest --full --without-passed "\$work/oldest/tests"$'),
+        ("torch==", r'pytest --full --without-passed="\$work/oldest/tests"$'),
     ):
         assert re.search(f"pip install --quiet {first}.*?^ *{second}", script, re.M | re.S)
 
