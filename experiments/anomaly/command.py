@@ -87,7 +87,7 @@ def train(settings: Settings) -> Figures:
             run.write({"kind": "method", "name": name, **own})
         known = {"channels": data.channels, "scale": scale._asdict(), "alarm": alarm._asdict()}
         (run.path / KNOWN).write_text(json.dumps(known), "utf-8")
-        _write_scores(run.path / SCORES, scores)
+        _write_scores(run.path / SCORES, scores, [part.begin for part in data.test])
         draw_surprise(data.test[0], scores[0], alarm.level, data.kinds, run.path / PICTURE)
     _report(figures, data, scores, fitted.validation["loss"])
     print(f"{time.perf_counter() - began:.0f} s, compiling included; {PICTURE} in {folder}")
@@ -181,12 +181,12 @@ def _figures(data: Data, alarm: Alarm, scores: list[np.ndarray]) -> dict[str, fl
     return figures
 
 
-def _write_scores(path: Path, scores: Sequence[np.ndarray]) -> None:
+def _write_scores(path: Path, scores: Sequence[np.ndarray], begins: Sequence[int]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(("series", "step", "surprise"))
-        for number, own in enumerate(scores):
-            rows.writerows((number, step, f"{nats:.6g}") for step, nats in enumerate(own))
+        for number, (own, begin) in enumerate(zip(scores, begins, strict=True)):
+            rows.writerows((number, step, f"{nats:.6g}") for step, nats in enumerate(own, begin))
 
 
 def _report(figures: Figures, data: Data, scores: list[np.ndarray], nats: float) -> None:
@@ -207,10 +207,9 @@ def _report(figures: Figures, data: Data, scores: list[np.ndarray], nats: float)
     step = int(scores[series].argmax())
     kind = data.test[series].fault[step]
     note = f", {data.kinds[kind - 1]}" if kind else ", where no fault is known"
-    where = f"series {series}, step {step}"
-    if len(scores) == 1:  # that of the test begins where what was learned from ends
-        learnt = sum(len(part.values) for part in (*data.train, *data.validation))
-        where = f"step {step}, of the whole series step {learnt + step}"
+    where = f"step {data.test[series].begin + step}"
+    if len(scores) > 1:
+        where = f"series {series}, {where}"
     print(f"the greatest surprise of the test: {where}{note if data.kinds else ''}")
 
 
@@ -233,7 +232,7 @@ def watch(request: Request) -> None:
     (raw,) = surprise(model, params, known.scale, [values])
     scores = judging.smoothed(raw, alarm.width)
     if request.out is not None:
-        _write_scores(request.out, [scores])
+        _write_scores(request.out, [scores], [0])
     found = np.flatnonzero(scores >= alarm.level)
     for step in found:
         print(f"{step}\t{scores[step]:.3f}")

@@ -28,8 +28,9 @@ def draw_surprise(
     steps = np.arange(begin, min(begin + MOST, len(scores)))
     figure = new_figure(9, 4, dpi=110)
     above, below = figure.subplots(2, 1, sharex=True)
-    above.plot(steps, watched.values[steps], linewidth=0.9)
-    below.plot(steps, scores[steps], color="#2b2b2b", linewidth=0.9)
+    told = watched.begin + steps
+    above.plot(told, watched.values[steps], linewidth=0.9)
+    below.plot(told, scores[steps], color="#2b2b2b", linewidth=0.9)
     below.axhline(alarm, color="#c0392b", linestyle="--", linewidth=0.9)
     below.text(1.0, alarm, " alarm", fontsize=8, color="#c0392b", va="center",
                transform=below.get_yaxis_transform())  # fmt: skip
@@ -38,8 +39,8 @@ def draw_surprise(
         kind = int(watched.fault[steps[first]])
         if kind:
             for axes in (above, below):
-                axes.axvspan(steps[first] - 0.5, steps[end - 1] + 0.5, color="#e07b00", alpha=0.25)
-            above.text(steps[first], 1.02, kinds[kind - 1], fontsize=8,
+                axes.axvspan(told[first] - 0.5, told[end - 1] + 0.5, color="#e07b00", alpha=0.25)
+            above.text(told[first], 1.02, kinds[kind - 1], fontsize=8,
                        transform=above.get_xaxis_transform())  # fmt: skip
     above.set(ylabel="value")
     below.set(ylabel="surprise, nats", xlabel="step")

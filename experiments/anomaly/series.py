@@ -23,10 +23,12 @@ class Watched(NamedTuple):
     Attributes:
         values: [T, D], with the digits they have: they are scaled before they are rounded.
         fault: [T], 0 where the step is normal, else 1 + the place of its kind in `Data.kinds`.
+        begin: the step of the file at which it begins; steps are told as the file counts them.
     """
 
     values: np.ndarray
     fault: np.ndarray
+    begin: int = 0
 
 
 class Data(NamedTuple):
@@ -110,7 +112,7 @@ def _divided(
     whole = Watched(values, fault)
     begins = (0, int(normal * 0.8), normal, len(values))
     parts = [
-        Watched(whole.values[begin:end], whole.fault[begin:end])
+        Watched(whole.values[begin:end], whole.fault[begin:end], begin)
         for begin, end in itertools.pairwise(begins)
     ]
     train, validation, test = ([part] for part in parts)
