@@ -109,10 +109,9 @@ def _divided(
 ) -> Data:
     """Steps to learn from, the last fifth of them to choose the weights by; the rest to judge."""
     fault = np.zeros(len(values), int) if marks is None else marks.astype(int)
-    whole = Watched(values, fault)
     begins = (0, int(normal * 0.8), normal, len(values))
     parts = [
-        Watched(whole.values[begin:end], whole.fault[begin:end], begin)
+        Watched(values[begin:end], fault[begin:end], begin)
         for begin, end in itertools.pairwise(begins)
     ]
     train, validation, test = ([part] for part in parts)
