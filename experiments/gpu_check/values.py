@@ -21,7 +21,7 @@ def both_directions(cell: Any, params: Any, xs: Any, **how: Any) -> Any:
                 cell,
                 reverse=reverse,
                 implementation=how["implementation"],
-                scan_unroll=how["scan_unroll"],
+                scan_unroll=how.get("scan_unroll"),
             )
             for reverse in (False, True)
         )
@@ -129,12 +129,12 @@ def program(row: Row, implementation: str) -> Callable:
     cell = loop_alone(row.cell)
 
     def run(params: Any, xs: Any, arrays: dict[str, Any]) -> Any:
-        static = dict(row.options)
+        static = dict(row.options, implementation=implementation)
+        if implementation == "scan":
+            static["scan_unroll"] = 1
 
         def loss(params: Any, xs: Any) -> Any:
-            outputs = row.run(
-                cell, params, xs, implementation=implementation, scan_unroll=1, **static, **arrays
-            )
+            outputs = row.run(cell, params, xs, **static, **arrays)
             rng = np.random.default_rng(1)
             leaves = jax.tree.leaves(outputs)
             total = sum(jnp.sum(a * rng.normal(size=a.shape).astype("f4")) for a in leaves)

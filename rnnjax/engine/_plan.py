@@ -14,7 +14,13 @@ import jax
 from rnnjax._checks import check_size, python_scalar
 from rnnjax.base import Cell, Params
 
-IMPLEMENTATIONS = ("scan", "associative", "chunked", "persistent")
+# The implementations, each with the options beside its name that it reads.
+IMPLEMENTATIONS = {
+    "scan": ("remat", "scan_unroll"),
+    "associative": (),
+    "chunked": ("remat",),
+    "persistent": ("remat",),
+}
 REMAT = ("never", "step", "sqrt")
 
 # A block of 32 MiB and more is given back to the system by malloc of the GNU C library whenever it
@@ -133,9 +139,12 @@ def check_request(cell: Cell, implementation: Any, remat: Any, scan_unroll: Any 
     if scan_unroll is not None:
         scan_unroll = check_size("scan_unroll", scan_unroll)
     for name, given in (("remat", remat), ("scan_unroll", scan_unroll)):
-        if implementation == "associative" and given is not None:
-            without = "with implementation='associative', without a loop"
-            raise ValueError(f"{name} must be None {without}, got {given!r}")
+        if given is not None and name not in IMPLEMENTATIONS[implementation or "scan"]:
+            unread = f"with implementation={implementation!r}, which does not read it"
+            raise ValueError(f"{name} must be None {unread}, got {given!r}")
+    if scan_unroll is not None:
+        # No other implementation has a loop of such steps.
+        implementation = "scan"
     return Request(implementation, remat, scan_unroll)
 
 
@@ -257,7 +266,7 @@ def _steps(count: int) -> str:
 def _check_implementation(cell: Cell, implementation: Any) -> None:
     if implementation is None:
         return
-    if implementation not in IMPLEMENTATIONS:
+    if not isinstance(implementation, str) or implementation not in IMPLEMENTATIONS:
         names = " or ".join(map(repr, IMPLEMENTATIONS))
         raise ValueError(f"implementation must be None, {names}, got {implementation!r}")
     if implementation == "associative" and cell.linear is None:

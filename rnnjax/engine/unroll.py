@@ -101,8 +101,8 @@ def unroll(
             compute capability 9.0, for a cell whose ``update`` acts unit by unit
             (``rnnjax.engine.kernels`` says what is promised there). None chooses; see
             :func:`explain`.
-        scan_unroll: steps per iteration of the compiled loop; the result is the same. None
-            chooses: several on a GPU, one elsewhere.
+        scan_unroll: steps per iteration of the scan's compiled loop; a number asks for the scan.
+            The result is the same. None chooses: several on a GPU, one elsewhere.
         context: constants of each sequence for a cell with the field ``context``: a tree of arrays
             [..., anything].
 
@@ -236,7 +236,7 @@ def explain(
         _arguments.explain_failure(cell, params, xs)
         raise
     lines, kernel = {"memory": plan.reason}, None
-    if plan.implementation == "scan" and implementation != "scan" and cell.context is None:
+    if plan.implementation == "scan" and request.implementation != "scan" and cell.context is None:
         device = persistent.find_device((params, xs))
         static = Static(False, False, False, request, platform, device)
         kernel = kernel_for(cell, static, Call(params, xs, *(None for _ in Call._fields[2:])))

@@ -36,7 +36,7 @@ def recurrent(
             those of the parameters.
         remat: what reverse mode keeps, as for ``unroll``.
         implementation: as for ``unroll``.
-        scan_unroll: steps per iteration of the compiled loop; None chooses, as for ``unroll``.
+        scan_unroll: steps per iteration of the scan, as for ``unroll``.
 
     Raises:
         ValueError: ``cell`` is no ``rnnjax.Cell``, or cannot be run as asked; when the layer is

@@ -106,7 +106,8 @@ def run_by_engine(
         initial_carry=initial_carry,
         reverse=options.reverse,
         key=key,
-        scan_unroll=options.unroll,
+        # 1 is what Flax has where nothing was asked for.
+        scan_unroll=None if options.unroll == 1 else options.unroll,
     )
     if recurrence.carry_dtype is not None:
         given = jax.tree.leaves(initial_carry)

@@ -296,7 +296,8 @@ class RNN(nn.RNN):
         reverse: run from the last valid step down to the first.
         keep_order: with ``reverse``, leave outputs in the order of time; else they come in the
             order they were made, padding at the end.
-        unroll: steps per iteration of the compiled loop.
+        unroll: steps per iteration of the compiled loop; with Flax's default of 1 the engine
+            chooses, as where :func:`rnnjax.unroll` is given no ``scan_unroll``.
         variable_axes, variable_broadcast, variable_carry, split_rngs: as in ``nn.RNN``; with
             others than the default ones a cell runs by its own ``__call__``.
 

@@ -333,7 +333,8 @@ class RNN(nnx.RNN):
         reverse: run from the last valid step down to the first.
         keep_order: with ``reverse``, leave outputs in the order of time; else they come in the
             order they were made, padding at the end.
-        unroll: steps per iteration of the compiled loop.
+        unroll: steps per iteration of the compiled loop; with Flax's default of 1 the engine
+            chooses, as where :func:`rnnjax.unroll` is given no ``scan_unroll``.
         state_axes: as in ``nnx.RNN``; with others than the default ones a cell runs by its own
             ``__call__``.
         broadcast_rngs: as in ``nnx.RNN``; the noise of an :class:`RNNCell` is drawn once a call.

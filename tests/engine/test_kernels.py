@@ -681,6 +681,9 @@ def test_explain_says_when_it_is_the_kernel(monkeypatch):
     assert "one persistent kernel" in text
     assert "2 tiles of 16 sequences, each on 4 processors" in text
     assert "scan over time" in rnnjax.explain(cell, params, jnp.ones((20, 5, 3)))
+    said = rnnjax.explain(cell, params, jnp.ones((20, 50, 3)), scan_unroll=2)
+    assert "scan over time" in said
+    assert "2 steps an iteration" in said
 
 
 @NEW_JAX

@@ -63,7 +63,16 @@ def test_the_loop_that_is_compiled_is_the_one_that_was_planned():
     assert "dynamic_slice" not in program(65)
 
 
-def test_explain_says_how_many_steps_an_iteration_takes(monkeypatch):
+def test_a_number_of_steps_an_iteration_asks_for_the_scan():
+    cell = rnnjax.mlstm(4)
+    params = cell.init(jax.random.key(0), 3)
+    assert "many steps at once" in rnnjax.explain(cell, params, (2, 5, 3))
+    assert "loop: 2 steps" in rnnjax.explain(cell, params, (2, 5, 3), scan_unroll=2)
+    run = lambda xs: rnnjax.unroll(cell, params, xs, scan_unroll=2)  # noqa: E731
+    assert "unroll=2" in str(jax.make_jaxpr(run)(jnp.ones((2, 6, 3))))
+
+
+def test_explain_says_how_many_steps_an_iteration_takes():
     cell = rnnjax.lstm(4)
     params = cell.init(jax.random.key(0), 3)
     assert "loop: 1 step an iteration on cpu" in rnnjax.explain(cell, params, (2, 5, 3))

@@ -338,12 +338,24 @@ def test_options_that_cannot_be_had_are_refused(options, message):
         rnnjax.unroll(cell, init(One(cell)), ragged("plain").xs, **options)
 
 
-@pytest.mark.parametrize("option", ["remat", "scan_unroll"])
-def test_options_of_a_loop_are_refused_where_there_is_none(option):
-    cell = rnnjax.lru(4)
+@pytest.mark.parametrize(
+    ("implementation", "option"),
+    [
+        ("associative", "remat"),
+        ("associative", "scan_unroll"),
+        ("chunked", "scan_unroll"),
+        ("persistent", "scan_unroll"),
+    ],
+)
+def test_options_that_an_implementation_does_not_read_are_refused(implementation, option):
+    cell = {"associative": rnnjax.lru(4), "chunked": rnnjax.mlstm(4)}.get(
+        implementation, rnnjax.lstm(4)
+    )
     params, xs = cell.init(jax.random.key(0), 3), jnp.ones((2, 5, 3))
-    with pytest.raises(ValueError, match=f"{option} must be None .*, without a loop, got 2"):
-        rnnjax.unroll(cell, params, xs, implementation="associative", **{option: 2})
+    message = f"{option} must be None with implementation='{implementation}'.*, got 2"
+    for function in (rnnjax.unroll, rnnjax.explain):
+        with pytest.raises(ValueError, match=message):
+            function(cell, params, xs, implementation=implementation, **{option: 2})
 
 
 def test_a_key_of_the_old_kind_draws_the_noise_of_the_typed_one():

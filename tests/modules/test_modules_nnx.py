@@ -96,6 +96,15 @@ def test_options_of_the_constructor_and_of_the_call_agree():
     close(modules.nnx.RNN(cell, unroll=3)(xs), modules.nnx.RNN(cell)(xs))
 
 
+def test_flax_s_one_step_an_iteration_leaves_the_choice_to_the_engine(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    cell = flax_cell("GRUCell")
+    for options, steps in (({}, 8), ({"unroll": 1}, 8), ({"unroll": 3}, 3)):
+        definition, state = nnx.split(modules.nnx.RNN(cell, **options))
+        run = lambda state, xs, it=definition: nnx.merge(it, state)(xs)  # noqa: E731
+        assert f"unroll={steps}" in str(jax.make_jaxpr(run)(state, draw(1, B, 20, D)))
+
+
 def test_an_initial_carry_is_in_the_order_of_flax():
     cell, xs = flax_cell("OptimizedLSTMCell"), draw(1, B, T, D)
     start = (draw(2, B, H), draw(3, B, H))
