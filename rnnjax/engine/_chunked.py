@@ -20,14 +20,21 @@ def run_chunk(
     if not jax.tree.leaves(inputs.x_projs)[0].shape[0]:  # of no steps a cell need know nothing
         return run_scan(cell, loop, weights, carry, inputs)
     taken = _in_order(loop, inputs)
-    # In a product over all steps, NaN or Inf of one would reach the others, those before it too.
+    # In a product over all steps, NaN or Inf of one would reach the others, those before it too; of
+    # the first carry, those of the segments behind its own.
     spoilt = ~_all_finite(taken.x_projs)
     taken = taken._replace(x_projs=zero_padding(~spoilt, taken.x_projs))
+    start, lost = carry, None
+    if taken.resets is not None:
+        lost = _lost(carry, weights.reset_carry)
+        start = select(~lost, carry, weights.reset_carry)
     batched = jax.vmap(cell.chunk, (None, 0, 0, 1, 1, 1), (0, 1))
-    carry, ys = batched(weights.params, carry, weights.reset_carry, *taken)
-    spoilt = _from_there_on(spoilt, taken.resets)
-    ys, carry = _spoil(spoilt, ys), _spoil(spoilt[-1], carry)
-    return carry, zero_padding(inputs.valid, _in_order(loop, ys))
+    final, ys = batched(weights.params, start, weights.reset_carry, *taken)
+    spoilt = _from_there_on(spoilt, lost, taken.resets)
+    ys, final = _spoil(spoilt, ys), _spoil(spoilt[-1], final)
+    if lost is not None and taken.valid is not None:
+        final = select(taken.valid.any(0), final, carry)
+    return final, zero_padding(inputs.valid, _in_order(loop, ys))
 
 
 def _in_order(loop: Loop, tree: Any) -> Any:
@@ -41,11 +48,20 @@ def _all_finite(x_projs: Any) -> Array:
     return jnp.stack(leaves).all(0)
 
 
-def _from_there_on(flags: Array, resets: Array | None) -> Array:
-    """``flags`` [T, B], True also at all later steps of the segment."""
+def _lost(carry: Carry, reset_carry: Carry) -> Array:
+    """Whether a row's carry is not finite, [B]; numbers that no carry begins with finite do not
+    count."""
+    not_finite = jax.tree.map(lambda a, b: ~jnp.isfinite(a) & jnp.isfinite(b), carry, reset_carry)
+    return jnp.stack([a.any(tuple(range(1, a.ndim))) for a in jax.tree.leaves(not_finite)]).any(0)
+
+
+def _from_there_on(flags: Array, lost: Array | None, resets: Array | None) -> Array:
+    """``flags`` [T, B], True also at all later steps of the segment; at all steps of the first one
+    in rows that are ``lost``."""
     count = jnp.cumsum(flags, axis=0, dtype=jnp.int32)
-    if resets is None:
+    if lost is None or resets is None:
         return count > 0
+    count = count + lost[None]
     before_segment = jnp.where(resets, count - flags.astype(count.dtype), 0)
     return count > lax.cummax(before_segment, axis=0)
 

@@ -394,3 +394,27 @@ def test_means_of_many_steps_of_sixteen_bits_are_taken_in_thirty_two(dtype):
     for got in (mean, segments):
         assert got.dtype == dtype
         np.testing.assert_allclose(got.astype(float), [[1.3]], rtol=float(jnp.finfo(dtype).eps))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("cell", [rnnjax.mlstm(4, num_heads=2), rnnjax.gated_delta(4, num_heads=2)])
+def test_a_carry_that_is_not_finite_spoils_its_own_segment_alone(cell, reverse):
+    """Rows: NaN in a step of an earlier chunk, in the carry given, and in that of no step."""
+    params = cell.init(jax.random.key(0), 3)
+    xs = jax.random.normal(jax.random.key(1), (3, 9, 3)).at[0, 4].set(jnp.nan)
+    start = jax.tree.map(
+        lambda a: jnp.broadcast_to(a, (3, *a.shape)).at[1:].set(jnp.inf),
+        cell.initial_carry(params),
+    )
+    given = {"lengths": [9, 8, 0], "initial_carry": start, "reverse": reverse}
+    given["resets"] = jnp.arange(9)[None] == jnp.array([[7 - 6 * reverse], [4], [4]])
+    carry, ys = rnnjax.unroll(cell, params, xs, implementation="chunked", remat=3, **given)
+    expected = rnnjax.unroll(cell, params, xs, implementation="scan", **given)
+    finite = np.isfinite(expected[1]).all(-1)
+    np.testing.assert_array_equal(np.isfinite(ys).all(-1), finite)
+    np.testing.assert_allclose(ys[finite], expected[1][finite], rtol=1e-5, atol=1e-6)
+    for found, right in zip(*map(jax.tree.leaves, (carry, expected[0])), strict=True):
+        held = np.isfinite(right[:2]).all(tuple(range(1, right.ndim)))
+        np.testing.assert_array_equal(np.isfinite(found[:2]).all(tuple(range(1, found.ndim))), held)
+        np.testing.assert_allclose(found[:2][held], right[:2][held], rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(found[2], right[2])
