@@ -43,7 +43,8 @@ class Beams(NamedTuple):
         tokens: int32 [..., K, N], the stop included; ``pad`` behind the end.
         lengths: int32 [..., K]; 0 where there are fewer than K hypotheses.
         scores: float32 [..., K], what they are sorted by; -inf where there is none.
-        log_probs: float32 [..., K], log of the model's own probability of the whole text.
+        log_probs: float32 [..., K], log of the model's own probability of the whole text, whatever
+            ``transforms`` made of it.
         ended: bool [..., K], whether the stop came; if not, the text was cut after N tokens.
     """
 
@@ -73,12 +74,15 @@ def beam_search(
 
     .. math::
 
-        \mathrm{score} = \frac{\log P(y)}{\left(\frac{5 + |y|}{6}\right)^{\alpha}} +
+        \mathrm{score} = \frac{\log \tilde P(y)}{\left(\frac{5 + |y|}{6}\right)^{\alpha}} +
         \beta \sum_s \log \max\left(\min\left(\sum_t a_{ts}, 1\right), 10^{-6}\right)
 
-    With K = 1 it takes the likeliest token at every step, as greedy generation does, and goes on
-    behind it only as long as that can still win. What a row finds depends on that row alone. The
-    loop ends when no live hypothesis of any row can beat what is finished there.
+    :math:`\log \tilde P` is the sum of the log probabilities of the tokens, as ``transforms`` leave
+    them. At every step 2K candidates are kept: those of them that end are finished, and the best K
+    others go on. So with K = 1 the text that goes on is that of greedy generation, and it competes
+    with those that end, wherever the stop is the likeliest or the second likeliest token. What a
+    row finds depends on that row alone. The loop ends when no live hypothesis of any row can beat
+    what is finished there.
 
     Args:
         step: ``(params, carry, token [...]) -> (carry, logits [..., V])``, such as that of a
@@ -98,7 +102,8 @@ def beam_search(
             divisor of a text of N tokens must not be above 1e30.
         coverage: :math:`\beta`, at least 0: prefers texts that attend to all of the source. Places
             of padding, which have no weight, add the same to all texts of a row.
-        transforms: changes of the logits before each choice, such as :func:`rnnjax.forbid`.
+        transforms: changes of the log probabilities before each choice, such as
+            :func:`rnnjax.forbid` and :func:`rnnjax.repetition_penalty`. One above 0 counts as 0.
         pad: the id behind the end of a text.
 
     Raises:
@@ -167,7 +172,8 @@ class _Texts(NamedTuple):
 
     tokens: Array  # [B, K, N]
     lengths: Array
-    log_probs: Array
+    log_probs: Array  # the model's own
+    changed: Array  # those that count, as ``transforms`` leave them
     scores: Array
     ended: Array
 
@@ -259,7 +265,8 @@ def _best_texts(how: _How, params: Any, carry: Carry, start: Array, memory: Any)
     empty = _no_texts(how, start.shape[0])
     # One hypothesis to begin with: K equal ones would stay equal for ever.
     only = jnp.full(how.beam_size, -jnp.inf, jnp.float32).at[0].set(0.0)
-    live = empty._replace(log_probs=jnp.broadcast_to(only, empty.log_probs.shape))
+    only = jnp.broadcast_to(only, empty.changed.shape)
+    live = empty._replace(log_probs=jnp.zeros_like(only), changed=only)
     # Attention of 16 bits is added up in 32, as the scores are.
     covered = jnp.zeros(weights.shape, accumulation_dtype(weights.dtype))
     begin = _Searching(jnp.zeros((), jnp.int32), live, empty, carry, last, covered)
@@ -296,30 +303,33 @@ def _over_beams(how: _How, params: Any, memory: Any) -> Callable:
 def _extend(how: _How, step: Callable, now: _Searching) -> _Searching:
     """Every live hypothesis with every next token; of these the best go on or are finished."""
     carry, logits, weights = step(now.carry, now.last)
-    changed = _transformed(how, logits.astype(jnp.float32), now.live)
     log_probs = log_probabilities(logits.astype(jnp.float32))
-    totals = now.live.log_probs[..., None] + log_probs
+    # At most 0, so that the totals can only fall: see _may_improve.
+    changed = jnp.minimum(_transformed(how, log_probs, now.live), 0.0)
+    totals = now.live.changed[..., None] + changed
     # Not what is NaN either: among the largest it would come first or last by its sign.
-    totals = jnp.where((changed > -jnp.inf) & (totals > -jnp.inf), totals, -jnp.inf)
+    totals = jnp.where((log_probs > -jnp.inf) & (totals > -jnp.inf), totals, -jnp.inf)
     vocabulary = totals.shape[-1]
-    # 2 K candidates leave K that go on, even if K of them are stops.
-    most = min(2 * how.beam_size, how.beam_size * vocabulary)
     # A batch of no rows says nothing of its columns, so that -1 would not do.
-    best, places = largest(totals.reshape(totals.shape[0], how.beam_size * vocabulary), most)
+    totals = totals.reshape(totals.shape[0], how.beam_size * vocabulary)
+    # 2 K candidates leave K that go on, even if K of them are stops.
+    best, places = largest(totals, min(2 * how.beam_size, how.beam_size * vocabulary))
     parents, tokens = places // vocabulary, (places % vocabulary).astype(jnp.int32)
     covered = _gather(now.covered + weights, parents)
     texts = _gather(now.live, parents)
+    own = jnp.take_along_axis(log_probs.reshape(totals.shape), places, axis=1)
     texts = texts._replace(
         tokens=texts.tokens.at[..., now.written].set(tokens),
         lengths=texts.lengths + 1,
-        log_probs=best,
+        log_probs=texts.log_probs + own,
+        changed=best,
         ended=tokens == how.stop,
     )
     scores = jnp.where(texts.ended, _scores(how, texts, covered), -jnp.inf)
     done = _best(_concatenate(now.done, texts._replace(scores=scores)), how.beam_size)
     going = jnp.where(texts.ended, -jnp.inf, best)
     _, chosen = lax.top_k(going, how.beam_size)
-    live = _gather(texts._replace(log_probs=going), chosen)
+    live = _gather(texts._replace(changed=going), chosen)
     kept = jnp.take_along_axis(parents, chosen, axis=1)
     return _Searching(
         now.written + 1,
@@ -334,20 +344,20 @@ def _extend(how: _How, step: Callable, now: _Searching) -> _Searching:
 def _may_improve(how: _How, now: _Searching) -> Array:
     """Whether some live hypothesis of some row could still beat the worst finished one there."""
     # Log probabilities only fall, a longer text is divided by more, and coverage is at most 0.
-    most = jnp.max(now.live.log_probs, axis=1) / _penalty(how, jnp.array(how.max_length))
+    most = jnp.max(now.live.changed, axis=1) / _penalty(how, jnp.array(how.max_length))
     return (now.written < how.max_length) & jnp.any(most > jnp.min(now.done.scores, axis=1))
 
 
-def _transformed(how: _How, logits: Array, live: _Texts) -> Array:
+def _transformed(how: _How, log_probs: Array, live: _Texts) -> Array:
     history = History(live.tokens, live.lengths, live.lengths)
     for transform in how.transforms:
         change = functools.partial(apply_transform, transform)
-        logits = jax.vmap(jax.vmap(change))(logits, history)
-    return logits
+        log_probs = jax.vmap(jax.vmap(change))(log_probs, history)
+    return log_probs
 
 
 def _scores(how: _How, texts: _Texts, covered: Array) -> Array:
-    scores = texts.log_probs / _penalty(how, texts.lengths)
+    scores = texts.changed / _penalty(how, texts.lengths)
     if how.coverage:
         # A source step of weight 0 everywhere is padding, or was never looked at: floored.
         attended = jnp.log(jnp.clip(covered, 1e-6, 1.0))
@@ -361,11 +371,13 @@ def _penalty(how: _How, lengths: Array) -> Array:
 
 def _no_texts(how: _How, count: int) -> _Texts:
     shape = (count, how.beam_size)
+    impossible = jnp.full(shape, -jnp.inf, jnp.float32)
     return _Texts(
         jnp.full((*shape, how.max_length), how.pad, jnp.int32),
         jnp.zeros(shape, jnp.int32),
-        jnp.full(shape, -jnp.inf, jnp.float32),
-        jnp.full(shape, -jnp.inf, jnp.float32),
+        impossible,
+        impossible,
+        impossible,
         jnp.zeros(shape, bool),
     )
 

@@ -248,6 +248,36 @@ def test_what_a_transform_forbids_is_in_no_hypothesis_and_the_rest_keeps_its_law
     assert not np.any(beams.lengths[len(expected) :])
 
 
+def test_the_score_is_of_the_log_probabilities_as_a_transform_leaves_them():
+    """Those of tokens that were written before count twice; beside a search of all texts."""
+
+    def changed(text):
+        total, before, last = 0.0, V, 0
+        for place, token in enumerate(text):
+            own = law(TABLES[0], last, [token], before)
+            total += own * (2.0 if token in text[:place] else 1.0)
+            before, last = last, token
+        return total
+
+    scored = sorted(
+        ((changed(t) / ((5 + len(t)) / 6) ** 0.6, t) for t in all_texts(N)), reverse=True
+    )
+    beams = search(TABLES[0], 0, V**N, transforms=(rnnjax.repetition_penalty(2.0),))
+    for k, (score, text) in enumerate(scored):
+        assert beams.tokens[k, : int(beams.lengths[k])].tolist() == list(text)
+        np.testing.assert_allclose(beams.scores[k], score, rtol=1e-5)
+        np.testing.assert_allclose(beams.log_probs[k], law(TABLES[0], 0, text), rtol=1e-5)
+    raised = search(TABLES[0], 0, 2, transforms=(lambda log_probs, history: log_probs + 100.0,))
+    assert not np.any(raised.scores)
+
+
+def test_a_beam_of_one_may_end_by_a_stop_that_is_second_likeliest():
+    table = np.full((V + 1, V, V), np.log([0.05, 0.35, 0.6]), np.float32)
+    beams = search(table, 0, 1, alpha=0.0)
+    assert beams.tokens[0].tolist() == [STOP, 0, 0, 0]
+    np.testing.assert_allclose(beams.log_probs, np.log([0.35]), rtol=1e-6)
+
+
 def run(step):
     return rnnjax.beam_search(
         step, (), jnp.zeros(2, int), jnp.zeros(2, int), stop=1, beam_size=2, max_length=3
