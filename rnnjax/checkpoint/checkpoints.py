@@ -183,11 +183,12 @@ class Checkpoints:
         """Returns when everything saved is on disk.
 
         Raises:
-            CheckpointError: it could not be written; says why.
+            CheckpointError: it could not be written; says why. Of several failures the first, with
+                the others as its notes.
         """
-        jobs, self._jobs = self._jobs, []
-        for job in jobs:
-            job.result()
+        failures = [job.exception() for job in self._jobs]  # an interrupt here forgets none
+        self._jobs = []
+        _raise_first(failures)
 
     def restore(
         self,
@@ -264,8 +265,7 @@ class Checkpoints:
     def _raise_failure(self) -> None:
         done = [job for job in self._jobs if job.done()]
         self._jobs = [job for job in self._jobs if job not in done]
-        for job in done:
-            job.result()
+        _raise_first([job.exception() for job in done])
 
     def _write(self, call: str, step: int, copies: Copies, manifest: dict[str, Any]) -> None:
         """Writes a checkpoint, each process its parts of it; fails in all of them if in one."""
@@ -330,3 +330,11 @@ class Checkpoints:
             doomed = path.with_name(path.name + ".tmp")
             path.rename(doomed)
             shutil.rmtree(doomed)
+
+
+def _raise_first(failures: list[BaseException | None]) -> None:
+    first, *others = [error for error in failures if error is not None] or [None]
+    if first is not None:
+        for other in others:
+            first.add_note(str(other))
+        raise first

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import weakref
 from pathlib import Path
 
 from rnnjax.checkpoint.errors import CheckpointError
@@ -12,7 +14,8 @@ class FolderLock:
     """Keeps every other process out of a folder until closed, or until this process has died.
 
     The operating system holds the lock, in the file "lock": it ends with the process, whatever
-    ended that. Other programs are not kept out, only other locks.
+    ended that, and no process that it has forked holds it on. Other programs are not kept out, only
+    other locks.
 
     Args:
         folder: a folder that exists.
@@ -49,9 +52,14 @@ class FolderLock:
         self._file.truncate(0)
         self._file.write(f"{os.getpid()}\n")
         self._file.flush()
+        self._process = os.getpid()
+        _held.add(self)
 
     def close(self) -> None:
         """Lets others in."""
+        # A process that was just forked may hold the file for a moment longer.
+        if os.getpid() == self._process and not self._file.closed:
+            _unlock(self._file.fileno())
         self._file.close()
 
     def __enter__(self) -> FolderLock:
@@ -61,8 +69,29 @@ class FolderLock:
         self.close()
 
 
+# A forked process has the open file, too, and with it the lock, until it closes its own.
+_held: weakref.WeakSet[FolderLock] = weakref.WeakSet()
+
+
+def _close_in_fork() -> None:
+    for lock in _held:
+        lock.close()
+
+
+if hasattr(os, "register_at_fork"):  # Windows does not fork
+    os.register_at_fork(after_in_child=_close_in_fork)
+
+
 def _open_no_link(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)  # Windows has no such flag
+
+
+def _unlock(descriptor: int) -> None:
+    """Give up the lock in all processes that have the file; on Windows that is to close it."""
+    with contextlib.suppress(ModuleNotFoundError):
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 def _lock(descriptor: int) -> None:

@@ -447,6 +447,31 @@ def test_a_failed_save_is_reported_by_the_next_one_or_by_the_end(tmp_path, monke
     assert "could not save step 4" in error.__notes__[0]
 
 
+@pytest.mark.parametrize("second_fails", [False, True])
+def test_wait_waits_for_all_saves_and_tells_every_failure(second_fails, tmp_path, monkeypatch):
+    write, gate, begun = saving.save_arrays, threading.Event(), threading.Event()
+    fails = iter((True, second_fails))
+
+    def failing(path, arrays):
+        begun.set()
+        gate.wait()
+        if next(fails):
+            raise OSError(f"no room for {path.name}")
+        write(path, arrays)
+
+    monkeypatch.setattr(saving, "save_arrays", failing)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, TEMPLATE)
+        begun.wait()
+        checkpoints.save(2, TEMPLATE)
+        gate.set()
+        with pytest.raises(CheckpointError, match="could not save step 1") as caught:
+            checkpoints.wait()
+        notes = "".join(getattr(caught.value, "__notes__", []))
+        assert ("could not save step 2" in notes) == second_fails
+        assert checkpoints.steps == (() if second_fails else (2,))
+
+
 def test_a_slow_disk_makes_nobody_wait_and_drops_saves_in_between(tmp_path, monkeypatch):
     write, gate, begun = saving.save_arrays, threading.Event(), threading.Event()
 
@@ -493,6 +518,32 @@ sys.stdin.read()
     saved(tmp_path, 1)
     with FolderLock(tmp_path), pytest.raises(CheckpointError, match=f"process {os.getpid()}"):
         saved(tmp_path, 2)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_process_that_was_forked_holds_no_folder(tmp_path):
+    """Neither when the one that locked it closes it, nor when that one has died."""
+    code = f"""
+import os, sys, time
+from rnnjax.checkpoint import FolderLock
+lock = FolderLock({str(tmp_path)!r})
+child = os.fork()
+if not child:
+    sys.stdin.read()
+    os._exit(0)
+lock.close()
+lock = FolderLock({str(tmp_path)!r})
+print(child, flush=True)
+os._exit(1)
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        os.kill(int(holder.stdout.readline()), 0)
+        holder.wait()
+        FolderLock(tmp_path).close()
 
 
 def test_orbax_is_loaded_when_needed_and_asked_for_by_name(tmp_path):
