@@ -162,3 +162,14 @@ def test_what_masks_with_an_infinity_is_not_stopped_by_it():
         rnnjax.masking.max_pool(ys, valid)
         rnnjax.pool_segments(ys, valid.astype(int), 2, "max")
         attention.apply(params, ys, ys, jnp.array([1, 0]))
+
+
+@pytest.mark.parametrize("make", [rnnjax.residual, lambda cell: rnnjax.skip_stack(cell, cell)])
+def test_inputs_of_16_bits_pass_by_a_layer_of_32_under_strict_promotion(make):
+    layer = make(rnnjax.gru(4))
+    params, xs = layer.init(jax.random.key(0), 4), jnp.ones((2, 5, 4), jnp.bfloat16)
+    expected = layer.apply(params, xs, [5, 2])[1]
+    with mode(MODES["strict dtype promotion"]):
+        ys = layer.apply(params, xs, [5, 2])[1]
+    assert ys.dtype == jnp.float32
+    np.testing.assert_array_equal(ys, expected)

@@ -47,6 +47,8 @@ def input_and_elapsed(x: Any) -> tuple[Array, Array | None]:
     if hasattr(x, "shape"):
         return x, None
     if isinstance(x, tuple) and len(x) == 2 and getattr(x[1], "shape", None) == (1,):
+        if jnp.iscomplexobj(x[1]):
+            raise ValueError(f"elapsed times must be real numbers, got dtype {x[1].dtype}")
         require_at_least_0("elapsed times", x[1])
         return x
     # Of one step the shapes are without T: the message must be right for ``step``, too.

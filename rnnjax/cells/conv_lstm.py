@@ -160,8 +160,8 @@ def conv_lstm(
         )
 
     def initial_carry(params: ConvLSTMParams) -> LSTMCarry:
-        zeros = jnp.zeros((*shape, size), carry_dtype(params))
-        return LSTMCarry(zeros, zeros)
+        dtype = carry_dtype(params)
+        return LSTMCarry(jnp.zeros((*shape, size), dtype), jnp.zeros((*shape, size), dtype))
 
     def project(params: ConvLSTMParams, x: Array) -> tuple[Array, ...]:
         check_floating("the input", x)

@@ -37,7 +37,7 @@ def _update(
 
 @factory
 def coupled_lstm(hidden_size: int, *, initializer: str | CellInitializer = "rnnjax") -> Cell:
-    r"""The LSTM cell with coupled input and forget gates (CIFG): what is written is forgotten.
+    r"""The LSTM cell with coupled input and forget gates (CIFG): it forgets as much as it writes.
 
     .. math::
 

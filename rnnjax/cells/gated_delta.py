@@ -214,7 +214,8 @@ def gated_delta(
         rates = jax.random.uniform(decay, (heads,), jnp.float32, _LEAST_RATE, 16.0)
         return GatedDeltaParams(
             draw.w_ih(ih, inputs, size, 3),
-            draw.bias(b, size, 3),
+            # As for the four gates of an LSTM: a rule may take three gates for those of a GRU.
+            draw.bias(b, size, 4)[: 3 * size],
             draw_linear(gates, inputs, 2 * heads)[0],
             jnp.concatenate([jnp.zeros_like(steps), inverse_softplus(steps)]),
             jnp.log(rates),

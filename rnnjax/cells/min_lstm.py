@@ -94,9 +94,11 @@ def min_lstm(hidden_size: int, *, initializer: str | CellInitializer = "rnnjax")
 
     def init(key: Array, input_size: int) -> MinLSTMParams:
         ih, b = jax.random.split(check_key(key))
+        # Drawn for the four gates of an LSTM: a rule may take three gates for those of a GRU.
+        bias = draw.bias(b, size, 4)[: 3 * size]
         return MinLSTMParams(
             draw.w_ih(ih, check_size("input_size", input_size), size, 3),
-            draw.bias(b, size, 3).at[size : 2 * size].add(draw.forget_bias),
+            bias.at[size : 2 * size].add(draw.forget_bias),
         )
 
     return Cell(

@@ -125,10 +125,12 @@ def minimal_gated(
 
     def init(key: Array, input_size: int) -> MinimalGatedParams:
         ih, hh, b, hb = jax.random.split(check_key(key), 4)
+        # Drawn as for a GRU, without its first gate, where the candidate has a hidden bias, too.
+        bias = draw.bias(b, size, 3)[size:] if reset_after else draw.bias(b, size, 2)
         return MinimalGatedParams(
             draw.w_ih(ih, check_size("input_size", input_size), size, 2),
             draw.w_hh(hh, size, 2),
-            draw.bias(b, size, 2).at[:size].add(keep),
+            bias.at[:size].add(keep),
             draw.hidden_bias(hb, size) if reset_after else None,
         )
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.nn import sigmoid
 
-from rnnjax._checks import check_key, check_size
+from rnnjax._checks import check_floating, check_key, check_size
 from rnnjax._numerics import accumulation_dtype, affine, split_gates
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
@@ -86,8 +86,15 @@ def mogrifier_lstm(
         )
 
     def initial_carry(params: MogrifierLSTMParams) -> LSTMCarry:
-        zeros = jnp.zeros((size,), accumulation_dtype(params.w_hh.dtype))
-        return LSTMCarry(zeros, zeros)
+        dtype = accumulation_dtype(params.w_hh.dtype)
+        return LSTMCarry(jnp.zeros((size,), dtype), jnp.zeros((size,), dtype))
+
+    def project(params: MogrifierLSTMParams, x: Array) -> tuple[Array]:
+        check_floating("xs", x)
+        features = params.w_ih.shape[0]
+        if x.shape != (features,):
+            raise ValueError(f"xs must have size {features} in the last axis, got {x.shape[-1]}")
+        return (x.astype(accumulation_dtype(params.w_ih.dtype)),)
 
     def plain_step(
         params: MogrifierLSTMParams, carry: LSTMCarry, x_proj: tuple
@@ -108,7 +115,7 @@ def mogrifier_lstm(
         output_size=size,
         init=init,
         initial_carry=initial_carry,
-        project=lambda params, x: (x.astype(accumulation_dtype(params.w_ih.dtype)),),
+        project=project,
         plain_step=plain_step,
     )
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from rnnjax._checks import check_key, check_size
+from rnnjax._checks import check_floating, check_key, check_size
 from rnnjax._numerics import accumulation_dtype
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
@@ -28,6 +28,9 @@ class S4DParams(NamedTuple):
     c_real: Array
     c_imag: Array
     d: Array
+
+    # Read in no matrix product, whose operands a policy rounds.
+    POINTWISE = ("decay_log", "frequency", "c_real", "c_imag")
 
 
 def _complex(a: Array) -> Array:
@@ -153,6 +156,7 @@ def s4d(
 
     def project(params: S4DParams, x: Any) -> tuple:
         inputs, elapsed = input_and_elapsed(x)
+        check_floating("xs", inputs)
         if inputs.shape != params.d.shape:
             raise ValueError(f"xs must have size {size} in the last axis, got {inputs.shape[0]}")
         inputs = inputs.astype(accumulation_dtype(params.decay_log.dtype))

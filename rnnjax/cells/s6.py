@@ -32,6 +32,9 @@ class S6Params(NamedTuple):
     decay_log: Array
     d: Array
 
+    # Read in no matrix product, whose operands a policy rounds.
+    POINTWISE = ("decay_log",)
+
 
 def _project(params: S6Params, x: Array) -> tuple[Array, ...]:
     step = softplus(affine(affine(x, params.w_down), params.w_step, params.step_bias))

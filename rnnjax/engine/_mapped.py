@@ -113,4 +113,4 @@ def _is_mapped_directly(call: Call) -> bool:
     # No element of each, in one dtype so that they can be joined: the result costs nothing, and its
     # type is that of the innermost transformation that holds any of the arrays.
     nothing = [jnp.ravel(leaf)[:0].astype(jnp.float32) for leaf in floats]
-    return type(jnp.concatenate(nothing)).__name__ == "BatchTracer"
+    return bool(nothing) and type(jnp.concatenate(nothing)).__name__ == "BatchTracer"

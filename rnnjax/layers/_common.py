@@ -137,6 +137,11 @@ def joint_direction(layers: Iterable[Layer]) -> Direction:
     return "unknown" if "unknown" in directions else "both"
 
 
+def last_of_mixed(layer: Layer) -> Callable[[Array, Array], Array]:
+    """``last`` of outputs that are each made of all numbers of the layer's output at that step."""
+    return masking.take_first if layer.direction == "backward" else masking.take_last
+
+
 def split_key(key: Key | None, count: int, stream: int = 0) -> Any:
     if key is None:
         return [None] * count
@@ -161,6 +166,8 @@ def split_context(steps: StepArguments, count: int) -> list[StepArguments]:
 def check_parts(name: str, parts: Any, count: int, kinds: Any = tuple) -> None:
     if isinstance(parts, kinds) and len(parts) == count:
         return
+    if hasattr(parts, "_fields"):
+        raise ValueError(f"{name} must be a tuple of {count} parts, got {describe(parts)}")
     length = f" of {len(parts)}" if isinstance(parts, tuple | list) else ""
     shown = jax.tree.map(
         lambda leaf: jax.typeof(leaf).str_short() if hasattr(leaf, "shape") else leaf, parts

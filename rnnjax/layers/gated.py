@@ -20,7 +20,14 @@ from rnnjax._numerics import accumulation_dtype, affine
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Layer
 from rnnjax.initializers import draw_linear
-from rnnjax.layers._common import StepArguments, activated, one_array, one_output, with_signature
+from rnnjax.layers._common import (
+    StepArguments,
+    activated,
+    last_of_mixed,
+    one_array,
+    one_output,
+    with_signature,
+)
 from rnnjax.layers.recurrent import as_layer
 from rnnjax.transforms.precision import Policy, as_operand, as_state, cast_parameters
 
@@ -131,7 +138,7 @@ def gated(
         init=init,
         apply=with_signature(apply, GatedParams),
         output_size=outputs,
-        last=masking.take_last if inner is None else inner.last,
+        last=masking.take_last if inner is None else last_of_mixed(inner),
         initial_carry=own_carry,
         direction="forward" if inner is None else inner.direction,
     )

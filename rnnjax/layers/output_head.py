@@ -12,7 +12,7 @@ from rnnjax._numerics import affine
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Layer
 from rnnjax.initializers import draw_linear
-from rnnjax.layers._common import StepArguments, activated, with_signature
+from rnnjax.layers._common import StepArguments, activated, last_of_mixed, with_signature
 from rnnjax.layers.recurrent import as_layer
 from rnnjax.transforms.precision import Policy, as_operand, as_state, cast_parameters
 
@@ -36,7 +36,9 @@ def output_head(
     r"""A layer with a linear map on the output of every step, :math:`Y_t = f(h_t W_o + b_o)`.
 
     :math:`h_t` is the new state, the one after step t. Masked steps emit exact zeros, as
-    everywhere. The weights start Glorot uniform, the bias zero.
+    everywhere. The weights start Glorot uniform, the bias zero. ``last`` is the output at the last
+    real step, of a reversed layer at the first; of a bidirectional one, whose backward half has
+    read one step there, a ``classifier`` takes more where it has no head in between.
 
     Args:
         layer: what is below: a cell or a layer.
@@ -81,5 +83,6 @@ def output_head(
         init=init,
         apply=with_signature(apply, HeadParams),
         output_size=size,
+        last=last_of_mixed(below),
         initial_carry=initial_carry,
     )

@@ -1,9 +1,11 @@
 """Layers with a path around them: residual connections, and skip connections in a stack."""
 
+import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from rnnjax import masking
@@ -75,7 +77,8 @@ def residual(layer: Cell | Layer, *, policy: Policy | None = None) -> Layer:
         check(xs.shape[-1])
         valid = masking.valid_steps(steps["lengths"], steps["mask"], xs.shape[:-2], xs.shape[-2])
         ys = one_output(ys)
-        return carry, (masking.zero_padding(valid, xs) + ys).astype(ys.dtype)
+        wide_xs, wide_ys = _in_one_dtype(masking.zero_padding(valid, xs), ys)
+        return carry, (wide_xs + wide_ys).astype(ys.dtype)
 
     return inner._replace(init=init, apply=with_signature(apply))
 
@@ -140,11 +143,11 @@ def skip_stack(*layers: Cell | Layer, policy: Policy | None = None) -> Layer:
         keys = split_key(key, len(floors))
         steps_of = split_context(steps, len(floors))
         for floor, p, c, k, own in zip(floors, params, start, keys, steps_of, strict=True):
-            seen = jnp.concatenate([xs, *outputs[-1:]], axis=-1)
+            seen = jnp.concatenate(_in_one_dtype(xs, *outputs[-1:]), axis=-1)
             carry, ys = floor.apply(p, seen, **own, initial_carry=c, key=k)
             carries.append(carry)
             outputs.append(one_output(ys))
-        return tuple(carries), jnp.concatenate(outputs, axis=-1)
+        return tuple(carries), jnp.concatenate(_in_one_dtype(*outputs), axis=-1)
 
     def last(ys: Array, valid: Array) -> Array:
         ends = list(itertools.accumulate(sizes))[:-1]
@@ -164,3 +167,9 @@ def skip_stack(*layers: Cell | Layer, policy: Policy | None = None) -> Layer:
         initial_carry=initial_carry,
         direction=joint_direction(floors),
     )
+
+
+def _in_one_dtype(*arrays: Array) -> list[Array]:
+    """All in the dtype to which they promote, said for those who have JAX promote nothing."""
+    dtype = functools.reduce(np.promote_types, (a.dtype for a in arrays))
+    return [a.astype(dtype) for a in arrays]

@@ -156,8 +156,9 @@ def window_cell(cell: Cell, memory_size: int, components: int = 10, *, speed: fl
         return WindowCellParams(params, w, bias, draw_gate_weights(context, size, widths))
 
     def initial_carry(params: WindowCellParams) -> WindowCarry:
-        zeros = jnp.zeros((count,), accumulation_dtype(params.w.dtype))
-        return WindowCarry(cell.initial_carry(params.cell), Window(zeros, zeros, zeros))
+        dtype = accumulation_dtype(params.w.dtype)
+        window = Window(*(jnp.zeros((count,), dtype) for _ in Window._fields))
+        return WindowCarry(cell.initial_carry(params.cell), window)
 
     def recurrent(params: WindowCellParams) -> Array:
         return with_columns(recurrent_weights(cell, params.cell), [params.w])

@@ -58,7 +58,8 @@ def with_policy(cell: Whole, policy: Policy) -> Whole:
         cell: any cell; or a layer or model of a function that has the argument ``policy``: it is
             made again, with all its cells, heads and tables of vectors under the policy. A cell of
             your own is given matrices and inputs of the compute dtype, and the products that it
-            takes itself are what JAX makes of those.
+            takes itself are what JAX makes of those. Arrays of several axes that it reads in no
+            product stay as they are where the class of its parameters names them in ``POINTWISE``.
         policy: the dtypes. float64 needs ``jax.config.update("jax_enable_x64", True)``.
 
     Raises:
@@ -134,7 +135,14 @@ def _cell_with_policy(cell: Cell, policy: Policy) -> Cell:
 
     def operands(params: Params) -> Params:
         _check_enabled(policy)
-        return jax.tree.map(lambda a: _cast(a, compute if jnp.ndim(a) > 1 else work), params)
+        return jax.tree.map(cast_node, params, is_leaf=lambda node: hasattr(node, "POINTWISE"))
+
+    def cast_node(node: Any) -> Any:
+        # A phase that is rounded is off by more at every step.
+        if hasattr(node, "POINTWISE"):
+            kept = {name: lift(getattr(node, name)) for name in node.POINTWISE}
+            return node._replace(**{k: cast_node(a) for k, a in node._asdict().items()} | kept)
+        return _cast(node, compute if jnp.ndim(node) > 1 else work)
 
     def lift(tree: Any) -> Any:
         return jax.tree.map(lambda a: _cast(a, work), tree)

@@ -63,3 +63,14 @@ def test_extreme_gates_are_finite():
     loss = lambda p: jnp.sum(rnnjax.unroll(cell, p, XS)[1] ** 2)  # noqa: E731
     for leaf in jax.tree.leaves(jax.grad(loss)(params)):
         assert np.all(np.isfinite(leaf))
+
+
+@pytest.mark.parametrize("size", [1, 7])
+@pytest.mark.parametrize("rounds", [0, 3])
+def test_inputs_of_another_size_are_refused(rounds, size):
+    cell = rnnjax.mogrifier_lstm(4, rounds=rounds)
+    params = cell.init(jax.random.key(0), 6)
+    with pytest.raises(ValueError, match=rf"must have (shape \(4, {size}\)|size 6 .* {size})"):
+        rnnjax.unroll(cell, params, jnp.ones((2, 5, size)))
+    with pytest.raises(ValueError, match="xs must be one array, got a tuple of 2"):
+        rnnjax.unroll(cell, params, (jnp.ones((2, 5, 6)), jnp.ones((2, 5, 1))))

@@ -117,3 +117,16 @@ def test_a_compiled_function_that_is_mapped_gives_what_a_batch_gives(take):
         expected = jax.grad(batched(cell))(params, xs, lengths)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_cell_that_reads_no_float_is_mapped_too():
+    cell = rnnjax.Cell(
+        1,
+        init=lambda key, size: (),
+        initial_carry=lambda params: jnp.zeros((1,)),
+        project=lambda params, x: (x["i"],),
+        plain_step=lambda params, carry, x_proj: (carry + x_proj[0], carry + x_proj[0]),
+    )
+    xs = jnp.arange(24).reshape(2, 3, 4, 1)
+    ys = jax.vmap(lambda xs: rnnjax.unroll(cell, (), {"i": xs})[1])(xs)
+    np.testing.assert_array_equal(ys, np.cumsum(xs, axis=2))

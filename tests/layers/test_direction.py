@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import rnnjax
@@ -61,3 +62,28 @@ def test_two_layers_of_opposite_directions_are_the_two_cells():
     params = one.init(jax.random.key(0), 3)
     xs = jax.random.normal(jax.random.key(1), (4, 3))
     assert jnp.array_equal(one.apply(params, xs)[1], two.apply(params, xs)[1])
+
+
+@pytest.mark.parametrize("outputs", [1, 5])
+@pytest.mark.parametrize("make", [rnnjax.output_head, rnnjax.gated])
+@pytest.mark.parametrize(
+    ("inner", "place"),
+    [
+        (AHEAD, 3),
+        (BACK, 1),
+        (rnnjax.bidirectional(rnnjax.gru(2)), 3),
+        (rnnjax.skip_stack(AHEAD, AHEAD), 3),
+    ],
+)
+def test_the_last_of_outputs_that_mix_all_of_a_step_is_of_one_step(make, inner, place, outputs):
+    ys = np.arange(5.0 * outputs).reshape(1, 5, outputs)
+    valid = np.array([[False, True, True, True, False]])
+    found = make(inner, outputs).last(ys, valid)
+    np.testing.assert_array_equal(found[0], ys[0, place])
+
+
+@pytest.mark.parametrize("make", [rnnjax.output_head, rnnjax.gated])
+def test_a_classifier_takes_the_last_of_such_a_layer(make):
+    model = rnnjax.classifier(None, make(rnnjax.bidirectional(rnnjax.gru(4)), 2), 3)
+    params = model.init(jax.random.key(0), 2)
+    assert model.apply(params, jnp.ones((2, 5, 2)), [5, 3]).shape == (2, 3)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import CELLS, One, init
 
 import rnnjax
 from rnnjax.layers import elementwise_dropout
@@ -414,3 +415,11 @@ def test_a_carry_in_the_place_of_lengths_is_told_where_it_goes(cell):
     carry, _ = layer.apply(params, XS)
     with pytest.raises(ValueError, match=r"lengths must be integers.*: .* initial_carry=carry"):
         layer.apply(params, XS, carry)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_carry_before_the_first_step_may_be_given_away(name):
+    """No array is there twice: it could be given away once alone."""
+    cell = CELLS[name]
+    carry = cell.initial_carry(init(One(cell)))
+    jax.jit(lambda carry: jax.tree.map(lambda a: a + 1, carry), donate_argnums=0)(carry)

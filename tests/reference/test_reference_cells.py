@@ -1,6 +1,8 @@
 """The further LSTMs, the minimal gated unit, IndRNN, the convolutional LSTM and the learned carry:
 against NumPy loops written from the papers, and against live torch, onnxruntime and Flax."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -541,12 +543,23 @@ def test_forget_biases_open_the_gate_to_the_past():
     np.testing.assert_array_equal(paper, np.repeat([-2.0, 0.0], H))
 
 
-def test_every_gate_of_a_coupled_lstm_has_a_bias_of_two_draws_under_the_rule_of_torch():
+@pytest.mark.parametrize(
+    ("make", "draws"),
+    [
+        (coupled_lstm, [2, 2, 2]),
+        (rnnjax.min_lstm, [2, 2, 2]),
+        (rnnjax.gated_delta, [2, 2, 2]),
+        (functools.partial(minimal_gated, reset_after=False), [2, 2]),
+        (minimal_gated, [2, 1]),  # its hidden bias is the other draw of the candidate
+    ],
+)
+def test_a_bias_is_of_two_draws_under_the_rule_of_torch(make, draws):
     rule = PRESETS["pytorch"]._replace(w_hh=lambda key, h, g: jnp.zeros((h, g * h)))
-    cell = coupled_lstm(4000, initializer=rule)
-    gates = np.split(np.asarray(cell.init(jax.random.key(0), 1).bias), 3)
-    variance = 2 * (1 / 4000) / 3  # of a sum of two, each uniform on [-1, 1] / sqrt(H)
-    np.testing.assert_allclose([g.var() for g in gates], variance, rtol=0.06)
+    bias = np.asarray(make(4000, initializer=rule).init(jax.random.key(0), 1).bias)
+    # Each draw is uniform on [-1, 1] / sqrt(H).
+    variances = np.array(draws) * (1 / 4000) / 3
+    found = [gate.var() for gate in np.split(bias, len(draws))]
+    np.testing.assert_allclose(found, variances, rtol=0.06)
 
 
 def test_indrnn_draws_its_recurrent_weights_from_the_range_given():

@@ -298,3 +298,23 @@ def test_float64_needs_x64():
         ):
             with pytest.raises(ValueError, match="jax_enable_x64"):
                 use()
+
+
+@pytest.mark.parametrize("cell", [rnnjax.s4d(4, 8), variational_dropout(rnnjax.s4d(4, 8), 0.1)])
+def test_what_a_cell_reads_in_no_product_is_not_rounded(cell):
+    """All of an S4D: a phase that is rounded is off by more at every step."""
+    with jax.enable_x64(False):
+        params, xs = cell.init(jax.random.key(0), 4), jax.random.normal(KEY, (2, 300, 4))
+        xs = xs.astype(jnp.bfloat16).astype(jnp.float32)
+        expected = rnnjax.unroll(cell, params, xs)[1]
+        found = rnnjax.unroll(with_policy(cell, MIXED), params, xs)[1]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("order", "theta"), [(32, 3136), (1, 1000), (64, 4096)])
+def test_the_memory_of_an_lmu_of_16_bits_forgets(order, theta):
+    """By the eigenvalues of what it makes of itself; of A rounded as it is they reach 1."""
+    cell = rnnjax.lmu(2, order, theta)
+    params = jax.tree.map(lambda a: a.astype(jnp.bfloat16), cell.init(jax.random.key(0), 1))
+    change = np.asarray(cell.recurrent(params)[2:, :order], np.float64)
+    assert np.abs(np.linalg.eigvals(np.eye(order) + change.T)).max() < 1
