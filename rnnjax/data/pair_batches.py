@@ -96,7 +96,8 @@ class PairBatches(Epochs[PairBatch]):
         boundaries: for each bucket the length of its sources and of its targets, both rising, as
             ``choose_pair_boundaries`` gives them.
         seed: a whole number, at least 0.
-        shuffle: False gives the pairs by rising length, the same in every epoch.
+        shuffle: False gives the pairs bucket by bucket, in each by rising length of both sides
+            together, the same in every epoch.
         source_vocab_size: if given, the ids of sources must be below it.
         target_vocab_size: if given, the ids of targets must be below it.
 

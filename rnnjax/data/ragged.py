@@ -136,8 +136,10 @@ def _concatenated(arrays: list[NDArray[Any]], begin: int) -> NDArray[Any]:
     filled = [
         (f"sequence {i}", array) for i, array in enumerate(arrays, begin) if _tells_steps(array)
     ]
-    convert = to_float32 if any(is_float(array) for _, array in filled) else to_int32
-    return np.concatenate([convert(what, array) for what, array in filled])
+    # Each by itself: what an integer may be does not depend on what stands beside it.
+    narrow = [(to_float32 if is_float(a) else to_int32)(what, a) for what, a in filled]
+    kind = np.float32 if any(map(is_float, narrow)) else np.int32
+    return np.concatenate(narrow, dtype=kind, casting="unsafe")
 
 
 def _checked_ragged(ragged: Ragged) -> Ragged:

@@ -124,8 +124,11 @@ def check_config(path: Path, config: str, activation: str, pooling: str | None) 
     """
     try:
         content = json.loads(config)
-        layers = [(str(one["class_name"]), dict(one["config"])) for one in _layers_of(content)]
-        links = [_inbound(one) for one in _layers_of(content)]
+        written = _layers_of(content)
+        masks = _masks_of_padding(written)
+        kept = [one for one in written if one["config"].get("name") not in masks]
+        layers = [(str(one["class_name"]), dict(one["config"])) for one in kept]
+        links = [_without(masks, _inbound(one)) for one in kept]
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} must have a model_config that can be read, got {error}") from None
     problems = [line for kind, layer in layers for line in _problems(kind, layer, activation)]
@@ -143,6 +146,26 @@ def _layers_of(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     layers = content["config"]
     # Keras 2.2 and older write the layers of a Sequential model as a list.
     return layers if isinstance(layers, list) else layers["layers"]
+
+
+def _masks_of_padding(layers: list[Mapping[str, Any]]) -> set[str]:
+    """The layers that compare the input with 0 and do nothing else. Keras 3 writes such a one for
+    the mask of an Embedding with ``mask_zero`` in a functional model, which is for the caller to
+    say."""
+    inputs = [[one["config"]["name"]] for one in layers if one["class_name"] == "InputLayer"]
+    masked = any(one["config"].get("mask_zero") for one in layers)
+    compared = [
+        one for one in layers if one["class_name"] == "NotEqual" and _inbound(one) in inputs
+    ]
+    return {
+        str(one["config"]["name"])
+        for one in compared
+        if masked and one["inbound_nodes"][0]["args"][1:] == [0]
+    }
+
+
+def _without(masks: set[str], links: list[str] | None) -> list[str] | None:
+    return None if links is None else [name for name in links if name not in masks]
 
 
 def _problems(kind: str, layer: dict[str, Any], activation: str) -> list[str]:

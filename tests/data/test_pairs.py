@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rnnjax.data import DataError, PairBatches, choose_pair_boundaries, load_pairs, read_pairs
+from rnnjax.data.pairs import divided
 
 DATA = Path(os.environ.get("RNNJAX_DATA", "none"))
 
@@ -242,3 +243,10 @@ def test_the_first_pair_that_does_not_fit_is_named(changes, message):
     }
     with pytest.raises(DataError, match=message):
         PairBatches(**(arguments | changes))
+
+
+@pytest.mark.parametrize("count", [3, 4, 5])
+def test_a_few_sentences_still_have_three_parts(count):
+    parts = divided([str(i) for i in range(count)], 0)
+    assert all(parts)
+    assert sorted(i for part in parts for i in part) == list(range(count))

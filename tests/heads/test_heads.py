@@ -323,3 +323,20 @@ BAD = {
 def test_what_does_not_fit_is_named(message):
     with pytest.raises(ValueError, match=re.escape(message)):
         BAD[message]()
+
+
+def test_equal_heads_of_a_joint_one_draw_apart():
+    head = rnnjax.joint_head(*[rnnjax.gaussian_mixture_head(1)] * 2)
+    one = head.apply(head.init(jax.random.key(0), 3), jnp.zeros((300, 3)))
+    drawn = head.sample(jax.random.key(1), one)
+    assert abs(np.corrcoef(drawn.T)[0, 1]) < 0.3
+
+
+def test_no_scale_is_below_the_least_and_components_start_apart():
+    head = rnnjax.gaussian_mixture_head(3, min_scale=0.05)
+    params = head.init(jax.random.key(0), 2)
+    np.testing.assert_allclose(params.bias[3:6], [-1, 0, 1])
+    low = params._replace(w=0 * params.w, bias=0 * params.bias - 99)
+    np.testing.assert_allclose(
+        jnp.exp(head.apply(low, jnp.zeros((1, 2))).log_scale), 0.05, rtol=1e-5
+    )

@@ -533,6 +533,30 @@ def takes(name, **more):
     return [[[name, 0, 0, more]]]
 
 
+def keras_3_with_mask(number, **embedding):
+    """A functional model whose LSTM is given ``x != number`` as its mask, as Keras 3 writes it."""
+
+    def tensor(name):
+        return {"class_name": "__keras_tensor__", "config": {"keras_history": [name, 0, 0]}}
+
+    def layer(kind, *args, config=None, **more):
+        node = [{"args": list(args), "kwargs": more}] if args else []
+        return {
+            "class_name": kind,
+            "config": {"name": kind, **(config or {})},
+            "inbound_nodes": node,
+        }
+
+    layers = [
+        layer("InputLayer"),
+        layer("Embedding", tensor("InputLayer"), config=embedding),
+        layer("NotEqual", tensor("InputLayer"), number),
+        layer("LSTM", tensor("Embedding"), mask=tensor("NotEqual")),
+        layer("Dense", tensor("LSTM")),
+    ]
+    return json.dumps({"class_name": "Functional", "config": {"layers": layers}})
+
+
 CHAIN = [[], takes("InputLayer"), takes("Embedding"), takes("LSTM")]
 STATE = [*CHAIN[:2], takes("Embedding", initial_state=[["Dense", 0, 0]])]
 TWICE = [*CHAIN[:2], 2 * takes("Embedding")]
@@ -552,6 +576,12 @@ NO_CHAIN = {
     "return_sequences must be set only where a": keras_2(**ALL_STEPS),
     "return_state=True": keras_2(LSTM={"return_state": True}),
     "use_bias=False": keras_2(Dense={"use_bias": False}),
+    "time_major=True": keras_2(LSTM={"time_major": True}),
+    "keepdims=True": keras_2(
+        "LSTM GlobalMaxPooling1D Dense", GlobalMaxPooling1D={"keepdims": True}, **ALL_STEPS
+    ),
+    "'NotEqual'": keras_3_with_mask(0, mask_zero=False),
+    "NotEqual .*: layers of this class": keras_3_with_mask(1, mask_zero=True),
     "data_format='channels_first'": keras_2(
         "LSTM GlobalMaxPooling1D Dense",
         GlobalMaxPooling1D={"data_format": "channels_first"},
@@ -579,6 +609,7 @@ def test_chains_of_keras_2_are_taken():
         check_config("w.h5", config, "tanh", "last")
     pooled = keras_2("LSTM GlobalMaxPooling1D Dense", **ALL_STEPS)
     check_config("w.h5", pooled, "tanh", "max")
+    check_config("w.h5", keras_3_with_mask(0, mask_zero=True), "tanh", "last")
     one = keras_2("LSTM Dropout Dense", Dense={"units": 1, "activation": "sigmoid"})
     check_config("w.h5", one, "tanh", "last")
 

@@ -181,3 +181,12 @@ def test_a_classifier_takes_them_as_encoders():
 def test_bad_input_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_layers_that_skip_draw_noise_of_their_own():
+    def drop_half(params, xs, lengths=None, *, key, **_):
+        return (), jax.random.bernoulli(key, 0.5, (*xs.shape[:-1], 4)).astype(xs.dtype)
+
+    half = rnnjax.Layer(lambda key, size: (), drop_half, 4, lambda ys, valid: ys[..., -1, :])
+    _, ys = rnnjax.skip_stack(half, half).apply(((), ()), jnp.ones((50, 20, 3)), key=KEY)
+    assert abs(np.mean(ys[..., :4] == ys[..., 4:]) - 0.5) < 0.05
