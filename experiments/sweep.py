@@ -25,7 +25,7 @@ import optax
 
 import rnnjax
 from experiments.running.classifier_fitting import classification_loss
-from experiments.running.console import exit_code, how_many, print_table
+from experiments.running.console import exit_code, how_many, print_table, wrapped
 from experiments.running.figures import new_figure, save_figure
 from experiments.running.parsing import parse
 from experiments.running.room import require_room
@@ -40,7 +40,7 @@ from experiments.running.setting_checks import (
     above,
     at_least,
     check_settings,
-    each,
+    each_once,
     share,
     whole,
 )
@@ -269,10 +269,10 @@ def sweep(settings: Settings) -> tuple[list[Found], Path]:
     check_settings(
         settings,
         seeds=whole(1, 1_000),
-        learning_rates=each(above(0)),
-        word_dropouts=each(share()),
-        dropouts=each(share()),
-        embedding_scales=each(at_least(0)),
+        learning_rates=each_once(above(0)),
+        word_dropouts=each_once(share()),
+        dropouts=each_once(share()),
+        embedding_scales=each_once(at_least(0)),
     )
     if settings.seed + settings.seeds > MOST_SEEDS:
         raise DataError(f"--seed plus --seeds must be at most {MOST_SEEDS:,}, got more")
@@ -298,7 +298,7 @@ def report(settings: Settings) -> None:
     found, folder = sweep(settings)
     rows = table(found)
     spread = "; mean ± standard deviation over the seeds" if settings.seeds > 1 else ""
-    print(f"accuracy at the best epoch of each model by validation{spread}")
+    print(wrapped(f"accuracy at the best epoch of each model by validation{spread}"))
     print_table(rows)
     print(f"{PICTURE} and a record of each model in {folder}")
 

@@ -26,6 +26,9 @@ from experiments.running.run_folder import check_usable, usual_folder
 from experiments.running.setting_checks import above, check_settings, each, share, whole
 from rnnjax.data import DataError
 
+# What the search gives each trial, a new run in a folder of its own.
+_SEARCHED = ("--learning-rate", "--dropout", "--hidden-size")
+_OWN = (*_SEARCHED, "--out", "--resume", "--repeat")
 # How often a run's records are looked at: an epoch takes seconds at least.
 _LOOK_SECONDS = 0.2
 
@@ -57,8 +60,8 @@ def suggested(trial: Any, settings: Settings) -> list[str]:
     rate = trial.suggest_float("learning_rate", settings.rate_from, settings.rate_to, log=True)
     dropout = trial.suggest_float("dropout", 0.0, settings.dropout_to)
     size = trial.suggest_categorical("hidden_size", settings.sizes)
-    found = {"learning-rate": rate, "dropout": dropout, "hidden-size": size}
-    return [word for name, value in found.items() for word in (f"--{name}", str(value))]
+    found = zip(_SEARCHED, (rate, dropout, size), strict=True)
+    return [word for name, value in found for word in (name, str(value))]
 
 
 def epochs(metrics: Path, has_ended: Callable[[], bool]) -> Iterator[dict[str, Any]]:
@@ -89,12 +92,12 @@ def run_trial(trial: Any, words: Sequence[str], folder: Path, metric: str) -> tu
         metric: which of the figures of an epoch counts.
 
     Raises:
-        DataError: the run failed; says how, or it has no such figure.
+        DataError: the run failed; says how, or it has no epochs, or no such figure.
     """
     process = subprocess.Popen(  # nosec B603
         [*words, "--out", str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    best, is_pruned = -float("inf"), False
+    best, is_pruned, record = -float("inf"), False, None
     try:
         for record in epochs(folder / "metrics.jsonl", lambda: process.poll() is not None):
             # No loss: the search looks for the largest value.
@@ -119,6 +122,8 @@ def run_trial(trial: Any, words: Sequence[str], folder: Path, metric: str) -> tu
         raise DataError(
             f"the run in {folder} must end well, got exit code {process.returncode}:\n{said}"
         )
+    if record is None:
+        raise DataError(f"the run in {folder} must leave records of epochs, got none")
     return best, is_pruned
 
 
@@ -129,6 +134,7 @@ def tune(settings: Settings, same: Sequence[str]) -> Any:
         DataError: a setting cannot be, optuna is not installed, or a run failed.
     """
     _check(settings)
+    _check_same(same)
     try:
         import optuna  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
@@ -177,6 +183,15 @@ def _check(settings: Settings) -> None:
         raise DataError(
             f"--rate-from must be at most --rate-to, {settings.rate_to}, got {settings.rate_from}"
         )
+
+
+def _check_same(same: Sequence[str]) -> None:
+    for word in same:
+        if (name := word.partition("=")[0].replace("_", "-")) in _OWN:
+            raise DataError(
+                f"what is behind -- must be without {name}, as the search gives each trial its "
+                f"own, got {word!r}"
+            )
 
 
 def report(settings: Settings, same: Sequence[str]) -> None:

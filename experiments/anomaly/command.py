@@ -21,7 +21,7 @@ from experiments.anomaly.model import (
     surprise_loss,
 )
 from experiments.anomaly.pictures import draw_surprise
-from experiments.anomaly.series import Data, Watched, read_data
+from experiments.anomaly.series import Data, Watched, normal_stretches, read_data
 from experiments.anomaly.settings import Request, Settings
 from experiments.running.command_line import run_program
 from experiments.running.console import command, print_table
@@ -132,7 +132,7 @@ def _judged(
 
     alarm, scores = _scored(by_network, data)
     figures = {NETWORK: _figures(data, alarm, scores)}
-    normal = [scale(part.values) for part in data.train]
+    normal = [scale(own.values) for part in data.train for own in normal_stretches(part)]
     for name, scorer in baselines(normal, settings.season, settings.seed).items():
 
         def by_rule(parts: Sequence[Watched], scorer: Callable = scorer) -> list[np.ndarray]:
@@ -160,7 +160,8 @@ def _scored(
         width = max(WIDTHS, key=lambda w: judging.average_precision(by_width[w], is_fault))
         alarm = Alarm(width, judging.best_alarm(by_width[width], is_fault))
     else:
-        alarm = Alarm(1, float(np.nextafter(max(s.max() for s in method(data.validation)), np.inf)))
+        normal = [own for part in data.validation for own in normal_stretches(part)]
+        alarm = Alarm(1, float(np.nextafter(max(s.max() for s in method(normal)), np.inf)))
     return alarm, [judging.smoothed(scores, alarm.width) for scores in method(data.test)]
 
 

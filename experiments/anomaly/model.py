@@ -86,5 +86,11 @@ def surprise(
     def score(params: Any, values: jax.Array) -> jax.Array:
         return model.score(params, (values[None, :-1], values[None, 1:]))[1][0]
 
-    found = [-np.asarray(score(params, scale(values)), float) for values in series]
-    return [np.concatenate([nats[:1], nats]) for nats in found]
+    found = []
+    for values in series:
+        # In few lengths, as each is compiled; no step hangs on the zeros behind it.
+        room = 1 << (len(values) - 1).bit_length()
+        padded = np.pad(scale(values), ((0, room - len(values)), (0, 0)))
+        nats = -np.asarray(score(params, padded), float)[: len(values) - 1]
+        found.append(np.concatenate([nats[:1], nats]))
+    return found

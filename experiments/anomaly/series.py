@@ -120,15 +120,25 @@ def _divided(
     return Data(name, _digest(parts), channels, kinds, train, validation, [], test)
 
 
+def normal_stretches(part: Watched) -> list[Watched]:
+    """The normal steps of a series; those behind a fault are a series of their own, so that nothing
+    looks back at a fault. One step alone is none: nothing foretells it."""
+    edges = np.flatnonzero(np.diff(part.fault == 0, prepend=False, append=False))
+    return [
+        Watched(part.values[begin:end], part.fault[begin:end], part.begin + begin)
+        for begin, end in edges.reshape(-1, 2).tolist()
+        if end - begin > 1
+    ]
+
+
 def _check_normal(name: str, channels: list[str], parts: Sequence[Watched]) -> None:
     """Refuse what nothing can be learnt from, and say which channels keep to one value."""
     learnt = parts[0].values[parts[0].fault == 0]
     for role, part in (("learn from", parts[0]), ("validate by", parts[1])):
-        count = int(np.sum(part.fault[1:] == 0))
-        if not count:
+        if not normal_stretches(part):
             raise DataError(
-                f"{name} must have normal steps to {role} among {len(part.fault)}, got none: "
-                "--normal is the share of the file that they are taken from"
+                f"{name} must have 2 normal steps in a row to {role} among {len(part.fault)}, got "
+                "none: --normal is the share of the file that they are taken from"
             )
     still = [
         channel

@@ -9,6 +9,7 @@ import jax
 
 from experiments.features import recurrent, surroundings
 from experiments.features.claims import OURS, PEERS, Feature, claim_of, verdict
+from experiments.running.console import exit_code
 from experiments.running.packages import takes_part
 from experiments.running.parsing import parse
 
@@ -50,6 +51,11 @@ def sources(features: Sequence[Feature], libraries: Sequence[str]) -> Iterator[s
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     settings = parse(Settings, "python -m experiments.features", arguments)
+    return exit_code(lambda: show(settings))
+
+
+def show(settings: Settings) -> None:
+    """Print the tables."""
     libraries = [OURS, *(peer for peer in PEERS if takes_part(peer, peer))]
     with jax.numpy_rank_promotion("allow"):  # Keras promotes
         print("\n".join(lines(recurrent.table(), libraries)))
@@ -58,4 +64,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if settings.sources:
         print()
         print("\n".join(sources(table(), libraries)))
-    return 0

@@ -260,6 +260,64 @@ def torch_ignores_nan_padding() -> bool:
     return all(bool(torch.isfinite(p.grad).all()) for p in params)
 
 
+def is_one_mask(ys: Any) -> bool:
+    """That outputs which are dropout masks are those of one mask for all steps, and drop."""
+    return bool(jnp.all(ys == ys[:, :1])) and bool(jnp.any(ys == 0))
+
+
+def nnx_keeps_a_mask() -> bool:
+    """That nnx's layer has a cell of the user's drop the same units at every step."""
+    from flax import nnx
+
+    class Masks(nnx.LSTMCell):
+        def __init__(self, rngs: Any) -> None:
+            super().__init__(D, 64, rngs=rngs)
+            self.dropout = nnx.Dropout(0.5, rng_collection="recurrent_dropout", rngs=rngs)
+
+        def __call__(self, carry: Any, x: Any) -> Any:
+            return super().__call__(carry, x)[0], self.dropout(jnp.ones((len(x), 64)))
+
+    cell = Masks(nnx.Rngs(params=0, recurrent_dropout=1))
+    return is_one_mask(nnx.RNN(cell, broadcast_rngs="recurrent_dropout")(jnp.ones((B, T, D))))
+
+
+def linen_keeps_a_mask() -> bool:
+    """That linen's layer has a cell of the user's drop the same units at every step."""
+    from flax import linen
+
+    class Masks(linen.OptimizedLSTMCell):
+        @linen.compact
+        def __call__(self, carry: Any, x: Any) -> Any:
+            ys = linen.Dropout(0.5, deterministic=False)(jnp.ones((len(x), 64)))
+            return super().__call__(carry, x)[0], ys
+
+    layer = linen.RNN(Masks(64), split_rngs={"params": False, "dropout": False})
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    return is_one_mask(layer.init_with_output(keys, jnp.ones((B, T, D)))[0])
+
+
+def haiku_keeps_dtypes_apart() -> bool:
+    """That a policy gives float32 parameters and states around products in bfloat16."""
+    import haiku
+    import jmp
+
+    f32, bf16 = jnp.dtype("float32"), jnp.dtype("bfloat16")
+    policy = jmp.Policy(param_dtype=f32, compute_dtype=bf16, output_dtype=f32)
+
+    def forward(xs: Any) -> Any:
+        with haiku.mixed_precision.push_policy(haiku.Linear, policy):
+            core = haiku.LSTM(H)
+            return haiku.dynamic_unroll(core, xs, core.initial_state(B), time_major=False)
+
+    model, xs = haiku.without_apply_rng(haiku.transform(forward)), jnp.ones((B, T, D))
+    params = model.init(jax.random.key(0), xs)
+    ys, state = model.apply(params, xs)
+    is_rounded = bool(jnp.all(state.cell == state.cell.astype(bf16)))
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves((params, ys, state))}
+    products = "preferred_element_type=bfloat16" in str(jax.make_jaxpr(model.apply)(params, xs))
+    return products and dtypes == {f32} and not is_rounded
+
+
 NO_LENGTHS = at_call("lengths", "seq_lengths", "sequence_lengths", "mask")
 RESETS = at_call("resets", "reset", "should_reset", "segment_ids")
 
@@ -368,6 +426,8 @@ def table() -> list[Feature]:
             ours_with("variational_dropout", 0.2, 0.2),
             but(
                 when_made("dropout", "recurrent_dropout"),
+                nnx=part(nnx_keeps_a_mask),
+                linen=part(linen_keeps_a_mask),
                 keras=yes(
                     has_arguments("keras.layers:LSTM.__init__", "dropout", "recurrent_dropout")
                 ),
@@ -407,7 +467,10 @@ def table() -> list[Feature]:
         row(
             "parameter, compute and state dtype apart",
             runs(run_bfloat16),
-            when_made("state_dtype", "carry_dtype", "policy"),
+            but(
+                when_made("state_dtype", "carry_dtype", "policy"),
+                haiku=yes(haiku_keeps_dtypes_apart),
+            ),
         ),
         row(
             "vmap over the weights of a whole layer",

@@ -41,7 +41,7 @@ def draw_forecasts(panels: Mapping[str, Shown], path: str | os.PathLike[str]) ->
 def _draw(axes: Any, name: str, shown: Shown) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    past, ahead = np.arange(-len(shown.past), 0), np.arange(len(shown.future))
+    past, ahead = np.arange(1 - len(shown.past), 1), np.arange(1, len(shown.future) + 1)
     axes.plot(past, shown.past, color="#2b2b2b", linewidth=1.0, label="past")
     axes.plot(ahead, shown.future, color="#2b2b2b", linewidth=1.0, linestyle=":", label="what came")
     low, median, high = shown.quantiles.T

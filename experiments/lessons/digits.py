@@ -76,7 +76,7 @@ def load_images(settings: Settings, seed: int) -> tuple[Images, Images]:
     chosen, held_out = train_test_split(
         places, test_size=settings.test_share, random_state=seed, stratify=digits
     )
-    parts = np.asarray(chosen)[: settings.take], np.asarray(held_out)
+    parts = (np.asarray(places)[: settings.take] for places in (chosen, held_out))
     training, test = (Images(rows[part], digits[part].astype(np.int32)) for part in parts)
     return training, test
 

@@ -21,6 +21,7 @@ from experiments.lessons.news import (
     unknown_share,
 )
 from experiments.lessons.recipes import Corpus
+from experiments.running.console import how_many
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,9 @@ def run(settings: Settings, results: Results) -> None:
     """A row on each vocabulary, and one on each training with it."""
     titles = load_titles(settings.data_dir, settings.take)
     texts = load_texts(settings.data_dir, settings.take)
+    titles_read = titles.train.texts[: settings.titles_read]
     fitted_on: Mapping[str, list[str]] = {
-        f"fitted on {settings.titles_read:,} titles": titles.train.texts[: settings.titles_read],
+        f"fitted on {how_many(len(titles_read), 'title')}": titles_read,
         "fitted on all texts": texts.train.texts,
     }
     recipe = keras_simple_rnn.recipe_of(settings, reads_padding=False)

@@ -136,8 +136,8 @@ def run(settings: Settings, results: Results) -> None:
     vocabulary, length = Vocabulary.fit(words), max(map(len, words))
     for seed in range(settings.seeds):
         couples = split_couples(settings.held_out, seed)
-        training, test = (encode(part, vocabulary, length) for part in couples)
-        training = Sentences(*(array[: settings.take] for array in training))
+        parts = (encode(part, vocabulary, length) for part in couples)
+        training, test = (Sentences(*(array[: settings.take] for array in part)) for part in parts)
         for name in SYSTEMS:
             results.row(
                 name,

@@ -134,7 +134,7 @@ def read(
 
 def measure(settings: Settings) -> list[dict[str, str]]:
     """A row of the table for each text."""
-    check_settings(settings, window=whole(1), rate=above(0), take_training=whole(2))
+    check_settings(settings, window=whole(1), rate=above(0), take=whole(2), take_training=whole(2))
     run = finished_settings(PROGRAM, RunSettings, settings.run)
     in_folder = not lies_elsewhere(run.dataset)
     refuse_unread(settings, "with a run whose text lies in it", in_folder, "data_dir")

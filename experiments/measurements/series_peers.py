@@ -4,8 +4,8 @@ Run:     python -m experiments.measurements.series_peers --dataset japanese_vowe
 Prints:  of each, the share of the test series that it labels right, and the processor time of
          learning and labelling: mean and range over the seeds where chance takes part. rnnjax is
          ``experiments.recognize`` with the settings given here, which chooses its weights by the
-         validation part; the others learn from that part as well. What is not installed is left
-         out.
+         validation part; the others learn from that part as well. --seed divides the series, once
+         for all. What is not installed is left out.
 """
 
 from __future__ import annotations
@@ -27,14 +27,16 @@ import numpy as np
 
 from experiments.recognize import command
 from experiments.recognize.model import Known
-from experiments.recognize.series import Part, read_series
+from experiments.recognize.series import Part, Series, read_series
 from experiments.recognize.settings import Settings as Recognize
 from experiments.running.console import exit_code, print_table
+from experiments.running.interrupts import Interrupted
 from experiments.running.packages import takes_part
 from experiments.running.parsing import OmitArgPrefixes, parse
 from experiments.running.run_settings import RunSettings
 from experiments.running.setting_checks import check_settings, refuse_unread, whole
-from rnnjax.data import pad
+from experiments.throughput.measuring import outcome
+from rnnjax.data import DataError, pad
 
 Method = Callable[[Part, Part, int], float]  # (train, test, seed) -> accuracy on the test part
 
@@ -143,12 +145,11 @@ def _torch(settings: Recognize, known: Known) -> Method:
     return run
 
 
-def _ours(settings: Recognize) -> Method:
+def _ours(settings: Recognize, series: Series) -> Method:
     def run(train: Part, test: Part, seed: int) -> float:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            fitted = command.train(
-                dataclasses.replace(settings, seed=seed, out=Path(folder) / "run")
-            )
+            of_run = dataclasses.replace(settings, seed=seed, out=Path(folder) / "run")
+            fitted = command.train(of_run, series)
         return fitted.test["accuracy"]
 
     return run
@@ -158,11 +159,12 @@ def version_of(package: str) -> str:
     return f"{package} {importlib.metadata.version(package)}"
 
 
-def methods(settings: Recognize, known: Known) -> dict[str, tuple[bool, Method]]:
+def methods(settings: Recognize, series: Series) -> dict[str, tuple[bool, Method]]:
     """By name: whether chance takes part, and the method; of what is installed."""
+    known = Known.of(series)
     found: dict[str, tuple[bool, Method]] = {}
     size = f"{settings.cell.upper()} {settings.hidden_size}"
-    found[f"{version_of('rnnjax')}, {size} {settings.direction}"] = True, _ours(settings)
+    found[f"{version_of('rnnjax')}, {size} {settings.direction}"] = True, _ours(settings, series)
     same = settings.cell == "gru" and settings.direction == "both" and settings.layers == 1
     if takes_part("PyTorch", "torch") and same and settings.pooling in ("mean", "places"):
         found[f"{version_of('torch')}, {size} both"] = True, _torch(settings, known)
@@ -207,19 +209,20 @@ def measure(settings: Settings) -> list[dict[str, str]]:
     train = Part(known.scaled(learned.rows + chosen.rows), learned.classes + chosen.classes)
     test = Part(known.scaled(tested.rows), tested.classes)
     rows = []
-    for name, (by_chance, method) in methods(settings.network, known).items():
+    for name, (by_chance, method) in methods(settings.network, series).items():
         figures, seconds = [], []
-        for seed in range(settings.seeds if by_chance else 1):
-            began = time.process_time()
-            figures.append(method(train, test, settings.network.seed + seed))
-            seconds.append(time.process_time() - began)
-        rows.append(
-            {
-                "method": name,
-                "right": spread_of(figures, ".4f"),
-                "seconds": spread_of(seconds, ".1f"),
-            }
-        )
+        try:
+            for seed in range(settings.seeds if by_chance else 1):
+                began = time.process_time()
+                figures.append(method(train, test, settings.network.seed + seed))
+                seconds.append(time.process_time() - began)
+            found = {"right": spread_of(figures, ".4f"), "seconds": spread_of(seconds, ".1f")}
+        except (DataError, Interrupted):  # of the user's doing
+            raise
+        except Exception as error:  # whatever a method does wrong, the next one gets its turn
+            failure = outcome(error)
+            found = {"right": f"{failure['status']}: {failure['note']}", "seconds": ""}
+        rows.append({"method": name, **found})
     return rows
 
 

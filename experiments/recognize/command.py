@@ -39,8 +39,13 @@ PROGRAM = "python -m experiments.recognize"
 PICTURE, KNOWN = "kinds.png", "series.json"
 
 
-def train(settings: Settings) -> Fitted:
-    """Train, write the run's folder, and say how to use it."""
+def train(settings: Settings, series: Series | None = None) -> Fitted:
+    """Train, write the run's folder, and say how to use it.
+
+    Args:
+        settings: of the run.
+        series: what is learnt from and judged by; if None, what the settings name.
+    """
     began = time.perf_counter()
     check_settings(
         settings, series=whole(10, 1_000_000), noise=at_least(0), validation=share(zero=False)
@@ -50,7 +55,7 @@ def train(settings: Settings) -> Fitted:
     refuse_unread(settings, "with a --dataset that is a file", is_file, "test")
     devices = find_devices(settings.devices)
     devices.check_rows("--batch-size", settings.batch_size)
-    series = read_series(settings)
+    series = read_series(settings) if series is None else series
     folder = chosen_folder(settings.out, f"recognize-{series.name}")
     stored = stored_config(settings, folder)
     known = Known.of(series)

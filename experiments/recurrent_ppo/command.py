@@ -25,6 +25,7 @@ from experiments.running.processes import chosen_folder
 from experiments.running.run_folder import METRICS
 from experiments.running.run_settings import stored_config, stored_settings
 from experiments.running.setting_checks import (
+    MOST_SEEDS,
     Rule,
     above,
     at_least,
@@ -81,7 +82,7 @@ def check(settings: Settings) -> None:
         DataError: naming them.
     """
     if jax.process_count() > 1:
-        raise DataError(f"--processes must be 1 in this program, got {jax.process_count()}")
+        raise DataError(f"{PROGRAM} must run in one process, got {jax.process_count()}")
     every = settings.report_every
     check_settings(
         settings,
@@ -104,6 +105,8 @@ def check(settings: Settings) -> None:
         test_steps=whole(1, 1_000_000),
         report_every=whole(1),
     )
+    if settings.seed + settings.seeds > MOST_SEEDS:
+        raise DataError(f"--seed plus --seeds must be at most {MOST_SEEDS:,}, got more")
     remembers = settings.cell != "mlp"
     refuse_unread(settings, "with a recurrent --cell", remembers, "layers", "resets")
 

@@ -77,6 +77,7 @@ class Settings(RunSettings):
     """Save after so many updates (50) or seconds (60s), besides at the end."""
 
     MAY_CHANGE: ClassVar = ("test_steps",)
+    SEVERAL_PROCESSES: ClassVar = False
 
     @property
     def steps_of_update(self) -> int:

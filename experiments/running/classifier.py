@@ -62,8 +62,8 @@ class Settings(RunSettings):
     head."""
 
     cell: Literal["vanilla", "lstm", "gru"] = "gru"
-    """The recurrent cell: a GRU does with three gates what an LSTM does with four, and so is
-    faster; vanilla is the simple cell without gates, which forgets soon."""
+    """The recurrent cell: a GRU has two gates where an LSTM has three, and so is faster; vanilla
+    is the simple cell without gates, which forgets soon."""
     hidden_size: int = 64
     """Units in each direction: more can hold more, but take longer and learn a few thousand texts
     by heart sooner."""

@@ -101,6 +101,7 @@ def _parse(
 ) -> tuple[Run, Launch]:
     boxes = [(title, _box(kind, names, default)) for title, names in kind.groups()]
     without_prefix, first = tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")
+    launch = ("several_processes", Annotated[Launch, without_prefix], Launch())
     both = dataclasses.make_dataclass(
         "Both",
         [
@@ -108,7 +109,7 @@ def _parse(
                 (title or "own", Annotated[box, without_prefix if title else first], box())
                 for title, box in boxes
             ),
-            ("several_processes", Annotated[Launch, without_prefix], Launch()),
+            *[launch] * kind.SEVERAL_PROCESSES,
         ],
     )
     parsed = parse(both, program, given, description=description)
@@ -117,7 +118,7 @@ def _parse(
         for title, _ in boxes
         for name, value in vars(getattr(parsed, title or "own")).items()
     }
-    return kind(**values), parsed.several_processes
+    return kind(**values), parsed.several_processes if kind.SEVERAL_PROCESSES else Launch()
 
 
 def _box(kind: type[RunSettings], names: Sequence[str], default: RunSettings) -> type:

@@ -30,6 +30,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.running.console import exit_code
 from experiments.running.figures import AS_IT_STANDS, new_figure, save_figure
 
 if TYPE_CHECKING:
@@ -174,4 +175,4 @@ def _has(records: list[Record], name: str) -> bool:
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit("usage: python -m experiments.running.curves METRICS.jsonl CURVES.png")
-    draw(sys.argv[1], sys.argv[2])
+    sys.exit(exit_code(lambda: draw(sys.argv[1], sys.argv[2])))

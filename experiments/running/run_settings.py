@@ -46,6 +46,8 @@ class RunSettings:
     # along. So it does with the data elsewhere, in a folder elsewhere, saved at other times, and
     # but for the last bits on other devices.
     MAY_CHANGE: ClassVar[tuple[str, ...]] = ()
+    # Whether the command line offers to train in several.
+    SEVERAL_PROCESSES: ClassVar[bool] = True
 
     @classmethod
     def groups(cls) -> list[tuple[str, list[str]]]:
@@ -92,17 +94,26 @@ def stored_settings(kind: type[Run], folder: Path) -> Run:
     Raises:
         DataError: the folder holds no run, or one of another program.
     """
+    written = [name for name in kind.names() if name not in kind.NOT_WRITTEN]
+    values = {**own_values(folder, written), **dict.fromkeys(kind.NOT_WRITTEN, False)}
+    return settings_from(kind, values, folder / CONFIG)
+
+
+def own_values(folder: Path, names: Collection[str]) -> dict[str, Any]:
+    """The values of settings in a run's folder, of the program whose settings have these names.
+
+    Raises:
+        DataError: the folder holds no run, or one of another program.
+    """
     values = read_config(folder)["settings"]
-    names = kind.names()
     unknown = [name for name in values if name not in names]
-    lacking = [name for name in names if name not in values and name not in kind.NOT_WRITTEN]
+    lacking = [name for name in names if name not in values]
     if unknown and lacking:
         raise DataError(
             f"{folder} must hold a run of this program and version, got one with the settings "
             f"{_few(unknown)} and without {_few(lacking)}"
         )
-    values = {**values, **dict.fromkeys(kind.NOT_WRITTEN, False)}
-    return settings_from(kind, values, folder / CONFIG)
+    return values
 
 
 def _few(names: list[str]) -> str:

@@ -75,6 +75,19 @@ def each(rule: Rule, least: int = 1) -> Rule:
     )
 
 
+def each_once(rule: Rule) -> Rule:
+    """Different values of which each keeps a rule.
+
+    Example:
+        >>> each_once(whole(1)).expected, each_once(whole(1)).holds((2, 2))
+        ('1 or more without repeats, each a whole number from 1 up', False)
+    """
+    return Rule(
+        f"1 or more without repeats, each {rule.expected}",
+        lambda values: 0 < len(values) == len(set(values)) and all(map(rule.holds, values)),
+    )
+
+
 def probability() -> Rule:
     """A number from 0 to 1, both among them."""
     return Rule("a number from 0 to 1", lambda value: 0 <= value <= 1)

@@ -15,7 +15,8 @@ import jax
 
 from experiments.running.console import exit_code
 from experiments.running.parsing import parse
-from experiments.running.run_folder import RunFolder, usual_folder
+from experiments.running.run_folder import CONFIG, RunFolder, usual_folder
+from experiments.running.run_settings import own_values
 from experiments.running.setting_checks import above, check_rules, each, one_of, whole
 from experiments.throughput import cases, report
 from experiments.throughput.cases import Case, CellName, DType, Layers, Lengths, Mode
@@ -196,6 +197,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def measure_all() -> int:
         check(settings)
+        if (folder / CONFIG).is_file():
+            own_values(folder, [field.name for field in dataclasses.fields(Settings)])
         then = read_results(settings.compare) if settings.compare else None
         with RunFolder(folder, {"settings": dataclasses.asdict(settings)}, "resume") as kept:
             return _run_and_report(settings, kept, then)

@@ -12,6 +12,8 @@ from experiments.throughput.measuring import BASELINE, Record
 from experiments.throughput.results import Change, Results
 
 REPORT, CHART = "report.md", "ratios.png"
+# What the width of a terminal leaves room for; the report has all columns.
+_ON_CONSOLE = ("library", "ms", "tokens/s", "x rnnjax", "of the limit")
 MEBIBYTE = 2**20
 
 
@@ -19,7 +21,7 @@ def print_case(records: Sequence[Record]) -> None:
     """The table of one case."""
     ran = [record for record in records if "seconds" in record]
     if ran:
-        print_table([{n: v for n, v in _row(r).items() if n != "note"} for r in ran])
+        print_table([{name: _row(record)[name] for name in _ON_CONSOLE} for record in ran])
     for record in records:
         if note := _note(record):
             print(f"{record['library']}: {note}")

@@ -73,7 +73,7 @@ class Settings(TrainingSettings):
     learning_rate: float = 3e-3
 
     beam: int = 1
-    """Hypotheses side by side in the test; 1 takes the likeliest token at every step."""
+    """Hypotheses side by side in the test; one goes on by the likeliest token at every step."""
 
     MAY_CHANGE: ClassVar = ("beam",)
 

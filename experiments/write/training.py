@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -169,7 +169,7 @@ def fit(
         Interrupted: SIGTERM or Ctrl-C came; what was done so far is saved.
         NonFiniteError: too many updates in a row were not finite.
     """
-    optimizer = make_optimizer(settings, len(texts.train))
+    optimizer = make_optimizer(settings, texts.train)
     key = jax.random.fold_in(jax.random.key(settings.seed), 1)
     carry = devices.place_batch(model.initial_carry(params, (settings.rows,)))
     zeros = {"loss": (jnp.zeros(()), jnp.zeros(()))}
@@ -188,9 +188,11 @@ def fit(
     return fitted
 
 
-def make_optimizer(settings: Settings, pieces: int) -> optax.GradientTransformation:
+def make_optimizer(settings: Settings, pieces: Sequence[Piece]) -> optax.GradientTransformation:
     """Adam with a rate that falls along a cosine, and gradients of bounded norm."""
-    updates = settings.epochs * pieces * _UPDATES_A_CALL
+    # A window that lies wholly behind the text takes no step.
+    windows = sum(-(-int(piece.mask[0].sum()) // settings.window) for piece in pieces)
+    updates = settings.epochs * windows
     updates = min(max(1, updates), 2**31 - 1)  # JAX counts them in 32 bits
     rate = optax.cosine_decay_schedule(settings.learning_rate, updates, alpha=0.01)
     return optax.chain(optax.clip_by_global_norm(settings.clip_norm), optax.adam(rate))

@@ -22,7 +22,15 @@ from experiments.anomaly.model import (
     surprise,
     surprise_loss,
 )
-from experiments.anomaly.series import KINDS, Data, Watched, make_series, read_csv, read_data
+from experiments.anomaly.series import (
+    KINDS,
+    Data,
+    Watched,
+    make_series,
+    normal_stretches,
+    read_csv,
+    read_data,
+)
 from experiments.anomaly.settings import Settings
 from experiments.running.scaling import Scale
 from rnnjax.data import DataError
@@ -91,6 +99,9 @@ def test_smoothing_reads_no_step_ahead():
     scores = np.array([4.0, 2.0, 0.0, 7.0])
     assert judging.smoothed(scores, 2).tolist() == [4, 3, 1, 3.5]
     assert judging.smoothed(scores, 1).tolist() == scores.tolist()
+    assert judging.smoothed(np.array([1e17, 0.1, 0.2, 0.3]), 1).tolist() == [1e17, 0.1, 0.2, 0.3]
+    assert judging.smoothed(np.array([1e17, 5.0, 6.0, 8.0]), 2).tolist()[2:] == [5.5, 7.0]
+    assert judging.smoothed(np.zeros(0), 3).tolist() == []
 
 
 def test_a_fault_is_found_by_one_alarm_during_it():
@@ -130,6 +141,17 @@ def test_the_surprise_of_a_step_hangs_on_nothing_behind_it():
     assert np.all(np.abs(before[7:] - after[7:]) > 1e-6)
 
 
+def test_the_surprise_of_a_series_of_any_length_is_that_of_the_model():
+    model, rng = build_model(Settings(hidden_size=3, components=1), 1), np.random.default_rng(0)
+    params = model.init(jax.random.key(0))
+    series = [rng.normal(size=(length, 1)).astype(np.float32) for length in (2, 3, 4, 9)]
+    found = surprise(model, params, Scale([0.0], [1.0]), series)
+    score = jax.jit(lambda values: model.score(params, (values[:-1], values[1:]))[1])
+    for values, nats in zip(series, found, strict=True):
+        np.testing.assert_allclose(nats[1:], -score(values), rtol=1e-5)
+        assert nats[0] == nats[1]
+
+
 def data_of(train):
     return Data("own", "", ["x"], ("fault",), [train], [train], [], [train])
 
@@ -149,6 +171,31 @@ def test_steps_that_are_marked_are_not_learned_from():
     nats = surprise(model, params, scale, [values])[0]
     assert int(count) == 5  # neither the two faults, nor the first step, which nothing foretells
     np.testing.assert_allclose(total, nats[1:][fault[1:] == 0].sum(), rtol=1e-5)
+
+
+def test_normal_steps_behind_a_fault_are_a_series_of_their_own():
+    fault = np.array([1, 0, 0, 0, 1, 1, 0, 1, 0, 0])
+    found = normal_stretches(Watched(np.arange(10.0)[:, None], fault, begin=100))
+    assert [part.values[:, 0].tolist() for part in found] == [[1, 2, 3], [8, 9]]  # 6 is alone
+    assert [part.begin for part in found] == [101, 108]
+    assert not any(part.fault.any() for part in found)
+
+
+def test_no_step_that_is_marked_or_looks_back_at_one_sets_the_alarm():
+    values = np.array([0, 1, 0, 1, 0, 9, 0, 1, 3, 1, 0.0])[:, None]
+    data = data_of(Watched(values, (values[:, 0] == 9).astype(int)))
+    alarm, _ = command._scored(lambda parts: [last_value(part.values) for part in parts], data)
+    assert alarm == (1, np.nextafter(2, 3))  # from 1 to 3
+
+
+def test_baselines_are_fitted_to_normal_steps_alone(monkeypatch):
+    found = []
+    monkeypatch.setattr(command, "baselines", lambda train, *_: found.extend(train) or {})
+    monkeypatch.setattr(command, "surprise", lambda *_: [np.zeros(8)])
+    fault = np.array([0, 0, 0, 1, 0, 0, 0, 0])
+    data = data_of(Watched(np.arange(8.0)[:, None], fault))
+    command._judged(data, Scale([0.0], [2.0]), Settings(), None, None)
+    assert [values[:, 0].tolist() for values in found] == [[0, 0.5, 1], [2, 2.5, 3, 3.5]]
 
 
 def test_windows_are_all_steps_and_overlap_by_half():
@@ -221,8 +268,9 @@ def own_file(tmp_path, rows):
 
 def test_a_file_without_normal_steps_or_changes_is_refused(tmp_path, capsys):
     for rows, words in (
-        ([(i % 3, 5, 1) for i in range(20)], "must have normal steps to learn from among 8"),
-        ([(i % 3, 5, i > 7) for i in range(20)], "must have normal steps to validate by among 2"),
+        ([(i % 3, 5, 1) for i in range(20)], "2 normal steps in a row to learn from among 8"),
+        ([(i % 3, 5, i % 2) for i in range(20)], "2 normal steps in a row to learn from among 8"),
+        ([(i % 3, 5, i > 7) for i in range(20)], "2 normal steps in a row to validate by among 2"),
         ([(4, 5, 0) for i in range(20)], "must have a channel that changes .* got x, y, which"),
     ):
         with pytest.raises(DataError, match=words):

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.running import curves
 from experiments.running.console import Progress, exit_code, parameter_table, print_table
 from experiments.running.curves import draw, read_records
 from experiments.running.interrupts import Interrupted, resumable, telling_how_to_go_on
@@ -509,6 +511,15 @@ def test_a_line_cut_short_at_the_end_is_passed_over_but_not_one_before(tmp_path)
     path.write_text(whole + "[1, 2]\n")
     with pytest.raises(ValueError, match=r'line 6 must be an object with a "kind"'):
         read_records(path)
+
+
+def test_curves_of_a_file_that_is_not_there_are_one_line(tmp_path, monkeypatch, capsys):
+    nowhere = tmp_path / "nowhere.jsonl"
+    monkeypatch.setattr(sys, "argv", ["curves", str(nowhere), str(tmp_path / "x.png")])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(curves.__file__, run_name="__main__")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {nowhere} must be usable, got No such file")
 
 
 def test_plots_and_bars_are_not_loaded_before_they_are_needed():

@@ -60,6 +60,11 @@ def test_weights_go_back_by_their_share_and_no_further():
     np.testing.assert_allclose(steps["b"], -1.0)
 
 
+def test_a_text_of_one_token_has_nothing_to_foretell(tmp_path, capsys):
+    assert dynamic_evaluation.main([str(tmp_path), "--take", "1"]) == 2
+    assert "--take must be a whole number from 2 up, got 1" in capsys.readouterr().err
+
+
 @pytest.mark.full
 def test_a_run_reads_a_text_of_other_habits_better_when_it_follows(tmp_path, capsys):
     book = tmp_path / "book.txt"

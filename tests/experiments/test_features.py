@@ -1,5 +1,8 @@
 """The tables of features: the evidence of every word holds."""
 
+import os
+import sys
+
 import jax
 import pytest
 
@@ -28,6 +31,16 @@ def test_a_page_is_an_address_and_all_else_is_run():
         for library in (OURS, *PEERS):
             evidence = claim_of(feature, library).evidence
             assert callable(evidence) or evidence.startswith("https://"), feature.name
+
+
+def test_a_reader_that_is_gone_ends_the_tables_without_a_traceback(monkeypatch):
+    monkeypatch.setattr(command, "takes_part", lambda *_: False)
+    monkeypatch.setattr(command, "lines", lambda *_: ["x" * 100_000])
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert command.main([]) == 128 + 13
 
 
 def test_what_a_library_has_learned_or_dropped_fails_the_run():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from experiments.forecast import command
+from experiments.forecast import command, pictures
 from experiments.forecast.baselines import (
     coverage,
     last_value,
@@ -17,6 +17,7 @@ from experiments.forecast.calibration import band_shift, disjoint_futures, shift
 from experiments.forecast.pictures import Shown, draw_forecasts
 from experiments.forecast.series import GENERATED, PACKAGED, Window, cut, read_csv, read_sets
 from experiments.forecast.settings import Settings
+from experiments.running.figures import new_figure
 from rnnjax.data import DataError
 
 SMALL = ["--season", "4", "--window", "8", "--horizon", "4"]
@@ -44,6 +45,15 @@ def test_a_picture_of_one_set_holds_its_whole_legend(tmp_path):
     draw_forecasts({"own": shown}, tmp_path / "forecasts.png")
     edges = imread(tmp_path / "forecasts.png")[:, [0, -1], :3]
     assert np.all(edges == 1)  # white: nothing is cut off
+
+
+def test_a_picture_counts_the_steps_ahead_from_1_as_a_forecast_does():
+    axes = new_figure(3, 3).subplots()
+    shown = Shown(np.arange(3.0), np.arange(2.0), np.zeros((2, 3)), np.ones(2))
+    pictures._draw(axes, "own", shown)
+    steps = {line.get_label(): line.get_xdata().tolist() for line in axes.lines}
+    assert steps.pop("past") == [-2, -1, 0]
+    assert list(steps.values()) == [[1, 2]] * 3
 
 
 @pytest.mark.full

@@ -337,10 +337,16 @@ def test_a_vectorizer_fitted_on_less_knows_less(data_dir, tmp_path, monkeypatch)
     module, settings = small("keras_vectorizer", data_dir, tmp_path / "fit")
     monkeypatch.setattr(module, "compare", lambda *args, peers: None)
     rows = run_lesson(module, dataclasses.replace(settings, titles_read=2))
+    assert [row.system for row in rows] == [
+        "vectorizer fitted on 2 titles",
+        "vectorizer fitted on all texts",
+    ]
     few, all_texts = (row.figures for row in rows)
     # Of four tokens a text, three are letters, which no title has, and one is its topic.
     assert few["train tokens unknown"] == pytest.approx(3 / 4 + 1 / 4 / 2)
     assert all_texts["test tokens unknown"] == 0
+    row, _ = run_lesson(module, dataclasses.replace(settings, out=tmp_path / "all"))
+    assert row.system == "vectorizer fitted on 20 titles"  # of --take 20, and not 2,000
 
 
 def test_buckets_pad_less_and_read_every_text_once(data_dir, tmp_path):

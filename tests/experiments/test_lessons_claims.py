@@ -208,7 +208,7 @@ def test_digits_are_read_row_by_row(tmp_path, monkeypatch):
     assert right["logistic regression"] > 0.9
     assert right["GRU"] > 0.85
     training, test = digits.load_images(digits.Settings(take=100), seed=0)
-    assert (training.rows.shape, test.rows.shape) == ((100, 8, 8), (360, 8, 8))
+    assert training.rows.shape == test.rows.shape == (100, 8, 8)
     assert training.rows.min() == 0.0 < training.rows.max() == 1.0
 
 

@@ -1,6 +1,7 @@
 """The lessons that show a claim: what their tasks, networks and figures are made of."""
 
 import itertools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 
 import rnnjax
 from experiments.lessons import (
+    digits,
     gate_as_flag,
     gradients_through_time,
     grid_lstm,
@@ -98,6 +100,18 @@ def test_the_two_of_a_pair_are_one_bag_of_words():
     # Read by hand: what is negated, or comes after "not", is not meant.
     blame, praise = order_matters.pairs("good", "bad")[0]
     assert (blame, praise) == ("the film is not good but bad", "the film is not bad but good")
+
+
+def test_as_many_test_examples_as_training_examples_are_taken(monkeypatch):
+    pytest.importorskip("sklearn")
+    images = digits.load_images(digits.Settings(take=7), seed=0)
+    assert [len(part.digits) for part in images] == [7, 7]
+    taken = []
+    monkeypatch.setattr(order_matters, "SYSTEMS", ("GRU",))
+    monkeypatch.setattr(order_matters, "fitted", lambda *given: taken.extend(given[3:5]))
+    results = SimpleNamespace(row=lambda system, library, seed, measure: measure())
+    order_matters.run(order_matters.Settings(take=7, seeds=1), results)
+    assert [len(part.labels) for part in taken] == [7, 7]
 
 
 def test_the_first_symbol_is_asked_for():

@@ -378,12 +378,22 @@ def test_an_environment_of_a_users_own_is_found_by_its_module(tmp_path, monkeypa
         (["--see", "1"], "--see must be different numbers from 0 to 0"),
         (["--updates", "15"], "a whole number of times --report-every, 10, got 15"),
         (["--minibatches", "33"], "--minibatches must be a whole number from 1 to 32, got 33"),
+        (["--seed", "4294967295", "--seeds", "2"], "--seed plus --seeds must be at most 4,294,967"),
         (["--length", "1"], "--length must be a whole number from 2 to 1,000,000, got 1"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(arguments, message, tmp_path, capsys):
     assert run("--out", tmp_path / "run", *arguments) == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_several_processes_are_not_offered_and_refused(tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run("--help")
+    assert "--processes" not in capsys.readouterr().out
+    monkeypatch.setattr(jax, "process_count", lambda: 2)  # as where another program joined them
+    with pytest.raises(DataError, match="must run in one process, got 2"):
+        command.check(Settings(out=tmp_path / "run"))
 
 
 def test_a_missing_gymnax_is_named(monkeypatch):

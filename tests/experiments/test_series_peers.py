@@ -1,5 +1,7 @@
 """What other libraries make of series with labels."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,9 @@ import pytest
 
 from experiments.measurements import series_peers
 from experiments.recognize.model import Known, build_network
+from experiments.recognize.series import read_series
 from experiments.recognize.settings import Settings as Recognize
+from rnnjax.data import DataError
 
 
 @pytest.mark.full
@@ -70,6 +74,41 @@ def test_the_network_in_torch_drops_what_ours_drops(pooling):
     np.testing.assert_allclose(
         theirs_of(theirs.eval()), jax.jit(ours.apply)(params, xs, lengths), atol=1e-6
     )
+
+
+def test_every_seed_of_ours_learns_from_the_series_that_the_others_have(monkeypatch):
+    seen = []
+
+    def train(settings, series):
+        seen.append((settings.seed, *(part.classes for part in series.parts)))
+        return SimpleNamespace(test={"accuracy": 0.5})
+
+    monkeypatch.setattr(series_peers.command, "train", train)
+    monkeypatch.setattr(series_peers, "takes_part", lambda *_: False)
+    network = Recognize(series=30, seed=3)
+    (row,) = series_peers.measure(series_peers.Settings(network, seeds=2))
+    classes = [part.classes for part in read_series(network).parts]
+    assert seen == [(3, *classes), (4, *classes)]
+    assert row["right"] == "0.5000 (0.5000 to 0.5000)"
+
+
+def test_a_method_that_fails_is_a_row_and_the_next_one_runs(monkeypatch):
+    def fail(*_):
+        raise ValueError("no such\nlength")
+
+    found = {"broken": (True, fail), "sound": (True, lambda train, test, seed: seed / 4)}
+    monkeypatch.setattr(series_peers, "methods", lambda *_: found)
+    settings = series_peers.Settings(Recognize(series=30), seeds=2)
+    broken, sound = series_peers.measure(settings)
+    assert broken["right"] == "failed: ValueError: no such length"
+    assert sound["right"] == "0.1250 (0.0000 to 0.2500)"
+
+    def refuse(*_):
+        raise DataError("--noise must be another")
+
+    found["broken"] = (True, refuse)
+    with pytest.raises(DataError, match="--noise must be another"):
+        series_peers.measure(settings)
 
 
 def test_what_is_short_is_padded_behind():

@@ -1,6 +1,7 @@
 """The sweep: models trained at once are each the model that its settings train alone."""
 
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from test_ensemble import batch, write_rows
 
 import rnnjax
+from experiments import sweep
 from experiments.running.classifier_fitting import classification_loss
 from experiments.sweep import (
     Combination,
@@ -94,8 +96,7 @@ def test_a_sweep_leaves_a_record_a_model_and_a_picture(tmp_path, capsys):
     assert "0.001" in out
     assert f"sweep.png and a record of each model in {tmp_path / 'run'}" in out
     assert main([*data, *small, "--learning-rates", "0"]) == 2
-    expected = "--learning-rates must be 1 or more, each a finite number above 0, got (0.0,)"
-    assert expected in capsys.readouterr().err
+    assert "each a finite number above 0, got (0.0,)" in capsys.readouterr().err
 
 
 def test_what_is_wrong_with_the_data_leaves_no_folder_and_a_full_one_is_not_to_be_resumed(
@@ -111,6 +112,22 @@ def test_what_is_wrong_with_the_data_leaves_no_folder_and_a_full_one_is_not_to_b
     error = capsys.readouterr().err
     assert "must be empty, got config.json in it: choose another" in error
     assert "--resume" not in error
+
+
+def test_a_value_given_twice_would_count_as_more_seeds(capsys):
+    assert main(["--dropouts", "0.5", "0.25", "0.5"]) == 2
+    error = capsys.readouterr().err
+    assert "--dropouts must be 1 or more without repeats" in error
+    assert "got (0.5, 0.25, 0.5)" in error
+
+
+def test_what_a_sweep_says_fits_a_terminal(monkeypatch, capsys):
+    found = [Found(Combination(0.5, 0.1, 0.1, 1e-3, seed), 0.5, 3, 0.5) for seed in (0, 1)]
+    monkeypatch.setattr(sweep, "sweep", lambda _: (found, Path("runs/a")))
+    sweep.report(Settings(seeds=2))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "mean ± standard deviation over the seeds" in " ".join(" ".join(lines).split())
 
 
 def test_seeds_beyond_the_last_one_are_refused(capsys):

@@ -213,6 +213,31 @@ def test_settings_that_mean_nothing_are_refused(tmp_path, capsys):
     assert "must be the results of a run" in capsys.readouterr().err
 
 
+def test_the_folder_of_another_program_is_refused_and_left_as_it_is(tmp_path, capsys):
+    config = json.dumps({"settings": {"epochs": 3, "seed": 0}})
+    (tmp_path / "config.json").write_text(config)
+    assert command.main(["--quick", "--out", str(tmp_path)]) == 2
+    assert "must hold a run of this program and version, got one" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert (tmp_path / "config.json").read_text() == config
+
+
+def test_the_table_of_a_case_fits_a_terminal(capsys):
+    record = {
+        "library": "jax.experimental.rnn", "status": "measured", "note": "", "difference": 1e-7,
+        "seconds": {"median": 1.23e-4, "least": 1.11e-4, "most": 1.34e-4},
+        "ratio": {"median": 0.123, "least": 0.111, "most": 0.134}, "tokens_per_second": 217_900,
+        "share_of_floor": 1.23, "microseconds_per_step": 83.3, "compile_seconds": 1.82,
+        "peak_bytes": 17_000,
+    }  # fmt: skip
+    report.print_case([record])
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= 80
+    heads = "library ms tokens/s x rnnjax of the limit"
+    cells = "jax.experimental.rnn 0.123 (0.111-0.134) 217.9 k 0.123 (0.111-0.134) 123%"
+    assert sorted(said.split()) == sorted(f"{heads} {cells}".split())
+
+
 def test_rows_are_new_gone_within_the_spread_or_beyond_it():
     def results(**rows):
         records = [

@@ -15,7 +15,7 @@ signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 folder = pathlib.Path(sys.argv[-1])
 folder.mkdir()
 with open(folder / "metrics.jsonl", "a") as file:
-    for epoch in range(1, 11):
+    for epoch in range(1, 1 if sys.argv[1] == "none" else 11):
         record = {"kind": "epoch", "epoch": epoch, "validation_accuracy": 1 / epoch}
         record["validation_loss"] = epoch
         if sys.argv[1] == "nan" and epoch == 1:
@@ -65,6 +65,23 @@ def test_a_run_that_fails_and_a_figure_that_is_not_there_are_named(tmp_path):
         run("slow", tmp_path / "two", Trial(), "bleu")
     with pytest.raises(DataError, match="--metric must be one of validation_accuracy, got 'valid"):
         run("slow", tmp_path / "three", Trial(), "validation_loss")
+
+
+def test_a_run_without_epochs_is_no_trial(tmp_path):
+    with pytest.raises(DataError, match=r"run must leave records of epochs, got none"):
+        run("none", tmp_path / "run", Trial())
+
+
+@pytest.mark.parametrize(
+    "word", ["--learning-rate=1", "--learning_rate", "--hidden-size", "--out", "--resume"]
+)
+def test_what_the_search_gives_each_trial_is_refused_behind_the_dashes(word, tmp_path, capsys):
+    assert main(["--out", str(tmp_path / "run"), "--", "--take", "9", word, "1"]) == 2
+    name = word.partition("=")[0].replace("_", "-")
+    error = capsys.readouterr().err
+    assert f"what is behind -- must be without {name}, as the search gives" in error
+    assert f"got {word!r}" in error
+    assert not (tmp_path / "run").exists()
 
 
 def test_half_a_line_is_left_until_it_is_whole(tmp_path):

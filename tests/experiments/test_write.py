@@ -6,17 +6,20 @@ import shlex
 from collections import Counter
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from stopping import stopped_after
 
 from experiments.running import session
-from experiments.write import command
+from experiments.write import command, training
 from experiments.write.corpus import decode, encode_prompt, tokenize
+from experiments.write.model import build_model
 from experiments.write.ngram import ngram_nats
-from experiments.write.settings import Request
+from experiments.write.settings import Request, Settings
 from experiments.write.training import cut
 from rnnjax.data import DataError, Vocabulary
+from rnnjax.training import Sequences, init_train_state
 
 TEXT = "the cat sat on the mat, and the dog sat on the cat.\n" * 60
 QUICK = ["--hidden-size", "16", "--embedding-size", "8", "--rows", "4", "--window", "16"]
@@ -122,6 +125,28 @@ def test_a_window_beyond_the_text_is_one_of_its_length(book, tmp_path):
         assert run(*arguments, "--out", out) == 0
     weights = [(tmp_path / str(n) / "weights.safetensors").read_bytes() for n in (length, 10**6)]
     assert weights[0] == weights[1]
+
+
+def test_the_rate_falls_over_the_steps_that_are_taken(monkeypatch, quick_compile):
+    spans, schedule = [], training.optax.cosine_decay_schedule
+
+    def noted(rate, steps, **options):
+        spans.append(steps)
+        return schedule(rate, steps, **options)
+
+    monkeypatch.setattr(training.optax, "cosine_decay_schedule", noted)
+    settings = Settings(hidden_size=2, embedding_size=2, rows=3, window=4, epochs=2)
+    # Of 16 windows in two pieces of 32 steps, the last five lie behind the 41 steps of a row.
+    ids = np.arange(3 * 41 + 1, dtype=np.int32) % 5
+    pieces = cut(ids, settings.rows, training.piece_steps(settings))
+    assert len(pieces) == 2
+    model, optimizer = build_model(settings, 5), training.make_optimizer(settings, pieces)
+    params = model.init(jax.random.key(0))
+    state = init_train_state(jax.random.key(1), params, optimizer)
+    step = training.make_step(model, optimizer, settings.window)
+    for piece in pieces:
+        state, _, _ = step(state, Sequences(*piece))
+    assert spans == [settings.epochs * int(state.step)] == [2 * 11]
 
 
 def witten_bell(train, test, vocab_size, order):
