@@ -203,10 +203,11 @@ def check_key(key: Any) -> Key:
     raise ValueError(f"key must be one key, such as jax.random.key(0), got {given}")
 
 
-def call_error(function: Any, *names: str) -> TypeError | None:
-    """What Python would say of a call with arguments of these names, by place; None if nothing."""
+def call_error(function: Any, *names: str, keywords: Iterable[str] = ()) -> TypeError | None:
+    """What Python would say of a call with arguments of these names, by place and by keyword; None
+    if nothing."""
     try:
-        inspect.signature(function).bind(*names)
+        inspect.signature(function).bind(*names, **dict.fromkeys(keywords))
     except TypeError as error:
         return error
     except ValueError:  # of a function that is not written in Python
@@ -344,6 +345,9 @@ def given_away(tree: Any) -> str | None:
 
 def describe(tree: Any) -> str:
     """What a tree is, as its reader would say it: ``LSTMCarry(h, c)``, ``a tuple of 2``."""
+    # Not by its class, which stands above this file.
+    if {"params", "opt_state"} <= set(getattr(tree, "_fields", ())):
+        return "a TrainState: give state.params"
     if hasattr(tree, "_fields"):
         parts = [
             name if hasattr(part, "shape") else f"{name}={describe(part)}"

@@ -43,7 +43,13 @@ def runs_steps(step: Callable) -> Callable:
 
 
 class NoiseShape(NamedTuple):
-    """For how much noise is drawn: all batch axes as one, the steps, and the size of one input."""
+    """For how much noise is drawn: all batch axes as one, the steps, and the size of one input.
+
+    Attributes:
+        batch: the number of sequences, the product of all batch axes.
+        time: T.
+        input_size: D, or for a cell of several inputs what was given to ``init``.
+    """
 
     batch: int
     time: int
@@ -221,6 +227,12 @@ class Layer(Made, _LayerFields):
             It follows from how a layer is put together. ``"unknown"``, for a layer made by hand
             that does not say, is taken for none of these.
     """
+
+    _hints: ClassVar[Mapping[str, str]] = {
+        **Made._hints,
+        "forward": "apply(params, xs, lengths) gives (carry, ys)",
+        "predict": "apply(params, xs, lengths) gives (carry, ys)",
+    }
 
     @property
     def causal(self) -> bool:

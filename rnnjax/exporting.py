@@ -32,8 +32,8 @@ def export_program(
     package. The parameters are constants of the program.
 
     ``jax.export.deserialize`` makes a program that is then run: load artefacts from sources you
-    trust only. JAX promises to load an artefact with versions up to six months younger than the
-    one that wrote it, so keep the weights themselves (``rnnjax.weights.save_weights``) as well.
+    trust only. JAX promises that versions up to six months newer than the one that wrote an
+    artefact load it, so keep the weights themselves (``rnnjax.weights.save_weights``) as well.
     Both processes need the package ``flatbuffers``.
 
     Taken are all cells and all layers but those that need T known when they are compiled:

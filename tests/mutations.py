@@ -391,8 +391,8 @@ FAULTS = [
     *_of(
         "layers/residual.py",
         (
-            "(masking.zero_padding(valid, xs) + ys)",
-            "(xs + ys)",
+            "_in_one_dtype(masking.zero_padding(valid, xs), ys)",
+            "_in_one_dtype(xs, ys)",
             "layers/test_residual.py::test_a_residual_layer_adds_its_input",
         ),
     ),

@@ -178,6 +178,15 @@ def test_what_is_not_there_is_answered_with_what_is():
         cell.apply(None, None)
     with pytest.raises(AttributeError, match=r"no 'fit' \(rnnjax\.make_train_step"):
         layer.fit(None)
+    with pytest.raises(
+        AttributeError, match=r"Layer has no 'forward' \(apply\(params, xs, lengths\) "
+    ):
+        layer.forward(None)
+    model = MAKE["classifier"]()
+    with pytest.raises(AttributeError, match=r"Model has no 'predict' \(apply\(params, tokens, "):
+        model.predict(None)
+    with pytest.raises(AttributeError, match=r"Model has no 'step' \(rnnjax\.output_head\(layer, "):
+        model.step(None)
     with pytest.raises(AttributeError, match=r"no 'init_carry', only .*initial_carry") as told:
         layer.init_carry(None)
     assert (told.value.name, told.value.obj) == ("init_carry", layer)

@@ -13,15 +13,17 @@ from rnnjax.data.ragged import Ragged, flatten
 
 
 def checked_labels(
-    labels: Sequence[Any] | NDArray[Any] | Ragged,
+    labels: Sequence[Any] | NDArray[Any] | Ragged | None,
     lengths: NDArray[np.int32],
     num_classes: int | None,
-) -> Ragged | NDArray[Any]:
+) -> Ragged | NDArray[Any] | None:
     """Labels a step as a ``Ragged``, labels an example as an array; int32 or float32.
 
     Integers are classes, at least 0 and below ``num_classes`` if that is given. Floats are finite,
-    and there are none where the number of classes is given.
+    and there are none where the number of classes is given. None stays None where it is not given.
     """
+    if labels is None and num_classes is None:
+        return None
     a_step = isinstance(labels, Ragged) or _has_sequences(labels)
     rows = _a_step(labels, lengths) if a_step else _an_example(labels, lengths)
     if num_classes is not None:
@@ -52,7 +54,10 @@ def _a_step(labels: Any, lengths: NDArray[np.int32]) -> Ragged:
     if bad.size:
         row = bad[0]
         expected = f"one for each of {lengths[row]} steps"
-        raise DataError(f"labels of sequence {row} must have {expected}, got {found[row]}")
+        raise DataError(
+            f"labels of sequence {row} must have {expected}, got {found[row]} (one vector a "
+            "sequence is an array [N, K])"
+        )
     return ragged
 
 

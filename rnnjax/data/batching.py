@@ -22,13 +22,14 @@ class Batch(NamedTuple):
     Attributes:
         tokens: [B, T] ids, or [B, T, ...] of whatever the steps are, 0 at padding.
         lengths: [B].
-        labels: [B], [B, ...] or, with a label a step, [B, T, ...], 0 at padding.
+        labels: [B], [B, ...] or, with a label a step, [B, T, ...], 0 at padding; None
+            where none were given.
         weights: [B], 1 for a real row, 0 for a filler row.
     """
 
     tokens: NDArray[Any]
     lengths: NDArray[np.int32]
-    labels: NDArray[Any]
+    labels: Any
     weights: NDArray[np.float32]
 
 
@@ -44,7 +45,7 @@ class BucketedBatches(Epochs[Batch]):
             ``flatten`` makes of them takes the least memory.
         labels: what is wanted of each example: classes or floats [N], an array [N, ...], or a list
             of sequences as long as the examples are, with a label a step. Integers are classes, at
-            least 0; floats are finite.
+            least 0; floats are finite. None to predict, without ``num_classes``.
         batch_size: the number of rows of every batch.
         boundaries: the rising bucket lengths, as ``choose_boundaries`` gives them.
         seed: a whole number, at least 0.
@@ -78,7 +79,7 @@ class BucketedBatches(Epochs[Batch]):
     def __init__(
         self,
         sequences: RaggedRows | Ragged,
-        labels: Sequence[Any] | NDArray[Any] | Ragged,
+        labels: Sequence[Any] | NDArray[Any] | Ragged | None,
         *,
         batch_size: int,
         boundaries: Sequence[int],
@@ -118,14 +119,15 @@ class BucketedBatches(Epochs[Batch]):
 
     def _build(self, chosen: NDArray[np.int64]) -> Batch:
         length = int(self._boundaries[self._order.buckets[chosen[0]]])
-        if isinstance(self._labels, Ragged):
-            labels = self._labels.padded(chosen, length)
-        else:
-            labels = self._labels[chosen]
+        labels = self._labels
+        if isinstance(labels, Ragged):
+            labels = labels.padded(chosen, length)
+        elif labels is not None:
+            labels = labels[chosen]
         return Batch(
             tokens=self._filled(self._ragged.padded(chosen, length)),
             lengths=self._filled(self._lengths[chosen]),
-            labels=self._filled(labels),
+            labels=None if labels is None else self._filled(labels),
             weights=self._weights(chosen),
         )
 

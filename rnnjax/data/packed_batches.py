@@ -25,14 +25,15 @@ class PackedBatch(NamedTuple):
         tokens: [R, L], or [R, L, ...] of steps that are no ids.
         segment_ids: [R, L], i + 1 where example i lies, 0 at padding.
         lengths: [N].
-        labels: [N], [N, ...] or, with a label a step, [R, L, ...], 0 at padding.
+        labels: [N], [N, ...] or, with a label a step, [R, L, ...], 0 at padding; None
+            where none were given.
         weights: [N], 1 for an example, 0 for a filler.
     """
 
     tokens: NDArray[Any]
     segment_ids: NDArray[np.int32]
     lengths: NDArray[np.int32]
-    labels: NDArray[Any]
+    labels: Any
     weights: NDArray[np.float32]
 
 
@@ -45,7 +46,7 @@ class PackedBatches(Epochs[PackedBatch]):
     Args:
         sequences: the ids, floats or vectors of each example, none empty.
         labels: what is wanted of each example, or of each of its steps, as for
-            ``BucketedBatches``.
+            ``BucketedBatches``; None to predict, without ``num_classes``.
         batch_size: N, the number of examples of every batch.
         row_length: L, at least the length of the longest sequence.
         seed: a whole number, at least 0.
@@ -70,7 +71,7 @@ class PackedBatches(Epochs[PackedBatch]):
     def __init__(
         self,
         sequences: RaggedRows | Ragged,
-        labels: Sequence[Any] | NDArray[Any] | Ragged,
+        labels: Sequence[Any] | NDArray[Any] | Ragged | None,
         *,
         batch_size: int,
         row_length: int,
@@ -118,10 +119,11 @@ class PackedBatches(Epochs[PackedBatch]):
 
     def _build(self, chosen: NDArray[np.int64]) -> PackedBatch:
         packed = pack_chosen(self._ragged, chosen, self._row_length, self._row_multiple)
-        if isinstance(self._labels, Ragged):
-            labels = pack_chosen(self._labels, chosen, self._row_length, self._row_multiple).tokens
-        else:
-            labels = self._filled(self._labels[chosen])
+        labels = self._labels
+        if isinstance(labels, Ragged):
+            labels = pack_chosen(labels, chosen, self._row_length, self._row_multiple).tokens
+        elif labels is not None:
+            labels = self._filled(labels[chosen])
         return PackedBatch(
             tokens=packed.tokens,
             segment_ids=packed.segment_ids,

@@ -209,7 +209,11 @@ def _check_step(how: _How, params: Any, carry: Carry, start: Array, memory: Any)
             gives logits of other rows, or a carry it could not be given again.
     """
     _check_arguments(how)
-    new, logits = _first_step.eval_shape(how, params, carry, start, memory)
+    try:
+        new, logits = _first_step.eval_shape(how, params, carry, start, memory)
+    except (TypeError, ValueError):
+        _check_start(how, params, carry, start, memory)
+        raise
     if logits.shape[:-1] != start.shape or not logits.ndim:
         raise ValueError(
             f"step must give logits [..., V] for tokens of shape {start.shape}, "
@@ -222,6 +226,19 @@ def _check_step(how: _How, params: Any, carry: Carry, start: Array, memory: Any)
             f"given, {jax.tree.map(_kind, carry)}, got {jax.tree.map(_kind, new)}"
         )
     return logits.shape[-1]
+
+
+def _check_start(how: _How, params: Any, carry: Carry, start: Array, memory: Any) -> None:
+    """After a step has failed: refuse a single token where it takes one for each row."""
+    batches = {leaf.shape[:1] for leaf in jax.tree.leaves((carry, memory))}
+    if start.shape or len(batches) != 1:
+        return
+    (batch,) = batches
+    try:
+        _first_step.eval_shape(how, params, carry, jnp.zeros(batch, start.dtype), memory)
+    except (TypeError, ValueError):
+        return
+    raise ValueError(f"start must have the batch shape of the carry, {batch}, got shape ()")
 
 
 def _check_arguments(how: _How) -> None:

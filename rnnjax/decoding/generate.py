@@ -32,7 +32,7 @@ from rnnjax.models.language_model import LanguageModel
 
 
 class Generated(NamedTuple):
-    """What was written.
+    """What :func:`generate` wrote.
 
     Attributes:
         tokens: int32 [..., N], the new tokens; ``pad`` behind the end of a row.

@@ -28,7 +28,7 @@ from rnnjax.models import SeriesModel
 
 
 class GeneratedSeries(NamedTuple):
-    """What was written.
+    """What :func:`generate_series` wrote.
 
     Attributes:
         values: [..., N, D], or ids [..., N]; zeros behind the end of a row.

@@ -57,6 +57,10 @@ class Sampling:
 
     ``sampling(key, logits [V], history) -> token`` for one row; -1 where no token is left, or a
     logit is NaN. A logit of +inf is certain, and of several ones each is as likely.
+
+    Attributes:
+        transforms: what changes the logits, one after the other.
+        draws: True to draw from the softmax, False to take the largest logit.
     """
 
     transforms: tuple[Transform, ...] = ()
@@ -167,6 +171,11 @@ def temperature(value: Numbers) -> Transform:
     Raises:
         ValueError: not a finite number, or below 1e-30, by which logits would become infinite; 0 is
             called :func:`greedy`.
+
+    Example:
+        >>> import rnnjax
+        >>> rnnjax.temperature(0.5)(jnp.array([1.0, 2.0]), history=None).tolist()
+        [2.0, 4.0]
     """
     expected = "a finite number of at least 1e-30 (greedy() takes the likeliest token)"
     return Temperature(
@@ -203,6 +212,11 @@ def top_k(k: int) -> Transform:
 
     Raises:
         ValueError: ``k`` is not a positive integer.
+
+    Example:
+        >>> import rnnjax
+        >>> rnnjax.top_k(2)(jnp.array([1.0, 3.0, 2.0]), history=None).tolist()
+        [-inf, 3.0, 2.0]
 
     References:
         Fan, Lewis and Dauphin, "Hierarchical neural story generation", ACL 2018.
@@ -250,6 +264,12 @@ def top_p(p: Numbers) -> Transform:
     Raises:
         ValueError: ``p`` is not in (0, 1].
 
+    Example:
+        >>> import rnnjax
+        >>> logits = jnp.log(jnp.array([0.5, 0.25, 0.25]))
+        >>> (rnnjax.top_p(0.6)(logits, history=None) > -jnp.inf).tolist()
+        [True, True, False]
+
     References:
         Holtzman et al., "The curious case of neural text degeneration", ICLR 2020.
     """
@@ -276,6 +296,12 @@ def min_p(p: Numbers) -> Transform:
 
     Raises:
         ValueError: ``p`` is not in (0, 1].
+
+    Example:
+        >>> import rnnjax
+        >>> logits = jnp.log(jnp.array([0.6, 0.3, 0.1]))
+        >>> (rnnjax.min_p(0.25)(logits, history=None) > -jnp.inf).tolist()
+        [True, True, False]
 
     References:
         Nguyen et al., "Turning up the heat: min-p sampling for creative and coherent LLM outputs",
@@ -317,6 +343,13 @@ def repetition_penalty(penalty: Numbers, window: int | None = None) -> Transform
     Raises:
         ValueError: the penalty is below 1 or infinite, or the window not a positive integer.
 
+    Example:
+        >>> import rnnjax
+        >>> from rnnjax.decoding import History
+        >>> held = History(tokens=jnp.array([0, 1, 0]), length=jnp.array(2), new=jnp.array(1))
+        >>> rnnjax.repetition_penalty(2.0)(jnp.array([4.0, -1.0, 4.0]), held).tolist()
+        [2.0, -2.0, 4.0]
+
     References:
         Keskar et al., "CTRL: a conditional transformer language model", 2019.
     """
@@ -343,9 +376,17 @@ class Forbid:
 def forbid(ids: Iterable[int]) -> Transform:
     """Tokens that are never chosen, such as padding and the unknown word.
 
+    Args:
+        ids: those of the tokens, in [0, V).
+
     Raises:
         ValueError: an id that is no integer or negative; when it is used, an id outside the
             vocabulary, or all of them.
+
+    Example:
+        >>> import rnnjax
+        >>> rnnjax.forbid([0, 1])(jnp.array([1.0, 3.0, 2.0]), history=None).tolist()
+        [-inf, -inf, 2.0]
     """
     return Forbid(check_ids("ids", ids))
 
@@ -364,8 +405,19 @@ class MinLength:
 def min_length(tokens: int, stop: Iterable[int]) -> Transform:
     """No id of ``stop`` before ``tokens`` new tokens are there.
 
+    Args:
+        tokens: how many.
+        stop: the ids of the tokens that end a text.
+
     Raises:
         ValueError: ``tokens`` is not a positive integer, or ``stop`` none or no ids.
+
+    Example:
+        >>> import rnnjax
+        >>> from rnnjax.decoding import History
+        >>> held = History(tokens=jnp.array([1, 1]), length=jnp.array(2), new=jnp.array(1))
+        >>> rnnjax.min_length(2, stop=[0])(jnp.array([3.0, 1.0]), held).tolist()
+        [-inf, 1.0]
     """
     return MinLength(check_size("tokens", tokens), check_ids("stop", stop))
 

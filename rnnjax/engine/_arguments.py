@@ -49,17 +49,19 @@ def check_xs(xs: Any) -> Any:
         check_floating("xs", xs)
         return xs
     leaves, structure = jax.tree.flatten_with_path(xs)
-    named = [(f"xs{jax.tree_util.keystr(path)}", leaf) for path, leaf in leaves]
-    arrays = [masking.as_array(name, leaf) for name, leaf in named]
+    names = [f"xs{jax.tree_util.keystr(path)}" for path, _ in leaves]
+    arrays = [masking.as_array(name, leaf) for name, (_, leaf) in zip(names, leaves, strict=True)]
     if not arrays:
         raise ValueError("xs must have at least one array, got none")
-    for (name, _), array in zip(named, arrays, strict=True):
+    # The first with most axes: what has fewer is probably the one that lacks its features.
+    first, whole = max(zip(names, arrays, strict=True), key=lambda named: named[1].ndim)
+    for name, array in zip(names, arrays, strict=True):
         if array.ndim < 2:
             raise ValueError(f"{name} must have shape [..., T, D], got shape {array.shape}")
-        if array.shape[:-1] != arrays[0].shape[:-1]:
+        if array.shape[:-1] != whole.shape[:-1]:
             raise ValueError(
-                f"{name} must have the batch and time axes {arrays[0].shape[:-1]} of "
-                f"{named[0][0]} and an axis of features, got shape {array.shape}"
+                f"{name} must have the batch and time axes {whole.shape[:-1]} of {first}, of shape "
+                f"{whole.shape}, and an axis of features, got shape {array.shape}"
             )
     return structure.unflatten(arrays)
 

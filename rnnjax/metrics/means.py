@@ -134,11 +134,13 @@ def compute(metrics: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
         metrics: names and their `Mean`s.
 
     Returns:
-        Names and plain numbers; NumPy arrays where sums and counts are arrays.
+        Names and plain numbers; NumPy arrays where sums and counts are arrays. A mean whose count
+        is 0 is NaN in the metrics of training steps that were all skipped, by their "skipped", and
+        in an array of means, where a class without a row says nothing of the others.
 
     Raises:
-        ValueError: a metric is no pair, or a count is 0, so that there is no mean to speak of. (In
-            an array of means it is NaN: a class without a row says nothing of the others.)
+        ValueError: a metric is no pair, or any other count is 0, so that there is no mean to speak
+            of.
 
     Example:
         >>> compute({"loss": Mean.of(jnp.array([1.0, 2.0]))})
@@ -149,7 +151,9 @@ def compute(metrics: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
         raise ValueError(f"metrics must be a dict of pairs (total, count), got {kind}")
     for name, pair in metrics.items():
         check_pair(f"metric {name!r}", "a pair (total, count)", pair)
-    return {name: _divide(name, *pair) for name, pair in jax.device_get(dict(metrics)).items()}
+    sums = jax.device_get(dict(metrics))
+    empty = "skipped" in sums and _all_skipped(*sums["skipped"])
+    return {name: _divide(name, *pair, may_be_empty=empty) for name, pair in sums.items()}
 
 
 def evaluate(
@@ -189,11 +193,18 @@ def evaluate(
     return compute(total)
 
 
-def _divide(name: str, total: Any, count: Any) -> Any:
+def _all_skipped(total: Any, count: Any) -> bool:
+    total, count = np.asarray(total, np.float64), np.asarray(count, np.float64)
+    return bool(np.all(count > 0) and np.all(total == count))
+
+
+def _divide(name: str, total: Any, count: Any, *, may_be_empty: bool) -> Any:
     total, count = np.asarray(total, np.float64), np.asarray(count, np.float64)
     if count.shape:
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.where(count == 0, np.nan, total / count)
+    if count == 0 and may_be_empty:
+        return float("nan")
     if count == 0:
         raise ValueError(
             f"metric {name!r} must have a count above 0, got 0: no row with a weight was seen, or "

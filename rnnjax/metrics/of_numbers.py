@@ -49,7 +49,16 @@ def absolute_error(
 ) -> Mean:
     """The mean absolute error, |prediction - target|, least at the median.
 
-    Args and all else as of `squared_error`.
+    Args:
+        predictions: numbers of any shape.
+        targets: of the same shape.
+        weights: of the first axes of that shape, or of all; 1 when None.
+
+    Returns:
+        The weighted sum over all numbers, and the sum of their weights.
+
+    Raises:
+        ValueError: the shapes do not fit, or the predictions are not floating.
 
     Example:
         >>> absolute_error(jnp.array([1.0, -3.0]), jnp.zeros(2)).value.item()

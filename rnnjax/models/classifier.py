@@ -1,7 +1,7 @@
 """Models made of an embedding, a layer, a pool and a head."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
@@ -36,6 +36,13 @@ class Model(Made, _ModelFields):
             [N, C] of one that is given ``segment_ids`` and ``num_segments``, and [..., T, C] of
             a tagger.
     """
+
+    _hints: ClassVar[Mapping[str, str]] = {
+        **Made._hints,
+        "forward": "apply(params, tokens, lengths) gives the logits",
+        "predict": "apply(params, tokens, lengths) gives the logits",
+        "step": "rnnjax.output_head(layer, num_classes) makes a layer, which has",
+    }
 
 
 class ClassifierParams(NamedTuple):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from rnnjax._checks import check_rate, check_size
 from rnnjax._numerics import raised
@@ -58,18 +58,18 @@ def average_parameters(decay: float) -> optax.GradientTransformation:
 
 
 def averaged_from(start: int | None) -> optax.GradientTransformation:
-    r"""The mean of the parameters from one step on, kept beside them; the last link of a chain.
+    r"""The mean of the parameters from one update on, kept beside them; the last link of a chain.
 
     .. math:: a_t = \theta_t \quad (t < s), \qquad
         a_t = \frac{1}{t - s + 1} \sum_{j = s}^{t} \theta_j \quad (t \ge s)
 
-    with :math:`\theta_t` the parameters after t steps. Read it with :func:`averaged`. Where the
+    with :math:`\theta_t` the parameters after t updates. Read it with :func:`averaged`. Where the
     step to start from is only known during the run, begin with None and make the optimizer and
-    the step anew with the number of steps taken once :func:`no_longer_improves` is true: the
-    state fits both.
+    the step anew once :func:`no_longer_improves` is true, with the number of updates taken,
+    ``state.step - state.skipped``: the state fits both.
 
     Args:
-        start: s, a positive number of steps; None for an average that is the last parameters.
+        start: s, a positive number of updates; None for an average that is the last parameters.
 
     Raises:
         ValueError: the start is not a positive integer.
@@ -77,7 +77,7 @@ def averaged_from(start: int | None) -> optax.GradientTransformation:
     Example:
         >>> link = averaged_from(2)
         >>> state = link.init(jnp.array(0.0))
-        >>> for params in (1.0, 4.0, 6.0):  # after steps 1, 2 and 3
+        >>> for params in (1.0, 4.0, 6.0):  # after updates 1, 2 and 3
         ...     _, state = link.update(jnp.array(0.0), state, jnp.array(params))
         >>> float(averaged(state))
         5.0
@@ -129,7 +129,8 @@ def _average(weight_of: Callable[[Array], Array]) -> optax.GradientTransformatio
             raise ValueError("params must be given to the update of an average, got None")
         steps = state.steps + 1
         weight = weight_of(steps)
-        new = optax.apply_updates(params, updates)
+        # Without the barrier XLA averages narrow parameters as they are before they are rounded.
+        new = lax.optimization_barrier(optax.apply_updates(params, updates))
         average = jax.tree.map(
             lambda old, leaf: old + weight.astype(old.dtype) * (leaf.astype(old.dtype) - old),
             state.average,
@@ -143,17 +144,25 @@ def _average(weight_of: Callable[[Array], Array]) -> optax.GradientTransformatio
 def averaged(opt_state: Any) -> Any:
     """The average that :func:`average_parameters` or :func:`averaged_from` keeps.
 
+    Args:
+        opt_state: the state of the optimizer, ``state.opt_state`` of a train state.
+
     Returns:
         A tree like the parameters, of at least float32.
 
     Raises:
-        ValueError: there is none in it, or more than one, or it is that of some parameters alone.
+        ValueError: there is none in it, or more than one; or it is that of some parameters alone,
+            or not the last link of its chain.
+
+    Example:
+        >>> import optax
+        >>> optimizer = optax.chain(optax.sgd(0.1), averaged_from(None))
+        >>> averaged(optimizer.init({"w": jnp.array([1.0, 2.0])}))
+        {'w': Array([1., 2.], dtype=float32)}
     """
     import optax
 
-    is_average = lambda node: isinstance(node, ParameterAverage)  # noqa: E731
-    nodes = jax.tree.leaves(opt_state, is_leaf=is_average)
-    found = [node.average for node in nodes if is_average(node)]
+    found = _averages(opt_state)
     if len(found) != 1:
         raise ValueError(
             f"the optimizer must have one average_parameters, got {len(found)} in its state"
@@ -166,4 +175,25 @@ def averaged(opt_state: Any) -> Any:
                 f"{jax.tree_util.keystr(path)}: put average_parameters into a chain behind "
                 "optax.masked or optax.partition, not inside"
             )
+    check_last(opt_state)
     return found[0]
+
+
+def check_last(opt_state: Any) -> None:
+    """Refuse an average that is not the last link: it would be of parameters that are not kept."""
+
+    def is_wrong(node: Any) -> bool:
+        # The state of optax.chain is a tuple of those of its links.
+        return type(node) is tuple and any(_averages(link) for link in node[:-1])
+
+    if any(map(is_wrong, jax.tree.leaves(opt_state, is_leaf=is_wrong))):
+        raise ValueError(
+            "optimizer must have average_parameters or averaged_from as the last link of a chain, "
+            "got one with links behind it: put it last in optax.chain"
+        )
+
+
+def _averages(opt_state: Any) -> list[Any]:
+    is_average = lambda node: isinstance(node, ParameterAverage)  # noqa: E731
+    nodes = jax.tree.leaves(opt_state, is_leaf=is_average)
+    return [node.average for node in nodes if is_average(node)]

@@ -18,7 +18,7 @@ Tree = TypeVar("Tree")
 def replicate(
     mesh: Mesh, tree: Tree, *, divided: Mapping[str, PartitionSpec] | None = None
 ) -> Tree:
-    """The tree with every array whole on every device of the mesh, as a train state lies.
+    """A copy of the tree with every array whole on every device of the mesh, as a train state lies.
 
     Args:
         mesh: as ``jax.make_mesh`` makes it; of devices of several processes, too. Each process
@@ -42,7 +42,8 @@ def replicate(
         _check_leaf(f"tree{jax.tree_util.keystr(path)}", leaf)
     tree = in_native_order(tree)
     if NamedSharding(mesh, PartitionSpec()).is_fully_addressable:
-        return jax.device_put(tree, where)
+        # A copy also where the array lies already: a step gives its state away.
+        return jax.device_put(tree, where, may_alias=False)
     return jax.tree.map(_of_all_processes, tree, where)
 
 
@@ -135,9 +136,10 @@ def shard_batch(mesh: Mesh, batch: Any, axis: str | None = None) -> Any:
         name = f"batch{jax.tree_util.keystr(path)}"
         shape = _check_leaf(name, leaf)
         if not shape or shape[0] % count:
+            hint = "" if shape else ": what has no rows goes through replicate"
             raise ValueError(
                 f"{name} must have shape [B, ...] with B a multiple of "
-                f"the {count} devices on axis {axis!r}, got shape {shape}"
+                f"the {count} devices on axis {axis!r}, got shape {shape}{hint}"
             )
     rows = NamedSharding(mesh, PartitionSpec(axis))
     return jax.tree.map(lambda leaf: _divided(leaf, rows), in_native_order(batch))

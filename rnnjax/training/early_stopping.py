@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from rnnjax._checks import check_size, python_scalar
+from rnnjax._checks import check_size, describe, python_scalar
 from rnnjax._native import jit
 from rnnjax.training.updates import all_finite
 
@@ -28,6 +28,12 @@ class EarlyStopping:
         mode: whether larger ("max") or smaller ("min") is better.
         patience: stop after so many epochs in a row without a better value.
 
+    Attributes:
+        best_value: the best value of the figure so far; None before there is one.
+        best_epoch: the epoch that had it.
+        best_params: a copy of the parameters that had it. Not looked at by ``==``.
+        epochs_since_best: how many epochs came after it, or at all, where there is no best one.
+
     Raises:
         ValueError: another mode, or a patience below 1.
 
@@ -44,7 +50,7 @@ class EarlyStopping:
     patience: int
     best_value: float | None = None
     best_epoch: int | None = None
-    best_params: Any = None
+    best_params: Any = field(default=None, compare=False)
     epochs_since_best: int = 0
 
     def __post_init__(self) -> None:
@@ -72,7 +78,10 @@ class EarlyStopping:
             raise ValueError(f"metrics must have {self.metric!r}, to stop early on, got {names}")
         value = python_scalar("metrics", metrics[self.metric])
         if not isinstance(value, int | float):
-            raise ValueError(f"metrics[{self.metric!r}] must be a number, got {value!r}")
+            hint = ": compute(metrics) gives numbers" if isinstance(value, tuple) else ""
+            raise ValueError(
+                f"metrics[{self.metric!r}] must be a number, got {describe(value)}{hint}"
+            )
         value = float(value)
         if not self._improves(value) or not bool(_all_finite(params)):
             return replace(self, epochs_since_best=self.epochs_since_best + 1)

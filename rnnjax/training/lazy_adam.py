@@ -101,7 +101,7 @@ def init_lazy_adam(
     return LazyAdamState(
         jnp.zeros((), jnp.int32),
         init_table(jnp.asarray(vectors)),
-        rest,
+        jax.tree.map(jnp.copy, rest),  # who donates the state to a step keeps the parameters
         Moments(*(jax.tree.map(_zeros_for, rest) for _ in range(2))),
         make_tails(check_size("max_steps", max_steps), form),
     )

@@ -154,8 +154,8 @@ def make_accumulating_step(
         micro-batch without a row.
 
     Raises:
-        ValueError: when it compiles, as :func:`make_train_step`; if there is no such metric; or if
-            the leaves disagree on K.
+        ValueError: when it compiles, as :func:`make_train_step`; if there is no such metric, or its
+            count is no scalar; if the leaves disagree on K; or if ``batches`` is a list of batches.
 
     Example:
         >>> import optax
@@ -180,6 +180,11 @@ def make_accumulating_step(
         if metric not in metrics:
             raise ValueError(f"loss_fn must give the metric {metric!r}, got {sorted(metrics)}")
         weight = jnp.asarray(metrics[metric][1]).astype(raised(loss).dtype)
+        if weight.shape:
+            raise ValueError(
+                f"metric must name one whose count is a scalar, got {metric!r} with counts of "
+                f"shape {weight.shape}"
+            )
 
         # A mean over no rows is NaN, and counts nothing.
         def weighted(leaf: Array) -> Array:
@@ -263,6 +268,13 @@ def make_eval_step(
 
 
 def _check_leading(batches: Any) -> int:
+    is_tree = not isinstance(batches, list) or jax.tree_util.all_leaves(batches)
+    # A list of unlike trees, as of inputs and of targets, may be one batch.
+    if not is_tree and len(set(map(jax.tree.structure, batches))) == 1:
+        raise ValueError(
+            f"batches must be one tree whose leaves are [K, ...], got a list of {len(batches)}: "
+            "stack them, jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)"
+        )
     sizes: dict[str, tuple[int, ...]] = {
         jax.tree_util.keystr(path): jnp.shape(leaf)[:1]
         for path, leaf in jax.tree.leaves_with_path(batches)

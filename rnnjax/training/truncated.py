@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from rnnjax._checks import check_carry, check_size, check_takes
+from rnnjax._checks import call_error, check_carry, check_size, check_takes
 from rnnjax._native import in_native_order, jit
 from rnnjax._numerics import where
 from rnnjax.metrics.means import Mean
@@ -123,9 +123,10 @@ def make_truncated_step(
         summed over the updates: "grad_norm" is the pair (sum of the norms, number of updates).
 
     Raises:
-        ValueError: k1 or k2 is not a positive integer, or k2 below k1; or from the step, a batch
-            that is no ``Sequences`` or of unequal shapes, a loss function that gives something
-            else, or a metric by a name that the step adds itself.
+        ValueError: k1 or k2 is not a positive integer, or k2 below k1; ``apply`` or ``loss_fn`` is
+            no function of such arguments; or from the step, a batch that is no ``Sequences`` or of
+            unequal shapes, a loss function that gives something else, or a metric by a name that
+            the step adds itself.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, rnnjax
@@ -154,6 +155,14 @@ def make_truncated_step(
     if not callable(apply):
         kind = type(apply).__name__
         raise ValueError(f"apply must be a function, such as layer.apply, got {kind}")
+    options = ("mask", "resets", "initial_carry", "key")
+    error = call_error(apply, "params", "xs", keywords=options)
+    if error is not None:
+        raise ValueError(
+            f"apply must take (params, xs, *, {', '.join(options)}), as that of a layer, a "
+            f"language_model or a series_model does, got one that does not ({error}): head makes "
+            "logits of the outputs of a layer"
+        )
 
     def window_loss(params: Any, carry: Any, window: Sequences, key: Array) -> tuple[Array, tuple]:
         ahead, ys = _run(apply, params, carry, _in_time(window, 0, k1), key)

@@ -14,10 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.core import Tracer
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rnnjax import _checks, _values
 from rnnjax._numerics import raised
 from rnnjax.metrics import Mean
+from rnnjax.training.averaging import check_last
 
 if TYPE_CHECKING:
     import optax
@@ -60,7 +62,8 @@ def init_train_state(
 
     Raises:
         ValueError: the key is not one key, a parameter is not floating-point, or the optimizer is
-            not of Optax, or ``optax.lookahead``, which trains pairs of parameters.
+            not of Optax, or ``optax.lookahead``, which trains pairs of parameters, or keeps an
+            average of the parameters that is not the last link of its chain.
 
     Example:
         >>> import optax
@@ -249,6 +252,7 @@ def _init_optimizer(optimizer: Any, params: Any) -> Any:
     opt_state = optimizer.init(params)
     if any(map(is_pair, jax.tree.leaves(opt_state, is_leaf=is_pair))):
         raise refusal
+    check_last(opt_state)
     return opt_state
 
 
@@ -305,7 +309,8 @@ def _check_floating(params: Any) -> None:
 
 
 def _beside(params: Any, state: TrainState) -> TrainState:
-    """``state`` on the one device to which the parameters are committed, if they are.
+    """``state`` where the parameters are committed, if they are: on their one device, or on the
+    devices of their mesh, whole on each what does not lie there.
 
     A step would bring it there in any case, and then be compiled again for what lies elsewhere.
     """
@@ -313,7 +318,17 @@ def _beside(params: Any, state: TrainState) -> TrainState:
     if any(isinstance(leaf, Tracer) or not leaf.committed for leaf in leaves):
         return state
     devices = set().union(*(leaf.devices() for leaf in leaves))
-    return jax.device_put(state, devices.pop()) if len(devices) == 1 else state
+    if len(devices) == 1:
+        return jax.device_put(state, devices.pop())
+    places = [leaf.sharding for leaf in leaves]
+    meshes = {place.mesh if isinstance(place, NamedSharding) else None for place in places}
+    mesh = meshes.pop() if len(meshes) == 1 else None
+    if not isinstance(mesh, Mesh) or any(not place.is_fully_addressable for place in places):
+        return state
+    whole = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(
+        lambda leaf: leaf if leaf.devices() == devices else jax.device_put(leaf, whole), state
+    )
 
 
 def _owned(leaf: Any) -> Array:

@@ -6,7 +6,7 @@ derivative of the engine. What is drawn for a sequence depends on the key, its i
 and the time step alone, so that neither padding nor further sequences change it.
 
 The functions compose in any order, except that :func:`recurrent_dropout` must know its cell and
-comes first.
+comes first, and that :func:`zoneout` must see the carry, before ``rnnjax.trace_gates``.
 """
 
 import math

@@ -121,6 +121,11 @@ def test_many_sequences_are_laid_down_as_few_are():
     assert flatten(ragged) is ragged
     with pytest.raises(DataError, match="sequence 1500 must be a list or an array, got None"):
         flatten([*[[1]] * 1500, None])
+    with pytest.raises(DataError, match="sequence 1500 must have steps of shape"):
+        flatten([*[[1]] * 1500, [[1, 2]]])
+    for others in (10, 1500):
+        with pytest.raises(DataError, match=f"sequence 0 must .*32-bit integers, got {2**40}"):
+            flatten([[2**40], *[[1]] * others, [0.5]])
 
 
 def test_truncate_keeps_the_head_or_the_tail():
@@ -388,7 +393,7 @@ def test_unshuffled_epochs_are_equal_and_rise_in_length():
         ({"labels": {0, 1, 2}}, r"labels must have integers or floats, got \{0, 1, 2\}"),
         ({"labels": [0.0, 1.0, 2.0]}, r"labels must be integers in \[0, 3\), got float32"),
         ({"labels": ["a", "b", "c"], "num_classes": None}, "labels must have integers or floats"),
-        ({"labels": [[0], [1], [2]]}, "labels of sequence 0 must have one for each of 2 steps"),
+        ({"labels": [[0], [1], [2]]}, r"of 2 steps, got 1 \(one vector a sequence is an array"),
         ({"labels": [[0, 1], [1]]}, "labels must have one sequence for each of 3 sequences, got 2"),
         ({"labels": [[0, 1], [3], [0] * 4]}, r"sequence 1 must have labels in \[0, 3\), got 3"),
         ({"labels": [[0, 0.5], [1], [0] * 4]}, "labels must be integers in .*, got float32"),
@@ -463,6 +468,19 @@ def test_vectors_and_labels_a_step_come_back_as_they_were(batches, sequences, ba
         (str([list(x) for x in s]), str(y)) for s, y in zip(sequences, labels, strict=True)
     ]
     assert sorted(found) == sorted(given_rows)
+
+
+@pytest.mark.parametrize("batches", [BucketedBatches, PackedBatches])
+def test_batches_without_labels_are_those_with_labels_and_have_none(batches):
+    sequences = [[1, 2], [3], [4, 5, 6, 7], [8]]
+    room = {"boundaries": (2, 4)} if batches is BucketedBatches else {"row_length": 4}
+    without = batches(sequences, None, batch_size=2, seed=3, **room)
+    with_labels = batches(sequences, [0, 1, 2, 3], batch_size=2, seed=3, **room)
+    for batch, other in zip(without.epoch(1), with_labels.epoch(1), strict=True):
+        assert batch.labels is None
+        for name in batch._fields:
+            if name != "labels":
+                np.testing.assert_array_equal(getattr(batch, name), getattr(other, name))
 
 
 def test_targets_of_an_example_may_be_floats_and_vectors():

@@ -342,7 +342,7 @@ BAD = {
             beam_size=2,
             max_length=3,
         ),
-        r"batch shape of the rows, \(2,\), got shape \(3,\)",
+        r"carry must have the batch shape of start, \(2,\), got shape \(3,\)",
     ),
 }
 
@@ -352,6 +352,27 @@ def test_bad_input_is_named(case):
     run, words = BAD[case]
     with pytest.raises(ValueError, match=words):
         run()
+
+
+def test_one_start_for_several_rows_is_named():
+    table, cell = rnnjax.one_hot(3), rnnjax.gru(3)
+    model = rnnjax.sequence_to_sequence(
+        table, cell, table, cell, start=0, attention=rnnjax.attention("dot")
+    )
+    params = model.init(jax.random.key(0))
+    carry, memory = model.encode(params, jnp.array([[0, 1], [2, 1]]))
+
+    def find(start, memory):
+        return rnnjax.beam_search(
+            model.step, params, carry, start, memory, stop=1, beam_size=2, max_length=3
+        )
+
+    with pytest.raises(ValueError, match=r"^start must have the batch shape .*, \(2,\), got shape"):
+        find(0, memory)
+    # What is wrong in any case is not put on the start.
+    with pytest.raises(ValueError, match="memory must be what encode gave"):
+        find(0, jnp.zeros(2))
+    assert find([0, 0], memory).tokens.shape == (2, 2, 3)
 
 
 def test_a_batch_of_no_rows_has_no_texts():

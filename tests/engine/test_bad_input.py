@@ -6,6 +6,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import rnnjax
@@ -424,6 +425,26 @@ def test_the_message_names_argument_expectation_and_what_came(case):
         assert part in str(caught.value)
 
 
+LAYERS = [
+    rnnjax.recurrent(CELL),
+    rnnjax.stack(CELL, CELL),
+    rnnjax.bidirectional(CELL),
+    rnnjax.output_head(CELL, 2),
+    rnnjax.tagger(None, CELL, 2),
+]
+
+
+def of_state(layer):
+    """A call with the whole state of a run in place of its parameters."""
+
+    def call():
+        params = layer.init(jax.random.key(0), 3)
+        state = rnnjax.init_train_state(jax.random.key(0), params, optax.adam(0.1))
+        layer.apply(state, jnp.ones((4, 3)))
+
+    return call
+
+
 @pytest.mark.parametrize(
     ("call", "came"),
     [
@@ -435,6 +456,7 @@ def test_the_message_names_argument_expectation_and_what_came(case):
         (lambda: unroll(context=[1.0, 2]), "a list of 2: (float 1.0, int 2)"),
         (lambda: unroll(context=[1.0] * 10), "a list of 10"),
         (lambda: rnnjax.lstm(np.float32(1.5)), "np.float32(1.5)"),
+        *((of_state(layer), "a TrainState: give state.params") for layer in LAYERS),
     ],
 )
 def test_what_came_is_told_in_few_words(call, came):

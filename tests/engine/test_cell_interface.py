@@ -159,6 +159,31 @@ def test_inputs_of_unequal_leading_axes_are_refused_by_name():
         rnnjax.unroll(cell, params, xs)
 
 
+def test_inputs_without_their_axis_of_features_are_named_beside_whole_ones():
+    cell = timed(H)
+    xs = {"elapsed": normal(8, B, T), "x": normal(5, B, T, D)}
+    message = (
+        r"xs\['elapsed'\] must have the batch and time axes \(3, 6\) of xs\['x'\], of shape "
+        r"\(3, 6, 4\), and an axis of features, got shape \(3, 6\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        rnnjax.unroll(cell, cell.init(jax.random.key(0), None), xs)
+
+
+@pytest.mark.parametrize(
+    "xs",
+    [
+        (np.ones((2, 5, 4), int), np.ones((2, 5, 1), np.float32)),
+        (np.ones((2, 5, 4), np.float32), np.ones((2, 5, 1), np.complex64)),
+    ],
+    ids=["inputs of integers", "complex times"],
+)
+@pytest.mark.parametrize("cell", [rnnjax.s4d(4, 2), rnnjax.s5(4, 2)])
+def test_inputs_and_times_of_another_kind_of_number_are_refused(cell, xs):
+    with pytest.raises(ValueError, match=r"must be (of floating dtype|real numbers), got dtype"):
+        rnnjax.unroll(cell, cell.init(jax.random.key(0), 4), xs)
+
+
 # Constants of a sequence.
 
 

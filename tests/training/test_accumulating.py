@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from rnnjax.metrics import Mean, accuracy, cross_entropy
+from rnnjax.metrics import Mean, accuracy, cross_entropy, recall_by_class
 from rnnjax.training import init_train_state, make_accumulating_step, make_train_step
 
 RNG = np.random.default_rng(0)
@@ -202,3 +202,31 @@ def test_batches_that_are_no_micro_batches_are_refused(batches, message):
     state = init_train_state(jax.random.key(0), jnp.ones(3), optax.sgd(0.1))
     with pytest.raises(ValueError, match=message):
         make_accumulating_step(other, optax.sgd(0.1))(state, batches)
+
+
+def test_a_list_of_micro_batches_is_refused_with_the_way_to_stack_them():
+    rows = [batch([1] * 4), batch([1, 1, 0, 0])]
+    step = make_accumulating_step(loss_fn, OPTIMIZER, donate_state=False)
+    for parts in (rows, [tuple(part.values()) for part in rows]):
+        with pytest.raises(
+            ValueError, match=r"batches must be one tree .*, got a list of 2: stack"
+        ):
+            step(start(), parts)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
+    assert step(start(), stacked)[1]["loss"].count == 6
+    # Lists that are themselves a batch: of arrays, and of unlike trees.
+    pair = lambda params, batch, key: loss_fn(params, {**batch[0], "weights": batch[1]}, key)  # noqa: E731
+    weights = stacked.pop("weights")
+    assert make_accumulating_step(pair, OPTIMIZER)(start(), [stacked, weights])[0].skipped == 0
+
+
+def test_a_weight_of_several_counts_is_refused_by_its_name():
+    def by_class(params, batch, key):
+        loss, metrics = loss_fn(params, batch, key)
+        recall = recall_by_class(jnp.zeros((4, 3)), batch["labels"] % 3)
+        return loss, {**metrics, "recall": recall}
+
+    step = make_accumulating_step(by_class, OPTIMIZER, metric="recall")
+    message = r"metric must name one whose count is a scalar, got 'recall' .* of shape \(3,\)"
+    with pytest.raises(ValueError, match=message):
+        step(start(), cut(batch([1] * 8), 2))

@@ -86,6 +86,14 @@ def test_a_mask_of_numpy_is_placed_as_it_is():
     np.testing.assert_array_equal(placed, mask, strict=True)
 
 
+def test_what_is_replicated_is_a_copy():
+    tree = {"w": jax.numpy.ones(3), "key": jax.random.key(0)}
+    placed = replicate(jax.make_mesh((1,), ("batch",)), tree)
+    jax.tree.map(lambda leaf: leaf.delete(), placed)
+    np.testing.assert_array_equal(tree["w"], np.ones(3))
+    assert not tree["key"].is_deleted()
+
+
 def test_a_key_of_any_kind_is_placed_as_it_is_on_devices_of_several_processes():
     key = jax.random.key(3, impl="rbg")
     placed = devices._of_all_processes(key, NamedSharding(jax.make_mesh((1,), ("batch",)), P()))
@@ -98,9 +106,36 @@ def test_a_batch_that_does_not_divide_is_refused_by_name():
     rows = "must have shape [B, ...] with B a multiple of the 2 devices on axis 'batch'"
     assert run("-c", textwrap.dedent(REFUSED)).splitlines() == [
         f"batch['y'] {rows}, got shape (5, 2)",
-        f"batch['x'] {rows}, got shape ()",
+        f"batch['x'] {rows}, got shape (): what has no rows goes through replicate",
         "axis must be one of the axes ('batch',) of mesh, got 'model'",
         "(3,)",  # rows are divided over the devices of their axis alone
+    ]
+
+
+BESIDE = """
+    import jax, jax.numpy as jnp, numpy as np, optax
+    from jax.sharding import PartitionSpec as P
+    from rnnjax.training import init_train_state, make_train_step, replicate, shard_batch
+
+    mesh = jax.make_mesh((2,), ("batch",))
+    params = {"w": jnp.ones((4, 2)), "bias": jnp.zeros(2)}
+    for divided in ({}, {"w": P("batch")}):
+        optimizer = optax.adam(0.1)
+        placed = replicate(mesh, params, divided=divided)
+        state = init_train_state(jax.random.key(0), placed, optimizer)
+        loss_fn = lambda p, x, key: (jnp.mean(x @ p["w"]) + p["bias"][0], {})
+        step = make_train_step(loss_fn, optimizer)
+        for _ in range(3):
+            state, _ = step(state, shard_batch(mesh, np.ones((6, 4), np.float32)))
+        print(len(step.compilations), state.opt_state[0].mu["w"].sharding.is_fully_replicated)
+"""
+
+
+@pytest.mark.devices
+def test_a_step_is_compiled_once_for_a_state_made_of_parameters_on_a_mesh():
+    assert run("-c", textwrap.dedent(BESIDE)).splitlines() == [
+        "1 True",
+        "1 False",
     ]
 
 
@@ -179,6 +214,7 @@ def test_two_processes_have_equal_bits(trained):
         (lambda mesh: shard_batch(mesh, {"x": np.array(["a"])}), r"batch\['x'\] must be an array"),
         (lambda mesh: shard_batch(mesh, np.array([2**40])), "batch must fit int32"),
         (lambda mesh: shard_batch(mesh, [1.0]), r"batch\[0\] must have shape \[B, ...\]"),
+        (lambda mesh: shard_batch(mesh, jax.random.key(0)), "no rows goes through replicate"),
     ],
 )
 def test_what_cannot_be_placed_is_named(place, message):

@@ -59,6 +59,7 @@ def test_the_step_is_adam_over_the_whole_table():
 
     step = jax.jit(make_lazy_adam_step(loss_fn, RATE))
     state = init_lazy_adam(vectors, rest, max_steps=len(batches))
+    assert state.rest["w"] is not rest["w"]
     dense, optimizer = {"vectors": vectors, **rest}, optax.adam(RATE)
     held = optimizer.init(dense)
     for ids in batches:

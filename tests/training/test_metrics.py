@@ -222,6 +222,19 @@ def test_compute_names_the_metric_without_rows():
         compute(metrics)
 
 
+def test_means_of_steps_that_were_all_skipped_are_nan_and_other_empty_ones_are_refused():
+    empty = Mean(jnp.zeros(()), jnp.zeros(()))
+    figures = {"loss": empty, "grad_norm": empty, "skipped": Mean(jnp.ones(()), jnp.ones(()))}
+    found = compute(merge(figures, figures))
+    assert found.pop("skipped") == 1.0
+    assert sorted(found) == ["grad_norm", "loss"]
+    assert np.isnan(list(found.values())).all()
+    # One of two steps was taken, and had no row; and no step at all.
+    for skipped in (Mean(jnp.ones(()), jnp.array(2.0)), empty):
+        with pytest.raises(ValueError, match="'grad_norm' must have a count above 0, got 0"):
+            compute(figures | {"skipped": skipped})
+
+
 def test_labels_of_pytorch_are_read_and_its_floats_are_refused():
     torch = pytest.importorskip("torch", reason="torch is not installed")
     logits, labels = torch.tensor(LOGITS), torch.tensor(LABELS)

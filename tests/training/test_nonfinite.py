@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import rnnjax
-from rnnjax.metrics import merge
+from rnnjax.metrics import compute, merge
 from rnnjax.training import (
     NonFiniteError,
     apply_gradients,
@@ -105,6 +105,12 @@ def test_skipped_steps_are_missing_from_sums_and_are_counted():
     assert total["loss"] == (2 * one, 2)
     assert total["skipped"] == (1, 3)
     np.testing.assert_allclose(total["grad_norm"], (2 * 5**0.5, 2), rtol=1e-6)
+
+
+def test_a_skipped_step_may_be_logged_as_any_other():
+    (_, taken), (_, skipped) = run(optax.sgd(0.1), None, ("offset", np.nan))
+    np.testing.assert_allclose(compute(taken)["grad_norm"], 5**0.5, rtol=1e-6)
+    np.testing.assert_equal(compute(skipped), {"loss": np.nan, "grad_norm": np.nan, "skipped": 1.0})
 
 
 def test_a_norm_that_overflows_is_not_finite():

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from rnnjax.metrics import Mean
 from rnnjax.training import (
     EarlyStopping,
     apply_gradients,
@@ -439,6 +440,14 @@ def test_parameters_that_are_not_finite_are_never_the_best(lost):
     assert stopping.update(3, {"score": 1.0}, sound | {"w": jnp.array(lost)}).should_stop
 
 
+def test_two_that_differ_in_their_parameters_alone_are_equal():
+    trees = start(), {"w": jnp.ones(3), "b": jnp.ones(())}
+    first, second = (EarlyStopping("f1", "max", 2).update(0, {"f1": 0.5}, p) for p in trees)
+    assert first == second
+    assert hash(first) == hash(second)
+    assert first != second.update(1, {"f1": 0.6}, trees[1])
+
+
 def test_an_unknown_metric_is_answered_with_those_there_are():
     stopping = EarlyStopping("f1", mode="max", patience=1)
     with pytest.raises(ValueError, match=r"metrics must have 'f1', .* got accuracy, loss$"):
@@ -526,6 +535,51 @@ def test_an_average_of_some_parameters_alone_is_refused(inside):
         assert average["b"].item() == 3.0
 
 
+@pytest.mark.parametrize("link", [average_parameters(0.5), averaged_from(None)])
+def test_an_average_before_another_link_is_refused(link):
+    params = jnp.ones(2)
+    inner = optax.chain(optax.sgd(0.1), link)
+    for wrong in (
+        optax.chain(link, optax.sgd(0.1)),
+        optax.chain(inner, optax.scale(0.5)),
+        optax.chain(optax.clip(1.0), optax.apply_if_finite(optax.chain(link, optax.clip(1.0)), 3)),
+    ):
+        with pytest.raises(ValueError, match=r"links behind it: put it last in optax\.chain"):
+            init_train_state(jax.random.key(0), params, wrong)
+        with pytest.raises(ValueError, match=r"links behind it: put it last in optax\.chain"):
+            averaged(wrong.init(params))
+    for right in (link, inner, optax.chain(optax.clip(1.0), optax.apply_if_finite(inner, 3))):
+        state = init_train_state(jax.random.key(0), params, right)
+        np.testing.assert_array_equal(averaged(state.opt_state), params)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_the_average_is_of_parameters_as_they_are_kept(dtype):
+    """Compiled too, where JAX would leave the rounding out; float16 keeps numbers below 6e-5."""
+    optimizer = optax.chain(optax.sgd(0.03), averaged_from(None))
+    params = jnp.concatenate([jnp.linspace(-2, 2, 500), jnp.linspace(1e-6, 5e-5, 50)])
+    state = init_train_state(jax.random.key(0), params.astype(dtype), optimizer)
+    slopes = jnp.where(jnp.arange(550) < 500, jnp.sin(jnp.arange(550.0)), 0).astype(dtype)
+    step = make_train_step(lambda p, batch, key: ((p * batch).sum(), {}), optimizer)
+    for _ in range(3):
+        state, metrics = step(state, slopes)
+        assert metrics["skipped"].total == 0
+        np.testing.assert_array_equal(averaged(state.opt_state), state.params.astype("float32"))
+    assert jnp.mean(state.params != params.astype(dtype)) > 0.5
+
+
+def test_the_updates_of_a_mean_are_counted_without_skipped_steps():
+    loss_fn = lambda p, batch, key: ((p * batch).sum(), {})  # noqa: E731
+    optimizer = optax.chain(optax.sgd(1.0), averaged_from(None))
+    state = init_train_state(jax.random.key(0), jnp.array(9.0), optimizer)
+    for slope in (1.0, np.nan, 1.0):  # 8, skipped, 7
+        state, _ = make_train_step(loss_fn, optimizer)(state, jnp.array(slope))
+    optimizer = optax.chain(optax.sgd(1.0), averaged_from(int(state.step - state.skipped)))
+    for _ in range(2):  # 6, 5
+        state, _ = make_train_step(loss_fn, optimizer)(state, jnp.array(1.0))
+    assert averaged(state.opt_state) == (7 + 6 + 5) / 3
+
+
 def test_the_mean_from_a_step_on_is_that_of_numpy_and_may_begin_in_the_middle():
     """The step that starts it is only decided after the third: the state goes on."""
     history, optimizer = [], optax.chain(optax.sgd(0.1), averaged_from(None))
@@ -608,6 +662,9 @@ NO_STEP = {
     r"metrics\['loss'\] must be a number, got None": lambda: EarlyStopping(
         "loss", mode="min", patience=1
     ).update(0, {"loss": None}, {}),
+    r"metrics\['loss'\] must be a number, got Mean\(total, count\): compute\(metrics\) gives": (
+        lambda: EarlyStopping("loss", "min", 1).update(0, {"loss": Mean.of(jnp.ones(3))}, {})
+    ),
 }
 
 

@@ -374,6 +374,17 @@ def test_a_layer_in_place_of_its_function_is_refused():
         make_truncated_step(start(np.float32)[0], loss_fn, optax.sgd(RATE), k1=3)
 
 
+def test_a_function_that_takes_no_carry_is_refused_with_those_that_do():
+    model = rnnjax.tagger(None, rnnjax.gru(H), 2)
+    message = r"as that of a layer, a language_model or a series_model does, got one that does not"
+    with pytest.raises(ValueError, match=message):
+        make_truncated_step(model.apply, loss_fn, optax.sgd(RATE), k1=3)
+    text = rnnjax.language_model(rnnjax.one_hot(3), rnnjax.gru(H))
+    series = rnnjax.series_model(rnnjax.gru(H), rnnjax.categorical_head(3))
+    for apply in (text.apply, text.features, series.apply):
+        make_truncated_step(apply, loss_fn, optax.sgd(RATE), k1=3)
+
+
 @pytest.mark.parametrize("name", ["grad_norm", "skipped"])
 def test_a_metric_that_the_step_adds_itself_is_refused(name):
     layer, state = start(np.float32)

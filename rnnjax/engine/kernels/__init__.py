@@ -4,9 +4,10 @@ What is promised, on an NVIDIA GPU of the Hopper generation (H100, H200) and JAX
 
 - **Which cells.** All whose ``project`` gives pieces of one size H, whose carry and outputs have
   that size, and whose ``update`` and ``hidden`` act unit by unit, as found in their jaxpr: LSTM,
-  GRU, simple, minimal gated, coupled and peephole cells, a user's own, and these under variational
-  dropout, recurrent dropout, zoneout, weight drop, a learned carry and gate traces. Lengths, masks,
-  resets, both directions, given carries, all carries, noise and ``remat`` are as in the scan.
+  GRU, simple, minimal gated, coupled, peephole and sLSTM cells, a user's own, and these under
+  variational dropout, recurrent dropout, zoneout, weight drop, a learned carry and gate traces.
+  Lengths, masks, resets, both directions, given carries, all carries, noise and ``remat`` are as in
+  the scan.
 - **Which results differ from the scan, and why.** With bfloat16 or float16 weights the products are
   of that dtype and the sums float32, as in the scan; sigmoid and tanh are the processor's own
   (error 5e-4), and the cotangents of ``h W`` are rounded to the dtype of the weights once, before
