@@ -80,6 +80,8 @@ def unflatten_frames(features: Array, spatial_shape: Sequence[int]) -> Array:
     """
     shape = _check_shape("spatial_shape", spatial_shape)
     features = as_array("features", features)
+    if not features.ndim:
+        raise ValueError("features must have shape [..., C * prod(S)], got shape ()")
     channels = _channels(features.shape[-1], shape)
     channels_first = features.reshape(*features.shape[:-1], channels, *shape)
     return jnp.moveaxis(channels_first, -1 - len(shape), -1)

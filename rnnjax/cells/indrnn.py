@@ -100,6 +100,8 @@ def indrnn(
 def _check_interval(interval: tuple[float, float]) -> tuple[float, float]:
     try:
         low, high = (float(bound) for bound in interval)
+        if isinstance(interval, str):  # whose letters may be digits
+            raise TypeError
     except (TypeError, ValueError):
         low = high = math.nan
     if not (math.isfinite(low) and math.isfinite(high) and low <= high):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.nn import sigmoid
 
-from rnnjax._checks import check_floating, check_key, check_size
+from rnnjax._checks import check_floating, check_key, check_number, check_size
 from rnnjax._numerics import accumulation_dtype, affine, split_gates
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
@@ -70,7 +70,8 @@ def mogrifier_lstm(
         Melis, Kočiský and Blunsom, "Mogrifier LSTM", ICLR 2020.
     """
     size = check_size("hidden_size", hidden_size)
-    count = check_size("rounds", rounds) if rounds != 0 else 0
+    whole = "a whole number from 0 on"
+    count = int(check_number("rounds", rounds, whole, lambda n: isinstance(n, int) and n >= 0))
     width = None if rank is None else check_size("rank", rank)
     draw = resolve(initializer)
 

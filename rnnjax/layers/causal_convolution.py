@@ -101,6 +101,7 @@ def causal_convolution(
         if xs.shape[-1] != channels:
             raise ValueError(f"xs must have shape [..., T, {channels}], got shape {xs.shape}")
         check_shape("params.w", params.w, (reach, channels))
+        check_shape("params.bias", params.bias, (channels,))
         batch, time = xs.shape[:-2], xs.shape[-2]
         mask, resets = steps["mask"], steps["resets"]
         valid = masking.valid_steps(steps["lengths"], mask, batch, time)

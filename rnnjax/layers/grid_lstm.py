@@ -201,6 +201,7 @@ def grid_lstm(
         return _run(grid, params, xs, valid, resets, start)
 
     def own_carry(params: GridLSTMParams, batch_shape: tuple[int, ...] = ()) -> Carry:
+        _check_params(grid, params)
         if not grid.has_time:
             return ()
         shape = (*check_batch_shape(batch_shape), grid.num_layers, grid.size)

@@ -41,7 +41,7 @@ class Model(Made, _ModelFields):
         **Made._hints,
         "forward": "apply(params, tokens, lengths) gives the logits",
         "predict": "apply(params, tokens, lengths) gives the logits",
-        "step": "rnnjax.output_head(layer, num_classes) makes a layer, which has",
+        "step": "a layer has it, such as rnnjax.output_head(layer, num_classes)",
     }
 
 

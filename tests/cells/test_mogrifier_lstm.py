@@ -53,7 +53,8 @@ def test_without_rounds_it_is_the_lstm():
 
 @pytest.mark.parametrize("options", [{"rounds": -1}, {"rank": 0}, {"rounds": 2.5}])
 def test_wrong_sizes_are_named(options):
-    with pytest.raises(ValueError, match=f"{next(iter(options))} must be a positive integer"):
+    expected = "a whole number from 0 on" if "rounds" in options else "a positive integer"
+    with pytest.raises(ValueError, match=f"{next(iter(options))} must be {expected}"):
         rnnjax.mogrifier_lstm(H, **options)
 
 

@@ -12,6 +12,8 @@ import pytest
 import rnnjax
 from rnnjax._checks import check_takes, telling_given_away
 
+CONVOLUTION = rnnjax.causal_convolution(3, 2)
+CONVOLVED = CONVOLUTION.init(jax.random.key(0), 3)
 CELL = rnnjax.lstm(4)
 PARAMS = CELL.init(jax.random.key(0), 3)
 XS = jnp.ones((2, 5, 3))
@@ -121,6 +123,38 @@ CASES = {
         "complex64",
     ),
     "scan_unroll": (lambda: unroll(scan_unroll=0), "scan_unroll", "positive", "0"),
+    "rounds below 0": (lambda: rnnjax.mogrifier_lstm(4, rounds=-1), "rounds", "from 0 on", "-1"),
+    "a range in words": (
+        lambda: rnnjax.indrnn(3, recurrent_range="01"),
+        "recurrent_range",
+        "two finite numbers",
+        "'01'",
+    ),
+    "no features": (lambda: rnnjax.unflatten_frames(1.0, (2, 2)), "features", "[..., C", "()"),
+    "a decay that float32 rounds to 1": (
+        lambda: rnnjax.rg_lru(3, max_decay=0.999999999),
+        "max_decay",
+        "float32 in (0, 1)",
+        "0.999999999",
+    ),
+    "a decay that float32 rounds to 0": (
+        lambda: rnnjax.rg_lru(3, min_decay=1e-50),
+        "min_decay",
+        "float32 in (0, 1)",
+        "1e-50",
+    ),
+    "a bias of one channel": (
+        lambda: CONVOLUTION.apply(CONVOLVED._replace(bias=jnp.ones(1)), jnp.ones((5, 3))),
+        "params.bias",
+        "(3,)",
+        "(1,)",
+    ),
+    "a carry by parameters of another layer": (
+        lambda: rnnjax.grid_lstm(2, 2).initial_carry(CONVOLVED),
+        "params",
+        "GridLSTMParams",
+        "CausalConvolutionParams",
+    ),
     "not a cell": (lambda: rnnjax.unroll(3, PARAMS, XS), "cell", "rnnjax.Cell", "int"),
     "half a cell": (
         lambda: rnnjax.unroll(CELL._replace(update=None), PARAMS, XS),
