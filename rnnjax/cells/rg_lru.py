@@ -97,7 +97,9 @@ def rg_lru(
     """
     size = check_size("hidden_size", hidden_size)
     low, high = (
-        check_number(name, decay, "a number of float32 in (0, 1)", lambda a: 0 < np.float32(a) < 1)
+        check_number(
+            name, decay, "a number of float32 in (0, 1)", lambda a: 0 < float(np.float32(a)) < 1
+        )
         for name, decay in (("min_decay", min_decay), ("max_decay", max_decay))
     )
     if low > high:
