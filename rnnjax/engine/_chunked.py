@@ -61,7 +61,7 @@ def _from_there_on(flags: Array, lost: Array | None, resets: Array | None) -> Ar
     count = jnp.cumsum(flags, axis=0, dtype=jnp.int32)
     if lost is None or resets is None:
         return count > 0
-    count = count + lost[None]
+    count = count + lost[None].astype(count.dtype)
     before_segment = jnp.where(resets, count - flags.astype(count.dtype), 0)
     return count > lax.cummax(before_segment, axis=0)
 
