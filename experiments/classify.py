@@ -36,7 +36,7 @@ from experiments.running.predicting import Request, predict
 from experiments.running.processes import chosen_folder, own_folder
 from experiments.running.run_folder import RunFolder, environment, plain
 from experiments.running.run_settings import stored_config
-from experiments.running.setting_checks import MOST_SEEDS, check_settings, refuse_unread
+from experiments.running.setting_checks import check_seeds, check_settings, refuse_unread
 from experiments.running.text import Encoder, Splits, fit_encoder, hold_out, make_batches, take
 from rnnjax.data import NAMES, DataError, Dataset, Examples, data_folder, load
 from rnnjax.data.tables import SUFFIXES
@@ -230,8 +230,7 @@ def train_all(settings: Settings) -> None:
     bucketed = settings.batching == "bucketed"
     refuse_unread(settings, "with --batching bucketed", bucketed, "buckets")
     check_folder(settings)
-    if settings.seed + settings.repeat > MOST_SEEDS:
-        raise DataError(f"--seed plus --repeat must be at most {MOST_SEEDS:,}, got more")
+    check_seeds(settings, "repeat")
     settings = located(settings)
     folder = settings.out
     assert folder is not None  # it was just given

@@ -36,16 +36,15 @@ from experiments.running.run_folder import (
     usual_folder,
 )
 from experiments.running.setting_checks import (
-    MOST_SEEDS,
     above,
     at_least,
+    check_seeds,
     check_settings,
     each_once,
     share,
     whole,
 )
 from experiments.running.text import Splits, read_batches
-from rnnjax.data import DataError
 from rnnjax.metrics import merge
 from rnnjax.training import CompiledStep, TrainState, init_train_state, make_train_step
 
@@ -274,8 +273,7 @@ def sweep(settings: Settings) -> tuple[list[Found], Path]:
         dropouts=each_once(share()),
         embedding_scales=each_once(at_least(0)),
     )
-    if settings.seed + settings.seeds > MOST_SEEDS:
-        raise DataError(f"--seed plus --seeds must be at most {MOST_SEEDS:,}, got more")
+    check_seeds(settings, "seeds")
     folder = settings.out or usual_folder(f"sweep-{Path(settings.dataset).stem}")
     check_usable(folder, "new")
     # Before there is a folder: what is wrong with the data leaves none.

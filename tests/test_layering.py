@@ -40,7 +40,6 @@ ALLOWED_BESIDE = {
     "training": {"metrics"},  # what a step measures is read as what a loss function measures
 }
 ANYWHERE = {
-    "_recipe",
     "base",
     "_checks",
     "_values",

@@ -25,10 +25,10 @@ from experiments.running.processes import chosen_folder
 from experiments.running.run_folder import METRICS
 from experiments.running.run_settings import stored_config, stored_settings
 from experiments.running.setting_checks import (
-    MOST_SEEDS,
     Rule,
     above,
     at_least,
+    check_seeds,
     check_settings,
     probability,
     refuse_unread,
@@ -105,8 +105,7 @@ def check(settings: Settings) -> None:
         test_steps=whole(1, 1_000_000),
         report_every=whole(1),
     )
-    if settings.seed + settings.seeds > MOST_SEEDS:
-        raise DataError(f"--seed plus --seeds must be at most {MOST_SEEDS:,}, got more")
+    check_seeds(settings, "seeds")
     remembers = settings.cell != "mlp"
     refuse_unread(settings, "with a recurrent --cell", remembers, "layers", "resets")
 

@@ -109,7 +109,7 @@ def _parse(
                 (title or "own", Annotated[box, without_prefix if title else first], box())
                 for title, box in boxes
             ),
-            *[launch] * kind.SEVERAL_PROCESSES,
+            *([launch] if kind.SEVERAL_PROCESSES else []),
         ],
     )
     parsed = parse(both, program, given, description=description)

@@ -130,6 +130,17 @@ RULES: dict[str, Rule] = {
 }
 
 
+def check_seeds(settings: Any, count: str) -> None:
+    """Refuse seeds, as many as the setting ``count`` from ``seed`` on, of which the last would
+    begin anew from 0.
+
+    Raises:
+        DataError: naming both settings.
+    """
+    if settings.seed + getattr(settings, count) > MOST_SEEDS:
+        raise DataError(f"--seed plus --{count} must be at most {MOST_SEEDS:,}, got more")
+
+
 def check_settings(settings: Any, **others: Rule) -> None:
     """Refuse settings of which any breaks its rule; None, for "not given", breaks none.
 

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from rnnjax._checks import check_number, check_size, describe
+from rnnjax._checks import check_floating, check_number, check_size, describe
 from rnnjax._numerics import affine, carry_dtype, split_gates
 from rnnjax._values import require_at_least_0
-from rnnjax.base import Carry, Cell, Params
+from rnnjax.base import Carry, Cell, Key, Params
 from rnnjax.initializers import CellInitializer
 
 
@@ -26,6 +26,21 @@ def draw_packed(
         draw.w_hh(hh, size, gates),
         draw.bias(b, size, gates),
     )
+
+
+def draw_three_biases(draw: CellInitializer, key: Key, size: int) -> Array:
+    """``bias`` [3H] of three gates that are none of a GRU.
+
+    Drawn for the four gates of an LSTM: a rule may take three gates for those of a GRU.
+    """
+    return draw.bias(key, size, 4)[: 3 * size]
+
+
+def check_input(x: Array, size: int) -> None:
+    """Refuse inputs of one step that are no floats [size], where no product looks at them."""
+    check_floating("xs", x)
+    if x.shape != (size,):
+        raise ValueError(f"xs must have size {size} in the last axis, got {x.shape[-1]}")
 
 
 def project_packed(gates: int) -> Callable[[Any, Array], tuple[Array, ...]]:

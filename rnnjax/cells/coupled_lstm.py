@@ -10,6 +10,7 @@ from jax.nn import sigmoid
 from rnnjax._checks import check_key, check_size
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
+from rnnjax.cells._common import draw_three_biases
 from rnnjax.cells.lstm import LSTMCarry, LSTMGates, finish_lstm, lstm_like
 from rnnjax.initializers import CellInitializer, resolve
 
@@ -73,12 +74,10 @@ def coupled_lstm(hidden_size: int, *, initializer: str | CellInitializer = "rnnj
 
     def init(key: Array, input_size: int) -> CoupledLSTMParams:
         ih, hh, b = jax.random.split(check_key(key), 3)
-        # Drawn for the four gates of an LSTM: a rule may take three gates for those of a GRU.
-        bias = draw.bias(b, size, 4)[: 3 * size]
         return CoupledLSTMParams(
             draw.w_ih(ih, check_size("input_size", input_size), size, 3),
             draw.w_hh(hh, size, 3),
-            bias.at[:size].add(-draw.forget_bias),
+            draw_three_biases(draw, b, size).at[:size].add(-draw.forget_bias),
         )
 
     return lstm_like(size, init, _update, _gates, gates=3)

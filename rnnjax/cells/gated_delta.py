@@ -13,7 +13,12 @@ from rnnjax._checks import check_flag, check_key, check_size
 from rnnjax._numerics import carry_dtype
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
-from rnnjax.cells._common import check_heads, draw_step_log, inverse_softplus
+from rnnjax.cells._common import (
+    check_heads,
+    draw_step_log,
+    draw_three_biases,
+    inverse_softplus,
+)
 from rnnjax.cells._matrix_memory import (
     by_head,
     chunk_of_heads,
@@ -214,8 +219,7 @@ def gated_delta(
         rates = jax.random.uniform(decay, (heads,), jnp.float32, _LEAST_RATE, 16.0)
         return GatedDeltaParams(
             draw.w_ih(ih, inputs, size, 3),
-            # As for the four gates of an LSTM: a rule may take three gates for those of a GRU.
-            draw.bias(b, size, 4)[: 3 * size],
+            draw_three_biases(draw, b, size),
             draw_linear(gates, inputs, 2 * heads)[0],
             jnp.concatenate([jnp.zeros_like(steps), inverse_softplus(steps)]),
             jnp.log(rates),

@@ -9,7 +9,7 @@ from jax import Array, lax
 from rnnjax._checks import check_key, check_size
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
-from rnnjax.cells._common import project_packed, zeros_of
+from rnnjax.cells._common import draw_three_biases, project_packed, zeros_of
 from rnnjax.initializers import CellInitializer, resolve
 
 
@@ -94,11 +94,9 @@ def min_lstm(hidden_size: int, *, initializer: str | CellInitializer = "rnnjax")
 
     def init(key: Array, input_size: int) -> MinLSTMParams:
         ih, b = jax.random.split(check_key(key))
-        # Drawn for the four gates of an LSTM: a rule may take three gates for those of a GRU.
-        bias = draw.bias(b, size, 4)[: 3 * size]
         return MinLSTMParams(
             draw.w_ih(ih, check_size("input_size", input_size), size, 3),
-            bias.at[size : 2 * size].add(draw.forget_bias),
+            draw_three_biases(draw, b, size).at[size : 2 * size].add(draw.forget_bias),
         )
 
     return Cell(

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.nn import sigmoid
 
-from rnnjax._checks import check_floating, check_key, check_number, check_size
+from rnnjax._checks import check_key, check_number, check_size
 from rnnjax._numerics import accumulation_dtype, affine, split_gates
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
+from rnnjax.cells._common import check_input
 from rnnjax.cells.lstm import LSTMCarry
 from rnnjax.initializers import CellInitializer, resolve
 
@@ -91,10 +92,7 @@ def mogrifier_lstm(
         return LSTMCarry(jnp.zeros((size,), dtype), jnp.zeros((size,), dtype))
 
     def project(params: MogrifierLSTMParams, x: Array) -> tuple[Array]:
-        check_floating("xs", x)
-        features = params.w_ih.shape[0]
-        if x.shape != (features,):
-            raise ValueError(f"xs must have size {features} in the last axis, got {x.shape[-1]}")
+        check_input(x, params.w_ih.shape[0])
         return (x.astype(accumulation_dtype(params.w_ih.dtype)),)
 
     def plain_step(

@@ -7,11 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from rnnjax._checks import check_floating, check_key, check_size
+from rnnjax._checks import check_key, check_size
 from rnnjax._numerics import accumulation_dtype
 from rnnjax._recipe import factory
 from rnnjax.base import Cell
-from rnnjax.cells._common import check_step_range, draw_step_log, input_and_elapsed
+from rnnjax.cells._common import (
+    check_input,
+    check_step_range,
+    draw_step_log,
+    input_and_elapsed,
+)
 
 FREQUENCIES = ("linear", "inverse")
 SAMPLINGS = ("hold", "bilinear")
@@ -156,9 +161,7 @@ def s4d(
 
     def project(params: S4DParams, x: Any) -> tuple:
         inputs, elapsed = input_and_elapsed(x)
-        check_floating("xs", inputs)
-        if inputs.shape != params.d.shape:
-            raise ValueError(f"xs must have size {size} in the last axis, got {inputs.shape[0]}")
+        check_input(inputs, params.d.shape[0])
         inputs = inputs.astype(accumulation_dtype(params.decay_log.dtype))
         return (inputs,) if elapsed is None else (inputs, elapsed)
 

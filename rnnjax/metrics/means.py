@@ -203,9 +203,9 @@ def _divide(name: str, total: Any, count: Any, *, may_be_empty: bool) -> Any:
     if count.shape:
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.where(count == 0, np.nan, total / count)
-    if count == 0 and may_be_empty:
-        return float("nan")
     if count == 0:
+        if may_be_empty:
+            return float("nan")
         raise ValueError(
             f"metric {name!r} must have a count above 0, got 0: no row with a weight was seen, or "
             "every training step was left out because of a NaN or infinity, such as the loss of a "
