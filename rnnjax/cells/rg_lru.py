@@ -98,7 +98,7 @@ def rg_lru(
     size = check_size("hidden_size", hidden_size)
     low, high = (
         check_number(
-            name, decay, "a number of float32 in (0, 1)", lambda a: 0 < float(np.float32(a)) < 1
+            name, decay, "a number in (0, 1) of float32", lambda a: 0 < float(np.float32(a)) < 1
         )
         for name, decay in (("min_decay", min_decay), ("max_decay", max_decay))
     )

@@ -134,13 +134,13 @@ CASES = {
     "a decay that float32 rounds to 1": (
         lambda: rnnjax.rg_lru(3, max_decay=0.999999999),
         "max_decay",
-        "float32 in (0, 1)",
+        "(0, 1) of float32",
         "0.999999999",
     ),
     "a decay that float32 rounds to 0": (
         lambda: rnnjax.rg_lru(3, min_decay=1e-50),
         "min_decay",
-        "float32 in (0, 1)",
+        "(0, 1) of float32",
         "1e-50",
     ),
     "a bias of one channel": (
