@@ -179,8 +179,9 @@ def _read_pairs(path: Path, seed: int) -> Writing:
     Raises:
         DataError: the file cannot be read, or a line is no pair; names the first.
     """
-    lines = enumerate(read_lines(path), 1)
-    raw = [_line(line, f"{path}, line {n}") for n, line in lines if line.strip()]
+    # To its end before a line can be refused: that leaves no file open.
+    lines = [(n, line) for n, line in enumerate(read_lines(path), 1) if line.strip()]
+    raw = [_line(line, f"{path}, line {n}") for n, line in lines]
     if len(raw) < 10:
         raise DataError(f"{path} must hold at least 10 pairs, got {len(raw)}")
     note = f"{len(raw)} pairs, divided 8:1:1"
