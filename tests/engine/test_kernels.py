@@ -375,7 +375,7 @@ def closes_over_an_array(size):
 @pytest.mark.parametrize(
     ("made", "words"),
     [
-        (lambda: layer_norm_inside(16), "reduce_sum, which is not pointwise"),
+        (lambda: layer_norm_inside(16), "reduce_sum, which is not one that acts on each unit"),
         (lambda: closes_over_an_array(16), "closes over an array"),
         (lambda: rnnjax.gru(16, reset_after=False), "plain_step"),
         (lambda: rnnjax.indrnn(16), "no recurrent weights"),
@@ -506,7 +506,7 @@ def test_a_device_whose_processors_processes_share_is_refused(monkeypatch, tmp_p
 
 def test_running_a_cell_that_does_not_fit_raises():
     cell = layer_norm_inside(16)
-    with pytest.raises(NotPointwiseError, match="not pointwise"):
+    with pytest.raises(NotPointwiseError, match="acts on each unit"):
         emulated(cell, PLAIN)(*problem(cell, 3, 2, 16))
 
 

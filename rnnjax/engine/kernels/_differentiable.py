@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from rnnjax._numerics import varying_like
 from rnnjax.base import Cell
 from rnnjax.engine import _loop
 from rnnjax.engine._step import Inputs, Loop, Weights
@@ -51,8 +52,9 @@ def differentiable_loop(
     # Where one program is compiled for several platforms, the branch that is not for a GPU must
     # give results of the same shapes; what the kernel would have kept is never read there.
     def scan_forward(weights: Weights, carry: Any, inputs: Inputs) -> Any:
-        made = jax.eval_shape(kernel_forward, weights, carry, inputs)[1]
-        return scan(weights, carry, inputs), jax.tree.map(_zeros_of, made)
+        args = (weights, carry, inputs)
+        made = jax.eval_shape(kernel_forward, *args)[1]
+        return scan(*args), varying_like(args, jax.tree.map(_zeros_of, made))
 
     def kernel_values(weights: Weights, carry: Any, inputs: Inputs) -> Any:
         return over_rows(

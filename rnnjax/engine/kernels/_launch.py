@@ -48,15 +48,15 @@ class Launch(NamedTuple):
         tiling: its sizes.
         steps: its functions, for tiles.
         options: what the call has.
-        quick: sigmoid and tanh are the processor's own, with an error of 5e-4; else they are
-            exact to float32.
+        approximate: sigmoid, tanh, exp, log, sin, cos and square roots are the processor's own,
+            with an error of 5e-4 of sigmoid and tanh; else they are exact to float32.
         forward, backward: the products.
     """
 
     tiling: Tiling
     steps: TileFunctions
     options: LoopOptions
-    quick: bool
+    approximate: bool
     forward: Product = Product(0, 0, 0, 0)
     backward: Product = Product(0, 0, 0, 0)
 

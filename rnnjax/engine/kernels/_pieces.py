@@ -1,11 +1,12 @@
 """A cell taken apart, as the kernels need it: flat lists of arrays, and what is done with each."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.extend.core import Literal
 
 from rnnjax.base import Cell
 from rnnjax.engine.kernels._pointwise import (
@@ -44,7 +45,7 @@ class Pieces(NamedTuple):
         update: ``(params, carry, x_proj, h_proj) -> (carry, y)`` on lists; parameters in full.
         hidden: ``carry -> h`` on lists.
         params: shapes of the leaves of the parameters.
-        output_tree: of y.
+        output_dtypes, output_tree: of y.
     """
 
     size: int
@@ -59,6 +60,7 @@ class Pieces(NamedTuple):
     update: Callable
     hidden: Callable
     params: tuple[Any, ...]
+    output_dtypes: tuple[Any, ...]
     output_tree: Any
 
 
@@ -68,10 +70,7 @@ def find_pieces(cell: Cell, shapes: ExampleShapes) -> Pieces:
     Raises:
         NotPointwiseError: it is none of those that the kernels run, and why.
     """
-    if cell.update is None or cell.hidden is None:
-        raise NotPointwiseError("the cell gives plain_step, which is not taken apart")
-    if shapes.w_hh is None:
-        raise NotPointwiseError("the cell has no recurrent weights")
+    assert cell.update is not None and cell.hidden is not None
     size, columns = shapes.w_hh.shape
     gates = columns // size
     if columns != gates * size or len(shapes.x_proj) < gates:
@@ -79,12 +78,8 @@ def find_pieces(cell: Cell, shapes: ExampleShapes) -> Pieces:
     params, params_tree = jax.tree.flatten(shapes.params)
     carry, carry_tree = jax.tree.flatten(shapes.carry)
     inputs, inputs_tree = jax.tree.flatten(shapes.x_proj)
-    _check_leaves("carry", carry, size)
-    _check_leaves("x_proj", inputs, size)
-    if any(leaf.dtype != F32 for leaf in carry):
-        raise NotPointwiseError(
-            f"its carry is of {', '.join(sorted({c.dtype.name for c in carry}))}"
-        )
+    _check_leaves("carry", carry, size, {"float32"})
+    _check_leaves("x_proj", inputs, size, _FLOATS | {"bool"})
 
     def typed(leaves: Sequence, like: Sequence, tree: Any) -> Any:
         return jax.tree.unflatten(
@@ -92,7 +87,6 @@ def find_pieces(cell: Cell, shapes: ExampleShapes) -> Pieces:
         )
 
     def update(par: Sequence, carry_: Sequence, xs: Sequence, hs: Sequence) -> tuple[list, list]:
-        assert cell.update is not None
         state = typed(carry_, carry, carry_tree)
         given = typed(xs, inputs, inputs_tree)
         new, y = cell.update(typed(par, params, params_tree), state, given, tuple(hs))
@@ -107,17 +101,20 @@ def find_pieces(cell: Cell, shapes: ExampleShapes) -> Pieces:
     own = [jax.ShapeDtypeStruct(p.shape, p.dtype) for p in params]
     lists = (own, [one] * len(carry), [one] * len(inputs), [one] * gates)
     y = jax.eval_shape(cell.update, shapes.params, shapes.carry, shapes.x_proj, (one,) * gates)[1]
-    # Traced on [H], as the cell was written; make_tile_functions traces once more on tiles.
-    flat = flatten_function(on_leaves(update, lists), *leaves_of(lists))
-    check_pointwise("update", flat, (size,))
-    check_pointwise(
-        "hidden", flatten_function(lambda *c: [hidden(c)], *[one] * len(carry)), (size,)
-    )
-    _check_leaves("y", jax.tree.leaves(y), size)
+    flat = flatten_function(on_leaves(update, lists), *leaves_of(lists), shape=(size,))
+    check_pointwise("update", flat, size)
+    of_carry = flatten_function(lambda *c: [hidden(c)], *[one] * len(carry), shape=(size,))
+    check_pointwise("hidden", of_carry, size)
+    _check_leaves("y", jax.tree.leaves(y), size, _FLOATS)
     reads = tuple(k for k in range(len(params)) if flat.reads(k))
     for k in reads:
         if params[k].shape not in ((), (size,)) or params[k].dtype.name not in _FLOATS:
             raise NotPointwiseError(f"update reads a parameter {params[k].dtype}{params[k].shape}")
+    if any(not own[k].shape for k in reads):
+        arrays = [
+            jax.ShapeDtypeStruct((size,), p.dtype) if k in reads else p for k, p in enumerate(own)
+        ]
+        _check_scalars(flat, on_leaves(update, lists), leaves_of((arrays, *lists[1:])))
     first = len(params) + len(carry)
     only_added = tuple(
         k < _leading(shapes.x_proj, gates)
@@ -138,6 +135,7 @@ def find_pieces(cell: Cell, shapes: ExampleShapes) -> Pieces:
         update,
         hidden,
         tuple(own),
+        tuple(leaf.dtype for leaf in jax.tree.leaves(y)),
         jax.tree.structure(y),
     )
 
@@ -145,12 +143,34 @@ def find_pieces(cell: Cell, shapes: ExampleShapes) -> Pieces:
 _FLOATS = frozenset({"float32", "bfloat16", "float16"})
 
 
-def _check_leaves(name: str, leaves: Sequence, size: int) -> None:
+def _check_leaves(name: str, leaves: Sequence, size: int, dtypes: Set[str]) -> None:
     for leaf in leaves:
         if leaf.shape != (size,):
             raise NotPointwiseError(f"a piece of its {name} has shape {leaf.shape}, not {(size,)}")
-        if leaf.dtype.name not in _FLOATS | {"bool"}:
+        if leaf.dtype.name not in dtypes:
             raise NotPointwiseError(f"a piece of its {name} is of {leaf.dtype}")
+
+
+def _check_scalars(flat: Flat, update: Callable, arguments: Sequence) -> None:
+    """Refuse an ``update`` to which it matters that a parameter without axes has none.
+
+    In the kernels these are arrays, each unit with one of its own, whose gradients are summed.
+    """
+    try:
+        of_arrays = flatten_function(update, *arguments, shape=flat.shape)
+    except Exception as error:
+        raise NotPointwiseError(f"update needs a parameter without axes: {error}") from error
+    if _operations(flat) != _operations(of_arrays):
+        raise NotPointwiseError("update reads the shape of a parameter")
+
+
+def _operations(flat: Flat) -> list:
+    """Names and constant operands of all operations but broadcasts."""
+    return [
+        (e.primitive.name, [v.val if isinstance(v, Literal) else None for v in e.invars])
+        for e in flat.equations
+        if e.primitive.name != "broadcast_in_dim"
+    ]
 
 
 def _leading(x_proj: tuple, gates: int) -> int:

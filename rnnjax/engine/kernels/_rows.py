@@ -52,7 +52,7 @@ def _param_tiles(launch: Launch, params: Any) -> Array | None:
     rows = [leaves[k].astype(jnp.float32) for k in launch.steps.pieces.reads]
     rows = [jnp.broadcast_to(a, (size,)) if a.ndim == 0 else a for a in rows]
     if launch.pads_units:
-        rows.append(jnp.ones((size,)))
+        rows.append(jnp.ones((size,), jnp.float32))
     return _tiles.params_to_tiles(launch.tiling, jnp.stack(rows)) if rows else None
 
 
@@ -89,7 +89,8 @@ def run_forward(
     tree = jax.tree.structure(carry)
     last = _unstack(_tiles.from_tiles(tiling, found.last[None])[0], 1)
     outputs = _unstack(_tiles.from_tiles(tiling, found.ys), 2)
-    ys = jax.tree.unflatten(pieces.output_tree, outputs[: pieces.outputs])
+    ys = [a.astype(dtype) for a, dtype in zip(outputs, pieces.output_dtypes, strict=False)]
+    ys = jax.tree.unflatten(pieces.output_tree, ys)
     if launch.all_carries:
         ys = (ys, jax.tree.unflatten(tree, outputs[pieces.outputs :]))
     kept = None if found.kept is None else _tiles.from_tiles(tiling, found.kept)
@@ -214,4 +215,4 @@ def _params_gradient(launch: Launch, params: Any, d_par: Array | None) -> list:
 
 
 def moves(a: Array) -> bool:
-    return jnp.issubdtype(a.dtype, jnp.floating)
+    return jnp.issubdtype(a.dtype, jnp.inexact)

@@ -1,5 +1,6 @@
 """A cell's functions and their derivatives, traced for tiles of one shape."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,7 +11,6 @@ from jax import Array
 from rnnjax.engine.kernels._pieces import F32, Pieces, leaves_of, on_leaves
 from rnnjax.engine.kernels._pointwise import (
     Flat,
-    NotPointwiseError,
     check_pointwise,
     flatten_function,
 )
@@ -44,7 +44,7 @@ class TileFunctions(NamedTuple):
 
 
 def make_tile_functions(
-    pieces: Pieces, shape: tuple[int, int], has_noise: bool, quick: bool
+    pieces: Pieces, shape: tuple[int, int], has_noise: bool, approximate: bool
 ) -> TileFunctions:
     """``pieces`` for tiles of ``shape``.
 
@@ -52,52 +52,39 @@ def make_tile_functions(
         pieces: of a cell.
         shape: of a tile.
         has_noise: whether ``hidden`` is multiplied by noise.
-        quick: sigmoids by way of tanh, which is one instruction where it may be approximate.
+        approximate: sigmoids by way of tanh, which is one instruction where it may be approximate.
 
     Raises:
-        NotPointwiseError: a function or its derivative has an operation that the kernels do not
-            know, or cannot be traced on a tile.
+        NotPointwiseError: a derivative has an operation that the kernels do not know.
     """
-    try:
-        return _make_tile_functions(pieces, shape, has_noise, quick)
-    except NotPointwiseError:
-        raise
-    except (TypeError, ValueError, IndexError) as error:
-        raise NotPointwiseError(f"update depends on the shape of its arrays: {error}") from error
-
-
-def _make_tile_functions(
-    pieces: Pieces, shape: tuple[int, int], has_noise: bool, quick: bool
-) -> TileFunctions:
-    tile = jax.ShapeDtypeStruct(shape, F32)
-    par = [tile if k in pieces.reads else p for k, p in enumerate(pieces.params)]
-    carry, gates = [tile] * pieces.carries, [tile] * pieces.gates
-    lists = (par, carry, [tile] * pieces.inputs, gates)
-    update = flatten_function(on_leaves(pieces.update, lists), *leaves_of(lists), quick=quick)
-    hidden = flatten_function(lambda *c: [pieces.hidden(c)], *carry, quick=quick)
+    flatten = functools.partial(flatten_function, shape=shape, approximate=approximate)
+    one = jax.ShapeDtypeStruct((pieces.size,), F32)
+    par = [one if k in pieces.reads else p for k, p in enumerate(pieces.params)]
+    carry, gates = [one] * pieces.carries, [one] * pieces.gates
+    lists = (par, carry, [one] * pieces.inputs, gates)
+    update = flatten(on_leaves(pieces.update, lists), *leaves_of(lists))
+    hidden = flatten(lambda *c: [pieces.hidden(c)], *carry)
     added = [k for k in range(pieces.gates) if pieces.only_added[k]]
     alone = [k for k in range(pieces.gates) if not pieces.only_added[k]]
-    read = [tile] * len(pieces.reads)
+    read = [one] * len(pieces.reads)
     unread = [p for k, p in enumerate(pieces.params) if k not in pieces.reads]
     lists = (
-        *(read, carry, [tile] * len(added), [tile] * len(pieces.read_alone), [tile] * len(alone)),
-        *(carry, [tile] * pieces.outputs, unread),
+        *(read, carry, [one] * len(added), [one] * len(pieces.read_alone), [one] * len(alone)),
+        *(carry, [one] * pieces.outputs, unread),
     )
-    update_back = flatten_function(
-        on_leaves(_pullback(pieces), lists), *leaves_of(lists), quick=quick
-    )
+    update_back = flatten(on_leaves(_pullback(pieces), lists), *leaves_of(lists))
 
     def back(*leaves: Array) -> list:
         return list(jax.vjp(lambda *c: pieces.hidden(c), *leaves[:-1])[1](leaves[-1]))
 
-    hidden_back = flatten_function(back, *carry, tile, quick=quick)
+    hidden_back = flatten(back, *carry, one)
     for name, flat in (
         ("update", update),
         ("hidden", hidden),
         ("the derivative of update", update_back),
         ("the derivative of hidden", hidden_back),
     ):
-        check_pointwise(name, flat, shape)
+        check_pointwise(name, flat, pieces.size)
     starts = [0, len(read)]
     for part in lists[1:5]:
         starts.append(starts[-1] + len(part))

@@ -6,6 +6,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 from jax import Array, lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
@@ -54,10 +55,12 @@ def call_kernel(
         grid_names=("tile", "pair") if paired else ("tile", "group"),
         **({"cluster": (PAIR,), "cluster_names": ("member",)} if paired else {}),
         compiler_params=plgpu.CompilerParams(
-            approx_math=launch.quick, unsafe_no_auto_barriers=True
+            approx_math=launch.approximate, unsafe_no_auto_barriers=True
         ),
     )
-    return dict(zip(results, kernel(*arrays.values()), strict=True))
+    # Counts of steps and places are then integers of 32 bits, which is what the compiler takes.
+    with jax.enable_x64(False):
+        return dict(zip(results, kernel(*arrays.values()), strict=True))
 
 
 def given_arrays(arrays: NamedTuple) -> dict[str, Array]:
