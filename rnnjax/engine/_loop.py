@@ -46,7 +46,8 @@ def run_scan(
       the one returned that after the last.
     - The dtypes of the carry do not change. Values at steps that are not valid were zeroed before
       projection, so they are finite; what ``update`` makes of them is never used.
-    - It is differentiable in every array of ``weights``, ``carry`` and ``inputs``, in both modes.
+    - It is differentiable in every array of ``weights``, ``carry`` and ``inputs``: in both modes,
+      the kernel in reverse mode, of whose derivative both modes are the scan's.
 
     Args:
         cell: whose ``hidden`` and ``update``, or ``plain_step``, are run.

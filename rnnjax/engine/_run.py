@@ -91,20 +91,29 @@ def _implementation(static: Static, plan: Plan) -> Callable:
     return functools.partial(persistent.run_chosen, by_name, static.device)
 
 
-def kernel_for(cell: Cell, static: Static, call: Call) -> persistent.Launch | str:
-    """The persistent kernel for a call, of which shapes are enough, or why there is none."""
-    if isinstance(static.device, str) and static.request.implementation is None:
+def kernel_for(
+    cell: Cell, static: Static, call: Call, chunk: int | None
+) -> persistent.Launch | str:
+    """The persistent kernel for ``chunk`` steps of a call, or why there is none.
+
+    Shapes are enough of a call. None are all steps.
+    """
+    by_name = static.request.implementation == "persistent"
+    if isinstance(static.device, str) and not by_name:
         return static.device
+    if cell.context is not None:
+        return persistent.refused(persistent.READS_CONTEXT, by_name)
 
     def arguments(call: Call) -> tuple[Any, Any, Any]:
         prepared = prepare(cell, static.reverse, call)
-        weights, inputs = project(cell, call.params, prepared, prepared.steps)
+        steps = jax.tree.map(lambda a: a[:chunk], prepared.steps)
+        weights, inputs = project(cell, call.params, prepared, steps)
         return weights._replace(params=in_sum_dtypes(call.params)), prepared.carry, inputs
 
     loop = Loop(static.reverse, 1, static.all_carries)
     inner = cell_reading_wide(cell, call.params)
-    by_name = static.request.implementation == "persistent"
-    return persistent.choose(inner, loop, jax.eval_shape(arguments, call), static.device, by_name)
+    shapes = jax.eval_shape(arguments, call)
+    return persistent.choose(inner, loop, shapes, static.device, by_name, call)
 
 
 def _run_plan(

@@ -14,8 +14,6 @@ import rnnjax
 from rnnjax.engine import _loop
 from rnnjax.engine._step import Inputs, Loop, Weights
 from rnnjax.engine.kernels import _device, _tiles, persistent
-from rnnjax.engine.kernels._launch import LoopOptions
-from rnnjax.engine.kernels._pointwise import NotPointwiseError
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 NEW_JAX = pytest.mark.skipif(
@@ -61,6 +59,7 @@ CELLS = {
     "minimal_gated": rnnjax.minimal_gated,
     "coupled_lstm": rnnjax.coupled_lstm,
     "peephole_lstm": rnnjax.peephole_lstm,
+    "slstm": rnnjax.slstm,
     "own": with_softplus,
     "unread": lambda size: rnnjax.gru(size)._replace(update=_reads_one_gate, gates=None),
     "traced": lambda size: rnnjax.trace_gates(rnnjax.lstm(size)),
@@ -281,12 +280,18 @@ def test_second_derivatives_are_the_scans():
     assert_close(curvature(emulated(cell, PLAIN)), curvature(scanned(cell, PLAIN)), 1e-4)
 
 
-def test_forward_mode_through_the_loop_is_refused():
-    cell = rnnjax.gru(16)
-    weights, carry, inputs = problem(cell, 3, 2, 16)
-    run = emulated(cell, PLAIN)
-    with pytest.raises(TypeError, match="forward-mode"):
-        jax.jvp(lambda c: run(weights, c, inputs), (carry,), (carry,))
+@NEW_JAX
+@pytest.mark.parametrize("implementation", [None, "persistent"])
+def test_forward_mode_through_the_loop_is_refused(emulated_gpu, implementation):
+    cell = rnnjax.gru(8)
+    params, xs = cell.init(jax.random.key(0), 3), jnp.ones((2, 17, 3))
+
+    def run(xs, implementation=implementation):
+        return rnnjax.unroll(cell, params, xs, implementation=implementation)[1]
+
+    with pytest.raises(TypeError, match=r"forward mode .* needs implementation='scan'"):
+        jax.jvp(run, (xs,), (xs,))
+    jax.jvp(lambda xs: run(xs, "scan"), (xs,), (xs,))
 
 
 # ---- arrays ------------------------------------------------------------------------------------
@@ -349,52 +354,6 @@ def reason_for(cell, *, device=H100, dtype="float32", time=20, batch=8, by_itsel
     args = shapes(cell, time, batch, cell.output_size, dtype=dtype, **options)
     found = persistent.plan(persistent.problem_of(cell, PLAIN, *args), device, by_itself)
     return found if isinstance(found, str) else ""
-
-
-def layer_norm_inside(size):
-    cell = rnnjax.gru(size)
-
-    def update(params, carry, x_proj, h_proj):
-        new, y = cell.update(params, carry, x_proj, h_proj)
-        return new - jnp.mean(new), y
-
-    return cell._replace(update=update)
-
-
-def closes_over_an_array(size):
-    cell, scale = rnnjax.gru(size), jnp.linspace(0.0, 1.0, size)
-
-    def update(params, carry, x_proj, h_proj):
-        new, y = cell.update(params, carry, x_proj, h_proj)
-        return new * scale, y
-
-    return cell._replace(update=update)
-
-
-@NEW_JAX
-@pytest.mark.parametrize(
-    ("made", "words"),
-    [
-        (lambda: layer_norm_inside(16), "reduce_sum, which is not one that acts on each unit"),
-        (lambda: closes_over_an_array(16), "closes over an array"),
-        (lambda: rnnjax.gru(16, reset_after=False), "plain_step"),
-        (lambda: rnnjax.indrnn(16), "no recurrent weights"),
-    ],
-    ids=["layer_norm", "closure", "plain_step", "indrnn"],
-)
-def test_other_cells_are_refused_with_the_reason(made, words):
-    cell = made()
-    with_weights = cell.recurrent is not None
-    if with_weights:
-        assert words in reason_for(cell)
-        return
-    one = jax.ShapeDtypeStruct((16,), jnp.float32)
-    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 3))
-    x_proj = jax.eval_shape(cell.project, params, jax.ShapeDtypeStruct((3,), jnp.float32))
-    shapes = persistent.ExampleShapes(None, params, one, x_proj)
-    none = LoopOptions(False, False, False, False, False)
-    asked = persistent.Problem(cell, shapes, 20, 4, none)
-    assert words in persistent.plan(asked, H100, by_itself=False)
 
 
 @NEW_JAX
@@ -467,10 +426,14 @@ def test_what_the_scan_does_as_well_is_left_to_it_unless_asked_for():
 
 
 @NEW_JAX
-def test_float32_is_refused_where_more_precision_is_asked_for():
-    with jax.default_matmul_precision("highest"):
-        assert "'highest'" in reason_for(rnnjax.lstm(64))
+@pytest.mark.parametrize("precision", ["highest", "float32", "F32_F32_F32", "BF16_BF16_F32_X6"])
+def test_float32_is_refused_where_more_precision_is_asked_for(precision):
+    with jax.default_matmul_precision(precision):
+        assert repr(precision) in reason_for(rnnjax.lstm(64))
         assert reason_for(rnnjax.lstm(64), dtype="bfloat16") == ""
+    for enough in ("high", "tensorfloat32", "BF16_BF16_F32_X3"):
+        with jax.default_matmul_precision(enough):
+            assert reason_for(rnnjax.lstm(64)) == ""
 
 
 @NEW_JAX
@@ -504,12 +467,6 @@ def test_a_device_whose_processors_processes_share_is_refused(monkeypatch, tmp_p
     assert "MPS is running" in _device.describe_gpu(gpu())
 
 
-def test_running_a_cell_that_does_not_fit_raises():
-    cell = layer_norm_inside(16)
-    with pytest.raises(NotPointwiseError, match="acts on each unit"):
-        emulated(cell, PLAIN)(*problem(cell, 3, 2, 16))
-
-
 # ---- the kernels themselves, as far as they can be compiled without a GPU ------------------------
 
 
@@ -528,6 +485,8 @@ def test_running_a_cell_that_does_not_fit_raises():
         ("coupled_lstm", 64, 16, PLAIN, {}),
         ("peephole_lstm", 64, 16, ALL, {"dtype": "bfloat16"}),
         ("own", 64, 16, PLAIN, {"flags": True}),
+        ("slstm", 64, 16, ALL, {"flags": True}),
+        ("slstm", 64, 16, PLAIN, {"dtype": "bfloat16"}),
         ("unread", 64, 16, PLAIN, {"dtype": "bfloat16"}),
         ("traced", 64, 16, PLAIN, {"dtype": "bfloat16"}),
     ],
@@ -553,13 +512,6 @@ def test_kernels_compile_for_a_gpu(name, size, batch, loop, options):
 
 
 # ---- through unroll ------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def emulated_gpu(monkeypatch):
-    """``implementation="persistent"`` runs tile by tile in plain JAX."""
-    monkeypatch.setattr(persistent, "find_device", lambda tree: H100)
-    monkeypatch.setattr(persistent, "_mosaic", lambda: KERNELS)
 
 
 LENGTHS = [0, 3, 7, 5]
@@ -684,6 +636,35 @@ def test_explain_says_when_it_is_the_kernel(monkeypatch):
     said = rnnjax.explain(cell, params, jnp.ones((20, 50, 3)), scan_unroll=2)
     assert "scan over time" in said
     assert "2 steps an iteration" in said
+
+
+@NEW_JAX
+def test_explain_tells_of_chunks_what_runs_in_them(seen_gpu):
+    cell = rnnjax.lstm(64)
+    params = cell.init(jax.random.key(0), 3)
+    said = lambda **options: rnnjax.explain(cell, params, (20, 50, 3), **options)  # noqa: E731
+    assert "one persistent kernel" in said()
+    assert "one persistent kernel" in said(remat=16)
+    assert "scan over time" in said(remat=8)
+    assert "one persistent kernel" in said(remat=8, implementation="persistent")
+
+
+@NEW_JAX
+def test_a_cell_that_reads_a_memory_is_refused_by_explain_too(seen_gpu):
+    cell = rnnjax.attention_cell(rnnjax.lstm(8), 6)
+    params = cell.init(jax.random.key(0), 3)
+    with pytest.raises(ValueError, match="'persistent': the cell reads constants"):
+        rnnjax.explain(cell, params, (2, 20, 3), implementation="persistent")
+    assert "scan over time" in rnnjax.explain(cell, params, (2, 20, 3))
+
+
+@NEW_JAX
+@pytest.mark.parametrize("shape", [(3, 0, 3), (0, 5, 3)])
+def test_where_there_is_no_step_nothing_is_refused(emulated_gpu, shape):
+    cell = rnnjax.lstm(8)
+    params, xs = cell.init(jax.random.key(0), 3), jnp.ones(shape)
+    given = rnnjax.unroll(cell, params, xs, implementation="persistent")
+    assert_close(given, rnnjax.unroll(cell, params, xs, implementation="scan"), 0.0)
 
 
 @NEW_JAX

@@ -70,7 +70,8 @@ def find_pieces(cell: Cell, shapes: ExampleShapes) -> Pieces:
     Raises:
         NotPointwiseError: it is none of those that the kernels run, and why.
     """
-    assert cell.update is not None and cell.hidden is not None
+    assert cell.update is not None
+    assert cell.hidden is not None
     size, columns = shapes.w_hh.shape
     gates = columns // size
     if columns != gates * size or len(shapes.x_proj) < gates:

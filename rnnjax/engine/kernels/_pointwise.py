@@ -235,7 +235,8 @@ def check_pointwise(name: str, flat: Flat, size: int) -> None:
     """
     for constant in flat.constants.values():
         if not isinstance(constant, np.generic):
-            raise NotPointwiseError(f"{name} closes over an array, of shape {np.shape(constant)}")
+            kind = f"an array, of shape {np.shape(constant)}" if np.ndim(constant) else "a number"
+            raise NotPointwiseError(f"{name} closes over {kind} that is traced or on a device")
     for e in flat.equations:
         _check_operation(name, e)
         for v in (*e.invars, *e.outvars):
@@ -252,8 +253,8 @@ def _check_operation(name: str, e: Any) -> None:
     operation, operand = e.primitive.name, e.invars[0].aval
     if operation not in _KNOWN:
         raise NotPointwiseError(
-            f"{name} has the operation {operation}, which is not one that acts on each unit by "
-            "itself and that the kernels know"
+            f"{name} has the operation {operation}, which is none of those that the kernels "
+            "compute unit by unit"
         )
     if operation in _ARITHMETIC and operand.dtype.name not in _COMPUTED:
         raise NotPointwiseError(f"{name} has the operation {operation} of {operand.dtype}")

@@ -83,8 +83,9 @@ class Tiling(NamedTuple):
     def describe(self) -> str:
         """How it is cut, in words."""
         rounds = f" in {self.rounds} rounds" if self.rounds > 1 else ""
+        tiles = "1 tile" if self.tiles == 1 else f"{self.tiles} tiles"
         return (
-            f"{self.tiles} tiles of {self.width} sequences{rounds}, each on {self.groups} "
+            f"{tiles} of {self.width} sequences{rounds}, each on {self.groups} "
             f"processors with {UNITS} units"
         )
 

@@ -74,7 +74,14 @@ OLDEST_JAX = (0, 11)
 DTYPES = ("float32", "bfloat16", "float16")
 # Fewer steps than these are not worth the seconds that the kernels take to compile.
 FEWEST_STEPS = 16
-EXACT_PRECISIONS = ("highest", "float32")
+# What ``jax_default_matmul_precision`` may ask for: no more than three products of bfloat16 give.
+# fmt: off
+PRECISIONS = (
+    None, "default", "fastest", "bfloat16", "BF16_BF16_F32", "high", "bfloat16_3x",
+    "BF16_BF16_F32_X3", "tensorfloat32", "TF32_TF32_F32",
+)
+# fmt: on
+NO_STEP = "there is no step to run"
 
 
 class Problem(NamedTuple):
@@ -113,10 +120,8 @@ def plan(problem: Problem, device: Device | str, by_itself: bool) -> Launch | st
     if not isinstance(problem.time, int) or not isinstance(problem.batch, int):
         return "its shapes must be known when it is compiled, and these are symbolic"
     if problem.time == 0 or problem.batch == 0:
-        return "there is no step to run"
-    if problem.cell.plain_step is not None:
-        return "the cell gives plain_step, which cannot be taken apart"
-    reason = _refused_dtype(problem.shapes)
+        return NO_STEP
+    reason = _refused_dtype(problem.shapes.w_hh.dtype)
     if reason is not None:
         return reason
     try:
@@ -138,14 +143,12 @@ def plan(problem: Problem, device: Device | str, by_itself: bool) -> Launch | st
     return launch
 
 
-def _refused_dtype(shapes: ExampleShapes) -> str | None:
-    if shapes.w_hh is None:
-        return "the cell has no recurrent weights"
-    dtype = jnp.dtype(shapes.w_hh.dtype).name
+def _refused_dtype(w_dtype: Any) -> str | None:
+    dtype = jnp.dtype(w_dtype).name
     if dtype not in DTYPES:
         return f"its products are of {', '.join(DTYPES)}, and the recurrent weights are {dtype}"
     precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
-    if dtype == "float32" and precision in EXACT_PRECISIONS:
+    if dtype == "float32" and precision not in PRECISIONS:
         return (
             "its float32 products are three of bfloat16, and jax_default_matmul_precision "
             f"asks for {precision!r}"
@@ -159,8 +162,13 @@ def _launch(problem: Problem, device: Device) -> Launch:
     return make_launch(device, pieces, problem.options, problem.time, problem.batch, dtype)
 
 
-def problem_of(cell: Cell, loop: Loop, weights: Weights, carry: Any, inputs: Inputs) -> Problem:
-    """The problem that :func:`run_persistent` is given; its arguments may be shapes."""
+def problem_of(
+    cell: Cell, loop: Loop, weights: Weights, carry: Any, inputs: Inputs, arrays: Any = None
+) -> Problem:
+    """The problem that :func:`run_persistent` is given.
+
+    Its arguments may be shapes; then ``arrays`` are those whose place in a mesh decides.
+    """
     leaf = jax.tree.leaves(inputs.x_projs)[0]
     shapes = ExampleShapes(
         weights.w_hh,
@@ -175,7 +183,8 @@ def problem_of(cell: Cell, loop: Loop, weights: Weights, carry: Any, inputs: Inp
         inputs.resets is not None,
         weights.hidden_noise is not None,
     )
-    arrays = [a for a in jax.tree.leaves((weights, inputs)) if isinstance(a, Array)]
+    if arrays is None:
+        arrays = [a for a in jax.tree.leaves((weights, inputs)) if isinstance(a, Array)]
     time, batch = leaf.shape[:2]
     return Problem(cell, shapes, time, batch, options, arrays)
 
@@ -220,8 +229,7 @@ def run_persistent(
     def launch_for(weights: Weights, carry: Any, inputs: Inputs) -> Launch:
         return _launch(problem_of(cell, loop, weights, carry, inputs), device)
 
-    run = differentiable_loop(cell, loop, launch_for, by_itself, kernels or _mosaic())
-    return run(*both)
+    return differentiable_loop(cell, loop, launch_for, by_itself, kernels or _mosaic())(*both)
 
 
 def _vary(given: Any, leaf: Array) -> Array:
@@ -231,27 +239,48 @@ def _vary(given: Any, leaf: Array) -> Array:
 
 
 def choose(
-    cell: Cell, loop: Loop, arguments: tuple, device: Device | str, by_name: bool
+    cell: Cell,
+    loop: Loop,
+    arguments: tuple,
+    device: Device | str,
+    by_name: bool,
+    arrays: Any = None,
 ) -> Launch | str:
     """The launch for what :func:`run_persistent` would be given, or why the scan runs.
 
-    ``arguments`` may be shapes.
+    ``arguments`` may be shapes, those of ``arrays``.
 
     Raises:
         ValueError: it was asked for by name and cannot run.
     """
     weights = arguments[0]
     if weights.context is not None:
-        found = "the cell reads constants of the sequence"
-    elif weights.w_hh is not None and weights.w_hh.ndim != 2:
-        found = "its recurrent weights are blocks of a matrix"
-    elif cell.plain_step is None and weights.w_hh is not None:
-        found = plan(problem_of(cell, loop, *arguments), device, by_itself=not by_name)
-    else:
-        found = "the cell gives plain_step, or has no recurrent weights"
-    if by_name and isinstance(found, str):
-        raise ValueError(f"implementation must be one that can run here, got 'persistent': {found}")
-    return found
+        return refused(READS_CONTEXT, by_name)
+    if cell.plain_step is not None:
+        return refused("the cell gives plain_step, which cannot be taken apart", by_name)
+    if weights.w_hh is None:
+        return refused("the cell has no recurrent weights", by_name)
+    if weights.w_hh.ndim != 2:
+        return refused("its recurrent weights are blocks of a matrix", by_name)
+    found = plan(problem_of(cell, loop, *arguments, arrays), device, by_itself=not by_name)
+    # No steps are run as well by the scan, whatever was asked for.
+    return refused(found, by_name) if isinstance(found, str) and found != NO_STEP else found
+
+
+READS_CONTEXT = "the cell reads constants of the sequence"
+
+
+def refused(reason: str, by_name: bool) -> str:
+    """``reason``, why the scan runs.
+
+    Raises:
+        ValueError: the kernel was asked for by name.
+    """
+    if by_name:
+        raise ValueError(
+            f"implementation must be one that can run here, got 'persistent': {reason}"
+        )
+    return reason
 
 
 def run_chosen(
@@ -272,6 +301,19 @@ def run_chosen(
     if isinstance(choose(cell, loop, arguments, device, by_name), str):
         return _loop.run_scan(cell, loop, *arguments)
     return run_persistent(cell, loop, *arguments, device=device, by_itself=not by_name)
+
+
+def explain_forward_mode(error: Exception, device: Device | str) -> None:
+    """Say what to do where forward mode goes through a kernel, which JAX refuses.
+
+    Raises:
+        TypeError: ``error`` is JAX's refusal, and the kernel may have run on ``device``.
+    """
+    if not isinstance(device, str) and "forward-mode" in str(error):
+        raise TypeError(
+            "forward mode (jax.jvp, jax.jacfwd) needs implementation='scan': a persistent kernel "
+            "has reverse mode alone"
+        ) from error
 
 
 def find_device(tree: Any) -> Device | str:
