@@ -24,6 +24,7 @@ from rnnjax._checks import (
 )
 from rnnjax._devices import with_automatic_axes
 from rnnjax._native import in_native_order
+from rnnjax._numerics import accumulation_dtype
 from rnnjax._recipe import Made, factory
 from rnnjax._values import check_range
 from rnnjax.base import Cell, Key, Layer
@@ -121,7 +122,7 @@ def embedding(
         tokens = check_tokens(tokens, size)
         with telling_given_away(params=params):
             given = _check_table(table_of(params), (size, width)), tokens
-            return with_automatic_axes(lambda pair: pair[0][pair[1]], given, tokens, tokens.ndim)
+            return with_automatic_axes(lambda pair: _rows(*pair), given, tokens, tokens.ndim)
 
     return Embedding(init, apply, width, size)
 
@@ -181,6 +182,28 @@ def table_of(params: Any) -> Array:
         )
     is_frozen = isinstance(params, FrozenEmbeddingParams)
     return jax.lax.stop_gradient(params.vectors) if is_frozen else params.vectors
+
+
+def _rows(table: Array, tokens: Array) -> Array:
+    is_narrow = jnp.issubdtype(table.dtype, jnp.floating) and jnp.finfo(table.dtype).bits < 32
+    return _narrow_rows(table, tokens) if is_narrow else table[tokens]
+
+
+@jax.custom_jvp
+def _narrow_rows(table: Array, tokens: Array) -> Array:
+    """``table[tokens]`` of a table of 16 bits, whose gradient is summed in 32.
+
+    JAX would add up the gradients of equal tokens in the dtype of the table, where a sum of ones
+    stays at 256. The table itself is read as it is: a wide copy of it is made by derivatives alone.
+    """
+    return table[tokens]
+
+
+@_narrow_rows.defjvp
+def _narrow_rows_jvp(given: tuple, tangents: tuple) -> tuple[Array, Array]:
+    (table, tokens), (change, _) = given, tangents
+    rows = change.astype(accumulation_dtype(change.dtype))[tokens]
+    return _narrow_rows(table, tokens), rows.astype(change.dtype)
 
 
 def check_tokens(

@@ -129,6 +129,33 @@ def test_a_divided_vocabulary_trains_to_what_a_whole_one_trains_to(kind):
     run(VALUES, kind, 2)
 
 
+NARROW = """
+    table = rnnjax.embedding(V, H)
+    tokens = np.random.default_rng(0).integers(0, 4, (B, 600))
+
+
+    def loss(vectors, tokens):
+        rows = table.apply(rnnjax.models.EmbeddingParams(vectors), tokens)
+        return jnp.sum(rows.astype(jnp.float32))
+
+
+    vectors = table.init(jax.random.key(0)).vectors.astype(jnp.bfloat16)
+    placed = jax.device_put(vectors, NamedSharding(mesh, P("model")))
+    rows = jax.device_put(jnp.asarray(tokens), NamedSharding(mesh, P("batch")))
+    found = jax.jit(jax.grad(loss))(placed, rows)
+    assert found.dtype == jnp.bfloat16
+    counts = np.repeat(np.bincount(tokens.ravel(), minlength=V)[:, None], H, axis=1)
+    np.testing.assert_allclose(np.asarray(found, float), counts, rtol=2.0**-8)
+"""
+
+
+@pytest.mark.full
+@pytest.mark.devices
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gradient_of_a_divided_table_of_16_bits_is_summed_in_32(kind):
+    run(NARROW, kind, 4)
+
+
 REFUSED = """
     for divided, shape in (({"head.w": P("model")}, (4, 3)), ({"tail": P("model")}, (4, 4))):
         try:
