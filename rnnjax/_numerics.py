@@ -104,6 +104,41 @@ def draw_flags(key: Key, probability: Any, shape: tuple[int, ...]) -> Array:
     return jax.random.bernoulli(key, jnp.asarray(probability, jnp.float32), shape)
 
 
+def draw_flags_by_place(
+    key: Key, probability: float, counts: tuple[int, ...], shape: tuple[int, ...]
+) -> Array:
+    """Flags [*counts, *shape] as of :func:`draw_flags`, each a function of the key and of its own
+    indices: more rows or steps leave those that were there as they were."""
+    if not counts:
+        return draw_flags(key, probability, shape)
+    key = as_mappable(key)
+
+    def one(index: Array) -> Array:
+        inner = jax.random.fold_in(key, index)
+        return draw_flags_by_place(inner, probability, counts[1:], shape)
+
+    return jax.vmap(one)(jnp.arange(counts[0]))
+
+
+def keep_scaled(keep: Array, xs: Array, rate: float) -> Array:
+    """What dropout at ``rate`` leaves of ``xs``: 0, or where ``keep``, ``xs / (1 - rate)``.
+
+    Divided in at least float32, so that of 16 bits only the result is rounded: ``1 - rate`` that is
+    rounded, too, would be off by the same share in every element.
+    """
+    kept = xs.astype(accumulation_dtype(xs.dtype)) / (1.0 - rate)
+    return jnp.where(keep, kept.astype(xs.dtype), jnp.zeros_like(xs))
+
+
+def key_apart(key: Key) -> Key:
+    """A key for another use of ``key`` than to split it, equal to none that is split off.
+
+    ``split(key, n)[i]`` is ``fold_in(key, i)``, bit for bit: with a small number folded in, both
+    uses would draw the same.
+    """
+    return jax.random.fold_in(key, 2**32 - 1)
+
+
 def as_mappable(key: Key) -> Key:
     """A key, or one made of it, that draws under ``jax.vmap`` what it draws alone.
 

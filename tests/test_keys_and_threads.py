@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import rnnjax
+from rnnjax._numerics import key_apart
 from rnnjax.metrics import cross_entropy
 
 B, T, D, H, V = 2, 3, 2, 3, 5
@@ -129,6 +130,16 @@ DRAWN = {
 def test_every_array_is_drawn_with_a_key_of_its_own(name):
     with jax.debug_key_reuse(True):
         DRAWN[name](jax.random.key(0))
+
+
+@pytest.mark.parametrize("partitionable", [True, False])
+@pytest.mark.parametrize("kind", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_a_key_apart_is_none_that_is_split_off(kind, partitionable):
+    with jax.threefry_partitionable(partitionable):
+        key = jax.random.key(0, impl=kind)
+        apart = jax.random.key_data(key_apart(key)).tolist()
+        for count in (1, 2, 1000):
+            assert apart not in jax.random.key_data(jax.random.split(key, count)).tolist()
 
 
 @pytest.mark.full

@@ -20,6 +20,7 @@ from experiments.running.processes import is_first
 from experiments.running.run_folder import RunFolder
 from experiments.running.run_settings import RunSettings
 from experiments.running.session import Session, go_on
+from rnnjax._numerics import key_apart
 from rnnjax.metrics import compute, merge
 from rnnjax.training import (
     EarlyStopping,
@@ -113,7 +114,7 @@ def fit_by_loss(
         NonFiniteError: too many steps in a row were not finite.
     """
     optimizer = _optimizer(settings, settings.epochs * len(parts.train))
-    key = jax.random.fold_in(jax.random.key(settings.seed), 1)
+    key = key_apart(jax.random.key(settings.seed))  # its splits drew the first weights
     totals = no_sums(loss_fn, params, next(parts.train.epoch(0)), key)
     state = init_train_state(key, params, optimizer), totals
     train, totals = devices.place_state(state)

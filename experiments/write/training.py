@@ -20,6 +20,7 @@ from experiments.running.run_folder import RunFolder
 from experiments.running.session import Session, go_on
 from experiments.write.layout import indented
 from experiments.write.settings import Settings
+from rnnjax._numerics import key_apart
 from rnnjax.data import DataError, contiguous
 from rnnjax.metrics import compute, linear_cross_entropy, merge
 from rnnjax.models import Features
@@ -170,7 +171,7 @@ def fit(
         NonFiniteError: too many updates in a row were not finite.
     """
     optimizer = make_optimizer(settings, texts.train)
-    key = jax.random.fold_in(jax.random.key(settings.seed), 1)
+    key = key_apart(jax.random.key(settings.seed))  # its splits drew the first weights
     carry = devices.place_batch(model.initial_carry(params, (settings.rows,)))
     zeros = {"loss": (jnp.zeros(()), jnp.zeros(()))}
     # In the form of merged sums, as a checkpoint after some pieces has them.

@@ -8,7 +8,7 @@ from jax import Array
 from jax.nn import sigmoid
 
 from rnnjax._checks import check_key
-from rnnjax._numerics import accumulation_dtype, affine, as_mappable
+from rnnjax._numerics import accumulation_dtype, affine, as_mappable, key_apart
 from rnnjax.base import Carry, Cell, Key, Noise, NoiseShape
 from rnnjax.initializers import draw_linear
 from rnnjax.layers._memory import (
@@ -60,14 +60,14 @@ def asking_before(
     """
 
     def init(key: Key, input_size: int) -> AttentionCellParams:
-        inner, asking, context = jax.random.split(check_key(key), 3)
+        inner, asking, context, selecting = jax.random.split(check_key(key), 4)
         params = cell.init(inner, input_size)
         widths, state_size = gate_sizes(cell, params, input_size)
         return AttentionCellParams(
             params,
             attention.init(asking, state_size, memory_size),
             draw_gate_weights(context, memory_size, widths),
-            _draw_selector(jax.random.fold_in(asking, 1), state_size) if selects else None,
+            _draw_selector(selecting, state_size) if selects else None,
         )
 
     def more_columns(params: AttentionCellParams) -> list[Array]:
@@ -142,8 +142,8 @@ def asking_before(
         drawn = draw_noise(cell, key, params.cell, shape, more_columns(params))
         if mean_rate is None:
             return drawn
-        # Folded in, so that the cell's own noise is what it is without attention.
-        numbers = _draw_numbers(jax.random.fold_in(key, 1), shape, mean_rate)
+        # Not split, so that the cell's own noise is what it is without attention.
+        numbers = _draw_numbers(key_apart(key), shape, mean_rate)
         return drawn._replace(steps=(*drawn.steps, Draw(numbers)))
 
     return Cell(
@@ -187,6 +187,8 @@ def _draw_numbers(key: Key, shape: NoiseShape, mean_rate: float) -> Array:
 
 def drawn_places(weights: Array, draw: Draw | None) -> Array:
     """1 at the place that is taken, 0 elsewhere, and everywhere where no place is real."""
+    if not len(weights):  # of no places there is no largest
+        return weights
     if draw is None:
         largest = jnp.arange(len(weights)) == jnp.argmax(weights)
         return (largest & (weights > 0)).astype(weights.dtype)

@@ -17,7 +17,7 @@ from rnnjax._checks import (
     describe,
 )
 from rnnjax._devices import with_automatic_axes
-from rnnjax._numerics import draw_flags
+from rnnjax._numerics import draw_flags_by_place, keep_scaled
 from rnnjax.base import Apply, Carry, Direction, Key, Layer, Params
 from rnnjax.engine._arguments import check_xs
 
@@ -26,9 +26,12 @@ StepArguments = dict[str, Any]
 
 
 def elementwise_dropout(key: Key | None, xs: Array, rate: float) -> Array:
-    r"""``xs`` [...] with each element zeroed at ``rate`` and the rest scaled.
+    r"""``xs`` [..., D] with each element zeroed at ``rate`` and the rest scaled.
 
     .. math:: x \odot m / (1 - p), \quad m \in \{0, 1\}, \; P(m = 0) = p
+
+    What is drawn for a vector depends on the key and its place, that is its row and step: neither
+    padding nor further rows change it.
 
     Without a key, or at rate 0, ``xs`` itself. What goes through time is better dropped by
     :func:`rnnjax.models.locked_dropout`, the same at all steps, or by a regulariser of the cell.
@@ -51,10 +54,12 @@ def elementwise_dropout(key: Key | None, xs: Array, rate: float) -> Array:
         return xs
     key = check_key(key)
     check_floating("xs", xs)
+    xs = jnp.asarray(masking.as_array("xs", xs))
 
     def dropped(given: tuple[Key, Array]) -> Array:
-        keep = draw_flags(given[0], 1.0 - rate, xs.shape)
-        return jnp.where(keep, given[1] / (1.0 - rate), jnp.zeros_like(given[1]))
+        key, xs = given
+        keep = draw_flags_by_place(key, 1.0 - rate, xs.shape[:-1], xs.shape[-1:])
+        return keep_scaled(keep, xs, rate)
 
     return with_automatic_axes(dropped, (key, xs), xs, xs.ndim)
 

@@ -19,6 +19,7 @@ from rnnjax.layers.attention import Attention
 from rnnjax.layers.attention_cell import prepare_memory
 from rnnjax.layers.recurrent import as_layer, not_a_layer
 from rnnjax.models._bridge import cross, draw_bridge
+from rnnjax.models._dropout import split_key
 from rnnjax.models._encoding import LinearParams
 from rnnjax.models._sources import Places, Tokens
 from rnnjax.models.embedding import Embedding, not_an_embedding
@@ -109,11 +110,13 @@ class Parts(NamedTuple):
         return self.output_size, context, self.target.output_size
 
     def decoder_init(self, key: Key, input_size: int) -> Params:
-        decoding = self.decoder.init(key, input_size)
         if self.above is None:
-            return decoding
-        on_top = self.above.init(jax.random.fold_in(key, 1), self.decoder.output_size)
-        return LayersParams(decoding, on_top)
+            return self.decoder.init(key, input_size)
+        inner, on_top = jax.random.split(key)
+        return LayersParams(
+            self.decoder.init(inner, input_size),
+            self.above.init(on_top, self.decoder.output_size),
+        )
 
     def draw_attention(self, key: Key) -> Params:
         if self.attention is None:
@@ -167,13 +170,14 @@ class Parts(NamedTuple):
         """The outputs of all steps [..., T, O], with attention and how the memory was read."""
         if isinstance(self.decoder, Cell):
             own = carry if self.above is None else carry.attending
+            inner, on_top = (key, None) if self.above is None else split_key(key, 2)
             _, attended = unroll(
                 self.decoder,
                 self.attending(params.decoder),
                 xs,
                 mask=valid,
                 initial_carry=own,
-                key=key,
+                key=inner,
                 context=memory,
             )
             if self.above is not None:
@@ -182,7 +186,7 @@ class Parts(NamedTuple):
                     attended.output,
                     mask=valid,
                     initial_carry=carry.above,
-                    key=None if key is None else jax.random.fold_in(key, 1),
+                    key=on_top,
                 )
                 attended = attended._replace(output=hs)
             return attended

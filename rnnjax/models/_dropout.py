@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from rnnjax import masking
 from rnnjax._checks import check_floating, check_key, check_rate
 from rnnjax._devices import with_automatic_axes
-from rnnjax._numerics import draw_flags
+from rnnjax._numerics import draw_flags, keep_scaled
 from rnnjax.base import Key
 
 
@@ -42,11 +43,12 @@ def locked_dropout(key: Key | None, xs: Array, rate: float) -> Array:
         raise ValueError(f"xs must have shape [..., T, H], got shape {xs.shape}")
     if key is None or rate == 0.0:
         return xs
-    key = check_key(key)
+    key, xs = check_key(key), jnp.asarray(masking.as_array("xs", xs))
 
     def dropped(given: tuple[Key, Array]) -> Array:
-        keep = draw_flags(given[0], 1.0 - rate, (*xs.shape[:-2], 1, xs.shape[-1]))
-        return jnp.where(keep, given[1] / (1.0 - rate), jnp.zeros_like(given[1]))
+        key, xs = given
+        keep = draw_flags(key, 1.0 - rate, (*xs.shape[:-2], 1, xs.shape[-1]))
+        return keep_scaled(keep, xs, rate)
 
     return with_automatic_axes(dropped, (key, xs), xs, xs.ndim)
 
@@ -59,6 +61,6 @@ def drop_words(key: Key | None, tokens: Array, xs: Array, vocab_size: int, rate:
     def dropped(given: tuple[Key, Array, Array]) -> Array:
         key, tokens, xs = given
         keep = draw_flags(key, 1.0 - rate, (vocab_size,))[tokens]
-        return jnp.where(keep[..., None], xs / (1.0 - rate), jnp.zeros_like(xs))
+        return keep_scaled(keep[..., None], xs, rate)
 
     return with_automatic_axes(dropped, (key, tokens, xs), xs, xs.ndim)

@@ -19,7 +19,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from rnnjax._checks import check_cell, check_rate
-from rnnjax._numerics import accumulation_dtype, as_mappable, carry_dtype, draw_flags
+from rnnjax._numerics import accumulation_dtype, carry_dtype, draw_flags_by_place
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Noise, NoiseShape, Params
 from rnnjax.cells.gru import GRUGates
@@ -139,7 +139,7 @@ def recurrent_dropout(cell: Cell, rate: float) -> Cell:
     assert gates is not None
 
     def draw(key: Key, params: Params, shape: NoiseShape) -> Noise:
-        keep = _draw(key, 1 - rate, (shape.time, shape.batch), (cell.output_size,))
+        keep = draw_flags_by_place(key, 1 - rate, (shape.time, shape.batch), (cell.output_size,))
         return Noise(steps=(CandidateMask(keep),))
 
     def dropped(params: Params, carry: Carry, x_proj: tuple, h_proj: tuple) -> tuple[Carry, Any]:
@@ -250,8 +250,8 @@ def zoneout(cell: Cell, rate: float | Mapping[str, float]) -> Cell:
             for an LSTM; parts not named are left alone.
 
     Raises:
-        ValueError: a rate outside [0, 1); and once the cell is run, a name that is no part of
-            the carry, or an output that is not one.
+        ValueError: a rate outside [0, 1); a name that is no part of the carry, once the cell is
+            run, or at once where all rates are 0; once it is run, an output that is no such part.
 
     Example:
         >>> import jax, jax.numpy as jnp, rnnjax
@@ -269,6 +269,7 @@ def zoneout(cell: Cell, rate: float | Mapping[str, float]) -> Cell:
     if isinstance(rate, Mapping):
         rate = {name: check_rate(f"rate[{name!r}]", p) for name, p in rate.items()}
         if not any(rate.values()):
+            _check_names(rate, cell)
             return cell
     elif not check_rate("rate", rate):
         return cell
@@ -278,7 +279,7 @@ def zoneout(cell: Cell, rate: float | Mapping[str, float]) -> Cell:
         leaves, rates = jax.tree.leaves(carry), _rates_by_leaf(rate, carry)
         counts = (shape.time, shape.batch)
         hold = tuple(
-            _draw(k, p, counts, leaf.shape) if p else None
+            draw_flags_by_place(k, p, counts, leaf.shape) if p else None
             for k, p, leaf in zip(jax.random.split(key, len(leaves)), rates, leaves, strict=True)
         )
         return Noise(steps=(ZoneoutMask(hold),))
@@ -347,6 +348,15 @@ def _blend_leaf(rate: float, hold: Array | None, old: Array, new: Array) -> Arra
     return rate * old + (1 - rate) * new if hold is None else jnp.where(hold, old, new)
 
 
+def _check_names(rates: Mapping[str, float], cell: Cell) -> None:
+    """Refuse names that the carry does not have, of a cell that is not there yet when it is run."""
+    try:
+        params = jax.eval_shape(lambda: cell.init(jax.random.key(0), cell.output_size))
+    except (TypeError, ValueError):  # inputs of this size are none of the cell's
+        return
+    _rates_by_leaf(rates, jax.eval_shape(cell.initial_carry, params))
+
+
 def _rates_by_leaf(rate: float | Mapping[str, float], carry: Carry) -> list[float]:
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(carry)]
     if not isinstance(rate, Mapping):
@@ -390,23 +400,10 @@ def _split_noise(x_proj: tuple, kind: type) -> tuple[tuple, Any]:
     return (x_proj[:-1], x_proj[-1]) if x_proj and isinstance(x_proj[-1], kind) else (x_proj, None)
 
 
-def _draw(key: Key, probability: float, counts: tuple[int, ...], shape: tuple[int, ...]) -> Array:
-    """Bernoulli draws [*counts, *shape], each a function of the key and of its own indices: more
-    rows or steps leave those that were there as they were."""
-    if not counts:
-        return draw_flags(key, probability, shape)
-    key = as_mappable(key)
-
-    def one(index: Array) -> Array:
-        return _draw(jax.random.fold_in(key, index), probability, counts[1:], shape)
-
-    return jax.vmap(one)(jnp.arange(counts[0]))
-
-
 def _factor(
     key: Key, rate: float, counts: tuple[int, ...], shape: tuple[int, ...], dtype: DTypeLike
 ) -> Array:
-    keep = _draw(key, 1 - rate, counts, shape)
+    keep = draw_flags_by_place(key, 1 - rate, counts, shape)
     return jnp.where(keep, jnp.asarray(1 / (1 - rate), dtype), jnp.zeros((), dtype))
 
 

@@ -9,9 +9,12 @@ import numpy as np
 import optax
 import pytest
 
+from experiments.running import loss_fitting
 from experiments.running.devices import find_devices
 from experiments.running.loss_fitting import Parts, TrainingSettings, fit_by_loss
 from experiments.running.opening import open_run
+from experiments.write import training
+from experiments.write.model import build_model
 from experiments.write.settings import Settings
 from experiments.write.training import cut, make_optimizer
 from rnnjax.training import NonFiniteError
@@ -114,6 +117,39 @@ def test_what_is_drawn_is_drawn_anew_at_every_step_and_by_the_seed(fitted, tmp_p
     fit(tmp_path / "other", epochs=1, seed=1)
     other = [record["drawn"] for record in records(tmp_path / "other", "step")]
     assert not set(other) & set(drawn)
+
+
+def by_loss():
+    settings = TrainingSettings(epochs=1, patience=1, learning_rate=RATE, clip_norm=CLIP)
+    parts = Parts(*(Points(points, []) for points in (TRAIN, [VALIDATION], [TEST])))
+    params = {"w": jnp.zeros(2)}
+    loss_fitting.fit_by_loss(squared_distance, params, parts, settings, None, None, find_devices(1))
+
+
+def by_truncated_windows():
+    settings = Settings(hidden_size=2, embedding_size=2, rows=3, window=4, epochs=1)
+    pieces = cut(np.arange(124, dtype=np.int32) % 5, settings.rows, 32)
+    model = build_model(settings, 5)
+    texts = training.Texts(pieces, None, None)
+    params = model.init(jax.random.key(settings.seed))
+    training.fit(model, params, texts, settings, None, None, find_devices(1), None)
+
+
+@pytest.mark.parametrize(
+    ("where", "run"), [(loss_fitting, by_loss), (training, by_truncated_windows)]
+)
+def test_noise_is_of_a_key_apart_from_those_of_the_first_weights(where, run, monkeypatch):
+    class BegunError(Exception):
+        """What it is begun with is known."""
+
+    def begin(key, *_):
+        raise BegunError(jax.random.key_data(key).tolist())
+
+    monkeypatch.setattr(where, "init_train_state", begin)
+    with pytest.raises(BegunError) as begun:
+        run()
+    of_weights = jax.random.split(jax.random.key(0), 100)
+    assert begun.value.args[0] not in jax.random.key_data(of_weights).tolist()
 
 
 def test_a_run_whose_steps_are_all_lost_ends_before_its_epoch_does(tmp_path):

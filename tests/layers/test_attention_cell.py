@@ -260,3 +260,12 @@ def test_bad_input_is_named(case):
     run, words = BAD[case]
     with pytest.raises(ValueError, match=words):
         run()
+
+
+@pytest.mark.parametrize("kind", ["additive", "local"])
+def test_a_selector_starts_apart_from_its_attention(kind):
+    """Drawn with one key they would be multiples of each other."""
+    whole = rnnjax.attention_cell(rnnjax.lstm(8), 8, rnnjax.attention(kind), selector=True)
+    params = whole.init(jax.random.key(0), 3)
+    for other in jax.tree.leaves(params.attention):
+        assert abs(np.corrcoef(params.selector.w, other.ravel()[:8])[0, 1]) < 0.95

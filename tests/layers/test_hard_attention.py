@@ -259,3 +259,33 @@ def test_bad_input_is_named(case):
     run, words = BAD[case]
     with pytest.raises(ValueError, match=words):
         run()
+
+
+@pytest.mark.parametrize("key", [None, jax.random.key(5)])
+def test_a_memory_without_places_leaves_the_cell_as_it_is(key):
+    whole, params, xs, states = made(places=0, hard=True, selector=True)
+    _, ys = rnnjax.unroll(whole, params, xs, context=memory_of(states, PLACES * 0), key=key)
+    assert ys.weights.shape == ys.read.shape == ys.drawn.shape == (B, T, 0)
+    _, alone = rnnjax.unroll(CELL, params.cell, xs)
+    np.testing.assert_allclose(ys.output, alone, rtol=1e-6)
+
+
+def test_who_reads_the_mean_is_drawn_apart_from_the_noise_of_the_cell():
+    cells = {
+        "zoneout": rnnjax.zoneout(rnnjax.lstm(H), 0.5),
+        "dropout": rnnjax.variational_dropout(
+            rnnjax.recurrent_dropout(rnnjax.lstm(H), 0.5), inputs=0.5
+        ),
+    }
+    for cell in cells.values():
+        whole = rnnjax.attention_cell(cell, H, hard=True, mean_rate=0.5)
+        shape = rnnjax.NoiseShape(2000, 2, D)
+        params, key = whole.init(jax.random.key(0), D), jax.random.key(1)
+        noise = whole.noise(key, params, shape)
+        own = cell.noise(key, params.cell, shape)
+        assert_trees_equal(noise._replace(steps=noise.steps[:-1]), own)  # as without attention
+        means = np.asarray(noise.steps[-1].number[0] < 0)[:, None]
+        for leaf in jax.tree.leaves(own):
+            zeros = np.asarray(leaf == 0).reshape(-1, *leaf.shape[-2:])
+            # Six standard deviations of a share of 2,000 rows.
+            assert np.all(abs((zeros == means).mean(1) - 0.5) < 6 * 0.5 / np.sqrt(2000))

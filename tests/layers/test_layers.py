@@ -8,6 +8,7 @@ from cases import CELLS, One, init
 
 import rnnjax
 from rnnjax.layers import elementwise_dropout
+from rnnjax.models import locked_dropout
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -116,6 +117,44 @@ def test_elementwise_dropout_is_its_equation_and_draws_every_element_by_itself()
     ):
         with pytest.raises(ValueError, match=message):
             elementwise_dropout(*arguments)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("drop", [elementwise_dropout, locked_dropout])
+def test_what_dropout_keeps_of_16_bits_is_rounded_once(drop, dtype):
+    xs = jax.random.uniform(KEY, (50, 40), minval=1, maxval=2).astype(dtype)
+    dropped = drop(jax.random.key(2), xs, 0.4)
+    assert dropped.dtype == dtype
+    kept, exact = np.asarray(dropped, float), np.asarray(xs, float) / 0.6
+    half_a_unit = float(jnp.finfo(dtype).eps) / 2 * 2 ** np.floor(np.log2(exact))
+    assert np.all((abs(kept - exact) < 1.0001 * half_a_unit) | (kept == 0))
+
+
+@pytest.mark.parametrize("drop", [elementwise_dropout, locked_dropout])
+def test_dropout_reads_numpy_in_any_byte_order(drop):
+    xs = np.ones((5, 8), np.float32)
+    for key in (None, KEY):
+        expected = np.asarray(drop(key, jnp.asarray(xs), 0.5))
+        np.testing.assert_array_equal(drop(key, xs.astype(">f4"), 0.5), expected)
+
+
+def test_padding_and_further_rows_do_not_change_what_is_dropped():
+    xs = jax.random.normal(KEY, (5, 7, 4))
+    key = jax.random.key(2)
+    np.testing.assert_array_equal(
+        elementwise_dropout(key, xs, 0.5)[:3, :6], elementwise_dropout(key, xs[:3, :6], 0.5)
+    )
+    layer = rnnjax.stack(rnnjax.lstm(4), rnnjax.lstm(4), dropout=0.5)
+    params = layer.init(KEY, 4)
+    few = layer.apply(params, XS[:2], LENGTHS[:2], key=key)[1]
+    wide = jnp.pad(XS, ((0, 0), (0, 3), (0, 0)), constant_values=jnp.nan)
+    many = layer.apply(params, wide, LENGTHS, key=key)[1]
+    np.testing.assert_allclose(many[:2, : XS.shape[1]], few, atol=1e-6)
+    model = rnnjax.tagger(rnnjax.embedding(6, 4), rnnjax.lstm(4), 2, dropout=0.5)
+    params, tokens = model.init(KEY), np.array([[1, 2, 3], [4, 5, 1]])
+    few = model.apply(params, tokens, [3, 3], key=key)
+    many = model.apply(params, np.pad(tokens, ((0, 1), (0, 2))), [3, 3, 0], key=key)
+    np.testing.assert_allclose(many[:2, :3], few, atol=1e-6)
 
 
 def test_the_noise_of_a_layer_is_not_that_of_the_dropout_below_it():

@@ -381,22 +381,47 @@ def test_every_part_draws_its_noise_in_training(noisy):
     np.testing.assert_array_equal(run(jax.random.key(1)), one)
 
 
-def test_no_two_draws_of_noise_are_of_one_key(monkeypatch):
-    draw, keys = jax.random.bernoulli, []
+NOISE_INSIDE = {
+    "one": NOISY,
+    "two": rnnjax.variational_dropout(rnnjax.zoneout(rnnjax.gru(H), 0.37), hidden=0.5),
+    "every step": rnnjax.zoneout(rnnjax.lstm(H), 0.37),
+}
 
-    def noted(key, *args):
-        jax.debug.callback(lambda data: keys.append(tuple(data.tolist())), jax.random.key_data(key))
-        return draw(key, *args)
 
-    monkeypatch.setattr(jax.random, "bernoulli", noted)
-    noisy = rnnjax.variational_dropout(rnnjax.gru(H), inputs=0.37, hidden=0.37)
-    attending = rnnjax.attention_cell(noisy, H)
-    model = build(encoder=noisy, decoder=attending, above=noisy, dropout=0.37)
+@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("inside", NOISE_INSIDE)
+def test_no_two_draws_of_noise_are_of_one_key(inside, hard, monkeypatch):
+    keys = []
+
+    def noting(draw):
+        def noted(key, *args, **options):
+            data = jax.random.key_data(key)
+            jax.debug.callback(lambda data: keys.append(tuple(data.tolist())), data)
+            return draw(key, *args, **options)
+
+        return noted
+
+    attending = rnnjax.attention_cell(NOISE_INSIDE[inside], H, hard=hard)
+    model = build(encoder=NOISY, decoder=attending, above=NOISY, dropout=0.37)
     params = model.init(jax.random.key(0))
+    jax.clear_caches()  # what was traced before notes its keys elsewhere
+    for name in ("bernoulli", "uniform"):
+        monkeypatch.setattr(jax.random, name, noting(getattr(jax.random, name)))
     model.apply(params, SOURCE, SOURCES, TARGET, TARGETS, key=jax.random.key(1))
     jax.effects_barrier()
     rows = len(SOURCE)
     assert len(keys) == len(set(keys)) >= 3 + 3 * 2 * rows  # three dropouts, three noisy cells
+
+
+@pytest.mark.parametrize("feeding", [False, True])
+def test_layers_above_start_apart_from_the_attention_below(feeding):
+    attending = rnnjax.attention_cell(rnnjax.lstm(8), 8, input_feeding=feeding)
+    model = build(encoder=rnnjax.gru(8), decoder=attending, above=rnnjax.lstm(8))
+    decoder = model.init(jax.random.key(0)).decoder
+    attention = decoder.attending.attention
+    for matrix in (attention.query, attention.key):
+        for gate in jnp.split(decoder.above.w_ih, 4, axis=-1):
+            assert abs(np.corrcoef(matrix.ravel()[:64], gate.ravel()[:64])[0, 1]) < 0.7
 
 
 def test_dropout_is_of_both_embeddings_and_of_what_the_head_reads():

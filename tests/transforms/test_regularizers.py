@@ -520,6 +520,7 @@ def test_a_rate_of_zero_is_the_cell_itself():
         (lambda: recurrent_dropout(zoneout(LSTM, 0.1), 0.1), "before other transformers"),
         (lambda: zoneout(LSTM, {"c": 1.5}), r"rate\['c'\] must be a rate"),
         (lambda: run_once(zoneout(LSTM, {"b": 0.5})), r"got \['b'\].*parts \['h', 'c'\]"),
+        (lambda: zoneout(LSTM, {"b": 0.0}), r"got \['b'\].*parts \['h', 'c'\]"),
         (lambda: run_once(zoneout(GRU, {"h": 0.5})), "one part without a name: give one rate"),
         (lambda: run_once(zoneout(CELLS["users_own"], 0.5)), "output is an array of its new carry"),
         (lambda: run_once(zoneout(rnnjax.trace_gates(LSTM), 0.5)), "output is an array"),
