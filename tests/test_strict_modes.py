@@ -173,3 +173,44 @@ def test_inputs_of_16_bits_pass_by_a_layer_of_32_under_strict_promotion(make):
         ys = layer.apply(params, xs, [5, 2])[1]
     assert ys.dtype == jnp.float32
     np.testing.assert_array_equal(ys, expected)
+
+
+@pytest.mark.parametrize("dtypes", [("bfloat16", "bfloat16"), ("float32", "bfloat16")])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "vanilla"])
+def test_dropped_inputs_are_those_inputs_times_their_factor_under_strict_promotion(cell, dtypes):
+    of_weights, of_inputs = dtypes
+    noisy, key = rnnjax.variational_dropout(CELLS[cell], inputs=0.2), jax.random.key(1)
+    params = jax.tree.map(lambda a: a.astype(of_weights), noisy.init(jax.random.key(0), 3))
+    xs = jax.random.normal(jax.random.key(2), (2, 5, 3)).astype(of_inputs)
+    factor = noisy.noise(key, params, rnnjax.NoiseShape(2, 5, 3)).inputs
+    with jax.numpy_dtype_promotion("strict"):
+        found = rnnjax.unroll(noisy, params, xs, key=key)[1]
+        by_hand = xs.astype(jnp.float32) * factor[:, None]
+        expected = rnnjax.unroll(CELLS[cell], params, by_hand)[1]
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_places_of_64_bits_are_counted_under_strict_promotion():
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        model = rnnjax.captioner(6, rnnjax.embedding(9, 5), rnnjax.gru(8), start=1)
+        params = model.init(jax.random.key(0))
+        places = jax.random.normal(jax.random.key(1), (2, 4, 6), "float64")
+        texts = jnp.array([[1, 2], [2, 1]])
+        both = model.apply(params, places, jnp.array([4, 2]), texts)[0]
+        alone = model.apply(params, places[1:, :2], None, texts[1:])[0]
+    np.testing.assert_allclose(both[1:], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_a_carry_of_two_dtypes_crosses_under_strict_promotion():
+    half = rnnjax.Policy("bfloat16", "bfloat16", "bfloat16")
+    encoder = rnnjax.stack(rnnjax.recurrent(rnnjax.gru(4), policy=half), rnnjax.gru(4))
+    words = rnnjax.embedding(6, 4)
+    model = rnnjax.sequence_to_sequence(words, encoder, words, rnnjax.gru(4), start=1)
+    params, tokens = model.init(jax.random.key(0)), jnp.ones((2, 3), int)
+    with jax.numpy_dtype_promotion("strict"):
+        carry, _ = model.encode(params, tokens)
+    final, _ = encoder.apply(params.encoder, words.apply(params.source, tokens))
+    known = np.concatenate([np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(final)], -1)
+    (bridge,) = params.bridge
+    expected = np.tanh(known @ np.asarray(bridge.w) + np.asarray(bridge.bias))
+    np.testing.assert_allclose(jax.tree.leaves(carry)[0], expected, rtol=1e-5, atol=1e-6)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from rnnjax._checks import check_carry
-from rnnjax._numerics import affine
+from rnnjax._numerics import affine, carry_dtype
 from rnnjax.base import Carry, Key
 from rnnjax.initializers import draw_linear
 from rnnjax.models._encoding import LinearParams
@@ -56,7 +56,8 @@ def cross(
         return check_carry("the carry of the encoder (bridge='copy')", final, carry)
     # A size of -1 would be unknown in a batch of no rows.
     ends = [a.reshape(*batch, math.prod(a.shape[len(batch) :])) for a in jax.tree.leaves(final)]
-    known = jnp.concatenate(ends, axis=-1)
+    dtype = carry_dtype(ends)
+    known = jnp.concatenate([a.astype(dtype) for a in ends], axis=-1)
     leaves, structure = jax.tree.flatten(carry)
     return structure.unflatten(
         jnp.tanh(affine(known, p.w, p.bias)).reshape(a.shape).astype(a.dtype)

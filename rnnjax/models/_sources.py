@@ -105,11 +105,11 @@ class Places(NamedTuple):
         check_floating("source", places)
         valid = _real("source", lengths, places.shape[:-2], places.shape[-2])
         places = masking.zero_padding(valid, places)
-        count: Any = places.shape[-2]
-        if valid is not None:
-            count = jnp.sum(valid, axis=-1, dtype=jnp.float32)[..., None]
         # At least float32, and 0 where there is no place.
         total = jnp.sum(places.astype(accumulation_dtype(places.dtype)), axis=-2)
+        count: Any = places.shape[-2]
+        if valid is not None:
+            count = jnp.sum(valid, axis=-1, dtype=total.dtype)[..., None]
         return total / jnp.maximum(count, 1), places, valid
 
 
