@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax import masking
-from rnnjax._checks import check_key, check_number, check_params, check_size
+from rnnjax._checks import check_key, check_number, check_params, check_shape, check_size
 from rnnjax._numerics import affine
 from rnnjax._recipe import Made, factory
 from rnnjax.base import Key
@@ -120,6 +120,7 @@ def adaptive_softmax(
             )
         check_count("w", params.w, first + len(begins))
         for k, (cluster, begin, end) in enumerate(zip(params.clusters, begins, ends, strict=True)):
+            check_shape(f"params.clusters[{k}].down", cluster.down, (size, widths[k]))
             check_count(f"clusters[{k}].w", cluster.w, end - begin)
         return params
 

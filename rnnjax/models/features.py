@@ -90,5 +90,6 @@ def _of_steps(name: str, outputs: Any) -> Array:
 
 def _mean_square(xs: Array, valid: Array) -> Array:
     squares = jnp.where(valid[..., None], xs.astype(accumulation_dtype(xs.dtype)), 0)
-    count = jnp.maximum(jnp.sum(valid), 1) * xs.shape[-1]
-    return jnp.sum(squares**2) / count.astype(squares.dtype)
+    # Steps are counted in integers, the numbers of all of them may be more than 2^31.
+    count = jnp.maximum(jnp.sum(valid), 1).astype(squares.dtype) * xs.shape[-1]
+    return jnp.sum(squares**2) / count

@@ -13,6 +13,7 @@ from rnnjax._checks import check_flag, check_key, check_pair, check_params, chec
 from rnnjax._devices import with_automatic_axes
 from rnnjax._numerics import affine
 from rnnjax._recipe import Made, factory
+from rnnjax._values import check_range
 from rnnjax.base import Carry, Cell, Key, Layer
 from rnnjax.initializers import draw_linear
 from rnnjax.layers.recurrent import as_causal_layer
@@ -74,8 +75,9 @@ class LanguageModel(Made, _LanguageModelFields):
             :func:`rnnjax.metrics.linear_cross_entropy`; a softmax of one's own has none.
         score: ``(params, (tokens, targets), lengths, *, ...) -> (carry, log_probs [..., T])``, of
             the targets alone: all that a loss needs, and the cheaper way to it where the softmax is
-            an adaptive one. At masked steps it is that of the logits there, which is not 0: a loss
-            leaves them out. Other arguments are those of ``apply``.
+            an adaptive one. It is 0 at masked steps, whose targets are not read. Known targets
+            outside [0, V) are refused, those that are traced have NaN. Other arguments are those of
+            ``apply``.
         vocab_size: V.
     """
 
@@ -166,10 +168,7 @@ def language_model(
         key: Key | None = None,
     ) -> tuple[Carry, Features]:
         params = check_params(params, LanguageModelParams)
-        tokens = masking.as_integers("tokens", tokens)
-        if not tokens.ndim:
-            raise ValueError("tokens must have shape [..., T], got a scalar")
-        valid = masking.valid_steps(lengths, mask, tokens.shape[:-1], tokens.shape[-1])
+        tokens, valid = _with_real_steps(tokens, lengths, mask)
         tokens = check_tokens(tokens, vocab_size, valid=valid)
         word_key, in_key, inner, out_key = split_key(key, 4)
         xs = embedding.apply(params.embedding, tokens)
@@ -195,20 +194,30 @@ def language_model(
         return carry, head(params, outputs.dropped)
 
     def score(
-        params: LanguageModelParams, pair: tuple[Array, Array], lengths: Any = None, **options: Any
+        params: LanguageModelParams,
+        pair: tuple[Array, Array],
+        lengths: Any = None,
+        *,
+        mask: Any = None,
+        **options: Any,
     ) -> tuple[Carry, Array]:
         tokens, targets = check_pair("the pair (tokens, targets)", "a tuple of 2", pair)
+        tokens, valid = _with_real_steps(tokens, lengths, mask)
         targets = masking.as_integers("targets", targets)
-        if targets.shape != jnp.shape(tokens):
+        if targets.shape != tokens.shape:
             raise ValueError(
-                f"targets must have the shape of tokens, {jnp.shape(tokens)}, "
-                f"got shape {targets.shape}"
+                f"targets must have the shape of tokens, {tokens.shape}, got shape {targets.shape}"
             )
-        carry, outputs = features(params, tokens, lengths, **options)
+        targets = masking.zero_padding_now(valid, targets)
+        check_range("targets", targets, vocab_size, f"[0, {vocab_size})")
+        carry, outputs = features(params, tokens, mask=valid, **options)
         if softmax is not None:
-            return carry, softmax.log_prob(params.head, outputs.dropped, targets)
-        logits = head(params, outputs.dropped)
-        return carry, with_automatic_axes(_chosen, (logits, targets), logits, logits.ndim - 1)
+            log_probs = softmax.log_prob(params.head, outputs.dropped, targets)
+        else:
+            logits = head(params, outputs.dropped)
+            given, batch_axes = (logits, targets), logits.ndim - 1
+            log_probs = with_automatic_axes(_chosen, given, logits, batch_axes)
+        return carry, masking.zero_padding(valid, log_probs)
 
     def step(params: LanguageModelParams, carry: Carry, token: Array) -> tuple[Carry, Array]:
         params = check_params(params, LanguageModelParams)
@@ -233,6 +242,14 @@ class _Parts(NamedTuple):
     softmax: AdaptiveSoftmax | None
 
 
+def _with_real_steps(tokens: Any, lengths: Any, mask: Any) -> tuple[Array, Array | None]:
+    """Integers [..., T], and which of them are real; None where all are."""
+    tokens = masking.as_integers("tokens", tokens)
+    if not tokens.ndim:
+        raise ValueError("tokens must have shape [..., T], got a scalar")
+    return tokens, masking.valid_steps(lengths, mask, tokens.shape[:-1], tokens.shape[-1])
+
+
 # One program, where operation after operation would each be a call of its own; for equal models,
 # the same one. Its arguments were looked at before.
 @functools.partial(jax.jit, static_argnums=0)
@@ -247,7 +264,7 @@ def _step(
 def _logits(parts: _Parts, params: LanguageModelParams, hs: Array) -> Array:
     if parts.softmax is not None:
         return parts.softmax.log_probs(params.head, hs)
-    vocab_size = parts.embedding.vocab_size
+    hs, vocab_size = masking.as_array("hs", hs), parts.embedding.vocab_size
     return affine(hs, *_head_weights(parts, params), name="hs", size=vocab_size)
 
 

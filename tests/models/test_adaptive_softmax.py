@@ -64,6 +64,7 @@ def test_a_language_model_scores_with_it_what_all_its_logits_say():
     end, logits = model.apply(params, tokens, lengths=[7, 3, 0])
     every = jax.nn.log_softmax(logits, axis=-1)
     expected = np.take_along_axis(np.asarray(every), np.asarray(targets)[..., None], -1)[..., 0]
+    expected[1, 3:] = expected[2] = 0  # masked
     np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(carry, end)
 
@@ -113,6 +114,14 @@ def test_parameters_of_other_clusters_are_refused(words, cutoffs, message):
     for run in (softmax.log_probs, lambda p, hs: softmax.log_prob(p, hs, jnp.zeros(3, int))):
         with pytest.raises(ValueError, match=message):
             run(params, jnp.ones((3, 4)))
+
+
+def test_a_cluster_of_another_width_is_named():
+    softmax = rnnjax.adaptive_softmax(8, 20, [5])
+    params = rnnjax.adaptive_softmax(8, 20, [5], divisor=2.0).init(jax.random.key(0))
+    message = r"params.clusters\[0\].down must have shape \(8, 2\), got shape \(8, 4\)"
+    with pytest.raises(ValueError, match=message):
+        softmax.log_probs(params, jnp.ones((3, 8)))
 
 
 @pytest.mark.parametrize("cutoffs", [10, "10", None, [10.0]])

@@ -10,6 +10,7 @@ import rnnjax
 from rnnjax.data import contiguous
 from rnnjax.metrics import cross_entropy, perplexity
 from rnnjax.models import Features, activation_penalty, locked_dropout
+from rnnjax.models._dropout import drop_words
 
 V, E, H, B, T = 7, 4, 4, 3, 6
 TOKENS = jax.random.randint(jax.random.key(0), (B, T), 0, V)
@@ -59,6 +60,55 @@ def test_steps_give_the_logits_of_apply():
         carry, one = model.step(params, carry, TOKENS[:, t])
         np.testing.assert_allclose(one, logits[:, t], rtol=1e-5, atol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), carry, end)
+
+
+@pytest.mark.parametrize("softmax", [None, rnnjax.adaptive_softmax(H, V, [3])])
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.usefixtures("quick_compile")
+def test_a_score_reads_no_target_of_a_masked_step_and_is_0_there(compiled, softmax):
+    model, params = make(softmax=softmax)
+    targets = np.asarray(TOKENS + 1) % V
+    masked = np.arange(T) >= np.asarray(LENGTHS)[:, None]
+    dirty = np.where(masked, -1, targets)
+
+    def total(params, dirty):
+        scores = model.score(params, (TOKENS, dirty), LENGTHS)[1]
+        return jnp.sum(scores), scores
+
+    run = jax.value_and_grad(total, has_aux=True)
+    with jax.debug_nans(True):
+        (_, scores), gradient = (jax.jit(run) if compiled else run)(params, dirty)
+        by_mask = model.score(params, (TOKENS, dirty), mask=jnp.asarray(~masked))[1]
+    assert not np.any(np.asarray(scores)[masked])
+    np.testing.assert_allclose(by_mask, scores, rtol=1e-5)
+    for row, length in enumerate(LENGTHS):
+        alone = model.score(params, (TOKENS[row, :length], targets[row, :length]))[1]
+        np.testing.assert_allclose(scores[row, :length], alone, rtol=1e-5)
+
+    def of_real_steps(params):
+        real = [(TOKENS[b, : LENGTHS[b]], targets[b, : LENGTHS[b]]) for b in range(B)]
+        return sum(jnp.sum(model.score(params, pair)[1]) for pair in real)
+
+    for a, b in zip(
+        *map(jax.tree.leaves, (gradient, jax.grad(of_real_steps)(params))), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_known_target_that_is_no_token_is_refused_at_a_real_step():
+    model, params = make()
+    for wrong in (-1, V):
+        targets = np.asarray(TOKENS).copy()
+        targets[1, 1] = wrong
+        message = rf"targets must lie in \[0, {V}\), got {wrong} at index \(1, 1\)"
+        with pytest.raises(ValueError, match=message):
+            model.score(params, (TOKENS, targets), LENGTHS)
+        run = jax.jit(lambda targets: model.score(params, (TOKENS, targets), LENGTHS)[1])
+        with pytest.raises(ValueError, match=message):
+            rnnjax.checked(run)(targets)
+        targets[1, 1], targets[1, 2] = 0, wrong  # behind the end
+        model.score(params, (TOKENS, targets), LENGTHS)
+        rnnjax.checked(run)(targets)
 
 
 @pytest.mark.usefixtures("quick_compile")
@@ -192,6 +242,26 @@ def test_a_dropped_word_is_dropped_wherever_it_stands():
         assert kept.setdefault(int(token), is_kept) == is_kept
     assert set(kept.values()) == {True, False}
     del model
+
+
+def test_what_word_dropout_keeps_of_16_bits_is_rounded_once():
+    tokens = jnp.arange(200)[None]
+    xs = jax.random.uniform(jax.random.key(0), (1, 200, 3), minval=1, maxval=2).astype("bfloat16")
+    dropped = drop_words(jax.random.key(1), tokens, xs, 200, 0.4)
+    assert dropped.dtype == xs.dtype
+    kept, exact = np.asarray(dropped, float), np.asarray(xs, float) / 0.6
+    half_a_unit = 2.0 ** (np.floor(np.log2(exact)) - 8)
+    assert np.all((abs(kept - exact) < 1.0001 * half_a_unit) | (kept == 0))
+    assert 0.4 < np.mean(kept != 0) < 0.8
+
+
+def test_the_penalty_of_more_numbers_than_32_bits_count_is_that_of_few():
+    @jax.jit
+    def penalty(value):
+        hs = jnp.broadcast_to(value, (512, 1024, 4096))  # 2^31 of them, none of which is kept
+        return activation_penalty(Features(hs, hs), activity=2.0)
+
+    assert float(penalty(jnp.float32(1))) == pytest.approx(2.0, rel=1e-5)
 
 
 def test_the_penalty_is_that_of_its_formula():
@@ -372,3 +442,11 @@ def test_the_penalty_runs_where_promotion_is_strict():
         for dtype in (jnp.float32, jnp.bfloat16):
             found = activation_penalty(Features(HS.astype(dtype), HS.astype(dtype)))
             assert found.dtype == jnp.float32
+
+
+def test_a_head_takes_lists_and_any_byte_order():
+    model, params = make()
+    hs = np.arange(8, dtype=np.float32).reshape(2, H)
+    expected = hs @ np.asarray(params.head.w) + np.asarray(params.head.bias)
+    for given in (hs, hs.tolist(), hs.astype(">f4")):
+        np.testing.assert_allclose(model.head(params, given), expected, rtol=1e-5, atol=1e-6)
