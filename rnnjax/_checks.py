@@ -138,6 +138,18 @@ def check_rate(name: str, rate: Any) -> float:
     return check_number(name, rate, "a rate in [0, 1)", lambda p: 0 <= p < 1)
 
 
+def check_epsilon(epsilon: Any) -> float:
+    """``epsilon``, which is added to a mean of squares below a root, as a ``float``.
+
+    Raises:
+        ValueError: naming ``epsilon`` and what came instead.
+    """
+    # The derivative of 1 / sqrt(0 + epsilon) is about epsilon^-1.5. Float32 ends at 3e38, and
+    # infinity times the 0 that it belongs to would be NaN.
+    expected = "a number in [1e-25, 1e38]"
+    return check_number("epsilon", epsilon, expected, lambda e: 1e-25 <= e <= 1e38)
+
+
 def check_flag(name: str, value: Any) -> bool:
     """``value``, True or False of Python, NumPy or JAX, as a ``bool``.
 

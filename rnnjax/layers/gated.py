@@ -9,9 +9,9 @@ from jax import Array
 
 from rnnjax import masking
 from rnnjax._checks import (
+    check_epsilon,
     check_function,
     check_key,
-    check_number,
     check_params,
     check_shape,
     check_size,
@@ -161,11 +161,11 @@ def rms_norm(layer: Cell | Layer, *, epsilon: float = 1e-6, policy: Policy | Non
 
     Args:
         layer: f, a cell or a layer.
-        epsilon: keeps an input of zeros finite.
+        epsilon: keeps an input of zeros finite, and its gradient; in [1e-25, 1e38].
         policy: the dtypes of all parts, as for ``with_policy``.
 
     Raises:
-        ValueError: ``epsilon`` is not positive, or ``layer`` neither cell nor layer.
+        ValueError: ``epsilon`` is out of range, or ``layer`` neither cell nor layer.
 
     Example:
         >>> import jax, jax.numpy as jnp, rnnjax
@@ -178,7 +178,7 @@ def rms_norm(layer: Cell | Layer, *, epsilon: float = 1e-6, policy: Policy | Non
         Zhang and Sennrich, "Root mean square layer normalization", NeurIPS 2019, arXiv:1910.07467.
     """
     inner = as_layer(layer, policy=policy)
-    least = check_number("epsilon", epsilon, "positive", lambda a: a > 0)
+    least = check_epsilon(epsilon)
 
     def init(key: Key, input_size: int) -> RMSNormParams:
         scale = jnp.ones((check_size("input_size", input_size),), jnp.float32)

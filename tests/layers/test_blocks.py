@@ -224,7 +224,9 @@ BAD = {
     r"params.w_in must have shape \(3, 8\), got shape \(3, 1\)": lambda: rnnjax.gated(
         None, 4, hidden_size=8
     ).apply(drawn(rnnjax.gated(None, 4, hidden_size=1), SIZE), np.zeros((2, 4, SIZE))),
-    "epsilon must be positive, got 0": lambda: rnnjax.rms_norm(rnnjax.gru(3), epsilon=0),
+    r"epsilon must be a number in \[1e-25, 1e38\], got 0": lambda: rnnjax.rms_norm(
+        rnnjax.gru(3), epsilon=0
+    ),
     r"xs must have shape \[\.\.\., T, 3\], got shape \(2, 4, 2\)": lambda: rnnjax.rms_norm(
         CONVOLUTION
     ).apply(drawn(rnnjax.rms_norm(CONVOLUTION), SIZE), np.zeros((2, 4, 2))),

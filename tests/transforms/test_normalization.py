@@ -186,11 +186,38 @@ def complex_gates():
         ),
         (
             lambda: layer_norm(rnnjax.lstm(H), epsilon=0.0),
-            "epsilon must be positive and",
+            r"epsilon must be a number in \[1e-25, 1e38\], got 0.0",
         ),
+        (lambda: layer_norm(rnnjax.lstm(H), 1e-26), r"epsilon must be .*, got 1e-26"),
+        (lambda: layer_norm(rnnjax.lstm(H), 1e39), r"epsilon must be .*, got 1e\+39"),
+        (lambda: rnnjax.rms_norm(rnnjax.lstm(H), epsilon=1e-40), r"epsilon must be .*, got 1e-40"),
         (lambda: layer_norm(complex_gates()).init(jax.random.key(0), H), "real gates.*piece 0"),
     ],
 )
 def test_what_cannot_be_normalised_is_refused_with_the_reason(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("epsilon", [1e-25, 1e38])
+@pytest.mark.parametrize("norm", [layer_norm, rnnjax.rms_norm])
+def test_gradients_are_finite_at_both_ends_of_epsilon(norm, epsilon):
+    """Of a first step, whose state is zeros, and of inputs that are zeros."""
+    layer = rnnjax.stack(norm(rnnjax.lstm(H), epsilon=epsilon))
+    params = layer.init(jax.random.key(0), D)
+    xs = jnp.zeros((2, 3, D), jnp.float32).at[0, 1].set(1.0)
+
+    def total(params, xs):
+        ys = layer.apply(params, xs)[1]
+        assert ys.dtype == jnp.float32
+        return jnp.sum(ys)
+
+    for gradient in jax.tree.leaves(jax.grad(total, (0, 1))(params, xs)):
+        assert jnp.all(jnp.isfinite(gradient))
+
+
+def test_a_cell_with_recurrent_weights_needs_its_gain():
+    cell = layer_norm(rnnjax.lstm(H))
+    params = cell.init(jax.random.key(0), D)._replace(hidden_gain=None)
+    with pytest.raises(ValueError, match=r"params must have the structure .*hidden_gain\), as"):
+        rnnjax.unroll(cell, params, jnp.ones((2, 3, D)))
