@@ -92,6 +92,7 @@ def rows() -> list[Row]:
         Row("lstm, in rounds", rnnjax.lstm(500), bf16, 500, 6),
         Row("gru", rnnjax.gru(70), f32),
         Row("vanilla", rnnjax.vanilla(70), f32),
+        Row("slstm", rnnjax.slstm(64), f32),
         Row("coupled lstm", rnnjax.coupled_lstm(64), f32, options=(("remat", 5),)),
         Row("a user's own", users_own(64), f32),
         Row("peephole lstm, variational",

@@ -79,7 +79,8 @@ class Plan(NamedTuple):
     """How one call of ``unroll`` runs.
 
     Attributes:
-        implementation: "scan", "associative" or "chunked".
+        implementation: "scan", which a persistent kernel may stand in for, "associative" or
+            "chunked".
         chunk: steps that are projected, and in reverse mode recomputed, together, and for "chunked"
             computed together; None for all.
         recompute: whether the derivative keeps a chunk's first carry only.

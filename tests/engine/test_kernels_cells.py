@@ -153,6 +153,7 @@ def test_outputs_keep_their_dtype():
     assert_close(given, values_and_gradients(scanned(cell, PLAIN), args), TOLERANCE["bfloat16"])
 
 
+@NEW_JAX
 def test_complex_parameters_of_the_inputs_have_gradients(emulated_gpu):
     simple = rnnjax.vanilla(8)
 
@@ -239,10 +240,9 @@ def test_other_cells_are_refused_with_the_reason(emulated_gpu, case):
     made, words = REFUSED[case]
     cell = made()
     params = cell.init(jax.random.key(0), 3)
-    by_name = {"implementation": "persistent"}
     for run in (rnnjax.unroll, rnnjax.explain):
         with pytest.raises(ValueError, match=re.escape(words)):
-            run(cell, params, jnp.ones((2, 20, 3)), **by_name)
+            run(cell, params, jnp.ones((2, 20, 3)), implementation="persistent")
     assert "one persistent kernel" not in rnnjax.explain(cell, params, (2, 20, 3))
     rnnjax.unroll(cell, params, jnp.ones((2, 20, 3)))
 

@@ -70,8 +70,9 @@ def find_pieces(cell: Cell, shapes: ExampleShapes) -> Pieces:
     Raises:
         NotPointwiseError: it is none of those that the kernels run, and why.
     """
-    assert cell.update is not None
-    assert cell.hidden is not None
+    cell_update, cell_hidden = cell.update, cell.hidden
+    assert cell_update is not None
+    assert cell_hidden is not None
     size, columns = shapes.w_hh.shape
     gates = columns // size
     if columns != gates * size or len(shapes.x_proj) < gates:
@@ -90,18 +91,17 @@ def find_pieces(cell: Cell, shapes: ExampleShapes) -> Pieces:
     def update(par: Sequence, carry_: Sequence, xs: Sequence, hs: Sequence) -> tuple[list, list]:
         state = typed(carry_, carry, carry_tree)
         given = typed(xs, inputs, inputs_tree)
-        new, y = cell.update(typed(par, params, params_tree), state, given, tuple(hs))
+        new, y = cell_update(typed(par, params, params_tree), state, given, tuple(hs))
         shape = carry_[0].shape
         return _full(jax.tree.leaves(new), shape), _full(jax.tree.leaves(y), shape)
 
     def hidden(carry_: Sequence) -> Array:
-        assert cell.hidden is not None
-        return _full([cell.hidden(typed(carry_, carry, carry_tree))], carry_[0].shape)[0]
+        return _full([cell_hidden(typed(carry_, carry, carry_tree))], carry_[0].shape)[0]
 
     one = jax.ShapeDtypeStruct((size,), F32)
     own = [jax.ShapeDtypeStruct(p.shape, p.dtype) for p in params]
     lists = (own, [one] * len(carry), [one] * len(inputs), [one] * gates)
-    y = jax.eval_shape(cell.update, shapes.params, shapes.carry, shapes.x_proj, (one,) * gates)[1]
+    y = jax.eval_shape(cell_update, shapes.params, shapes.carry, shapes.x_proj, (one,) * gates)[1]
     flat = flatten_function(on_leaves(update, lists), *leaves_of(lists), shape=(size,))
     check_pointwise("update", flat, size)
     of_carry = flatten_function(lambda *c: [hidden(c)], *[one] * len(carry), shape=(size,))

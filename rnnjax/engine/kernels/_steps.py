@@ -84,7 +84,7 @@ class Backward(NamedTuple):
     d_gates: list  # cotangents of h_proj, and of x_proj where both meet
     d_read_alone: list  # cotangents of the moving leaves of x_proj that are read alone
     d_par: list  # what it adds to those of the parameters
-    d_reset_carry: list  # what it adds to those of the reset_carry carry
+    d_reset_carry: list  # what it adds to those of the carry after a reset
     d_carry: list  # of the carry that entered, but for what comes back through the product
 
 

@@ -262,7 +262,7 @@ def choose(
         return refused("the cell has no recurrent weights", by_name)
     if weights.w_hh.ndim != 2:
         return refused("its recurrent weights are blocks of a matrix", by_name)
-    found = plan(problem_of(cell, loop, *arguments, arrays), device, by_itself=not by_name)
+    found = plan(problem_of(cell, loop, *arguments, arrays=arrays), device, by_itself=not by_name)
     # No steps are run as well by the scan, whatever was asked for.
     return refused(found, by_name) if isinstance(found, str) and found != NO_STEP else found
 

@@ -38,8 +38,8 @@ def load_tile(ref: Any) -> Array:
     return plgpu.load(ref, layout=TILE, optimized=False)
 
 
-def load_all(ref: Any, count: int, first: int = 0) -> list:
-    return [load_tile(ref.at[unit_rows(first + k)]) for k in range(count)]
+def load_all(ref: Any, count: int) -> list:
+    return [load_tile(ref.at[unit_rows(k)]) for k in range(count)]
 
 
 def in_tile(values: Sequence) -> list:
