@@ -82,8 +82,8 @@ FAULTS = [
     *_of(
         "engine/_products.py",
         (
-            "return h if noise is None else h * noise",
-            "return h",
+            "return h.astype(wide) * noise.astype(wide)",
+            "return h.astype(wide)",
             f"{NOISE}test_variational_dropout_and_weight_drop_are_their_equations",
         ),
     ),
@@ -344,8 +344,8 @@ FAULTS = [
     *_of(
         "layers/_common.py",
         (
-            "jnp.where(keep, given[1] / (1.0 - rate), jnp.zeros_like(given[1]))",
-            "jnp.where(keep, given[1], jnp.zeros_like(given[1]))",
+            "return keep_scaled(keep, xs, rate)",
+            "return keep_scaled(keep, xs, 0.0)",
             f"{LAYERS}test_dropout_acts_between_layers_and_only_with_a_key",
         ),
     ),

@@ -214,3 +214,17 @@ def test_a_carry_of_two_dtypes_crosses_under_strict_promotion():
     (bridge,) = params.bridge
     expected = np.tanh(known @ np.asarray(bridge.w) + np.asarray(bridge.bias))
     np.testing.assert_allclose(jax.tree.leaves(carry)[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_dropped_state_of_16_bits_is_what_it_is_without_strict_promotion():
+    half = rnnjax.Policy("bfloat16", "bfloat16", "bfloat16")
+    layer = rnnjax.recurrent(rnnjax.variational_dropout(rnnjax.lstm(4), hidden=0.2), policy=half)
+    params, xs = layer.init(jax.random.key(0), 3), jnp.ones((2, 5, 3), "bfloat16")
+
+    def run(params):
+        return jnp.sum(layer.apply(params, xs, key=jax.random.key(1))[1])
+
+    expected = jax.value_and_grad(run)(params)
+    with jax.numpy_dtype_promotion("strict"):
+        found = jax.value_and_grad(run)(params)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)

@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from rnnjax._numerics import accumulation_dtype, affine
+from rnnjax._numerics import accumulation_dtype, affine, carry_dtype
 
 
 def gate_widths(w_hh: Array | None, x_projs: tuple[Any, ...]) -> tuple[int, ...]:
@@ -135,5 +135,8 @@ def h_proj_of(h: Array, w_hh: Array | None, x_projs: tuple[Any, ...]) -> tuple[A
 
 
 def noisy(h: Array, noise: Array | None) -> Array:
-    """``h`` times its noise, if there is any."""
-    return h if noise is None else h * noise
+    """``h`` times its noise, if there is any, in the wider dtype of the two."""
+    if noise is None:
+        return h
+    wide = carry_dtype((h, noise))
+    return h.astype(wide) * noise.astype(wide)
