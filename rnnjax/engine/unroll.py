@@ -137,15 +137,15 @@ def unroll(
     def run(call: Call, mapped: int) -> tuple[Carry, Any]:
         return run_call(cell, static._replace(mapped=mapped), call)
 
-    # Where the arrays lie is asked here: inside ``jax.jit`` they are traced and do not say.
-    device = persistent.find_device(call)
     # A cell's own functions fail somewhere in the middle of a product. The error is looked at again
     # afterwards: it may be a parameter or an input of another shape, which has a clearer message.
     try:
+        # Where the arrays lie is asked here: inside ``jax.jit`` they are traced and do not say.
+        device = persistent.find_device(call)
         static = Static(reverse, all_carries, include_initial, request, platform_of(call), device)
         carry, ys = run_as_one_batch(run, call)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        persistent.explain_forward_mode(error, device)
+        persistent.explain_forward_mode(error, call)
         _arguments.explain_failure(cell, params, call.xs)
         raise
     except RuntimeError:

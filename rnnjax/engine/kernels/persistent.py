@@ -303,13 +303,13 @@ def run_chosen(
     return run_persistent(cell, loop, *arguments, device=device, by_itself=not by_name)
 
 
-def explain_forward_mode(error: Exception, device: Device | str) -> None:
+def explain_forward_mode(error: Exception, tree: Any) -> None:
     """Say what to do where forward mode goes through a kernel, which JAX refuses.
 
     Raises:
-        TypeError: ``error`` is JAX's refusal, and the kernel may have run on ``device``.
+        TypeError: ``error`` is JAX's refusal, and a kernel may have run on the arrays of ``tree``.
     """
-    if not isinstance(device, str) and "forward-mode" in str(error):
+    if "forward-mode" in str(error) and not isinstance(find_device(tree), str):
         raise TypeError(
             "forward mode (jax.jvp, jax.jacfwd) needs implementation='scan': a persistent kernel "
             "has reverse mode alone"
