@@ -217,6 +217,14 @@ REFUSED = {
     "blocks": (lambda: rnnjax.slstm(16, num_heads=2), "blocks of a matrix"),
     "prints": (lambda: one_gate(16, twice(_prints)), "side effects, such as jax.debug.print"),
     "floor": (lambda: one_gate(16, twice(lambda p, c, a: jnp.floor(a))), "floor, which is none of"),
+    "integers": (
+        lambda: one_gate(16, twice(lambda p, c, a: (2 * a.astype(jnp.int32)).astype(a.dtype))),
+        "update has the operation mul of int32",
+    ),
+    "their bits": (
+        lambda: one_gate(16, twice(lambda p, c, a: (~a.astype(jnp.int32)).astype(a.dtype))),
+        "update has the operation xor of int32",
+    ),
     "flags as y": (lambda: one_gate(16, lambda p, c, a: (a, a > 0)), "a piece of its y is of bool"),
     "a number": (lambda: one_gate(16, twice(_needs_a_number)), "needs a parameter without axes"),
     "its size": (

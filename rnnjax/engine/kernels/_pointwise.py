@@ -23,8 +23,8 @@ class NotPointwiseError(ValueError):
     """Why a function does not act unit by unit, or is made of what the kernels do not know."""
 
 
-# Operations that act on each element by itself and that the kernel compiler knows, those of
-# arithmetic in the dtypes of ``_COMPUTED``.
+# Operations that act on each element by itself and that the kernel compiler knows: arithmetic of
+# float32, logic of flags, and of all dtypes what compares and moves.
 # fmt: off
 _ARITHMETIC = frozenset({
     "abs", "add", "clamp", "cos", "div", "exp", "exp2", "integer_pow", "log", "logistic", "max",
@@ -33,9 +33,9 @@ _ARITHMETIC = frozenset({
 _COMPARISONS = frozenset({"eq", "ge", "gt", "le", "lt", "ne"})
 # fmt: on
 _MOVES = frozenset({"broadcast_in_dim", "convert_element_type", "select_n"})
-_KNOWN = _ARITHMETIC | _COMPARISONS | _MOVES | {"and", "or", "xor"}
-_COMPUTED = frozenset({"float32", "int32"})
-_DTYPES = _COMPUTED | {"bfloat16", "float16", "bool"}
+_LOGIC = frozenset({"and", "or", "xor"})
+_KNOWN = _ARITHMETIC | _COMPARISONS | _MOVES | _LOGIC
+_DTYPES = frozenset({"float32", "bfloat16", "float16", "int32", "bool"})
 _CALLS = frozenset(
     {"pjit", "jit", "closed_call", "custom_jvp_call", "custom_vjp_call", "remat", "checkpoint"}
 )
@@ -68,7 +68,7 @@ def _convert(x: Array, *, new_dtype: Any, **_: Any) -> Array:
 
 
 def _not(x: Array) -> Array:
-    return lax.bitwise_xor(x, lax.full_like(x, True if x.dtype == jnp.bool_ else -1))
+    return lax.bitwise_xor(x, lax.full_like(x, True))  # of integers refused, as is their xor
 
 
 # The same in operations that the compiler knows. Derivatives have been taken before these stand in.
@@ -256,7 +256,8 @@ def _check_operation(name: str, e: Any) -> None:
             f"{name} has the operation {operation}, which is none of those that the kernels "
             "compute unit by unit"
         )
-    if operation in _ARITHMETIC and operand.dtype.name not in _COMPUTED:
+    expected = "float32" if operation in _ARITHMETIC else "bool" if operation in _LOGIC else None
+    if expected is not None and operand.dtype.name != expected:
         raise NotPointwiseError(f"{name} has the operation {operation} of {operand.dtype}")
     if operation == "select_n" and operand.shape != e.outvars[0].aval.shape:
         raise NotPointwiseError(f"{name} selects all units by one number")
