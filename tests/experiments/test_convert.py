@@ -162,9 +162,7 @@ LESSONS = {
 
 def keras_of(*layers):
     """A Keras model, built; Keras adds its biases in a way that the other tests forbid."""
-    keras = pytest.importorskip("keras")
-    keras.backend.clear_session()
-    net = keras.Sequential(layers)
+    net = pytest.importorskip("keras").Sequential(layers)
     with jax.numpy_rank_promotion("allow"):
         net.build((None, None))
     return net
@@ -192,7 +190,9 @@ def shown(net, tokens):
 
 def keras_net(recurrent, head=(4, "softmax"), mask_zero=False):
     """The model of the lesson, every weight of it drawn, the biases too."""
-    layers = pytest.importorskip("keras").layers
+    keras = pytest.importorskip("keras")
+    keras.backend.clear_session()  # before its layers are made: they are numbered by what was
+    layers = keras.layers
     table = layers.Embedding(len(KERAS), 6, mask_zero=mask_zero)
     net = keras_of(table, *recurrent(layers), layers.Dense(*head))
     random = np.random.default_rng(0)
