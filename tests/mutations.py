@@ -185,8 +185,8 @@ FAULTS = [
             f"{LAW}test_padding_is_never_read[lstm]",
         ),
         (
-            "return x.astype(wide) * factor[None].astype(wide)",
-            "return x.astype(wide)",
+            "lambda x, factor: noisy(x, factor[None]), xs",
+            "lambda x, factor: x, xs",
             f"{NOISE}test_variational_dropout_and_weight_drop_are_their_equations",
         ),
         # The factor of noise is rounded to the 16 bits of the weights, and then their product.

@@ -15,9 +15,10 @@ from jax import Array
 from rnnjax import masking
 from rnnjax._checks import check_carry
 from rnnjax._devices import may_merge_axes
-from rnnjax._numerics import carry_dtype, varying_like
+from rnnjax._numerics import varying_like
 from rnnjax.base import Carry, Cell, Key, Noise, NoiseShape, Params
 from rnnjax.engine._arguments import check_noise, check_pieces
+from rnnjax.engine._products import noisy
 from rnnjax.engine._step import Inputs, Weights
 
 
@@ -85,7 +86,7 @@ def prepare(cell: Cell, reverse: bool, call: Call) -> Prepared:
     noise = _draw_noise(cell, call, count, xs)
     # Noise of the input is the same at every step, so it multiplies the inputs here, once.
     if noise.inputs is not None:
-        xs = jax.tree.map(_with_factor, xs, noise.inputs)
+        xs = jax.tree.map(lambda x, factor: noisy(x, factor[None]), xs, noise.inputs)
     context = _prepare_context(
         cell, params, jax.tree.map(lambda a: _one_batch_axis(batch, a), call.context)
     )
@@ -111,12 +112,6 @@ def _draw_noise(cell: Cell, call: Call, count: int, xs: Any) -> Noise:
     noise = cell.noise(call.key, call.params, shape)
     check_noise(cell, noise, shape)
     return noise
-
-
-def _with_factor(x: Array, factor: Array) -> Array:
-    """Inputs [T, B, D] times their noise [B, D], in the wider dtype of the two."""
-    wide = carry_dtype((x, factor))
-    return x.astype(wide) * factor[None].astype(wide)
 
 
 def _prepare_context(cell: Cell, params: Params, context: Any) -> Any:

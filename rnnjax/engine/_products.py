@@ -135,7 +135,7 @@ def h_proj_of(h: Array, w_hh: Array | None, x_projs: tuple[Any, ...]) -> tuple[A
 
 
 def noisy(h: Array, noise: Array | None) -> Array:
-    """``h`` times its noise, if there is any, in the wider dtype of the two."""
+    """``h``, or inputs, times their noise, if there is any, in the wider dtype of the two."""
     if noise is None:
         return h
     wide = carry_dtype((h, noise))

@@ -7,9 +7,8 @@ from rnnjax.engine.kernels import persistent
 
 
 @pytest.fixture
-def emulated_gpu(monkeypatch):
+def emulated_gpu(monkeypatch, seen_gpu):
     """``implementation="persistent"`` runs tile by tile in plain JAX."""
-    monkeypatch.setattr(persistent, "find_device", lambda tree: H100)
     monkeypatch.setattr(persistent, "_mosaic", lambda: KERNELS)
 
 

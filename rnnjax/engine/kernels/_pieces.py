@@ -85,7 +85,7 @@ def find_pieces(cell: Cell, shapes: ExampleShapes) -> Pieces:
 
     def typed(leaves: Sequence, like: Sequence, tree: Any) -> Any:
         return jax.tree.unflatten(
-            tree, [_cast_leaf(a, b.dtype) for a, b in zip(leaves, like, strict=True)]
+            tree, [a.astype(b.dtype) for a, b in zip(leaves, like, strict=True)]
         )
 
     def update(par: Sequence, carry_: Sequence, xs: Sequence, hs: Sequence) -> tuple[list, list]:
@@ -177,10 +177,6 @@ def _operations(flat: Flat) -> list:
 def _leading(x_proj: tuple, gates: int) -> int:
     """How many of the first gates are arrays: so many leaves stand where the pieces do."""
     return next((k for k, p in enumerate(x_proj) if not hasattr(p, "shape")), gates)
-
-
-def _cast_leaf(a: Array, dtype: Any) -> Array:
-    return a != 0 if dtype == jnp.bool_ else a.astype(dtype)
 
 
 def _full(leaves: list, shape: tuple[int, ...]) -> list:

@@ -82,6 +82,7 @@ PRECISIONS = (
 )
 # fmt: on
 NO_STEP = "there is no step to run"
+READS_CONTEXT = "the cell reads constants of the sequence"
 
 
 class Problem(NamedTuple):
@@ -265,9 +266,6 @@ def choose(
     found = plan(problem_of(cell, loop, *arguments, arrays=arrays), device, by_itself=not by_name)
     # No steps are run as well by the scan, whatever was asked for.
     return refused(found, by_name) if isinstance(found, str) and found != NO_STEP else found
-
-
-READS_CONTEXT = "the cell reads constants of the sequence"
 
 
 def refused(reason: str, by_name: bool) -> str:
