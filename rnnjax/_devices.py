@@ -5,6 +5,7 @@ array on one device. What is decided here is therefore decided by the arrays, ne
 devices a process can see: with everything on one of eight GPUs the program is that of one GPU.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -46,6 +47,43 @@ def may_merge_axes(tree: Any) -> bool:
     if mesh is None:
         return True
     return all(kind == AxisType.Manual for kind in mesh.axis_types)
+
+
+def is_partly_manual(tree: Any) -> bool:
+    """Whether this is in a ``jax.shard_map`` over some axes of its mesh alone."""
+    mesh = mesh_of(tree)
+    return mesh is not None and AxisType.Manual in mesh.axis_types and not may_merge_axes(tree)
+
+
+def batch_shares(tree: Any, xs: Any) -> int | None:
+    """Among how many devices the batch axes of ``xs``, [..., T, D] a leaf, are divided.
+
+    Of a traced array, axes of the kind Auto do not say how they divide it: one alone is taken to
+    divide the batch, and among several it is not known: None.
+
+    Args:
+        tree: the arrays of a call, ``xs`` among them.
+        xs: its inputs.
+    """
+    mesh, leaves = mesh_of(tree), jax.tree.leaves(xs)
+    if mesh is None or not leaves or AxisType.Manual in mesh.axis_types:
+        return 1
+    leaf = leaves[0]
+    if isinstance(leaf, Array) and not isinstance(leaf, Tracer):
+        where = leaf.sharding
+        return _shares(where, leaf.ndim - 2) if isinstance(where, NamedSharding) else 1
+    kinds = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
+    automatic = [size for size, kind in kinds if kind == AxisType.Auto and size > 1]
+    if len(automatic) > 1:
+        return None
+    return _shares(jax.typeof(leaf).sharding, leaf.ndim - 2) * math.prod(automatic)
+
+
+def _shares(sharding: NamedSharding, axes: int) -> int:
+    """How many parts the first ``axes`` are divided into."""
+    names = [name for name in sharding.spec[:axes] if name is not None]
+    flat = [one for name in names for one in (name if isinstance(name, tuple) else (name,))]
+    return math.prod(sharding.mesh.shape[name] for name in flat)
 
 
 def platform_of(tree: Any) -> str:

@@ -141,7 +141,7 @@ def unroll(
     # afterwards: it may be a parameter or an input of another shape, which has a clearer message.
     try:
         # Where the arrays lie is asked here: inside ``jax.jit`` they are traced and do not say.
-        device = persistent.find_device(call)
+        device = persistent.find_device(call, call.xs)
         static = Static(reverse, all_carries, include_initial, request, platform_of(call), device)
         carry, ys = run_as_one_batch(run, call)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -236,9 +236,9 @@ def explain(
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         _arguments.explain_failure(cell, params, xs)
         raise
-    lines, kernel = {"memory": plan.reason}, None
+    lines, kernel, device = {"memory": plan.reason}, None, ""
     if plan.implementation == "scan" and request.implementation != "scan":
-        device = persistent.find_device((params, xs))
+        device = persistent.find_device((params, xs), xs)
         static = Static(False, False, False, request, platform, device)
         call = Call(params, xs, *(None for _ in Call._fields[2:]))
         kernel = kernel_for(cell, static, call, plan.chunk)
@@ -249,7 +249,8 @@ def explain(
         lines["implementation"] = "many steps at once, a scan over such chunks"
         lines["derivative"] = "ordinary autodiff of each chunk"
     elif isinstance(kernel, persistent.Launch):
-        lines["implementation"] = f"one persistent kernel: {kernel.tiling.describe()}"
+        where, tiles = _on_devices(device), kernel.tiling.describe()
+        lines["implementation"] = f"one persistent kernel{where}: {tiles}"
         lines["derivative"] = "a kernel of its own; the weight gradient is one product after it"
     else:
         lines["implementation"] = "scan over time"
@@ -265,6 +266,11 @@ def explain(
             lines["no persistent kernel"] = kernel
     order = ("implementation", "derivative", "memory", "loop", "no persistent kernel")
     return "\n".join(f"{name}: {lines[name]}" for name in order if name in lines)
+
+
+def _on_devices(device: persistent.Device | str) -> str:
+    shares = None if isinstance(device, str) else device.batch_shares
+    return f" on each of {shares} devices" if shares is not None and shares > 1 else ""
 
 
 def _as_shapes(xs: Any) -> Any:

@@ -3,7 +3,7 @@
 import pytest
 from emulated_kernels import H100, KERNELS
 
-from rnnjax.engine.kernels import persistent
+from rnnjax.engine.kernels import _device, persistent
 
 
 @pytest.fixture
@@ -15,4 +15,4 @@ def emulated_gpu(monkeypatch, seen_gpu):
 @pytest.fixture
 def seen_gpu(monkeypatch):
     """A GPU that programs may be compiled for, and that cannot run them."""
-    monkeypatch.setattr(persistent, "find_device", lambda tree: H100)
+    monkeypatch.setattr(_device, "describe_gpu", lambda device: H100)

@@ -392,7 +392,7 @@ def test_loops_that_run_side_by_side_fit_on_the_device_together(monkeypatch, by_
     together = processors(layer.apply, params)
     assert len(together) == 4 * by_name
     # In a shard_map the other kernels may be collectives, which wait for other devices.
-    mesh = jax.make_mesh((1,), ("batch",), axis_types=(AxisType.Auto,))
+    mesh = jax.sharding.AbstractMesh((2,), ("batch",), axis_types=(AxisType.Auto,))
     batch = jax.P("batch")
     part = jax.shard_map(half.apply, mesh=mesh, in_specs=(jax.P(), batch), out_specs=batch)
     beside_collectives = processors(part, params.forward)
@@ -581,6 +581,15 @@ def test_loops_in_a_scan_and_in_a_checkpoint_change_no_result(emulated_gpu):
 
 
 @NEW_JAX
+def test_no_traced_array_is_held(emulated_gpu):
+    cell = rnnjax.lstm(8)
+    params, xs = cell.init(jax.random.key(0), 3), jnp.ones((2, 5, 3))
+    run = lambda p: jnp.sum(rnnjax.unroll(cell, p, xs, implementation="persistent")[1])  # noqa: E731
+    with jax.checking_leaks():
+        jax.jit(jax.grad(run))(params)
+
+
+@NEW_JAX
 @pytest.mark.parametrize("remat", ["step", "sqrt", 3])
 @pytest.mark.full
 def test_remat_over_time_changes_no_result(emulated_gpu, remat):
@@ -625,7 +634,7 @@ def test_asked_for_by_name_it_says_why_it_cannot_run_here():
 
 @NEW_JAX
 def test_explain_says_when_it_is_the_kernel(monkeypatch):
-    monkeypatch.setattr(persistent, "find_device", lambda tree: H100)
+    monkeypatch.setattr(_device, "describe_gpu", lambda device: H100)
     cell = rnnjax.lstm(64)
     params = jax.tree.map(lambda a: a.astype(jnp.bfloat16), cell.init(jax.random.key(0), 3))
     text = rnnjax.explain(cell, params, jnp.ones((20, 50, 3)))
@@ -677,5 +686,5 @@ def test_chosen_by_itself_a_cpu_still_runs_the_scan(monkeypatch):
         return jax.grad(lambda p: jnp.sum(rnnjax.unroll(cell, p, xs)[1] ** 2))(params)
 
     expected = gradient(params)
-    monkeypatch.setattr(persistent, "find_device", lambda tree: H100)
+    monkeypatch.setattr(_device, "describe_gpu", lambda device: H100)
     assert_close(gradient(params), expected, 1e-6)

@@ -31,7 +31,7 @@ from test_sequence_law import weigh
 
 import rnnjax
 from experiments.gpu_check import values
-from rnnjax.engine.kernels import persistent
+from rnnjax.engine.kernels import _device, persistent
 
 pytestmark = [NEW_JAX, pytest.mark.full, pytest.mark.usefixtures("quick_compile", "emulated_gpu")]
 
@@ -51,7 +51,7 @@ ROWS = [
 
 @pytest.fixture
 def emulated_gpu(monkeypatch):
-    monkeypatch.setattr(persistent, "find_device", lambda tree: H100)
+    monkeypatch.setattr(_device, "describe_gpu", lambda device: H100)
     monkeypatch.setattr(persistent, "_mosaic", lambda: KERNELS)
 
 
@@ -142,9 +142,10 @@ def test_what_is_checked_on_a_gpu_is_right_tile_by_tile(name):
         assert values.finish(values.start(small, pool))["right"]
 
 
-def test_in_a_shard_map_devices_give_what_one_gives():
-    printed = run(TESTS / "engine" / "kernels_in_shard_map.py", devices=2)
-    assert printed.split() == ["AxisType.Auto", "AxisType.Explicit"]
+@pytest.mark.parametrize("what", ["in_shard_map", "divided", "choice"])
+def test_several_devices_give_what_one_gives(what):
+    printed = run(TESTS / "engine" / "kernels_on_devices.py", what, devices=4)
+    assert printed.split() == [what, "AxisType.Auto", what, "AxisType.Explicit"]
 
 
 @pytest.mark.parametrize("name", [name for name in CELLS if name not in TAKEN])

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from rnnjax._devices import batch_shares, mesh_of
+
 HOPPER = "9.0"
 # Shared memory that a CTA may have, by compute capability, where the device does not say.
 SHARED_MEMORY = {HOPPER: 232_448}
@@ -24,6 +26,7 @@ class Device(NamedTuple):
         shared_memory: bytes that a CTA may have.
         loops: how many, this one among them, may be on it at the same time.
         collectives: whether kernels that wait for other devices may be, too.
+        batch_shares: among how many such devices a batch is divided; None where XLA decides it.
     """
 
     name: str
@@ -32,6 +35,7 @@ class Device(NamedTuple):
     shared_memory: int
     loops: int = 1
     collectives: bool = False
+    batch_shares: int | None = 1
 
     @property
     def shares(self) -> int:
@@ -67,13 +71,19 @@ def side_by_side(loops: int) -> Iterator[None]:
         _loops.reset(before)
 
 
-def with_share(device: Device | str) -> Device | str:
-    """``device`` with what may run on it beside the loop that is traced here."""
+def with_share(device: Device | str, tree: Any, xs: Any = ()) -> Device | str:
+    """``device`` with what may run on it beside a loop on arrays of ``tree`` that is traced here.
+
+    ``xs`` are its inputs, [..., T, D] a leaf.
+    """
     if isinstance(device, str):
         return device
-    # In jax.shard_map there may be collectives, too, whose kernels wait for other devices.
-    collectives = bool(jax.sharding.get_abstract_mesh().manual_axes)
-    return device._replace(loops=_loops.get(), collectives=collectives)
+    # Between the devices of a mesh there may be collectives, whose kernels wait for each other.
+    mesh = mesh_of(tree)
+    collectives = mesh is not None and mesh.size > 1
+    return device._replace(
+        loops=_loops.get(), collectives=collectives, batch_shares=batch_shares(tree, xs)
+    )
 
 
 def describe_gpu(device: Any) -> Device | str:

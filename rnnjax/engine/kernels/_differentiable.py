@@ -13,8 +13,10 @@ from rnnjax._numerics import varying_like
 from rnnjax.base import Cell
 from rnnjax.engine import _loop
 from rnnjax.engine._step import Inputs, Loop, Weights
+from rnnjax.engine.kernels._divided_rows import on_each_device
 from rnnjax.engine.kernels._launch import Kernels, Launch
-from rnnjax.engine.kernels._mapped_rows import ARGUMENTS, Axes, over_rows
+from rnnjax.engine.kernels._mapped_rows import over_rows
+from rnnjax.engine.kernels._row_axes import ARGUMENTS, RowAxes
 from rnnjax.engine.kernels._rows import (
     BACKWARD_AXES,
     FORWARD_AXES,
@@ -45,9 +47,9 @@ def differentiable_loop(
         return lambda *args: lax.platform_dependent(*args, cuda=kernel, default=otherwise)
 
     def kernel_forward(weights: Weights, carry: Any, inputs: Inputs) -> Any:
-        return over_rows(
-            lambda *args: run_forward(launch_for(*args), kernels, *args), FORWARD_AXES
-        )(weights, carry, inputs)
+        return _by_rows(lambda *args: run_forward(launch_for(*args), kernels, *args), FORWARD_AXES)(
+            weights, carry, inputs
+        )
 
     # Where one program is compiled for several platforms, the branch that is not for a GPU must
     # give results of the same shapes; what the kernel would have kept is never read there.
@@ -57,9 +59,9 @@ def differentiable_loop(
         return scan(*args), varying_like(args, jax.tree.map(_zeros_of, made))
 
     def kernel_values(weights: Weights, carry: Any, inputs: Inputs) -> Any:
-        return over_rows(
+        return _by_rows(
             lambda *args: run_forward(launch_for(*args), kernels, *args, save=False)[0],
-            Axes(ARGUMENTS, (0, 1)),
+            RowAxes(ARGUMENTS, (0, 1)),
         )(weights, carry, inputs)
 
     # Three derivatives, one inside the other. ``over_time`` is a custom_vjp: its two halves are the
@@ -76,10 +78,10 @@ def differentiable_loop(
         return (results, saved), (moved, jax.tree.map(jnp.zeros_like, saved))
 
     def kernel_backward(args: tuple, saved: Any, cotangents: Any) -> Any:
-        def by_rows(args: tuple, saved: Any, cotangents: Any) -> Any:
+        def kernel(args: tuple, saved: Any, cotangents: Any) -> Any:
             return run_backward(launch_for(*args), kernels, args, saved, cotangents)
 
-        rows = over_rows(by_rows, BACKWARD_AXES)(args, saved, cotangents)
+        rows = _by_rows(kernel, BACKWARD_AXES)(args, saved, cotangents)
         return cotangents_of(launch_for(*args), args, saved, rows)
 
     def scan_backward(args: tuple, saved: Any, cotangents: Any) -> Any:
@@ -118,6 +120,10 @@ def differentiable_loop(
 
     over_time.defvjp(over_time_forward, over_time_backward)
     return over_time
+
+
+def _by_rows(function: Callable, axes: RowAxes) -> Callable:
+    return over_rows(on_each_device(function, axes), axes)
 
 
 def _still(a: Array) -> np.ndarray:

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from rnnjax._devices import may_merge_axes
 from rnnjax._numerics import varying_like
 from rnnjax.engine._step import Inputs, Weights
 from rnnjax.engine.kernels import _tiles
 from rnnjax.engine.kernels._launch import BackwardArrays, ForwardArrays, Kernels, Launch
-from rnnjax.engine.kernels._mapped_rows import ARGUMENTS, SAVED, Axes
+from rnnjax.engine.kernels._row_axes import ARGUMENTS, SAVED, RowAxes
 
 
 def _flag_tiles(launch: Launch, inputs: Inputs) -> Array | None:
@@ -109,8 +110,8 @@ class BackwardRows(NamedTuple):
     d_noise: Any
 
 
-FORWARD_AXES = Axes(ARGUMENTS, ((0, 1), SAVED))
-BACKWARD_AXES = Axes((ARGUMENTS, SAVED, (0, 1)), BackwardRows(2, 1, 0, 0, 0, 0))
+FORWARD_AXES = RowAxes(ARGUMENTS, ((0, 1), SAVED))
+BACKWARD_AXES = RowAxes((ARGUMENTS, SAVED, (0, 1)), BackwardRows(2, 1, 0, 0, 0, 0))
 
 
 def run_backward(
@@ -154,14 +155,16 @@ def cotangents_of(launch: Launch, args: tuple, saved: tuple, rows: BackwardRows)
         began = [jnp.where(first, d, jnp.zeros_like(d)) for d in d_start]
         d_reset_carry = [a + b for a, b in zip(_unstack(rows.d_reset_carry, 1), began, strict=True)]
         d_start = [jnp.where(first, jnp.zeros_like(d), d) for d in d_start]
+    # One axis of steps and rows, but where rows are divided among devices: see may_merge_axes.
+    merged = may_merge_axes((args, rows))
     d_gates = functools.reduce(jnp.add, [rows.d_gates[p].astype(jnp.float32) for p in range(parts)])
-    by_leaf = dict(enumerate(_cut_gates(d_gates)))
+    by_leaf = dict(enumerate(_cut_gates(d_gates, merged)))
     if rows.d_read_alone is not None:
         by_leaf |= dict(zip(pieces.moving, _unstack(rows.d_read_alone, 2), strict=True))
     leaves = jax.tree.leaves(inputs.x_projs)
     d_x = [by_leaf[k].astype(a.dtype) for k, a in enumerate(leaves) if moves(a)]
     moving = (
-        [_weight_gradient(saved[0], rows.d_gates).astype(weights.w_hh.dtype)],
+        [_weight_gradient(saved[0], rows.d_gates, merged).astype(weights.w_hh.dtype)],
         _params_gradient(launch, weights.params, rows.d_par),
         d_reset_carry,
         [] if rows.d_noise is None else [rows.d_noise[:, 0].astype(weights.hidden_noise.dtype)],
@@ -171,25 +174,29 @@ def cotangents_of(launch: Launch, args: tuple, saved: tuple, rows: BackwardRows)
     return [leaf for part in moving for leaf in part]
 
 
-def _cut_gates(d: Array) -> list[Array]:
+def _cut_gates(d: Array, merged: bool) -> list[Array]:
     """[T, B, G, H] -> G arrays [T, B, H].
 
     Cut as ``project`` cuts its product: then XLA joins them to its cotangent without copies, which
     were a quarter of the bytes that a training step moves (compiled for an H100, from 128 units).
     """
-    time, batch, gates, size = d.shape
-    flat = d.reshape(time * batch, gates * size)
-    return [piece.reshape(time, batch, size) for piece in jnp.split(flat, gates, axis=1)]
+    *steps, gates, size = d.shape
+    flat = d.reshape(*([math.prod(steps)] if merged else steps), gates * size)
+    return [piece.reshape(*steps, size) for piece in jnp.split(flat, gates, axis=-1)]
 
 
-def _weight_gradient(h: Array, d: Array) -> Array:
-    """The sum of ``h_t^T d_t`` over all steps and rows, in products of 16-bit parts."""
-    size, columns = h.shape[-1], math.prod(d.shape[-2:])
-    h, d = h.reshape(h.shape[0], -1, size), d.reshape(d.shape[0], -1, columns)
+def _weight_gradient(h: Array, d: Array, merged: bool) -> Array:
+    """The sum of ``h_t^T d_t`` over all steps and rows, in products of 16-bit parts.
+
+    ``h`` [parts, T, B, 1, H], ``d`` [parts, T, B, G, H].
+    """
+    steps = (-1,) if merged else h.shape[1:3]
+    h, d = (a.reshape(len(a), *steps, math.prod(a.shape[3:])) for a in (h, d))
+    axes = tuple(range(len(steps)))
     # float32 as hi + lo: hi hi + hi lo + lo hi. The fourth, lo lo, is below what the split rounds.
     pairs = [(p, q) for p in range(len(h)) for q in range(len(d)) if p + q < len(h)]
     products = [
-        lax.dot_general(h[p], d[q], (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+        lax.dot_general(h[p], d[q], ((axes, axes), ((), ())), preferred_element_type=jnp.float32)
         for p, q in pairs
     ]
     return sum(products[1:], start=products[0])

@@ -39,7 +39,9 @@ are traced and run inside the kernel. In the order to read them:
         launching            starting a kernel, what a CTA reads
         forward_kernel, backward_kernel
     _rows                the kernels on arrays by rows, and their cotangents put together
+    _row_axes            where the rows lie in these arrays
     _mapped_rows         batches made by ``vmap``
+    _divided_rows        batches divided among devices
     _differentiable      the loop with its derivatives
     this file            whether a loop runs here, the refusals, and running it
 
@@ -49,6 +51,7 @@ of more tiles than fit are run in rounds.
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -56,7 +59,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.core import Tracer
 
-from rnnjax._devices import may_merge_axes
+from rnnjax._devices import is_partly_manual
 from rnnjax._numerics import varying_like
 from rnnjax.base import Cell
 from rnnjax.engine import _loop
@@ -116,8 +119,8 @@ def plan(problem: Problem, device: Device | str, by_itself: bool) -> Launch | st
         return device
     if jax.__version_info__[:2] < OLDEST_JAX:
         return f"it needs JAX 0.11 or later, and this is {jax.__version__}"
-    if not may_merge_axes(problem.arrays):
-        return "there is more than one device: run it inside jax.shard_map, one program a device"
+    if is_partly_manual(problem.arrays):
+        return "in jax.shard_map it needs all axes of the mesh to be manual, and some are not"
     if not isinstance(problem.time, int) or not isinstance(problem.batch, int):
         return "its shapes must be known when it is compiled, and these are symbolic"
     if problem.time == 0 or problem.batch == 0:
@@ -125,12 +128,21 @@ def plan(problem: Problem, device: Device | str, by_itself: bool) -> Launch | st
     reason = _refused_dtype(problem.shapes.w_hh.dtype)
     if reason is not None:
         return reason
+    shares, sequences = device.batch_shares, f"{problem.batch} sequences"
+    if shares is None and by_itself:
+        return (
+            "axes of the kind Auto do not say yet how they divide the batch: it runs by name, or on"
+            " axes of the kind Explicit"
+        )
+    if shares is not None and shares > 1:
+        problem = problem._replace(batch=math.ceil(problem.batch / shares))
+        sequences = f"{problem.batch} sequences on each of {shares} devices"
     try:
         launch = _launch(problem, device)
     except (NotPointwiseError, TooLargeError) as error:
         return str(error)
     if by_itself and launch.tiling.rounds > 1:
-        return f"{problem.batch} sequences would take {launch.tiling.rounds} rounds"
+        return f"{sequences} would take {launch.tiling.rounds} rounds"
     taken, room = launch.tiling.at_once * launch.tiling.groups, device.for_two().room
     if by_itself and taken > room:
         # Two launches that each wait for room which the other has would wait for ever. By name, the
@@ -314,15 +326,16 @@ def explain_forward_mode(error: Exception, tree: Any) -> None:
         ) from error
 
 
-def find_device(tree: Any) -> Device | str:
+def find_device(tree: Any, xs: Any = ()) -> Device | str:
     """The GPU that a call on these arrays is for, or why it is none for these kernels.
 
-    Where all are traced that is the device that JAX computes on unless told otherwise.
+    ``xs`` are its inputs, [..., T, D] a leaf: how they are divided among devices counts. Where all
+    are traced, that is the device that JAX computes on unless told otherwise.
     """
     leaves = jax.tree.leaves(tree)
     arrays = [a for a in leaves if isinstance(a, Array) and not isinstance(a, Tracer)]
     # Committed arrays decide where a program runs; the others follow them.
     for leaf in sorted(arrays, key=lambda leaf: not leaf.committed):
         device = min(leaf.devices(), key=lambda device: device.id)
-        return _device.with_share(_device.describe_gpu(device))
-    return _device.with_share(_device.describe_gpu(_device.default_device()))
+        return _device.with_share(_device.describe_gpu(device), tree, xs)
+    return _device.with_share(_device.describe_gpu(_device.default_device()), tree, xs)
