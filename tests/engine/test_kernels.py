@@ -373,7 +373,7 @@ def test_loops_that_run_side_by_side_fit_on_the_device_together(monkeypatch, by_
     implementation = "persistent" if by_name else None
     half = rnnjax.recurrent(rnnjax.lstm(256), implementation=implementation)
     back = rnnjax.recurrent(rnnjax.lstm(256), implementation=implementation, reverse=True)
-    layer, xs = rnnjax.bidirectional(half, back), jnp.ones((120, 20, 3))
+    layer, xs = rnnjax.bidirectional(half, back), jnp.ones((240, 20, 3))
     params = jax.eval_shape(lambda: layer.init(jax.random.key(0), 3))
 
     def gradient(apply, params, xs):
