@@ -142,6 +142,8 @@ def unroll(
     try:
         # Where the arrays lie is asked here: inside ``jax.jit`` they are traced and do not say.
         device = persistent.find_device(call, call.xs)
+        if implementation is None and persistent.is_forward_mode(call):
+            device = "it has no forward mode, as of jax.jvp"
         static = Static(reverse, all_carries, include_initial, request, platform_of(call), device)
         carry, ys = run_as_one_batch(run, call)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:

@@ -279,18 +279,32 @@ def test_second_derivatives_are_the_scans():
     assert_close(curvature(emulated(cell, PLAIN)), curvature(scanned(cell, PLAIN)), 1e-4)
 
 
-@NEW_JAX
-@pytest.mark.parametrize("implementation", [None, "persistent"])
-def test_forward_mode_through_the_loop_is_refused(emulated_gpu, implementation):
+def tangents(implementation, wrap=lambda run: run):
     cell = rnnjax.gru(8)
-    params, xs = cell.init(jax.random.key(0), 3), jnp.ones((2, 17, 3))
+    params, xs = cell.init(jax.random.key(0), 3), jax.random.normal(jax.random.key(1), (2, 17, 3))
+    run = lambda xs: rnnjax.unroll(cell, params, xs, implementation=implementation)[1]  # noqa: E731
+    return jax.jvp(wrap(run), (xs,), (jnp.cos(xs),))
 
-    def run(xs, implementation=implementation):
-        return rnnjax.unroll(cell, params, xs, implementation=implementation)[1]
 
-    with pytest.raises(TypeError, match=r"forward mode .* needs implementation='scan'"):
-        jax.jvp(run, (xs,), (xs,))
-    jax.jvp(lambda xs: run(xs, "scan"), (xs,), (xs,))
+@NEW_JAX
+def test_forward_mode_is_the_scans(emulated_gpu):
+    assert_close(tangents(None), tangents("scan"), 0.0)
+
+
+@NEW_JAX
+@pytest.mark.parametrize(
+    ("implementation", "wrap", "words"),
+    [
+        ("persistent", lambda run: run, "needs implementation='scan'"),
+        (None, jax.vmap, "needs implementation='scan'"),
+        (None, jax.jit, "forward-mode"),  # of JAX
+    ],
+)
+def test_forward_mode_is_refused_by_name_and_where_it_is_not_seen(
+    emulated_gpu, implementation, wrap, words
+):
+    with pytest.raises(TypeError, match=words):
+        tangents(implementation, wrap)
 
 
 # ---- arrays ------------------------------------------------------------------------------------

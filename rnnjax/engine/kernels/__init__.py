@@ -38,7 +38,8 @@ What is promised, on an NVIDIA GPU of the Hopper generation (H100, H200) and JAX
   so all must run at once); a GPU whose processors several processes share (CUDA's MPS); a
   ``jax.shard_map`` over some axes of a mesh alone.
 - **Derivatives.** Reverse mode runs in a kernel of its own. The derivative of that, once more by
-  either mode, is the scan's. Forward mode through the loop itself is refused by JAX
+  either mode, is the scan's. Forward mode through the loop itself (``jax.jvp``) runs the scan; by
+  name, and from outside of a ``jax.jit`` or ``jax.vmap``, where it cannot be seen, JAX refuses it
   (``jax.custom_vjp``): ask for ``implementation="scan"``. So must a program of known shapes that a
   machine with such a GPU exports for several platforms at once, or for several devices: JAX
   exports no kernel in it.

@@ -313,6 +313,15 @@ def run_chosen(
     return run_persistent(cell, loop, *arguments, device=device, by_itself=not by_name)
 
 
+def is_forward_mode(tree: Any) -> bool:
+    """Whether ``jax.jvp`` is the innermost transformation of one of these arrays.
+
+    JAX tells that from ``jax.grad`` by the type alone. Where a ``jax.jit`` or ``jax.vmap`` lies
+    between, it cannot be seen.
+    """
+    return any(type(leaf).__name__ == "JVPTracer" for leaf in jax.tree.leaves(tree))
+
+
 def explain_forward_mode(error: Exception, tree: Any) -> None:
     """Say what to do where forward mode goes through a kernel, which JAX refuses.
 
