@@ -44,8 +44,10 @@ def on_each_device(function: Callable, axes: RowAxes) -> Callable:
 
         def partition(mesh: Any, args: Sequence, results: Sequence) -> tuple:
             del results
+            # An array whose rows are all alike may have been left whole.
             pairs = zip(args, given.rows, strict=True)
-            rows = next(a.sharding.spec[axis] for a, axis in pairs if axis is not None)
+            found = [a.sharding.spec[axis] for a, axis in pairs if axis is not None]
+            rows = next((spec for spec in found if spec is not None), None)
             return mesh, run_alone, *(_shardings(mesh, a.rows, rows) for a in (made, given))
 
         over_devices = custom_partitioning(run)
