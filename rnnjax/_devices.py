@@ -55,28 +55,36 @@ def is_partly_manual(tree: Any) -> bool:
     return mesh is not None and AxisType.Manual in mesh.axis_types and not may_merge_axes(tree)
 
 
-def batch_shares(tree: Any, xs: Any) -> int | None:
+def placed_array(tree: Any) -> Array | None:
+    """The array of ``tree`` that decides where a program on it runs; None where all are traced."""
+    leaves = jax.tree.leaves(tree)
+    arrays = [leaf for leaf in leaves if isinstance(leaf, Array) and not isinstance(leaf, Tracer)]
+    # Committed arrays decide where a program runs; the others follow them.
+    return min(arrays, key=lambda leaf: not leaf.committed, default=None)
+
+
+def batch_shares(mesh: Any, xs: Any) -> int | None:
     """Among how many devices the batch axes of ``xs``, [..., T, D] a leaf, are divided.
 
     Of a traced array, axes of the kind Auto do not say how they divide it: one alone is taken to
     divide the batch, and among several it is not known: None.
 
     Args:
-        tree: the arrays of a call, ``xs`` among them.
+        mesh: that of a call, or None, as of ``mesh_of``.
         xs: its inputs.
     """
-    mesh, leaves = mesh_of(tree), jax.tree.leaves(xs)
+    leaves = jax.tree.leaves(xs)
     if mesh is None or not leaves or AxisType.Manual in mesh.axis_types:
         return 1
-    leaf = leaves[0]
-    if isinstance(leaf, Array) and not isinstance(leaf, Tracer):
-        where = leaf.sharding
-        return _shares(where, leaf.ndim - 2) if isinstance(where, NamedSharding) else 1
+    placed = placed_array(xs)
+    if placed is not None:
+        where = placed.sharding
+        return _shares(where, placed.ndim - 2) if isinstance(where, NamedSharding) else 1
     kinds = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
     automatic = [size for size, kind in kinds if kind == AxisType.Auto and size > 1]
     if len(automatic) > 1:
         return None
-    return _shares(jax.typeof(leaf).sharding, leaf.ndim - 2) * math.prod(automatic)
+    return _shares(jax.typeof(leaves[0]).sharding, leaves[0].ndim - 2) * math.prod(automatic)
 
 
 def _shares(sharding: NamedSharding, axes: int) -> int:
@@ -92,11 +100,9 @@ def platform_of(tree: Any) -> str:
     That of the devices of arrays that are not traced, else of the mesh of traced ones. Of a traced
     array on one device nothing is known: there it is what JAX uses by default.
     """
-    leaves = jax.tree.leaves(tree)
-    arrays = [leaf for leaf in leaves if isinstance(leaf, Array) and not isinstance(leaf, Tracer)]
-    # Committed arrays decide where a program runs; the others follow them.
-    for leaf in sorted(arrays, key=lambda leaf: not leaf.committed):
-        return next(iter(leaf.devices())).platform
+    placed = placed_array(tree)
+    if placed is not None:
+        return next(iter(placed.devices())).platform
     mesh = mesh_of(tree)
     device = None if mesh is None else mesh.abstract_device
     device = device or jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]

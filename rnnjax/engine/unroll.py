@@ -238,7 +238,7 @@ def explain(
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         _arguments.explain_failure(cell, params, xs)
         raise
-    lines, kernel, device = {"memory": plan.reason}, None, ""
+    lines, kernel, device = {"memory": plan.reason}, None, None
     if plan.implementation == "scan" and request.implementation != "scan":
         device = persistent.find_device((params, xs), xs)
         static = Static(False, False, False, request, platform, device)
@@ -251,8 +251,8 @@ def explain(
         lines["implementation"] = "many steps at once, a scan over such chunks"
         lines["derivative"] = "ordinary autodiff of each chunk"
     elif isinstance(kernel, persistent.Launch):
-        where, tiles = _on_devices(device), kernel.tiling.describe()
-        lines["implementation"] = f"one persistent kernel{where}: {tiles}"
+        where = device.describe_shares() if isinstance(device, persistent.Device) else ""
+        lines["implementation"] = f"one persistent kernel{where}: {kernel.tiling.describe()}"
         lines["derivative"] = "a kernel of its own; the weight gradient is one product after it"
     else:
         lines["implementation"] = "scan over time"
@@ -268,11 +268,6 @@ def explain(
             lines["no persistent kernel"] = kernel
     order = ("implementation", "derivative", "memory", "loop", "no persistent kernel")
     return "\n".join(f"{name}: {lines[name]}" for name in order if name in lines)
-
-
-def _on_devices(device: persistent.Device | str) -> str:
-    shares = None if isinstance(device, str) else device.batch_shares
-    return f" on each of {shares} devices" if shares is not None and shares > 1 else ""
 
 
 def _as_shapes(xs: Any) -> Any:

@@ -34,20 +34,17 @@ def layer(implementation):
     return rnnjax.bidirectional(forward, backward)
 
 
-def make_apply(implementation):
+def make_apply(implementation, key=KEY):
     def apply(params, xs, lengths, resets):
-        return layer(implementation).apply(params, xs, lengths, resets=resets, key=KEY)
+        return layer(implementation).apply(params, xs, lengths, resets=resets, key=key)
 
     return apply
 
 
 def in_each_program(mesh):
     """The layer in a ``jax.shard_map``, without noise: each device would draw the same."""
-
-    def apply(params, xs, lengths, resets):
-        return layer("persistent").apply(params, xs, lengths, resets=resets)
-
-    return jax.shard_map(apply, mesh=mesh, in_specs=(SAME, ROWS, ROWS, ROWS), out_specs=ROWS)
+    specs = {"in_specs": (SAME, ROWS, ROWS, ROWS), "out_specs": ROWS}
+    return jax.shard_map(make_apply("persistent", None), mesh=mesh, **specs)
 
 
 def program(apply):
@@ -71,9 +68,9 @@ def place(mesh, params, rows=ROWS, weights=SAME):
     return params, *flags
 
 
-def compare(found, expected, tolerance=3e-5):
+def compare(found, expected):
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(a, b, rtol=3e-5, atol=3e-5)
 
 
 @contextlib.contextmanager
@@ -89,13 +86,11 @@ def in_shard_map(kind):
     mesh = make_mesh(kind, (4,))
     params = layer(None).init(jax.random.key(0), 3)
     given = place(mesh, params)
-    jax.clear_caches()
     kernels = program(in_each_program(mesh)).trace(*given).lower(lowering_platforms=("cuda",))
     assert kernels.as_text().count("custom_call @mosaic_gpu") == 4
     with emulated():
         found = program(in_each_program(mesh))(*given)
-    scan = lambda *given: layer("scan").apply(*given[:3], resets=given[3])  # noqa: E731
-    compare(found, program(scan)(params, XS, LENGTHS, RESETS))
+    compare(found, program(make_apply("scan", None))(params, XS, LENGTHS, RESETS))
 
 
 def divided(kind):

@@ -381,9 +381,8 @@ def test_sizes_that_could_not_run_at_once_are_refused():
 @NEW_JAX
 @pytest.mark.parametrize("by_name", [True, False])
 @pytest.mark.full
-def test_loops_that_run_side_by_side_fit_on_the_device_together(monkeypatch, by_name):
+def test_loops_that_run_side_by_side_fit_on_the_device_together(seen_gpu, by_name):
     """However they overlap, none then waits for ever for room that another has."""
-    monkeypatch.setattr(_device, "describe_gpu", lambda device: H100)
     implementation = "persistent" if by_name else None
     half = rnnjax.recurrent(rnnjax.lstm(256), implementation=implementation)
     back = rnnjax.recurrent(rnnjax.lstm(256), implementation=implementation, reverse=True)
@@ -647,8 +646,7 @@ def test_asked_for_by_name_it_says_why_it_cannot_run_here():
 
 
 @NEW_JAX
-def test_explain_says_when_it_is_the_kernel(monkeypatch):
-    monkeypatch.setattr(_device, "describe_gpu", lambda device: H100)
+def test_explain_says_when_it_is_the_kernel(seen_gpu):
     cell = rnnjax.lstm(64)
     params = jax.tree.map(lambda a: a.astype(jnp.bfloat16), cell.init(jax.random.key(0), 3))
     text = rnnjax.explain(cell, params, jnp.ones((20, 50, 3)))

@@ -24,14 +24,12 @@ from cases import (
     ragged,
     random_carry,
 )  # fmt: skip
-from emulated_kernels import H100, KERNELS
 from processes import TESTS, run
 from test_kernels import NEW_JAX
 from test_sequence_law import weigh
 
 import rnnjax
 from experiments.gpu_check import values
-from rnnjax.engine.kernels import _device, persistent
 
 pytestmark = [NEW_JAX, pytest.mark.full, pytest.mark.usefixtures("quick_compile", "emulated_gpu")]
 
@@ -47,12 +45,6 @@ ROWS = [
     *(("lstm", options, "float32") for options in OPTIONS if options != "all"),
     *((row, "all", "bfloat16") for row in ("gru", "bidirectional")),
 ]
-
-
-@pytest.fixture
-def emulated_gpu(monkeypatch):
-    monkeypatch.setattr(_device, "describe_gpu", lambda device: H100)
-    monkeypatch.setattr(persistent, "_mosaic", lambda: KERNELS)
 
 
 def build(spec, implementation):

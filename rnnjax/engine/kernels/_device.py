@@ -47,6 +47,11 @@ class Device(NamedTuple):
         """Processors for one loop: its equal share of them."""
         return self.processors // self.shares
 
+    def describe_shares(self) -> str:
+        """Where the rows of a batch run, in words; nothing where one device has all of them."""
+        shares = self.batch_shares or 1
+        return f" on each of {shares} devices" if shares > 1 else ""
+
     def for_two(self) -> "Device":
         """The device for a loop that was not asked for by name: another may run beside it."""
         return self._replace(loops=max(2, self.loops))
@@ -82,7 +87,7 @@ def with_share(device: Device | str, tree: Any, xs: Any = ()) -> Device | str:
     mesh = mesh_of(tree)
     collectives = mesh is not None and mesh.size > 1
     return device._replace(
-        loops=_loops.get(), collectives=collectives, batch_shares=batch_shares(tree, xs)
+        loops=_loops.get(), collectives=collectives, batch_shares=batch_shares(mesh, xs)
     )
 
 

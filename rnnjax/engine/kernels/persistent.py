@@ -57,9 +57,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.core import Tracer
 
-from rnnjax._devices import is_partly_manual
+from rnnjax._devices import is_partly_manual, placed_array
 from rnnjax._numerics import varying_like
 from rnnjax.base import Cell
 from rnnjax.engine import _loop
@@ -128,20 +127,19 @@ def plan(problem: Problem, device: Device | str, by_itself: bool) -> Launch | st
     reason = _refused_dtype(problem.shapes.w_hh.dtype)
     if reason is not None:
         return reason
-    shares, sequences = device.batch_shares, f"{problem.batch} sequences"
+    shares = device.batch_shares
     if shares is None and by_itself:
         return (
             "axes of the kind Auto do not say yet how they divide the batch: it runs by name, or on"
             " axes of the kind Explicit"
         )
-    if shares is not None and shares > 1:
-        problem = problem._replace(batch=math.ceil(problem.batch / shares))
-        sequences = f"{problem.batch} sequences on each of {shares} devices"
+    problem = problem._replace(batch=math.ceil(problem.batch / (shares or 1)))
     try:
         launch = _launch(problem, device)
     except (NotPointwiseError, TooLargeError) as error:
         return str(error)
     if by_itself and launch.tiling.rounds > 1:
+        sequences = f"{problem.batch} sequences{device.describe_shares()}"
         return f"{sequences} would take {launch.tiling.rounds} rounds"
     taken, room = launch.tiling.at_once * launch.tiling.groups, device.for_two().room
     if by_itself and taken > room:
@@ -341,10 +339,7 @@ def find_device(tree: Any, xs: Any = ()) -> Device | str:
     ``xs`` are its inputs, [..., T, D] a leaf: how they are divided among devices counts. Where all
     are traced, that is the device that JAX computes on unless told otherwise.
     """
-    leaves = jax.tree.leaves(tree)
-    arrays = [a for a in leaves if isinstance(a, Array) and not isinstance(a, Tracer)]
-    # Committed arrays decide where a program runs; the others follow them.
-    for leaf in sorted(arrays, key=lambda leaf: not leaf.committed):
-        device = min(leaf.devices(), key=lambda device: device.id)
-        return _device.with_share(_device.describe_gpu(device), tree, xs)
-    return _device.with_share(_device.describe_gpu(_device.default_device()), tree, xs)
+    placed = placed_array(tree)
+    devices = [_device.default_device()] if placed is None else placed.devices()
+    device = min(devices, key=lambda device: device.id)
+    return _device.with_share(_device.describe_gpu(device), tree, xs)
