@@ -110,7 +110,10 @@ def import_run(settings: Import) -> None:
         params = import_torch(settings.kind, read_torch_file(settings.weights))
     else:
         arrays = read_keras_file(
-            settings.weights, activation=settings.activation, pooling=settings.pooling
+            settings.weights,
+            kind=settings.kind,
+            activation=settings.activation,
+            pooling=settings.pooling,
         )
         params = import_keras(settings.kind, arrays)
     if params.head.bias.shape == (1,) and len(settings.classes) == 2:

@@ -6,9 +6,9 @@ known at all must be None. So a new option of Keras is refused until somebody ha
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 Check = Callable[[Any], bool]
 
@@ -84,7 +84,7 @@ _KNOWN: dict[str, dict[str, Check]] = {
     },
     "SimpleRNN": _RECURRENT,
     "LSTM": {**_RECURRENT, "recurrent_activation": _is("sigmoid"), "unit_forget_bias": _any},
-    # Which form of the GRU it is shows in its bias.
+    # Which form of the GRU it is shows in its bias, or is held against the kind.
     "GRU": {**_RECURRENT, "recurrent_activation": _is("sigmoid"), "reset_after": _any},
     "Bidirectional": {
         **_LAYER,
@@ -110,14 +110,27 @@ _CELLS = ("SimpleRNN", "LSTM", "GRU")
 _POOLINGS = {"GlobalAveragePooling1D": "mean", "GlobalMaxPooling1D": "max"}
 
 
-def check_config(path: Path, config: str, activation: str, pooling: str | None) -> None:
+class Asked(NamedTuple):
+    """What the model here will be told, as the weights do not show it.
+
+    Attributes:
+        kind: of the cells, as of ``import_keras``; None where it was not said.
+        activation: the one of a ``SimpleRNN``.
+        pooling: None where it is not looked at.
+    """
+
+    kind: str | None
+    activation: str
+    pooling: str | None
+
+
+def check_config(path: Path, config: str, asked: Asked) -> None:
     """Refuse a model that has no exact counterpart, naming every option that is in the way.
 
     Args:
         path: the file, for the message.
         config: the JSON that Keras writes beside the weights.
-        activation: the one that a ``SimpleRNN`` will be given here.
-        pooling: what the model will be given here; None does not look at it.
+        asked: what the model here will be told.
 
     Raises:
         ValueError: naming layers and options.
@@ -129,10 +142,11 @@ def check_config(path: Path, config: str, activation: str, pooling: str | None) 
         kept = [one for one in written if one["config"].get("name") not in masks]
         layers = [(str(one["class_name"]), dict(one["config"])) for one in kept]
         links = [_without(masks, _inbound(one)) for one in kept]
+        problems = [line for one in kept for line in _call_problems(one)]
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} must have a model_config that can be read, got {error}") from None
-    problems = [line for kind, layer in layers for line in _problems(kind, layer, activation)]
-    problems += _order_problems(layers, links, pooling)
+    problems += [line for kind, layer in layers for line in _problems(kind, layer, asked)]
+    problems += _order_problems(layers, links, asked.pooling)
     if problems:
         raise ValueError(
             f"{path} must have a model that is known to have a counterpart here, got:\n  "
@@ -168,13 +182,16 @@ def _without(masks: set[str], links: list[str] | None) -> list[str] | None:
     return None if links is None else [name for name in links if name not in masks]
 
 
-def _problems(kind: str, layer: dict[str, Any], activation: str) -> list[str]:
+def _problems(kind: str, layer: dict[str, Any], asked: Asked) -> list[str]:
     name = f"{kind} {layer.get('name', '?')!r}"
     if kind not in _KNOWN:
         return [f"{name}: layers of this class are not known"]
     known = dict(_KNOWN[kind])
     if kind == "SimpleRNN":
-        known["activation"] = _is(activation)
+        known["activation"] = _is(asked.activation)
+    if kind == "GRU" and not layer.get("use_bias", True):
+        layer = {"reset_after": False, **layer}  # as those that do not know the option
+        known["reset_after"] = _is(asked.kind == "gru") if asked.kind else lambda _: False
     problems = [
         f"{name}: {key}={_shown(value)}{_hint(kind, key)}"
         for key, value in layer.items()
@@ -183,11 +200,11 @@ def _problems(kind: str, layer: dict[str, Any], activation: str) -> list[str]:
     if kind == "Dense" and layer.get("activation") == "sigmoid" and layer.get("units") != 1:
         problems.append(f"{name}: activation='sigmoid' of {layer.get('units')} units")
     if kind == "Bidirectional":
-        problems += _half_problems(name, layer, activation)
+        problems += _half_problems(name, layer, asked)
     return problems
 
 
-def _half_problems(name: str, layer: dict[str, Any], activation: str) -> list[str]:
+def _half_problems(name: str, layer: dict[str, Any], asked: Asked) -> list[str]:
     problems = []
     for half in ("layer", "backward_layer"):
         found = layer.get(half)
@@ -201,14 +218,17 @@ def _half_problems(name: str, layer: dict[str, Any], activation: str) -> list[st
         if half == "backward_layer":
             backwards = config.pop("go_backwards", None)
             problems += [] if backwards is True else [f"{name}: {half} does not go backwards"]
-        problems += _problems(kind, config, activation)
+        problems += _problems(kind, config, asked)
     return problems
 
 
 def _hint(kind: str, key: str) -> str:
-    return (
-        " (give activation= of the SimpleRNN)" if (kind, key) == ("SimpleRNN", "activation") else ""
-    )
+    hints = {
+        ("SimpleRNN", "activation"): " (give activation= of the SimpleRNN)",
+        ("GRU", "reset_after"): " (without a bias: give kind= 'gru' if True, else "
+        "'gru_reset_before')",
+    }
+    return hints.get((kind, key), "")
 
 
 def _order_problems(
@@ -254,6 +274,41 @@ def _gives_sequences(kind: str, layer: dict[str, Any]) -> bool:
     return bool(cell.get("return_sequences", False))
 
 
+def _call_problems(layer: Mapping[str, Any]) -> list[str]:
+    """What a layer of a functional model is given beside other layers: no weights show it."""
+    name = f"{layer['class_name']} {layer['config'].get('name', '?')!r}"
+    return [
+        f"{name}: called with {key}={_shown(value)}"
+        for key, value in _arguments(layer.get("inbound_nodes") or [])
+        if not (value is None or (key, value) == ("training", False) or _is_tensor(value))
+    ]
+
+
+def _arguments(nodes: list[Any]) -> Iterator[tuple[str, Any]]:
+    """Those of every call but, in files of Keras 2, the tensor that comes first."""
+    for node in nodes:
+        if isinstance(node, Mapping):
+            yield from ((f"args[{place}]", value) for place, value in enumerate(node["args"]))
+            yield from node["kwargs"].items()
+            continue
+        for call in [node] if _is_reference(node) else node:
+            yield from dict(*call[3:]).items()
+
+
+def _is_tensor(value: Any) -> bool:
+    """Whether it is the output of a layer, or a list of such ones."""
+    if isinstance(value, Mapping):
+        return "keras_history" in value.get("config", {})
+    return isinstance(value, list) and (
+        _is_reference(value) or (bool(value) and all(map(_is_tensor, value)))
+    )
+
+
+def _is_reference(node: list[Any]) -> bool:
+    """Whether it is as Keras 2 writes an output: ["name of the layer", 0, 0, {...}]."""
+    return len(node) >= 3 and isinstance(node[0], str) and isinstance(node[1], int)
+
+
 def _inbound(layer: Mapping[str, Any]) -> list[str] | None:
     """The names of the layers that a layer of a functional model takes; None in a sequence."""
     nodes = layer.get("inbound_nodes")
@@ -274,8 +329,7 @@ def _collect_names(node: Any, names: list[str]) -> None:
         for value in node.values():
             _collect_names(value, names)
     elif isinstance(node, list):
-        # Keras 2 writes ["name of the layer", 0, 0, {...}].
-        if len(node) >= 3 and isinstance(node[0], str) and isinstance(node[1], int):
+        if _is_reference(node):
             names.append(node[0])
             node = node[3:]
         for value in node:

@@ -28,7 +28,7 @@ from rnnjax.interop._kinds import check_kind, make_params, read_params
 from rnnjax.interop._parts import convert_parts
 from rnnjax.layers.bidirectional import Directions
 
-_GATES = {"vanilla": 1, "lstm": 4, "gru": 3, "gru_reset_before": 3}
+GATES = {"vanilla": 1, "lstm": 4, "gru": 3, "gru_reset_before": 3}
 _NAMES = ("kernel", "recurrent_kernel", "bias")
 
 
@@ -57,7 +57,7 @@ def import_weights(kind: str, weights: Sequence[Any]) -> Any:
         >>> params.w_ih.shape, float(params.bias[0]), float(params.bias[10])
         ((3, 15), 2.0, 1.0)
     """
-    kind = check_kind(kind, _GATES, "Keras")
+    kind = check_kind(kind, GATES, "Keras")
 
     def convert(cell: Mapping[str, Any], place: str) -> Any:
         return _import_cell(kind, cell, f"{place}, Keras {kind!r}")
@@ -86,7 +86,7 @@ def export_weights(kind: str, params: Any, *, bias: bool = True) -> list:
         >>> [array.shape for array in export_weights("lstm", params)]
         [(3, 20), (5, 20), (20,), (3, 20), (5, 20), (20,)]
     """
-    kind, bias = check_kind(kind, _GATES, "Keras"), check_flag("bias", bias)
+    kind, bias = check_kind(kind, GATES, "Keras"), check_flag("bias", bias)
 
     def convert(cell: Any, place: str) -> Mapping[str, np.ndarray]:
         return _export_cell(kind, read_params(kind, cell, place), bias, place)
@@ -124,7 +124,7 @@ def _unnamed(tree: Any) -> list:
 
 
 def _import_cell(kind: str, cell: Mapping[str, Any], place: str) -> Any:
-    gates = _GATES[kind]
+    gates = GATES[kind]
     shapes = {"recurrent_kernel": f"H {gates}H", "kernel": f"D {gates}H"}
     if "bias" in cell:
         shapes["bias"] = "2 3H" if kind == "gru" else f"{gates}H"
@@ -157,6 +157,6 @@ def _export_cell(
         arrays["bias"] = np.stack([fields["bias"], of_state])
     if not bias and arrays.pop("bias").any():
         raise ValueError(f"{place} must have zero biases for a layer without biases, got others")
-    if _GATES[kind] == 3:
+    if GATES[kind] == 3:
         arrays = {name: reorder(array, "rzn", "zrn") for name, array in arrays.items()}
     return arrays

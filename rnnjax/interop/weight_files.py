@@ -1,15 +1,18 @@
 """Files of weights that PyTorch and Keras write, read without pickle and in bounded memory."""
 
+import itertools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rnnjax._checks import missing_package
-from rnnjax.interop._keras_config import check_config
+from rnnjax.interop._keras_config import Asked, check_config
+from rnnjax.interop._kinds import check_kind
+from rnnjax.interop.keras import GATES
 from rnnjax.weights._tensor_files import open_tensors
 
 MAX_BYTES = 8 << 30
@@ -51,6 +54,7 @@ def read_keras_file(
     path: str | os.PathLike[str],
     *,
     max_bytes: int = MAX_BYTES,
+    kind: str | None = None,
     activation: str = "tanh",
     pooling: str | None = None,
 ) -> list[np.ndarray]:
@@ -61,9 +65,10 @@ def read_keras_file(
 
             - a safetensors file whose names begin with the place of each array in that order, as
               in "000/embedding/embeddings"; ``SAVE_KERAS`` is the line that writes it;
-            - what ``model.save_weights("x.weights.h5")`` writes, for a model of one embedding,
+            - what ``model.save_weights("x.weights.h5")`` writes, for a chain of one embedding,
               recurrent layers of one class and one dense layer: of others the file does not say
-              in which order they come;
+              in which order they come, nor of any what its options are or whether a layer is
+              called twice;
             - the older .h5 files, which say it; and where they hold the whole model, every layer
               and every option is looked at: what has no counterpart here (``go_backwards``, other
               activations or ways to merge two directions, layers side by side ...) or is not known
@@ -72,6 +77,9 @@ def read_keras_file(
             Files .h5 need the package h5py, which the extra ``h5`` brings. They have no checksums:
             of a damaged one it is noticed when it cannot be read, not when a number has changed.
         max_bytes: all arrays together may take so much, by default 8 GiB.
+        kind: as :func:`~rnnjax.interop.classifiers.import_keras` will be given it; held against a
+            file that holds a whole model with a ``GRU`` of ``use_bias=False``, whose weights do not
+            show its form, and needed there.
         activation: of ``SimpleRNN`` layers, as the model here will have it; held against a file
             that holds the whole model.
         pooling: "last", "mean" or "max", as the model here will have it, held against the file
@@ -79,13 +87,15 @@ def read_keras_file(
 
     Raises:
         ValueError: the file is none of these, holds more than ``max_bytes`` or is compressed, or
-            leads to another file, as those of HDF5 can.
+            leads to another file, as those of HDF5 can; or its two directions are not
+            concatenated.
         FileNotFoundError: there is no such file.
         ModuleNotFoundError: the package h5py is needed and not installed.
     """
     path = Path(path)
     if path.suffix == ".h5":
-        return _read_h5(path, max_bytes, activation, pooling)
+        kind = None if kind is None else check_kind(kind, GATES, "Keras")
+        return _read_h5(path, max_bytes, Asked(kind, activation, pooling))
     if path.suffix != ".safetensors":
         raise ValueError(
             f"{path} must be an .h5 or a .safetensors file, got {path.suffix!r}: "
@@ -99,7 +109,9 @@ def read_keras_file(
             f"{path} must have names that begin with 0, 1, 2, ..., got {sorted(arrays)[:5]}: "
             f"{SAVE_KERAS}"
         )
-    return [arrays[order[place]] for place in range(len(arrays))]
+    names = [order[place] for place in range(len(arrays))]
+    _check_directions(path, names, [arrays[name].shape for name in names])
+    return [arrays[name] for name in names]
 
 
 def _read_safetensors(path: Path, max_bytes: int) -> dict[str, np.ndarray]:
@@ -115,7 +127,7 @@ def _check_size(path: Path, size: int, max_bytes: int) -> None:
         )
 
 
-def _read_h5(path: Path, max_bytes: int, activation: str, pooling: str | None) -> list[np.ndarray]:
+def _read_h5(path: Path, max_bytes: int, asked: Asked) -> list[np.ndarray]:
     try:
         import h5py
     except ModuleNotFoundError:
@@ -127,9 +139,11 @@ def _read_h5(path: Path, max_bytes: int, activation: str, pooling: str | None) -
             _check_links(path, file)
             if (config := file.attrs.get("model_config")) is not None:
                 text = config.decode() if isinstance(config, bytes) else str(config)
-                check_config(path, text, activation, pooling)
+                check_config(path, text, asked)
             found = _datasets_in(path, file)
             _check_size(path, sum(_bytes_of(path, dataset) for dataset in found), max_bytes)
+            names = [dataset.name for dataset in found]
+            _check_directions(path, names, [dataset.shape for dataset in found])
             return [np.asarray(dataset) for dataset in found]
     # What h5py raises where a file is not what it says.
     except (OSError, RuntimeError, LookupError, TypeError, AttributeError, OverflowError) as error:
@@ -172,9 +186,62 @@ def _datasets_in(path: Path, file: Any) -> list[Any]:
     root: Any = file.get("model_weights", file)
     if "layer_names" in root.attrs:
         layers = [root[name] for name in root.attrs["layer_names"]]
-        return [layer[name] for layer in layers for name in layer.attrs["weight_names"]]
+        return [
+            layer[name]
+            for layer in layers
+            for name in sorted(layer.attrs["weight_names"], key=_place_in_layer)
+        ]
     found = {name: _datasets_of(layer) for name, layer in root.get("layers", {}).items()}
-    return _in_order(path, {name: datasets for name, datasets in found.items() if datasets})
+    taken = _in_order(path, {name: datasets for name, datasets in found.items() if datasets})
+    _check_all_taken(path, file, taken)
+    return taken
+
+
+def _place_in_layer(name: str | bytes) -> tuple[bool, int]:
+    """Where ``get_weights()`` has a variable: files name those that are trained before the others,
+    as those of a direction that is not trained."""
+    text = name.decode() if isinstance(name, bytes) else str(name)
+    variable = text.split("/")[-1].removesuffix(":0")
+    return _direction(text) == "backward", _VARIABLES.get(variable, len(_VARIABLES))
+
+
+_VARIABLES = {"kernel": 0, "recurrent_kernel": 1, "bias": 2}
+
+
+def _direction(name: str) -> str:
+    """ "forward" or "backward" of a variable in a ``Bidirectional``; "" of others."""
+    return "".join(re.findall(r"(?:^|/)(forward|backward)_", name)[-1:])
+
+
+def _check_directions(path: Path, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> None:
+    """Refuses two directions that are not concatenated: what follows has as many inputs as one."""
+    end, before = 0, ""
+    for direction, run in itertools.groupby(map(_direction, names)):
+        start, end = end, end + len(list(run))
+        if (before, direction) == ("forward", "backward") and end < len(names):
+            units, inputs = shapes[start + 1][:1], shapes[end][:1]
+            if inputs != tuple(2 * size for size in units):
+                raise ValueError(
+                    f"{path}: the directions of {names[start]!r} must be concatenated "
+                    f"(merge_mode='concat'), got recurrent weights {shapes[start + 1]} and then "
+                    f"{names[end]!r} {shapes[end]}"
+                )
+        before = direction
+
+
+def _check_all_taken(path: Path, file: Any, taken: Sequence[Any]) -> None:
+    """Refuses a file of layers inside of layers, whose weights would be lost."""
+    import h5py
+
+    found: list[Any] = []
+    file.visititems(lambda _, item: found.append(item) if isinstance(item, h5py.Dataset) else None)
+    names = {dataset.name for dataset in found} - {dataset.name for dataset in taken}
+    # The state of the random numbers of dropout is none of the weights.
+    if left := sorted(name for name in names if "seed_generator" not in name):
+        raise ValueError(
+            f"{path} must have one embedding, recurrent layers of one class and one dense layer, "
+            f"none inside of another, got {left[0]!r} beside them; for another model: {SAVE_KERAS}"
+        )
 
 
 def _datasets_of(layer: Any) -> list[Any]:

@@ -30,6 +30,14 @@ _scan: Any = getattr(nnx, "compat", nnx).scan
 
 # How Flax's own cells come to a common dtype; one that was given another function is not read.
 _PROMOTE_DTYPE = inspect.signature(nnx.LSTMCell.__init__).parameters["promote_dtype"].default
+# The options of a linear layer that change what it computes, as Flax's own cells leave them.
+_LINEAR_OPTIONS = {
+    name: option.default
+    for name, option in inspect.signature(nnx.Linear.__init__).parameters.items()
+    if option.default is not inspect.Parameter.empty
+    and name not in ("use_bias", "dtype", "param_dtype")
+    and not name.endswith(("_init", "_metadata"))
+}
 
 Streams = nnx.Rngs | nnx.RngStream | None
 
@@ -481,6 +489,7 @@ def _read(cell: Any, inputs: Any) -> Recurrence | None:
         read is None
         or cell.promote_dtype is not _PROMOTE_DTYPE
         or not mapping.has_plain_activations(cell, nnx.Module)
+        or not _has_plain_layers(cell)
     ):
         return None
     state = nnx.to_flat_state(nnx.state(cell, nnx.Param))
@@ -490,6 +499,17 @@ def _read(cell: Any, inputs: Any) -> Recurrence | None:
         return None
     dtype = mapping.compute_dtype(cell.dtype, inputs, found[1])
     return Recurrence(*found, dtype, cell.param_dtype)
+
+
+def _has_plain_layers(cell: Any) -> bool:
+    """Whether the layers inside a Flax cell compute what Flax puts there: they can be replaced."""
+    layers = [part for part in vars(cell).values() if isinstance(part, nnx.Module)]
+    return all(
+        type(layer) is nnx.Linear
+        and layer.dtype == cell.dtype
+        and all(getattr(layer, name) is usual for name, usual in _LINEAR_OPTIONS.items())
+        for layer in layers
+    )
 
 
 def _read_lstm(cell: nnx.LSTMCell, take: mapping.Take) -> tuple[Cell, LSTMParams]:

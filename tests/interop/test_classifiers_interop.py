@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 import rnnjax
 from rnnjax.interop import classifiers
-from rnnjax.interop._keras_config import check_config
+from rnnjax.interop._keras_config import Asked, check_config
 from rnnjax.interop.classifiers import (
     Architecture,
     LayerSize,
@@ -385,6 +385,41 @@ def test_an_h5_file_that_does_not_say_the_order_is_refused(tmp_path):
         read_keras_file(tmp_path / "w.weights.h5")
 
 
+def test_layers_inside_of_layers_are_not_left_out_of_a_weights_file(tmp_path):
+    layers = keras_layers()
+    sequences = layers.LSTM(H, return_sequences=True)
+    wrapped = layers.TimeDistributed(layers.Dense(H))
+    inside = pytest.importorskip("keras").Sequential([layers.LSTM(H)])
+    for inner in ([inside], [wrapped, layers.GlobalAveragePooling1D()]):
+        net = weights_file(tmp_path, layers.Embedding(V, E), sequences, *inner, layers.Dense(C))
+        with pytest.raises(
+            ValueError, match=r"none inside of another, got '/layers/.* beside them"
+        ):
+            read_keras_file(tmp_path / "w.weights.h5")
+    assert len(net.get_weights()) == 8
+
+
+def test_directions_of_a_weights_file_are_put_side_by_side(tmp_path):
+    layers = keras_layers()
+    for mode in ("sum", "ave", "mul"):
+        both = layers.Bidirectional(layers.LSTM(E, dropout=0.1), merge_mode=mode)
+        net = weights_file(tmp_path, layers.Embedding(V, E), both, layers.Dense(C))
+        with pytest.raises(ValueError, match=r"must be concatenated \(merge_mode='concat'\), got"):
+            read_keras_file(tmp_path / "w.weights.h5")
+        names = {"safetensors": safetensors, "model": net}
+        exec(SAVE_KERAS.replace("model.safetensors", str(tmp_path / "w.safetensors")), names)
+        with pytest.raises(ValueError, match=r"must be concatenated \(merge_mode='concat'\), got"):
+            read_keras_file(tmp_path / "w.safetensors")
+
+
+def weights_file(tmp_path, *layers):
+    net = pytest.importorskip("keras").Sequential(layers)
+    with jax.numpy_rank_promotion("allow"):
+        net.build((None, 5))
+    net.save_weights(tmp_path / "w.weights.h5")
+    return net
+
+
 def saved_keras(tmp_path, *inner, functional=None, mask_zero=False):
     """A whole-model .h5 file of a Sequential, or of what ``functional`` makes of an input."""
     keras, _ = pytest.importorskip("keras"), pytest.importorskip("h5py")
@@ -442,6 +477,61 @@ def test_an_option_that_changes_what_a_keras_layer_computes_is_named(
     path = saved_config(tmp_path, [encoder, layers.Dense(C)], batch)
     with pytest.raises(ValueError, match=message):
         read_keras_file(path)
+
+
+@pytest.mark.parametrize("reset_after", [True, False])
+def test_a_gru_without_a_bias_is_held_against_the_kind(reset_after, tmp_path):
+    """No weight shows which form it is."""
+    layers = keras_layers()
+    inner = layers.GRU(H, use_bias=False, reset_after=reset_after)
+    path, net = saved_keras(tmp_path, inner, layers.Dense(C))
+    kind, other = ("gru", "gru_reset_before")[:: 1 if reset_after else -1]
+    for asked in (None, other):
+        with pytest.raises(ValueError, match=rf"GRU '.*': reset_after={reset_after} .*give kind="):
+            read_keras_file(path, kind=asked)
+    check_logits(kind, read_keras_file(path, kind=kind), net)
+    with pytest.raises(ValueError, match=r"kind must be one of .* for Keras, got 'gruu'"):
+        read_keras_file(path, kind="gruu")
+
+
+def test_a_file_keeps_the_order_of_directions_and_weights_that_are_not_trained(tmp_path):
+    """Keras names what is trained before what is not."""
+    layers = keras_layers()
+    both = layers.Bidirectional(layers.LSTM(E, return_sequences=True), name="backward_layer")
+    above = layers.LSTM(2 * E)
+    path, net = saved_keras(tmp_path, both, above, layers.Dense(C))
+    both.forward_layer.trainable = False
+    above.cell.kernel.trainable = False
+    net.save(path)
+    check_logits("lstm", read_keras_file(path), net)
+
+
+def check_logits(kind, arrays, net):
+    params = import_keras(kind, arrays)
+    tokens = np.random.default_rng(0).integers(0, V, (3, 5)).astype(np.int32)
+    with jax.numpy_rank_promotion("allow"):
+        theirs = np.asarray(net(tokens))
+    ours = jax.jit(build(describe(kind, params)).apply)(params, tokens)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_arguments_of_a_call_that_are_no_layers_are_named(tmp_path):
+    def net(**arguments):
+        return lambda layers, tokens: layers.Dense(C)(
+            layers.LSTM(H)(layers.Embedding(V, E)(tokens), **arguments)
+        )
+
+    state = [np.ones((2, H), np.float32)] * 2
+    for arguments, message in [
+        ({"initial_state": state}, r"LSTM '.*': called with initial_state="),
+        ({"mask": np.ones((2, 5), bool)}, r"LSTM '.*': called with mask="),
+        ({"training": True}, r"LSTM '.*': called with training=True"),
+    ]:
+        path, _ = saved_keras(tmp_path, functional=net(**arguments))
+        with pytest.raises(ValueError, match=message):
+            read_keras_file(path)
+    path, theirs = saved_keras(tmp_path, functional=net(training=False))
+    check_logits("lstm", read_keras_file(path), theirs)
 
 
 def saved_config(tmp_path, inner, batch=None):
@@ -559,6 +649,8 @@ def keras_3_with_mask(number, **embedding):
 
 CHAIN = [[], takes("InputLayer"), takes("Embedding"), takes("LSTM")]
 STATE = [*CHAIN[:2], takes("Embedding", initial_state=[["Dense", 0, 0]])]
+CALLED = [*CHAIN[:2], takes("Embedding", initial_state=[[0.5]]), takes("LSTM")]
+MONTE_CARLO = [*CHAIN[:2], [["Embedding", 0, 0, {"training": True}]], takes("LSTM")]
 TWICE = [*CHAIN[:2], 2 * takes("Embedding")]
 ALL_STEPS = {"LSTM": {"return_sequences": True}}
 BACKWARD = {"class_name": "LSTM", "config": {"go_backwards": False}}
@@ -567,6 +659,9 @@ NO_CHAIN = {
     "a model of class 'Own'": keras_2(model="Own"),
     "'LSTM' must take .* alone, got .'Embedding', 'Dense'.": keras_2("LSTM Dense", *STATE),
     "'LSTM' must take .* alone, got .'more than one input'.": keras_2("LSTM Dense", *TWICE),
+    "LSTM 'LSTM': called with initial_state=": keras_2("LSTM Dense", *CALLED),
+    "LSTM 'LSTM': called with training=True": keras_2("LSTM Dense", *MONTE_CARLO),
+    "GRU 'GRU': reset_after=False": keras_2("GRU Dense", GRU={"use_bias": False}),
     "layers must be Embedding, .*'LSTM', 'LSTM'": keras_2("LSTM LSTM"),
     "layers must be Embedding, .*'Embedding', 'Dense'": keras_2("Dense"),
     "layers must be Embedding, .*, 'GlobalMaxPooling1D', 'GlobalAv": keras_2(
@@ -601,17 +696,17 @@ NO_CHAIN = {
 @pytest.mark.parametrize("message", NO_CHAIN)
 def test_a_model_of_keras_2_that_has_no_counterpart_is_refused(message):
     with pytest.raises(ValueError, match=message):
-        check_config("w.h5", NO_CHAIN[message], "tanh", None)
+        check_config("w.h5", NO_CHAIN[message], Asked(None, "tanh", None))
 
 
 def test_chains_of_keras_2_are_taken():
     for config in (keras_2(), keras_2("LSTM Dense", *CHAIN, model="Functional")):
-        check_config("w.h5", config, "tanh", "last")
+        check_config("w.h5", config, Asked(None, "tanh", "last"))
     pooled = keras_2("LSTM GlobalMaxPooling1D Dense", **ALL_STEPS)
-    check_config("w.h5", pooled, "tanh", "max")
-    check_config("w.h5", keras_3_with_mask(0, mask_zero=True), "tanh", "last")
+    check_config("w.h5", pooled, Asked(None, "tanh", "max"))
+    check_config("w.h5", keras_3_with_mask(0, mask_zero=True), Asked(None, "tanh", "last"))
     one = keras_2("LSTM Dropout Dense", Dense={"units": 1, "activation": "sigmoid"})
-    check_config("w.h5", one, "tanh", "last")
+    check_config("w.h5", one, Asked(None, "tanh", "last"))
 
 
 ARRAYS = np.ones(3)

@@ -54,6 +54,15 @@ class Own(nnx.LSTMCell):
         return super().__call__(carry, 2 * inputs)
 
 
+class Half(nnx.Linear):
+    def __call__(self, inputs):
+        return super().__call__(inputs) / 2
+
+
+def doubled_product(*operands, **options):
+    return 2 * jax.lax.dot_general(*operands, **options)
+
+
 def with_layer(name, layer):
     cell = nnx.GRUCell(D, H, rngs=nnx.Rngs(0))
     setattr(cell, name, layer)
@@ -72,6 +81,13 @@ NNX_CELLS = {
     ),
     "without_bias": lambda: with_layer(
         "dense_i", nnx.Linear(D, 3 * H, use_bias=False, rngs=nnx.Rngs(0))
+    ),
+    "layer_of_its_own_call": lambda: with_layer("dense_i", Half(D, 3 * H, rngs=nnx.Rngs(0))),
+    "layer_of_its_own_product": lambda: with_layer(
+        "dense_i", nnx.Linear(D, 3 * H, dot_general=doubled_product, rngs=nnx.Rngs(0))
+    ),
+    "layer_of_its_own_dtype": lambda: with_layer(
+        "dense_i", nnx.Linear(D, 3 * H, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     ),
     "module_as_gate": lambda: nnx.LSTMCell(D, H, gate_fn=nnx.PReLU(), rngs=nnx.Rngs(0)),
     "own_promotion": lambda: nnx.GRUCell(
