@@ -102,6 +102,27 @@ def of_packed(model):
     return Case(function, model.init(jax.random.key(0)), PACKED)
 
 
+def mapped(cell, axis):
+    """``unroll`` under ``jax.vmap``, of the rows or of an axis before them."""
+
+    def function(params, batch):
+        xs = batch["xs"] if axis == "rows" else jnp.stack([batch["xs"], 2 * batch["xs"]])
+        return jax.vmap(lambda xs: rnnjax.unroll(cell, params, xs))(xs)
+
+    return Case(function, cell.init(jax.random.key(0), D), VECTORS)
+
+
+def without_carry():
+    cell = rnnjax.Cell(
+        D,
+        lambda key, size: {"bias": jnp.ones(size)},
+        lambda params: (),
+        lambda params, x: (x,),
+        update=lambda params, carry, x_proj, h_proj: ((), jnp.tanh(x_proj[0] + params["bias"])),
+    )
+    return of_cell(cell)
+
+
 def attended():
     attention = rnnjax.attention("general")
 
@@ -272,6 +293,9 @@ CASES: dict[str, Any] = {
     "all carries": lambda: of_cell(rnnjax.lstm(H), all_carries=True),
     "chunks": lambda: of_cell(rnnjax.lstm(H), remat=2),
     "an associative scan": lambda: of_cell(rnnjax.lru(H), implementation="associative"),
+    "a vmap of rows": lambda: mapped(rnnjax.gru(H), "rows"),
+    "a vmap over batches": lambda: mapped(rnnjax.lstm(H), "batches"),
+    "no carry": without_carry,
     "bfloat16": lambda: of_layer(
         rnnjax.recurrent(rnnjax.with_policy(rnnjax.lstm(H), rnnjax.Policy(compute="bfloat16")))
     ),

@@ -187,10 +187,17 @@ def check_noise(cell: Cell, noise: Any, shape: NoiseShape) -> None:
                 f"B = {shape.batch}, got shape {leaf.shape}"
             )
     for name in ("hidden", "recurrent"):
-        if getattr(noise, name) is not None and cell.recurrent is None:
+        if getattr(noise, name) is None:
+            continue
+        if cell.recurrent is None:
             raise ValueError(
                 f"a cell's noise must have no {name} where the engine multiplies no recurrent "
                 "weights, got one from a cell that gives plain_step, or no recurrent"
+            )
+        if cell.chunk is not None:
+            raise ValueError(
+                f"a cell's noise must have no {name} beside chunk, which does not see it, got one: "
+                "give the cell without chunk, cell._replace(chunk=None)"
             )
 
 

@@ -1,13 +1,14 @@
 """Cells that close over a traced value, such as a rate that is itself differentiated.
 
 A ``custom_jvp``, as the loop is, may not read traced values that are not among its arguments: their
-derivative would be lost. So they are found here and handed to the loop beside the parameters.
+derivative would be lost, and one without a derivative (a step number, a key) would leave its trace.
+So they are found here and handed to the loop beside the parameters.
 """
 
 from typing import Any
 
 import jax
-from jax.core import Tracer
+from jax.core import Tracer, eval_jaxpr
 
 from rnnjax.base import Cell
 from rnnjax.engine._step import Inputs, Weights
@@ -29,16 +30,20 @@ def without_traced_closures(cell: Cell, weights: Weights, inputs: Inputs) -> tup
             "a cell's hidden must not close over a traced value, got one: put it into params"
         )
     operands = (params, carry, x_projs, h_projs, *context)
-    if not _closes_over_traced(cell.update, *operands):
+    program, results = jax.make_jaxpr(cell.update, return_shape=True)(*operands)
+    found = tuple(constant for constant in program.consts if isinstance(constant, Tracer))
+    if not found:
         return cell, weights
-    converted, found = jax.closure_convert(cell.update, *operands)
 
     # Beside the parameters and not among them: the user's tree keeps its structure.
     def update(params: Any, *rest: Any) -> Any:
         own, closed_over = params
-        return converted(own, *rest, *closed_over)
+        traced = iter(closed_over)
+        constants = [next(traced) if isinstance(c, Tracer) else c for c in program.consts]
+        leaves = eval_jaxpr(program.jaxpr, constants, *jax.tree.leaves((own, *rest)))
+        return jax.tree.unflatten(jax.tree.structure(results), leaves)
 
-    return cell._replace(update=update), weights._replace(params=(weights.params, tuple(found)))
+    return cell._replace(update=update), weights._replace(params=(weights.params, found))
 
 
 def _closes_over_traced(function: Any, *operands: Any) -> bool:

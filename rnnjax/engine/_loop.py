@@ -66,7 +66,7 @@ def run_scan(
     # Rows on several devices: keep sums over them out of the loop. On one device it would only
     # cost the memory of the repeated vectors.
     if not may_merge_axes((weights, carry, inputs)):
-        rows = jax.tree.leaves(carry)[0].shape[0]
+        rows = jax.tree.leaves(inputs.x_projs)[0].shape[1]  # a carry may have no leaves
         cell, weights = vectors_as_row_constants(cell, weights, rows)
         loop = loop._replace(packed=0)  # batch and time cannot be one axis there
     forward = functools.partial(_scan_with_update, cell, loop)

@@ -26,9 +26,10 @@ def run_as_one_batch(run: Callable[[Call, int], Any], call: Call) -> Any:
     """``run(call, mapped)``, with axes that ``jax.vmap`` maps made batch axes where that may be.
 
     Where nothing but steps and carries is mapped, the axis becomes the first batch axis. Where
-    parameters are (an ensemble), where noise is drawn (each example draws the same), or where the
-    derivative is taken inside of the ``vmap`` (a gradient for each example), the call stays as it
-    is and ``run`` is told how many of them ``vmap`` makes one.
+    parameters are (an ensemble), where noise is drawn (each example draws the same), where the
+    derivative is taken inside of the ``vmap`` (a gradient for each example), or where the cell
+    reads traced values that are no part of the call, the call stays as it is and ``run`` is told
+    how many of them ``vmap`` makes one.
 
     Args:
         run: of a call, and the number of such calls that become one.
@@ -37,7 +38,12 @@ def run_as_one_batch(run: Callable[[Call, int], Any], call: Call) -> Any:
     sizes = _mapped_sizes(call)
     # Noise: under ``vmap`` each example draws from the one key, so all draw the same. As rows of
     # one batch they would draw differently, and the result would depend on this file.
-    if not sizes or call.key is not None or not _is_mapped_directly(call):
+    if (
+        not sizes
+        or call.key is not None
+        or not _is_mapped_directly(call)
+        or _reads_more_than(run, call)
+    ):
         return run(call, math.prod(sizes))
 
     # What is inside a ``custom_vmap`` sees one example, as without it; only if JAX maps it is the
@@ -102,6 +108,13 @@ def _unused(leaf: Tracer) -> Any:
     return lax.stop_gradient(leaf)
 
 
+def _reads_more_than(run: Callable[[Call, int], Any], call: Call) -> bool:
+    """Whether ``run`` reads more than the call: a traced value that the cell closes over, which
+    ``vmap`` may map too, or a named axis of ``vmap``. A ``custom_vmap`` would not see it."""
+    program = jax.make_jaxpr(lambda call: run(call, 1))(call)
+    return bool(program.effects) or any(isinstance(c, Tracer) for c in program.consts)
+
+
 def _is_mapped_directly(call: Call) -> bool:
     """Whether ``vmap`` is the innermost transformation here, with no derivative inside of it.
 
@@ -110,7 +123,7 @@ def _is_mapped_directly(call: Call) -> bool:
     """
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(call)]
     floats = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    # No element of each, in one dtype so that they can be joined: the result costs nothing, and its
-    # type is that of the innermost transformation that holds any of the arrays.
-    nothing = [jnp.ravel(leaf)[:0].astype(jnp.float32) for leaf in floats]
-    return bool(nothing) and type(jnp.concatenate(nothing)).__name__ == "BatchTracer"
+    # No element of each, along an axis that no mesh divides, and in one dtype: the sum costs
+    # nothing, and its type is that of the innermost transformation that holds any of the arrays.
+    nothing = [jnp.sum(leaf[..., None][..., :0].astype(jnp.float32)) for leaf in floats]
+    return bool(nothing) and type(sum(nothing)).__name__ == "BatchTracer"

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.core import Tracer
+from jax.core import Tracer, eval_context
+from jax.extend.core import get_opaque_trace_state
 
 from rnnjax import masking
 from rnnjax._checks import check_batch_shape, check_carry, check_floating, check_there
@@ -24,6 +25,10 @@ from rnnjax.base import Carry, Cell, Layer, Params, runs_steps
 from rnnjax.engine._arguments import is_tree_of_inputs
 from rnnjax.engine._products import h_proj_of
 from rnnjax.engine.unroll import unroll
+
+# How JAX stands where no transformation is around.
+with eval_context():
+    _NO_TRANSFORMATION = get_opaque_trace_state()
 
 
 class Block(NamedTuple):
@@ -96,7 +101,8 @@ def _step(
     leaves = jax.tree.leaves(arrays)
     # Arrays need no look here: what is wrong with their shapes or dtypes is found where the step is
     # compiled, once for all steps of such arrays.
-    if isinstance(x, Array) and all(map(_holds_values, set(map(type, leaves)))):
+    is_alone = not is_transformed()
+    if is_alone and isinstance(x, Array) and all(map(_holds_values, set(map(type, leaves)))):
         flags = _flags(x.shape[:-1])
         try:
             return _run_alone(part, "carry", params, carry, x, mask, resets, flags, context)
@@ -109,10 +115,16 @@ def _step(
     mask, resets = _check_step_flags(mask, resets, batch)
     carry = jax.tree.map(functools.partial(masking.as_array, "carry"), carry)
     # Inside another program the step joins it; a loop of one step would stand in the way of fusion.
-    if any(isinstance(leaf, Tracer) for leaf in leaves):
+    if not is_alone or any(isinstance(leaf, Tracer) for leaf in leaves):
         carry = _check_given(part, params, carry, batch, "carry")
         return _inline_step(part, params, carry, x, mask, resets, context)
     return _run_alone(part, "carry", params, carry, x, mask, resets, _flags(batch), context)
+
+
+def is_transformed() -> bool:
+    """Whether a ``jax.jit``, ``jax.grad`` or other transformation is around: a part may close over
+    a value that it traces, even if none of the arguments is traced."""
+    return get_opaque_trace_state() != _NO_TRANSFORMATION
 
 
 def run_only_step(

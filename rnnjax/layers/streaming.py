@@ -13,7 +13,13 @@ from rnnjax import masking
 from rnnjax._checks import check_size, telling_given_away
 from rnnjax.base import Carry, Cell, Layer, Params
 from rnnjax.engine._arguments import check_xs
-from rnnjax.engine.one_step import Block, require_causal, run_block, run_only_step
+from rnnjax.engine.one_step import (
+    Block,
+    is_transformed,
+    require_causal,
+    run_block,
+    run_only_step,
+)
 
 Stream = Callable[..., tuple[Carry, Any]]
 
@@ -96,10 +102,10 @@ def make_stream(layer: Cell | Layer, *, block_size: int = 32) -> Stream:
 
 
 def _refuse_tracers(*arguments: Any) -> None:
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arguments)):
+    if is_transformed() or any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arguments)):
         raise ValueError(
             "a stream must be fed outside of jax.jit, jax.grad and other transformations, got a "
-            "traced array; there, use layer.step, in a jax.lax.scan for several steps"
+            "call inside of one; there, use layer.step, in a jax.lax.scan for several steps"
         )
 
 

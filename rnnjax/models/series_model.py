@@ -118,6 +118,8 @@ def series_model(layer: Cell | Layer, head: Head, *, dropout: float = 0.0) -> Se
         params = check_params(params, SeriesModelParams)
         inner, out_key = split_key(key, 2)
         values, valid = real_values(values, lengths, mask)
+        # A layer made by hand need not take a context.
+        given = {} if context is None else {"context": context}
         carry, ys = below.apply(
             params.layer,
             head.encode(values),
@@ -125,7 +127,7 @@ def series_model(layer: Cell | Layer, head: Head, *, dropout: float = 0.0) -> Se
             resets=resets,
             initial_carry=initial_carry,
             key=inner,
-            context=context,
+            **given,
         )
         return carry, head.apply(params.head, locked_dropout(out_key, ys, rate))
 

@@ -85,7 +85,10 @@ def variational_dropout(cell: Cell, inputs: float = 0.0, hidden: float = 0.0) ->
             h = _factor(h_key, hidden, batch, (math.prod(heads) * rows,), dtype)
         return Noise(inputs=x, hidden=h)
 
-    return cell._replace(noise=_both(cell.noise, draw)) if inputs or hidden else cell
+    if not inputs and not hidden:
+        return cell
+    # A chunk does not see what the product of a step is given.
+    return cell._replace(noise=_both(cell.noise, draw), chunk=None if hidden else cell.chunk)
 
 
 class CandidateMask(NamedTuple):
@@ -217,7 +220,8 @@ def weight_drop(cell: Cell, rate: float) -> Cell:
         dtype = accumulation_dtype(w_hh.dtype)
         return Noise(recurrent=_factor(key, rate, (), w_hh.shape, dtype))
 
-    return cell._replace(noise=_both(cell.noise, draw)) if rate else cell
+    # A chunk does not see the weights that the product of a step is given.
+    return cell._replace(noise=_both(cell.noise, draw), chunk=None) if rate else cell
 
 
 class ZoneoutMask(NamedTuple):

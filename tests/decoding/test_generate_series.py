@@ -51,6 +51,24 @@ def test_strings_come_as_often_as_the_law_says():
     assert scipy.stats.chisquare(seen, expected * count / expected.sum()).pvalue > 1e-3
 
 
+def test_a_layer_made_by_hand_need_not_take_a_context():
+    """It is the recurrent layer with fewer arguments."""
+    inner = rnnjax.recurrent(rnnjax.gru(4))
+
+    def apply(params, xs, lengths=None, *, mask=None, resets=None, initial_carry=None, key=None):
+        return inner.apply(
+            params, xs, lengths, mask=mask, resets=resets, initial_carry=initial_carry, key=key
+        )
+
+    model, params, prompt = make("keys")
+    by_hand = rnnjax.series_model(inner._replace(apply=apply), HEADS["keys"])
+    found = by_hand.apply(params, prompt, LENGTHS)
+    for a, b in zip(
+        *map(jax.tree.leaves, (found, model.apply(params, prompt, LENGTHS))), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize("name", ["ids", "strokes"])
 def test_a_row_depends_on_its_prompt_and_its_key_alone(name):
     model, params, prompt = make(name)

@@ -315,6 +315,17 @@ def test_a_pool_without_a_step_is_zero_whatever_stands_there(pool):
     ]
 
 
+def test_where_all_steps_are_real_none_need_be_named():
+    ys = np.random.default_rng(0).normal(size=(2, 4, 6)).astype(np.float32)
+    np.testing.assert_allclose(masking.mean_pool(ys, None), ys.mean(axis=1), rtol=1e-6)
+    np.testing.assert_array_equal(masking.max_pool(ys, None), ys.max(axis=1))
+    np.testing.assert_array_equal(rnnjax.recurrent(rnnjax.gru(6)).last(ys, None), ys[:, -1])
+    both = rnnjax.bidirectional(rnnjax.gru(3))
+    expected = np.concatenate([ys[:, -1, :3], ys[:, 0, 3:]], axis=-1)
+    np.testing.assert_array_equal(both.last(ys, None), expected)
+    np.testing.assert_array_equal(jax.jit(both.last)(ys, None), expected)
+
+
 @pytest.mark.parametrize("name", POOLS)
 def test_a_pool_takes_a_mask_or_lengths_of_floats_alone(name):
     ys = jnp.array([[1.0], [3.0], [9.0]])

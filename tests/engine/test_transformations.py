@@ -83,6 +83,52 @@ def test_a_cell_may_close_over_a_value_that_is_differentiated(remat):
         np.testing.assert_allclose(jax.jit(jax.grad(loss))(rate), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["int", "bool", "key", "float"])
+@pytest.mark.parametrize("take", ["jit", "scan", "vmap"])
+def test_a_cell_may_close_over_a_traced_value_that_is_not_differentiated(kind, take):
+    """Its gradient is that of the cell with the value known."""
+    value = {
+        "int": np.int32(2),
+        "bool": np.bool_(True),
+        "key": jax.random.key(3),
+        "float": np.float32(1.5),
+    }[kind]
+
+    def gradient(value, params):
+        def update(params, h, x_proj, h_proj):
+            z = x_proj[0] + h_proj[0]
+            extra = jax.random.normal(value, (H,)) if kind == "key" else jnp.where(value, z, 2 * z)
+            h = jnp.tanh(z * value + extra) if kind == "float" else jnp.tanh(z + extra)
+            return h, h
+
+        return jax.grad(loss_of(rnnjax.vanilla(H)._replace(update=update), xs))(params)
+
+    params, xs = made(rnnjax.vanilla(H))
+    values = jnp.stack([value, value])
+    found = {
+        "jit": lambda: jax.jit(gradient)(value, params),
+        "scan": lambda: first(jax.lax.scan(lambda _, v: (_, gradient(v, params)), 0, values)[1]),
+        "vmap": lambda: first(jax.vmap(gradient, (0, None))(values, params)),
+    }[take]()
+    assert_same(found, gradient(value, params))
+
+
+def first(tree):
+    return jax.tree.map(lambda a: a[0], tree)
+
+
+def test_a_step_by_itself_may_close_over_a_value_that_is_differentiated():
+    params, xs = made(leaky(0.3))
+
+    def by_step(rate):
+        return jnp.sum(leaky(rate).step(params, None, xs[:, 0])[1] ** 2)
+
+    def whole(rate):
+        return jnp.sum(rnnjax.unroll(leaky(rate), params, xs[:, :1])[1] ** 2)
+
+    assert_same(jax.grad(by_step)(0.3), jax.grad(whole)(0.3))
+
+
 def test_a_hidden_that_closes_over_a_traced_value_is_refused():
     params, xs = made(CELLS["gru"])
 

@@ -130,3 +130,57 @@ def test_a_cell_that_reads_no_float_is_mapped_too():
     xs = jnp.arange(24).reshape(2, 3, 4, 1)
     ys = jax.vmap(lambda xs: rnnjax.unroll(cell, (), {"i": xs})[1])(xs)
     np.testing.assert_array_equal(ys, np.cumsum(xs, axis=2))
+
+
+@pytest.mark.parametrize("nesting", ["together", "x inside", "x outside", "gradient"])
+@pytest.mark.parametrize("where", ["update", "project", "plain_step"])
+def test_what_a_cell_closes_over_may_be_mapped_with_its_inputs(where, nesting):
+    """Each example is what it is alone."""
+    inner = rnnjax.vanilla(3)
+    params, xs, _ = made(inner)
+    xs, rates = xs[:4], jnp.array([0.1, 0.3, 0.5, 0.9])
+
+    def one(rate, x):
+        def update(params, h, x_proj, h_proj):
+            new = (1 - rate) * h + rate * jnp.tanh(x_proj[0] + h_proj[0])
+            return new, new
+
+        def plain_step(params, h, x_proj):
+            return update(params, h, x_proj, (h @ params.w_hh,))
+
+        changes = {
+            "update": {"update": update},
+            "project": {"project": lambda p, x: inner.project(p, rate * x)},
+            "plain_step": {"plain_step": plain_step, "update": None, "recurrent": None},
+        }
+        return rnnjax.unroll(inner._replace(**changes[where]), params, x)[1]
+
+    together = jnp.stack([one(rate, x) for rate, x in zip(rates, xs, strict=True)])
+    each = jnp.stack([jnp.stack([one(rate, x) for x in xs]) for rate in rates])
+    if nesting == "together":
+        found, expected = jax.vmap(one)(rates, xs), together
+    elif nesting == "x inside":
+        found, expected = jax.vmap(lambda r: jax.vmap(lambda x: one(r, x))(xs))(rates), each
+    elif nesting == "x outside":
+        found = jax.vmap(lambda x: jax.vmap(lambda r: one(r, x))(rates))(xs)
+        expected = each.swapaxes(0, 1)
+    else:
+        found = jax.grad(lambda rates: (jax.vmap(one)(rates, xs) ** 2).sum())(rates)
+        alone = jax.grad(lambda rate, x: (one(rate, x) ** 2).sum())
+        expected = jnp.stack([alone(rate, x) for rate, x in zip(rates, xs, strict=True)])
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_cell_may_take_a_mean_over_the_axis_that_is_mapped():
+    inner = rnnjax.vanilla(3)
+    params, xs, _ = made(inner)
+
+    def project(params, x):
+        return (inner.project(params, x)[0] - jax.lax.pmean(inner.project(params, x)[0], "rows"),)
+
+    cell = inner._replace(project=project)
+    found = jax.vmap(lambda x: rnnjax.unroll(cell, params, x)[1], axis_name="rows")(xs)
+    # The same of inputs whose mean over the rows is taken before; the bias cancels.
+    centred = xs - xs.mean(0, keepdims=True)
+    expected = rnnjax.unroll(inner, params._replace(bias=0 * params.bias), centred)[1]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

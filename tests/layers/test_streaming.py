@@ -204,6 +204,9 @@ def test_a_stream_inside_a_transformation_is_refused():
     for transform in (jax.jit, jax.vmap, lambda f: jax.grad(lambda a: f(a).sum())):
         with pytest.raises(ValueError, match=r"fed outside of jax\.jit"):
             transform(lambda xs: stream(params, xs)[1])(xs)
+    # The layer may close over what is traced, though no argument is.
+    with pytest.raises(ValueError, match=r"fed outside of jax\.jit"):
+        jax.grad(lambda scale: scale * stream(params, xs)[1].sum())(1.0)
 
 
 @pytest.mark.parametrize(

@@ -551,3 +551,28 @@ def test_inputs_of_which_one_is_a_time_are_not_dropped():
     rnnjax.unroll(cell, params, xs)
     with pytest.raises(ValueError, match=r"variational_dropout\(inputs=...\) needs inputs of one"):
         rnnjax.unroll(cell, params, xs, key=KEY)
+
+
+@pytest.mark.parametrize("name", ["weight_drop", "variational_dropout"])
+def test_noise_of_a_product_reaches_a_cell_that_computes_many_steps_at_once(name):
+    """A chunk reads the weights itself, so that the noise would change nothing."""
+
+    def noisy(cell):
+        if name == "weight_drop":
+            return weight_drop(cell, 0.5)
+        return variational_dropout(cell, hidden=0.5)
+
+    inner = rnnjax.vanilla(H)
+
+    def chunk(params, carry, reset_carry, x_projs, valid, resets):
+        step = lambda h, x: inner.update(params, h, (x,), (h @ params.w_hh,))  # noqa: E731
+        return jax.lax.scan(step, carry, x_projs[0])
+
+    cell, params = inner._replace(chunk=chunk), init(inner)
+    xs = jax.random.normal(jax.random.key(2), (B, T, D))
+    _, found = rnnjax.unroll(noisy(cell), params, xs, key=KEY)
+    _, expected = rnnjax.unroll(noisy(inner), params, xs, key=KEY)
+    assert_trees_equal(found, expected)
+    own = cell._replace(noise=noisy(inner).noise)
+    with pytest.raises(ValueError, match="a cell's noise must have no .* beside chunk"):
+        rnnjax.unroll(own, params, xs, key=KEY)
