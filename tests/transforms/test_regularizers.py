@@ -574,5 +574,5 @@ def test_noise_of_a_product_reaches_a_cell_that_computes_many_steps_at_once(name
     _, expected = rnnjax.unroll(noisy(inner), params, xs, key=KEY)
     assert_trees_equal(found, expected)
     own = cell._replace(noise=noisy(inner).noise)
-    with pytest.raises(ValueError, match="a cell's noise must have no .* beside chunk"):
+    with pytest.raises(ValueError, match=r"a cell's noise must have no .* beside chunk"):
         rnnjax.unroll(own, params, xs, key=KEY)
