@@ -17,14 +17,18 @@ from rnnjax.checkpoint._writing import DIVIDED
 from rnnjax.checkpoint.errors import CheckpointError, reason_of
 
 
-def load(path: Path, manifest: dict[str, Any], template: Any) -> Any:
-    """The state, its leaves where those of the template are.
+def load(path: Path, manifest: dict[str, Any], template: Any, *, partial: bool) -> Any:
+    """The state, or with ``partial`` what the template has of it; its leaves are where those of
+    the template are.
 
     Raises:
         CheckpointError: the template has other leaves, or the arrays cannot be read.
     """
     leaves = named(template)
-    _require_leaves(path, manifest["leaves"], leaves)
+    saved = manifest["leaves"]
+    if partial:
+        saved = {name: kind for name, kind in saved.items() if name in leaves}
+    _require_leaves(path, saved, leaves)
     plain = {
         name: jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf
         for name, leaf in leaves.items()
@@ -33,7 +37,7 @@ def load(path: Path, manifest: dict[str, Any], template: Any) -> Any:
     arrays = {n: np.zeros(leaf.shape, leaf.dtype) for n, leaf in plain.items() if not leaf.size}
     stored = {name: kind_of(leaf) for name, leaf in plain.items() if leaf.size}
     try:
-        arrays |= _stored(path, manifest, stored)
+        arrays |= _stored(path, manifest, stored, partial)
     except Exception as error:  # whatever another version of Orbax may raise
         raise CheckpointError(
             f"{path} must be readable as well as whole, got {reason_of(error)}"
@@ -50,12 +54,17 @@ def _require_leaves(path: Path, found: Mapping[str, str], leaves: Mapping[str, A
         if expected.get(name) != found.get(name)
     ]
     if differences:
+        is_part = all(expected[name] == found.get(name) for name in expected)
+        hint = " (give partial=True to read a part)" if is_part else ""
         raise CheckpointError(
-            f"{path} must have the leaves of the template, got:\n  " + "\n  ".join(differences)
+            f"{path} must have the leaves of the template{hint}, got:\n  "
+            + "\n  ".join(differences)
         )
 
 
-def _stored(path: Path, manifest: dict[str, Any], expected: dict[str, str]) -> dict[str, Any]:
+def _stored(
+    path: Path, manifest: dict[str, Any], expected: dict[str, str], partial: bool
+) -> dict[str, Any]:
     """The arrays of a checkpoint, of NumPy, or on the disk those that are divided.
 
     What the files say of an array is held against what is expected before any of it is read:
@@ -67,7 +76,10 @@ def _stored(path: Path, manifest: dict[str, Any], expected: dict[str, str]) -> d
     }
     whole = {name: kind for name, kind in expected.items() if name not in divided}
     in_state = stored_forms(path / STATE) if whole else {}
-    _require_kinds({**divided_arrays.forms(divided), **in_state}, expected)
+    found = {**divided_arrays.forms(divided), **in_state}
+    if partial:
+        found = {name: form for name, form in found.items() if name in expected}
+    _require_kinds(found, expected)
     return {**divided, **(load_arrays(path / STATE) if whole else {})}
 
 

@@ -195,6 +195,7 @@ class Checkpoints:
         template: Any,
         step: int | None = None,
         *,
+        partial: bool = False,
         accept: Callable[[dict[str, Any]], None] | None = None,
     ) -> Restored:
         """The newest checkpoint that is whole.
@@ -207,6 +208,9 @@ class Checkpoints:
                 `jax.eval_shape` gives them. Leaves come back where its leaves are: on their
                 devices, or in NumPy arrays.
             step: only look at the checkpoints of this step; all when None.
+            partial: True for a template that lacks some of what was saved, which is not read: such
+                as a train state with ``opt_state=()``, for the parameters of a run whose optimizer
+                is not at hand.
             accept: gets the ``extra`` of a whole checkpoint and raises a CheckpointError (or an
                 OSError) to have it passed over too. Other errors go through to the caller.
 
@@ -230,7 +234,7 @@ class Checkpoints:
         self.wait()
         call = f"restore {next(self._calls)}"
         name, manifest, rejected = self._from_first(call, lambda: self._find(step, accept))
-        state = load(self.folder / name, manifest, template)
+        state = load(self.folder / name, manifest, template, partial=partial)
         # The first process may not delete it before all have read it.
         self._messages.gather(f"{call} is loaded", lambda: None)
         return Restored(manifest["step"], state, manifest["extra"], tuple(rejected))

@@ -311,6 +311,25 @@ def test_every_difference_of_shape_dtype_and_path_is_named(tmp_path):
     ]
 
 
+def test_a_part_is_read_where_it_is_asked_for(tmp_path):
+    """As the parameters of a run whose optimizer is not at hand."""
+    params = {"w": jax.random.normal(jax.random.key(1), (3, 2)), "b": jnp.zeros((0, 2))}
+    state = init_train_state(jax.random.key(2), params, optax.adam(0.1))
+    blank = jax.tree.map(jnp.zeros_like, params)
+    template = init_train_state(jax.random.key(0), blank, optax.identity())
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(4, state._replace(skipped=jnp.int32(3)))
+        checkpoints.wait()
+        with pytest.raises(CheckpointError, match=r"\(give partial=True to read a part\), got:"):
+            checkpoints.restore(template)
+        found = checkpoints.restore(template, partial=True).state
+        assert_same_bits(found, state._replace(opt_state=template.opt_state, skipped=jnp.int32(3)))
+        # Of what is asked for nothing may be missing, nor of another shape.
+        for wrong in ({"w": jnp.zeros((3, 2)), "c": jnp.zeros(2)}, {"w": jnp.zeros((3, 3))}):
+            with pytest.raises(CheckpointError, match=r"template, got:\n  \.params\['[cw]'\] must"):
+                checkpoints.restore(template._replace(params=wrong), partial=True)
+
+
 @pytest.mark.parametrize("numpy_saved", [False, True])
 @pytest.mark.parametrize("numpy_template", [False, True])
 def test_shapes_are_compared_for_arrays_of_numpy_too(numpy_saved, numpy_template, tmp_path):
