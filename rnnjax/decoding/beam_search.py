@@ -22,7 +22,6 @@ from rnnjax._devices import with_automatic_axes
 from rnnjax._native import in_native_order
 from rnnjax._numerics import accumulation_dtype
 from rnnjax._recipe import ComparedStep
-from rnnjax._values import check_range
 from rnnjax.base import Carry
 from rnnjax.decoding._largest import largest
 from rnnjax.decoding._loop import as_arrays
@@ -34,6 +33,7 @@ from rnnjax.decoding.sampling import (
     check_transforms,
     log_probabilities,
 )
+from rnnjax.models.embedding import check_tokens
 
 
 class Beams(NamedTuple):
@@ -92,7 +92,7 @@ def beam_search(
         params: its parameters.
         carry: the carry before ``start``, leaves [..., ...].
         start: int [...], the token that is read first, such as a start token. Inside a compiled
-            function, where it is not known, the ``step`` clamps it to [0, V) as all ids.
+            function, where it is not known, it is clamped to [0, V).
         memory: what a row reads but never changes, leaves [..., ...]: it is not copied for each
             hypothesis.
         stop: the id that ends a text.
@@ -125,7 +125,7 @@ def beam_search(
     if not callable(step):
         kind = type(step).__name__
         raise ValueError(f"step must be a function, such as the step of a model, got {kind}")
-    first = masking.as_integers("start", start).astype(jnp.int32)
+    first = masking.as_integers("start", start)
     how = _How(
         ComparedStep(step),
         check_size("beam_size", beam_size),
@@ -145,8 +145,9 @@ def beam_search(
     params = in_native_order(params)
     carry = as_arrays("carry", carry, first.shape)
     memory = as_arrays("memory", memory, first.shape)
-    vocab_size = _check_step(how, params, carry, first, memory)
-    check_range("start", first, vocab_size, f"[0, {vocab_size})")
+    vocab_size = _check_step(how, params, carry, first.astype(jnp.int32), memory)
+    # Only then cut: of 64 bits, 2^32 would be 0.
+    first = check_tokens(first, vocab_size, "start").astype(jnp.int32)
     for name, number in (("stop", how.stop), ("pad", how.pad)):
         check_id(name, number, vocab_size)
     with telling_given_away(params=params, carry=carry, memory=memory):

@@ -1,6 +1,7 @@
 """The loop that writes: each chosen token is the next input, for a whole batch in one program."""
 
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -171,7 +172,9 @@ def stream_text(
     prompt, lengths = _check_prompt(prompt, lengths, model.vocab_size)
     if prompt.ndim != 1:
         raise ValueError(f"prompt must have shape [T], got shape {prompt.shape}")
-    how = _check_how(model, min(block, left), sampling, stop, 0, room=left)
+    size = min(block, left)
+    room = math.ceil(left / size) * size  # for whole blocks, of which the last is cut
+    how = _check_how(model, size, sampling, stop, 0, room=room)
     # Checked here and not at the first block: what follows runs only when that is asked for.
     keys, carry = row_keys(key, (), how.sampling.draws), as_arrays("initial_carry", initial_carry)
     how, numbers = _split(how, ())
@@ -190,15 +193,14 @@ def _blocks(how: "_How", params: Any, given: tuple, left: int) -> Iterator[np.nd
     size, history = how.max_new_tokens, None
     prompt, lengths, key, numbers, carry = given
     while left:
-        count = min(size, left)
-        how = how._replace(max_new_tokens=count)
         with telling_given_away(params=params):
             out, history = _generate(
                 how, params, table, prompt, lengths, key, numbers, carry, history
             )
         how = how._replace(room=size)  # not read from now on: one program for all further blocks
         tokens, length = jax.device_get((out.tokens, out.lengths))
-        tokens = tokens[:length]
+        count = min(size, left)  # a shorter block is cut: of its own size it was another program
+        tokens = tokens[: min(length, count)]
         if len(tokens):
             yield tokens
         if len(tokens) < count or tokens[-1] in how.stop:

@@ -110,13 +110,20 @@ def _draw(key: Key, logits: Array) -> Array:
 
 
 def _below_largest(logits: Array) -> Array:
-    """Each logit [..., V] less the largest one: 0 there, even where that is +inf."""
+    """Each logit [..., V] less the largest one: 0 there, even where that is +inf.
+
+    NaN where all are -inf, as ``jax.nn.log_softmax`` has it: as likely as each other, tokens that
+    are all impossible would be chosen.
+    """
     largest = jnp.max(logits, axis=-1, keepdims=True)
-    return jnp.where(logits == largest, 0.0, logits - largest)
+    return jnp.where((logits == largest) & (largest > -jnp.inf), 0.0, logits - largest)
 
 
 def log_probabilities(logits: Array) -> Array:
-    """The log of the softmax of logits [..., V]: of one that is +inf 0, and of the others -inf."""
+    """The log of the softmax of logits [..., V]: of one that is +inf 0, and of the others -inf.
+
+    NaN where all are -inf.
+    """
     below = _below_largest(logits)
     return below - jnp.log(jnp.sum(jnp.exp(below), axis=-1, keepdims=True))
 

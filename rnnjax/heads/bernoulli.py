@@ -6,6 +6,7 @@ from jax import Array
 from jax.nn import log_sigmoid
 
 from rnnjax._checks import check_size
+from rnnjax._numerics import raised
 from rnnjax._recipe import factory
 from rnnjax.base import Key
 from rnnjax.heads.head import Head, make_head
@@ -19,7 +20,10 @@ def _log_prob(logits: Array, values: Array) -> Array:
 
 
 def _sample(key: Key, logits: Array) -> Array:
-    return jax.random.bernoulli(key, jax.nn.sigmoid(logits)).astype(logits.dtype)
+    # The rarer value is drawn, and with more bits than the 23 of a uniform float32, which is 0 in
+    # one of 8 million draws: on either side a value comes as rarely as its logit says.
+    rarer = jax.random.bernoulli(key, jax.nn.sigmoid(-jnp.abs(raised(logits))), mode="high")
+    return (rarer ^ (logits > 0)).astype(logits.dtype)
 
 
 @factory

@@ -30,10 +30,12 @@ def as_array(name: str, value: Any) -> Array:
     return jnp.asarray(array)
 
 
-def as_weights(weights: ArrayLike, shape: tuple[int, ...]) -> Array:
+def as_weights(weights: ArrayLike, shape: tuple[int, ...], of_rows: str = "") -> Array:
+    """Weights of that shape; ``of_rows`` is what to say to those who give one a row instead."""
     array = as_array("weights", weights).astype(jnp.result_type(float))
     if array.shape != shape:
-        raise ValueError(f"weights must have shape {shape}, got {array.shape}")
+        hint = of_rows if array.ndim and array.shape == shape[: array.ndim] else ""
+        raise ValueError(f"weights must have shape {shape}, got {array.shape}{hint}")
     return array
 
 
@@ -43,12 +45,20 @@ def count_of(weights: ArrayLike) -> Array:
 
 
 def summable(weights: ArrayLike, shape: tuple[int, ...]) -> Array:
-    """Weights in the dtype of their count: integers where they are whole by their dtype."""
-    array = as_array("weights", weights)
-    if jnp.issubdtype(array.dtype, jnp.integer) or array.dtype == jnp.bool_:
-        as_weights(weights, shape)
-        return array.astype(jnp.result_type(int))
-    return as_weights(weights, shape)
+    """Weights in the dtype of their count: integers where no such weights have a sum that wraps."""
+    array, scale = as_array("weights", weights), as_weights(weights, shape)
+    return array.astype(jnp.result_type(int)) if _never_wraps(array) else scale
+
+
+def _never_wraps(weights: Array) -> bool:
+    """Whether twice the sum of any weights of this dtype and shape is an integer of JAX's."""
+    if weights.dtype == jnp.bool_:
+        return True
+    # The size of an exported program may be none yet.
+    if not jnp.issubdtype(weights.dtype, jnp.integer) or not isinstance(weights.size, int):
+        return False
+    held, whole = jnp.iinfo(weights.dtype), jnp.iinfo(jnp.result_type(int))
+    return 2 * max(-int(held.min), int(held.max)) * weights.size <= int(whole.max)
 
 
 def rows_that_count(weights: ArrayLike | None, shape: tuple[int, ...]) -> Array | None:

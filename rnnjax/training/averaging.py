@@ -122,7 +122,9 @@ def _average(weight_of: Callable[[Array], Array]) -> optax.GradientTransformatio
     import optax
 
     def init(params: Any) -> ParameterAverage:
-        return ParameterAverage(jnp.zeros((), jnp.int32), jax.tree.map(raised, params))
+        # Copied: a step may give the parameters away together with this state.
+        average = jax.tree.map(lambda leaf: jnp.array(raised(leaf)), params)
+        return ParameterAverage(jnp.zeros((), jnp.int32), average)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         if params is None:
@@ -131,12 +133,13 @@ def _average(weight_of: Callable[[Array], Array]) -> optax.GradientTransformatio
         weight = weight_of(steps)
         # Without the barrier XLA averages narrow parameters as they are before they are rounded.
         new = lax.optimization_barrier(optax.apply_updates(params, updates))
-        average = jax.tree.map(
-            lambda old, leaf: old + weight.astype(old.dtype) * (leaf.astype(old.dtype) - old),
-            state.average,
-            new,
-        )
-        return updates, ParameterAverage(steps, average)
+
+        def move(old: Array, leaf: Array) -> Array:
+            leaf = leaf.astype(old.dtype)
+            # old + (leaf - old) is rounded: beside a large old one a small leaf would be lost.
+            return jnp.where(weight == 1, leaf, old + weight.astype(old.dtype) * (leaf - old))
+
+        return updates, ParameterAverage(steps, jax.tree.map(move, state.average, new))
 
     return optax.GradientTransformation(init, update)
 

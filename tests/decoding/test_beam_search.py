@@ -389,6 +389,34 @@ def test_logits_of_nan_have_no_texts():
     assert np.all(beams.log_probs == -np.inf)
 
 
+def test_a_dead_end_of_a_grammar_is_in_no_hypothesis():
+    """The mask is in the step: behind the likelier of two tokens there is nothing at all."""
+    table = np.full((4, 4), -np.inf, np.float32)
+    table[0, 1:3], table[1, 3] = np.log([0.3, 0.7]), 0.0
+
+    def find(beam_size):
+        return rnnjax.beam_search(
+            lambda params, carry, token: (carry, params[token]),
+            jnp.asarray(table),
+            (),
+            jnp.array(0),
+            stop=3,
+            beam_size=beam_size,
+            max_length=4,
+            length_penalty=0.0,
+        )
+
+    beams = find(3)
+    assert beams.tokens.tolist() == [[1, 3, 0, 0], [0] * 4, [0] * 4]
+    assert beams.lengths.tolist() == [2, 0, 0]
+    assert beams.ended.tolist() == [True, False, False]
+    np.testing.assert_allclose(beams.log_probs, [np.log(0.3), -np.inf, -np.inf], rtol=1e-6)
+    np.testing.assert_array_equal(beams.scores, beams.log_probs)
+    # Like greedy generation, a beam of one has gone on with the likelier token alone.
+    for one, expected in zip(find(1), ([[0] * 4], [0], [-np.inf], [-np.inf], [False]), strict=True):
+        np.testing.assert_array_equal(one, expected)
+
+
 def test_logits_of_16_bits_have_the_scores_of_their_numbers():
     table = jnp.asarray(TABLES[0], jnp.bfloat16)
     beams = search(table, 0, beam_size=V**N)
@@ -429,6 +457,17 @@ def test_a_text_whose_logits_are_nan_takes_no_place_from_the_others(bits, size, 
     found = rnnjax.beam_search(after, jnp.asarray(table), jnp.zeros(1), jnp.array(0), **options)
     assert found.tokens.tolist() == [[3, 1, 0, 0], [1, 0, 0, 0]]
     np.testing.assert_allclose(found.scores, [first[3] + last[1], first[1]], rtol=1e-6)
+
+
+def test_a_start_of_64_bits_is_looked_at_before_it_is_cut_to_32():
+    with jax.enable_x64(True):
+        for start in (np.array(2**32 + 2), jnp.array(2**32 + 2)):
+            with pytest.raises(ValueError, match=r"start must lie in \[0, 3\), got 4294967298"):
+                search(TABLES[0], start, beam_size=2)
+        found = jax.jit(lambda start: search(TABLES[0], start, beam_size=2))(jnp.array(2**32))
+        expected = search(TABLES[0], V - 1, beam_size=2)
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_array_equal(found.scores, expected.scores)
 
 
 def test_dtypes_are_the_same_with_64_bits():

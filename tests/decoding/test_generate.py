@@ -409,6 +409,26 @@ def test_a_stream_gives_the_tokens_of_one_call():
     np.testing.assert_array_equal(np.concatenate(stopped), text)
 
 
+@pytest.mark.parametrize(("count", "sizes"), [(9, [4, 4, 1]), (12, [4, 4, 4]), (3, [3])])
+def test_all_blocks_of_a_stream_but_the_first_are_one_program(count, sizes):
+    model, traced, programs = trigram_model(), [], []
+
+    def counted(*arguments):
+        traced.append(arguments)  # once a program, and not when that runs
+        return MODEL.step(*arguments)
+
+    model = model._replace(step=counted)
+    options = {"max_new_tokens": count, "key": KEYS[0]}
+    blocks = []
+    for block in rnnjax.stream_text(model, PARAMS, PROMPTS[0], block_size=4, **options):
+        blocks.append(block)
+        programs.append(len(traced))
+    assert [len(block) for block in blocks] == sizes
+    assert len(set(programs[1:])) <= 1
+    whole = rnnjax.generate(MODEL, PARAMS, PROMPTS[0], **options)
+    np.testing.assert_array_equal(np.concatenate(blocks), whole.tokens)
+
+
 def test_it_runs_inside_jit_and_equal_samplers_are_one_program():
     calls = []
 
