@@ -37,7 +37,7 @@ def factory(make: Function) -> Function:
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise _wrong_call(make.__name__, signature, error) from None
+            raise _wrong_call(make.__name__, signature, kwargs, error) from None
         try:
             made = make(*args, **kwargs)
         except ValueError as error:
@@ -64,9 +64,37 @@ def _takes_input_size(signature: inspect.Signature, args: tuple, error: ValueErr
     return are_sizes and first == "hidden_size" and str(error).startswith(f"{second} must")
 
 
-def _wrong_call(name: str, signature: inspect.Signature, error: TypeError) -> TypeError:
+# What makes cells, and layers and models of them, has one of these arguments.
+_OF_LAYERS = {"hidden_size", "cell", "forward", "layer", "layers", "encoder"}
+# What an argument of a layer in PyTorch, Keras or Flax is here.
+_COUNTERPARTS = {
+    "batch_first": "inputs are [..., T, D], batch first",
+    "bidirectional": "rnnjax.bidirectional(cell) is the layer of both directions",
+    "dropout": "rnnjax.stack(..., dropout=rate) drops between layers, "
+    "rnnjax.variational_dropout(cell, inputs=rate) before one",
+    "go_backwards": "rnnjax.recurrent(cell, reverse=True) is the layer",
+    "input_size": _INPUT_SIZE,
+    "nonlinearity": "rnnjax.vanilla(hidden_size, jax.nn.relu) takes a function",
+    "num_layers": "rnnjax.stack(layer, layer) puts layers on top of one another",
+    "recurrent_dropout": "rnnjax.variational_dropout(cell, hidden=rate) drops hidden states",
+    "return_sequences": "apply gives the outputs of all steps, and "
+    "layer.last(ys, lengths) the last of them",
+    "return_state": "apply gives the last carry, too",
+    "stateful": "apply takes initial_carry and gives the last carry",
+    "time_major": "inputs are [..., T, D]: jnp.swapaxes(xs, 0, 1) of those that are time-first",
+    "units": "hidden_size is their number",
+}
+
+
+def _wrong_call(
+    name: str, signature: inspect.Signature, kwargs: Mapping[str, Any], error: TypeError
+) -> TypeError:
     """What Python says of a call, with the arguments that there are."""
-    hint = f": {_INPUT_SIZE}" * ("hidden_size" in signature.parameters)
+    unknown = [given for given in kwargs if given not in signature.parameters]
+    hint = _INPUT_SIZE if "hidden_size" in signature.parameters and not unknown else ""
+    if unknown and not _OF_LAYERS.isdisjoint(signature.parameters):
+        hint = _COUNTERPARTS.get(unknown[0], "")
+    hint = f": {hint}" if hint else ""
     return TypeError(
         f"{name} must be called as {name}{names_of(signature)}, got a wrong call ({error}){hint}"
     )

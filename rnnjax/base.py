@@ -138,7 +138,8 @@ class Cell(Made, _CellFields):
             were not, the engine makes NaN of that step and of the later ones of its segment.
             ``valid`` and ``resets`` are bool [K], or None where all steps are real, or none starts
             a segment: the carry returns to ``reset_carry`` before such a step, and is held where a
-            step is not valid. Outputs at steps that are not valid need only be finite.
+            step is not valid. Outputs at steps that are not valid need only be finite. It is given
+            no noise of ``hidden`` or ``recurrent`` weights: with such, the cell must have none.
     """
 
     _hints: ClassVar[Mapping[str, str]] = {
@@ -199,7 +200,7 @@ class _LayerFields(NamedTuple):
     init: Callable[[Key, int], Params]
     apply: Apply
     output_size: int
-    last: Callable[[Array, Array], Array]
+    last: Callable[[Array, Any], Array]
     initial_carry: Callable[..., Carry] = _no_initial_carry
     direction: Direction = "unknown"
 
@@ -219,7 +220,7 @@ class Layer(Made, _LayerFields):
         output_size: O.
         last: ``(ys [..., T, O], valid) -> [..., O]``, the output after the layer's own last step:
             for a reversed direction that is the first valid step in time order. ``valid`` is the
-            mask [..., T], or the lengths [...].
+            mask [..., T], or the lengths [...]; None for all steps.
         initial_carry: ``(params, batch_shape=()) -> carry``, the carry before the first step, its
             leaves [*batch_shape, ...].
         direction: ``"forward"`` where an output depends on its own and on earlier inputs alone,

@@ -293,19 +293,19 @@ def _at_next_real_step(following: Array, real: Array) -> Array:
     return value
 
 
-def take_last(ys: Array | np.ndarray, valid: ArrayLike) -> Array:
+def take_last(ys: Array | np.ndarray, valid: ArrayLike | None) -> Array:
     """The output [..., O] of the last valid step of ``ys`` [..., T, O]; zero without one.
 
-    ``valid`` is the mask [..., T], or the lengths [...].
+    ``valid`` is the mask [..., T], or the lengths [...]; None for all steps.
     """
     valid = _as_mask(ys, valid)
     return _take(ys, valid, lambda: valid.shape[-1] - 1 - jnp.argmax(jnp.flip(valid, -1), -1))
 
 
-def take_first(ys: Array | np.ndarray, valid: ArrayLike) -> Array:
+def take_first(ys: Array | np.ndarray, valid: ArrayLike | None) -> Array:
     """The output [..., O] of the first valid step of ``ys`` [..., T, O]; zero without one.
 
-    ``valid`` is the mask [..., T], or the lengths [...].
+    ``valid`` is the mask [..., T], or the lengths [...]; None for all steps.
     """
     valid = _as_mask(ys, valid)
     return _take(ys, valid, lambda: jnp.argmax(valid, -1))
@@ -316,6 +316,8 @@ def _as_mask(ys: Any, valid: Any) -> Array:
     if ys.ndim < 2:
         raise ValueError(f"ys must have shape [..., T, O], got shape {ys.shape}")
     batch, time = ys.shape[:-2], ys.shape[-2]
+    if valid is None:
+        return jnp.ones((*batch, time), bool)
     array = as_array("valid", valid)
     if array.dtype != jnp.bool_ and array.shape == batch:
         return _mask_of(check_lengths(array, batch, time), time)
@@ -342,10 +344,10 @@ def _take(ys: Any, valid: Array, index: Callable[[], Array]) -> Array:
     return zero_padding(jnp.any(valid, -1), picked)
 
 
-def mean_pool(ys: Array | np.ndarray, valid: ArrayLike) -> Array:
+def mean_pool(ys: Array | np.ndarray, valid: ArrayLike | None) -> Array:
     """The mean [..., O] over the valid steps of ``ys`` [..., T, O]; zero where there is none.
 
-    ``valid`` is the mask [..., T], or the lengths [...].
+    ``valid`` is the mask [..., T], or the lengths [...]; None for all steps.
 
     Example:
         >>> import jax.numpy as jnp
@@ -361,10 +363,10 @@ def mean_pool(ys: Array | np.ndarray, valid: ArrayLike) -> Array:
     return (total / jnp.maximum(count, 1)).astype(ys.dtype)
 
 
-def max_pool(ys: Array | np.ndarray, valid: ArrayLike) -> Array:
+def max_pool(ys: Array | np.ndarray, valid: ArrayLike | None) -> Array:
     """The maximum [..., O] over the valid steps of ``ys`` [..., T, O]; zero where there is none.
 
-    ``valid`` is the mask [..., T], or the lengths [...].
+    ``valid`` is the mask [..., T], or the lengths [...]; None for all steps.
     """
     return _max_pool(ys, _as_mask(ys, valid))
 

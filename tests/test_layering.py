@@ -23,7 +23,7 @@ FLOORS = [
         "segments",
         "initializers",
     },
-    {"_processes", "_divided_arrays"},
+    {"_processes", "_divided_arrays", "_whole_files"},
     {"engine"},
     {"cells"},
     {"transforms"},
@@ -48,6 +48,7 @@ ANYWHERE = {
     "_numerics",
     "_processes",
     "_divided_arrays",
+    "_whole_files",
 }
 
 

@@ -205,6 +205,21 @@ def test_a_wrong_call_is_answered_with_the_arguments_that_there_are():
         rnnjax.lstm(3, 8)
     with pytest.raises(TypeError, match=message.format(".* 'input_size'")):
         rnnjax.lstm(input_size=3, hidden_size=8)
+    # What other libraries have as an argument is named as what it is here.
+    for name, counterpart in {
+        "num_layers": r"rnnjax\.stack\(layer, layer\)",
+        "bidirectional": r"rnnjax\.bidirectional\(cell\)",
+        "dropout": r"rnnjax\.stack\(\.\.\., dropout=rate\)",
+        "batch_first": r"inputs are \[\.\.\., T, D\], batch first",
+        "return_sequences": r"layer\.last\(ys, lengths\)",
+    }.items():
+        for make in (rnnjax.lstm, rnnjax.gru):
+            with pytest.raises(TypeError, match=rf"got .*'{name}'\): .*{counterpart}"):
+                make(4, **{name: 2})
+    with pytest.raises(TypeError, match=r"recurrent must be .*'bidirectional'\): rnnjax\.bidirect"):
+        rnnjax.recurrent(rnnjax.lstm(4), bidirectional=True)
+    with pytest.raises(TypeError, match=r"'dropot'\)$"):
+        rnnjax.lstm(4, dropot=0.1)
     with pytest.raises(
         TypeError, match=r"stack must be called as stack\(\*layers, dropout, policy\)"
     ):

@@ -3,11 +3,13 @@ from elsewhere cannot do."""
 
 import ast
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from experiments.running.run_folder import RunFolder
+from experiments.running.run_folder import RunFolder, write_whole
 from experiments.running.run_settings import read_config
 from rnnjax.data import DataError, Vocabulary
 from rnnjax.weights import save_weights
@@ -145,23 +147,50 @@ def test_a_lock_that_leads_elsewhere_is_refused(folder, outside):
     assert outside.read_text() == "a line\nand half a line"
 
 
-@pytest.mark.parametrize(
-    ("save", "name"),
+SAVES = pytest.mark.parametrize(
+    "save",
     [
-        (lambda path: save_weights(path, {"w": [1.0]}), ".x.{}.tmp"),
-        (lambda path: Vocabulary.fit([["a"]]).save(path), ".x.{}"),
+        lambda path: save_weights(path, {"w": [1.0]}),
+        lambda path: Vocabulary.fit([["a"]]).save(path),
+        lambda path: write_whole(path, "text"),
     ],
-    ids=["weights", "vocabulary"],
+    ids=["weights", "vocabulary", "results"],
 )
-def test_a_file_is_replaced_and_no_link_is_followed(save, name, tmp_path, outside, monkeypatch):
-    monkeypatch.setattr("os.getpid", lambda: 7)
-    (tmp_path / name.format(7)).symlink_to(outside)
+
+
+@SAVES
+def test_a_file_is_replaced_and_no_link_is_followed(save, tmp_path, outside, monkeypatch):
     (tmp_path / "x").symlink_to(outside)
     save(tmp_path / "x")
     assert (tmp_path / "x").is_file()
     assert not (tmp_path / "x").is_symlink()
+    # Not even one that stands where the new file is written, which nobody can know in advance.
+    monkeypatch.setattr("secrets.token_hex", lambda size: "0" * 2 * size)
+    (tmp_path / f".x.{'0' * 16}.tmp").symlink_to(outside)
+    with pytest.raises(FileExistsError):
+        save(tmp_path / "x")
     assert outside.read_text() == "a line\nand half a line"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["outside", "x"]
+
+
+@SAVES
+def test_what_died_while_it_wrote_a_file_leaves_nothing_behind_for_long(save, tmp_path):
+    old, young, other = (f".x.{digit * 16}.tmp" for digit in "abz")
+    for name in (old, young, other, f".y.{'a' * 16}.tmp"):
+        (tmp_path / name).write_text("half a fi")
+    for name in (old, other, f".y.{'a' * 16}.tmp"):
+        os.utime(tmp_path / name, (0, 0))
+    save(tmp_path / "x")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"x", young, other, f".y.{'a' * 16}.tmp"}
+
+
+@SAVES
+def test_threads_that_write_one_file_do_not_meet(save, tmp_path):
+    """One number of a process for all of them, as in containers that share a disk."""
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(save, tmp_path / "x") for _ in range(50)]:
+            done.result()
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 def test_the_folder_that_a_run_goes_on_in_is_never_read_from_its_config(folder, tmp_path):

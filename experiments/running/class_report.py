@@ -93,8 +93,6 @@ def warnings(
         words: how many the vocabulary has.
     """
     counts = counts_of(parts["training"], len(label_names))
-    if len(label_names) == 1:
-        yield f"there is one class only, {shown(label_names[0])}: nothing can be learned"
     few = [shown(n) for n, count in zip(label_names, counts, strict=True) if count < FEW_OF_A_CLASS]
     if few:
         have, they = ("has", "it") if len(few) == 1 else ("have", "they")

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import jax
 
+from rnnjax._whole_files import written_whole
 from rnnjax.checkpoint import FolderLock
 from rnnjax.data import DataError
 
@@ -298,8 +299,5 @@ def _sweep(folder: Path, names: Sequence[str]) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """Writes a file that is whole at any time: who is cut off in between leaves what was there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    with temporary.open("x", encoding="utf-8") as file:
-        file.write(text)
-    temporary.replace(path)
+    with written_whole(path) as file:
+        file.write(text.encode())

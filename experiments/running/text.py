@@ -134,8 +134,10 @@ def make_batches(
     the fullest has, and empty rows up to a multiple of ``multiple_of``, the devices that divide it.
 
     Raises:
-        DataError: an unknown batching, or whatever the batches refuse.
+        DataError: an unknown batching, one class only, or whatever the batches refuse.
     """
+    if num_classes < 2:
+        raise DataError(f"labels must be of 2 classes or more, got {num_classes}")
     if batching not in get_args(Batching):
         known = ", ".join(get_args(Batching))
         raise DataError(f"--batching must be one of {known}, got {batching!r}")

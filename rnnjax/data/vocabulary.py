@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from rnnjax._whole_files import written_whole
 from rnnjax.data._text_files import decoded, is_unicode
 from rnnjax.data.errors import DataError, check_count, check_integer
 
@@ -233,13 +234,6 @@ def _require_format(content: Any) -> dict[str, Any]:
 
 
 def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    # What a dead process left, or a link that somebody put there to have another file written.
-    temporary.unlink(missing_ok=True)
-    try:
-        with temporary.open("xb") as file:
-            content = text.encode()
-            file.write(gzip.compress(content, mtime=0) if path.suffix.lower() == ".gz" else content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = text.encode()
+    with written_whole(path) as file:
+        file.write(gzip.compress(content, mtime=0) if path.suffix.lower() == ".gz" else content)

@@ -49,6 +49,7 @@ class Head(Made, _HeadFields):
         loss: ``(distribution, values, mask=None) -> (total, count)``: what is to be made small,
             summed over the values that count, and their number. A loss function of
             ``rnnjax.make_train_step`` divides them; ``rnnjax.metrics.merge`` adds them up.
+            ``quantile_head`` takes a mask of every number, [..., D], too.
         sample: ``(key, distribution) -> values``; every value is a draw of its own.
         encode: ``(values) -> [..., E]``, a value as a layer reads it.
         value_shape: the axes of a single value, ``(D,)``, or ``()`` for ids.
@@ -79,7 +80,8 @@ def make_head(
         sample: a draw for every distribution.
         encode: values as a layer reads them; None for values as they are.
         input_size: the size of one that is encoded; None for that of the value.
-        error: in place of ``-log_prob`` in the loss.
+        error: [..., D], in place of ``-log_prob`` in the loss: of every number by itself, so that
+            some may be missing.
         start: changes the bias that the head starts with.
     """
 
@@ -97,13 +99,13 @@ def make_head(
         """The shapes of a single distribution."""
         return jax.eval_shape(distribution, jax.ShapeDtypeStruct((num_parameters,), jnp.float32))
 
-    def masked(score: Callable) -> Callable[..., Array]:
+    def masked(score: Callable, by_number: bool = False) -> Callable[..., Array]:
         return lambda given, values, mask=None: _score_real(
-            score, value_shape, single(), given, values, mask
+            score, value_shape, single(), given, values, mask, by_number
         )
 
     scored = masked(log_prob)
-    error_of = masked(lambda d, v: -log_prob(d, v)) if error is None else masked(error)
+    error_of = masked(lambda d, v: -log_prob(d, v)) if error is None else masked(error, True)
 
     def draw(key: Key, given: Any) -> Array:
         return sample(check_key(key), jax.tree.map(jnp.asarray, given))
@@ -128,9 +130,18 @@ def as_they_are(values: Any) -> Array:
 
 
 def _score_real(
-    score: Callable, value_shape: tuple[int, ...], single: Any, given: Any, values: Any, mask: Any
+    score: Callable,
+    value_shape: tuple[int, ...],
+    single: Any,
+    given: Any,
+    values: Any,
+    mask: Any,
+    by_number: bool,
 ) -> Array:
-    """``score(distribution, values)`` [...], 0 at masked steps, which are not read."""
+    """``score(distribution, values)`` [...], 0 at masked steps, which are not read.
+
+    ``by_number``: the score is [..., D], of which the sum is taken, and so may the mask be.
+    """
     given = jax.tree.map(jnp.asarray, given)
     values = check_values(values, value_shape)
     batch = values.shape[: values.ndim - len(value_shape)]
@@ -143,17 +154,21 @@ def _score_real(
     if mask is None:
         scores = score(given, values)
         require_finite("the score of a value", scores)
-        return scores
+        return jnp.sum(scores, axis=-1) if by_number else scores
     mask = jnp.asarray(masking.as_array("mask", mask))
-    if mask.dtype != bool or mask.shape != batch:
+    shapes = (batch, values.shape) if by_number else (batch,)
+    if mask.dtype != bool or mask.shape not in shapes:
         raise ValueError(
-            f"mask must be bool and have shape {batch}, got {mask.dtype} of shape {mask.shape}"
+            f"mask must be bool and have shape {' or '.join(map(str, shapes))}, got {mask.dtype} "
+            f"of shape {mask.shape}"
         )
     # Both before and after: a value that is not selected still has its derivative taken.
     scores = score(*masking.zero_padding(mask, (given, values)))
+    if by_number and mask.shape == batch:
+        scores = jnp.sum(scores, axis=-1)
     scores = masking.zero_padding(mask, scores)
     require_finite("the score of a value", scores, mask)
-    return scores
+    return scores if mask.shape == batch else jnp.sum(scores, axis=-1)
 
 
 def _batch_of(given: Any, single: Any) -> tuple[int, ...]:
@@ -178,6 +193,8 @@ def _batch_of(given: Any, single: Any) -> tuple[int, ...]:
 
 def _summed(scores: Array, mask: Any) -> tuple[Array, Array]:
     """The sum of scores, at least float32, and how many of them count."""
+    if mask is not None and jnp.ndim(mask) > scores.ndim:
+        mask = jnp.any(jnp.asarray(mask), axis=-1)  # a step counts if one of its numbers is there
     count = jnp.array(scores.size) if mask is None else jnp.sum(jnp.asarray(mask))
     return jnp.sum(scores), count
 

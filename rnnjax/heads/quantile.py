@@ -24,9 +24,12 @@ def quantile_head(levels: Sequence[float] = (0.1, 0.5, 0.9), size: int = 1) -> H
 
     The loss is the pinball loss, whose minimum is at the quantiles: with :math:`e = v - q_k` and
     the level :math:`\tau_k` it is :math:`\max(\tau_k e, (\tau_k - 1) e)`, the mean over levels and
-    the sum over the D numbers. The distribution is the array of quantiles [..., D, K]. It has no
-    density: ``log_prob`` raises. ``sample`` draws a level uniformly and interpolates between the
-    quantiles; beyond the first and the last of them it gives these: draws have no tails.
+    the sum over the D numbers. Its mask is one of steps, [...], or of numbers, [..., D], which
+    leaves out those that are missing; a step with one number or more counts.
+
+    The distribution is the array of quantiles [..., D, K]. It has no density: ``log_prob`` raises.
+    ``sample`` draws a level uniformly and interpolates between the quantiles; beyond the first and
+    the last of them it gives these: draws have no tails.
 
     Args:
         levels: the K levels, rising, each in (0, 1).
@@ -65,7 +68,7 @@ def quantile_head(levels: Sequence[float] = (0.1, 0.5, 0.9), size: int = 1) -> H
     def error(quantiles: Array, values: Array) -> Array:
         excess = values[..., None] - quantiles
         tau = jnp.asarray(taus, excess.dtype).reshape((1,) * (excess.ndim - 1) + (count,))
-        return jnp.sum(jnp.mean(jnp.maximum(tau * excess, (tau - 1) * excess), axis=-1), axis=-1)
+        return jnp.mean(jnp.maximum(tau * excess, (tau - 1) * excess), axis=-1)
 
     def log_prob(quantiles: Array, values: Array) -> Array:
         raise ValueError(

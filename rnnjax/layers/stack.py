@@ -28,7 +28,8 @@ def stack(*layers: Cell | Layer, dropout: float = 0.0, policy: Policy | None = N
     Args:
         layers: cells or layers, the lowest first.
         dropout: the rate at which outputs of every layer but the last are dropped in training,
-            that is when ``apply`` is given a ``key``; every step has its own mask.
+            that is when ``apply`` is given a ``key``; every step has its own mask. Of one layer
+            nothing is dropped.
         policy: the dtypes of all layers, as for ``with_policy``.
 
     Raises:

@@ -17,6 +17,8 @@ from rnnjax._values import check_width
 from rnnjax.metrics._arrays import as_array, as_weights, count_of
 from rnnjax.metrics.sums import Sum, add, as_number, is_sum
 
+_OF_ROWS = ": with one weight a row, take the mean over the other axes first, as losses.mean(-1)"
+
 
 class Mean(NamedTuple):
     """A weighted mean that is not divided yet.
@@ -42,9 +44,11 @@ class Mean(NamedTuple):
 
         total = Σ wᵢ vᵢ, count = Σ wᵢ
 
-        The total is float32, or float64 when jax_enable_x64 is set. The count is an integer
-        where weights are None, booleans or integers, and of the dtype of the total otherwise. A
-        value of weight 0 is never read: NaN or Inf there changes neither the sum nor a gradient.
+        The total is float32, or float64 when jax_enable_x64 is set. The count is an integer, and
+        exact, where weights are None, booleans, or integers so narrow that no sum of so many can
+        wrap: of 8 bits, 4 million of them. Otherwise it is of the dtype of the total, and rounded
+        as that is: in float32 exact to 2^24. A value of weight 0 is never read: NaN or Inf there
+        changes neither the sum nor a gradient.
 
         Args:
             values: numbers of any shape.
@@ -61,7 +65,7 @@ class Mean(NamedTuple):
         array = as_array("values", values).astype(dtype)
         if weights is None:
             return cls(array.sum(), jnp.array(array.size))
-        scale = as_weights(weights, array.shape)
+        scale = as_weights(weights, array.shape, _OF_ROWS)
         # Selected before the product: 0 * nan is nan, and so is its gradient.
         array = jnp.where(scale == 0, 0, array)
         return cls((array * scale).sum(), count_of(weights))
@@ -89,7 +93,7 @@ def merge(first: Any, second: Any) -> Any:
 
     Raises:
         ValueError: the trees are of different structure, two leaves of different shape, or an
-            integer of NumPy does not fit the 32 bits that JAX would cut it to.
+            integer of Python or NumPy does not fit the 32 bits of JAX's.
 
     Example:
         >>> merge(Mean.of(jnp.array([1.0, 2.0])), Mean.of(jnp.array([6.0]))).value.item()
@@ -102,14 +106,25 @@ def merge(first: Any, second: Any) -> Any:
             f"second must be a tree like first, {parts[0][1]}, got the structure {parts[1][1]}"
         )
     for one, two in zip(parts[0][0], parts[1][0], strict=True):
-        check_width("first", one)
-        check_width("second", two)
+        _check_fits("first", one)
+        _check_fits("second", two)
         shape, other = (a.shape if isinstance(a, Sum) else jnp.shape(a) for a in (one, two))
         if shape != other:
             raise ValueError(
                 f"second must have sums of the shapes of first, {shape}, got shape {other}"
             )
     return add(first, second)
+
+
+def _check_fits(name: str, leaf: Any) -> None:
+    """Refuse an integer that JAX would cut, or of which its own error names no argument."""
+    check_width(name, leaf)
+    if isinstance(leaf, int):
+        kept = jnp.iinfo(jnp.result_type(int))
+        if not kept.min <= leaf <= kept.max:
+            raise ValueError(
+                f"{name} must have integers that fit {kept.dtype}, got {leaf}: give it as a float"
+            )
 
 
 def _with_means(tree: Any) -> Any:

@@ -13,6 +13,7 @@ from rnnjax._checks import check_pair
 from rnnjax._devices import with_automatic_axes
 from rnnjax._numerics import accumulation_dtype, mean_dtype
 from rnnjax.metrics._arrays import (
+    as_array,
     as_weights,
     check_labels,
     rows_that_count,
@@ -40,7 +41,8 @@ def accuracy(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = N
         The weighted number of hits, over the sum of the weights.
 
     Raises:
-        ValueError: the shapes of labels or weights are not those of logits without its last axis.
+        ValueError: the shapes of labels or weights are not those of logits without its last axis,
+            or there is one class.
 
     Example:
         >>> from rnnjax.metrics import compute
@@ -48,7 +50,7 @@ def accuracy(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = N
         >>> round(compute({"accuracy": accuracy(logits, jnp.array([0, 1, 1]))})["accuracy"], 3)
         0.667
     """
-    logits, labels = check_labels(logits, labels, weights)
+    logits, labels = check_labels(_of_several_classes(logits), labels, weights)
     guesses = _guesses(logits)
     hits = (guesses == labels.astype(guesses.dtype)) & (guesses < logits.shape[-1])
     return Mean.of(hits, weights)
@@ -74,7 +76,8 @@ def cross_entropy(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | Non
         The weighted sum of the rows' entropies, over the sum of the weights.
 
     Raises:
-        ValueError: the shapes of labels or weights are not those of logits without its last axis.
+        ValueError: the shapes of labels or weights are not those of logits without its last axis,
+            or there is one class.
 
     Example:
         >>> loss = cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 3]))
@@ -83,7 +86,7 @@ def cross_entropy(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | Non
     """
     import optax
 
-    logits, labels = check_labels(logits, labels, weights)
+    logits, labels = check_labels(_of_several_classes(logits), labels, weights)
     logits = logits.astype(accumulation_dtype(logits.dtype))
     if weights is not None:
         unread = as_weights(weights, labels.shape) == 0
@@ -158,7 +161,8 @@ def recall_by_class(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | N
         weights: [...]; a row of weight 0 does not count. All 1 when None.
 
     Raises:
-        ValueError: the shapes of labels or weights are not those of logits without its last axis.
+        ValueError: the shapes of labels or weights are not those of logits without its last axis,
+            or there is one class.
 
     Example:
         >>> from rnnjax.metrics import compute
@@ -184,7 +188,8 @@ def f1_by_class(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None 
         weights: [...]; a row of weight 0 does not count. All 1 when None.
 
     Raises:
-        ValueError: the shapes of labels or weights are not those of logits without its last axis.
+        ValueError: the shapes of labels or weights are not those of logits without its last axis,
+            or there is one class.
 
     Example:
         >>> import numpy as np
@@ -202,7 +207,7 @@ def _by_class(
     logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None
 ) -> tuple[Array, Array, Array]:
     """[C] each: rows that are guessed rightly, that are guessed, that are there."""
-    logits, labels = check_labels(logits, labels, weights)
+    logits, labels = check_labels(_of_several_classes(logits), labels, weights)
     size = logits.shape[-1]
     guesses = _guesses(logits)
     # Beyond the classes, where it is dropped: a negative index would count from the end.
@@ -222,6 +227,19 @@ def _by_class(
         return count(labels, hits), count(guesses, scale), count(labels, scale)
 
     return with_automatic_axes(counts, (guesses, labels, scale), logits, 0)
+
+
+def _of_several_classes(logits: ArrayLike) -> Array:
+    """Logits that can tell classes apart, refused where they are those of one sigmoid unit."""
+    array = as_array("logits", logits)
+    # The softmax of one number is 1, whatever it is: class 0 would be guessed, with the loss 0.
+    if array.shape[-1:] == (1,):
+        raise ValueError(
+            f"logits must be of 2 classes or more, got shape {array.shape}: for one sigmoid unit, "
+            "z = logits[..., 0], give jnp.stack([jnp.zeros_like(z), z], -1), or take "
+            "optax.sigmoid_binary_cross_entropy as the loss"
+        )
+    return array
 
 
 def _guesses(logits: Array) -> Array:

@@ -223,4 +223,9 @@ def _check_head(features: Any, w: Any, bias: Any) -> tuple[Array, Array, Array |
         )
     if bias is not None and bias.shape != w.shape[1:]:
         raise ValueError(f"bias must have shape {w.shape[1:]}, got {bias.shape}")
+    if w.shape[1] == 1:
+        raise ValueError(
+            f"w must be of 2 classes or more, got shape {w.shape}: for one sigmoid unit give "
+            "jnp.pad(w, ((0, 0), (1, 0))) and jnp.pad(bias, (1, 0))"
+        )
     return features, w, bias

@@ -37,7 +37,8 @@ def squared_error(
         ValueError: the shapes do not fit, or the predictions are not floating.
 
     Example:
-        >>> error = squared_error(jnp.array([[1.0, 2.0], [9.0, 9.0]]), jnp.zeros((2, 2)), [1, 0])
+        >>> rows = [True, False]
+        >>> error = squared_error(jnp.array([[1.0, 2.0], [9.0, 9.0]]), jnp.zeros((2, 2)), rows)
         >>> error.value.item(), error.count.item()
         (2.5, 2)
     """

@@ -194,6 +194,9 @@ def check_finite(state: TrainState, limit: int) -> None:
 
     The parameters of the state are still good: they are those of the last step that was finite.
 
+    Of states that are stacked, as for a step under ``jax.vmap``, the one with the most is looked
+    at.
+
     Args:
         state: the present state.
         limit: so many skipped steps in a row, up to the last one, are too many.
@@ -211,10 +214,13 @@ def check_finite(state: TrainState, limit: int) -> None:
         rnnjax.training.updates.NonFiniteError: loss, gradient or update was NaN or infinite in ...
     """
     check_state(state)
-    in_a_row, step = map(int, jax.device_get((state.skipped_in_a_row, state.step)))
+    counts, steps = map(np.ravel, jax.device_get((state.skipped_in_a_row, state.step)))
+    worst = counts.argmax()
+    in_a_row, step = int(counts[worst]), int(steps[worst])
     if in_a_row >= _checks.check_size("limit", limit):
+        which = f" of state {worst} of {len(counts)}" if jnp.ndim(state.step) else ""
         raise NonFiniteError(
-            f"loss, gradient or update was NaN or infinite in the last {in_a_row} steps "
+            f"loss, gradient or update{which} was NaN or infinite in the last {in_a_row} steps "
             f"(limit {limit}): the parameters are those after step {step - in_a_row}; "
             "a smaller learning rate or clipping may help"
         )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +16,7 @@ from jax import Array
 
 from rnnjax._checks import check_there, shown
 from rnnjax._native import in_native_order
+from rnnjax._whole_files import written_whole
 from rnnjax.weights._tensor_files import KNOWN_DTYPES, open_tensors
 
 Params = TypeVar("Params")
@@ -64,8 +64,8 @@ def save_weights(
 
     Raises:
         ValueError: two leaves would have the same name, one has a name or a dtype that the format
-            does not know, or the metadata are no strings; names it. Or the name of the file is one
-            of another format, such as ``model.pt``.
+            does not know, or the metadata are no strings of Unicode; names it. Or the name of the
+            file is one of another format, such as ``model.pt``.
 
     Example:
         >>> import tempfile
@@ -85,26 +85,37 @@ def save_weights(
     arrays = {name: np.asarray(leaf, order="C") for name, leaf in jax.device_get(leaves).items()}
     kept = None if metadata is None else _checked_metadata(metadata)
     data = safetensors.numpy.save(arrays, kept) if arrays else _without_arrays(kept or {})
-    _replace(file, data)
+    with written_whole(file) as whole:
+        whole.write(data)
 
 
-def load_weights(path: str | os.PathLike[str], like: Params) -> Params:
+def load_weights(
+    path: str | os.PathLike[str], like: Params, *, only: Sequence[str] | None = None
+) -> Params:
     """Reads parameters from a safetensors file into a tree of known shapes.
 
     Nothing is cast, broadcast, left out or filled in. The header is held against the file and
     against ``like`` before an array is read, so that no file can take more memory than they do.
 
+    With ``only``, as for fine-tuning with a new head, the parts it names are read, and of them
+    nothing may be missing either. The rest stays as it is in ``like``; the rest of the file is not
+    looked at.
+
     Args:
         path: the file.
         like: the tree to fill: arrays or `jax.ShapeDtypeStruct`s, for instance
-            `jax.eval_shape` of an initialiser.
+            `jax.eval_shape` of an initialiser. What ``only`` leaves out must be arrays.
+        only: names of leaves, or beginnings of names up to a dot, such as ``["encoder"]`` for all
+            inside it; `named_parameters` gives the names.
 
     Returns:
-        A tree like `like`, its leaves on the default device.
+        A tree like `like`, its leaves on the default device; those that ``only`` leaves out are
+        the ones of ``like``.
 
     Raises:
         ValueError: the file is no whole safetensors file, or names, shapes or dtypes differ
-            from those of `like`; every difference is listed.
+            from those of `like`; every difference is listed. Or ``only`` names no part of `like`,
+            or one that is to stay is no array.
         FileNotFoundError: there is no such file.
 
     Example:
@@ -116,17 +127,32 @@ def load_weights(path: str | os.PathLike[str], like: Params) -> Params:
             ...
         ValueError: ... must have the arrays of like, got:
           bias must be float32[4], got float32[3]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_weights(f"{folder}/w.safetensors", {"gain": jnp.ones(2), "head": jnp.ones(5)})
+        ...     params = {"gain": jnp.zeros(2), "head": jnp.zeros(3)}
+        ...     load_weights(f"{folder}/w.safetensors", params, only=["gain"])
+        {'gain': Array([1., 1.], dtype=float32), 'head': Array([0., 0., 0.], dtype=float32)}
     """
     expected = named_parameters(in_native_order(like))
-    with open_tensors(path) as file:
-        differences = _differences(expected, file.entries)
-        if differences:
+    parts = _checked_parts(only, expected)
+    wanted = {name: leaf for name, leaf in expected.items() if _is_in(name, parts)}
+    for name, leaf in expected.items():
+        if name not in wanted and isinstance(leaf, jax.ShapeDtypeStruct):
             raise ValueError(
-                f"{path} must have the arrays of like, got:\n  " + "\n  ".join(differences)
+                f"like, at {name!r}, must be an array, which stays as only={only!r} does not "
+                "name it, got its shape alone"
+            )
+    with open_tensors(path) as file:
+        found = {name: entry for name, entry in file.entries.items() if _is_in(name, parts)}
+        differences = _differences(wanted, found)
+        if differences:
+            hint = "" if only is not None else _agreeing(wanted, found)
+            raise ValueError(
+                f"{path}{hint} must have the arrays of like, got:\n  " + "\n  ".join(differences)
             )
         # The dtype is spelled out so that JAX warns where it cannot hold 64 bits.
-        leaves = [jnp.asarray(file.read(name), file.entries[name].dtype) for name in expected]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+        read = {name: jnp.asarray(file.read(name), found[name].dtype) for name in wanted}
+    return jax.tree.unflatten(jax.tree.structure(like), {**expected, **read}.values())
 
 
 def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -166,6 +192,10 @@ def _check_leaf(name: str, leaf: Any) -> None:
     """Refuse what could not be read again: the library writes some of it without a word."""
     if name == "__metadata__":
         raise ValueError("params must have no leaf of the name '__metadata__', got one")
+    if not _is_unicode(name):
+        raise ValueError(
+            f"params must have names of Unicode text, got half of a surrogate pair in {name!r}"
+        )
     dtype = getattr(leaf, "dtype", None)
     if dtype is None and isinstance(leaf, bool | int | float | complex):
         dtype = np.asarray(leaf).dtype
@@ -184,7 +214,20 @@ def _checked_metadata(metadata: Any) -> dict[str, str]:
     for name, value in metadata.items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise ValueError(f"metadata must be strings by name, got {value!r} at {name!r}")
+        if not _is_unicode(name) or not _is_unicode(value):
+            raise ValueError(
+                "metadata must be Unicode text, got half of a surrogate pair in "
+                f"{value!r} at {name!r}"
+            )
     return dict(metadata)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _without_arrays(metadata: dict[str, str]) -> bytes:
@@ -203,27 +246,36 @@ def _differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[
     return lines
 
 
+def _is_in(name: str, parts: Sequence[str] | None) -> bool:
+    return parts is None or any(name == part or name.startswith(f"{part}.") for part in parts)
+
+
+def _checked_parts(only: Any, expected: Mapping[str, Any]) -> Sequence[str] | None:
+    """``only``, every entry of which names something in ``like``."""
+    if only is None:
+        return None
+    if isinstance(only, str) or not isinstance(only, Sequence) or not only:
+        raise ValueError(f'only must be names in a list, such as ["encoder"], got {only!r:.60}')
+    for part in only:
+        if not isinstance(part, str) or not any(_is_in(name, [part]) for name in expected):
+            tops = ", ".join(dict.fromkeys(name.split(".")[0] for name in expected))
+            raise ValueError(f"only must name parts of like, such as {tops}, got {part!r}")
+    return only
+
+
+def _agreeing(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """How to load those parts of which nothing differs; no word where there are none."""
+    tops = dict.fromkeys(name.split(".")[0] for name in expected)
+    differing = {
+        name.split(".")[0]
+        for name in {**expected, **found}
+        if not (name in expected and name in found and _kind(expected[name]) == _kind(found[name]))
+    }
+    same = [top for top in tops if top not in differing]
+    return f", of which only={same!r} loads what agrees," if same else ""
+
+
 def _kind(leaf: Any) -> str:
     if not hasattr(leaf, "dtype"):
         raise ValueError(f"like must be a tree of arrays or their shapes, got {leaf!r:.60}")
     return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        # What a dead process left, or a link that somebody put there to have another file written.
-        temporary.unlink(missing_ok=True)
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            # Without it a power cut could keep the new name and lose the bytes.
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        if error.filename == str(temporary):  # a name that the caller has never heard of
-            error.filename = str(path)
-        raise
-    finally:
-        with contextlib.suppress(OSError):  # which would hide what went wrong
-            temporary.unlink(missing_ok=True)

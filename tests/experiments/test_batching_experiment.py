@@ -51,6 +51,14 @@ def splits_of(batching, part):
     return len(encode.vocabulary), make_batches(encode, (part,) * 3, **options)
 
 
+def test_labels_of_one_class_are_refused():
+    part = Examples(["a text", "another"], [0, 0])
+    encode = fit_encoder(part.texts, vocabulary_size=9, min_count=1, max_length=5)
+    options = {"batch_size": 2, "buckets": 1, "seed": 0}
+    with pytest.raises(DataError, match="labels must be of 2 classes or more, got 1"):
+        make_batches(encode, (part,) * 3, num_classes=1, **options)
+
+
 def test_a_packed_batch_has_the_loss_and_the_gradient_of_the_padded_one():
     part = examples(32)
     vocab_size, packed = splits_of("packed", part)

@@ -95,9 +95,6 @@ def test_sets_that_say_little_are_warned_of_and_others_are_not():
     assert told(plenty, plenty, four, ["a", "b"]) == ""
     five = Examples(others.texts[5:] + plenty.texts[:5], others.labels)
     assert told(plenty, plenty, five, ["a", "b"]).startswith("5 of 400 test texts stand among")
-    assert "one class only, a: nothing can be learned" in told(
-        examples(300), examples(300), examples(300), ["a"]
-    )
     rare = told(examples(318, 11, 1), plenty, plenty, ["a", "b", "c"])
     assert rare.startswith(
         "1 of 3 classes has fewer than 10 training texts (c): it will hardly be found"

@@ -125,6 +125,34 @@ def test_the_loss_of_quantiles_is_the_pinball_loss_and_they_never_cross():
 
 
 @pytest.mark.usefixtures("float64")
+def test_a_missing_number_of_a_horizon_is_left_out_and_the_others_count():
+    head, _, _, _ = problem("quantile")
+    rng = np.random.default_rng(3)
+    quantiles, values = np.sort(rng.normal(size=(B, T, 2, 3))), rng.normal(size=(B, T, 2))
+    there = np.array([[[1, 1], [1, 0], [0, 0]], [[0, 1], [1, 1], [0, 0]]], bool)
+    wild = np.where(there, values, np.nan)
+    total, count = jax.jit(head.loss)(quantiles, wild, there)
+    expected = 0.0
+    for b, t, d in np.argwhere(there):
+        for level, q in zip((0.1, 0.5, 0.9), quantiles[b, t, d], strict=True):
+            e = values[b, t, d] - q
+            expected += max(level * e, (level - 1) * e) / 3
+    np.testing.assert_allclose(total, expected, rtol=1e-12)
+    assert int(count) == 4  # steps with one number or more
+    spoilt = np.where(there[..., None], quantiles, np.nan)
+    grad = jax.grad(lambda q: head.loss(q, wild, there)[0])(spoilt)
+    assert np.all(np.isfinite(grad))
+    np.testing.assert_array_equal(np.any(grad != 0, axis=-1), there)
+    # A mask of steps, told number by number, is the same.
+    steps = there[..., 0]
+    by_step, by_number = (
+        head.loss(quantiles, values, mask)
+        for mask in (steps, np.broadcast_to(steps[..., None], values.shape))
+    )
+    np.testing.assert_array_equal(by_step, by_number)
+
+
+@pytest.mark.usefixtures("float64")
 @EVERY_HEAD
 def test_a_masked_step_is_never_read(name):
     head, params, hs, values = problem(name)
@@ -208,6 +236,23 @@ def test_draws_of_bernoulli_and_categorical_come_as_often_as_they_say():
     law = scipy.special.softmax(logits)
     counts = np.bincount(found, minlength=3)
     assert scipy.stats.chisquare(counts, law * len(found)).pvalue > 1e-3
+
+
+def test_a_value_that_is_almost_impossible_is_not_drawn():
+    """Of probability 1.4e-11: not even with a key by which a uniform float32 is exactly 0."""
+    head, key, logits = rnnjax.bernoulli_head(1), jax.random.key(46), jnp.full((1 << 16, 1), -25.0)
+    assert jnp.min(jax.random.uniform(key, logits.shape)) == 0
+    assert not np.any(head.sample(key, logits))
+    assert np.all(head.sample(key, -logits))
+
+
+def test_the_rarer_of_two_values_comes_as_often_whichever_it_is():
+    """At a logit of 17 it has 4e-8, but 1 less that is 1 in float32."""
+    head, key = rnnjax.bernoulli_head(1), jax.random.key(3)
+    logits = jnp.tile(jnp.array([[0.5], [2.0], [9.0], [17.0]]), (1 << 14, 1))
+    found = head.sample(key, logits)
+    assert 0 < np.mean(found) < 1
+    np.testing.assert_array_equal(head.sample(key, -logits), 1 - found)
 
 
 def test_draws_of_a_mixture_have_its_distribution_function():
@@ -295,6 +340,12 @@ BAD = {
     "mask must be bool and have shape (2,), got int32": lambda: HEADS["bernoulli"].log_prob(
         np.zeros((2, 5)), np.zeros((2, 5)), np.ones(2, "int32")
     ),
+    "mask must be bool and have shape (4,) or (4, 2), got bool of shape (4, 3)": lambda: HEADS[
+        "quantile"
+    ].loss(np.zeros((4, 2, 3)), np.zeros((4, 2)), np.ones((4, 3), bool)),
+    "mask must be bool and have shape (2,), got bool of shape (2, 5)": lambda: HEADS[
+        "bernoulli"
+    ].loss(np.zeros((2, 5)), np.zeros((2, 5)), np.ones((2, 5), bool)),
     "distribution must have arrays of shape [..., 5], as the head gives, got": lambda: HEADS[
         "bernoulli"
     ].log_prob(np.zeros((2, 1)), np.zeros((2, 5))),

@@ -259,6 +259,10 @@ def test_a_batch_of_no_rows_has_a_loss_of_0():
         ({"features": np.ones((2, F), int)}, "features must be floating"),
         ({"w": np.ones((F + 1, C))}, r"w must have shape \[F, C\]"),
         ({"w": np.ones((F, 0))}, r"w must have shape \[F, C\]"),
+        (
+            {"w": np.ones((F, 1)), "bias": np.ones(1)},
+            r"w must be of 2 classes or more, got shape \(4, 1\): for one sigmoid unit give",
+        ),
         ({"bias": np.ones(C + 1)}, r"bias must have shape \(7,\)"),
         ({"labels": np.ones(3, int)}, r"labels must have shape \(2,\) for features \(2, 4\)"),
         ({"labels": np.ones(2)}, "labels must be integers"),

@@ -94,6 +94,10 @@ def test_sums_are_float64_under_x64():
 def test_weights_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"weights must have shape \(3,\), got \(1,\)"):
         Mean.of(jnp.ones(3), jnp.ones(1))
+    with pytest.raises(ValueError, match=r"\(3, 2\), got \(3,\): with one weight a row, take"):
+        Mean.of(jnp.ones((3, 2)), jnp.ones(3))
+    with pytest.raises(ValueError, match=r"\(3, 2\), got \(2,\)$"):
+        Mean.of(jnp.ones((3, 2)), jnp.ones(2))
 
 
 def test_cross_entropy_is_the_mean_of_the_rows():
@@ -166,6 +170,22 @@ def test_accuracy_counts_hits_of_the_rows_that_count():
     assert accuracy(logits, labels).value == 0.75
     assert accuracy(logits, labels, device([1, 1, 0, 0])).value == 0.5
     assert accuracy(logits, labels, device([0, 1, 0, 0])).value == 0.0
+
+
+def test_logits_of_one_sigmoid_unit_are_refused_and_have_a_way_out():
+    """The softmax of one number is 1: it would be class 0 in every row, with a loss of 0."""
+    z, labels = device([[2.0], [-1.0], [0.5]]), jnp.array([1, 1, 0])
+    for metric in (accuracy, cross_entropy, recall_by_class, f1_by_class):
+        with pytest.raises(ValueError, match=r"logits must be of 2 classes .*got shape \(3, 1\):"):
+            metric(z, labels)
+        with pytest.raises(ValueError, match="logits must be of 2 classes or more"):
+            metric(z, device(labels)[:, None])  # as the loss of a sigmoid takes them
+    z = z[..., 0]
+    two = jnp.stack([jnp.zeros_like(z), z], -1)
+    p = 1 / (1 + np.exp(-np.asarray(z, np.float64)))
+    expected = -np.log(np.where(labels == 1, p, 1 - p))
+    np.testing.assert_allclose(cross_entropy(two, labels).total, expected.sum(), rtol=1e-6)
+    assert accuracy(two, labels) == (1, 3)
 
 
 def test_a_row_of_nan_guesses_no_class():
@@ -496,6 +516,69 @@ def test_rows_are_counted_beyond_what_the_dtype_of_their_weights_holds(weights):
     assert jnp.issubdtype(hits.count.dtype, jnp.integer)  # exact, however many there are
     np.testing.assert_array_equal(recall_by_class(logits, labels, weights), [[0, 300], [0, 300]])
     np.testing.assert_array_equal(f1_by_class(logits, labels, weights), [[0, 600], [0, 600]])
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    "weights",
+    [
+        [10**9] * 3,
+        np.array([3_000_000_000, 1, 1_500_000_000], np.uint32),
+        np.array([-(2**31), -5, -(2**31)], np.int32),
+        np.full(2**16 + 1, 2**15 - 1, np.int16),
+    ],
+)
+def test_a_count_never_wraps(weights, compiled):
+    """Beyond 2^31, where an integer of 32 bits would be of the other sign."""
+    exact = np.asarray(weights, np.float64)
+    guesses = np.arange(len(exact)) % 2
+    count, hits = exact.sum(), exact[guesses == 0].sum()
+
+    def run(weights, logits):
+        labels = jnp.zeros(len(exact), int)
+        return {
+            "error": squared_error(jnp.full(len(exact), 2.0), labels, weights),
+            "hits": accuracy(logits, labels, weights),
+            "recall": recall_by_class(logits, labels, weights),
+            "f1": f1_by_class(logits, labels, weights),
+        }
+
+    weights = jnp.asarray(weights) if compiled else weights
+    metrics = (jax.jit(run) if compiled else run)(weights, device(np.eye(2)[guesses]))
+    assert metrics["error"].value == pytest.approx(4)
+    for found, times in ((metrics, 1), (merge(metrics, metrics), 2)):
+        for name in ("error", "hits"):
+            np.testing.assert_allclose(found[name].count, times * count, rtol=1e-6)
+        # These are added up one by one.
+        np.testing.assert_allclose(found["recall"].count, [times * count, 0], rtol=1e-4)
+        by_class = times * np.array([hits + count, count - hits])
+        np.testing.assert_allclose(found["f1"].count, by_class, rtol=1e-4)
+        assert compute(found)["hits"] == pytest.approx(hits / count)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_narrow_weights_are_counted_in_whole_numbers(compiled):
+    """Odd ones beyond 2^24, where each float32 is even."""
+
+    def count(weights):
+        return Mean.of(jnp.zeros(len(weights)), weights).count
+
+    for size, weight in ((2**24 + 1, True), (2**18 + 1, np.int8(127)), (2**18 + 1, np.uint8(255))):
+        found = (jax.jit(count) if compiled else count)(jnp.full(size, weight))
+        assert int(found) == size * int(weight)
+
+
+def test_an_integer_of_python_that_jax_would_not_hold_is_refused_by_name():
+    for number in (3_000_000_000, -(2**31) - 1, 10**30):
+        for pairs, name in (
+            (((1.0, number), (1.0, 1)), "first"),
+            (((1.0, 1), (1.0, number)), "second"),
+        ):
+            message = f"{name} must have integers that fit int32, got {number}: give it as a float"
+            with pytest.raises(ValueError, match=message):
+                merge(*pairs)
+    assert merge((1.0, 2**31 - 1), (1.0, 3e9)).count == 2**31 - 1 + 3e9
+    assert merge((1.0, True), (1.0, 1)).count == 2
 
 
 def test_labels_of_any_width_are_the_class_they_say_or_none():

@@ -212,6 +212,20 @@ def test_the_limit_counts_only_steps_in_a_row():
         check_finite(history[-1][0], limit=3)
 
 
+def test_of_stacked_states_the_one_with_the_most_skipped_steps_is_told():
+    """Of three members the second has lost its numbers, after its second step."""
+    optimizer = optax.sgd(0.1)
+    step = make_train_step(lambda p, x, key: (p["w"] * x, {}), optimizer)
+    keys = jax.random.split(jax.random.key(0), 3)
+    state = jax.vmap(lambda key: init_train_state(key, {"w": jnp.ones(())}, optimizer))(keys)
+    run = jax.jit(jax.vmap(step))
+    for xs in ([1, 1, np.nan], [1, 1, 1], [1, np.nan, 1], [1, np.nan, 1], [1, np.nan, np.nan]):
+        state, _ = run(state, jnp.array(xs))
+    check_finite(state, limit=4)
+    with pytest.raises(NonFiniteError, match=r"of state 1 of 3 .* last 3 steps .* after step 2;"):
+        check_finite(state, limit=3)
+
+
 @pytest.mark.parametrize("name", ["skipped", "grad_norm"])
 def test_a_metric_of_a_reserved_name_is_refused(name):
     def loss_fn(params, batch, key):

@@ -1,5 +1,6 @@
 """Training steps against NumPy float64; what compiles, what is given away, what repeats."""
 
+import functools
 from typing import Any
 
 import jax
@@ -479,6 +480,34 @@ def test_the_average_of_parameters_is_that_of_a_numpy_loop():
         average = decay * average + (1 - decay) * params
         np.testing.assert_allclose(averaged(state.opt_state), average, rtol=1e-5)
     np.testing.assert_allclose(state.params, params, rtol=1e-5)
+
+
+def test_an_average_begins_as_a_copy_of_the_parameters():
+    """A loop may give both away: the same buffer twice is refused."""
+    optimizer = optax.chain(optax.sgd(0.5), average_parameters(0.0))
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state):
+        updates, state = optimizer.update(2 * params, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params = jnp.array([1.0, -2.0])
+    params, state = step(params, optimizer.init(params))
+    np.testing.assert_array_equal(params, [0.0, 0.0])
+    np.testing.assert_array_equal(averaged(state), [0.0, 0.0])
+
+
+@pytest.mark.parametrize("start", [None, 3, 5])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_before_its_start_a_mean_is_the_last_parameters_to_the_last_digit(start, compiled):
+    """Beside 1000, 1e-5 is lost: 1000 + (1e-5 - 1000) is 0 in float32."""
+    link = averaged_from(start)
+    update = jax.jit(link.update) if compiled else link.update
+    state = link.init(jnp.array([1000.0, np.inf]))
+    for number in (1e-5, -3e4, 1e-7):  # the third is the first of those from 3 on
+        params = jnp.array([number, 1.0])
+        _, state = update(jnp.zeros(2), state, params)
+        np.testing.assert_array_equal(averaged(state), params)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])

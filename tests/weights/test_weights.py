@@ -121,7 +121,53 @@ def test_every_difference_is_listed_at_once(path):
         "  missing must be float32[4], got nothing",
         "  shape must be float32[3,2], got float32[2,3]",
     ]
-    assert str(path) in str(caught.value)
+    assert f"{path}, of which only=['same'] loads what agrees, must" in str(caught.value)
+
+
+def test_a_part_of_a_file_is_loaded_and_the_rest_stays(path):
+    """Fine-tuning: the encoder of one model under the head of another."""
+    cell = Cell(jnp.arange(6.0).reshape(2, 3), jnp.array([0.5, 1.5]))
+    save_weights(path, {"encoder": [cell], "head": jnp.ones((3, 2)), "old": jnp.ones(1)})
+    blank = jax.tree.map(jnp.zeros_like, cell)
+    params = {"encoder": [blank], "head": jnp.full((3, 5), 7.0), "new": np.full(2, 8, ">f4")}
+    with pytest.raises(ValueError, match=r"of which only=\['encoder'\] loads what agrees, must"):
+        load_weights(path, params)
+    loaded = load_weights(path, params, only=["encoder"])
+    assert jax.tree.structure(loaded) == jax.tree.structure(params)
+    np.testing.assert_array_equal(loaded["encoder"][0].w_ih, [[0, 1, 2], [3, 4, 5]])
+    np.testing.assert_array_equal(loaded["encoder"][0].bias, [0.5, 1.5])
+    np.testing.assert_array_equal(loaded["head"], np.full((3, 5), 7.0))
+    np.testing.assert_array_equal(loaded["new"], [8, 8])
+    # A single leaf; and of shapes alone, where nothing stays.
+    loaded = load_weights(path, params, only=["encoder.0.bias"])
+    np.testing.assert_array_equal(loaded["encoder"][0].w_ih, np.zeros((2, 3)))
+    np.testing.assert_array_equal(loaded["encoder"][0].bias, [0.5, 1.5])
+    shapes = jax.eval_shape(lambda: {"encoder": [blank]})
+    loaded = load_weights(path, shapes, only=["encoder"])
+    np.testing.assert_array_equal(loaded["encoder"][0].bias, [0.5, 1.5])
+
+
+@pytest.mark.parametrize(
+    ("only", "message"),
+    [
+        # Of what is named nothing may differ, be missing, or be left over.
+        (["encoder"], r"safetensors must have .* got:\n  encoder.w must be .*got float32\[2\]$"),
+        (["new"], r"  new must be float32\[\], got nothing$"),
+        (["part"], r"  part.b must be absent, got float32\[1\]$"),
+        (["enc"], "only must name parts of like, such as encoder, new, part, shape, got 'enc'"),
+        (["shape", 3], "only must name parts of like, .* got 3"),
+        ("encoder", r'only must be names in a list, such as \["encoder"\], got \'encoder\''),
+        ([], r"only must be names in a list, .* got \[\]"),
+        (["part.a"], r"like, at 'shape', must be an array, which stays .* got its shape alone"),
+    ],
+)
+def test_a_part_that_does_not_fit_is_refused(path, only, message):
+    one = jnp.ones(1)
+    save_weights(path, {"encoder": {"w": jnp.ones(2)}, "part": {"a": one, "b": one}})
+    like = {"encoder": {"w": jnp.ones(3)}, "part": {"a": jnp.ones(1)}, "new": jnp.ones(())}
+    like["shape"] = jax.ShapeDtypeStruct((1,), "float32") if only == ["part.a"] else jnp.ones(1)
+    with pytest.raises(ValueError, match=message):
+        load_weights(path, like, only=only)
 
 
 TENSOR = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
@@ -209,6 +255,7 @@ def test_others_may_read_what_the_umask_lets_them(path):
         ({"a": jax.random.key(0)}, "got dtype key.*: of a train state, save state.params"),
         ({"a": np.array([None])}, "got dtype object"),
         ({"a": "words"}, "got str"),
+        ({"\ud800": np.ones(1)}, r"must have names of Unicode .*, got half .* in '\\ud800'"),
     ],
 )
 def test_what_could_not_be_read_again_is_not_written(tmp_path, params, message):
@@ -229,6 +276,14 @@ def test_a_name_of_another_format_is_refused(tmp_path, name):
 def test_metadata_that_are_no_strings_are_named(tmp_path, metadata):
     with pytest.raises(ValueError, match=r"metadata must be .* got"):
         save_weights(tmp_path / "w.safetensors", {"a": np.ones(1)}, metadata)
+
+
+@pytest.mark.parametrize("params", [{}, {"a": np.ones(1)}], ids=["no arrays", "arrays"])
+@pytest.mark.parametrize("metadata", [{"a": "\ud800"}, {"\udfff": "a"}])
+def test_metadata_that_no_file_can_hold_are_refused(path, params, metadata):
+    with pytest.raises(ValueError, match=r"metadata must be Unicode text, got half of a surrogate"):
+        save_weights(path, params, metadata)
+    assert not path.exists()
 
 
 def test_a_file_that_cannot_be_written_is_called_by_its_own_name(tmp_path):
