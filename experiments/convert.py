@@ -22,10 +22,13 @@ import numpy as np
 
 from experiments import classify
 from experiments.running import imported
+from experiments.running.classifier import VOCABULARY
 from experiments.running.console import command, exit_code, parameter_table
-from experiments.running.imported import Imported, Reading
+from experiments.running.imported import CLASSIFIER, WEIGHTS, Imported, Reading, in_float32
+from experiments.running.overwriting import refuse_overwriting
 from experiments.running.parsing import Positional, arg, first_lines, parse, subcommand
 from experiments.running.predicting import Request, predict
+from experiments.running.run_folder import CONFIG
 from experiments.running.setting_checks import check_rules, refuse_unread, whole
 from rnnjax.data import UNKNOWN, DataError, Vocabulary, pad, read_text
 from rnnjax.exporting import PLATFORMS, export_program
@@ -107,7 +110,8 @@ def import_run(settings: Import) -> None:
     """Read the weights, write the folder of the run."""
     _refuse_unread(settings)
     if settings.library == "torch":
-        params = import_torch(settings.kind, read_torch_file(settings.weights))
+        named = in_float32(read_torch_file(settings.weights))
+        params = import_torch(settings.kind, named)
     else:
         arrays = read_keras_file(
             settings.weights,
@@ -115,7 +119,7 @@ def import_run(settings: Import) -> None:
             activation=settings.activation,
             pooling=settings.pooling,
         )
-        params = import_keras(settings.kind, arrays)
+        params = import_keras(settings.kind, in_float32(arrays))
     if params.head.bias.shape == (1,) and len(settings.classes) == 2:
         params = two_classes(params)
     chosen = {"pooling": settings.pooling, "activation": settings.activation}
@@ -251,12 +255,22 @@ def _each_once(path: Path, tokens: list[str]) -> tuple[str, ...]:
 
 def export_run(request: Export) -> None:
     """Write the file that was asked for, and say what is in it."""
+    read = (request.run / name for name in (CONFIG, VOCABULARY, CLASSIFIER, WEIGHTS))
+    refuse_overwriting((request.out,), read, "--out")
     architecture, params, labels, padding = load_run(request.run)
-    kind = architecture.kind
+    kind, activation = architecture.kind, architecture.activation
+    if request.to == "torch" and activation == "sigmoid":
+        raise DataError(
+            f"--to must be keras, onnx or jax for {request.run}, whose activation is sigmoid, as "
+            "torch.nn.RNN has tanh and relu alone, got torch"
+        )
     if request.to in ("torch", "keras"):
         named = (export_torch if request.to == "torch" else export_keras)(kind, params)
         save_weights(request.out, named)
         parameter_table(named)
+        if activation != "tanh":
+            layer = "torch.nn.RNN(nonlinearity" if request.to == "torch" else "SimpleRNN(activation"
+            print(f'its activation: {layer}="{activation}")')
     elif request.to == "onnx":
         request.out.write_bytes(onnx_graph.export_classifier(build(architecture), params))
         print("inputs tokens int32 [batch, time] and lengths int32 [batch]; output logits")
@@ -271,7 +285,7 @@ def export_run(request: Export) -> None:
 
 def load_run(folder: Path) -> tuple[Architecture, ClassifierParams, list[str], str]:
     """Architecture, parameters, names of the classes and padding of either kind of run."""
-    if (folder / imported.CLASSIFIER).is_file():
+    if (folder / CLASSIFIER).is_file():
         model = imported.load(folder)
         return model.architecture, model.params, model.label_names, model.reading.padding
     run = classify.Predictor(folder)

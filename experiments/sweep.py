@@ -9,11 +9,12 @@ Run:     python -m experiments.sweep --learning-rates 1e-3 3e-3 1e-2 --seeds 4
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,6 +50,7 @@ from rnnjax.metrics import merge
 from rnnjax.training import CompiledStep, TrainState, init_train_state, make_train_step
 
 PICTURE = "sweep.png"
+_DASHES, _MARKS = ("-", "--", "-.", ":"), ("o", "x", "^", "s")
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,8 @@ def train_together(
         seconds = time.perf_counter() - began
         print(
             f"epoch {epoch}: validation accuracy {validation.min():.4f} to {validation.max():.4f}, "
-            f"{how_many(len(models), 'model')}, {seconds:.1f} s"
+            f"{how_many(len(models), 'model')}, {seconds:.1f} s",
+            flush=True,
         )
     rows = zip(models, *best.tolist(), strict=True)
     return [Found(one, validation, int(epoch), test) for one, validation, epoch, test in rows]
@@ -240,10 +243,10 @@ def _mean_and_spread(values: Sequence[float]) -> str:
 
 def draw(found: Sequence[Found], path: Path) -> None:
     """Validation accuracy over the learning rate: a dot a model, and a line through the means."""
-    figure = new_figure(6, 4)
-    axes = figure.subplots()
     kinds = sorted({one.combination[:3] for one in found})
-    for kind in kinds:
+    figure = new_figure(6, 3.5 + 0.1 * len(kinds))  # the legend has two lines in a row
+    axes = figure.subplots()
+    for number, kind in enumerate(kinds):
         dots = [one for one in found if one.combination[:3] == kind]
         rates = sorted({one.combination.learning_rate for one in dots})
         means = [
@@ -251,15 +254,18 @@ def draw(found: Sequence[Found], path: Path) -> None:
             for rate in rates
         ]
         label = "dropout {:g}, of words {:g}, scale {:g}".format(*kind)
-        (line,) = axes.plot(rates, means, label=label)
+        # There are ten colours; behind the tenth line they come again with other dashes and marks.
+        again = number // 10
+        dashes, mark = _DASHES[again % len(_DASHES)], _MARKS[again % len(_MARKS)]
+        (line,) = axes.plot(rates, means, dashes, label=label)
         xs, ys = zip(
             *((one.combination.learning_rate, one.validation) for one in dots), strict=True
         )
-        axes.scatter(xs, ys, s=12, color=line.get_color())
+        axes.scatter(xs, ys, s=12, color=line.get_color(), marker=mark)
     axes.set(xscale="log", xlabel="learning rate", ylabel="validation accuracy")
     axes.set_title("a dot is a model, the line their mean over the seeds", fontsize="medium")
     # Below, as no corner is free of dots in every sweep.
-    axes.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.15))
+    figure.legend(frameon=False, ncols=2, fontsize="small", loc="outside lower center")
     save_figure(figure, path)
 
 
@@ -278,17 +284,33 @@ def sweep(settings: Settings) -> tuple[list[Found], Path]:
     check_usable(folder, "new")
     # Before there is a folder: what is wrong with the data leaves none.
     prepared = read_batches(settings, vocabulary_size=20_000, max_length=400)
-    found = []
+    found: list[Found] = []
     together = len(combinations(settings, settings.dropouts[0]))
     require_room(build_model(settings, 0.0, *prepared[1:]).init, together)
     with RunFolder(folder, run_config(settings), leaves=(PICTURE,)) as run:
         for dropout in settings.dropouts:
-            found += train_together(settings, combinations(settings, dropout), prepared)
-        for one in found:
-            figures = {"validation": one.validation, "epoch": one.epoch, "test": one.test}
-            run.write({"kind": "model", **one.combination._asdict(), **figures})
-        draw(found, folder / PICTURE)
+            with _telling_what_is_left(settings, dropout, folder):
+                done = train_together(settings, combinations(settings, dropout), prepared)
+            for one in done:
+                figures = {"validation": one.validation, "epoch": one.epoch, "test": one.test}
+                run.write({"kind": "model", **one.combination._asdict(), **figures})
+            found += done
+            draw(found, folder / PICTURE)
     return found, folder
+
+
+@contextlib.contextmanager
+def _telling_what_is_left(settings: Settings, dropout: float, folder: Path) -> Iterator[None]:
+    """Says after Ctrl-C what is kept, and which dropouts are still to be tried."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        place = settings.dropouts.index(dropout)
+        if place:
+            left = " ".join(f"{number:g}" for number in settings.dropouts[place:])
+            say = f"{folder} keeps {PICTURE} and a record of each model that was trained to the end"
+            print(wrapped(f"{say}; for the rest: --dropouts {left} and another --out"))
+        raise
 
 
 def report(settings: Settings) -> None:

@@ -128,10 +128,15 @@ def run_trial(trial: Any, words: Sequence[str], folder: Path, metric: str) -> tu
 
 
 def tune(settings: Settings, same: Sequence[str]) -> Any:
-    """Searches, and gives Optuna's study.
+    """Searches, and gives Optuna's study; what is best is printed, also after Ctrl-C.
+
+    A run that fails, as by a learning rate that is too high for the others, is told, and is no more
+    than a trial that promises nothing; but one before any has succeeded ends the search, since all
+    may fail alike.
 
     Raises:
-        DataError: a setting cannot be, optuna is not installed, or a run failed.
+        DataError: a setting cannot be, optuna is not installed, or a run failed before any other
+            succeeded.
     """
     _check(settings)
     _check_same(same)
@@ -148,8 +153,15 @@ def tune(settings: Settings, same: Sequence[str]) -> Any:
     program = [sys.executable, "-m", "experiments.classify", *same]
 
     def objective(trial: Any) -> float:
-        words = [*program, *suggested(trial, settings)]
-        best, is_pruned = run_trial(trial, words, folder / f"trial-{trial.number}", settings.metric)
+        words, own = [*program, *suggested(trial, settings)], folder / f"trial-{trial.number}"
+        try:
+            best, is_pruned = run_trial(trial, words, own, settings.metric)
+        except DataError as error:
+            if not _finished(trial.study):
+                raise
+            said = f"trial {trial.number} failed: {error}".split("\n")
+            print("\n".join(map(wrapped, said)), flush=True)
+            raise optuna.TrialPruned from None
         tried = ", ".join(f"{name} {_short(value)}" for name, value in trial.params.items())
         end = " (stopped: it promised little)" if is_pruned else ""
         print(wrapped(f"trial {trial.number}: {best:.4f}{end}, {tried}"), flush=True)
@@ -162,8 +174,25 @@ def tune(settings: Settings, same: Sequence[str]) -> Any:
         sampler=optuna.samplers.TPESampler(seed=settings.seed),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=2),
     )
-    study.optimize(objective, n_trials=settings.trials)
+    try:
+        study.optimize(objective, n_trials=settings.trials)
+    finally:
+        _say_best(settings, same, study)
     return study
+
+
+def _finished(study: Any) -> list[Any]:
+    """The trials that came to their end."""
+    return [trial for trial in study.trials if trial.state.name == "COMPLETE"]
+
+
+def _say_best(settings: Settings, same: Sequence[str], study: Any) -> None:
+    """The best settings so far, as a command."""
+    if not _finished(study):
+        return
+    print(f"best {settings.metric} {study.best_value:.4f}, of trial {study.best_trial.number}:")
+    best = [w for n, v in study.best_params.items() for w in (f"--{n.replace('_', '-')}", str(v))]
+    print(f"  {command('python', '-m', 'experiments.classify', *same, *best)}", flush=True)
 
 
 def _short(value: Any) -> str:
@@ -194,20 +223,16 @@ def _check_same(same: Sequence[str]) -> None:
             )
 
 
-def report(settings: Settings, same: Sequence[str]) -> None:
-    """Searches, and prints the best settings as a command."""
-    study = tune(settings, same)
-    print(f"best {settings.metric} {study.best_value:.4f}, of trial {study.best_trial.number}:")
-    best = [w for n, v in study.best_params.items() for w in (f"--{n.replace('_', '-')}", str(v))]
-    print(f"  {command('python', '-m', 'experiments.classify', *same, *best)}")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     end = given.index("--") if "--" in given else len(given)
     settings = parse(Settings, "python -m experiments.tune", given[:end])
-    return exit_code(lambda: report(settings, given[end + 1 :]))
+
+    def search() -> None:
+        tune(settings, given[end + 1 :])
+
+    return exit_code(search)
 
 
 if __name__ == "__main__":

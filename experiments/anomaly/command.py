@@ -29,6 +29,7 @@ from experiments.running.devices import find_devices
 from experiments.running.fit_and_save import CURVES, fit_and_save
 from experiments.running.number_columns import listed, number_column, read_steps
 from experiments.running.opening import open_run
+from experiments.running.overwriting import refuse_overwriting
 from experiments.running.packages import takes_part
 from experiments.running.processes import chosen_folder
 from experiments.running.run_settings import stored_config
@@ -216,9 +217,11 @@ def _report(figures: Figures, data: Data, scores: list[np.ndarray], nats: float)
 
 def watch(request: Request) -> None:
     """Print the steps of a file at which the network in a run's folder gives the alarm."""
+    if request.out is not None:
+        refuse_overwriting((request.out,), (request.file,), "--out")
     settings = finished_settings(PROGRAM, Settings, request.run)
     known = load_notes(request.run / KNOWN, Known)
-    table = read_steps(request.file)
+    table = read_steps(request.file, known.channels)
     missing = [name for name in known.channels if name not in table.header]
     if missing:
         raise DataError(

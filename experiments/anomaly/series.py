@@ -89,10 +89,11 @@ def read_csv(path: Path, label: str | None) -> tuple[np.ndarray, np.ndarray | No
     Raises:
         DataError: the file cannot be read, or a column has a gap among its numbers; names the row.
     """
-    table = read_steps(path)
+    required = () if label is None else (label,)
+    table = read_steps(path, required)
     if label is not None and label not in table.header:
         raise DataError(f"--label must be one of {', '.join(table.header)}, got {label!r}")
-    found = number_columns(table, () if label is None else (label,))
+    found = number_columns(table, required)
     if (note := left_out(table, list(found))) is not None:
         print(wrapped(note))
     marks = None if label is None else found.pop(label)

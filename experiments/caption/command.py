@@ -27,6 +27,7 @@ from experiments.running.figures import show_picture
 from experiments.running.fit_and_save import CURVES, fit_and_save
 from experiments.running.loss_fitting import Fitted
 from experiments.running.opening import open_run
+from experiments.running.overwriting import refuse_overwriting
 from experiments.running.processes import chosen_folder
 from experiments.running.run_settings import stored_config
 from experiments.running.setting_checks import at_least, check_settings, refuse_unread, whole
@@ -37,6 +38,7 @@ from rnnjax.data import DataError, Vocabulary
 PROGRAM = "python -m experiments.caption"
 VOCABULARY, SAMPLES = "vocabulary.json", "samples.txt"
 LOOKED, PICTURES = "where-it-looked.png", "pictures"
+_LOOKED_AT = "where-it-looked-at-a-picture.png"
 _SHOWN = 4  # captions after each epoch, and pictures that are drawn
 _KEPT = 10  # pictures of the test that are left as files
 
@@ -163,6 +165,9 @@ def caption_pictures(request: Request) -> None:
         raise DataError("pictures must be named, got none")
     if request.figure is not None and not one:
         raise DataError(f"--figure must be of one picture, got it with {len(request.pictures)}")
+    figure = request.figure or request.run / _LOOKED_AT
+    if one:
+        refuse_overwriting((figure,), request.pictures, "--figure")
     network, params, vocabulary, settings = _load(request.run)
     pictures = np.stack([read_picture(path) for path in request.pictures])
     found = caption(
@@ -180,8 +185,7 @@ def caption_pictures(request: Request) -> None:
     best = found[0][:1]
     if one and network.attends and best and best[0]:
         draw = functools.partial(_draw, network, params, vocabulary, pictures, best)
-        beside_run = request.run / "where-it-looked-at-a-picture.png"
-        show_picture(draw, "where it looked", request.figure, beside_run)
+        show_picture(draw, "where it looked", request.figure, request.run / _LOOKED_AT)
 
 
 def export_run(request: Export) -> None:

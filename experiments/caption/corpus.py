@@ -18,6 +18,8 @@ from rnnjax.data.padding import filled
 from rnnjax.data.pairs import divided
 
 _HELD_OUT = 1000
+# Pillow's modes of one number a pixel, of which convert takes all above 255 for white.
+_WITHOUT_WHITE = {"I": "32-bit integers", "F": "floating-point numbers"}
 
 
 class Captioned(NamedTuple):
@@ -120,13 +122,20 @@ def read_picture(path: Path) -> np.ndarray:
     seen through.
 
     Raises:
-        DataError: there is none, or it is no picture.
+        DataError: there is none, it is no picture, or its numbers do not say what is white.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(path) as image:
-            turned = ImageOps.exif_transpose(image).convert("RGBA")
+            if image.mode in _WITHOUT_WHITE:
+                raise DataError(
+                    f"{path} must have 1, 8 or 16 bits a channel, got {_WITHOUT_WHITE[image.mode]}"
+                )
+            turned = ImageOps.exif_transpose(image)
+            if turned.mode.startswith("I;16"):  # of these convert takes all above 255 for white
+                turned = Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))
+            turned = turned.convert("RGBA")
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         why = getattr(error, "strerror", None) or "no picture in it"
         raise DataError(f"{path} must be a picture, got {why}") from None

@@ -160,11 +160,15 @@ def read_csv(path: Path, column: str | None) -> dict[str, np.ndarray]:
     Raises:
         DataError: the file cannot be read, or a column has a gap among its numbers; names the row.
     """
-    table = read_steps(path)
+    table = _steps(path, column)
     found = _series(table, column)
     if column is None and (note := left_out(table, list(found))) is not None:
         print(wrapped(note))
     return found
+
+
+def _steps(path: Path, column: str | None) -> Table:
+    return read_steps(path, () if column is None else (column,))
 
 
 def _series(table: Table, column: str | None) -> dict[str, np.ndarray]:
@@ -182,7 +186,7 @@ def read_ends(path: Path, settings: Settings) -> tuple[list[str], Window]:
     Raises:
         DataError: as of `read_csv`, or a series is too short.
     """
-    columns = _series(read_steps(path), settings.column)
+    columns = _series(_steps(path, settings.column), settings.column)
     hint = ": the rows that it was trained on stand above the new ones"
     series = _checked(columns, path, settings, hint)
     past = np.stack([values[-settings.window :] for values in series])

@@ -35,6 +35,7 @@ from experiments.running.figures import picture_beside
 from experiments.running.fit_and_save import CURVES, fit_and_save
 from experiments.running.loss_fitting import Fitted
 from experiments.running.opening import open_run
+from experiments.running.overwriting import refuse_overwriting
 from experiments.running.processes import chosen_folder
 from experiments.running.run_settings import config_value, stored_config
 from experiments.running.setting_checks import Rule, check_settings, refuse_unread, whole
@@ -133,6 +134,7 @@ def write_text(request: Request) -> None:
     refuse_unread(request, "with --like", request.like is not None, "like_line")
     path = request.out or request.run / f"written-{request.seed}.svg"
     strokes, picture = _beside(path)
+    refuse_overwriting((path, strokes, picture), (request.like,), "--out")
     settings = finished_settings(PROGRAM, Settings, request.run)
     characters = config_value(request.run, "characters", str)
     model = build_model(settings, characters)

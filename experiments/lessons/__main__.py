@@ -18,12 +18,13 @@ from itertools import chain
 from pathlib import Path
 
 from experiments.lessons import LESSONS
-from experiments.lessons.lesson import run_lesson
+from experiments.lessons.lesson import read_rows, run_lesson
 from experiments.lessons.overview import draw_ratios
 from experiments.lessons.tables import Row, lesson_table, summarize
 from experiments.running.console import exit_code
 from experiments.running.parsing import parse
-from experiments.running.run_folder import environment, plain, write_whole
+from experiments.running.run_folder import CONFIG, environment, plain, write_whole
+from experiments.running.run_settings import read_config
 from experiments.running.setting_checks import check_settings, each, one_of, refuse_unread, whole
 from rnnjax.data import DataError
 
@@ -55,7 +56,7 @@ def run_all(settings: Settings) -> dict[str, str]:
     read = {field.name for module in modules for field in dataclasses.fields(module.Settings)}
     for option in ("take", "data_dir"):
         refuse_unread(settings, "with --lessons that read it", option in read, option)
-    found: dict[str, tuple[Row, ...]] = {}
+    found = _measured_before(settings)
     failed: dict[str, str] = {}
     for name, module in zip(settings.lessons, modules, strict=True):
         print(f"== {name}", flush=True)
@@ -75,10 +76,18 @@ def run_all(settings: Settings) -> dict[str, str]:
     return failed
 
 
+def _measured_before(settings: Settings) -> dict[str, Sequence[Row]]:
+    """The rows of the other lessons in the folder, so that the page keeps them."""
+    folders = {name: settings.out / name for name in LESSONS if name not in settings.lessons}
+    found = {n: read_rows(path) for n, path in folders.items() if (path / CONFIG).is_file()}
+    return {name: rows for name, rows in found.items() if rows}
+
+
 def write_results(
     settings: Settings, found: Mapping[str, Sequence[Row]], failed: Mapping[str, str]
 ) -> None:
     """Writes results.json, and results.md that shows the same with the figures."""
+    found = {name: found[name] for name in LESSONS if name in found}
     lines = {name: summarize(rows) for name, rows in found.items()}
     drawn = draw_ratios(list(chain(*lines.values())), settings.out / RATIOS)
     size = {"take": settings.take, "seeds": settings.seeds}
@@ -86,6 +95,7 @@ def write_results(
         "settings": size,
         "environment": environment(),
         "lessons": lines,
+        "measured before": [name for name in found if name not in settings.lessons],
         "not run": dict(failed),
     }
     write_whole(settings.out / "results.json", json.dumps(plain(data), indent=1) + "\n")
@@ -99,16 +109,24 @@ def _page(
     drawn: bool,
 ) -> list[str]:
     take = "" if settings.take is None else f" --take {settings.take}"
-    command = f"{PROGRAM}{take} --seeds {settings.seeds}"
+    chosen = "" if settings.lessons == LESSONS else f" --lessons {' '.join(settings.lessons)}"
+    command = f"{PROGRAM}{take} --seeds {settings.seeds}{chosen}"
     page = ["# The lessons", "", f"`{command}`, {time.strftime('%Y-%m-%d')}", ""]
     page += [f"![epoch seconds]({RATIOS})", ""] if drawn else []
     for name, rows in found.items():
-        module = sys.modules[f"experiments.lessons.{name}"]
+        module = importlib.import_module(f"experiments.lessons.{name}")
         page += [f"## {(module.__doc__ or name).splitlines()[0]}", "", lesson_table(rows), ""]
+        page += [] if name in settings.lessons else [_earlier(settings.out / name), ""]
         for png in sorted((settings.out / name).glob("*.png")):
             page += [f"![{png.stem}]({png.relative_to(settings.out)})", ""]
     page += [f"{name} was not run: {reason}\n" for name, reason in failed.items()]
     return page
+
+
+def _earlier(folder: Path) -> str:
+    """That a lesson was measured by an earlier command, and of how many examples."""
+    take = read_config(folder)["settings"].get("take")
+    return "Measured before" + ("." if take is None else f", with `--take {take}`.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

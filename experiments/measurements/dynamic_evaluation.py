@@ -34,7 +34,7 @@ import rnnjax
 from experiments.running.console import exit_code, print_table
 from experiments.running.data_folder import lies_elsewhere
 from experiments.running.parsing import Positional, parse
-from experiments.running.setting_checks import above, check_settings, refuse_unread, whole
+from experiments.running.setting_checks import above, at_least, check_settings, refuse_unread, whole
 from experiments.running.trained import finished_settings, load_trained
 from experiments.write.command import PROGRAM
 from experiments.write.corpus import read_corpus
@@ -134,7 +134,14 @@ def read(
 
 def measure(settings: Settings) -> list[dict[str, str]]:
     """A row of the table for each text."""
-    check_settings(settings, window=whole(1), rate=above(0), take=whole(2), take_training=whole(2))
+    check_settings(
+        settings,
+        window=whole(1),
+        rate=above(0),
+        decay=at_least(0),
+        take=whole(2),
+        take_training=whole(2),
+    )
     run = finished_settings(PROGRAM, RunSettings, settings.run)
     in_folder = not lies_elsewhere(run.dataset)
     refuse_unread(settings, "with a run whose text lies in it", in_folder, "data_dir")

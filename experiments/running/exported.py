@@ -11,7 +11,9 @@ from typing import Any
 import jax
 
 from experiments.running.console import wrapped
+from experiments.running.run_folder import CONFIG
 from experiments.running.words import START, STOP
+from rnnjax.data import DataError
 from rnnjax.exporting import export_writer
 
 ENCODE, STEP, TOKENS = "encode.jax", "step.jax", "tokens.json"
@@ -27,11 +29,16 @@ def write_programs(
     """Write ``encode.jax`` and ``step.jax``, the vocabularies, and how to use them.
 
     Args:
-        folder: where; made if need be.
+        folder: where; made if need be, and no folder of a run, which has vocabularies itself.
         network: its ``encode``, its ``step`` and its parameters; see ``export_writer``.
         vocabularies: files to be there under these names.
         source: of one source where sources are no token ids.
+
+    Raises:
+        DataError: it is the folder of a run.
     """
+    if (folder / CONFIG).exists():
+        raise DataError(f"--out must be a folder of its own, got that of a run, {folder}")
     programs = dict(zip((ENCODE, STEP), export_writer(*network, source=source), strict=True))
     folder.mkdir(parents=True, exist_ok=True)
     for name, program in programs.items():

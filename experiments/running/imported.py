@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.running.run_folder import read_json
@@ -83,6 +84,23 @@ class Imported(NamedTuple):
     params: ClassifierParams
     reading: Reading
     label_names: list[str]
+
+
+def in_float32(arrays: Any) -> Any:
+    """The arrays of a file, a tree, in the dtype of runs here; a line says what they were.
+
+    It comes before anything is reckoned with them, as biases are added, which 16 bits would round.
+
+    Raises:
+        DataError: they are whole numbers, as of a quantized network.
+    """
+    kinds = {np.asarray(leaf).dtype for leaf in jax.tree.leaves(arrays)}
+    if others := sorted(str(kind) for kind in kinds if not jnp.issubdtype(kind, jnp.floating)):
+        raise DataError(f"weights must be floating-point numbers, got {', '.join(others)}")
+    if names := sorted({str(kind) for kind in kinds} - {"float32"}):
+        how = "rounded to" if "float64" in names else "kept exactly in"
+        print(f"weights of {' and '.join(names)}, {how} float32")
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), arrays)
 
 
 def save(folder: Path, model: Imported, source: Mapping[str, str]) -> None:

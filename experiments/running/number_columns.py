@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import datetime
 import io
 import math
 import re
@@ -14,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.running.console import how_many
+from experiments.running.dates import are_digits, first_fall, read_dates
 from rnnjax.data import DataError, read_text
 
 # Far beyond what is measured, and small enough that squares and their sums are finite.
 _GREATEST = 1e100
-_MONTH = re.compile(r"\d{4}-\d{2}")
 
 
 class Table(NamedTuple):
@@ -71,15 +70,22 @@ def read_table(path: Path) -> Table:
     return table
 
 
-def read_steps(path: Path) -> Table:
-    """A table whose rows are steps, one after the other.
+def read_steps(path: Path, named: Sequence[str] = ()) -> Table:
+    """A table whose rows are steps, one after the other, the oldest first.
+
+    Args:
+        path: of the file.
+        named: columns that were asked for, whose numbers say nothing about the order of rows.
 
     Raises:
-        DataError: as of `read_table`, or there is a column of dates that do not rise.
+        DataError: as of `read_table`, or there is a column of dates that do not rise; or, without
+            dates, one that counts the rows backwards, and none that counts them forwards.
     """
     table = read_table(path)
-    for name in table.header:
-        _check_dates(table, name)
+    others = [name for name in table.header if name not in named]
+    dated = [name for name in others if _check_dates(table, name)]
+    if not dated and len(table.header) > 1:
+        _check_counts(table, others)
     return table
 
 
@@ -95,33 +101,45 @@ def _check_header(path: Path, header: Sequence[str]) -> None:
         )
 
 
-def _check_dates(table: Table, name: str) -> None:
+def _check_dates(table: Table, name: str) -> bool:
+    """Whether it is a column of dates, which rise in one of the ways to read them."""
     texts = table.column(name)
-    dates = [date for text in texts if (date := _date(text)) is not None]
-    if len(dates) < len(texts):
-        return
-    for row in range(1, len(dates)):
-        try:
-            rises = dates[row - 1] < dates[row]
-        except TypeError:  # with a time zone and without one
-            return
-        if not rises:
-            twice = dates[row - 1] == dates[row]
-            hint = ": a file has a row for each date, a column for each series" if twice else ""
+    ways = read_dates(texts)
+    for dates in ways:
+        if None in dates:
+            row = dates.index(None)
             raise DataError(
-                f"{table.place(row)}: {name} must be later than in the row before, "
-                f"{texts[row - 1]!r:.40}, got {texts[row]!r:.40}{hint}"
+                f"{table.place(row)}: {name} must be a date as in the other rows, got "
+                f"{texts[row]!r:.40}"
             )
+    falls = [first_fall(dates) for dates in ways]
+    if not ways or None in falls:
+        return bool(ways)
+    row = max(row for row in falls if row is not None)
+    twice = texts[row - 1].strip() == texts[row].strip()
+    hint = ": a file has a row for each date, a column for each series" if twice else ""
+    raise DataError(
+        f"{table.place(row)}: {name} must be later than in the row before, "
+        f"{texts[row - 1]!r:.40}, got {texts[row]!r:.40}{hint}"
+    )
 
 
-def _date(text: str) -> datetime.datetime | None:
-    text = text.strip()
-    if text.isdigit():
-        return None  # 2024 and 20240101 are numbers
-    try:
-        return datetime.datetime.fromisoformat(f"{text}-01" if _MONTH.fullmatch(text) else text)
-    except ValueError:
-        return None
+def _check_counts(table: Table, names: Sequence[str]) -> None:
+    """Refuse rows that are numbered backwards, as from the newest year to the oldest."""
+    begins = {name: _numbers(table.column(name)[:3]) for name in names}
+    counting = [
+        name
+        for name, numbers in begins.items()
+        if _counts(numbers) and _counts(_numbers(table.column(name)))
+    ]
+    falling = [name for name in counting if begins[name][1] < begins[name][0]]
+    if falling and len(falling) == len(counting):
+        first, second = table.column(falling[0])[:2]
+        raise DataError(
+            f"{table.place(1)}: {falling[0]} must not count backwards, as the oldest row is the "
+            f"first, got {second!r:.40} after {first!r:.40}: turn the rows around, or leave the "
+            "column out if it counts down to something"
+        )
 
 
 def number_columns(
@@ -129,8 +147,8 @@ def number_columns(
 ) -> dict[str, np.ndarray]:
     """The columns of numbers by their names; a note says which others are left out.
 
-    Left out are columns of which nothing is a number, as of dates, and those that count the rows,
-    as the years do, unless they are ``required`` or there is nothing else.
+    Left out are columns of dates, those of which nothing is a number, and those that count the
+    rows, as the years do, unless they are ``required`` or there is nothing else.
 
     Raises:
         DataError: there are none, or one has a gap among its numbers; names the row.
@@ -138,7 +156,7 @@ def number_columns(
     found = {
         name: number_column(table, name, may_begin_late=may_begin_late)
         for name in table.header
-        if name in required or any(_is_meant(text) for text in table.column(name))
+        if name in required or _has_numbers(table.column(name))
     }
     counting = [name for name in found if name not in required and _counts(found[name])]
     if len(found) - len(counting) > sum(name in found for name in required):
@@ -151,12 +169,16 @@ def number_columns(
     return found
 
 
+def _has_numbers(texts: Sequence[str]) -> bool:
+    return any(map(_is_meant, texts)) and not are_digits(texts)
+
+
 def left_out(table: Table, used: Sequence[str]) -> str | None:
     """The note that says which columns are not read; None if all are."""
     others = [name or "(without a name)" for name in table.header if name not in used]
     if not others:
         return None
-    return f"note: left out, as without numbers or counting the rows: {listed(others)}"
+    return f"note: left out, as dates, without numbers or counting the rows: {listed(others)}"
 
 
 def _counts(numbers: np.ndarray) -> bool:
@@ -175,7 +197,7 @@ def number_column(table: Table, name: str, *, may_begin_late: bool = False) -> n
     if may_begin_late:
         first = next((row for row, text in enumerate(texts) if text.strip()), 0)
         texts = texts[first:]
-    numbers = np.array([read_number(text) for text in texts], float)
+    numbers = _numbers(texts)
     bad = np.flatnonzero(np.isnan(numbers))
     if len(bad):
         place = table.place(first + bad[0])
@@ -186,6 +208,10 @@ def number_column(table: Table, name: str, *, may_begin_late: bool = False) -> n
             )
         raise DataError(f"{place}: {name} must be {wanted(texts[bad[0]])}")
     return numbers
+
+
+def _numbers(texts: Sequence[str]) -> np.ndarray:
+    return np.array([read_number(text) for text in texts], float)
 
 
 def read_number(text: str) -> float:

@@ -28,6 +28,8 @@ _QUIET = tyro.conf.arg(help_behavior_hint="")
 # In a usage, an argument in brackets or an option with its value, and what holds one together.
 _ARGUMENT = re.compile(r"\[.*?\]+(?=\s|$)|--\S+ [^\s\[-]\S*")
 _HELD = "\0"
+# Taken for an option of one letter, which no program here has but -h.
+_SHORT = re.compile(r"-[^-\d.h]")
 
 
 def parse(
@@ -59,6 +61,11 @@ def parse(
             )
     except BrokenPipeError:
         raise SystemExit(nobody_reads()) from None
+    except SystemExit as end:
+        words = sys.argv[1:] if arguments is None else arguments
+        if end.code == 2 and any(map(_SHORT.match, words)):
+            complain("note: a text that begins with - must come last, behind --")
+        raise
     if bad := next(_no_text(found), None):
         complain(f"error: {bad[0]} must be UTF-8 text, got {bad[1]!r}")
         raise SystemExit(2)

@@ -10,9 +10,10 @@ Weights say neither how outputs are pooled nor what a simple cell's activation i
 what the model was shown as padding: see :func:`build`.
 """
 
+import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -256,7 +257,8 @@ def import_keras(kind: str, weights: Sequence[Any]) -> ClassifierParams:
         Parameters of NumPy arrays for ``build(describe(kind, params, ...))``.
 
     Raises:
-        ValueError: the arrays are not those of such a model.
+        ValueError: the arrays are not those of such a model, or those of two, as of two GRUs of 2
+            units and of three without a bias.
 
     Example:
         >>> import numpy as np
@@ -275,9 +277,22 @@ def import_keras(kind: str, weights: Sequence[Any]) -> ClassifierParams:
             f"shapes {[array.shape for array in arrays]}"
         )
     vectors, *inner, w, bias = arrays
-    layers = _keras_layers(_keras_cells(kind, inner), w.shape[0])
-    cells = keras_layers.import_weights(kind, layers)
-    return _checked(kind, vectors, cells[0] if len(cells) == 1 else cells, w, bias)
+
+    def read(cells: list[list[np.ndarray]]) -> ClassifierParams:
+        encoder = keras_layers.import_weights(kind, _keras_layers(cells, w.shape[0]))
+        return _checked(kind, vectors, encoder[0] if len(encoder) == 1 else encoder, w, bias)
+
+    found = []
+    for cells in _gru_readings(inner) if kind == "gru" else ():
+        with contextlib.suppress(ValueError):
+            found.append(read(cells))
+        if len(found) > 1:
+            raise ValueError(
+                f"weights must be those of one model, got shapes {[a.shape for a in inner]} before "
+                "Dense, of which [2, 3H] is the bias of a GRU or the kernel of the next: "
+                "rnnjax.interop.keras.import_weights takes the arrays of each layer by themselves"
+            )
+    return found[0] if found else read(_keras_cells(kind, inner))
 
 
 def export_keras(kind: str, params: ClassifierParams) -> dict[str, np.ndarray]:
@@ -412,6 +427,25 @@ def _keras_cells(kind: str, arrays: list[np.ndarray]) -> list[list[np.ndarray]]:
             cell, arrays = [*cell, arrays[0]], arrays[1:]
         cells.append(cell)
     return cells
+
+
+def _gru_readings(arrays: list[np.ndarray]) -> Iterator[list[list[np.ndarray]]]:
+    """Every way to divide arrays into cells of which the recurrent kernels have the right shape.
+
+    There is more than one where the two rows of a bias may be the kernel of a cell on two inputs.
+    """
+    if not arrays:
+        yield []
+        return
+    cell, rest = arrays[:2], arrays[2:]
+    if len(cell) < 2 or cell[0].ndim != 2:
+        return
+    width = cell[0].shape[1]
+    if cell[1].shape != (width // 3, width):
+        return
+    if rest and rest[0].shape == (2, width):
+        yield from ([[*cell, rest[0]], *others] for others in _gru_readings(rest[1:]))
+    yield from ([cell, *others] for others in _gru_readings(rest))
 
 
 def _keras_layers(cells: list[list[np.ndarray]], width: int) -> list[list[np.ndarray]]:

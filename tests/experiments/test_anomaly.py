@@ -304,3 +304,11 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(capsys, monkey
     monkeypatch.setitem(__import__("sys").modules, "aeon", None)
     assert run("--dataset", "bleeding") == 2
     assert "the package aeon must be installed" in capsys.readouterr().err
+
+
+def test_the_series_is_not_written_over(tmp_path, capsys):
+    path = tmp_path / "own.csv"
+    path.write_text("height\n1\n2\n")
+    assert run("watch", tmp_path, path, "--out", path) == 2
+    assert "--out must not lead to a file that is read" in capsys.readouterr().err
+    assert path.read_text() == "height\n1\n2\n"

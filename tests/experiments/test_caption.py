@@ -13,7 +13,9 @@ from experiments.caption.decoding import figures
 from experiments.caption.model import Network
 from experiments.caption.scenes import COLOURS, LEFT_OUT, SHAPES, SIZES, make_scenes
 from experiments.caption.settings import Settings
+from experiments.running.exported import write_programs
 from experiments.running.words import STOP
+from rnnjax.data import DataError
 
 SMALL = ["--hidden-size", "8", "--picture-size", "4", "--batch-size", "8", "--epochs", "2"]
 
@@ -202,3 +204,39 @@ def test_a_line_without_a_caption_is_named(tmp_path, capsys):
     (tmp_path / "mine.tsv").write_text("a.png\t\n")
     assert run("--captions", tmp_path / "mine.tsv", "--out", tmp_path / "run") == 2
     assert "line 1, must be a path, a tab and a caption" in capsys.readouterr().err
+
+
+def test_the_picture_is_not_drawn_over(tmp_path, capsys):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"a picture")
+    assert run("caption", tmp_path, path, "--figure", path) == 2
+    assert "--figure must not lead to a file that is read" in capsys.readouterr().err
+    assert path.read_bytes() == b"a picture"
+
+
+def test_the_folder_of_a_run_takes_no_programs(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(DataError, match="--out must be a folder of its own, got that of a run"):
+        write_programs(tmp_path, (None, None, None), {})
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize(("name", "order"), [("a.png", "<u2"), ("a.tiff", ">u2")])
+def test_sixteen_bits_a_pixel_are_as_bright_as_eight(name, order, tmp_path):
+    values = np.linspace(0, 65535, 36).astype(np.uint16)
+    grey = np.broadcast_to(values, (36, 36))
+    Image.fromarray(grey.astype(order)).save(tmp_path / name)
+    with Image.open(tmp_path / name) as image:
+        assert image.mode.startswith("I;16")
+    seen = read_picture(tmp_path / name)
+    np.testing.assert_allclose(seen, np.repeat(grey[..., None], 3, 2) / 257, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [("int32", "32-bit integers"), ("float32", "floating-point numbers")]
+)
+def test_a_picture_that_does_not_say_what_is_white_is_refused(kind, words, tmp_path):
+    path = tmp_path / "a.tiff"
+    Image.fromarray(np.full((4, 4), 100, kind)).save(path)
+    with pytest.raises(DataError, match=f"a.tiff must have 1, 8 or 16 bits a channel, got {words}"):
+        read_picture(path)

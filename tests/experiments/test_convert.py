@@ -559,3 +559,56 @@ def test_padding_that_was_read_in_training_is_named_on_export(small, tmp_path, c
     command(*arguments(small[0], small[1] | {"--padding": "right"}))
     command("export", small[1]["--out"], "--to", "torch", "--out", tmp_path / "x.safetensors")
     assert "shown padding on the right in training" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", "float64"])
+def test_weights_of_other_floats_predict_as_the_same_numbers_in_float32(
+    kind, small, tmp_path, capsys
+):
+    weights, given = small
+    arrays = {name: a.astype(kind) for name, a in load_file(weights).items()}
+    biases = {"rnn.bias_ih_l0": np.full(5, 1, kind), "rnn.bias_hh_l0": np.full(5, 1 / 1024, kind)}
+    arrays |= biases  # whose sum 8 bits of mantissa do not hold
+    save_file(arrays, tmp_path / "other.safetensors")
+    same = {name: a.astype(np.float32) for name, a in arrays.items()}
+    save_file(same, tmp_path / "same.safetensors")
+    command(*arguments(tmp_path / "other.safetensors", given))
+    how = "rounded to" if kind == "float64" else "kept exactly in"
+    assert f"weights of {kind}, {how} float32\n" in capsys.readouterr().out
+    command(*arguments(tmp_path / "same.safetensors", given | {"--out": tmp_path / "second"}))
+    assert "weights of" not in capsys.readouterr().out
+    found = [Predictor(run)(["1 10 3", "4"]) for run in (given["--out"], tmp_path / "second")]
+    np.testing.assert_array_equal(*found)
+
+
+def test_weights_in_whole_numbers_are_refused(small, tmp_path, capsys):
+    arrays = {name: a.astype(np.int8) for name, a in load_file(small[0]).items()}
+    save_file(arrays, tmp_path / "quantized.safetensors")
+    message = fails(capsys, *arguments(tmp_path / "quantized.safetensors", small[1]))
+    assert "weights must be floating-point numbers, got int8" in message
+    assert not small[1]["--out"].exists()
+
+
+def test_an_activation_that_torch_lacks_is_refused_and_others_are_named(small, tmp_path, capsys):
+    out = tmp_path / "x.safetensors"
+    for activation in ("sigmoid", "relu"):
+        run = tmp_path / activation
+        command(*arguments(small[0], small[1] | {"--activation": activation, "--out": run}))
+    message = fails(capsys, "export", tmp_path / "sigmoid", "--to", "torch", "--out", out)
+    assert "--to must be keras, onnx or jax for" in message
+    assert not out.exists()
+    for activation, library, words in (
+        ("relu", "torch", 'torch.nn.RNN(nonlinearity="relu")'),
+        ("sigmoid", "keras", 'SimpleRNN(activation="sigmoid")'),
+    ):
+        command("export", tmp_path / activation, "--to", library, "--out", out)
+        assert f"its activation: {words}\n" in capsys.readouterr().out
+
+
+def test_the_weights_of_the_run_are_not_written_over(small, capsys):
+    command(*arguments(*small))
+    weights = small[1]["--out"] / "weights.safetensors"
+    before = weights.read_bytes()
+    message = fails(capsys, "export", weights.parent, "--to", "torch", "--out", weights)
+    assert "--out must not lead to a file that is read" in message
+    assert weights.read_bytes() == before

@@ -63,6 +63,8 @@ def test_weights_go_back_by_their_share_and_no_further():
 def test_a_text_of_one_token_has_nothing_to_foretell(tmp_path, capsys):
     assert dynamic_evaluation.main([str(tmp_path), "--take", "1"]) == 2
     assert "--take must be a whole number from 2 up, got 1" in capsys.readouterr().err
+    assert dynamic_evaluation.main([str(tmp_path), "--decay", "nan"]) == 2
+    assert "--decay must be a finite number from 0 up, got nan" in capsys.readouterr().err
 
 
 @pytest.mark.full

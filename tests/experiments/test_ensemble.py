@@ -97,6 +97,17 @@ def test_it_learns_and_prints_every_member_and_all_together(data_dir, capsys):
     assert lines[6:] == [f"{name}: test accuracy 1.0000" for name in names]
 
 
+@pytest.mark.full
+@pytest.mark.usefixtures("quick_compile")
+def test_members_that_take_no_step_end_the_program(data_dir, capsys):
+    arguments = ["--dataset", "local", "--data-dir", str(data_dir), "--members", "2"]
+    small = ["--hidden-size", "4", "--embedding-size", "8", "--buckets", "1", "--epochs", "2"]
+    assert main([*arguments, *small, "--learning-rate", "1e30"]) == 2
+    said = capsys.readouterr()
+    assert "every member must have finite steps in epoch 2, got none of member 1, 2" in said.err
+    assert "nan" not in said.out
+
+
 def test_no_members_are_refused(capsys):
     assert main(["--members", "0"]) == 2
     assert capsys.readouterr().err == (

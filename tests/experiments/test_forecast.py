@@ -175,7 +175,8 @@ def test_columns_of_numbers_are_read_and_others_passed_over(tmp_path, capsys):
         "made": [2.5, 4],
     }
     assert (
-        "note: left out, as without numbers or counting the rows: month" in capsys.readouterr().out
+        "note: left out, as dates, without numbers or counting the rows: month"
+        in capsys.readouterr().out
     )
     assert {name: v.tolist() for name, v in read_csv(path, "made").items()} == {"made": [2.5, 4]}
     assert capsys.readouterr().out == ""

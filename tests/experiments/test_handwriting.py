@@ -322,3 +322,16 @@ def test_a_file_that_its_picture_would_overwrite_is_refused(capsys):
     assert "--out must not end in .png, where its picture goes" in capsys.readouterr().err
     assert run("write", "runs/none", "ab", "--out", "written.jsonl") == 2
     assert "--out must not end in .jsonl, where the strokes go" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("out", ["written.svg", "elsewhere/../written.svg"])
+def test_the_sample_is_not_written_over(out, tmp_path, capsys):
+    sample = tmp_path / "written.jsonl"
+    sample.write_text("a sample")
+    (tmp_path / "elsewhere").mkdir()
+    assert run("write", tmp_path, "ab", "--like", sample, "--out", tmp_path / out) == 2
+    assert "--out must not lead to a file that is read" in capsys.readouterr().err
+    (tmp_path / "written-7.jsonl").symlink_to(sample)  # that of the default name
+    assert run("write", tmp_path, "ab", "--like", sample, "--seed", "7") == 2
+    assert "written-7.jsonl" in capsys.readouterr().err
+    assert sample.read_text() == "a sample"

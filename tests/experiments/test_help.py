@@ -205,3 +205,13 @@ def test_every_path_that_a_run_is_given_is_marked_as_a_place_but_for_its_folder(
         hints = get_type_hints(kind).items()
         paths = {name for name, hint in hints if Path in (hint, *get_args(hint))}
         assert paths - {"out"} == kind.places() - {"dataset", "pair"}, kind  # a name or a path
+
+
+def test_a_text_that_begins_with_a_dash_is_told_how_to_be_one(capsys):
+    for words, is_told in ((["runs/a", "-x y"], True), (["runs/a", "--x", "y"], False)):
+        with pytest.raises(SystemExit):
+            classify.main(["predict", *words])
+        told = "a text that begins with - must come last, behind --" in capsys.readouterr().err
+        assert told == is_told
+    assert classify.main(["predict", "runs/none", "--", "-x y"]) == 2
+    assert "runs/none must be the folder of a run" in capsys.readouterr().err

@@ -388,7 +388,9 @@ def test_one_command_runs_the_chosen_lessons_and_writes_one_page(tmp_path, monke
     monkeypatch.setattr(__main__, "LESSONS", ("whole", "broken"))
     out = tmp_path / "all"
     given = ["--take", "20", "--seeds", "2", "--out", str(out), "--lessons"]
+    assert __main__.main([*given, "broken"]) == 1
     assert __main__.main([*given, "whole"]) == 0
+    assert "--take 20 --seeds 2 --lessons whole`" in (out / "results.md").read_text()
     assert __main__.main([*given, "whole", "broken"]) == 1
     page = (out / "results.md").read_text()
     assert "## What it shows.\n\n| system   | library | seeds |          right |\n" in page
@@ -399,6 +401,13 @@ def test_one_command_runs_the_chosen_lessons_and_writes_one_page(tmp_path, monke
     right = data["lessons"]["whole"][0]["figures"]["right"]
     assert right == {"mean": 20.5, "spread": pytest.approx(0.5**0.5), "count": 2}
     assert data["not run"] == {"broken": "no file"}
+    assert __main__.main([*given, "broken"]) == 1  # which leaves what the other has measured
+    kept = (out / "results.md").read_text()
+    assert "| a system | rnnjax  |     2 | 20.500 ± 0.707 |" in kept
+    assert "Measured before, with `--take 20`." in kept
+    again = json.loads((out / "results.json").read_text())
+    assert again["lessons"] == data["lessons"]
+    assert again["measured before"] == ["whole"]
     for unknown in (["no_lesson"], []):
         assert __main__.main([*given, *unknown]) == 2
         assert (

@@ -30,6 +30,12 @@ def table_of(tmp_path, text):
         "day,a,b\n2024-01-31,1,2\n2024-02-01,3,5\n2025-01-01,4,7",
         ",a,b\n0,1,2\n1,3,5\n2,4,7\n",  # pandas numbers the rows
         "year,a,b\n1990,1,2\n1991,3,5\n1992,4,7\n",
+        "day,a,b\n2024/1/31,1,2\n2024/2/1,3,5\n2024/2/2,4,7\n",
+        "day,a,b\n01/31/2024 9:00,1,2\n01/31/2024 10:30,3,5\n02/01/2024 0:00,4,7\n",
+        "day,a,b\n31/01/2024,1,2\n01/02/2024,3,5\n02/02/2024,4,7\n",
+        "day,a,b\n01/02/2024,1,2\n02/02/2024,3,5\n01/03/2024,4,7\n",  # it rises by its days alone
+        "day,a,b\n31.01.2024,1,2\n01.02.2024,3,5\n02.02.2024,4,7\n",
+        "day,a,b\n20240131,1,2\n20240201,3,5\n20240202,4,7\n",
     ],
 )
 def test_columns_of_numbers_are_read_whatever_wrote_them(text, tmp_path):
@@ -44,7 +50,7 @@ def test_a_note_says_which_columns_are_not_read(tmp_path):
     table = table_of(tmp_path, ",day,a\n0,Mon,1\n1,Tue,3\n2,Wed,4\n")
     found = number_columns(table)
     assert left_out(table, list(found)) == (
-        "note: left out, as without numbers or counting the rows: (without a name), day"
+        "note: left out, as dates, without numbers or counting the rows: (without a name), day"
     )
     assert left_out(table, table.header) is None
 
@@ -76,6 +82,33 @@ REFUSED = {
     "too far": ("a\n1\n1e200\n", r"row 3: a must be at most 1e\+100 in size, got '1e200'"),
     "a day twice": ("day,a\n2024-01-01,1\n2024-01-01,2\n", ": a file has a row for each date"),
     "days out of order": ("day,a\n2024-02,1\n2024-01,2\n", "row 3: day .* got '2024-01'"),
+    "newest first, 2024/02/01": ("d,a\n2024/02/01,1\n2024/01/01,2\n", "row 3: d .* got '2024/01"),
+    "newest first, 1/31/2024": ("d,a\n1/31/2024,1\n1/30/2024,2\n", "row 3: d .* got '1/30/2024'"),
+    "newest first, 31/1/2024": ("d,a\n31/1/2024,1\n30/1/2024,2\n", "row 3: d .* got '30/1/2024'"),
+    "newest first by days and by months": (
+        "d,a\n03/04/2024,1\n02/03/2024,2\n01/02/2024,3\n",
+        "row 3: d must be later than in the row before, '03/04/2024', got '02/03/2024'",
+    ),
+    "newest first, 31.01.2024": (
+        "d,a\n31.01.2024,1\n30.01.2024,2\n",
+        "row 3: d must be later .* got '30.01.2024'",
+    ),
+    "newest first, 20240131": (
+        "d,a\n20240131,1\n20240130,2\n20240129,3\n",
+        "row 3: d must be later than in the row before, '20240131', got '20240130'",
+    ),
+    "newest year first": (
+        "y,a\n2024,1\n2023,2\n2022,4\n",
+        "y must not .*, got '2023' after '2024'",
+    ),
+    "totals below dates": (
+        "d,a\n2024-01-01,1\n2024-01-02,2\nTotal,3\n",
+        "row 4: d must be a date as in the other rows, got 'Total'",
+    ),
+    "a day that is none": (
+        "d,a\n30.01.2024,1\n31.01.2024,2\n32.01.2024,3\n",
+        "row 4: d must be a date as in the other rows, got '32.01.2024'",
+    ),
     "an open quote": ('a\n1\n"2\n', "must be a CSV file with a header line"),
     "another encoding": ("a\n1\n".encode("utf-16"), "must have UTF-8 text"),
 }
@@ -86,6 +119,30 @@ def test_what_would_be_read_wrongly_is_refused_by_its_row(case, tmp_path):
     text, words = REFUSED[case]
     with pytest.raises(DataError, match=words):
         number_columns(table_of(tmp_path, text))
+
+
+NUMBERS = {
+    "eight digits that rise and fall": "a\n20240131\n20240203\n20240102\n",
+    "eight digits that stay": "a\n20240131\n20240131\n20240131\n",
+    "eight digits of which one is no day": "a\n20240130\n20240131\n20240132\n",
+    "years far off": "a\n30240131\n30240203\n30240204\n",
+    "a countdown beside what counts forwards": "cycle,a,b\n1,9,5\n2,8,5\n3,7,6\n",
+    "a countdown beside dates": "day,a,b\n2024-01-01,9,5\n2024-01-02,8,5\n2024-01-03,7,6\n",
+}
+
+
+@pytest.mark.parametrize("case", NUMBERS)
+def test_numbers_that_only_look_like_dates_or_years_are_no_reason_to_refuse(case, tmp_path):
+    path = tmp_path / "own.csv"
+    path.write_text(NUMBERS[case])
+    table = read_steps(path)
+    assert number_columns(table, ("a",))["a"].tolist() == [float(t) for t in table.column("a")]
+
+
+def test_a_column_that_is_asked_for_may_fall(tmp_path):
+    path = tmp_path / "own.csv"
+    path.write_text("left,b\n3,1\n2,5\n1,2\n")
+    assert number_column(read_steps(path, ("left",)), "left").tolist() == [3, 2, 1]
 
 
 def test_digits_below_a_large_number_are_kept_until_channels_are_scaled():

@@ -133,3 +133,41 @@ def test_what_a_sweep_says_fits_a_terminal(monkeypatch, capsys):
 def test_seeds_beyond_the_last_one_are_refused(capsys):
     assert main(["--seed", "4294967295", "--seeds", "2"]) == 2
     assert "--seed plus --seeds must be at most 4,294,967,296" in capsys.readouterr().err
+
+
+def test_what_a_stopped_sweep_has_found_is_kept_and_what_is_left_is_said(
+    tmp_path, monkeypatch, capsys
+):
+    write_rows(tmp_path / "own.csv", 60, 0)
+
+    def train(settings, models, prepared):
+        if models[0].dropout == 0.25:
+            raise KeyboardInterrupt
+        return [Found(one, 0.5, 1, 0.5) for one in models]
+
+    monkeypatch.setattr(sweep, "train_together", train)
+    out = tmp_path / "run"
+    given = ["--dataset", str(tmp_path / "own.csv"), "--out", str(out), "--seeds", "1"]
+    assert main([*given, "--dropouts", "0.5", "0.25", "0"]) == 130
+    records = map(json.loads, (out / "metrics.jsonl").read_text("utf-8").splitlines())
+    assert [record["dropout"] for record in records] == [0.5] * 3
+    assert (out / "sweep.png").stat().st_size > 5_000
+    said = capsys.readouterr().out
+    assert "for the rest: --dropouts 0.25 0 and another --out" in " ".join(said.split())
+    assert max(map(len, said.replace(str(out), "").splitlines())) <= 80
+
+
+def test_lines_of_one_colour_differ_in_dashes_and_marks(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(sweep, "save_figure", lambda figure, _: figures.append(figure))
+    found = [
+        Found(Combination(0.5, drop / 100, 0.1, rate, 0), 0.5, 3, 0.5)
+        for drop in range(23)
+        for rate in (1e-3, 1e-2)
+    ]
+    sweep.draw(found, tmp_path / "sweep.png")
+    (axes,) = figures[0].axes
+    looks = [(line.get_color(), line.get_linestyle()) for line in axes.lines]
+    assert len(set(looks)) == len(looks) == 23
+    marks = [dots.get_paths()[0].vertices.tobytes() for dots in axes.collections]
+    assert len(set(zip((color for color, _ in looks), marks, strict=True))) == 23

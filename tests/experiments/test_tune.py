@@ -2,9 +2,11 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from experiments import tune
 from experiments.tune import epochs, main, run_trial
 from rnnjax.data import DataError
 
@@ -97,6 +99,85 @@ def test_without_optuna_it_is_asked_for_by_name(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert main(["--trials", "1"]) == 2
     assert 'the package optuna: pip install ".[tune]"' in capsys.readouterr().err
+
+
+class PrunedError(Exception):
+    """As Optuna's TrialPruned."""
+
+
+class Study:
+    """As Optuna's, of trials that are tried in order."""
+
+    def __init__(self):
+        self.trials = []
+
+    def optimize(self, objective, n_trials):
+        for number in range(n_trials):
+            trial = SimpleNamespace(number=number, study=self, params={"dropout": number / 8})
+            trial.suggest_float = lambda *_, **__: 0.5
+            trial.suggest_categorical = lambda *_: 32
+            trial.state = SimpleNamespace(name="FAIL")
+            self.trials.append(trial)
+            try:
+                trial.value = objective(trial)
+                trial.state.name = "COMPLETE"
+            except PrunedError:
+                trial.state.name = "PRUNED"
+
+    @property
+    def best_trial(self):
+        return max((t for t in self.trials if t.state.name == "COMPLETE"), key=lambda t: t.value)
+
+    best_value = property(lambda self: self.best_trial.value)
+    best_params = property(lambda self: self.best_trial.params)
+
+
+@pytest.fixture
+def trials(monkeypatch):
+    """What comes of the trials of a search, one after the other: values and errors."""
+    quiet = SimpleNamespace(set_verbosity=lambda _: None, ERROR=40)
+    optuna = SimpleNamespace(
+        logging=quiet,
+        TrialPruned=PrunedError,
+        create_study=lambda **_: Study(),
+        samplers=SimpleNamespace(TPESampler=lambda **_: None),
+        pruners=SimpleNamespace(MedianPruner=lambda **_: None),
+    )
+    monkeypatch.setitem(sys.modules, "optuna", optuna)
+    found = []
+
+    def run_trial(*_):
+        outcome = found.pop(0)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome, False
+
+    monkeypatch.setattr(tune, "run_trial", run_trial)
+    return found
+
+
+def test_a_trial_that_fails_behind_a_good_one_does_not_end_the_search(trials, tmp_path, capsys):
+    trials += [0.5, DataError("the loss must be finite, got nan"), 0.75]
+    assert main(["--trials", "3", "--out", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[1] == "trial 1 failed: the loss must be finite, got nan"
+    assert said[3] == "best validation_accuracy 0.7500, of trial 2:"
+
+
+def test_a_search_whose_first_trial_fails_ends(trials, tmp_path, capsys):
+    trials += [DataError("the data must be there, got none"), 0.5]
+    assert main(["--trials", "2", "--out", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr()
+    assert said.err == "error: the data must be there, got none\n"
+    assert said.out == ""
+
+
+def test_a_search_that_is_stopped_gives_the_best_so_far(trials, tmp_path, capsys):
+    trials += [0.5, 0.25, KeyboardInterrupt()]
+    assert main(["--trials", "3", "--out", str(tmp_path / "run")]) == 130
+    said = capsys.readouterr().out.splitlines()
+    assert said[2] == "best validation_accuracy 0.5000, of trial 0:"
+    assert said[3] == "  python -m experiments.classify --dropout 0.0"
 
 
 @pytest.mark.full

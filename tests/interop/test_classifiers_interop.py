@@ -830,3 +830,19 @@ def test_the_line_that_writes_keras_weights_writes_them_row_by_row(tmp_path):
     names = {"safetensors": safetensors, "model": model}
     exec(SAVE_KERAS.replace("model.safetensors", str(path)), names)
     np.testing.assert_array_equal(read_keras_file(path)[0], columns)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_three_grus_without_a_bias_are_three_or_refused_where_two_with_one_look_alike(size):
+    cell = [(size, 3 * size), (size, 3 * size)]
+    shapes = [(9, 4), (4, 3 * size), cell[1], *cell, *cell, (size, 2), (2,)]
+    arrays = [np.ones(shape) for shape in shapes]
+    if size == 2:
+        with pytest.raises(ValueError, match=r"must be those of one model, got shapes"):
+            import_keras("gru", arrays)
+    else:
+        assert len(import_keras("gru", arrays).encoder) == 3
+    # Another size above tells them apart.
+    arrays[-4:-2] = [np.ones((size, 15)), np.ones((5, 15))]
+    arrays[-2] = np.ones((5, 2))
+    assert len(import_keras("gru", arrays).encoder) == 3
