@@ -116,7 +116,8 @@ def apply_gradients(
     """The state after one update, or the same parameters where a number is not finite.
 
     What :func:`make_train_step` does with a gradient, for a step of one's own. Looked at are the
-    loss, the norm of the gradient, and the parameters after the update.
+    loss, the norm of the gradient, and the parameters after the update; of the optimizer's state
+    what is float16.
 
     Args:
         state: the state before.
@@ -159,7 +160,10 @@ def apply_gradients(
         return jax.tree.map(lambda leaf, old: jnp.asarray(leaf, old.dtype), new, held)
 
     def stays_finite(params: Any, opt_state: Any) -> Array:
-        return all_finite(update(params, opt_state)[0])
+        params, opt_state = update(params, opt_state)
+        # A square in float16 is infinite from 256 on: Adam would never move that number again.
+        narrow = [leaf for leaf in jax.tree.leaves(opt_state) if leaf.dtype == jnp.float16]
+        return all_finite((params, narrow))
 
     def keep(params: Any, opt_state: Any) -> tuple[Any, Any]:
         return params, opt_state

@@ -55,6 +55,22 @@ def test_the_norm_of_a_gradient_of_16_bits_is_taken_in_32(dtype):
     np.testing.assert_allclose(metrics["grad_norm"], (30_000, 1), rtol=1e-6)
 
 
+def test_a_square_that_overflows_the_state_of_adam_in_float16_leaves_the_step_out():
+    """Kept, it would hold the parameter for ever: every later update is divided by infinity."""
+    optimizer, params = optax.adam(0.01), {"w": jnp.ones(2, jnp.float16)}
+    state = init_train_state(jax.random.key(0), params, optimizer)
+    spike = {"w": jnp.array([300.0, 1.0], jnp.float16)}
+    state, metrics = apply_gradients(state, optimizer, jnp.zeros(()), spike)
+    np.testing.assert_array_equal(state.params["w"], params["w"])
+    assert metrics["skipped"] == (1, 1)
+    for _ in range(50):
+        even = {"w": jnp.ones(2, jnp.float16)}
+        state, metrics = apply_gradients(state, optimizer, jnp.zeros(()), even)
+    # Both are moved alike, by about the rate at every step.
+    np.testing.assert_allclose(state.params["w"].astype("float32"), 0.5, atol=0.03)
+    assert int(state.skipped) == 1
+
+
 BAD = [("slope", np.nan), ("slope", np.inf), ("offset", np.nan), ("offset", -np.inf)]
 
 
