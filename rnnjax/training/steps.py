@@ -50,8 +50,8 @@ def make_train_step(
     Where the loss, the norm of the gradient, or after the update a parameter or a float16 number
     of the optimizer's state is NaN or infinite, the update is left out: parameters and optimizer
     state stay as they are, the state counts it, and the metrics of the loss function are (0, 0), so
-    that they are missing from sums rather than spoiling them. A run that meets such steps again and again should end: see
-    :func:`check_finite`.
+    that they are missing from sums rather than spoiling them. A run that meets such steps again and
+    again should end: see :func:`check_finite`.
 
     The random key depends on the state alone, so a step taken twice from equal states gives
     equal results. The step is a pure function: ``jax.jit``, ``lax.scan``, ``jax.vmap`` and
