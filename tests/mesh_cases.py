@@ -115,7 +115,7 @@ def mapped(cell, axis):
 def without_carry():
     cell = rnnjax.Cell(
         D,
-        lambda key, size: {"bias": jnp.ones(size)},
+        lambda key, size: {"bias": jnp.ones(size, jnp.float32)},
         lambda params: (),
         lambda params, x: (x,),
         update=lambda params, carry, x_proj, h_proj: ((), jnp.tanh(x_proj[0] + params["bias"])),
