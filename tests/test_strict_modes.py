@@ -228,3 +228,47 @@ def test_a_dropped_state_of_16_bits_is_what_it_is_without_strict_promotion():
     with jax.numpy_dtype_promotion("strict"):
         found = jax.value_and_grad(run)(params)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_layers_of_two_kinds_of_16_bits_meet_in_32():
+    layer = rnnjax.skip_stack(rnnjax.gru(3), rnnjax.gru(3), policy=rnnjax.Policy(state="bfloat16"))
+    params, xs = layer.init(jax.random.key(0), 4), jnp.ones((2, 5, 4), jnp.float16)
+    expected = layer.apply(params, xs.astype(jnp.float32))[1]
+    with jax.numpy_dtype_promotion("strict"):
+        found = layer.apply(params, xs)[1]
+    np.testing.assert_allclose(
+        found.astype(jnp.float32), expected.astype(jnp.float32), rtol=1e-2, atol=1e-2
+    )
+
+
+def test_lazy_adam_moves_weights_of_16_bits_under_strict_promotion():
+    from rnnjax.training.lazy_adam import init_lazy_adam, make_lazy_adam_step
+
+    def loss_fn(rows, rest, batch, key):
+        return jnp.sum(rows**2) + jnp.sum(rest.astype(jnp.float32) ** 2), {}
+
+    step = make_lazy_adam_step(loss_fn, 0.1)
+
+    def start():
+        return init_lazy_adam(jnp.ones((300, 2)), jnp.ones(2, jnp.bfloat16), max_steps=5)
+
+    expected, _ = step(start(), jnp.array([1, 3]), None)
+    with jax.numpy_dtype_promotion("strict"):
+        found, _ = step(start(), np.array([1, 3], np.int8), None)
+    np.testing.assert_array_equal(found.rest, expected.rest)
+    np.testing.assert_array_equal(found.table.last, expected.table.last)
+
+
+def test_micro_batches_are_weighed_in_the_dtype_of_each_gradient_under_strict_promotion():
+    def loss_fn(params, batch, key):
+        loss = rnnjax.metrics.squared_error(batch, jnp.zeros_like(batch) + params)
+        return loss.value, {"loss": loss}
+
+    optimizer = optax.sgd(0.1)
+    batches = jnp.arange(4, dtype=jnp.float32).reshape(2, 2)
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        step = rnnjax.training.make_accumulating_step(loss_fn, optimizer)
+        state = rnnjax.init_train_state(jax.random.key(0), jnp.float32(1.0), optimizer)
+        state, _ = step(state, batches)
+    # The mean over all rows of (x - w)^2 has the slope 2 (w - mean x).
+    np.testing.assert_allclose(state.params, 1 - 0.1 * 2 * (1 - 1.5), rtol=1e-6)

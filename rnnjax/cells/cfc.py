@@ -50,8 +50,7 @@ def cfc(hidden_size: int, *, initializer: str | CellInitializer = "rnnjax") -> C
     For series whose samples are not evenly spaced: :math:`\Delta_t` is the time since the step
     before, in any unit that makes it about 1. Inputs are a tuple ``(xs [..., T, D], elapsed
     [..., T, 1])``; inputs alone are steps of :math:`\Delta_t = 1`. There is no backbone: the four
-    parts are linear in the input and the carry, which are [H] and equal to the output. Under a
-    policy that computes in 16 bits the elapsed times are rounded as the inputs are.
+    parts are linear in the input and the carry, which are [H] and equal to the output.
 
     Args:
         hidden_size: H.

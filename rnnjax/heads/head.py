@@ -10,7 +10,7 @@ from jax import Array
 
 from rnnjax import masking
 from rnnjax._checks import check_key, check_params, check_size, describe
-from rnnjax._numerics import affine
+from rnnjax._numerics import affine, carry_dtype
 from rnnjax._recipe import Made
 from rnnjax._values import require_finite
 from rnnjax.base import Key
@@ -144,6 +144,11 @@ def _score_real(
     """
     given = jax.tree.map(jnp.asarray, given)
     values = check_values(values, value_shape)
+    # The widest of all, and no less than 32 bits, in which totals are kept.
+    dtype = carry_dtype((given, values))
+    given, values = jax.tree.map(
+        lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, (given, values)
+    )
     batch = values.shape[: values.ndim - len(value_shape)]
     expected = _batch_of(given, single)
     if batch != expected:

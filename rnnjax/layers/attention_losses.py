@@ -57,7 +57,7 @@ def score_function(costs: Array, weights: Array, drawn: Array, *, baseline: Any 
     .. math::
 
         \nabla E \sum_t \ell_t = E \left[ \sum_t \nabla \ell_t +
-            \sum_t (L_t - b_t) \nabla \log a_{t s_t} \right],
+            \sum_t (L_t - b_t) \nabla \log \frac{a_{t s_t}}{\sum_s a_{ts}} \right],
         \qquad L_t = \sum_{t' \ge t} \ell_{t'}
 
     of which ``sum(costs)`` has the first sum and this has the second, so the gradient of the two
@@ -83,14 +83,14 @@ def score_function(costs: Array, weights: Array, drawn: Array, *, baseline: Any 
         >>> def term(weights):
         ...     return rnnjax.score_function(jnp.array([[3.0]]), weights, drawn, baseline=0.0)[0]
         >>> term(weights).item(), jax.grad(term)(weights).tolist()
-        (0.0, [[[0.0, 4.0]]])
+        (0.0, [[[-3.0, 1.0]]])
 
     References:
         Xu et al., ICML 2015, equation 11, with the costs of earlier steps left out, which a draw
         cannot change; Williams, "Simple statistical gradient-following algorithms for connectionist
         reinforcement learning", Machine Learning 1992.
     """
-    weights, drawn = _checked("weights", weights), _checked("drawn", drawn)
+    weights, drawn = raised(_checked("weights", weights)), _checked("drawn", drawn)
     costs = raised(costs)
     if drawn.shape != weights.shape or costs.shape != weights.shape[:-1]:
         raise ValueError(
@@ -102,10 +102,12 @@ def score_function(costs: Array, weights: Array, drawn: Array, *, baseline: Any 
     if baseline is None:
         baseline = _mean_of_others(to_come, drew)
     # 1 where nothing was drawn: its logarithm is 0, and so is its gradient.
-    chances = jnp.where(drew, jnp.sum(weights * lax.stop_gradient(drawn), axis=-1), 1.0)
+    taken = jnp.where(drew, jnp.sum(weights * lax.stop_gradient(drawn), axis=-1), 1.0)
+    # Places are drawn by their shares: the weights of local attention do not add up to 1.
+    total = jnp.where(drew, jnp.sum(weights, axis=-1), 1.0)
     baseline = jnp.broadcast_to(jnp.asarray(baseline, to_come.dtype), to_come.shape)
     gain = lax.stop_gradient(to_come - baseline)
-    term = jnp.sum(jnp.where(drew, gain * jnp.log(chances), 0.0), axis=-1)
+    term = jnp.sum(jnp.where(drew, gain * (jnp.log(taken) - jnp.log(total)), 0.0), axis=-1)
     return term - lax.stop_gradient(term)
 
 

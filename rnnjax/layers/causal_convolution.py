@@ -18,7 +18,7 @@ from rnnjax._checks import (
     describe,
 )
 from rnnjax._devices import with_automatic_axes
-from rnnjax._numerics import carry_dtype
+from rnnjax._numerics import accumulation_dtype, carry_dtype
 from rnnjax._recipe import factory
 from rnnjax.base import Carry, Key, Layer
 from rnnjax.layers._common import StepArguments, activated, one_array, with_signature
@@ -110,17 +110,19 @@ def causal_convolution(
         start = own_carry(params, batch)
         if initial_carry is not None:
             start = check_carry("initial_carry", initial_carry, jax.eval_shape(lambda: start))
-        past = masking.zero_padding(valid, xs).astype(start.dtype)
-        w = as_operand(policy, params.w).astype(start.dtype)
+        # Rounded as what the carry keeps of them, and summed in no less than 32 bits.
+        work = accumulation_dtype(start.dtype)
+        past = masking.zero_padding(valid, xs).astype(start.dtype).astype(work)
+        w = as_operand(policy, params.w).astype(work)
 
         def run(given: tuple) -> tuple[Array, Array]:
             past, valid, resets, start, w, bias = given
             if mask is None and resets is None:
-                carry, total = _evenly(past, valid, start, w)
+                carry, total = _evenly(past, valid, start.astype(work), w)
             else:
-                carry, total = _by_places(past, valid, resets, start, w)
+                carry, total = _by_places(past, valid, resets, start.astype(work), w)
             total = total + bias.astype(total.dtype).reshape((1,) * (total.ndim - 1) + bias.shape)
-            return carry, total
+            return carry.astype(start.dtype), total
 
         given = (past, valid, resets, start, w, params.bias)
         carry, ys = with_automatic_axes(run, given, xs, len(batch))

@@ -1,11 +1,9 @@
 """Layers with a path around them: residual connections, and skip connections in a stack."""
 
-import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from rnnjax import masking
@@ -170,6 +168,7 @@ def skip_stack(*layers: Cell | Layer, policy: Policy | None = None) -> Layer:
 
 
 def _in_one_dtype(*arrays: Array) -> list[Array]:
-    """All in the dtype to which they promote, said for those who have JAX promote nothing."""
-    dtype = functools.reduce(np.promote_types, (a.dtype for a in arrays))
+    """All in the dtype to which they promote, also for those who have JAX promote nothing."""
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.result_type(*(a.dtype for a in arrays))
     return [a.astype(dtype) for a in arrays]

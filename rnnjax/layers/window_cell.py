@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnnjax._checks import check_key, check_number, check_size
-from rnnjax._numerics import accumulation_dtype, affine
+from rnnjax._numerics import accumulation_dtype, affine, raised
 from rnnjax._recipe import factory
 from rnnjax.base import Cell, Key, Noise, NoiseShape
 from rnnjax.initializers import draw_linear
@@ -85,6 +85,7 @@ def window_weights(window: Window, places: int) -> Array:
 
 
 def _weights(window: Window, places: int) -> Array:
+    window = jax.tree.map(raised, window)  # in 16 bits places from 256 on are not told apart
     at = jnp.arange(places, dtype=window.place.dtype)
     height, sharpness, place = (part[..., None] for part in window)
     away = jnp.square(place - at.reshape((1,) * (place.ndim - 1) + at.shape))

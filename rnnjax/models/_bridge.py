@@ -38,6 +38,11 @@ def draw_bridge(bridge: str, key: Key, final: Any, carry: Any) -> tuple[LinearPa
         if any(jnp.issubdtype(a.dtype, jnp.complexfloating) for a in jax.tree.leaves(tree)):
             raise ValueError(f"bridge='tanh' needs real carries, got a complex one of {name}")
     rows, leaves = sum(a.size for a in jax.tree.leaves(final)), jax.tree.leaves(carry)
+    if leaves and not rows:
+        raise ValueError(
+            "bridge='tanh' needs an encoder whose carry has numbers, got one without: give "
+            "bridge='zeros'"
+        )
     keys = jax.random.split(key, max(len(leaves), 1))
     return tuple(
         LinearParams(*draw_linear(k, rows, a.size)) for k, a in zip(keys, leaves, strict=False)

@@ -163,6 +163,8 @@ def make_lazy_adam_step(
         rows = jnp.asarray(rows)
         if not jnp.issubdtype(rows.dtype, jnp.integer):
             raise ValueError(f"rows must be integers, got dtype {rows.dtype}")
+        if rows.dtype.itemsize < 4:  # which would not hold the number of rows
+            rows = rows.astype(jnp.int32)
         most = len(state.tails.first) - 1
         check_range("state.step", state.step, most, f"[0, {most}), as max_steps is {most}")
         require_distinct("rows", rows, (rows >= 0) & (rows < len(state.table.last)))
@@ -306,7 +308,7 @@ def adam(
             moved = rate * correct_square / correct_mean * m / (jnp.sqrt(v) + EPSILON[form])
         else:
             moved = rate / correct_mean * m / (jnp.sqrt(v) / correct_square + EPSILON[form])
-        return (p - moved).astype(p.dtype)
+        return (raised(p) - moved).astype(p.dtype)
 
     if not isinstance(learning_rate, float):
         return jax.tree.map(move, params, mean, square, learning_rate), Moments(mean, square)

@@ -188,7 +188,8 @@ def make_accumulating_step(
 
         # A mean over no rows is NaN, and counts nothing.
         def weighted(leaf: Array) -> Array:
-            return jnp.where(weight == 0, 0, weight * raised(leaf))
+            leaf = raised(leaf)
+            return jnp.where(weight == 0, 0, weight.astype(leaf.dtype) * leaf)
 
         def counted(pair: Any) -> Any:
             no_rows = (weight == 0) & ~jnp.isfinite(pair[0])
@@ -211,7 +212,9 @@ def make_accumulating_step(
         shapes = jax.eval_shape(micro_step, state.params, first, step_key)
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         (weight, (loss, grads), metrics), _ = lax.scan(add, zeros, (jnp.arange(size), batches))
-        grads = jax.tree.map(lambda g, p: (g / weight).astype(p.dtype), grads, state.params)
+        grads = jax.tree.map(
+            lambda g, p: (g / weight.astype(g.dtype)).astype(p.dtype), grads, state.params
+        )
         new, figures = apply_gradients(state, optimizer, loss / weight, grads)
         return new, join_metrics(metrics, figures)
 

@@ -38,6 +38,10 @@ def layer_norm(cell: Cell, epsilon: float = 1e-5) -> Cell:
     whatever its ``project`` gives for an input of zeros: it stays outside N, so that a forget bias
     of 1 is one still. And the cell state of an LSTM is not normalised on its way to the output.
 
+    Of a piece of one number, N leaves 0, and the bias alone acts. The selector of an
+    ``attention_cell`` is such a piece: normalise the cell inside, ``layer_norm(cell)`` as its
+    first argument.
+
     The derivative of the engine stays; one step does two more passes over its gates.
 
     Args:

@@ -1,11 +1,13 @@
 """Which dtypes a cell keeps, computes and remembers in."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.extend.core import jaxprs_in_params
 from jax.typing import DTypeLike
 
 from rnnjax._numerics import accumulation_dtype
@@ -57,9 +59,10 @@ def with_policy(cell: Whole, policy: Policy) -> Whole:
     Args:
         cell: any cell; or a layer or model of a function that has the argument ``policy``: it is
             made again, with all its cells, heads and tables of vectors under the policy. A cell of
-            your own is given matrices and inputs of the compute dtype, and the products that it
-            takes itself are what JAX makes of those. Arrays of several axes that it reads in no
-            product stay as they are where the class of its parameters names them in ``POINTWISE``.
+            your own is given matrices and inputs of the compute dtype (of several inputs those that
+            enter a product), and the products that it takes itself are what JAX makes of those.
+            Arrays of several axes that it reads in no product stay as they are where the class of
+            its parameters names them in ``POINTWISE``.
         policy: the dtypes. float64 needs ``jax.config.update("jax_enable_x64", True)``.
 
     Raises:
@@ -155,9 +158,13 @@ def _cell_with_policy(cell: Cell, policy: Policy) -> Cell:
         _check_enabled(policy)
         return _cast_each(inner.initial_carry(lift(params)), state)
 
-    def project(params: Params, x: Array) -> tuple:
-        narrow = jax.tree.map(lambda a: _cast(a, compute), x)
-        return lift(inner.project(operands(params), narrow))
+    def project(params: Params, x: Any) -> tuple:
+        params, narrow = operands(params), jax.tree.map(lambda a: _cast(a, compute), x)
+        if len(jax.tree.leaves(x)) > 1:
+            # Of several inputs some, as elapsed times, are no operands of a product.
+            read = _read_by_products(inner.project, params, narrow)
+            narrow = jax.tree.map(lambda a, n, r: n if r else _cast(a, work), x, narrow, read)
+        return lift(inner.project(params, narrow))
 
     def recurrent(params: Params) -> Array:
         assert inner.recurrent is not None
@@ -262,3 +269,26 @@ def _cast_each(tree: Any, dtype: jnp.dtype) -> Any:
     for leaf in jax.tree.leaves(tree):
         made.setdefault(id(leaf), _cast(leaf, dtype))
     return jax.tree.map(lambda leaf: made[id(leaf)], tree)
+
+
+def _read_by_products(project: Callable[..., Any], params: Params, x: Any) -> Any:
+    """For each leaf of ``x`` whether it, or what is computed of it, enters a matrix product."""
+    jaxpr = jax.make_jaxpr(project)(params, x).jaxpr
+    leaves, tree = jax.tree.flatten(x)
+    return tree.unflatten(_enters_product(jaxpr, v) for v in jaxpr.invars[-len(leaves) :])
+
+
+def _enters_product(jaxpr: Any, variable: Any) -> bool:
+    reached = {id(variable)}
+    for equation in jaxpr.eqns:
+        if not reached.isdisjoint(map(id, equation.invars)):
+            if _has_product(equation):
+                return True
+            reached.update(map(id, equation.outvars))
+    return False
+
+
+def _has_product(equation: Any) -> bool:
+    return equation.primitive.name in ("dot_general", "conv_general_dilated") or any(
+        _has_product(inner) for jaxpr in jaxprs_in_params(equation.params) for inner in jaxpr.eqns
+    )

@@ -391,3 +391,21 @@ def test_no_scale_is_below_the_least_and_components_start_apart():
     np.testing.assert_allclose(
         jnp.exp(head.apply(low, jnp.zeros((1, 2))).log_scale), 0.05, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("name", ["bernoulli", "categorical"])
+def test_the_loss_of_a_distribution_of_16_bits_is_summed_in_32(name):
+    """Of 400 numbers, whose sum in bfloat16 is a multiple of 8 where it is above 1,024."""
+    head, rng = HEADS[name], np.random.default_rng(0)
+    logits = jnp.asarray(rng.normal(size=(400, 5)), jnp.bfloat16)
+    values = rng.integers(0, 2, (400, 5)).astype("float32") if name == "bernoulli" else None
+    values = rng.integers(0, 5, 400) if values is None else values
+    wide = np.asarray(logits, np.float64)
+    if name == "bernoulli":
+        expected = -(values * scipy.special.log_expit(wide)).sum()
+        expected -= ((1 - values) * scipy.special.log_expit(-wide)).sum()
+    else:
+        expected = -scipy.special.log_softmax(wide, -1)[np.arange(400), values].sum()
+    total, count = head.loss(logits, values)
+    np.testing.assert_allclose(total, expected, rtol=1e-6)
+    assert (total.dtype, count) == (jnp.float32, 400)

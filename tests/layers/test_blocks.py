@@ -237,3 +237,13 @@ BAD = {
 def test_what_does_not_fit_is_named(message):
     with pytest.raises(ValueError, match=message):
         BAD[message]()
+
+
+@pytest.mark.parametrize("options", [{}, {"resets": np.zeros((1, 1000), bool)}])
+def test_a_convolution_with_a_state_of_16_bits_sums_in_32(options):
+    """A thousand ones, whose sum in bfloat16 stays at 256."""
+    layer = rnnjax.causal_convolution(1, 1000, policy=rnnjax.Policy(state="bfloat16"))
+    params = layer.init(jax.random.key(0), 1)._replace(w=jnp.ones((1000, 1)), bias=jnp.zeros(1))
+    carry, ys = layer.apply(params, jnp.ones((1, 1000, 1)), **options)
+    assert float(ys[0, -1, 0]) == 1000
+    assert {str(a.dtype) for a in (ys, *jax.tree.leaves(carry))} == {"bfloat16"}

@@ -194,6 +194,31 @@ def test_the_score_function_gives_the_gradient_of_the_expected_cost(float64):
         assert_trees_equal(estimate, gradient)
 
 
+def test_the_score_function_of_local_attention_is_without_bias():
+    """Its weights do not add up to 1, and places are drawn by their shares of the sum."""
+    costs, angles = np.array([3.0, 1.0, -2.0, 5.0]), np.array([0.3, -1.0, 0.8, 0.1])
+    near = np.array([0.2, 0.9, 0.4, 0.0])
+
+    def weights(angles):
+        return jax.nn.softmax(angles) * near
+
+    def expected(angles):
+        shares = weights(angles) / jnp.sum(weights(angles))
+        return shares @ costs
+
+    def estimated(angles, baseline):
+        drawn = jnp.eye(4)[:3, None]  # the last, of weight 0, is never drawn
+        many = jnp.broadcast_to(weights(angles), (3, 1, 4))
+        term = rnnjax.score_function(costs[:3, None], many, drawn, baseline=baseline)
+        shares = jax.lax.stop_gradient(weights(angles) / jnp.sum(weights(angles)))
+        return shares[:3] @ term
+
+    for baseline in (0.0, 2.0):
+        np.testing.assert_allclose(
+            jax.grad(estimated)(angles, baseline), jax.grad(expected)(angles), rtol=1e-5, atol=1e-6
+        )
+
+
 def test_the_penalty_is_that_of_numpy_over_real_places_alone(float64):
     rng = np.random.default_rng(0)
     weights = rng.dirichlet(np.ones(S), (B, T))
@@ -226,7 +251,8 @@ def test_costs_of_16_bits_are_summed_in_32():
         costs = jnp.ones((1, 600), jnp.bfloat16)
         return jnp.sum(rnnjax.score_function(costs, weights, drawn, baseline=0.0))
 
-    expected = 2.0 * np.arange(600, 0, -1)  # what is to come, times the slope of the logarithm
+    # What is to come, times the slope of the logarithm of the share, 1 / 0.5 - 1 / (0.5 + 0.5).
+    expected = 1.0 * np.arange(600, 0, -1)
     np.testing.assert_allclose(jax.grad(loss)(weights)[0, :, 0], expected, rtol=1e-6)
 
 

@@ -213,3 +213,12 @@ def test_a_text_without_places_is_nothing_to_read():
     masked = rnnjax.Memory(states[:, :1], jnp.zeros((B, 1), bool))
     found, expected = (rnnjax.unroll(whole, params, xs, context=m)[1] for m in (memory, masked))
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_of_a_window_of_16_bits_are_those_of_its_numbers(dtype):
+    """In 16 bits themselves, places from 256 on would be one and the same."""
+    window = rnnjax.Window(*(jnp.array([number], dtype) for number in (1.0, 1.0, 300.0)))
+    height, sharpness, place = (float(part[0]) for part in window)
+    expected = height * np.exp(-sharpness * (place - np.arange(400.0)) ** 2)
+    np.testing.assert_allclose(rnnjax.window_weights(window, 400), expected, rtol=1e-6, atol=1e-30)

@@ -569,6 +569,10 @@ BAD = {
         lambda: build(decoder=rnnjax.window_cell(rnnjax.gru(H), H), above=rnnjax.gru(H)),
         "decoder must give rnnjax.Attended where it takes a context",
     ),
+    "a bridge from nothing": (
+        lambda: build(encoder=rnnjax.causal_convolution(E, 1), bridge="tanh"),
+        "bridge='tanh' needs an encoder whose carry has numbers, .* give bridge='zeros'",
+    ),
     "an unknown bridge": (lambda: build(bridge="rope"), "bridge must be one of tanh, copy, zeros"),
     "a carry of another kind": (
         lambda: build(bridge="copy", decoder=rnnjax.lstm(4)),

@@ -318,3 +318,30 @@ def test_the_memory_of_an_lmu_of_16_bits_forgets(order, theta):
     params = jax.tree.map(lambda a: a.astype(jnp.bfloat16), cell.init(jax.random.key(0), 1))
     change = np.asarray(cell.recurrent(params)[2:, :order], np.float64)
     assert np.abs(np.linalg.eigvals(np.eye(order) + change.T)).max() < 1
+
+
+@pytest.mark.parametrize("make", [rnnjax.s4d, rnnjax.s5, rnnjax.cfc])
+def test_elapsed_times_are_no_operands_of_products_and_are_not_rounded(make):
+    """5.02 is 5.03 in bfloat16: a phase would be off by more at every step."""
+    cell = make(4)
+    params = cell.init(jax.random.key(0), 4)
+    xs = jnp.sign(jax.random.normal(jax.random.key(1), (2, 40, 4)))  # exact in bfloat16
+    elapsed = jnp.full((2, 40, 1), 5.02)
+    rounded = elapsed.astype(jnp.bfloat16).astype(jnp.float32)
+    narrow = rnnjax.with_policy(cell, rnnjax.Policy(compute="bfloat16"))
+    found = rnnjax.unroll(narrow, params, (xs, elapsed))[1]
+    assert np.any(found != rnnjax.unroll(narrow, params, (xs, rounded))[1])
+    if make is rnnjax.s4d:  # which has no product at all
+        np.testing.assert_allclose(found, rnnjax.unroll(cell, params, (xs, elapsed))[1], rtol=1e-6)
+
+
+def test_the_memory_of_depth_is_not_rounded_in_a_grid_that_computes_in_16_bits():
+    """Gates are open or closed, so that the memory is handed on from layer to layer as it is."""
+    layer = rnnjax.grid_lstm(1, 8, priority="time", policy=rnnjax.Policy(compute="bfloat16"))
+    params = jax.tree.map(jnp.zeros_like, layer.init(jax.random.key(0), 1))
+    plain = rnnjax.grid_lstm(1, 8, priority="time")
+    draw = lambda a: jax.random.normal(jax.random.key(a.size), a.shape)  # noqa: E731
+    params = jax.tree.map(lambda a: draw(a) if a.ndim == 1 else a, params)
+    xs = jnp.ones((1, 3, 1))
+    found, expected = layer.apply(params, xs)[1], plain.apply(params, xs)[1]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)  # no weights: no product is rounded
