@@ -150,6 +150,15 @@ def check_epsilon(epsilon: Any) -> float:
     return check_number("epsilon", epsilon, expected, lambda e: 1e-25 <= e <= 1e38)
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a file in UTF-8 can hold the text, which half of a surrogate pair cannot be in."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_flag(name: str, value: Any) -> bool:
     """``value``, True or False of Python, NumPy or JAX, as a ``bool``.
 

@@ -165,9 +165,9 @@ def caption_pictures(request: Request) -> None:
         raise DataError("pictures must be named, got none")
     if request.figure is not None and not one:
         raise DataError(f"--figure must be of one picture, got it with {len(request.pictures)}")
-    figure = request.figure or request.run / _LOOKED_AT
+    beside_run = request.run / _LOOKED_AT
     if one:
-        refuse_overwriting((figure,), request.pictures, "--figure")
+        refuse_overwriting((request.figure or beside_run,), request.pictures, "--figure")
     network, params, vocabulary, settings = _load(request.run)
     pictures = np.stack([read_picture(path) for path in request.pictures])
     found = caption(
@@ -185,7 +185,7 @@ def caption_pictures(request: Request) -> None:
     best = found[0][:1]
     if one and network.attends and best and best[0]:
         draw = functools.partial(_draw, network, params, vocabulary, pictures, best)
-        show_picture(draw, "where it looked", request.figure, request.run / _LOOKED_AT)
+        show_picture(draw, "where it looked", request.figure, beside_run)
 
 
 def export_run(request: Export) -> None:

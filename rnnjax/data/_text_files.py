@@ -161,15 +161,6 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         raise DataError(f"{path} must be a whole gzip file, got {error}") from None
 
 
-def is_unicode(text: str) -> bool:
-    """Whether a file in UTF-8 can hold the text, which half of a surrogate pair cannot be in."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def require_file(path: Path) -> None:
     """Raise a ``DataError`` where there is no such file."""
     if path.is_dir():

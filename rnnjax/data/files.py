@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from rnnjax.data._text_files import is_unicode
+from rnnjax._checks import is_unicode
 from rnnjax.data.errors import DataError, check_count, check_integer, rows_error
 from rnnjax.data.examples import Examples
 from rnnjax.data.tables import Table, listed, read_table

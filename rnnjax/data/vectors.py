@@ -9,8 +9,9 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rnnjax._checks import is_unicode
 from rnnjax.data._numbers import LARGEST_FLOAT32
-from rnnjax.data._text_files import is_unicode, opened, raw_lines
+from rnnjax.data._text_files import opened, raw_lines
 from rnnjax.data.errors import DataError, check_seed, rows_error
 from rnnjax.data.vocabulary import PADDING, UNKNOWN, Vocabulary
 

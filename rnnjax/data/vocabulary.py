@@ -11,8 +11,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from rnnjax._checks import is_unicode
 from rnnjax._whole_files import written_whole
-from rnnjax.data._text_files import decoded, is_unicode
+from rnnjax.data._text_files import decoded
 from rnnjax.data.errors import DataError, check_count, check_integer
 
 PADDING = 0

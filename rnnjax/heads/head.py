@@ -156,24 +156,21 @@ def _score_real(
             f"values must have shape {expected + value_shape}, one value for each distribution, "
             f"got shape {values.shape}"
         )
-    if mask is None:
-        scores = score(given, values)
-        require_finite("the score of a value", scores)
-        return jnp.sum(scores, axis=-1) if by_number else scores
-    mask = jnp.asarray(masking.as_array("mask", mask))
-    shapes = (batch, values.shape) if by_number else (batch,)
-    if mask.dtype != bool or mask.shape not in shapes:
-        raise ValueError(
-            f"mask must be bool and have shape {' or '.join(map(str, shapes))}, got {mask.dtype} "
-            f"of shape {mask.shape}"
-        )
+    if mask is not None:
+        mask = jnp.asarray(masking.as_array("mask", mask))
+        shapes = (batch, values.shape) if by_number else (batch,)
+        if mask.dtype != bool or mask.shape not in shapes:
+            raise ValueError(
+                f"mask must be bool and have shape {' or '.join(map(str, shapes))}, got "
+                f"{mask.dtype} of shape {mask.shape}"
+            )
+        if by_number and mask.shape == batch:
+            mask = jnp.broadcast_to(mask[..., None], values.shape)
     # Both before and after: a value that is not selected still has its derivative taken.
     scores = score(*masking.zero_padding(mask, (given, values)))
-    if by_number and mask.shape == batch:
-        scores = jnp.sum(scores, axis=-1)
     scores = masking.zero_padding(mask, scores)
     require_finite("the score of a value", scores, mask)
-    return scores if mask.shape == batch else jnp.sum(scores, axis=-1)
+    return jnp.sum(scores, axis=-1) if by_number else scores
 
 
 def _batch_of(given: Any, single: Any) -> tuple[int, ...]:

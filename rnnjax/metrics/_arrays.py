@@ -66,8 +66,19 @@ def rows_that_count(weights: ArrayLike | None, shape: tuple[int, ...]) -> Array 
 
 
 def check_labels(logits: Any, given: Any, weights: ArrayLike | None) -> tuple[Array, Array]:
-    """Both as arrays that fit each other, labels of at least 32 bits."""
+    """Both as arrays that fit each other, labels of at least 32 bits.
+
+    Raises:
+        ValueError: they do not fit, or are of one class, as of one sigmoid unit.
+    """
     logits = as_array("logits", logits)
+    # The softmax of one number is 1, whatever it is: class 0 would be guessed, with the loss 0.
+    if logits.shape[-1:] == (1,):
+        raise ValueError(
+            f"logits must be of 2 classes or more, got shape {logits.shape}: for one sigmoid unit, "
+            "z = logits[..., 0], give jnp.stack([jnp.zeros_like(z), z], -1), or take "
+            "optax.sigmoid_binary_cross_entropy as the loss"
+        )
     if not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ValueError(f"logits must be floating, got {logits.dtype}")
     if logits.shape[-1:] in ((0,), ()):

@@ -13,7 +13,6 @@ from rnnjax._checks import check_pair
 from rnnjax._devices import with_automatic_axes
 from rnnjax._numerics import accumulation_dtype, mean_dtype
 from rnnjax.metrics._arrays import (
-    as_array,
     as_weights,
     check_labels,
     rows_that_count,
@@ -50,7 +49,7 @@ def accuracy(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = N
         >>> round(compute({"accuracy": accuracy(logits, jnp.array([0, 1, 1]))})["accuracy"], 3)
         0.667
     """
-    logits, labels = check_labels(_of_several_classes(logits), labels, weights)
+    logits, labels = check_labels(logits, labels, weights)
     guesses = _guesses(logits)
     hits = (guesses == labels.astype(guesses.dtype)) & (guesses < logits.shape[-1])
     return Mean.of(hits, weights)
@@ -86,7 +85,7 @@ def cross_entropy(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | Non
     """
     import optax
 
-    logits, labels = check_labels(_of_several_classes(logits), labels, weights)
+    logits, labels = check_labels(logits, labels, weights)
     logits = logits.astype(accumulation_dtype(logits.dtype))
     if weights is not None:
         unread = as_weights(weights, labels.shape) == 0
@@ -207,7 +206,7 @@ def _by_class(
     logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None
 ) -> tuple[Array, Array, Array]:
     """[C] each: rows that are guessed rightly, that are guessed, that are there."""
-    logits, labels = check_labels(_of_several_classes(logits), labels, weights)
+    logits, labels = check_labels(logits, labels, weights)
     size = logits.shape[-1]
     guesses = _guesses(logits)
     # Beyond the classes, where it is dropped: a negative index would count from the end.
@@ -227,19 +226,6 @@ def _by_class(
         return count(labels, hits), count(guesses, scale), count(labels, scale)
 
     return with_automatic_axes(counts, (guesses, labels, scale), logits, 0)
-
-
-def _of_several_classes(logits: ArrayLike) -> Array:
-    """Logits that can tell classes apart, refused where they are those of one sigmoid unit."""
-    array = as_array("logits", logits)
-    # The softmax of one number is 1, whatever it is: class 0 would be guessed, with the loss 0.
-    if array.shape[-1:] == (1,):
-        raise ValueError(
-            f"logits must be of 2 classes or more, got shape {array.shape}: for one sigmoid unit, "
-            "z = logits[..., 0], give jnp.stack([jnp.zeros_like(z), z], -1), or take "
-            "optax.sigmoid_binary_cross_entropy as the loss"
-        )
-    return array
 
 
 def _guesses(logits: Array) -> Array:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from rnnjax._checks import check_there, shown
+from rnnjax._checks import check_there, is_unicode, shown
 from rnnjax._native import in_native_order
 from rnnjax._whole_files import written_whole
 from rnnjax.weights._tensor_files import KNOWN_DTYPES, open_tensors
@@ -192,7 +192,7 @@ def _check_leaf(name: str, leaf: Any) -> None:
     """Refuse what could not be read again: the library writes some of it without a word."""
     if name == "__metadata__":
         raise ValueError("params must have no leaf of the name '__metadata__', got one")
-    if not _is_unicode(name):
+    if not is_unicode(name):
         raise ValueError(
             f"params must have names of Unicode text, got half of a surrogate pair in {name!r}"
         )
@@ -214,20 +214,12 @@ def _checked_metadata(metadata: Any) -> dict[str, str]:
     for name, value in metadata.items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise ValueError(f"metadata must be strings by name, got {value!r} at {name!r}")
-        if not _is_unicode(name) or not _is_unicode(value):
+        if not is_unicode(name) or not is_unicode(value):
             raise ValueError(
                 "metadata must be Unicode text, got half of a surrogate pair in "
                 f"{value!r} at {name!r}"
             )
     return dict(metadata)
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _without_arrays(metadata: dict[str, str]) -> bytes:
