@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from rnnjax.interop import classifiers, haiku, linen
+from rnnjax.metrics import cross_entropy
 
 PACKAGE = Path(__file__).parents[2] / "rnnjax"
 README = (PACKAGE / "interop" / "README.md").read_text("utf-8")
@@ -125,13 +126,22 @@ state, batch, step = None, None, lambda state, batch: (state, {{}})
 """
 # What the answers of the guide may name beside it.
 ASKED = f"""{OURS}
+from types import SimpleNamespace
 size, steps, table, ids, metrics = H, 7, embedding(V, E), tokens, {{"loss": squared_error(x, x)}}
 vectors, outputs, flags = table.init(key), logits[:, :1], logits > 0
+labels, weights = jnp.array([0, 1, 1, 0]), jnp.array([0.5, 1.0, 3.0, 0.0])
+batch = SimpleNamespace(labels=flags.astype(int), weights=weights)
 frames, cnn = jnp.ones((B, T, 8, 8)), lambda frame: frame[0, :D]
 W, features = 6, jnp.ones((B, 6, 2, 3))
 futures, mask = jnp.ones((B, T, steps)), jnp.ones((B, T), bool)
 averaging = optax.chain(optax.sgd(0.1), rnnjax.average_parameters(0.9))
 state = rnnjax.init_train_state(key, params, averaging)
+"""
+# The same for the answers that name a part of a model's parameters.
+ASKED_OF_PARTS = f"""{ASKED}
+from rnnjax.weights import load_weights
+encoder, path, params = layer, "model.safetensors", {{"embedding": vectors, "encoder": params}}
+save_weights(path, params)
 """
 THEIRS = {
     "PyTorch": f"""
@@ -216,13 +226,29 @@ def test_what_you_write_here_runs(library, monkeypatch, tmp_path):
     run_each(OURS, [ours for _, ours in table])
 
 
-def test_what_the_guide_answers_runs():
+def test_what_the_guide_answers_runs(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     calls = [
-        [code for code in answer if "(" in code]
+        [code for code in answer if "(" in code or " = " in code]
         for _, answer in rows_below(GUIDE, "\n## Questions\n")
     ]
     assert sum(map(len, calls)) >= 8
-    run_each(ASKED, calls)
+    of_parts = [row for row in calls if any('"encoder"' in code for code in row)]
+    assert len(of_parts) == 2
+    run_each(ASKED_OF_PARTS, of_parts)
+    run_each(ASKED, [row for row in calls if row not in of_parts])
+
+
+def test_one_sigmoid_unit_of_the_guide_is_two_classes():
+    answer = next(a for q, a in rows_below(GUIDE, "\n## Questions\n") if "num_classes=2" in a)
+    found = {}
+    exec(ASKED, found)
+    exec(next(code for code in answer if code.startswith("z =")), found)
+    losses = [eval(code, found) for code in answer if code.startswith("Mean.of(")]
+    classes = [eval(code, found) for code in answer if code.startswith("jnp.stack(")]
+    assert len(losses) == len(classes) == 1
+    of_two = cross_entropy(classes[0], found["labels"], found["weights"])
+    np.testing.assert_allclose(losses[0], of_two, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
