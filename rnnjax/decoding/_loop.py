@@ -208,8 +208,8 @@ def _keys_of_rows(key: Any, batch: tuple[int, ...]) -> Array | None:
     return None
 
 
-def as_arrays(name: str, tree: Any, batch: tuple[int, ...] = ()) -> Any:
-    """A tree of arrays with the axes of the batch, that of ``start``, in front.
+def as_arrays(name: str, tree: Any, batch: tuple[int, ...] = (), of: str = "start") -> Any:
+    """A tree of arrays with the axes of the batch in front, those of the argument ``of``.
 
     Raises:
         ValueError: naming the leaf that is no array of numbers, or has other axes.
@@ -220,7 +220,7 @@ def as_arrays(name: str, tree: Any, batch: tuple[int, ...] = ()) -> Any:
         array = masking.as_array(place, leaf)
         if array.shape[: len(batch)] != batch:
             raise ValueError(
-                f"{place} must have the batch shape of start, {batch}, got shape {array.shape}"
+                f"{place} must have the batch shape of {of}, {batch}, got shape {array.shape}"
             )
         return array
 

@@ -23,10 +23,12 @@ from rnnjax.decoding._loop import (
     prompt_lengths,
     row_keys,
     start_writing,
+    where_rows,
     write_rows,
 )
 from rnnjax.decoding._numbers import split_numbers, with_numbers
 from rnnjax.decoding.sampling import History, Sampling, log_probabilities, sample
+from rnnjax.models._encoder_decoder import SequenceToSequence
 from rnnjax.models._token_table import step_with_table, token_table
 from rnnjax.models.embedding import check_tokens
 from rnnjax.models.language_model import LanguageModel
@@ -69,10 +71,15 @@ def generate(
     stop: Any = None,
     pad: int = 0,
     initial_carry: Carry = None,
+    memory: Any = None,
 ) -> Generated:
     r"""Go on with texts: a whole batch of ragged prompts in one compiled loop.
 
     .. math:: x_{t+1} \sim \mathrm{sampling}(P(\cdot \mid x_1 \dots x_t))
+
+    The model is a language model, or one that reads before it writes: a translator or a captioner.
+    Its prompt begins with ``model.start``, which the words that a text must begin with may follow;
+    what it has read are ``initial_carry`` and ``memory``.
 
     The loop ends when all rows have stopped. What a row writes depends on its prompt and its key
     alone: not on other rows, their order, the padding, nor ``max_new_tokens``. A row whose sampler
@@ -83,7 +90,7 @@ def generate(
     penalty, of which each row may have its own. Where prompts grow, pad them to a few lengths.
 
     Args:
-        model: a ``rnnjax.LanguageModel``.
+        model: a ``rnnjax.LanguageModel``, or a ``rnnjax.SequenceToSequence``.
         params: its parameters.
         prompt: token ids [..., T], T at least 1.
         lengths: tokens [...] of each prompt, integers in [1, T]; None means all.
@@ -95,7 +102,9 @@ def generate(
             it may be an array [...], one a row: ``rnnjax.temperature(jnp.array([0.5, 1.0]))``.
         stop: an id, or several: a row ends with the first of them that it writes.
         pad: the id that fills a row behind its end.
-        initial_carry: the carry before the prompt; None starts anew.
+        initial_carry: the carry before the prompt; None starts a language model anew. Of another
+            model, that of ``encode``.
+        memory: that of ``encode``, leaves [..., ...]; None for a language model.
 
     Raises:
         ValueError: an empty prompt, ids outside the vocabulary, a missing key, or another argument
@@ -111,16 +120,29 @@ def generate(
         ...                       key=jax.random.key(1), sampling=sampling)
         >>> out.tokens.shape, out.lengths.tolist()
         ((2, 6), [6, 6])
+
+        Three translations of one sentence:
+
+        >>> words, rnn = rnnjax.embedding(20, 8), rnnjax.gru(16)
+        >>> model = rnnjax.sequence_to_sequence(words, rnn, words, rnn, start=2)
+        >>> params = model.init(jax.random.key(0))
+        >>> carry, memory = model.encode(params, jnp.array([[4, 5, 6]] * 3))
+        >>> out = rnnjax.generate(model, params, jnp.full((3, 1), model.start), max_new_tokens=5,
+        ...                       key=jax.random.key(1), stop=3, initial_carry=carry, memory=memory)
+        >>> out.tokens.shape, out.log_probs.shape
+        ((3, 5), (3, 5))
     """
     _check_model(model)
     how = _check_how(model, max_new_tokens, sampling, stop, pad)
-    with telling_given_away(params=params, prompt=prompt, initial_carry=initial_carry):
+    given = {"params": params, "prompt": prompt, "initial_carry": initial_carry, "memory": memory}
+    with telling_given_away(**given):
         ids, ends = _check_prompt(prompt, lengths, model.vocab_size)
-        keys = row_keys(key, ids.shape[:-1], how.sampling.draws)
+        batch = ids.shape[:-1]
+        keys = row_keys(key, batch, how.sampling.draws)
         table = token_table(model, params)
-        carry = as_arrays("initial_carry", initial_carry)
-        how, numbers = _split(how, ids.shape[:-1])
-        out, _ = _generate(how, params, table, ids, ends, keys, numbers, carry, None)
+        carry, memory = _check_read(model, initial_carry, memory, batch)
+        how, numbers = _split(how, batch)
+        out, _ = _generate(how, params, table, ids, ends, keys, numbers, carry, memory, None)
     return out
 
 
@@ -166,7 +188,7 @@ def stream_text(
         >>> [len(block) for block in blocks]
         [4, 4, 2]
     """
-    _check_model(model)
+    _check_language_model(model)
     block = check_size("block_size", block_size)
     left = check_size("max_new_tokens", max_new_tokens)
     prompt, lengths = _check_prompt(prompt, lengths, model.vocab_size)
@@ -195,7 +217,7 @@ def _blocks(how: "_How", params: Any, given: tuple, left: int) -> Iterator[np.nd
     while left:
         with telling_given_away(params=params):
             out, history = _generate(
-                how, params, table, prompt, lengths, key, numbers, carry, history
+                how, params, table, prompt, lengths, key, numbers, carry, None, history
             )
         how = how._replace(room=size)  # not read from now on: one program for all further blocks
         tokens, length = jax.device_get((out.tokens, out.lengths))
@@ -231,9 +253,10 @@ def _generate(
     keys: Array,
     numbers: list[Array],
     initial_carry: Carry,
+    memory: Any,
     history: History | None,
 ) -> tuple[Generated, History]:
-    given = params, table, prompt, lengths, keys, numbers, initial_carry, history
+    given = params, table, prompt, lengths, keys, numbers, initial_carry, memory, history
     return with_automatic_axes(lambda given: _texts(how, *given), given, prompt, prompt.ndim - 1)
 
 
@@ -246,15 +269,14 @@ def _texts(
     keys: Array,
     numbers: list[Array],
     initial_carry: Carry,
+    memory: Any,
     history: History | None,
 ) -> tuple[Generated, History]:
-    batch, time = prompt.shape[:-1], prompt.shape[-1]
-    carry, features = how.model.features(params, prompt, lengths, initial_carry=initial_carry)
-    valid = masking.lengths_to_mask(lengths, time)
-    logits = how.model.head(params, masking.take_last(features.raw, valid))
+    batch = prompt.shape[:-1]
+    carry, logits = _read_prompt(how.model, params, prompt, lengths, initial_carry, memory)
     numbers = [jnp.broadcast_to(number, batch) for number in numbers]
-    carry, prompt, lengths, keys, numbers, logits = as_rows(
-        batch, (carry, prompt, lengths, keys, numbers, logits)
+    carry, memory, prompt, lengths, keys, numbers, logits = as_rows(
+        batch, (carry, memory, prompt, lengths, keys, numbers, logits)
     )
     count = prompt.shape[0]  # not its len, which cannot be free in an exported program
     room = jnp.full((count, how.max_new_tokens), how.pad, jnp.int32)
@@ -267,13 +289,45 @@ def _texts(
     end = write_rows(
         start_writing(carry, last, keys, room, history),
         logits,
-        lambda carry, token: step_with_table(how.model, params, table, carry, token),
+        functools.partial(_step, how.model, params, table, memory),
         functools.partial(_choose, how, numbers),
         _note,
         draws=how.sampling.draws,
     )
     out = Generated(end.values, end.new, end.log_probs, end.carry, end.last, end.keys)
     return as_batch(batch, (out, end.seen))
+
+
+def _read_prompt(
+    model: Any, params: Any, prompt: Array, lengths: Array, carry: Carry, memory: Any
+) -> tuple[Carry, Array]:
+    """The carry after the prompts [..., T], and the logits [..., V] of what follows."""
+    batch, time = prompt.shape[:-1], prompt.shape[-1]
+    if isinstance(model, LanguageModel):
+        carry, features = model.features(params, prompt, lengths, initial_carry=carry)
+        valid = masking.lengths_to_mask(lengths, time)
+        return carry, model.head(params, masking.take_last(features.raw, valid))
+    # A start token, as a rule, or few words: a loop over steps, rather than one over layers.
+    carry, memory, prompt, lengths = as_rows(batch, (carry, memory, prompt, lengths))
+    read = functools.partial(_step, model, params, None, memory)
+
+    def further(state: tuple[Carry, Array], at: tuple[Array, Array]) -> tuple[Any, None]:
+        place, token = at
+        return where_rows(place < lengths, read(state[0], token), state), None
+
+    first = read(carry, prompt[:, 0])
+    state, _ = jax.lax.scan(further, first, (jnp.arange(1, time), prompt[:, 1:].T))
+    return as_batch(batch, state)
+
+
+def _step(
+    model: Any, params: Any, table: Any, memory: Any, carry: Carry, token: Array
+) -> tuple[Carry, Array]:
+    """The carry after a token of each row, and the logits of the next."""
+    if isinstance(model, LanguageModel):
+        return step_with_table(model, params, table, carry, token)
+    carry, logits, _ = model.step(params, carry, token, memory)
+    return carry, logits
 
 
 def _split(how: _How, batch: tuple[int, ...]) -> tuple[_How, list[Array]]:
@@ -318,11 +372,32 @@ def _check_prompt(prompt: Any, lengths: Any, vocab_size: int) -> tuple[Array, Ar
 
 
 def _check_model(model: Any) -> None:
-    """Refuse what is no language model, such as one given behind its parameters."""
+    """Refuse what is no model, such as one given behind its parameters."""
+    if not isinstance(model, LanguageModel | SequenceToSequence):
+        raise ValueError(
+            "model must be a rnnjax.language_model(...), or one that reads before it writes, such "
+            f"as a rnnjax.sequence_to_sequence(...), got {type(model).__name__}"
+        )
+
+
+def _check_language_model(model: Any) -> None:
     if not isinstance(model, LanguageModel):
-        hint = ": rnnjax.beam_search writes with it" if hasattr(model, "encode") else ""
+        hint = ": rnnjax.generate writes with it" if isinstance(model, SequenceToSequence) else ""
         kind = type(model).__name__
         raise ValueError(f"model must be a rnnjax.language_model(...), got {kind}{hint}")
+
+
+def _check_read(model: Any, carry: Carry, memory: Any, batch: tuple[int, ...]) -> tuple[Carry, Any]:
+    """What a model has read before the prompt, as arrays."""
+    if isinstance(model, LanguageModel):
+        if memory is not None:
+            kind = type(memory).__name__
+            raise ValueError(f"memory must be None for a language model, got {kind}")
+        return as_arrays("initial_carry", carry), None
+    if carry is None:
+        raise ValueError("initial_carry must be the carry that model.encode gave, got None")
+    carry = as_arrays("initial_carry", carry, batch, of="prompt")
+    return carry, as_arrays("memory", memory, batch, of="prompt")
 
 
 def _check_how(

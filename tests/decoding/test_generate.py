@@ -562,10 +562,10 @@ BAD = {
         "model must be",
         "got ArrayImpl",
     ),
-    "a translator": (
-        lambda: rnnjax.generate(TRANSLATOR, PARAMS, PROMPTS, max_new_tokens=2),
+    "a stream of a translator": (
+        lambda: rnnjax.stream_text(TRANSLATOR, PARAMS, PROMPTS[0], max_new_tokens=2),
         "model must be a rnnjax.language_model(...), got SequenceToSequence",
-        "rnnjax.beam_search writes with it",
+        "rnnjax.generate writes with it",
     ),
     "a batch to stream": (
         lambda: rnnjax.stream_text(MODEL, PARAMS, PROMPTS, max_new_tokens=2, key=jax.random.key(0)),
