@@ -13,7 +13,7 @@ import numpy as np
 from experiments.epochs.ours import Ours, make_batches
 from experiments.epochs.task import Contestant, Settings, Task, make_task
 from experiments.running.console import exit_code, how_many, print_table
-from experiments.running.packages import takes_part
+from experiments.running.packages import is_installed, takes_part
 from experiments.running.parsing import parse
 from experiments.running.run_folder import RunFolder, run_config, usual_folder
 from rnnjax.benchmark import spread
@@ -125,6 +125,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def compare(settings: Settings, folder: Path) -> None:
     """Measures, and prints the table."""
+    if is_installed("keras"):
+        from experiments.epochs.keras_on_jax import require_jax
+
+        require_jax()
     task = make_task(settings)
     config = {**run_config(settings), "texts": len(task.labels), "tokens": task.tokens}
     with RunFolder(folder, config) as run:

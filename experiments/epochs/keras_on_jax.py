@@ -11,11 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.epochs.task import Task
+from rnnjax.data import DataError
 from rnnjax.data.batching import Batch, BucketedBatches
 from rnnjax.interop.classifiers import export_keras
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 import keras  # after it is told its backend
+
+
+def require_jax() -> None:
+    """Refuse another backend: the row says JAX.
+
+    Raises:
+        DataError: naming it.
+    """
+    if (found := keras.backend.backend()) != "jax":
+        raise DataError(f"KERAS_BACKEND must be jax, got {found}")
 
 
 def make_model(task: Task) -> Any:

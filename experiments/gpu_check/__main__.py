@@ -23,6 +23,7 @@ from typing import Any
 import jax
 
 from experiments.gpu_check import speed, values
+from experiments.running.packages import is_installed
 from rnnjax.engine.kernels import persistent
 
 THREADS = 14
@@ -46,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = persistent.find_device(())
     if isinstance(device, str):
         print(f"Nothing was checked. The persistent kernel cannot run here:\n{device}.")
+        return 1
+    if missing := [name for name in ("flax", "torch") if not is_installed(name)]:
+        print(f"Nothing was checked. It is raced with {' and '.join(missing)}: install it.")
         return 1
     folder.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {"device": device.name, "date": date.today().isoformat()}

@@ -22,7 +22,9 @@ from typing import Any, Literal
 from experiments.running.console import exit_code
 from experiments.running.parsing import parse
 from experiments.running.process_memory import forget_peak, process_memory
+from experiments.running.run_folder import write_whole
 from experiments.running.setting_checks import Rule, check_settings, each, whole
+from rnnjax.data import DataError
 
 MEBIBYTE = 2**20
 _WORDS = ("never", "step", "sqrt", "None")
@@ -127,15 +129,19 @@ def run(settings: Settings) -> None:
     """Measure and print row after row, and write them to the file where there is one."""
     sizes = dict.fromkeys(("batch", "size", "repeats"), whole(1))
     check_settings(settings, **sizes, times=each(whole(1)), remats=each(_REMAT))
+    path = Path(settings.out) if settings.out else None
+    if path and (path.exists() or not path.parent.is_dir()):
+        why = "a file that is there" if path.exists() else "a folder that is not there"
+        raise DataError(f"out must be a new file in a folder that exists, got {path}, {why}")
     print("| T | remat | peak, MiB | set aside, MiB | step, ms |\n|---|---|---|---|---|")
     rows = []
     for steps in settings.times:
         for remat in settings.remats:
             rows.append(in_fresh_process(settings, steps, remat))
             print(line(rows[-1]), flush=True)
-    if settings.out:
-        record = {"settings": dataclasses.asdict(settings), "rows": rows}
-        Path(settings.out).write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+            if path:
+                record = {"settings": dataclasses.asdict(settings), "rows": rows}
+                write_whole(path, json.dumps(record, indent=1) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

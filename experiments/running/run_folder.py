@@ -204,6 +204,13 @@ def environment() -> dict[str, Any]:
     }
 
 
+def processors() -> int:
+    """How many processors this process may use: fewer than there are in a container, or a job."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)

@@ -15,7 +15,7 @@ import jax
 
 from experiments.running.console import exit_code
 from experiments.running.parsing import parse
-from experiments.running.run_folder import CONFIG, RunFolder, usual_folder
+from experiments.running.run_folder import CONFIG, RunFolder, processors, usual_folder
 from experiments.running.run_settings import own_values
 from experiments.running.setting_checks import above, check_rules, each, one_of, whole
 from experiments.throughput import cases, report
@@ -124,16 +124,19 @@ def run(settings: Settings, kept: RunFolder) -> Results:
     taking, libraries = wanted(settings), _present(settings)
     path, results = kept.path / RESULTS, Results(here(), {})
     if path.exists():
-        results = _continued(path, results, settings.again)
+        results = _continued(path, results, settings.again, [str(case) for case in taking])
     effort = Effort(2, 1e-3) if settings.quick else Effort(settings.rounds, settings.seconds)
     for number, case in enumerate(taking, 1):
         if not settings.again and not results.lacks(str(case), set(libraries)):
             continue
         print(f"[{number}/{len(taking)}] {case}", flush=True)
         busy = os.getloadavg()[0]
-        if busy > (os.cpu_count() or 1):
+        if busy > processors():
             print(f"the machine is busy, load {busy:.1f}: expect wide ranges")
-        records = _measured(case, libraries, effort, settings)
+        # Ratios are of one race: who was in the last one is in this one, too.
+        before = [name for name in results.measured(str(case)) if LIBRARIES[name].missing is None]
+        entrants = list(dict.fromkeys([*libraries, *before]))
+        records = _measured(case, entrants, effort, settings)
         kept.write_timing({"case": str(case), "load": busy, "records": records})
         results.cases[str(case)] = records
         results.write(path)
@@ -176,7 +179,7 @@ def _present(settings: Settings) -> list[str]:
     return [name for name in settings.libraries if LIBRARIES[name].missing is None]
 
 
-def _continued(path: Path, fresh: Results, again: bool) -> Results:
+def _continued(path: Path, fresh: Results, again: bool, taking: Sequence[str]) -> Results:
     found = read_results(path)
     lines = list(differences(found.environment, fresh.environment))
     if lines and not again:
@@ -184,6 +187,11 @@ def _continued(path: Path, fresh: Results, again: bool) -> Results:
         raise DataError(
             f"{path} must be measured as it was before, for times to stand side by side; measure "
             f"--again or choose another folder, got:{reasons}"
+        )
+    if lines and (lost := [name for name in found.cases if name not in taking]):
+        raise DataError(
+            f"{path} must hold nothing but what is measured again, as versions or the machine are "
+            f"others; choose another folder, or take these cases too: {', '.join(lost)}"
         )
     return fresh if lines else found
 
@@ -198,12 +206,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def measure_all() -> int:
         check(settings)
         if (folder / CONFIG).is_file():
-            own_values(folder, [field.name for field in dataclasses.fields(Settings)])
+            _check_same_race(settings, folder)
         then = read_results(settings.compare) if settings.compare else None
         with RunFolder(folder, {"settings": dataclasses.asdict(settings)}, "resume") as kept:
             return _run_and_report(settings, kept, then)
 
     return exit_code(measure_all)
+
+
+def _check_same_race(settings: Settings, folder: Path) -> None:
+    """Refuse settings that what is in the folder was not measured with.
+
+    Raises:
+        DataError: naming the first that differs, or the folder is of another program.
+    """
+    found = own_values(folder, [field.name for field in dataclasses.fields(Settings)])
+    for name in ("seed", "rounds", "seconds", "memory"):
+        if not settings.again and found[name] != getattr(settings, name):
+            raise DataError(
+                f"{name} must be {found[name]}, as {folder} was measured; measure --again or "
+                f"choose another folder, got {getattr(settings, name)}"
+            )
 
 
 def _run_and_report(settings: Settings, kept: RunFolder, then: Results | None) -> int:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import os
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from experiments.running.packages import is_installed
+from experiments.running.run_folder import processors
 from experiments.throughput.cases import GATES, Case
 from experiments.throughput.problems import Problem
 from rnnjax.benchmark import interleaved
@@ -57,7 +57,7 @@ def _jax_product(rows: int, inner: int, columns: int, dtype: str) -> Any:
 def _torch_product(rows: int, inner: int, columns: int, dtype: str) -> Any:
     import torch
 
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(processors())
     left, right = (
         torch.ones(shape, dtype=getattr(torch, dtype))
         for shape in ((rows, inner), (inner, columns))

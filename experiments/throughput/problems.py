@@ -98,9 +98,9 @@ def make_problem(case: Case, seed: int = 0) -> Problem:
     if lengths is not None:
         valid = (np.arange(steps) < lengths[:, None])[:, :, None]
         xs, weights = xs * valid, weights * valid
-    dtype, kind = jnp.dtype(case.dtype), {"vanilla": "rnn"}.get(case.cell, case.cell)
+    dtype = jnp.dtype(case.dtype)
     params = jax.tree.map(lambda a: np.asarray(a, dtype), params)
-    return Problem(case, kind, params, np.asarray(xs, dtype), lengths, weights)
+    return Problem(case, case.cell, params, np.asarray(xs, dtype), lengths, weights)
 
 
 def _with_biases(rng: np.random.Generator) -> Any:

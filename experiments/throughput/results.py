@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments.running.run_folder import environment, plain, write_whole
+from experiments.running.run_folder import environment, plain, processors, write_whole
 from experiments.throughput.libraries import LIBRARIES
 from experiments.throughput.measuring import Record
 from rnnjax.data import DataError
@@ -37,8 +37,11 @@ class Results(NamedTuple):
 
     def lacks(self, case: str, libraries: set[str]) -> bool:
         """Whether some of these libraries have no record of a case yet."""
-        found = {record["of"] for record in self.cases.get(case, [])}
-        return not libraries <= found
+        return not libraries <= set(self.measured(case))
+
+    def measured(self, case: str) -> list[str]:
+        """The libraries that have a record of a case."""
+        return list(dict.fromkeys(record["of"] for record in self.cases.get(case, [])))
 
     def write(self, path: Path) -> None:
         """Write the file, in the place of an earlier one."""
@@ -69,7 +72,7 @@ def here() -> dict[str, Any]:
     for library in LIBRARIES.values():
         if library.missing is None:
             found[library.package] = metadata.version(library.package)
-    found["threads"] = os.cpu_count()
+    found["threads"] = processors()
     config: Any = jax.config
     found["matmul_precision"] = config.jax_default_matmul_precision or "default"
     found["huge_pages"] = huge_pages.read_text("utf-8").strip() if huge_pages.exists() else None

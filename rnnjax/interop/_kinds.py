@@ -65,7 +65,9 @@ def check_kind(kind: str, known: Collection[str], library: str) -> str:
     """
     name = _FORMER.get(kind, kind)
     if name not in known:
-        raise ValueError(f"kind must be one of {list(known)} for {library}, got {kind!r}")
+        other = {"gru": "gru_reset_before", "gru_reset_before": "gru"}.get(name)
+        hint = f": its GRU is rnnjax.gru(H, reset_after={other == 'gru'})" if other in known else ""
+        raise ValueError(f"kind must be one of {list(known)} for {library}, got {kind!r}{hint}")
     if name != kind:
         message = f"the kind {kind!r} is called {name!r} now, as its cell is"
         # Of the caller of the function that checks: Python shows it only there.

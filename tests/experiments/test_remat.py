@@ -25,6 +25,15 @@ def test_the_words_of_the_command_line_are_values_of_remat():
     assert [remat.parse_remat(word) for word in words] == ["never", "sqrt", 8, None]
 
 
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path, capsys):
+    there = tmp_path / "rows.json"
+    there.write_text("kept")
+    for path in (there, tmp_path / "nowhere" / "rows.json"):
+        assert remat.main(["--out", str(path)]) == 2
+        assert "out must be a new file" in capsys.readouterr().err
+    assert there.read_text() == "kept"
+
+
 def test_a_remat_that_is_none_is_refused_before_anything_is_measured(capsys):
     assert remat.main(["--remats", "never", "often"]) == 2
     assert "one of never, step, sqrt, None or a number of steps" in capsys.readouterr().err

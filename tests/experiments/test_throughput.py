@@ -170,6 +170,40 @@ def test_what_was_measured_before_ctrl_c_is_kept(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "report.md").exists()
 
 
+def of_cases(folder):
+    cases = json.loads((folder / "results.json").read_text())["cases"]
+    return {name: [row["of"] for row in rows] for name, rows in cases.items()}
+
+
+def test_nothing_in_a_folder_is_lost_when_more_is_measured(tmp_path, capsys, monkeypatch):
+    """Other libraries race with those of before; other settings or versions are refused."""
+    monkeypatch.setattr(command, "measure", lambda problem, _, entered, __: [
+        {"library": one.name, "status": "cannot", "note": "not here"} for one in entered
+    ])  # fmt: skip
+    names = ["rnnjax", "one", "other"]
+    libraries = {
+        name: SimpleNamespace(missing=None, enter=lambda _, name=name: [Refusal(name, "no")])
+        for name in names
+    }
+    monkeypatch.setattr(command, "LIBRARIES", libraries)
+    monkeypatch.setattr(report, "print_case", lambda _: None)
+    monkeypatch.setattr(report, "write", lambda *_: [])
+    shapes, out = ["--shapes", "2,5,3,4"], ["--modes", "forward", "--out", str(tmp_path)]
+    monkeypatch.setattr(command, "check", lambda _: None)
+    for taking in (["rnnjax", "one"], ["rnnjax", "other"]):
+        assert command.main([*shapes, *out, "--libraries", *taking]) == 0
+    assert set(of_cases(tmp_path)["lstm 2,5,3,4 forward"]) == set(names)
+    assert command.main(["--shapes", "2,6,3,4", *out, "--libraries", "rnnjax"]) == 0
+    before = of_cases(tmp_path)
+    capsys.readouterr()
+    assert command.main([*shapes, *out, "--rounds", "9"]) == 2
+    assert "rounds must be 5" in capsys.readouterr().err
+    monkeypatch.setattr(command, "here", lambda: {"jax": "0.0.1"})
+    assert command.main([*shapes, *out, "--again", "--libraries", "rnnjax"]) == 2
+    assert "take these cases too: lstm 2,6,3,4 forward" in capsys.readouterr().err
+    assert of_cases(tmp_path) == before
+
+
 def test_a_case_too_large_for_any_answer_and_a_broken_library_are_rows(monkeypatch):
     def too_large(_):
         raise MemoryError("needs 99 GiB")

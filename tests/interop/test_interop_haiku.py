@@ -138,7 +138,10 @@ def test_names_in_another_form_than_the_parameters_are_refused():
 
 
 def test_the_reset_after_form_is_refused():
-    with pytest.raises(ValueError, match=r"kind must be one of .*gru_reset_before.* for Haiku"):
+    with pytest.raises(
+        ValueError,
+        match=r"one of .*gru_reset_before.* for Haiku, got 'gru': its GRU is rnnjax.gru",
+    ):
         interop.export_weights("gru", random_params(make_layer(CELLS["gru"])), "gru")
 
 

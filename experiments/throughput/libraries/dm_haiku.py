@@ -23,7 +23,7 @@ from rnnjax.interop import haiku as interop
 
 CORES = {"lstm": hk.LSTM, "gru_reset_before": hk.GRU}
 MISSING = {
-    "rnn": "its VanillaRNN is for ReLU, not tanh",
+    "vanilla": "its VanillaRNN is for ReLU, not tanh",
     "gru": "its GRU is of the reset-before form",
 }
 

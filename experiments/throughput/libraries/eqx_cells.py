@@ -24,7 +24,7 @@ from rnnjax.interop import equinox as interop
 
 CELLS = {"lstm": eqx.nn.LSTMCell, "gru": eqx.nn.GRUCell}
 MISSING = {
-    "rnn": "it has no vanilla cell",
+    "vanilla": "it has no vanilla cell",
     "gru_reset_before": "its GRU is of the reset-after form",
 }
 

@@ -13,7 +13,7 @@ from experiments.throughput.libraries.entries import Entry, Program, Refusal, St
 from experiments.throughput.problems import Problem
 from rnnjax.interop import linen as interop
 
-CELLS = {"rnn": nn.SimpleCell, "lstm": nn.OptimizedLSTMCell, "gru": nn.GRUCell}
+CELLS = {"vanilla": nn.SimpleCell, "lstm": nn.OptimizedLSTMCell, "gru": nn.GRUCell}
 
 
 def enter(problem: Problem) -> Iterator[Entry | Refusal]:

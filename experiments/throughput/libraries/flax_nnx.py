@@ -13,7 +13,7 @@ from experiments.throughput.problems import Problem
 from rnnjax.interop import nnx as interop
 
 CELLS = {
-    "rnn": ("rnn", nnx.SimpleCell),
+    "vanilla": ("vanilla", nnx.SimpleCell),
     "lstm": ("optimized_lstm", nnx.OptimizedLSTMCell),
     "gru": ("gru", nnx.GRUCell),
 }

@@ -16,7 +16,7 @@ from experiments.throughput.problems import Problem
 from rnnjax.interop import keras as interop
 
 LAYERS = {
-    "rnn": keras.layers.SimpleRNN,
+    "vanilla": keras.layers.SimpleRNN,
     "lstm": keras.layers.LSTM,
     "gru": keras.layers.GRU,
     "gru_reset_before": keras.layers.GRU,

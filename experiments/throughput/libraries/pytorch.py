@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,12 +10,13 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from experiments.running.run_folder import processors
 from experiments.throughput.libraries.entries import Entry, Refusal, Running
 from experiments.throughput.problems import Problem
 from rnnjax.interop import torch as interop
 
-LAYERS = {"rnn": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}
-CELLS = {"rnn": torch.nn.RNNCell, "lstm": torch.nn.LSTMCell, "gru": torch.nn.GRUCell}
+LAYERS = {"vanilla": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}
+CELLS = {"vanilla": torch.nn.RNNCell, "lstm": torch.nn.LSTMCell, "gru": torch.nn.GRUCell}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # Threads of OpenMP go on spinning for a while after a call, and take the cores from the next one.
@@ -30,7 +30,7 @@ def enter(problem: Problem) -> Iterator[Entry | Refusal]:
     if jax.default_backend() == "gpu" and not torch.cuda.is_available():
         yield Refusal("torch", "it is built for the CPU only")
         return
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(processors())
     if problem.case.streaming:
         yield Entry("torch", lambda: _make_step(problem, cell=False), PAUSE)
         yield Entry("torch cell", lambda: _make_step(problem, cell=True), PAUSE)
