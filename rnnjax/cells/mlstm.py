@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.nn import log_sigmoid, sigmoid
 
 from rnnjax._checks import check_key, check_size
@@ -149,13 +149,17 @@ def _weights(start: _Start, i: Array, f: Array, started: Array) -> tuple[Array, 
     """The stabiliser m [K], and divided by exp(m) what is left at step t of what step s wrote,
     [K, K], and of the memory before the chunk, [K]."""
     of_steps, of_memory = decays(start.shares, f)
-    written = jnp.where(start.shares, of_steps + i[None], -jnp.inf)
-    kept = of_memory + start.m
+    # Measured from the largest: a sum with an i of hundreds would be rounded as i is. It cancels.
+    origin = lax.stop_gradient(jnp.maximum(jnp.max(start.m), jnp.max(i)))
+    written = jnp.where(start.shares, of_steps + (i - origin)[None], -jnp.inf)
+    kept = of_memory + (start.m - origin)
     both = jnp.concatenate([written, kept[:, None]], axis=1)
     largest = jnp.argmax(both, axis=1)[:, None] == jnp.arange(len(i) + 1)[None]
     m = jnp.sum(jnp.where(largest, both, 0.0), axis=1)
-    m = jnp.where(started, _larger(m, jnp.zeros_like(m)), m)
-    return m, jnp.exp(written - m[:, None]), jnp.exp(kept - m)
+    m = jnp.where(started, _larger(m, jnp.full_like(m, -origin)), m)
+    rounded = m + origin  # as it is kept, and so what the next chunk divides by
+    m = rounded - origin
+    return rounded, jnp.exp(written - m[:, None]), jnp.exp(kept - m)
 
 
 def _chunk_of_head(

@@ -1,5 +1,6 @@
 """The sLSTM of xLSTM: exponential gates, a normaliser, and a stabiliser that keeps them finite."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -38,14 +39,17 @@ def _update(
 ) -> tuple[SLSTMCarry, Array]:
     i, f, z, o = (a + b for a, b in zip(x_proj, h_proj, strict=True))
     kept = log_sigmoid(f) + carry.m
+    # One that is learned may fall below 0, where the output would have a pole.
+    before = jnp.where(carry.n < 0, jnp.zeros_like(carry.n), carry.n)
     # Before the first step there is nothing to keep. After it n is at least 1.
     # A choice and no maximum, whose derivative asks which of the two equals it: neither does where
     # XLA computes one twice and rounds it otherwise the second time.
-    m = jnp.where((carry.n == 0) | (kept < i), i, kept)
-    # Never above 1; the bound acts where there is nothing to keep, and i may be far below zero.
-    write, keep = jnp.exp(i - m), jnp.exp(jnp.minimum(kept - m, 0.0))
+    m = jnp.where((before == 0) | (kept < i), i, kept)
+    # Above 0 only where n is 0 and i may be far below: bounded, for 0 times infinity is no number.
+    bound = 0.9 * math.log(float(jnp.finfo(m.dtype).max))
+    write, keep = jnp.exp(i - m), jnp.exp(jnp.minimum(kept - m, bound))
     c = keep * carry.c + write * jnp.tanh(z)
-    n = keep * carry.n + write
+    n = keep * before + write
     h = sigmoid(o) * c / n
     return SLSTMCarry(h, c, n, m), h
 
@@ -71,7 +75,8 @@ def slstm(
     with :math:`m_1 = i` at the first step. A new input may outweigh all that was stored before,
     which the gates of an LSTM cannot bring about. The stabiliser m cancels in the output; c and n
     are kept divided by exp(m), and nothing overflows however large the gates are. The carry is
-    ``SLSTMCarry(h, c, n, m)``, the output is ``h``.
+    ``SLSTMCarry(h, c, n, m)``, the output is ``h``; an n below 0, as it may be learned, counts as
+    0.
 
     Args:
         hidden_size: H.

@@ -227,6 +227,28 @@ def test_what_is_made_of_the_cell_is_the_same_in_chunks(name):
     assert_trees_equal(run("chunked"), run("scan"))
 
 
+@pytest.mark.parametrize("size", [30.0, 1000.0])
+def test_large_input_gates_cost_chunks_no_digits(size):
+    """The stabiliser grows as the gate does, and cancels: against the loop in float64."""
+    cell = rnnjax.mlstm(4)
+    params = cell.init(jax.random.key(0), 2)._replace(gate_bias=jnp.array([size, 9.0]))
+    xs = jax.random.normal(jax.random.key(1), (500, 2))
+
+    def run(params, xs, implementation):
+        def total(params, xs):
+            ys = rnnjax.unroll(cell, params, xs, implementation=implementation)[1]
+            return jnp.sum(ys * jnp.cos(jnp.arange(500.0))[:, None].astype(ys.dtype)), ys
+
+        return jax.grad(total, (0, 1), has_aux=True)(params, xs)
+
+    with jax.enable_x64(True):
+        expected = run(*jax.tree.map(lambda a: jnp.asarray(a, float), (params, xs)), "scan")
+    for found, true in zip(
+        jax.tree.leaves(run(params, xs, "chunked")), jax.tree.leaves(expected), strict=True
+    ):
+        assert np.linalg.norm(found - true) < 1e-4 * np.linalg.norm(true)
+
+
 def test_a_memory_that_is_rounded_at_every_step_is_not_computed_in_chunks():
     cell = rnnjax.with_policy(CELL, rnnjax.Policy("float32", "bfloat16", "bfloat16"))
     assert "scan over time" in rnnjax.explain(cell, cell.init(jax.random.key(0), D), (B, 5, D))

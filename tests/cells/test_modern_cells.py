@@ -167,6 +167,30 @@ def test_the_slstm_averages_what_it_keeps_for_good():
     assert_allclose(ys[:, 0], np.cumsum(np.tanh(xs[:, 0])) / [1, 2, 3], rtol=1e-6)
 
 
+def test_a_first_carry_of_the_slstm_counts_as_its_equations_say():
+    """One step from c and n, held against the equations in float64 and their derivatives."""
+    i, f, z, o = gates = np.array([-3.0, 5.0, 0.7, 0.3])
+    cell = rnnjax.slstm(1)
+    params = jax.tree.map(jnp.zeros_like, cell.init(jax.random.key(0), 1))
+    params = params._replace(bias=jnp.asarray(gates, jnp.float32))
+    zero = cell.initial_carry(params)
+
+    def run(c, n):
+        carry = zero._replace(c=zero.c + c, n=zero.n + n)
+        return rnnjax.unroll(cell, params, jnp.zeros((1, 1)), initial_carry=carry)[1][0, 0]
+
+    forget, write = 1 / (1 + np.exp(-f)), np.exp(i)
+    total = forget * 0.5 + write * np.tanh(z)
+    share = 1 / (1 + np.exp(-o))
+    assert_allclose(run(0.5, 0.0), share * total / write, rtol=1e-6)
+    assert_allclose(jax.grad(run)(0.5, 0.0), share * forget / write, rtol=1e-6)
+    by_n = -share * total / write**2 * forget
+    assert_allclose(jax.grad(run, 1)(0.5, 0.0), by_n, rtol=1e-6)
+    # A normaliser below 0, where the quotient would have a pole, is one of 0.
+    assert run(0.5, -0.3) == run(0.5, 0.0)
+    assert jax.grad(run, 1)(0.5, -0.3) == 0
+
+
 def test_the_rg_lru_in_parallel_is_the_loop():
     cell, params = CELLS["rg_lru"], random_params("rg_lru")
     xs = jax.random.normal(jax.random.key(2), (2, T, D))
