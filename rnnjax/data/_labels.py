@@ -38,7 +38,8 @@ def checked_labels(
 
 def _has_sequences(labels: Any) -> bool:
     """Whether each label is a list or an array itself; a rectangular array is one label a row."""
-    if isinstance(labels, np.ndarray) and labels.dtype != np.object_:
+    # Of NumPy, JAX or PyTorch; a column of a data frame may hold lists, its dtype is object then.
+    if hasattr(labels, "ndim") and str(getattr(labels, "dtype", "object")) != "object":
         return False
     # Not labels[0]: a column of a data frame may have no row of that name.
     return hasattr(labels, "__len__") and np.ndim(next(iter(labels), 0)) > 0

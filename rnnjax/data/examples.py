@@ -54,10 +54,12 @@ def split(
         raise DataError(f"labels must be one for each of {count} texts, got {len(examples.labels)}")
     order = np.random.default_rng(check_seed(seed)).permutation(count).tolist()
     if check_flag("stratified", stratified):
-        order, cut = _by_class(examples.labels, order, fraction)
+        order, cut = _by_class(list(examples.labels), order, fraction)
     else:
         cut = round(fraction * count)
     cut = min(max(cut, 1), count - 1)
+    # By place: a column of a data frame is asked by the names of its rows.
+    examples = Examples(list(examples.texts), list(examples.labels), examples.label_names)
     return _pick(examples, order[:cut]), _pick(examples, order[cut:])
 
 

@@ -40,8 +40,9 @@ class PackedBatch(NamedTuple):
 class PackedBatches(Epochs[PackedBatch]):
     """Batches of a fixed number of sequences, each batch packed in as few rows as will do.
 
-    With equal ``seed`` and ``batch_size`` an epoch has the batches that ``BucketedBatches`` makes
-    with ``row_length`` as its only boundary: the same examples in the same order, on fewer steps.
+    With equal ``seed`` and ``batch_size`` a shuffled epoch has the batches that ``BucketedBatches``
+    makes with ``row_length`` as its only boundary: the same examples in the same order, on fewer
+    steps.
 
     Args:
         sequences: the ids, floats or vectors of each example, none empty.

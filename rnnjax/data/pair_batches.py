@@ -21,7 +21,8 @@ def choose_pair_boundaries(
 
     Both lengths rise from bucket to bucket, and a pair goes to the first bucket that holds both of
     its sides. Pairs are ordered by the longer side, each side in terms of its mean; of all ways to
-    cut this order the one with the fewest padded steps is taken.
+    cut this order the one with the fewest padded steps is taken, each pair counted in the bucket of
+    its place in the order, though an earlier one may hold it, too.
 
     Args:
         source_lengths: [N], each at least 1.

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnnjax.data._numbers import is_float, to_float32, to_int32, to_numbers
-from rnnjax.data.errors import DataError
+from rnnjax.data.errors import DataError, check_integers
 
 # Each is a list of ids, of floats or of vectors, or an array [T, ...] of integers or floats.
 RaggedRows = Sequence[Sequence[Any] | NDArray[Any]]
@@ -37,7 +37,17 @@ class Ragged(NamedTuple):
         return int(np.searchsorted(self.offsets, position, side="right")) - 1
 
     def padded(self, rows: NDArray[np.integer], length: int, value: float = 0) -> NDArray[Any]:
-        """The chosen sequences as an array [len(rows), length, ...], ``value`` behind each."""
+        """The chosen sequences as an array [len(rows), length, ...], ``value`` behind each.
+
+        Raises:
+            DataError: ``rows`` are not in [0, N), or one of them is longer than ``length``.
+        """
+        rows = check_integers("rows", rows)
+        if rows.size and not 0 <= rows.min() <= rows.max() < len(self.offsets) - 1:
+            raise DataError(f"rows must lie in [0, {len(self.offsets) - 1}), got {rows!s:.60}")
+        longest = int(np.max(self.lengths[rows], initial=0))
+        if length < longest:
+            raise DataError(f"length must be at least {longest}, got {length}")
         starts, ends = self.offsets[rows], self.offsets[rows + 1]
         positions = starts[:, None] + np.arange(length)
         result = np.full(positions.shape + self.values.shape[1:], value, self.values.dtype)

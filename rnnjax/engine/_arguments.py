@@ -232,15 +232,16 @@ def explain_failure(cell: Cell, params: Any, xs: Any) -> None:
                 f"{name} must be an array of JAX or NumPy, got {type(leaf).__name__}: "
                 "rnnjax.interop takes weights of other libraries"
             )
-    for name, expected, given in leaves:
-        # A leaf with as many rows as the inputs have features says how many it was made for.
-        rows = expected.shape[:1] == xs.shape[-1:] and given.ndim == len(expected.shape)
-        if given.shape[rows:] != expected.shape[rows:]:
+    free = _axes_of_inputs(cell, made, xs.shape[-1])
+    for (name, expected, given), axes in zip(leaves, free, strict=True):
+        # An axis that follows the inputs says how many features the leaf was made for.
+        own = [expected.shape[i] if i in axes else n for i, n in enumerate(given.shape)]
+        if tuple(own) != expected.shape:
             raise ValueError(f"{name} must have shape {expected.shape}, got shape {given.shape}")
         if given.dtype.kind in "biu" and jnp.issubdtype(expected.dtype, jnp.inexact):
             raise ValueError(f"{name} must be of dtype {expected.dtype}, got {given.dtype}")
-    for _, expected, given in leaves:
-        if given.shape != expected.shape:
+    for (_, expected, given), axes in zip(leaves, free, strict=True):
+        if given.shape != expected.shape and axes == {0}:
             raise ValueError(
                 f"xs must have size {given.shape[0]} in the last axis (weights of shape "
                 f"{given.shape}), got size {xs.shape[-1]}"
@@ -255,6 +256,17 @@ def _check_one_dtype(leaves: list) -> None:
             raise ValueError(
                 f"{name} must be of dtype {floats[0][1]}, as {floats[0][0]} is, got {dtype}"
             )
+
+
+def _axes_of_inputs(cell: Cell, made: Any, input_size: int) -> list[set[int]]:
+    """The axes of each leaf of ``made`` whose size follows that of the inputs."""
+    other = _init_shapes(cell, 2 * input_size)
+    if other is None:  # a cell for one size of inputs
+        return [set()] * len(jax.tree.leaves(made))
+    return [
+        {i for i, (n, m) in enumerate(zip(a.shape, b.shape, strict=True)) if n != m}
+        for a, b in zip(jax.tree.leaves(made), jax.tree.leaves(other), strict=True)
+    ]
 
 
 def _init_shapes(cell: Cell, input_size: int) -> Any:

@@ -223,7 +223,7 @@ def explain(
         >>> params = cell.init(jax.random.key(0), 3)
         >>> print(rnnjax.explain(cell, params, jnp.ones((2, 5, 3)), remat=2))
         implementation: scan over time
-        derivative: one rule for all cells; the weight gradient is one product after the loop
+        derivative: one rule for all cells; one product after the loop for the recurrent weights
         memory: remat=2: chunks of 2 steps
         loop: 1 step an iteration on cpu; forward, each cuts its gates out of one array
     """
@@ -256,9 +256,9 @@ def explain(
         lines["derivative"] = "a kernel of its own; the weight gradient is one product after it"
     else:
         lines["implementation"] = "scan over time"
-        lines["derivative"] = (
-            "one rule for all cells; the weight gradient is one product after the loop"
-        )
+        lines["derivative"] = "one rule for all cells"
+        if cell.recurrent is not None:
+            lines["derivative"] += "; one product after the loop for the recurrent weights"
         if cell.plain_step is not None:
             lines["derivative"] = "ordinary autodiff of the cell's plain_step, which is slower"
         steps = "1 step" if plan.scan_unroll == 1 else f"{plan.scan_unroll} steps"

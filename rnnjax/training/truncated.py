@@ -165,13 +165,13 @@ def make_truncated_step(
         )
 
     def window_loss(params: Any, carry: Any, window: Sequences, key: Array) -> tuple[Array, tuple]:
-        ahead, ys = _run(apply, params, carry, _in_time(window, 0, k1), key)
-        end = ahead
+        end, ys = _run(apply, params, carry, window, key)
+        ahead = end
         if k2 > k1:
-            # The same key: what is drawn once a sequence is then the same in the whole window.
-            again = jax.random.clone(key)
-            end, rest = _run(apply, params, ahead, _in_time(window, k1, k2), again)
-            ys = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), ys, rest)
+            # Where the next window starts, by itself and forward alone: in two parts, the noise of
+            # the second would be that of the first again, as it is drawn by the step in a call.
+            held, again = lax.stop_gradient(params), jax.random.clone(key)
+            ahead, _ = _run(apply, held, carry, _in_time(window, 0, k1), again)
         new = _in_time(window, k2 - k1, k2)
         ys = jax.tree.map(lambda a: a[:, k2 - k1 :], ys)
         if head is not None:

@@ -3,7 +3,8 @@
 The noise of a call is drawn before the loop over time, and only where ``unroll`` or a layer is
 given a ``key``; a key means training. The transformed cell keeps the whole sequence law and the
 derivative of the engine. What is drawn for a sequence depends on the key, its index in the batch
-and the time step alone, so that neither padding nor further sequences change it.
+and the time step alone, so that neither padding nor further sequences behind it change it. With
+several batch axes the index is that among all sequences, counted along the last axis first.
 
 The functions compose in any order, except that :func:`recurrent_dropout` must know its cell and
 comes first, and that :func:`zoneout` must see the carry, before ``rnnjax.trace_gates``.

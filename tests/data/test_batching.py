@@ -4,6 +4,7 @@ import pickle
 import tracemalloc
 from itertools import combinations
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,11 +13,13 @@ from hypothesis import strategies as st
 from rnnjax.data import (
     BucketedBatches,
     DataError,
+    Examples,
     PackedBatches,
     Ragged,
     choose_boundaries,
     flatten,
     pad,
+    split,
     truncate,
 )
 from rnnjax.data.boundaries import best_cuts
@@ -196,6 +199,36 @@ def test_labels_may_be_a_column_whose_rows_do_not_count_from_zero():
         (batch,) = batches.epoch(0)
         assert batch.tokens.tolist() == [[7, 0], [5, 6]]
         assert batch.labels.tolist() == ([1, 2] if labels == [2, 1] else [[1, 0], [0, 2]])
+
+
+@pytest.mark.parametrize("stratified", [False, True])
+def test_a_split_of_columns_goes_by_the_places_of_their_rows(stratified):
+    texts, labels = [f"{n} of {n % 2}" for n in range(8)], [n % 2 for n in range(8)]
+    names = [4, 0, 9, 1, 7, 2, 11, 3]
+    columns = [Column(dict(zip(names, rows, strict=True))) for rows in (texts, labels)]
+    found = split(Examples(*columns), 0.5, seed=0, stratified=stratified)
+    assert found == split(Examples(texts, labels), 0.5, seed=0, stratified=stratified)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
+@pytest.mark.parametrize("lengths", [(2, 2, 2), (3, 1, 2)])
+def test_one_vector_of_labels_an_example_may_be_an_array_of_any_kind(kind, lengths):
+    labels = np.arange(6, dtype=np.float32).reshape(3, 2)
+    batches = BucketedBatches(
+        [[1] * n for n in lengths], kind(labels), batch_size=3, boundaries=(4,), seed=0
+    )
+    (batch,), (order,) = batches.epoch(0), batches.epoch_indices(0)
+    np.testing.assert_array_equal(batch.labels, labels[order])
+
+
+def test_sequences_laid_end_to_end_are_padded_whole_or_refused():
+    ragged = flatten([[1, 2, 3], [4], [5, 6, 7, 8]])
+    assert ragged.padded([2, 1], 4).tolist() == [[5, 6, 7, 8], [4, 0, 0, 0]]
+    with pytest.raises(DataError, match="length must be at least 4, got 2"):
+        ragged.padded([2], 2)
+    for row in (-1, 3):
+        with pytest.raises(DataError, match=rf"rows must lie in \[0, 3\), got \[{row}\]"):
+            ragged.padded([row], 4)
 
 
 # Boundaries

@@ -138,6 +138,26 @@ def test_explain_says_what_it_expects(xs, message):
         rnnjax.explain(cell, cell.init(jax.random.key(0), 3), xs)
 
 
+def test_frames_of_other_channels_are_not_taken_for_wrong_parameters():
+    cell = rnnjax.conv_lstm((3, 2), 2)
+    with pytest.raises(ValueError, match=r"frames must have 1 channels .*, got 2 channels"):
+        rnnjax.unroll(cell, cell.init(jax.random.key(0), 6), jnp.zeros((2, 5, 12)))
+
+
+def test_parameters_of_another_size_are_named_where_inputs_and_units_are_as_many():
+    params = rnnjax.lstm(4).init(jax.random.key(0), 6)
+    with pytest.raises(ValueError, match=r"params.w_ih must have shape \(6, 24\), got .*\(6, 16\)"):
+        rnnjax.unroll(rnnjax.lstm(6), params, jnp.zeros((2, 5, 6)))
+
+
+@pytest.mark.parametrize("cell", [rnnjax.gru(4), rnnjax.lru(4, 5)], ids=["gru", "lru"])
+def test_explain_tells_of_a_product_of_recurrent_weights_only_where_there_are_some(cell):
+    lines = rnnjax.explain(cell, cell.init(jax.random.key(0), 3), (2, 5, 3)).splitlines()
+    product = "; one product after the loop for the recurrent weights"
+    more = product if cell.recurrent is not None else ""
+    assert f"derivative: one rule for all cells{more}" in lines
+
+
 def test_parameters_and_inputs_in_each_others_place_are_named():
     cell = rnnjax.lstm(4)
     params, xs = cell.init(jax.random.key(0), 3), jnp.ones((2, 5, 3))

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import rnnjax
+from rnnjax.layers import elementwise_dropout
 from rnnjax.metrics import Mean
 from rnnjax.training import Sequences, make_truncated_step
 
@@ -290,7 +291,7 @@ def test_a_learned_start_is_trained_by_the_windows_that_hold_it():
 
 
 def test_what_is_drawn_once_a_sequence_is_the_same_in_a_whole_window():
-    """A window is two runs, and of k2 < 2 k1 the loss reads the outputs of both."""
+    """Of k2 < 2 k1 the loss reads steps before and after the start of the next window."""
 
     def draw(params, xs, *, key, **_):
         drawn = 0.0 if key is None else jax.random.normal(key)
@@ -305,6 +306,27 @@ def test_what_is_drawn_once_a_sequence_is_the_same_in_a_whole_window():
     _, _, metrics = step(state, Sequences(jnp.ones((B, T, D)), jnp.zeros((B, T))))
     assert metrics["spread"].total == 0
     assert metrics["size"].total > 0
+
+
+def test_every_step_of_a_window_has_a_mask_of_its_own():
+    """Not that of the step at its place behind the start of the next window."""
+    k1, k2, size = 2, 4, 64
+    weights = np.random.default_rng(1).normal(size=(B, k1, size)).astype(np.float32)
+
+    def drop(params, xs, *, key, **_):
+        ones = jnp.ones((*xs.shape[:2], size))
+        return jnp.zeros(len(xs)), params * elementwise_dropout(key, ones, 0.5)
+
+    def loss_of_masks(ys, targets, mask):
+        return jnp.sum(ys), {"sum": Mean(jnp.sum(ys * weights), jnp.array(1.0))}
+
+    step = make_truncated_step(drop, loss_of_masks, optax.sgd(0.0), k1=k1, k2=k2)
+    state = rnnjax.init_train_state(jax.random.key(1), jnp.array(1.0), optax.sgd(0.0))
+    keys = [jax.random.fold_in(state.key, n) for n in range(T // k1)]
+    _, _, metrics = step(state, Sequences(jnp.ones((B, T, D)), jnp.zeros((B, T))))
+    windows = [elementwise_dropout(key, jnp.ones((B, k2, size)), 0.5) for key in keys]
+    expected = sum(np.sum(np.asarray(ys[:, k2 - k1 :]) * weights) for ys in windows)
+    np.testing.assert_allclose(metrics["sum"].total, expected, rtol=1e-5)
 
 
 def test_every_update_has_noise_of_its_own_that_the_key_of_the_state_decides():
