@@ -172,13 +172,18 @@ _made_by: weakref.WeakKeyDictionary[Callable, Recipe] = weakref.WeakKeyDictionar
 class ComparedStep:
     """A step as a static argument of ``jax.jit``: those of equal models are one program.
 
-    Any other function is equal to itself alone.
+    Any other function is equal to itself alone, and a method to nothing: what it reads of its
+    object may have changed since.
     """
 
     def __init__(self, step: Callable) -> None:
         self.step = step
-        is_function = isinstance(step, types.FunctionType)
-        self._key = _made_by.get(step, step) if is_function else step
+        if isinstance(step, types.FunctionType):
+            self._key: Any = _made_by.get(step, step)
+        else:
+            # ``__func__``: Equinox has methods of its own.
+            is_method = hasattr(step, "__self__") or hasattr(step, "__func__")
+            self._key = object() if is_method else step
 
     def __call__(self, *args: Any) -> Any:
         return self.step(*args)

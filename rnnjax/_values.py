@@ -14,15 +14,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.core import Tracer
+from jax.core import Tracer, eval_context
 from jax.experimental import checkify
+from jax.extend.core import get_opaque_trace_state
 
 from rnnjax._checks import check_there
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+# How JAX stands where no transformation is around.
+with eval_context():
+    _NO_TRANSFORMATION = get_opaque_trace_state()
+
 # Part of the key of every cache of jax.jit: what was traced without checks is traced again.
 _checking = jax.make_user_context(False)
+
+
+def is_transformed() -> bool:
+    """Whether a ``jax.jit``, ``jax.grad`` or other transformation is around: a function may close
+    over a value that it traces, even if none of the arguments is traced."""
+    return get_opaque_trace_state() != _NO_TRANSFORMATION
 
 
 def checked(fn: Function) -> Function:

@@ -269,8 +269,8 @@ FAULTS = [
     *_of(
         "cells/mlstm.py",
         (
-            "m = jnp.where(started, _larger(m, jnp.zeros_like(m)), m)",
-            "m = _larger(m, jnp.zeros_like(m))",
+            "m = jnp.where(started, _larger(m, jnp.full_like(m, -origin)), m)",
+            "m = _larger(m, jnp.full_like(m, -origin))",
             MLSTM + "test_chunks_of_any_length_are_each_sequence_alone",
         ),
     ),

@@ -33,7 +33,8 @@ from experiments.running.setting_checks import above, check_settings, each, whol
 from experiments.throughput.cases import Case, CellName, Shape
 from experiments.throughput.libraries import LIBRARIES
 from experiments.throughput.libraries.entries import Entry
-from experiments.throughput.problems import make_problem, rnnjax_cell
+from experiments.throughput.libraries.ours import entry
+from experiments.throughput.problems import Problem, make_problem, rnnjax_cell
 from rnnjax.benchmark import CompiledCall, Spread, Timing, compile_apart, interleaved
 
 if TYPE_CHECKING:
@@ -81,12 +82,11 @@ class Point(NamedTuple):
 
 @functools.cache  # the same step stands in several of the tables
 def training_step(
-    settings: Settings, steps: int, batch: int, layers: int = 1, remat: str = "None"
+    settings: Settings, steps: int, batch: int, layers: int = 1
 ) -> tuple[CompiledCall, tuple]:
     """A compiled step with the gradients of weights and inputs, and shapes of what it takes."""
     cell = rnnjax_cell(Case(settings.cell, Shape(batch, steps, settings.size, settings.size)))
-    one = rnnjax.recurrent(cell, remat=parse_remat(remat))
-    layer = rnnjax.stack(*[one] * layers)
+    layer = rnnjax.stack(*[rnnjax.recurrent(cell)] * layers)
 
     def loss(params: Any, xs: Any) -> Any:
         return jnp.sum(jnp.square(layer.apply(params, xs)[1]))
@@ -102,19 +102,27 @@ def memory_rows(settings: Settings) -> list[dict[str, Any]]:
     rows = []
     for steps in settings.memory_steps:
         for remat in settings.remats:
-            compiled, _ = training_step(settings, steps, settings.batch, remat=remat)
-            found = compiled.memory.total if compiled.memory else None
+            found = rnnjax_bytes(settings, steps, remat)
             rows.append({"steps": steps, "what": f"rnnjax, remat={remat}", "bytes": found})
         if LIBRARIES[FLAX].missing is None:
             rows.append({"steps": steps, "what": FLAX, "bytes": flax_bytes(settings, steps)})
     return rows
 
 
+def rnnjax_bytes(settings: Settings, steps: int, remat: str) -> int | None:
+    """What the compiler counts for a step as ``experiments.throughput`` takes it."""
+    return entry("rnnjax", _problem(settings, steps), remat=parse_remat(remat)).make().peak_bytes
+
+
 def flax_bytes(settings: Settings, steps: int) -> int | None:
-    """What the compiler counts for the same step by ``flax.nnx``."""
+    """What it counts for the same step by ``flax.nnx``."""
+    theirs = next(LIBRARIES[FLAX].enter(_problem(settings, steps)))
+    return theirs.make().peak_bytes if isinstance(theirs, Entry) else None
+
+
+def _problem(settings: Settings, steps: int) -> Problem:
     shape = Shape(settings.batch, steps, settings.size, settings.size)
-    entry = next(LIBRARIES[FLAX].enter(make_problem(Case(settings.cell, shape))))
-    return entry.make().peak_bytes if isinstance(entry, Entry) else None
+    return make_problem(Case(settings.cell, shape))
 
 
 def time_points(settings: Settings, sizes: Sequence[int], make: Callable) -> list[Point]:

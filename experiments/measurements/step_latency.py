@@ -221,8 +221,8 @@ def goes_on(stepper: Stepper, x: np.ndarray, pauses: Pauses) -> Callable[[], Any
     return call
 
 
-def measure(settings: Settings) -> Iterator[dict[str, str]]:
-    """A row of the table for each cell, size and batch."""
+def measure(settings: Settings) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """A table for each cell, size and batch, under its name."""
     for kind, size, batch in itertools.product(CELLS, settings.hidden_sizes, settings.batch_sizes):
         problem = make_problem(kind, size, batch)
         entrants = dict(steppers(problem, settings.torch_threads))
@@ -234,19 +234,20 @@ def measure(settings: Settings) -> Iterator[dict[str, str]]:
             seconds=settings.milliseconds / 1e3,
             clock=pauses.clock,
         )
-        yield {"cell": f"{kind.upper()}, {size} units, batch {batch}", **_columns(timings)}
+        yield f"{kind.upper()}, {size} units, batch {batch}", _rows(timings)
 
 
-def _columns(timings: dict[str, Timing]) -> dict[str, str]:
-    """Microseconds of each, and how many times as long as ``jit(step)`` the others take."""
-    times = {f"{name}, µs": _shown(t.spread, 1e6) for name, t in timings.items()}
+def _rows(timings: dict[str, Timing]) -> list[dict[str, str]]:
+    """Microseconds of each, and how many times as long as ``jit(step)`` it takes."""
     ours = timings["jit(step)"]
-    ratios = {
-        f"{name} / jit(step)": _shown(ratio(timing, ours), 1, digits=2)
+    return [
+        {
+            "what": name,
+            "µs": _shown(timing.spread, 1e6),
+            "times jit(step)": _shown(ratio(timing, ours), 1, digits=2),
+        }
         for name, timing in timings.items()
-        if name != "jit(step)"
-    }
-    return times | ratios
+    ]
 
 
 def _shown(spread: Spread, scale: float, digits: int = 1) -> str:
@@ -265,7 +266,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_settings(settings, pause=whole(0), **counts, **sizes)
         if settings.dispatch == "synchronous":  # before JAX computes anything
             jax.config.update("jax_cpu_enable_async_dispatch", False)
-        print_table(list(measure(settings)))
+        for name, rows in measure(settings):
+            print(f"\n{name}")
+            print_table(rows)
+            sys.stdout.flush()
 
     return exit_code(run)
 

@@ -190,8 +190,8 @@ def _continued(path: Path, fresh: Results, again: bool, taking: Sequence[str]) -
         )
     if lines and (lost := [name for name in found.cases if name not in taking]):
         raise DataError(
-            f"{path} must hold nothing but what is measured again, as versions or the machine are "
-            f"others; choose another folder, or take these cases too: {', '.join(lost)}"
+            f"{path} must be measured anew as a whole, on another machine or with other versions; "
+            f"take all its cases or choose another folder, got further ones: {', '.join(lost)}"
         )
     return fresh if lines else found
 

@@ -88,7 +88,9 @@ def beam_search(
         step: ``(params, carry, token [...]) -> (carry, logits [..., V])``, such as that of a
             language model; with a ``memory``, ``(params, carry, token, memory)``; to use
             ``coverage`` it must return ``(carry, logits, weights [..., S])``. The search is
-            compiled for each function: one that is written inside a loop is another every time.
+            compiled for each function: one that is written inside a loop is another every time, and
+            so is a method. Arrays that a function reads beside its arguments are those of the first
+            call: hand them in as ``params``.
         params: its parameters.
         carry: the carry before ``start``, leaves [..., ...].
         start: int [...], the token that is read first, such as a start token. Inside a compiled

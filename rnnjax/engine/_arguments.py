@@ -62,6 +62,7 @@ def check_xs(xs: Any) -> Any:
             raise ValueError(
                 f"{name} must have the batch and time axes {whole.shape[:-1]} of {first}, of shape "
                 f"{whole.shape}, and an axis of features, got shape {array.shape}"
+                + (f": {name}[..., None]" if array.shape == whole.shape[:-1] else "")
             )
     return structure.unflatten(arrays)
 

@@ -15,20 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.core import Tracer, eval_context
-from jax.extend.core import get_opaque_trace_state
+from jax.core import Tracer
 
 from rnnjax import masking
 from rnnjax._checks import check_batch_shape, check_carry, check_floating, check_there
 from rnnjax._native import jit
+from rnnjax._values import is_transformed
 from rnnjax.base import Carry, Cell, Layer, Params, runs_steps
 from rnnjax.engine._arguments import is_tree_of_inputs
 from rnnjax.engine._products import h_proj_of
 from rnnjax.engine.unroll import unroll
-
-# How JAX stands where no transformation is around.
-with eval_context():
-    _NO_TRANSFORMATION = get_opaque_trace_state()
 
 
 class Block(NamedTuple):
@@ -119,12 +115,6 @@ def _step(
         carry = _check_given(part, params, carry, batch, "carry")
         return _inline_step(part, params, carry, x, mask, resets, context)
     return _run_alone(part, "carry", params, carry, x, mask, resets, _flags(batch), context)
-
-
-def is_transformed() -> bool:
-    """Whether a ``jax.jit``, ``jax.grad`` or other transformation is around: a part may close over
-    a value that it traces, even if none of the arguments is traced."""
-    return get_opaque_trace_state() != _NO_TRANSFORMATION
 
 
 def run_only_step(

@@ -5,7 +5,9 @@ The kinds are ``vanilla``, ``lstm``, ``projected_lstm`` (an ``LSTM`` with ``proj
 
 **Two biases.** PyTorch adds ``bias_ih`` and ``bias_hh``, of which only the sum acts: they come in
 as one ``bias`` and go out as ``bias_ih = bias``, ``bias_hh = 0``. In a GRU's candidate gate the
-second one is multiplied by the reset gate; there it is ``hidden_bias``, in both directions.
+second one is multiplied by the reset gate; there it is ``hidden_bias``, in both directions. PyTorch
+trains both, so under plain gradient descent their sum moves twice as far as ``bias`` here, and the
+norm of all gradients is another: to compare training runs, freeze ``bias_hh`` there.
 
 **Activation.** A state dict does not say ``nonlinearity="relu"``: give it to ``vanilla``.
 """

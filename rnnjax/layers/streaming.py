@@ -11,11 +11,11 @@ from jax.core import Tracer
 
 from rnnjax import masking
 from rnnjax._checks import check_size, telling_given_away
+from rnnjax._values import is_transformed
 from rnnjax.base import Carry, Cell, Layer, Params
 from rnnjax.engine._arguments import check_xs
 from rnnjax.engine.one_step import (
     Block,
-    is_transformed,
     require_causal,
     run_block,
     run_only_step,

@@ -115,7 +115,7 @@ class CompiledStep(Generic[State, Result]):
         if not all(map(_is_taken, leaves)):
             check_batch(rest[0])
         held = jax.tree.leaves(state)
-        traced = any(isinstance(leaf, Tracer) for leaf in (*leaves, *held))
+        traced = _values.is_transformed() or any(isinstance(a, Tracer) for a in (*leaves, *held))
         if self._donates and not traced and _is_again(held, leaves):
             _check_shared(state, *rest)
         began = time.perf_counter()

@@ -282,7 +282,7 @@ def _update(
     """What the optimizer makes of a gradient, given all that Optax's protocol lets it ask for."""
     import optax
 
-    update = optax.with_extra_args_support(optimizer).update
+    update, offered = optax.with_extra_args_support(optimizer).update, ", ".join(extra)
     known = inspect.signature(update).parameters
     if not any(argument.kind == argument.VAR_KEYWORD for argument in known.values()):
         # ``optax.contrib.sam`` is outside of the protocol: it takes one argument, of its own.
@@ -297,8 +297,15 @@ def _update(
         if missing is None:
             raise
         raise ValueError(
-            f"optimizer must need none but {', '.join(extra)} beside the gradient, got one that "
+            f"optimizer must need none but {offered} beside the gradient, got one that "
             f"needs {missing[1]}"
+        ) from error
+    except ValueError as error:
+        if "grad_fn" not in str(error) or "grad_fn" in extra:
+            raise
+        raise ValueError(
+            f"optimizer must need none but {offered} beside the gradient, got one that "
+            "needs grad_fn, as optax.contrib.sam does: make_train_step gives it"
         ) from error
 
 

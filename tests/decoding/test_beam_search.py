@@ -525,3 +525,32 @@ def test_equal_models_are_one_program_and_are_forgotten():
     gone = weakref.ref(again.step)
     del again
     assert gone() is None
+
+
+@pytest.mark.parametrize("kind", ["of Python", "of Equinox"])
+def test_a_method_is_searched_with_what_its_object_holds_now(kind):
+    """Two bound methods of one object are equal, though its weights are others by then."""
+
+    class Writer:
+        def step(self, _, carry, token):
+            return step(self.table, carry, token)
+
+    class Bound:  # an object with fields, none of which can be hashed
+        def __init__(self, writer):
+            self.__self__, self.__func__ = writer, Writer.step
+            self.table = writer.table
+
+        def __call__(self, *args):
+            return self.__func__(self.__self__, *args)
+
+        __hash__ = None
+
+    writer, start = Writer(), jnp.zeros(1, int)
+    options = {"stop": STOP, "beam_size": 2, "max_length": N}
+    for table in TABLES:
+        writer.table = jnp.asarray(table)
+        method = writer.step if kind == "of Python" else Bound(writer)
+        carry = jnp.full(1, V)
+        found = rnnjax.beam_search(method, None, carry, start, **options)
+        expected = rnnjax.beam_search(step, writer.table, carry, start, **options)
+        np.testing.assert_array_equal(found.log_probs, expected.log_probs)

@@ -9,7 +9,7 @@ from experiments.measurements import step_latency
 
 
 @pytest.mark.full
-def test_a_row_for_each_cell_size_and_batch(monkeypatch):
+def test_a_table_for_each_cell_size_and_batch(capsys):
     for package in ("torch", "flax"):
         pytest.importorskip(package)
     sizes = [
@@ -24,11 +24,13 @@ def test_a_row_for_each_cell_size_and_batch(monkeypatch):
         "--pause",
         "1",
     ]
-    rows = []
-    monkeypatch.setattr(step_latency, "print_table", rows.extend)
     assert step_latency.main(sizes) == 0
-    cells = ["LSTM, 3 units, batch 2", "GRU, 3 units, batch 2"]
-    assert [row["cell"] for row in rows] == cells
+    lines = capsys.readouterr().out.splitlines()
+    names = ["step", "jit(step)", "flax.linen", "flax.nnx", "torch"]
+    for cell in ("LSTM, 3 units, batch 2", "GRU, 3 units, batch 2"):
+        first = lines.index(cell) + 2
+        assert [line.split()[0] for line in lines[first : first + 5]] == names
+    assert max(map(len, lines)) <= 80
 
 
 def test_other_numbers_and_other_bits_are_not_timed():

@@ -200,7 +200,7 @@ def test_nothing_in_a_folder_is_lost_when_more_is_measured(tmp_path, capsys, mon
     assert "rounds must be 5" in capsys.readouterr().err
     monkeypatch.setattr(command, "here", lambda: {"jax": "0.0.1"})
     assert command.main([*shapes, *out, "--again", "--libraries", "rnnjax"]) == 2
-    assert "take these cases too: lstm 2,6,3,4 forward" in capsys.readouterr().err
+    assert "got further ones: lstm 2,6,3,4 forward" in capsys.readouterr().err
     assert of_cases(tmp_path) == before
 
 

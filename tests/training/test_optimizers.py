@@ -131,6 +131,9 @@ def test_an_argument_that_no_step_has_is_refused_by_name():
         run(optimizer, 1)
     with pytest.raises(ValueError, match=r"none but value, grad beside .* needs 'value_fn'"):
         run(optax.lbfgs(), 1, make_accumulating_step, jnp.zeros((2, 3)))
+    sam = optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.1), opaque_mode=True)
+    with pytest.raises(ValueError, match=r"none but value, grad beside .* needs grad_fn"):
+        run(sam, 1, make_accumulating_step, jnp.zeros((2, 3)))
     state = init_train_state(jax.random.key(0), jnp.ones(2), optax.lbfgs())
     with pytest.raises(ValueError, match="needs 'value_fn'"):
         apply_gradients(state, optax.lbfgs(), jnp.array(1.0), jnp.ones(2))

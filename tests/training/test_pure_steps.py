@@ -105,6 +105,23 @@ def test_the_derivative_of_a_step_is_that_of_the_update():
         np.testing.assert_allclose(slopes, (1 - 2 * rate * 4, 2 * rate * 2), rtol=1e-6)
 
 
+def test_a_step_whose_loss_closes_over_what_is_differentiated_gives_nothing_away():
+    """As hyper-gradients are written: no argument of the step is traced, its loss is."""
+    params = jnp.array([1.0, -2.0])
+    state = init_train_state(jax.random.key(0), params, optax.sgd(0.1))
+
+    def after_a_step(weight):
+        step = make_train_step(lambda p, *_: (weight * jnp.sum(p**2), {}), optax.sgd(0.1))
+        return jnp.sum(step(state, None)[0].params)
+
+    # p (1 - 0.2 w), summed, by w.
+    expected = -0.2 * np.sum([1.0, -2.0])
+    np.testing.assert_allclose(jax.grad(after_a_step)(1.0), expected, rtol=1e-6)
+    _, tangent = jax.jvp(after_a_step, (1.0,), (1.0,))
+    np.testing.assert_allclose(tangent, expected, rtol=1e-6)
+    np.testing.assert_array_equal(state.params, params)
+
+
 def test_the_derivative_of_a_step_after_which_the_norm_is_zero_is_finite():
     """The derivative of a root at 0 is infinite, and 0 times it NaN."""
 

@@ -17,18 +17,19 @@ def enter(problem: Problem) -> Iterator[Entry]:
     case, cell = problem.case, rnnjax_cell(problem.case)
     first = problem.params if case.layers == "one" else problem.params[0].forward
     chosen = rnnjax.explain(cell, first, problem.xs)
-    yield _entry("rnnjax", problem, None)
+    yield entry("rnnjax", problem)
     for name in IMPLEMENTATIONS:
         try:
             same = rnnjax.explain(cell, first, problem.xs, implementation=name) == chosen
         except ValueError:  # not for this cell
             continue
         if not same:
-            yield _entry(f"rnnjax {name}", problem, name)
+            yield entry(f"rnnjax {name}", problem, implementation=name)
 
 
-def _entry(name: str, problem: Problem, implementation: str | None) -> Entry:
-    layer = rnnjax_layer(problem.case, implementation=implementation)
+def entry(name: str, problem: Problem, **options: Any) -> Entry:
+    """rnnjax on a problem, with options of ``rnnjax.recurrent``."""
+    layer = rnnjax_layer(problem.case, **options)
 
     def sequence(params: Any, xs: Any, lengths: Any) -> Any:
         # The loop has time first, too, so that neither exchange of axes leaves a trace.
