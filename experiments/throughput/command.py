@@ -134,7 +134,7 @@ def run(settings: Settings, kept: RunFolder) -> Results:
         if busy > processors():
             print(f"the machine is busy, load {busy:.1f}: expect wide ranges")
         # Ratios are of one race: who was in the last one is in this one, too.
-        before = [name for name in results.measured(str(case)) if LIBRARIES[name].missing is None]
+        before = [name for name in LIBRARIES if name in results.measured(str(case))]
         entrants = list(dict.fromkeys([*libraries, *before]))
         records = _measured(case, entrants, effort, settings)
         kept.write_timing({"case": str(case), "load": busy, "records": records})
@@ -222,9 +222,9 @@ def _check_same_race(settings: Settings, folder: Path) -> None:
     """
     found = own_values(folder, [field.name for field in dataclasses.fields(Settings)])
     for name in ("seed", "rounds", "seconds", "memory"):
-        if not settings.again and found[name] != getattr(settings, name):
+        if not settings.again and found.get(name) != getattr(settings, name):
             raise DataError(
-                f"{name} must be {found[name]}, as {folder} was measured; measure --again or "
+                f"{name} must be {found.get(name)}, as {folder} was measured; measure --again or "
                 f"choose another folder, got {getattr(settings, name)}"
             )
 

@@ -45,10 +45,10 @@ class Ragged(NamedTuple):
         rows = check_integers("rows", rows)
         if rows.size and not 0 <= rows.min() <= rows.max() < len(self.offsets) - 1:
             raise DataError(f"rows must lie in [0, {len(self.offsets) - 1}), got {rows!s:.60}")
-        longest = int(np.max(self.lengths[rows], initial=0))
+        starts, ends = self.offsets[rows], self.offsets[rows + 1]
+        longest = int(np.max(ends - starts, initial=0))
         if length < longest:
             raise DataError(f"length must be at least {longest}, got {length}")
-        starts, ends = self.offsets[rows], self.offsets[rows + 1]
         positions = starts[:, None] + np.arange(length)
         result = np.full(positions.shape + self.values.shape[1:], value, self.values.dtype)
         real = positions < ends[:, None]
