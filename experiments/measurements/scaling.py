@@ -120,6 +120,7 @@ def flax_bytes(settings: Settings, steps: int) -> int | None:
     return theirs.make().peak_bytes if isinstance(theirs, Entry) else None
 
 
+@functools.lru_cache(maxsize=1)  # the arrays of one number of steps, for all that is counted there
 def _problem(settings: Settings, steps: int) -> Problem:
     shape = Shape(settings.batch, steps, settings.size, settings.size)
     return make_problem(Case(settings.cell, shape))

@@ -52,14 +52,14 @@ def split(
         raise DataError(f"examples must be at least 2 to divide, got {count}")
     if len(examples.labels) != count:
         raise DataError(f"labels must be one for each of {count} texts, got {len(examples.labels)}")
+    # By place: a column of a data frame is asked by the names of its rows.
+    examples = Examples(list(examples.texts), list(examples.labels), examples.label_names)
     order = np.random.default_rng(check_seed(seed)).permutation(count).tolist()
     if check_flag("stratified", stratified):
-        order, cut = _by_class(list(examples.labels), order, fraction)
+        order, cut = _by_class(examples.labels, order, fraction)
     else:
         cut = round(fraction * count)
     cut = min(max(cut, 1), count - 1)
-    # By place: a column of a data frame is asked by the names of its rows.
-    examples = Examples(list(examples.texts), list(examples.labels), examples.label_names)
     return _pick(examples, order[:cut]), _pick(examples, order[cut:])
 
 
