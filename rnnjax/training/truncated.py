@@ -95,7 +95,8 @@ def make_truncated_step(
     whose numbers are not finite is left out and counted as in ``make_train_step``.
 
     All windows of a call are one loop over one compiled program. Each row has its own mask and
-    its own resets; no gradient crosses a reset.
+    its own resets; no gradient crosses a reset. Where k2 is more than k1, the first k1 steps of
+    a window run once more, forwards, for the carry that is handed on.
 
     Args:
         apply: ``(params, xs, *, mask, resets, initial_carry, key) -> (carry, ys)``, such as the
