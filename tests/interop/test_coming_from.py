@@ -127,6 +127,7 @@ state, batch, step = None, None, lambda state, batch: (state, {{}})
 # What the answers of the guide may name beside it.
 ASKED = f"""{OURS}
 from types import SimpleNamespace
+import sklearn.metrics
 size, steps, table, ids, metrics = H, 7, embedding(V, E), tokens, {{"loss": squared_error(x, x)}}
 vectors, outputs, flags = table.init(key), logits[:, :1], logits > 0
 labels, weights = jnp.array([0, 1, 1, 0]), jnp.array([0.5, 1.0, 3.0, 0.0])
