@@ -101,7 +101,7 @@ def as_rows(x: Array, beside: Any) -> Array:
 def draw_flags(key: Key, probability: Any, shape: tuple[int, ...]) -> Array:
     """Flags that are True with ``probability``, the same whether or not jax_enable_x64 is set."""
     # Of a number of Python, JAX would draw in float64 where it may: other bits, in twice the time.
-    return jax.random.bernoulli(key, jnp.asarray(probability, jnp.float32), shape)
+    return jax.random.bernoulli(as_mappable(key), jnp.asarray(probability, jnp.float32), shape)
 
 
 def draw_flags_by_place(

@@ -98,6 +98,22 @@ def test_further_rows_and_steps_change_no_noise_whatever_the_kind(kind, name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), few, many)
 
 
+def dropped_weights(key):
+    cell = rnnjax.weight_drop(rnnjax.gru(H), 0.5)
+    return rnnjax.unroll(cell, cell.init(jax.random.key(1), D), XS, key=key)[1]
+
+
+@pytest.mark.parametrize("kind", ["threefry2x32", "rbg", "unsafe_rbg"])
+@pytest.mark.parametrize(
+    "draw", [dropped_weights, lambda key: rnnjax.models.locked_dropout(key, jnp.ones((2, 9)), 0.5)]
+)
+def test_a_mask_of_a_whole_call_is_that_of_its_own_key_under_vmap(draw, kind):
+    keys = jax.random.split(jax.random.key(0, impl=kind), 4)
+    mapped, alone = jax.vmap(draw)(keys), jnp.stack([draw(key) for key in keys])
+    np.testing.assert_allclose(mapped, alone, atol=1e-6)
+    assert len(np.unique(np.asarray(mapped), axis=0)) == 4
+
+
 ATTENTION_CELLS = {
     "selector": rnnjax.attention_cell(rnnjax.gru(H), D, selector=True, hard=True),
     "input_feeding": rnnjax.attention_cell(rnnjax.gru(H), D, input_feeding=True),

@@ -190,6 +190,20 @@ def test_dropped_inputs_are_those_inputs_times_their_factor_under_strict_promoti
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("wrap", [rnnjax.attention_cell, rnnjax.window_cell])
+def test_dropped_weights_below_attention_are_those_of_16_bits_under_strict_promotion(wrap):
+    cell, key = wrap(rnnjax.weight_drop(CELLS["gru"], 0.5), 3), jax.random.key(1)
+    params = jax.tree.map(lambda a: a.astype("bfloat16"), cell.init(jax.random.key(0), 3))
+    memory = rnnjax.Memory(jnp.ones((2, 4, 3)), jnp.ones((2, 4), bool))
+
+    def outputs():
+        return rnnjax.unroll(cell, params, jnp.ones((2, 5, 3)), context=memory, key=key)[1]
+
+    with jax.numpy_dtype_promotion("strict"):
+        found = outputs()
+    jax.tree.map(np.testing.assert_array_equal, found, outputs())
+
+
 def test_places_of_64_bits_are_counted_under_strict_promotion():
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
         model = rnnjax.captioner(6, rnnjax.embedding(9, 5), rnnjax.gru(8), start=1)

@@ -118,6 +118,8 @@ def _solved(lower: Array, right: Array) -> Array:
     Not by ``triangular_solve``: its call of LAPACK waited for ever in a training loop on two cores
     (jax 0.10.2). Products are also what accelerators are built for.
     """
+    if len(lower) == 1:  # of one step it is 0, and its inverse a constant that shard_map refuses
+        return right
     inverse = _inverse(lower)
     return jax.lax.custom_linear_solve(
         lambda u: u + product(lower, u),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,19 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
         checkpointer.save(path, args=orbax.args.StandardSave(arrays))
 
 
-def load_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays that :func:`save_arrays` wrote."""
+def load_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Those that are named of the arrays that :func:`save_arrays` wrote; no other is read."""
+    from etils import epath  # of Orbax, whose handlers take no other paths
+
     orbax = import_orbax()
-    with _checkpointer() as checkpointer:
-        return checkpointer.restore(path, args=orbax.args.StandardRestore())
+    handler = orbax.PyTreeCheckpointHandler(multiprocessing_options=_alone())
+    to_host = dict.fromkeys(names, orbax.RestoreArgs(restore_type=np.ndarray))
+    item = dict.fromkeys(to_host, 0)
+    wanted = orbax.args.PyTreeRestore(item=item, restore_args=to_host, partial_restore=True)
+    try:
+        return handler.restore(epath.Path(path), args=wanted)
+    finally:
+        handler.close()
 
 
 def stored_forms(path: Path) -> Mapping[str, Any]:

@@ -24,7 +24,7 @@ def load(path: Path, manifest: dict[str, Any], template: Any, *, partial: bool) 
     Raises:
         CheckpointError: the template has other leaves, or the arrays cannot be read.
     """
-    leaves = named(template)
+    leaves = named("template", template)
     saved = manifest["leaves"]
     if partial:
         saved = {name: kind for name, kind in saved.items() if name in leaves}
@@ -80,7 +80,7 @@ def _stored(
     if partial:
         found = {name: form for name, form in found.items() if name in expected}
     _require_kinds(found, expected)
-    return {**divided, **(load_arrays(path / STATE) if whole else {})}
+    return {**divided, **(load_arrays(path / STATE, whole) if whole else {})}
 
 
 def _require_kinds(found: Mapping[str, Any], expected: Mapping[str, str]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rnnjax import _divided_arrays as divided_arrays
-from rnnjax._checks import check_size, check_there
+from rnnjax._checks import check_flag, check_size, check_there
 from rnnjax._processes import Messages, ProcessError
 from rnnjax.checkpoint._leaves import is_divided, kind_of, named, to_host, without_keys
 from rnnjax.checkpoint._names import NAME, is_checkpoint, number_of, remove, step_of
@@ -60,11 +60,16 @@ class Checkpoints:
     Args:
         folder: made if need be. What an earlier process left half-written in it is removed.
         keep: how many checkpoints stay; older ones are deleted when a new one is whole, so the
-            disk needs room for one more.
+            disk needs room for one more. Those that :meth:`restore` passed over do not count, and
+            stay until there are so many newer ones.
+        read_only: True to read what another process may be writing: the folder is not made, swept
+            or locked, and may be one that cannot be written; :meth:`save` is refused. A checkpoint
+            that its writer deletes while it is verified is passed over; while it is loaded, that
+            is an error, after which a newer one is there.
 
     Raises:
-        CheckpointError: another process has the folder.
-        ValueError: ``keep`` is below 1.
+        CheckpointError: another process has the folder, or there is none to read.
+        ValueError: ``keep`` is below 1, or ``read_only`` no flag.
         OSError: the folder cannot be made or written.
 
     Example:
@@ -79,8 +84,12 @@ class Checkpoints:
         (10, Array([0., 1., 2.], dtype=float32), {'epoch': 1})
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, keep: int = 3) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], *, keep: int = 3, read_only: bool = False
+    ) -> None:
         self._keep = check_size("keep", keep)
+        self._read_only = check_flag("read_only", read_only)
+        self._closed = False
         import_orbax()
         self.folder = Path(folder).absolute()
         self._lock: FolderLock | None = None
@@ -102,12 +111,17 @@ class Checkpoints:
                 raise
             error.add_note(str(failure))
         finally:
+            self._closed = True
             self._writer.shutdown()
             if self._lock is not None:
                 self._lock.close()
 
     def _open(self) -> list[int]:
         """Takes the folder, and sweeps it; the steps in it."""
+        if self._read_only:
+            if not self.folder.is_dir():
+                raise CheckpointError(f"{self.folder} must be a folder of checkpoints, got none")
+            return list(self.steps)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = FolderLock(self.folder)
         for path in self.folder.glob("*.tmp"):
@@ -148,16 +162,20 @@ class Checkpoints:
 
         Raises:
             CheckpointError: an earlier save failed.
-            ValueError: the step is no such number, a leaf is no array, one that was given away
-                (donated), or one that lies in other processes alone, two leaves have the same path,
-                or JSON cannot say the extra; names it.
+            ValueError: the step is no such number, a leaf is no array, one whose dtype is not
+                written (texts, dates, objects), one that was given away (donated), or one that
+                lies in other processes alone, two leaves have the same path, or JSON cannot say the
+                extra; names it. Or these are closed, or to read only.
         """
+        self._require_open()
+        if self._read_only:
+            raise ValueError("Checkpoints must not be read_only to save, got read_only=True")
         if self._messages.count > 1:
             self.wait()
         self._raise_failure()
         step = checked_step(step)
         plain_extra = plain_dict("extra", {} if extra is None else extra)
-        leaves = named(state)
+        leaves = named("state", state)
         check_there(state=state)
         manifest = {
             **FORMAT,
@@ -208,15 +226,16 @@ class Checkpoints:
                 `jax.eval_shape` gives them. Leaves come back where its leaves are: on their
                 devices, or in NumPy arrays.
             step: only look at the checkpoints of this step; all when None.
-            partial: True for a template that lacks some of what was saved, which is not read: such
-                as a train state with ``opt_state=()``, for the parameters of a run whose optimizer
-                is not at hand.
+            partial: True for a template that lacks some of what was saved, which is not loaded:
+                such as a train state with ``opt_state=()``, for the parameters of a run whose
+                optimizer is not at hand.
             accept: gets the ``extra`` of a whole checkpoint and raises a CheckpointError (or an
                 OSError) to have it passed over too. Other errors go through to the caller.
 
         Raises:
             CheckpointError: there is none, none is whole (gives the reason for each), or paths,
                 shapes or dtypes differ from those of the template; every difference is listed.
+            ValueError: the template has a leaf that is no array, or these are closed.
 
         Example:
             >>> import tempfile, jax.numpy as jnp
@@ -230,6 +249,7 @@ class Checkpoints:
               ['b'] must be float32[4], got nothing
               ['w'] must be float32[4], got float32[3]
         """
+        self._require_open()
         step = None if step is None else checked_step(step)
         self.wait()
         call = f"restore {next(self._calls)}"
@@ -255,6 +275,7 @@ class Checkpoints:
                 rejected.append(f"{path.name}: {error}")
                 self._rejected.add(path)
                 continue
+            self._rejected.discard(path)  # if a disk could not be read for a while
             return path.name, manifest, rejected
         wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
         reasons = "".join(f"\n  {reason}" for reason in rejected)
@@ -265,6 +286,13 @@ class Checkpoints:
     def _saved(self) -> list[Path]:
         found = [path for path in self.folder.iterdir() if is_checkpoint(path)]
         return sorted(found, key=number_of)
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ValueError(
+                "Checkpoints must be used inside their with block, got them closed: open the "
+                "folder anew"
+            )
 
     def _raise_failure(self) -> None:
         done = [job for job in self._jobs if job.done()]
@@ -328,8 +356,11 @@ class Checkpoints:
 
     def _drop_old(self) -> None:
         saved = self._saved()
+        # What was passed over may be another run's, or could not be read for a while.
         good = [path for path in saved if path not in self._rejected]
-        for path in saved[: saved.index(good[-self._keep :][0])]:
+        if len(good) < self._keep:
+            return
+        for path in saved[: saved.index(good[-self._keep])]:
             # Renamed first: a process killed here must not leave half a checkpoint.
             doomed = path.with_name(path.name + ".tmp")
             path.rename(doomed)

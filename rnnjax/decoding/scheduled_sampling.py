@@ -8,7 +8,7 @@ from jax import Array, lax
 
 from rnnjax import masking
 from rnnjax._checks import check_flag, check_key, check_scalar
-from rnnjax._numerics import draw_flags
+from rnnjax._numerics import as_mappable, draw_flags
 from rnnjax.base import Key
 from rnnjax.models import SequenceToSequence
 from rnnjax.models._sources import read_tokens
@@ -105,7 +105,7 @@ def scheduled_sampling(
     tossed = draw_flags(tossing, rate, before.shape)
     # The start token is what it is.
     is_own = tossed & (jnp.arange(time) > 0).reshape(time, *(1,) * len(batch))
-    steps = (before, is_own, jax.random.split(drawing, time))
+    steps = (before, is_own, jax.random.split(as_mappable(drawing), time))
     _, given = lax.scan(step, (carry, jnp.zeros(batch, target.dtype)), steps)
     logits, weights = jax.tree.map(lambda a: jnp.moveaxis(a, 0, len(batch)), given)
     return masking.zero_padding(valid, logits), masking.zero_padding(valid, weights)

@@ -199,8 +199,14 @@ def _packed(project: Any) -> int:
 
 def make_plan(request: Request, size: Size, platform: str) -> Plan:
     """The plan for a call on devices of a platform: "cpu", "gpu" or "tpu"."""
-    scan_unroll = request.scan_unroll or STEPS_PER_ITERATION.get(platform, 1)
+    # How often a loop of several steps an iteration runs, only a known T can tell.
+    usual = STEPS_PER_ITERATION.get(platform, 1) if isinstance(size.time, int) else 1
+    scan_unroll = _checked_unroll(request.scan_unroll, size.time) or usual
     if request.implementation == "associative":
+        if not isinstance(size.time, int):
+            raise ValueError(
+                f"implementation='associative' needs a T known when compiled, got {size.time}"
+            )
         return Plan("associative", None, False, 1, "the carry of every step at once")
     if request.implementation == "chunked":
         return _plan_at_once(request.remat, size, platform)
@@ -210,6 +216,12 @@ def make_plan(request: Request, size: Size, platform: str) -> Plan:
     known = isinstance(size.gate_bytes, int) and isinstance(size.time, int)
     packed = size.gates if cuts_late and known and size.time > 1 else 0
     return Plan("scan", chunk, recompute, scan_unroll, reason, packed)
+
+
+def _checked_unroll(scan_unroll: int | None, time: Any) -> int | None:
+    if scan_unroll is not None and scan_unroll > 1 and not isinstance(time, int):
+        raise ValueError(f"scan_unroll={scan_unroll} needs a T known when compiled, got {time}")
+    return scan_unroll
 
 
 def _plan_at_once(remat: int | str | None, size: Size, platform: str) -> Plan:

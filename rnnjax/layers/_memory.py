@@ -137,7 +137,7 @@ def draw_noise(
     drawn = Noise() if cell.noise is None else cell.noise(key, params, shape)
     if drawn.recurrent is None:
         return drawn
-    clean = [jnp.ones_like(column) for column in columns]
+    clean = [jnp.ones_like(column, dtype=drawn.recurrent.dtype) for column in columns]
     return drawn._replace(recurrent=jnp.concatenate([drawn.recurrent, *clean], axis=-1))
 
 

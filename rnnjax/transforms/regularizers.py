@@ -28,6 +28,7 @@ from rnnjax.cells.gru import _step_before as _gru_step_before
 from rnnjax.cells.gru import _update_after as _gru_update_after
 from rnnjax.cells.lstm import LSTMCarry, LSTMGates, finish_lstm
 from rnnjax.cells.lstm import _update as _lstm_update
+from rnnjax.cells.slstm import SLSTMCarry
 
 Draw = Callable[[Key, Params, NoiseShape], Noise]
 
@@ -256,7 +257,9 @@ def zoneout(cell: Cell, rate: float | Mapping[str, float]) -> Cell:
 
     Raises:
         ValueError: a rate outside [0, 1); a name that is no part of the carry, once the cell is
-            run, or at once where all rates are 0; once it is run, an output that is no such part.
+            run, or at once where all rates are 0; once it is run, an output that is no such part,
+            or a rate for ``c``, ``n`` or ``m`` of ``slstm``: the first two are kept divided by
+            exp(m), so that one that is held without the others is another memory.
 
     Example:
         >>> import jax, jax.numpy as jnp, rnnjax
@@ -365,13 +368,31 @@ def _check_names(rates: Mapping[str, float], cell: Cell) -> None:
 def _rates_by_leaf(rate: float | Mapping[str, float], carry: Carry) -> list[float]:
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(carry)]
     if not isinstance(rate, Mapping):
-        return [rate] * len(paths)
+        return _check_held(rate, [rate] * len(paths), carry)
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path in paths]
     unknown = sorted(set(rate) - set(names))
     if unknown:
         parts = f"the parts {names}" if all(names) else "one part without a name: give one rate"
         raise ValueError(f"rate must have names of the carry, got {unknown}, and it has {parts}")
-    return [rate.get(name, 0.0) for name in names]
+    return _check_held(rate, [rate.get(name, 0.0) for name in names], carry)
+
+
+def _check_held(rate: float | Mapping[str, float], rates: list[float], carry: Carry) -> list[float]:
+    """Refuse to hold one of several parts that mean something together alone."""
+
+    def is_slstm(node: Any) -> bool:
+        return isinstance(node, SLSTMCarry)
+
+    def scaled(node: Any) -> Any:
+        return SLSTMCarry(h=False, c=True, n=True, m=True) if is_slstm(node) else False
+
+    together = jax.tree.leaves(jax.tree.map(scaled, carry, is_leaf=is_slstm))
+    if any(p and part for p, part in zip(rates, together, strict=True)):
+        raise ValueError(
+            f"rate of an slstm must be one of h alone, as {{'h': 0.1}}, got {rate!r}: c and n are "
+            "kept divided by exp(m), and one of the three without the others is another memory"
+        )
+    return rates
 
 
 def _check_recurrent(name: str, cell: Cell) -> None:

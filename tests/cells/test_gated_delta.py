@@ -156,6 +156,21 @@ def test_a_training_step_keeps_the_memory_between_chunks_alone():
     assert "32 steps at once" in rnnjax.explain(CELL, init(One(CELL)), (2, 256, D))
 
 
+@pytest.mark.parametrize("steps", [1, 2, 33])
+def test_a_chunk_of_one_step_runs_inside_shard_map(steps):
+    mesh = jax.make_mesh((1,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+    params, xs = init(One(CELL)), jax.random.normal(jax.random.key(3), (2, steps, D))
+
+    def outputs(params, xs):
+        return rnnjax.unroll(CELL, params, xs)[1]
+
+    rows = jax.sharding.PartitionSpec("rows")
+    specs = (jax.sharding.PartitionSpec(), rows)
+    mapped = jax.shard_map(outputs, mesh=mesh, in_specs=specs, out_specs=rows)(params, xs)
+    alone = rnnjax.unroll(CELL, params, xs, implementation="scan")[1]
+    np.testing.assert_allclose(mapped, alone, atol=1e-12)
+
+
 def test_first_weights_forget_at_many_speeds():
     """exp(decay_log) uniform up to 16, the softplus from 0.001 to 0.1, its logarithm uniform."""
     params = rnnjax.gated_delta(2000, num_heads=2000).init(jax.random.key(0), D)

@@ -26,6 +26,16 @@ def test_several_steps_an_iteration_are_taken_on_a_gpu_unless_the_caller_says(
     assert make_plan(Request(None, None, asked), SIZE, platform).scan_unroll == steps
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_of_a_number_of_steps_that_is_left_open_one_is_taken_an_iteration(platform):
+    (time,) = jax.export.symbolic_shape("time")
+    size = SIZE._replace(time=time, gate_bytes=64 * time)
+    assert make_plan(Request(None, None, None), size, platform).scan_unroll == 1
+    for asked in (Request(None, None, 8), Request("associative", None, None)):
+        with pytest.raises(ValueError, match=r"(=8|='associative') needs a T known .*, got time"):
+            make_plan(asked, size, platform)
+
+
 @pytest.mark.parametrize(
     ("platform", "width", "time", "cut_in_the_loop"),
     [("cpu", 256, 2, 4), ("cpu", 257, 2, 0), ("cpu", 0, 2, 0), ("cpu", 8, 1, 0), ("gpu", 8, 2, 0)],

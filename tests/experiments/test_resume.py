@@ -20,7 +20,7 @@ from experiments.running.interrupts import Interrupts
 from experiments.running.run_folder import RunFolder
 from rnnjax.checkpoint import Checkpoints, FolderLock
 from rnnjax.checkpoint import checkpoints as saving
-from rnnjax.checkpoint._orbax import load_arrays
+from rnnjax.checkpoint._orbax import load_arrays, stored_forms
 
 GOOD, BAD = ("warm", "funny", "bright", "kind"), ("cold", "dull", "grim", "mean")
 MODEL = ["--cell", "vanilla", "--hidden-size", "4", "--embedding-size", "4", "--buckets", "1",
@@ -83,7 +83,8 @@ def whole(data_dir, tmp_path_factory):
 def contents(folder):
     """The hashes of all that a run came to, the state in its last checkpoint among it."""
     files = [folder / name for name in ("weights.safetensors", "metrics.jsonl", "vocabulary.json")]
-    state = load_arrays(checkpoints_of(folder)[-1] / "state")
+    stored = checkpoints_of(folder)[-1] / "state"
+    state = load_arrays(stored, stored_forms(stored))
     arrays = {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in state.items()}
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files} | arrays
 

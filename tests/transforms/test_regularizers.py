@@ -24,6 +24,7 @@ pytestmark = pytest.mark.usefixtures("float64", "quick_compile")
 
 KEY = jax.random.key(7)
 LSTM, GRU, GRU_BEFORE = rnnjax.lstm(H), rnnjax.gru(H), rnnjax.gru(H, reset_after=False)
+SLSTM = rnnjax.slstm(H)
 NOISY = {
     "variational": variational_dropout(weight_drop(LSTM, 0.4), inputs=0.4, hidden=0.4),
     "variational_users_own": variational_dropout(CELLS["users_own"], inputs=0.4, hidden=0.4),
@@ -524,11 +525,28 @@ def test_a_rate_of_zero_is_the_cell_itself():
         (lambda: run_once(zoneout(GRU, {"h": 0.5})), "one part without a name: give one rate"),
         (lambda: run_once(zoneout(CELLS["users_own"], 0.5)), "output is an array of its new carry"),
         (lambda: run_once(zoneout(rnnjax.trace_gates(LSTM), 0.5)), "output is an array"),
+        (
+            lambda: run_once(zoneout(SLSTM, 0.1)),
+            r"must be one of h alone, .*, got 0\.1: c and",
+        ),
+        (lambda: run_once(zoneout(SLSTM, {"n": 0.1})), r"one of h alone, .*, got \{'n': 0\.1\}"),
+        (lambda: run_once(zoneout(zoneout(SLSTM, {"h": 0.1}), {"m": 0.1})), "one of h alone"),
     ],
 )
 def test_what_cannot_be_done_is_refused_with_the_reason(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("key", [None, KEY], ids=["mean", "masks"])
+def test_an_slstm_that_holds_its_output_back_keeps_its_equations(key):
+    """A number added to the input gates of all steps cancels in c / n."""
+    cell = zoneout(SLSTM, {"h": 0.3})
+    params, xs = init(cell), 20 * jax.random.normal(jax.random.key(3), (2, T, D))
+    more = params._replace(bias=params.bias.at[:H].add(20.0))
+    ys, moved = (rnnjax.unroll(cell, given, xs, key=key)[1] for given in (params, more))
+    assert float(jnp.abs(ys).max()) <= 1
+    np.testing.assert_allclose(moved, ys, atol=2e-4)
 
 
 def run_once(cell):

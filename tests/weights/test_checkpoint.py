@@ -19,7 +19,7 @@ import optax
 import pytest
 
 from rnnjax import _divided_arrays as divided_arrays
-from rnnjax.checkpoint import CheckpointError, Checkpoints, FolderLock, _reading
+from rnnjax.checkpoint import CheckpointError, Checkpoints, FolderLock, _leaves, _reading
 from rnnjax.checkpoint import checkpoints as saving
 from rnnjax.training import init_train_state, make_train_step
 
@@ -106,7 +106,7 @@ def test_a_state_without_a_number_is_a_state(state, tmp_path):
 
 
 def test_a_whole_checkpoint_that_cannot_be_read_is_named(tmp_path, monkeypatch):
-    def fail(path):
+    def fail(path, names):
         raise KeyError("no such format")
 
     saved(tmp_path, 1)
@@ -267,6 +267,68 @@ def test_a_damaged_one_never_pushes_a_good_one_out(tmp_path):
     assert "000001-step-1" in names(tmp_path / "two")
 
 
+def test_what_was_passed_over_stays_until_there_are_as_many_newer_ones(tmp_path):
+    saved(tmp_path, 10, 20, 30)
+
+    def accept(extra):
+        raise CheckpointError("of another run")
+
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        with pytest.raises(CheckpointError, match="of another run"):
+            checkpoints.restore(TEMPLATE, accept=accept)
+        checkpoints.save(1, TEMPLATE)
+        checkpoints.wait()
+        assert checkpoints.steps == (10, 20, 30, 1)
+        checkpoints.save(2, TEMPLATE)
+        checkpoints.wait()
+        checkpoints.save(3, TEMPLATE)
+        checkpoints.wait()
+        assert checkpoints.steps == (2, 3)
+
+
+def test_a_disk_that_could_not_be_read_for_a_while_costs_no_checkpoint(tmp_path, monkeypatch):
+    saved(tmp_path, 10, 20, 30)
+
+    def fail(path):
+        raise OSError(5, "Input/output error")
+
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        with monkeypatch.context() as patched:
+            patched.setattr("rnnjax.checkpoint.checkpoints.verified", fail)
+            with pytest.raises(CheckpointError, match="Input/output error"):
+                checkpoints.restore(TEMPLATE)
+        assert checkpoints.restore(TEMPLATE).step == 30
+        checkpoints.save(40, TEMPLATE)
+        checkpoints.wait()
+        assert checkpoints.steps == (10, 20, 30, 40)
+
+
+def test_what_another_process_writes_is_read_without_its_lock(tmp_path):
+    saved(tmp_path, 1, 2)
+    with Checkpoints(tmp_path / "new") as writing:
+        shutil.copytree(tmp_path / "000002-step-2", tmp_path / "new" / "000001-step-2")
+        with Checkpoints(tmp_path / "new", read_only=True) as reading:
+            assert reading.restore(TEMPLATE).step == 2
+            with pytest.raises(ValueError, match="must not be read_only to save"):
+                reading.save(3, TEMPLATE)
+        writing.save(4, TEMPLATE)
+    (tmp_path / "000003-step-3.tmp").mkdir()
+    with Checkpoints(tmp_path, read_only=True) as reading:
+        assert reading.steps == (1, 2)
+    assert (tmp_path / "000003-step-3.tmp").is_dir()
+    with pytest.raises(CheckpointError, match="must be a folder of checkpoints, got none"):
+        Checkpoints(tmp_path / "none", read_only=True)
+    assert not (tmp_path / "none").exists()
+
+
+def test_closed_ones_are_refused(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, TEMPLATE)
+    for use in (lambda: checkpoints.save(2, TEMPLATE), lambda: checkpoints.restore(TEMPLATE)):
+        with pytest.raises(ValueError, match="must be used inside their with block, got them clo"):
+            use()
+
+
 def test_a_caller_may_pass_over_what_does_not_suit_it(tmp_path):
     saved(tmp_path, 1, 2)
 
@@ -311,8 +373,15 @@ def test_every_difference_of_shape_dtype_and_path_is_named(tmp_path):
     ]
 
 
-def test_a_part_is_read_where_it_is_asked_for(tmp_path):
+def test_a_part_is_read_where_it_is_asked_for(tmp_path, monkeypatch):
     """As the parameters of a run whose optimizer is not at hand."""
+    load, loaded = _reading.load_arrays, {}
+
+    def loading(path, names):
+        loaded.update(found := load(path, names))
+        return found
+
+    monkeypatch.setattr(_reading, "load_arrays", loading)
     params = {"w": jax.random.normal(jax.random.key(1), (3, 2)), "b": jnp.zeros((0, 2))}
     state = init_train_state(jax.random.key(2), params, optax.adam(0.1))
     blank = jax.tree.map(jnp.zeros_like, params)
@@ -324,6 +393,8 @@ def test_a_part_is_read_where_it_is_asked_for(tmp_path):
             checkpoints.restore(template)
         found = checkpoints.restore(template, partial=True).state
         assert_same_bits(found, state._replace(opt_state=template.opt_state, skipped=jnp.int32(3)))
+        # Nothing else is loaded: an optimizer's state may be larger than what there is room for.
+        assert all(name.startswith((".params", ".key", ".step", ".skipped")) for name in loaded)
         # Of what is asked for nothing may be missing, nor of another shape.
         for wrong in ({"w": jnp.zeros((3, 2)), "c": jnp.zeros(2)}, {"w": jnp.zeros((3, 3))}):
             with pytest.raises(CheckpointError, match=r"template, got:\n  \.params\['[cw]'\] must"):
@@ -354,7 +425,11 @@ def test_doubles_are_not_cut_to_floats_without_a_word(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((1, {"rate": 0.5}), ValueError, r"state\['rate'\] must be an array, got 0.5"),
+        ((1, {"rate": 0.5}), ValueError, r"state\['rate'\] must be an array of .*, got 0.5"),
+        ((1, {"a": np.array("abc")}), ValueError, r"state\['a'\] must be .* got dtype <U3"),
+        ((1, {"a": np.array([1, None])}), ValueError, "numbers or flags, got dtype object"),
+        ((1, {"a": np.array(["2020-01-01"], "M8[D]")}), ValueError, "got dtype datetime64"),
+        ((1, {"a": jnp.zeros(3, jnp.uint4)}), ValueError, "numbers or flags, got dtype uint4"),
         ((-1, {"w": jnp.zeros(1)}), ValueError, "step must be a whole number .* got -1"),
         ((True, {"w": jnp.zeros(1)}), ValueError, "step must be a whole number .* got True"),
         ((1.0, {"w": jnp.zeros(1)}), ValueError, "step must be a whole number .* got 1.0"),
@@ -372,6 +447,25 @@ def test_doubles_are_not_cut_to_floats_without_a_word(tmp_path):
 def test_what_cannot_be_saved_is_named_at_once(arguments, error, message, tmp_path):
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(error, match=message):
         checkpoints.save(*arguments)
+
+
+def test_tensors_of_pytorch_are_named_at_once(tmp_path):
+    torch = pytest.importorskip("torch")
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(ValueError, match=r"state\['w'\] must be an array of .*, got Tensor"),
+    ):
+        checkpoints.save(1, {"w": torch.ones(2)})
+
+
+@pytest.mark.parametrize("dtype", sorted(_leaves._WRITTEN))
+def test_numbers_of_every_dtype_come_back_bit_for_bit(dtype, tmp_path):
+    numbers = jnp.array([[0, 1, 0], [1, 1, 0]]).astype(bool)
+    state = {"a": np.asarray(numbers).astype(jnp.dtype(dtype))}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state)
+    found = restored(tmp_path, state).state["a"]
+    assert (found.dtype, found.tobytes()) == (state["a"].dtype, state["a"].tobytes())
 
 
 def test_at_least_one_is_kept(tmp_path):
