@@ -169,30 +169,61 @@ class Recipe:
 _made_by: weakref.WeakKeyDictionary[Callable, Recipe] = weakref.WeakKeyDictionary()
 
 
-class ComparedStep:
-    """A step as a static argument of ``jax.jit``: those of equal models are one program.
+def compared(function: Callable) -> Callable:
+    """A function as a static argument of ``jax.jit``, equal to those that do the same.
 
-    Any other function is equal to itself alone, and a method to nothing: what it reads of its
-    object may have changed since.
+    That are the steps of equal models, the same function again, partials of it with equal
+    arguments, and objects that are compared by value, if they can be hashed. A method, or another
+    object that is called, is equal to nothing: what it holds may have changed since.
     """
+    key = _key_of(function)
+    return function if key is function else _Compared(function, key)
 
-    def __init__(self, step: Callable) -> None:
-        self.step = step
-        if isinstance(step, types.FunctionType):
-            self._key: Any = _made_by.get(step, step)
-        else:
-            # ``__func__``: Equinox has methods of its own.
-            is_method = hasattr(step, "__self__") or hasattr(step, "__func__")
-            self._key = object() if is_method else step
+
+class _Compared:
+    """A function with the key that it is compared by."""
+
+    def __init__(self, function: Callable, key: Any) -> None:
+        self.__wrapped__ = function  # whose signature ``inspect`` finds there
+        self._key = key
 
     def __call__(self, *args: Any) -> Any:
-        return self.step(*args)
+        return self.__wrapped__(*args)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ComparedStep) and self._key == other._key
+        return isinstance(other, _Compared) and self._key == other._key
 
     def __hash__(self) -> int:
         return hash(self._key)
+
+    def __repr__(self) -> str:
+        return repr(self.__wrapped__)
+
+
+def _key_of(function: Any) -> Any:
+    if isinstance(function, types.FunctionType):
+        return _made_by.get(function, function)
+    if isinstance(function, functools.partial):
+        given = [(None, argument) for argument in function.args] + [*function.keywords.items()]
+        keys = [(name, _key_of(a) if callable(a) else _comparable(a)) for name, a in given]
+        return (functools.partial, _key_of(function.func), *keys)
+    # ``__func__``: Equinox has methods of its own.
+    if hasattr(function, "__self__") or hasattr(function, "__func__"):
+        return object()
+    kind = type(function)
+    # A class, and what jax.jit makes of a function: none of them changes.
+    if isinstance(function, type) or hasattr(function, "__wrapped__"):
+        return function
+    by_value = kind.__eq__ is not object.__eq__ and _is_hashable(function)
+    return function if by_value else object()
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 class Made:
@@ -322,11 +353,7 @@ def _comparable(value: Any) -> Any:
         return _ArrayKey(value)
     if isinstance(value, np.ndarray | jax.Array) and not isinstance(value, Tracer):
         return value.item()
-    try:
-        hash(value)
-    except TypeError:
-        return _ById(value)
-    return value
+    return value if _is_hashable(value) else _ById(value)
 
 
 def _shown(value: Any) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 
 from rnnjax import masking
+from rnnjax._recipe import compared
 from rnnjax.decoding.sampling import (
     MinP,
     RepetitionPenalty,
@@ -26,7 +27,8 @@ _FIELDS = {Temperature: "value", TopP: "p", MinP: "p", RepetitionPenalty: "penal
 
 
 def split_numbers(sampling: Sampling, batch: tuple[int, ...]) -> tuple[Sampling, list[Array]]:
-    """The rules without their numbers, and these, each [] or one a row [...].
+    """The rules without their numbers, as a compiled loop compares them, and these numbers, each []
+    or one a row [...].
 
     Raises:
         ValueError: numbers of rows in another shape than the batch.
@@ -43,7 +45,7 @@ def split_numbers(sampling: Sampling, batch: tuple[int, ...]) -> tuple[Sampling,
                 )
             numbers.append(number)
             rule = _with(rule, field, None)
-        rules.append(rule)
+        rules.append(compared(rule))
     return dataclasses.replace(sampling, transforms=tuple(rules)), numbers
 
 

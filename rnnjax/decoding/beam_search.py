@@ -21,7 +21,7 @@ from rnnjax._checks import (
 from rnnjax._devices import with_automatic_axes
 from rnnjax._native import in_native_order
 from rnnjax._numerics import accumulation_dtype
-from rnnjax._recipe import ComparedStep
+from rnnjax._recipe import compared
 from rnnjax.base import Carry
 from rnnjax.decoding._largest import largest
 from rnnjax.decoding._loop import as_arrays
@@ -89,8 +89,8 @@ def beam_search(
             language model; with a ``memory``, ``(params, carry, token, memory)``; to use
             ``coverage`` it must return ``(carry, logits, weights [..., S])``. The search is
             compiled for each function: one that is written inside a loop is another every time, and
-            so is a method. Arrays that a function reads beside its arguments are those of the first
-            call: hand them in as ``params``.
+            so is a method, or an object that is called. Arrays that a function reads beside its
+            arguments are those of the first call: hand them in as ``params``.
         params: its parameters.
         carry: the carry before ``start``, leaves [..., ...].
         start: int [...], the token that is read first, such as a start token. Inside a compiled
@@ -129,14 +129,14 @@ def beam_search(
         raise ValueError(f"step must be a function, such as the step of a model, got {kind}")
     first = masking.as_integers("start", start)
     how = _How(
-        ComparedStep(step),
+        compared(step),
         check_size("beam_size", beam_size),
         check_size("max_length", max_length),
         check_id("stop", stop),
         check_id("pad", pad),
         _check_length_penalty(length_penalty, max_length),
         _check_weight("coverage", coverage),
-        check_transforms(transforms),
+        tuple(map(compared, check_transforms(transforms))),
         memory is not None,
     )
     check_one_number(how.transforms)
@@ -159,7 +159,7 @@ def beam_search(
 class _How(NamedTuple):
     """What is fixed when the search is compiled."""
 
-    step: ComparedStep
+    step: Callable
     beam_size: int
     max_length: int
     stop: int
@@ -247,7 +247,7 @@ def _check_start(how: _How, params: Any, carry: Carry, start: Array, memory: Any
 def _check_arguments(how: _How) -> None:
     """Refuse a step that takes a memory where there is none, or none where there is one."""
     names = ("params", "carry", "token", *(("memory",) if how.has_memory else ()))
-    error = call_error(how.step.step, *names)
+    error = call_error(how.step, *names)
     if error is not None:
         given = "a memory" if how.has_memory else "no memory"
         raise ValueError(

@@ -12,6 +12,7 @@ from rnnjax import masking
 from rnnjax._checks import check_size, telling_given_away
 from rnnjax._devices import with_automatic_axes
 from rnnjax._native import jit
+from rnnjax._recipe import compared
 from rnnjax.base import Carry, Key
 from rnnjax.decoding._loop import (
     Choice,
@@ -109,7 +110,8 @@ def generate_series(
         values, ends = _check_prompt(prompt, lengths, model.head)
         keys = row_keys(key, ends.shape, draws=True)
         carry = as_arrays("initial_carry", initial_carry)
-        return _generate((model, count, stop), params, values, ends, keys, carry, context)
+        how = model, count, stop and compared(stop)
+        return _generate(how, params, values, ends, keys, carry, context)
 
 
 @functools.partial(jit, static=1)

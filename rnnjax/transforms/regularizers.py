@@ -384,7 +384,7 @@ def _check_held(rate: float | Mapping[str, float], rates: list[float], carry: Ca
         return isinstance(node, SLSTMCarry)
 
     def scaled(node: Any) -> Any:
-        return SLSTMCarry(h=False, c=True, n=True, m=True) if is_slstm(node) else False
+        return [name != "h" for name in node._fields] if is_slstm(node) else False
 
     together = jax.tree.leaves(jax.tree.map(scaled, carry, is_leaf=is_slstm))
     if any(p and part for p, part in zip(rates, together, strict=True)):

@@ -1,5 +1,6 @@
 """Beam search finds what a search of all texts finds, and mixes up nothing on the way."""
 
+import functools
 import importlib
 import itertools
 import weakref
@@ -527,13 +528,33 @@ def test_equal_models_are_one_program_and_are_forgotten():
     assert gone() is None
 
 
-@pytest.mark.parametrize("kind", ["of Python", "of Equinox"])
+def test_partials_with_equal_arguments_are_one_program():
+    def scaled(scale, params, carry, token):
+        return token, scale["of"] * params[carry, token]
+
+    def found(scale):
+        part, carry = functools.partial(scaled, {"of": np.array(scale)}), jnp.full(1, V)
+        options = {"stop": STOP, "beam_size": 2, "max_length": N}
+        return rnnjax.beam_search(part, jnp.asarray(TABLES[0]), carry, jnp.zeros(1, int), **options)
+
+    first, programs = found([[2.0]]), beam_search._search._cache_size()
+    np.testing.assert_array_equal(found([[2.0]]).log_probs, first.log_probs)
+    assert beam_search._search._cache_size() == programs
+    assert not np.array_equal(found([[1.0]]).log_probs, first.log_probs)
+
+
+METHODS = ("of Python", "of Equinox", "of a partial", "given to a partial")
+
+
+@pytest.mark.parametrize("kind", [*METHODS, "an object that is called"])
 def test_a_method_is_searched_with_what_its_object_holds_now(kind):
     """Two bound methods of one object are equal, though its weights are others by then."""
 
     class Writer:
         def step(self, _, carry, token):
             return step(self.table, carry, token)
+
+        __call__ = step
 
     class Bound:  # an object with fields, none of which can be hashed
         def __init__(self, writer):
@@ -549,7 +570,13 @@ def test_a_method_is_searched_with_what_its_object_holds_now(kind):
     options = {"stop": STOP, "beam_size": 2, "max_length": N}
     for table in TABLES:
         writer.table = jnp.asarray(table)
-        method = writer.step if kind == "of Python" else Bound(writer)
+        method = {
+            "of Python": writer.step,
+            "of Equinox": Bound(writer),
+            "of a partial": functools.partial(writer.step),
+            "given to a partial": functools.partial(lambda f, *args: f(*args), writer.step),
+            "an object that is called": writer,
+        }[kind]
         carry = jnp.full(1, V)
         found = rnnjax.beam_search(method, None, carry, start, **options)
         expected = rnnjax.beam_search(step, writer.table, carry, start, **options)

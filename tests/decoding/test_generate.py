@@ -1,5 +1,6 @@
 """What is written is what the law says, row by row, wherever the row stands."""
 
+import dataclasses
 import itertools
 import re
 
@@ -706,3 +707,43 @@ def test_a_stream_is_checked_when_it_is_made_and_ends_where_no_token_is_left():
 
     assert blocks(three) == [3]
     assert blocks(lambda logits, history: logits * jnp.nan) == []
+
+
+class Rule:
+    """A rule that may change, as one that is learned."""
+
+    def __init__(self, token):
+        self.token = token
+
+    def favour(self, logits, history):
+        return logits.at[self.token].set(1e9)
+
+    __call__ = favour
+
+
+@dataclasses.dataclass
+class Plain(Rule):
+    """As ``dataclass`` makes it, it cannot be hashed."""
+
+    token: int
+
+
+@pytest.mark.parametrize("use", [lambda rule: rule.favour, lambda rule: rule], ids=["method", "it"])
+@pytest.mark.parametrize("make", [Rule, Plain])
+def test_a_rule_is_what_it_holds_now(make, use):
+    rule = make(1)
+
+    def written(how):
+        options = {"max_new_tokens": 2, "sampling": rnnjax.greedy(use(rule))}
+        if how == "generate":
+            return rnnjax.generate(MODEL, PARAMS, jnp.array([0]), **options).tokens
+        return np.concatenate([*rnnjax.stream_text(MODEL, PARAMS, jnp.array([0]), **options)])
+
+    def found():
+        carry = MODEL.initial_carry(PARAMS, (1,))
+        options = {"stop": 0, "beam_size": 1, "max_length": 2, "transforms": (use(rule),)}
+        return rnnjax.beam_search(MODEL.step, PARAMS, carry, [0], **options).tokens[0, 0]
+
+    for rule.token in (1, 2):
+        for tokens in (written("generate"), written("stream"), found()):
+            np.testing.assert_array_equal(tokens, [rule.token] * 2)

@@ -299,3 +299,22 @@ def test_what_pads_a_row_of_ids_need_not_be_an_id():
     found, score = (model.score(params, (p, p), LENGTHS)[1] for p in (dirty, prompt))
     np.testing.assert_array_equal(found, score)
     assert np.all(np.isfinite(found))
+
+
+def test_a_method_stops_a_series_by_what_its_object_holds_now():
+    class Limit:
+        least = -1e9
+
+        def passed(self, value):
+            return value[0] > self.least
+
+    limit, model = Limit(), rnnjax.series_model(rnnjax.gru(2), rnnjax.gaussian_mixture_head(1))
+    params, prompt = model.init(jax.random.key(0)), jnp.zeros((1, 1))
+
+    def steps():
+        options = {"max_new_steps": 3, "key": jax.random.key(1), "stop": limit.passed}
+        return int(rnnjax.generate_series(model, params, prompt, **options).lengths)
+
+    assert steps() == 1
+    limit.least = 1e9
+    assert steps() == 3
