@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from rnnjax._checks import check_rate, check_size
+from rnnjax._checks import check_rate, check_size, describe
 from rnnjax._numerics import raised
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def averaged(opt_state: Any) -> Any:
 
     Raises:
         ValueError: there is none in it, or more than one; or it is that of some parameters alone,
-            or not the last link of its chain.
+            or not the last link of its chain, or inside of what changes the update again.
 
     Example:
         >>> import optax
@@ -182,18 +182,72 @@ def averaged(opt_state: Any) -> Any:
     return found[0]
 
 
-def check_last(opt_state: Any) -> None:
-    """Refuse an average that is not the last link: it would be of parameters that are not kept."""
+def check_average(opt_state: Any, params: Any) -> None:
+    """Refuse an average that would not be of the parameters, by the first state of an optimizer.
 
-    def is_wrong(node: Any) -> bool:
-        # The state of optax.chain is a tuple of those of its links.
-        return type(node) is tuple and any(_averages(link) for link in node[:-1])
+    Raises:
+        ValueError: as of :func:`averaged`, or it is that of a tree of another form.
+    """
+    import optax
 
-    if any(map(is_wrong, jax.tree.leaves(opt_state, is_leaf=is_wrong))):
-        raise ValueError(
-            "optimizer must have average_parameters or averaged_from as the last link of a chain, "
-            "got one with links behind it: put it last in optax.chain"
-        )
+    check_last(opt_state, in_order=True)
+    is_masked = lambda node: isinstance(node, optax.MaskedNode)  # noqa: E731
+    for average in _averages(opt_state):
+        if any(map(is_masked, jax.tree.leaves(average, is_leaf=is_masked))):
+            continue  # of some parameters: averaged says so
+        if jax.tree.structure(average) != jax.tree.structure(params):
+            raise ValueError(
+                f"the average must be of a tree like params, {describe(params)}, got "
+                f"{describe(average)}: put average_parameters outside of optax.flatten"
+            )
+
+
+def check_last(opt_state: Any, *, in_order: bool = False) -> None:
+    """Refuse an average that is not the last link: it would be of parameters that are not kept.
+
+    Args:
+        opt_state: the state of an optimizer.
+        in_order: whether dicts are in the order in which they were made, as they no longer are
+            where JAX made them again.
+    """
+    import optax
+
+    # What keeps the update of the optimizer inside it as that is, or makes none of it.
+    kept_by = (
+        optax.MultiStepsState,
+        optax.ApplyIfFiniteState,
+        optax.ConditionallyTransformState,
+        optax.InjectHyperparamsState,
+        optax.InjectStatefulHyperparamsState,
+        optax.MaskedState,
+        optax.PartitionState,
+    )
+    for node, part in _around_averages(opt_state):
+        links = list(node.values()) if isinstance(node, dict) else node
+        is_chain = type(node) is tuple or (in_order and isinstance(node, dict))
+        # The labels of optax.partition are in a dict, too.
+        is_partition = is_chain and all(isinstance(one, optax.MaskedState) for one in links)
+        if is_chain and not is_partition and links[-1] is not part:
+            raise ValueError(
+                "optimizer must have average_parameters or averaged_from as the last link of a "
+                "chain, got one with links behind it: put it last in optax.chain"
+            )
+        if not isinstance(node, (*kept_by, dict)) and type(node) is not tuple:
+            raise ValueError(
+                "optimizer must have average_parameters or averaged_from outside of what changes "
+                f"the update again, got one inside of {type(node).__name__}: put it last in an "
+                "optax.chain around that"
+            )
+
+
+def _around_averages(node: Any) -> Iterator[tuple[Any, Any]]:
+    """Each node of a state with an average inside it, and the part of the node that has it."""
+    if isinstance(node, ParameterAverage):
+        return
+    for part in jax.tree.leaves(node, is_leaf=lambda one: one is not node):
+        if part is not node and _averages(part):
+            yield node, part
+            yield from _around_averages(part)
 
 
 def _averages(opt_state: Any) -> list[Any]:

@@ -256,8 +256,12 @@ def _is_list_of_numbers(node: Any) -> bool:
 
 
 def _described(leaf: Any) -> str:
-    dtype = getattr(leaf, "dtype", None)
-    return type(leaf).__name__ if dtype is None else f"an array of dtype {dtype}"
+    if isinstance(leaf, Array | np.ndarray | np.generic):
+        return f"an array of dtype {leaf.dtype}"
+    kind = type(leaf)
+    if hasattr(leaf, "dtype"):  # of another library
+        return f"{kind.__module__}.{kind.__name__}: numpy.asarray makes one of it"
+    return kind.__name__
 
 
 def _shapes(batch: Any) -> dict[str, str]:

@@ -87,7 +87,8 @@ def state_shardings(
         if len(names) > 1:
             raise ValueError(f"divided must name each array once, got {', '.join(names)}")
         found.update(names)
-        sharding = NamedSharding(mesh, specs[names[0]] if names else PartitionSpec())
+        spec = _check_spec(mesh, place, leaf, specs[names[0]]) if names else PartitionSpec()
+        sharding = NamedSharding(mesh, spec)
         try:
             sharding.shard_shape(np.shape(leaf))
         except ValueError:
@@ -143,6 +144,22 @@ def shard_batch(mesh: Mesh, batch: Any, axis: str | None = None) -> Any:
             )
     rows = NamedSharding(mesh, PartitionSpec(axis))
     return jax.tree.map(lambda leaf: _divided(leaf, rows), in_native_order(batch))
+
+
+def _check_spec(mesh: Mesh, place: str, leaf: Any, spec: Any) -> PartitionSpec:
+    if not isinstance(spec, PartitionSpec):
+        raise ValueError(f"divided must have a PartitionSpec for {place}, got {spec!r}")
+    if len(spec) > np.ndim(leaf):
+        raise ValueError(
+            f"{place} must have the {len(spec)} axes of {spec}, got shape {np.shape(leaf)}"
+        )
+    axes = [axis for axes in spec for axis in (axes if isinstance(axes, tuple) else (axes,))]
+    unknown = [axis for axis in axes if axis is not None and axis not in mesh.axis_names]
+    if unknown:
+        raise ValueError(
+            f"divided must name axes of the mesh, {mesh.axis_names}, got {unknown[0]!r} for {place}"
+        )
+    return spec
 
 
 def _check_mesh(mesh: Any) -> Mesh:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from rnnjax._checks import check_takes
@@ -35,9 +36,7 @@ def check_result(result: Any) -> tuple[Array, dict[str, Mean]]:
             "loss_fn must return (loss, metrics), metrics a dict of pairs (total, count), "
             f"got {_described(result)}"
         )
-    loss = jnp.asarray(result[0])
-    if loss.shape or not jnp.issubdtype(loss.dtype, jnp.floating):
-        raise ValueError(f"the loss of loss_fn must be a floating scalar, got {_described(loss)}")
+    loss = check_loss("the loss of loss_fn", result[0])
     for name, pair in result[1].items():
         if not isinstance(name, str):
             raise ValueError(f"the metrics of loss_fn must have strings for names, got {name!r}")
@@ -49,6 +48,22 @@ def check_result(result: Any) -> tuple[Array, dict[str, Mean]]:
                 f"rnnjax.metrics.Mean is, got {_described(pair)}"
             )
     return loss, {name: _as_mean(pair) for name, pair in result[1].items()}
+
+
+def check_loss(name: str, loss: Any) -> Array:
+    """``loss`` as an array, if it is a floating scalar.
+
+    Raises:
+        ValueError: it is not; says what came.
+    """
+    if isinstance(loss, Mean):
+        raise ValueError(f"{name} must be a floating scalar, got a Mean: give loss.value")
+    if isinstance(loss, bool | int | float | complex):
+        loss = jnp.asarray(loss)
+    is_array = isinstance(loss, np.ndarray | np.generic | Array)
+    if not is_array or jnp.shape(loss) or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
+        raise ValueError(f"{name} must be a floating scalar, got {_described(loss)}")
+    return jnp.asarray(loss)
 
 
 def _as_mean(pair: Any) -> Mean:

@@ -92,7 +92,8 @@ def make_truncated_step(
     At the start of a call the window is shorter: gradients do not go back into the call before.
     A last chunk of fewer than k1 steps is one more update. A chunk without a real step in any
     row moves nothing: no parameter, no statistic of the optimizer, no step count. An update
-    whose numbers are not finite is left out and counted as in ``make_train_step``.
+    whose numbers are not finite is left out and counted as in ``make_train_step``; a row whose
+    carry is not finite behind it starts anew, so that a NaN in the inputs costs no later update.
 
     All windows of a call are one loop over one compiled program. Each row has its own mask and
     its own resets; no gradient crosses a reset. Where k2 is more than k1, the first k1 steps of
@@ -189,6 +190,9 @@ def make_truncated_step(
         metrics, ahead, end, real = parts
         new, figures = apply_gradients(state, optimizer, loss, grads)
         metrics = join_metrics(metrics, figures)
+        # A NaN would never leave a carry, and with it all that comes later would be left out.
+        first, count = first_carry(state.params, window.xs), window.mask.shape[0]
+        ahead, end = (_finite_rows(held, first, count) for held in (ahead, end))
         state, end = _where(real, (new, end), (state, last))
         return (state, ahead, end), _where(real, metrics, jax.tree.map(jnp.zeros_like, metrics))
 
@@ -240,6 +244,21 @@ def _pad_time(batch: Sequences, before: int, after: int) -> Sequences:
         return jnp.pad(a, ((0, 0), (before, after), *((0, 0),) * (a.ndim - 2)))
 
     return jax.tree.map(pad, batch)
+
+
+def _finite_rows(carry: Any, first: Any, count: int) -> Any:
+    """The carry, in rows of the ``count`` with a number that is not finite the first one."""
+    finite = jnp.ones(count, bool)
+    for leaf in jax.tree.leaves(carry):
+        if leaf.shape[:1] == (count,) and jnp.issubdtype(leaf.dtype, jnp.floating):
+            finite &= jnp.all(jnp.isfinite(leaf.reshape(count, -1)), axis=1)
+
+    def chosen(leaf: Array, anew: Array) -> Array:
+        if leaf.shape[:1] != (count,):
+            return leaf  # of a function of one's own: no state of rows
+        return where(finite.reshape(count, *(1,) * (leaf.ndim - 1)), leaf, anew)
+
+    return jax.tree.map(chosen, carry, first)
 
 
 def _where(condition: Array, new: Any, old: Any) -> Any:

@@ -19,7 +19,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rnnjax import _checks, _values
 from rnnjax._numerics import raised
 from rnnjax.metrics import Mean
-from rnnjax.training.averaging import check_last
+from rnnjax.training.averaging import check_average
+from rnnjax.training.loss_functions import check_loss
 
 if TYPE_CHECKING:
     import optax
@@ -123,16 +124,18 @@ def apply_gradients(
         state: the state before.
         optimizer: an Optax transformation. One that takes further arguments, as Optax's protocol
             has it, gets ``value`` (the loss), ``grad`` and ``value_fn``; ``optax.contrib.sam``
-            gets the ``grad_fn`` that it asks for.
-        loss: a scalar.
-        grads: its gradient, a tree like ``state.params``.
+            gets the ``grad_fn`` that it asks for, ``optax.contrib.sophia`` its ``obj_fn``.
+        loss: a floating scalar.
+        grads: its gradient, a tree like ``state.params``, of the same shapes.
         value_fn: the loss as a function of the parameters, which line searches call.
 
     Returns:
         The state and the metrics "grad_norm" and "skipped", each a :class:`rnnjax.metrics.Mean`.
 
     Raises:
-        ValueError: the optimizer needs an argument that it cannot get here; names it.
+        ValueError: the loss is no floating scalar, or the gradient of another structure or shape
+            than the parameters; or the optimizer needs an argument that it cannot get here, or
+            does not keep the structure of its state; names it.
 
     Example:
         >>> import optax
@@ -146,8 +149,9 @@ def apply_gradients(
     import optax
 
     _check_made_by(optimizer, state)
+    _check_gradient(state.params, grads)
     norm = _norm(grads)
-    loss = raised(loss)
+    loss = raised(check_loss("loss", loss))
     held = (state.params, state.opt_state)
     extra: dict[str, Any] = {"value": loss, "grad": grads}
     if value_fn is not None:
@@ -155,6 +159,7 @@ def apply_gradients(
 
     def update(params: Any, opt_state: Any) -> tuple[Any, Any]:
         updates, new_opt_state = _update(optimizer, grads, opt_state, params, extra)
+        _check_kept(new_opt_state, opt_state)
         new = (optax.apply_updates(params, updates), new_opt_state)
         # A state that drifts to another dtype would not fit the compiled program again.
         return jax.tree.map(lambda leaf, old: jnp.asarray(leaf, old.dtype), new, held)
@@ -262,7 +267,7 @@ def _init_optimizer(optimizer: Any, params: Any) -> Any:
     opt_state = optimizer.init(params)
     if any(map(is_pair, jax.tree.leaves(opt_state, is_leaf=is_pair))):
         raise refusal
-    check_last(opt_state)
+    check_average(opt_state, params)
     return opt_state
 
 
@@ -276,15 +281,41 @@ def _check_made_by(optimizer: Any, state: TrainState) -> None:
         )
 
 
+def _check_gradient(params: Any, grads: Any) -> None:
+    if jax.tree.structure(grads) != jax.tree.structure(params):
+        raise ValueError(
+            f"grads must be a tree like state.params, {_checks.describe(params)}, got "
+            f"{_checks.describe(grads)}"
+        )
+    for (path, leaf), grad in zip(
+        jax.tree.leaves_with_path(params), jax.tree.leaves(grads), strict=True
+    ):
+        if jnp.shape(grad) != leaf.shape:
+            raise ValueError(
+                f"grads{jax.tree_util.keystr(path)} must have shape {leaf.shape}, that of the "
+                f"parameter, got shape {jnp.shape(grad)}"
+            )
+
+
+def _check_kept(new: Any, held: Any) -> None:
+    if jax.tree.structure(new) != jax.tree.structure(held):
+        raise ValueError(
+            f"optimizer must keep the structure of its state, {_checks.describe(held)}, got "
+            f"{_checks.describe(new)} after an update: a compiled step takes back what it gave"
+        )
+
+
 def _update(
     optimizer: Any, grads: Any, opt_state: Any, params: Any, extra: dict[str, Any]
 ) -> tuple[Any, Any]:
     """What the optimizer makes of a gradient, given all that Optax's protocol lets it ask for."""
     import optax
 
-    update, offered = optax.with_extra_args_support(optimizer).update, ", ".join(extra)
+    update, offered = optimizer.update, ", ".join(extra)
+    if not _takes_any(update):  # optax.MultiSteps does, and is none of Optax's types that do
+        update = optax.with_extra_args_support(optimizer).update
     known = inspect.signature(update).parameters
-    if not any(argument.kind == argument.VAR_KEYWORD for argument in known.values()):
+    if not _takes_any(update):
         # ``optax.contrib.sam`` is outside of the protocol: it takes one argument, of its own.
         if "value_fn" in extra:
             gradient = jax.grad(extra["value_fn"])
@@ -301,6 +332,10 @@ def _update(
             f"needs {missing[1]}"
         ) from error
     except ValueError as error:
+        # ``optax.contrib.sophia`` has another name for it, which line searches would not take.
+        if "obj_fn must be" in str(error) and "value_fn" in extra and "obj_fn" not in extra:
+            again = {**extra, "obj_fn": extra["value_fn"]}
+            return _update(optimizer, grads, opt_state, params, again)
         if "grad_fn" not in str(error) or "grad_fn" in extra:
             raise
         raise ValueError(
@@ -309,9 +344,15 @@ def _update(
         ) from error
 
 
+def _takes_any(update: Callable) -> bool:
+    arguments = inspect.signature(update).parameters.values()
+    return any(argument.kind == argument.VAR_KEYWORD for argument in arguments)
+
+
 def _check_floating(params: Any) -> None:
+    arrays = jax.Array | np.ndarray | np.generic | bool | int | float | complex
     for path, leaf in jax.tree.leaves_with_path(params):
-        if not hasattr(leaf, "dtype") and not isinstance(leaf, bool | int | float | complex):
+        if not isinstance(leaf, arrays):
             raise ValueError(
                 f"params{jax.tree_util.keystr(path)} must be an array, got {type(leaf).__name__}"
             )

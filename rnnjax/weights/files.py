@@ -99,7 +99,7 @@ def load_weights(
 
     With ``only``, as for fine-tuning with a new head, the parts it names are read, and of them
     nothing may be missing either. The rest stays as it is in ``like``; the rest of the file is not
-    looked at.
+    read, but for its header.
 
     Args:
         path: the file.
@@ -196,9 +196,10 @@ def _check_leaf(name: str, leaf: Any) -> None:
         raise ValueError(
             f"params must have names of Unicode text, got half of a surrogate pair in {name!r}"
         )
-    dtype = getattr(leaf, "dtype", None)
-    if dtype is None and isinstance(leaf, bool | int | float | complex):
-        dtype = np.asarray(leaf).dtype
+    if isinstance(leaf, bool | int | float | complex):
+        leaf = np.asarray(leaf)
+    is_array = isinstance(leaf, jax.Array | np.ndarray | np.generic)
+    dtype = leaf.dtype if is_array else None
     native = dtype.newbyteorder("=") if isinstance(dtype, np.dtype) else dtype
     if native not in KNOWN_DTYPES:
         came = type(leaf).__name__ if dtype is None else f"dtype {dtype}"

@@ -210,6 +210,18 @@ def test_two_processes_have_equal_bits(trained):
             ),
             "divided must name each array once, got w, a.w",
         ),
+        (
+            lambda mesh: replicate(mesh, {"b": np.ones(2)}, divided={"b": P(None, "batch")}),
+            r"b must have the 2 axes of \S+\(None, 'batch'\), got shape \(2,\)",
+        ),
+        (
+            lambda mesh: replicate(mesh, {"b": np.ones(2)}, divided={"b": "batch"}),
+            "divided must have a PartitionSpec for b, got 'batch'",
+        ),
+        (
+            lambda mesh: replicate(mesh, {"b": np.ones(2)}, divided={"b": P("model")}),
+            r"divided must name axes of the mesh, \('batch',\), got 'model' for b",
+        ),
         (lambda mesh: replicate(mesh, [np.int64(2**40)]), r"tree\[0\] must fit int32"),
         (lambda mesh: shard_batch(mesh, {"x": np.array(["a"])}), r"batch\['x'\] must be an array"),
         (lambda mesh: shard_batch(mesh, np.array([2**40])), "batch must fit int32"),

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.extend.core import jaxprs_in_params
 from jax.sharding import AxisType, PartitionSpec
@@ -112,6 +113,51 @@ def test_rows_of_weight_0_are_never_read(what):
     good, bad = (jax.value_and_grad(loss, (0, 1))(given, w) for given in (x, spoilt))
     jax.tree.map(np.testing.assert_array_equal, bad, good)
     assert not np.any(np.asarray(bad[1][0])[~MASK])
+
+
+# Of 7 rows that count, so that the last chunk is not full.
+SEVEN = MASK & (np.arange(B * T).reshape(B, T) > 0)
+
+
+@pytest.mark.usefixtures("chunks")
+@pytest.mark.parametrize("label", [None, C - 1], ids=["class 0", "all but one class"])
+def test_a_class_that_is_ruled_out_has_a_loss_and_gradients_that_are_finite(label):
+    """Rows behind the last ones that count stand in for class 0, whose entropy is infinite."""
+    bias = np.asarray(BIAS, np.float32)
+    bias[: label or 1] = -np.inf
+    labels = np.full_like(LABELS, label) if label else np.maximum(LABELS, 1)
+    given = jnp.asarray(X, jnp.float32), jnp.asarray(W, jnp.float32), jnp.asarray(bias)
+
+    def ours(x, w, bias):
+        return linear_cross_entropy(x, w, bias, labels, SEVEN)[0].value
+
+    def theirs(x, w, bias):
+        return cross_entropy(x @ w + bias[None, None], labels, SEVEN).value
+
+    found, expected = (jax.value_and_grad(f, (0, 1, 2))(*given) for f in (ours, theirs))
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(found))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected
+    )
+
+
+@pytest.mark.usefixtures("chunks")
+def test_a_training_step_takes_a_class_that_is_ruled_out():
+    x, bias = jnp.asarray(X, jnp.float32), jnp.asarray(BIAS, jnp.float32).at[0].set(-jnp.inf)
+    labels = jnp.maximum(jnp.asarray(LABELS), 1)
+
+    def loss_fn(w, batch, key):
+        loss, hits = linear_cross_entropy(x, w, bias, labels, batch)
+        return loss.value, {"loss": loss, "accuracy": hits}
+
+    optimizer = optax.sgd(0.5)
+    w = jnp.asarray(W, jnp.float32)
+    state = rnnjax.init_train_state(jax.random.key(0), w, optimizer)
+    state, metrics = rnnjax.make_train_step(loss_fn, optimizer, donate_state=False)(state, SEVEN)
+    gradient = jax.grad(lambda w: cross_entropy(x @ w + bias[None, None], labels, SEVEN).value)(w)
+    np.testing.assert_allclose(state.params, w - 0.5 * gradient, rtol=1e-5, atol=1e-6)
+    expected = cross_entropy(x @ w + bias[None, None], labels, SEVEN)
+    np.testing.assert_allclose(metrics["loss"].total, expected.total, rtol=1e-5)
 
 
 def test_only_chunks_with_rows_that_count_are_computed(monkeypatch):

@@ -1,5 +1,7 @@
 """Metrics against means taken by hand and in NumPy float64."""
 
+import operator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,11 +20,13 @@ from rnnjax.metrics import (
     evaluate,
     f1_by_class,
     huber_error,
+    linear_cross_entropy,
     merge,
     perplexity,
     quantile_error,
     recall_by_class,
     squared_error,
+    transducer_loss,
 )
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -388,6 +392,52 @@ def test_a_merged_mean_is_used_as_any_other():
     assert merge(Mean(jnp.array(1.0), jnp.array(1)), total) == (10, 4)
 
 
+OPERATIONS = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "/": operator.truediv,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "!=": operator.ne,
+}
+
+
+@pytest.mark.parametrize("other", [3, 5.5, np.float32(2), np.float64(5.5), "array", "sum"])
+@pytest.mark.parametrize("sign", OPERATIONS)
+def test_a_merged_total_is_counted_with_as_a_number_of_numpy(sign, other):
+    """On either side, and as the array is that stood in its place before the first merge."""
+    total = merge(jnp.array(4.0), jnp.array(1.5))
+    other = {"array": jnp.array(2.5), "sum": merge(jnp.array(4.5), 1.0)}.get(other, other)
+    operate, exact, value = OPERATIONS[sign], np.float64(5.5), np.float64(other)
+    np.testing.assert_allclose(operate(total, other), operate(exact, value), rtol=1e-6)
+    np.testing.assert_allclose(operate(other, total), operate(value, exact), rtol=1e-6)
+
+
+def test_merged_totals_are_added_up_rounded_and_turned_round():
+    totals = [merge(jnp.array(float(n)), jnp.array(-2.25)) for n in range(4)]
+    exact = np.arange(4) - 2.25
+    assert sum(totals) == exact.sum()
+    for total, value in zip(totals, exact, strict=True):
+        assert (-total, abs(total)) == (-value, abs(value))
+        assert (round(total), round(total, 1)) == (np.round(value), np.float32(np.round(value, 1)))
+    assert min(totals) == exact.min()
+    assert [bool(merge(n, -1)) for n in range(3)] == [True, False, True]
+
+
+def test_merged_totals_are_compared_with_all_their_digits():
+    """Of 2^24 + 1, which is no float32; also in a compiled function, as far as an array can."""
+    total = merge(jnp.array(2.0**24), jnp.array(1.0))
+    assert total > 2**24 > total - 1e8
+    assert not total <= 2**24
+    assert total != 2**24
+    found = jax.jit(lambda total: (total > 5, total >= 5, total == 5, total / 2))(total)
+    assert [float(part) for part in found] == [True, True, False, 2.0**23]
+
+
 def test_merging_is_one_program_however_often_it_is_done():
     one = {"a": Mean.of(device([1.0])), "b": (jnp.array(1.0), jnp.array(2.0))}
     total = merge(merge(one, one), one)
@@ -620,10 +670,61 @@ def test_weights_may_be_a_list_and_must_be_numbers():
         found, expected = (metric(logits, labels, w) for w in ([1, 0], jnp.array([1, 0])))
         assert jax.tree.leaves(found) == jax.tree.leaves(expected)
     assert Mean.of([1.0, 3.0], [True, False]).value == 1
-    with pytest.raises(ValueError, match="weights must be numbers, got dtype <U2"):
+    with pytest.raises(ValueError, match="weights must be an array of numbers, got str"):
         accuracy(logits, labels, "ab")
     with pytest.raises(ValueError, match="delta must be a positive number, got '1'"):
         huber_error(logits, logits, delta="1")
+
+
+HIDDEN = np.ma.masked_array([1.0, 2.0], [0, 1])
+RAGGED = [[1.0, 2.0], [3.0]]
+APPLIED = (jnp.ones((2, 4)), jnp.ones((2, 3, 4)))  # as a layer gives them: the carry, the outputs
+ROWS = "rows of unequal size: rnnjax.data.pad makes one of them"
+PAIR = r"a tuple of 2: apply gives \(carry, outputs\)"
+TAKEN = {
+    "values": Mean.of,
+    "weights": lambda given: Mean.of([1.0, 2.0], given),
+    "logits": lambda given: cross_entropy(given, [0, 1]),
+    "labels": lambda given: accuracy(np.eye(2), given),
+    "predictions": lambda given: squared_error(given, [1.0, 2.0]),
+    "targets": lambda given: absolute_error(np.ones(2), given),
+    "features": lambda given: linear_cross_entropy(given, np.eye(2), None, [0, 1]),
+    "w": lambda given: linear_cross_entropy(np.eye(2), given, None, [0, 1]),
+    "bias": lambda given: linear_cross_entropy(np.eye(2), np.eye(2), given, [0, 1]),
+    "lengths": lambda given: transducer_loss(np.zeros((2, 3, 2, 4)), given, [[1], [1]], None),
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (RAGGED, f"one array, got {ROWS}"),
+        ([np.ones(2), np.ones(3)], f"one array, got {ROWS}"),
+        (APPLIED, f"one array, got {PAIR}"),
+        (tuple(map(np.asarray, APPLIED)), f"one array, got {PAIR}"),
+        (HIDDEN, "a plain array, got one with masked numbers: give a mask"),
+        ([HIDDEN, HIDDEN], "a plain array, got one with masked numbers: give a mask"),
+        ([1.0, np.ma.masked], "a plain array, got one with masked numbers: give a mask"),
+        ("ab", "an array of numbers, got str"),
+    ],
+    ids=["ragged", "rows", "applied", "applied in NumPy", "masked", "masks", "a mask", "text"],
+)
+@pytest.mark.parametrize("name", TAKEN)
+def test_what_is_no_array_is_named(name, given, message):
+    with pytest.raises(ValueError, match=f"^{name} must be {message}"):
+        TAKEN[name](given)
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_a_tensor_that_numpy_cannot_read_is_named(name):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    for options in ({"requires_grad": True}, {"dtype": torch.bfloat16}):
+        with pytest.raises(ValueError, match=f"^{name} must be readable by NumPy, got Tensor: "):
+            TAKEN[name](torch.ones(2, **options))
+
+
+def test_a_masked_array_without_masked_numbers_is_an_array():
+    assert Mean.of(np.ma.masked_array([1.0, 3.0], [0, 0])).value == 2
 
 
 def test_what_is_no_pair_is_named():

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from rnnjax.metrics import Mean
 from rnnjax.training import (
     apply_gradients,
     init_train_state,
@@ -98,6 +99,65 @@ def test_sharpness_aware_steps_take_the_gradient_uphill():
     for opaque, steps in ((True, 3), (False, 6)):
         sam = optax.contrib.sam(optax.sgd(0.05), rise, sync_period=2, opaque_mode=opaque)
         np.testing.assert_allclose(run(sam, steps).params, params, rtol=1e-5)
+
+
+def test_several_steps_of_gradients_reach_what_looks_at_the_loss():
+    inner = optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=1))
+    multi = optax.MultiSteps(inner, 2)
+    params = jnp.array([3.0, -2.0])
+    opt_state = multi.init(params)
+    for _ in range(4):
+        value, grads = jax.value_and_grad(lambda p: quadratic(p, None, None)[0])(params)
+        updates, opt_state = multi.update(grads, opt_state, params, value=value)
+        params = optax.apply_updates(params, updates)
+    for optimizer in (multi, multi.gradient_transformation()):
+        np.testing.assert_allclose(run(optimizer, 4).params, params, rtol=1e-6)
+
+
+def test_curvature_is_estimated_with_the_loss_of_the_step():
+    """As plain Optax does it with the loss of its own."""
+    sophia, params = optax.contrib.sophia(0.01), jnp.array([3.0, -2.0])
+    opt_state = sophia.init(params)
+
+    def loss(params):
+        return quadratic(params, None, None)[0]
+
+    for _ in range(3):
+        grads = jax.grad(loss)(params)
+        updates, opt_state = sophia.update(grads, opt_state, params, obj_fn=loss)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(run(sophia, 3).params, params, rtol=1e-6)
+
+
+def test_a_state_that_changes_its_structure_is_refused():
+    def update(updates, state, params=None):
+        return updates, {"seen": jnp.ones(())}
+
+    growing = optax.GradientTransformation(lambda params: {}, update)
+    with pytest.raises(ValueError, match=r"optimizer must keep the structure of its state, .*seen"):
+        run(optax.chain(optax.sgd(0.1), growing), 1)
+
+
+GRADIENT = {"w": jnp.ones(3), "b": jnp.ones(())}
+
+
+@pytest.mark.parametrize(
+    ("loss", "grads", "message"),
+    [
+        (1.0, GRADIENT | {"w": jnp.ones(())}, r"grads\['w'\] must have shape \(3,\), .* got shape"),
+        (1.0, GRADIENT | {"w": jnp.ones(4)}, r"grads\['w'\] must have shape .* got shape \(4,\)"),
+        (1.0, {"w": jnp.ones(3)}, "grads must be a tree like state.params, .*, got "),
+        (jnp.ones(3), GRADIENT, r"loss must be a floating scalar, got float32\[3\]"),
+        ((jnp.ones(()), {}), GRADIENT, "loss must be a floating scalar, got "),
+        (Mean.of(jnp.ones(2)), GRADIENT, "loss must be a floating scalar, got a Mean: give loss.v"),
+        (GRADIENT, jnp.ones(()), "grads must be a tree like"),
+    ],
+)
+def test_a_gradient_of_another_form_is_refused_by_name(loss, grads, message):
+    params, optimizer = {"w": jnp.ones(3), "b": jnp.zeros(())}, optax.adam(0.1)
+    state = init_train_state(jax.random.key(0), params, optimizer)
+    with pytest.raises(ValueError, match=message):
+        apply_gradients(state, optimizer, loss, grads)
 
 
 def test_what_the_loss_decides_works_over_micro_batches_too():

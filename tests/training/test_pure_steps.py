@@ -240,6 +240,12 @@ def test_a_batch_placed_otherwise_is_one_more_program():
     assert run("-c", PLACED_OTHERWISE, devices=4).split() == ["4", "4"]
 
 
+class Foreign:
+    """An array of another library."""
+
+    shape, dtype = (2,), "float32"
+
+
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
@@ -248,6 +254,10 @@ def test_a_batch_placed_otherwise_is_one_more_program():
         ({"x": np.array(["a", "b"])}, r"batch\['x'\] must .* got an array of dtype <U1"),
         ((jnp.ones(2), object()), r"batch\[1\] must be an array of numbers, got object"),
         ("abc", r"batch must be an array of numbers, got 'abc'"),
+        (
+            Foreign(),
+            r"batch must be an array of numbers, got \S+\.Foreign: numpy.asarray makes one",
+        ),
         (
             {"x": np.array([3, 2**32 + 5])},
             r"batch\['x'\] must fit int32 .* got 4294967301",

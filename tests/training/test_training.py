@@ -577,9 +577,30 @@ def test_an_average_before_another_link_is_refused(link):
             init_train_state(jax.random.key(0), params, wrong)
         with pytest.raises(ValueError, match=r"links behind it: put it last in optax\.chain"):
             averaged(wrong.init(params))
-    for right in (link, inner, optax.chain(optax.clip(1.0), optax.apply_if_finite(inner, 3))):
+    named = optax.named_chain(("average", link), ("Adam", optax.adam(0.1)))
+    with pytest.raises(ValueError, match=r"links behind it: put it last in optax\.chain"):
+        init_train_state(jax.random.key(0), params, named)
+    for right in (
+        link,
+        inner,
+        optax.chain(optax.clip(1.0), optax.apply_if_finite(inner, 3)),
+        optax.named_chain(("sgd", optax.sgd(0.1)), ("average", link)),
+        optax.MultiSteps(inner, 2).gradient_transformation(),
+        optax.inject_hyperparams(lambda rate: optax.chain(optax.sgd(rate), link))(0.1),
+    ):
         state = init_train_state(jax.random.key(0), params, right)
         np.testing.assert_array_equal(averaged(state.opt_state), params)
+
+
+def test_an_average_inside_of_what_changes_the_update_again_is_refused():
+    inner = optax.chain(optax.sgd(0.1), average_parameters(0.5))
+    for wrong, message in (
+        (optax.contrib.mechanize(inner), "got one inside of MechanicState: put it last"),
+        (optax.contrib.schedule_free(inner, 0.1), "got one inside of ScheduleFreeState"),
+        (optax.flatten(inner), r"must be of a tree like params, .*: put .* outside of optax\.fl"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            init_train_state(jax.random.key(0), {"w": jnp.ones(2)}, wrong)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
@@ -678,6 +699,9 @@ NO_STEP = {
     ),
     "optimizer must be one of Optax, such as .*, got None": lambda: init_train_state(
         jax.random.key(0), {"w": jnp.ones(3)}, None
+    ),
+    r"params\['w'\] must be an array, got Tensor": lambda: init_train_state(
+        jax.random.key(0), {"w": pytest.importorskip("torch").ones(2)}, optax.sgd(0.1)
     ),
     r"params\['w'\] must be an array, got str": lambda: init_train_state(
         jax.random.key(0), {"w": "x"}, SGD

@@ -435,6 +435,26 @@ def test_an_update_that_is_not_finite_is_left_out_and_counted():
     assert_close((state.params, carry), (other.params, passed))
 
 
+@pytest.mark.parametrize(("k1", "k2"), [(2, 2), (2, 4)])
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_row_whose_carry_is_lost_starts_anew(k1, k2, learned):
+    """A NaN in the inputs of one row: its own windows are left out, and no later one."""
+    cell = rnnjax.vanilla(H)
+    layer = rnnjax.recurrent(rnnjax.learn_initial_carry(cell) if learned else cell)
+    params = jax.tree.map(lambda a: a + 0.1, layer.init(jax.random.key(0), D))
+    optimizer = optax.sgd(0.0)
+    state = rnnjax.init_train_state(jax.random.key(1), params, optimizer)
+    step = make_truncated_step(layer.apply, loss_fn, optimizer, k1=k1, k2=k2, donate_state=False)
+    xs, targets = jnp.asarray(XS, jnp.float32), jnp.asarray(TARGETS, jnp.float32)
+    after, carry, _ = step(state, Sequences(xs.at[1, -k1].set(np.nan), targets))
+    assert int(after.skipped) == 1
+    expected = layer.apply(params, xs)[0].at[1].set(layer.initial_carry(params))
+    np.testing.assert_allclose(carry, expected, rtol=1e-5)
+    later, _, metrics = step(after, Sequences(xs, targets), carry)
+    assert int(later.skipped) == 1
+    assert int(metrics["loss"].count) == B * T
+
+
 def test_a_carry_is_taken_in_its_dtype_and_named_where_it_does_not_fit():
     layer, optimizer = rnnjax.recurrent(rnnjax.gru(H)), optax.sgd(0.1)
     step = rnnjax.make_truncated_step(layer.apply, loss_fn, optimizer, k1=2, donate_state=False)
