@@ -35,7 +35,13 @@ from experiments.running.processes import chosen_folder
 from experiments.running.run_settings import stored_config
 from experiments.running.scaling import Scale
 from experiments.running.setting_checks import check_settings, refuse_unread, share, whole
-from experiments.running.trained import WEIGHTS, finished_settings, load_notes, load_trained
+from experiments.running.trained import (
+    WEIGHTS,
+    finished_settings,
+    kept_files,
+    load_notes,
+    load_trained,
+)
 from rnnjax.data import DataError
 
 PROGRAM = "python -m experiments.anomaly"
@@ -218,9 +224,10 @@ def _report(figures: Figures, data: Data, scores: list[np.ndarray], nats: float)
 def watch(request: Request) -> None:
     """Print the steps of a file at which the network in a run's folder gives the alarm."""
     if request.out is not None:
-        refuse_overwriting((request.out,), (request.file,), "--out")
+        own = kept_files(request.run, KNOWN)
+        refuse_overwriting((request.out,), (request.file, *own), "--out")
     settings = finished_settings(PROGRAM, Settings, request.run)
-    known = load_notes(request.run / KNOWN, Known)
+    known = load_notes(PROGRAM, request.run / KNOWN, Known)
     table = read_steps(request.file, known.channels)
     missing = [name for name in known.channels if name not in table.header]
     if missing:

@@ -12,7 +12,13 @@ import numpy as np
 
 from experiments.anomaly.settings import Settings
 from experiments.running.console import wrapped
-from experiments.running.number_columns import left_out, listed, number_columns, read_steps
+from experiments.running.number_columns import (
+    left_out,
+    listed,
+    number_columns,
+    read_as_series,
+    read_steps,
+)
 from experiments.running.packages import packaged_file
 from rnnjax.data import DataError
 
@@ -94,8 +100,9 @@ def read_csv(path: Path, label: str | None) -> tuple[np.ndarray, np.ndarray | No
     if label is not None and label not in table.header:
         raise DataError(f"--label must be one of {', '.join(table.header)}, got {label!r}")
     found = number_columns(table, required)
-    if (note := left_out(table, list(found))) is not None:
-        print(wrapped(note))
+    for note in (left_out(table, list(found)), read_as_series(found, required)):
+        if note is not None:
+            print(wrapped(note))
     marks = None if label is None else found.pop(label)
     if marks is not None and not np.isin(marks, (0, 1)).all():
         row = int(np.flatnonzero(~np.isin(marks, (0, 1)))[0])
@@ -141,6 +148,13 @@ def _check_normal(name: str, channels: list[str], parts: Sequence[Watched]) -> N
                 f"{name} must have 2 normal steps in a row to {role} among {len(part.fault)}, got "
                 "none: --normal is the share of the file that they are taken from"
             )
+    # Of the first step nothing is foretold, and those behind it are what the loss is a mean of.
+    behind = parts[2].fault[1:] > 0
+    if len(behind) and behind.all():
+        raise DataError(
+            f"{name} must have a normal step behind the first of the {len(behind) + 1} to judge, "
+            "got none: --label marks them all; --normal is the share of the file before them"
+        )
     still = [
         channel
         for channel, spread in zip(channels, np.ptp(learnt, axis=0), strict=True)

@@ -77,7 +77,7 @@ def train(settings: Settings, folder: Path) -> Fitted:
 def _announce(corpus: Corpus) -> None:
     counts = [f"{len(part.words):,}" for part in (corpus.train, corpus.validation, corpus.test)]
     print(
-        f"{corpus.name}: {counts[0]} pictures to train, {counts[1]} to validate, "
+        f"{corpus.name}: {counts[0]} captions to train, {counts[1]} to validate, "
         f"{counts[2]} to test"
     )
     print(wrapped(f"{corpus.note}; {learned_words(corpus.vocabulary):,} words"))
@@ -117,16 +117,20 @@ def _test(
 
 
 def _leave_pictures(part: Captioned, folder: Path) -> None:
-    """Some pictures as files, with a list of their captions as ``--captions`` takes it."""
+    """Some pictures as files, with a list of all their captions as ``--captions`` takes it."""
     from PIL import Image
 
     folder.mkdir(exist_ok=True)
+    names: dict[bytes, str] = {}
     lines = []
-    for number, (picture, right) in enumerate(zip(part.pictures, part.words, strict=True)):
-        if number == _KEPT:
-            break
-        Image.fromarray(picture).save(folder / f"{number}.png")
-        lines.append(f"{number}.png\t{joined_words(right)}\n")
+    for picture, right in zip(part.pictures, part.words, strict=True):
+        pixels = picture.tobytes()
+        if pixels not in names:
+            if len(names) == _KEPT:
+                continue
+            names[pixels] = f"{len(names)}.png"
+            Image.fromarray(picture).save(folder / names[pixels])
+        lines.append(f"{names[pixels]}\t{joined_words(right)}\n")
     (folder / "captions.tsv").write_text("".join(lines), "utf-8")
 
 

@@ -124,21 +124,19 @@ def read_picture(path: Path) -> np.ndarray:
     Raises:
         DataError: there is none, it is no picture, or its numbers do not say what is white.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as image:
-            if image.mode in _WITHOUT_WHITE:
-                raise DataError(
-                    f"{path} must have 1, 8 or 16 bits a channel, got {_WITHOUT_WHITE[image.mode]}"
-                )
-            turned = ImageOps.exif_transpose(image)
-            if turned.mode.startswith("I;16"):  # of these convert takes all above 255 for white
+            mode, turned = image.mode, ImageOps.exif_transpose(image)
+            if mode.startswith("I;16"):  # of these convert takes all above 255 for white
                 turned = Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))
             turned = turned.convert("RGBA")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        why = getattr(error, "strerror", None) or "no picture in it"
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        why = getattr(error, "strerror", None) or "none that can be read"
         raise DataError(f"{path} must be a picture, got {why}") from None
+    if mode in _WITHOUT_WHITE:
+        raise DataError(f"{path} must have 1, 8 or 16 bits a channel, got {_WITHOUT_WHITE[mode]}")
     white = Image.new("RGBA", turned.size, "white")
     small = Image.alpha_composite(white, turned).convert("RGB")
     return np.asarray(small.resize((PIXELS, PIXELS), Image.Resampling.BOX), np.uint8)

@@ -17,7 +17,8 @@ class Settings(TrainingSettings):
 
     captions: Annotated[Path | None, PLACE] = None
     """Pictures of your own: a file with a line for each, its path (from the file's folder), a tab
-    and the caption. Without it scenes are made."""
+    and the caption. Of a picture with several, each is learnt, and what is written in the test is
+    right where it is the one that it stands beside. Without a file scenes are made."""
     scenes: int = 20_000
     """Scenes to train on; 1,000 more are for validation and 1,000 for the test."""
     min_count: int = 1
@@ -46,7 +47,7 @@ class Settings(TrainingSettings):
     """In hard attention, weight of a reward for weights that are spread, against deciding early."""
 
     batch_size: int = 64
-    """Pictures of one step."""
+    """Captions of one step, each beside its picture."""
     epochs: int = 12
     patience: int = 4
     learning_rate: float = 3e-3

@@ -169,7 +169,7 @@ def predict(request: Request) -> None:
     settings = finished_settings(PROGRAM, Settings, request.run)
     if settings.dataset is None:
         raise DataError(f"{request.run} must be a run with --dataset, got one on generated series")
-    known = load_notes(request.run / KNOWN, Known)
+    known = load_notes(PROGRAM, request.run / KNOWN, Known)
     names, ends = read_ends(request.file, settings)
     network = build_network(settings)
     raw = forecast(network, load_trained(network.init, request.run), ends)

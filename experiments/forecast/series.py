@@ -17,6 +17,7 @@ from experiments.running.number_columns import (
     left_out,
     number_column,
     number_columns,
+    read_as_series,
     read_steps,
 )
 from experiments.running.packages import packaged_file
@@ -162,8 +163,10 @@ def read_csv(path: Path, column: str | None) -> dict[str, np.ndarray]:
     """
     table = _steps(path, column)
     found = _series(table, column)
-    if column is None and (note := left_out(table, list(found))) is not None:
-        print(wrapped(note))
+    if column is None:
+        for note in (left_out(table, list(found)), read_as_series(found)):
+            if note is not None:
+                print(wrapped(note))
     return found
 
 

@@ -29,7 +29,7 @@ from experiments.handwriting.writing import (
     read_writing,
 )
 from experiments.running.command_line import run_program
-from experiments.running.console import command, how_many
+from experiments.running.console import as_text, command, how_many
 from experiments.running.devices import find_devices
 from experiments.running.figures import picture_beside
 from experiments.running.fit_and_save import CURVES, fit_and_save
@@ -39,7 +39,7 @@ from experiments.running.overwriting import refuse_overwriting
 from experiments.running.processes import chosen_folder
 from experiments.running.run_settings import config_value, stored_config
 from experiments.running.setting_checks import Rule, check_settings, refuse_unread, whole
-from experiments.running.trained import WEIGHTS, finished_settings, load_trained
+from experiments.running.trained import WEIGHTS, finished_settings, kept_files, load_trained
 from rnnjax.data import DataError
 
 PROGRAM = "python -m experiments.handwriting"
@@ -80,7 +80,8 @@ def train(settings: Settings) -> Fitted:
         if settings.read_words and writing.glyphs:
             run.write({"kind": "read", **_read_back(writing, writer)})
     print(f"{time.perf_counter() - began:.0f} s, compiling included; {PICTURE} in {folder}")
-    print(f"try:\n  {command(*PROGRAM.split(), 'write', folder, writing.test[0].text)}")
+    text = as_text(writing.test[0].text)
+    print(f"try:\n  {command(*PROGRAM.split(), 'write', folder, *text)}")
     return fitted
 
 
@@ -134,7 +135,8 @@ def write_text(request: Request) -> None:
     refuse_unread(request, "with --like", request.like is not None, "like_line")
     path = request.out or request.run / f"written-{request.seed}.svg"
     strokes, picture = _beside(path)
-    refuse_overwriting((path, strokes, picture), (request.like,), "--out")
+    read = (request.like, *kept_files(request.run))
+    refuse_overwriting((path, strokes, picture), read, "--out")
     settings = finished_settings(PROGRAM, Settings, request.run)
     characters = config_value(request.run, "characters", str)
     model = build_model(settings, characters)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.music.counting import independent_keys, keys_by_themselves
-from experiments.music.midi import midi_bytes
+from experiments.music.midi import TEMPO, midi_bytes
 from experiments.music.model import build_model, compose, frame_loss, make_parts
 from experiments.music.pictures import draw_pieces
 from experiments.music.pieces import Music, read_music
@@ -19,10 +19,11 @@ from experiments.running.figures import picture_beside
 from experiments.running.fit_and_save import CURVES, fit_and_save
 from experiments.running.loss_fitting import Fitted
 from experiments.running.opening import open_run
+from experiments.running.overwriting import refuse_overwriting
 from experiments.running.processes import chosen_folder
 from experiments.running.run_settings import stored_config
 from experiments.running.setting_checks import above, check_settings, whole
-from experiments.running.trained import WEIGHTS, finished_settings, load_trained
+from experiments.running.trained import WEIGHTS, finished_settings, kept_files, load_trained
 
 PROGRAM = "python -m experiments.music"
 MIDI, PICTURE = "piece.mid", "piece.png"
@@ -82,11 +83,12 @@ def write_piece(request: Request) -> None:
         request,
         steps=whole(1, 100_000),
         temperature=above(0),
-        tempo=above(0),
+        tempo=TEMPO,
         seed=whole(0, 2**32 - 1),
     )
     path = request.out or request.run / f"piece-{request.seed}.mid"
     picture = picture_beside(path)
+    refuse_overwriting((path, picture), kept_files(request.run), "--out")
     settings = finished_settings(PROGRAM, Settings, request.run)
     model = build_model(settings)
     params = load_trained(model.init, request.run)

@@ -11,10 +11,13 @@ import itertools
 import numpy as np
 
 from experiments.music.pieces import LOWEST, Piece
+from experiments.running.setting_checks import Rule
 from rnnjax.data import DataError
 
 TICKS = 480  # a frame; the file calls that a quarter note
 _LOUDNESS = 80
+# The file has 24 bits for the microseconds of a frame.
+TEMPO = Rule("from 4 to 60,000,000 frames a minute", lambda tempo: 4 <= tempo <= 60_000_000)
 
 
 def midi_bytes(piece: Piece, tempo: float = 90.0) -> bytes:
@@ -27,9 +30,9 @@ def midi_bytes(piece: Piece, tempo: float = 90.0) -> bytes:
     Raises:
         DataError: a tempo that the format has no number for.
     """
-    microseconds = round(60_000_000 / tempo) if tempo > 0 else 0
-    if not 0 < microseconds < 1 << 24:
-        raise DataError(f"--tempo must be from 4 to 60,000,000 frames a minute, got {tempo}")
+    if not TEMPO.holds(tempo):
+        raise DataError(f"tempo must be {TEMPO.expected}, got {tempo}")
+    microseconds = round(60_000_000 / tempo)
     sounds = np.pad(np.asarray(piece) > 0.5, ((1, 1), (0, 0)))
     events = [b"\x00\xff\x51\x03" + microseconds.to_bytes(3)]
     last = 0

@@ -57,7 +57,7 @@ class Request:
     temperature: float = 1.0
     """Below 1 fewer keys sound, those that are all but sure; above 1 more of them."""
     tempo: float = 90.0
-    """Frames a minute in the MIDI file."""
+    """Frames a minute in the MIDI file, 4 or more."""
     seed: int = 0
     """Another seed, another piece."""
     out: Path | None = None

@@ -106,7 +106,7 @@ def _report(series: Series, fitted: Fitted, seconds: float, folder: Path) -> Non
 def predict(request: Request) -> None:
     """Label the series of a file with the network in a run's folder."""
     settings = finished_settings(PROGRAM, Settings, request.run)
-    known = load_notes(request.run / KNOWN, Known)
+    known = load_notes(PROGRAM, request.run / KNOWN, Known)
     file = read_file(request.file)
     table = in_order(file, known.channels, len(known.mean), str(request.file))
     longest = max(map(len, table.rows))

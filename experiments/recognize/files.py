@@ -129,7 +129,8 @@ def _number(text: str, place: str, what: str = "values") -> float:
 def read_csv(path: Path) -> Table:
     """A line for each step: columns series, step, label, and one of any other name a channel.
 
-    Lines may stand in any order. The label may be left out in all lines, not in some.
+    Lines may stand in any order. The label may be left out in all lines, not in some: without its
+    column, or with it empty.
     """
     table = read_table(path)
     channels = [name for name in table.header if name not in ("series", "step", "label")]
@@ -138,7 +139,7 @@ def read_csv(path: Path) -> Table:
             f"{path} must have the columns series, step and one or more channels, "
             f"got {listed(table.header) or 'none'}"
         )
-    is_labelled = "label" in table.header
+    is_labelled = "label" in table.header and any(map(str.strip, table.column("label")))
     found: dict[str, list[tuple[float, list[float], str]]] = {}
     for number, row in enumerate(table.rows):
         texts, place = dict(zip(table.header, row, strict=True)), table.place(number)

@@ -139,8 +139,13 @@ def _announce(settings: Settings, task: Task, agent: Agent) -> None:
 
 
 def _report(records: Sequence[dict[str, Any]], returns: np.ndarray) -> None:
-    print(f"return over the last tenth of the updates: {listed(last_returns(records).tolist())}")
-    print(f"return in the test, likeliest actions:     {listed(returns.mean(axis=1).tolist())}")
+    rows = {
+        f"{_last_in_words(records)}:": last_returns(records).tolist(),
+        "return in the test, likeliest actions:": returns.mean(axis=1).tolist(),
+    }
+    width = max(map(len, rows))
+    for name, found in rows.items():
+        print(f"{name.ljust(width)} {listed(found)}")
 
 
 def _note_unfinished(ended: np.ndarray, option: str, steps: int) -> None:
@@ -156,13 +161,27 @@ def _note_unfinished(ended: np.ndarray, option: str, steps: int) -> None:
 
 
 def last_returns(records: Sequence[dict[str, Any]]) -> np.ndarray:
-    """The mean return of each seed [S] over the last tenth of the updates, all episodes alike."""
-    updates = _updates(records)
-    last = [record for record in updates if record["update"] > 0.9 * updates[-1]["update"]]
+    """The mean return of each seed [S] over the last tenth of the updates, all episodes alike.
+
+    A record is of all updates since the one before it, so it may be of more than a tenth.
+    """
+    last = _last(records)
     episodes = np.array([record["episodes"] for record in last], float)
     returns = np.nan_to_num(np.array([record["return"] for record in last], float))
     with np.errstate(invalid="ignore"):
         return (returns * episodes).sum(axis=0) / episodes.sum(axis=0)
+
+
+def _last(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    updates = _updates(records)
+    return [record for record in updates if record["update"] > 0.9 * updates[-1]["update"]]
+
+
+def _last_in_words(records: Sequence[dict[str, Any]]) -> str:
+    """What `last_returns` is the mean of; records are equally many updates apart."""
+    updates = _updates(records)
+    every = updates[-1]["update"] // len(updates)
+    return f"return over the last {how_many(every * len(_last(records)), 'update')}"
 
 
 def play_run(request: Play) -> None:
@@ -198,7 +217,8 @@ def compare(request: Compare) -> None:
         if not records:
             raise DataError(f"{folder} must hold updates to draw, got none")
         found.append((folder, _title(settings), _label(settings), records))
-        print(f"{folder}: return over the last tenth {listed(last_returns(records).tolist())}")
+        last = listed(last_returns(records).tolist())
+        print(f"{folder}: {_last_in_words(records)} {last}")
     alike = Counter((title, label) for _, title, label, _ in found)
     runs: dict[str, dict[str, Any]] = {}
     for folder, title, label, records in found:

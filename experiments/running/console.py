@@ -242,6 +242,16 @@ def command(*words: str | os.PathLike[str]) -> str:
     return shlex.join(os.fspath(word) for word in words)
 
 
+def as_text(text: str) -> tuple[str, ...]:
+    """The last words of a command that gives a text: behind -- one that begins as options do.
+
+    Example:
+        >>> as_text("a word"), as_text("-a word")
+        (('a word',), ('--', '-a word'))
+    """
+    return ("--", text) if text.startswith("-") else (text,)
+
+
 def wrapped(sentence: str) -> str:
     """A long sentence in lines of at most 80 columns, the later ones set in.
 

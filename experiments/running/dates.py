@@ -38,14 +38,21 @@ def read_dates(texts: Sequence[str]) -> list[Dates]:
 
 
 def first_fall(dates: Dates) -> int | None:
-    """The first row whose date is not later than that of the row before; None if all are."""
+    """The first row whose date is not later than that of the row before; None if all are.
+
+    All of them must have a time zone, or none of them.
+    """
     for row, (before, date) in enumerate(itertools.pairwise(dates), start=1):
-        try:
-            if before is not None and date is not None and not before < date:
-                return row
-        except TypeError:  # with a time zone and without one
-            return None
+        if before is not None and date is not None and not before < date:
+            return row
     return None
+
+
+def first_other_zone(dates: Dates) -> int | None:
+    """The first row whose date has a time zone where that of the row before has none, or the other
+    way round, so that neither is the later one; None where all are alike."""
+    zoned = [date is not None and date.tzinfo is not None for date in dates]
+    return next((row for row in range(1, len(zoned)) if zoned[row] != zoned[row - 1]), None)
 
 
 def are_digits(texts: Sequence[str]) -> bool:

@@ -6,18 +6,22 @@ import csv
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from experiments.running.console import how_many
-from experiments.running.dates import are_digits, first_fall, read_dates
+from experiments.running.dates import are_digits, first_fall, first_other_zone, read_dates
 from rnnjax.data import DataError, read_text
 
 # Far beyond what is measured, and small enough that squares and their sums are finite.
 _GREATEST = 1e100
+# What a cell says where its row is no step, but one reckoned from others; in small letters.
+_TOTALS = frozenset(
+    ("total", "totals", "grand total", "subtotal", "subtotals", "sum", "average", "mean")
+)
 
 
 class Table(NamedTuple):
@@ -78,12 +82,15 @@ def read_steps(path: Path, named: Sequence[str] = ()) -> Table:
         named: columns that were asked for, whose numbers say nothing about the order of rows.
 
     Raises:
-        DataError: as of `read_table`, or there is a column of dates that do not rise; or, without
-            dates, one that counts the rows backwards, and none that counts them forwards.
+        DataError: as of `read_table`, or there is a column of dates that do not rise, or a row of
+            totals; or, without dates, one that counts the rows backwards, and none that counts them
+            forwards.
     """
     table = read_table(path)
     others = [name for name in table.header if name not in named]
     dated = [name for name in others if _check_dates(table, name)]
+    for name in others:
+        _check_totals(table, name)
     if not dated and len(table.header) > 1:
         _check_counts(table, others)
     return table
@@ -112,6 +119,11 @@ def _check_dates(table: Table, name: str) -> bool:
                 f"{table.place(row)}: {name} must be a date as in the other rows, got "
                 f"{texts[row]!r:.40}"
             )
+        if (row := first_other_zone(dates)) is not None:
+            raise DataError(
+                f"{table.place(row)}: {name} must have a time zone in all rows or in none, got "
+                f"{texts[row]!r:.40} after {texts[row - 1]!r:.40}"
+            )
     falls = [first_fall(dates) for dates in ways]
     if not ways or None in falls:
         return bool(ways)
@@ -124,13 +136,25 @@ def _check_dates(table: Table, name: str) -> bool:
     )
 
 
+def _check_totals(table: Table, name: str) -> None:
+    """Refuse a row of totals; a column that says so of all rows tells of what all of them are."""
+    cells = [text.strip(" \t:").lower() for text in table.column(name)]
+    row = next((row for row, cell in enumerate(cells) if cell in _TOTALS), None)
+    if row is not None and not _TOTALS.issuperset(cells):
+        raise DataError(
+            f"{table.place(row)}: {name} must not name a total, as each row is read as a step, got "
+            f"{table.column(name)[row]!r:.40}: leave the row out"
+        )
+
+
 def _check_counts(table: Table, names: Sequence[str]) -> None:
     """Refuse rows that are numbered backwards, as from the newest year to the oldest."""
+    # Few columns rise or fall even in three rows: only those are read to their ends.
     begins = {name: _numbers(table.column(name)[:3]) for name in names}
     counting = [
         name
         for name, numbers in begins.items()
-        if _counts(numbers) and _counts(_numbers(table.column(name)))
+        if _is_one_way(numbers) and _counts(_numbers(table.column(name)))
     ]
     falling = [name for name in counting if begins[name][1] < begins[name][0]]
     if falling and len(falling) == len(counting):
@@ -148,7 +172,9 @@ def number_columns(
     """The columns of numbers by their names; a note says which others are left out.
 
     Left out are columns of dates, those of which nothing is a number, and those that count the
-    rows, as the years do, unless they are ``required`` or there is nothing else.
+    rows, as years or seconds do, unless they are ``required`` or there is nothing else. A column
+    counts the rows where it rises, or falls, at each of them, and at least nine in ten of its steps
+    are the usual one to 1 %: so may numbers with gaps, or that are rounded.
 
     Raises:
         DataError: there are none, or one has a gap among its numbers; names the row.
@@ -181,9 +207,36 @@ def left_out(table: Table, used: Sequence[str]) -> str | None:
     return f"note: left out, as dates, without numbers or counting the rows: {listed(others)}"
 
 
+def read_as_series(used: Mapping[str, np.ndarray], required: Sequence[str] = ()) -> str | None:
+    """The note that says which of several columns may tell the time all the same; None if none.
+
+    Args:
+        used: the columns of numbers that are read, by their names.
+        required: names of those that were asked for.
+    """
+    others = {name: numbers for name, numbers in used.items() if name not in required}
+    found = [name or "(without a name)" for name in others if _is_one_way(others[name])]
+    if len(others) < 2 or not found:
+        return None
+    return (
+        f"note: rises or falls at every row, and is read as a series: {listed(found)}; leave the "
+        "column out of the file if it tells the time"
+    )
+
+
 def _counts(numbers: np.ndarray) -> bool:
+    """Whether the numbers rise, or fall, at every row, nearly always by the same step."""
+    if not _is_one_way(numbers):
+        return False
     steps = np.diff(numbers)
-    return len(steps) > 1 and steps[0] != 0 and bool(np.all(steps == steps[0]))
+    usual = np.median(steps)
+    return bool(np.mean(np.abs(steps - usual) <= 0.01 * abs(usual)) >= 0.9)
+
+
+def _is_one_way(numbers: np.ndarray) -> bool:
+    """Whether three or more numbers rise, or fall, at every row."""
+    steps = np.diff(numbers)
+    return len(steps) > 1 and bool(np.all(steps > 0) or np.all(steps < 0))
 
 
 def number_column(table: Table, name: str, *, may_begin_late: bool = False) -> np.ndarray:

@@ -26,8 +26,12 @@ class Scale(NamedTuple):
             [1.0, 1.632993161855452]
         """
         steps = np.asarray(steps, float)
+        reach = np.ptp(steps, axis=0)
+        # In units of a power of 2, which rounds nothing: squares of small numbers would be 0.
+        unit = np.ldexp(1.0, np.frexp(reach)[1])
+        deviation = np.maximum(unit * (steps / unit).std(axis=0), np.finfo(float).tiny)
         # Of equal values the deviation is a rounding error, and not always 0.
-        spread = np.where(np.ptp(steps, axis=0) > 0, steps.std(axis=0), 1.0)
+        spread = np.where(reach > 0, deviation, 1.0)
         return cls(steps.mean(axis=0).tolist(), spread.tolist())
 
     def __call__(self, values: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from experiments.running.console import command
+from experiments.running.run_folder import CONFIG, METRICS, TIMINGS
 from experiments.running.run_settings import RunSettings, stored_settings
 from rnnjax.data import DataError
 from rnnjax.weights import load_weights, named_parameters
@@ -45,10 +46,14 @@ def require_weights(program: str, folder: Path) -> None:
         DataError: says how to go on with it.
     """
     if not (folder / WEIGHTS).is_file():
-        go_on = command(*program.split(), "--out", folder, "--resume")
         raise DataError(
-            f"{folder} must hold a finished run, got one without weights; go on: {go_on}"
+            f"{folder} must hold a finished run, got one without weights; go on: "
+            f"{_going_on(program, folder)}"
         )
+
+
+def _going_on(program: str, folder: Path) -> str:
+    return command(*program.split(), "--out", folder, "--resume")
 
 
 def load_trained(init: Callable[[jax.Array], Params], folder: Path) -> Params:
@@ -75,17 +80,32 @@ def load_trained(init: Callable[[jax.Array], Params], folder: Path) -> Params:
     return params
 
 
-def load_notes(path: Path, kind: type[Notes]) -> Notes:
+def kept_files(folder: Path, *names: str) -> list[Path]:
+    """The files of a run that it is used with, or goes on with, and nothing else may be written to.
+
+    Args:
+        folder: that of the run.
+        names: of further ones that are read beside the weights.
+    """
+    return [folder / name for name in (CONFIG, METRICS, TIMINGS, WEIGHTS, *names)]
+
+
+def load_notes(program: str, path: Path, kind: type[Notes]) -> Notes:
     """What a run left in a JSON file beside its weights.
 
     Args:
-        path: of the file.
+        program: what trains such runs, ``"python -m experiments.anomaly"``.
+        path: of the file, in the run's folder.
         kind: of what must stand in it, and nothing else: a number, a text, a list of one kind, or
             a NamedTuple of such, which is a JSON object.
 
     Raises:
-        DataError: the file is missing, or holds something else.
+        DataError: the file is missing, as after a run that was killed; says how to go on with it.
+            Or it holds something else.
     """
+    if not path.exists():
+        go_on = _going_on(program, path.parent)
+        raise DataError(f"{path} must be what a run left there, got none; go on: {go_on}")
     try:
         return _as_kind(kind, json.loads(path.read_text("utf-8")), "it")
     except (OSError, ValueError, RecursionError) as error:

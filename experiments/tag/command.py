@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.running.command_line import run_program
-from experiments.running.console import command, how_many
+from experiments.running.console import as_text, command, how_many
 from experiments.running.devices import find_devices
 from experiments.running.fit_and_save import CURVES, fit_and_save
 from experiments.running.loss_fitting import Fitted
@@ -69,8 +69,8 @@ def _report(corpus: Corpus, fitted: Fitted, seconds: float, folder: Path) -> Non
     usual = most_frequent(corpus.train, corpus.test)
     print(f"with the label that each word has most often: {usual:.4f}")
     print(f"{seconds:.0f} s, compiling included; {PICTURE} in {folder}")
-    words = " ".join(word for word, _ in corpus.test[0])
-    print(f"try:\n  {command(*PROGRAM.split(), 'label', folder, words)}")
+    words = as_text(" ".join(word for word, _ in corpus.test[0]))
+    print(f"try:\n  {command(*PROGRAM.split(), 'label', folder, *words)}")
 
 
 def label(request: Request) -> None:
@@ -80,7 +80,7 @@ def label(request: Request) -> None:
         raise DataError("the sentence must have a word, got none")
     settings = finished_settings(PROGRAM, Settings, request.run)
     vocabulary = Vocabulary.load(request.run / VOCABULARY)
-    labels = load_notes(request.run / LABELS, list[str])
+    labels = load_notes(PROGRAM, request.run / LABELS, list[str])
     model = build_model(settings, len(vocabulary), len(labels))
     params = load_trained(model.init, request.run)
     (found,) = guess(model, params, [vocabulary.encode(words)])

@@ -116,7 +116,8 @@ def _report(
 def best_ngram(corpus: Corpus) -> tuple[int, float]:
     """The order of the best smoothed n-gram model on the validation part, and its nats a token."""
     size = len(corpus.vocabulary)
-    orders = [n for n in range(1, 8) if n * np.log2(size) < 60 and n < len(corpus.validation)]
+    longest = min(len(corpus.train), len(corpus.validation) - 1)
+    orders = [n for n in range(1, 8) if n * np.log2(size) < 60 and n <= longest]
     scored = [(ngram_nats(corpus.train, corpus.validation, size, n), n) for n in orders]
     nats, order = min(scored)
     return order, nats

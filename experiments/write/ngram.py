@@ -25,7 +25,8 @@ def ngram_nats(train: np.ndarray, test: np.ndarray, vocab_size: int, order: int)
         order: the longest context is ``order - 1`` tokens.
 
     Raises:
-        ValueError: ``vocab_size ** order`` does not fit in an integer, or ``test`` is too short.
+        ValueError: ``vocab_size ** order`` does not fit in an integer, or ``train`` or ``test`` is
+            shorter than ``order``.
 
     Example:
         >>> ids = np.array([0, 1, 0, 1, 0, 1, 0, 1])
@@ -40,8 +41,9 @@ def ngram_nats(train: np.ndarray, test: np.ndarray, vocab_size: int, order: int)
         raise ValueError(
             f"order must let n-grams of {vocab_size} tokens fit in {_BITS} bits, got {order}"
         )
-    if len(test) < order:
-        raise ValueError(f"test must have at least {order} tokens, got {len(test)}")
+    for name, ids in (("train", train), ("test", test)):
+        if len(ids) < order:
+            raise ValueError(f"{name} must have at least {order} tokens, got {len(ids)}")
     count = len(test) - order + 1
     probability = np.full(count, 1 / vocab_size)
     for n in range(1, order + 1):

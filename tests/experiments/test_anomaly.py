@@ -75,6 +75,14 @@ def test_a_file_of_ones_own_is_judged_and_another_watched(tmp_path, capsys):
         kept = [float(line["surprise"]) for line in csv.DictReader(file)]
     assert len(kept) == 300
     assert int(np.argmax(kept)) == 250
+    alarm = folder / "alarm.json"
+    left = alarm.read_text()
+    alarm.unlink()  # as if the run had been killed behind its weights
+    assert run("watch", folder, own) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.endswith(f"go on: python -m experiments.anomaly --out {folder} --resume")
+    assert run("--out", folder, "--resume") == 0
+    assert alarm.read_text() == left
     own.write_text("height\n1\n2\n")
     assert run("watch", folder, own) == 2
     assert "must have the columns height, other, got none named other" in capsys.readouterr().err
@@ -271,6 +279,14 @@ def test_a_file_without_normal_steps_or_changes_is_refused(tmp_path, capsys):
         ([(i % 3, 5, 1) for i in range(20)], "2 normal steps in a row to learn from among 8"),
         ([(i % 3, 5, i % 2) for i in range(20)], "2 normal steps in a row to learn from among 8"),
         ([(i % 3, 5, i > 7) for i in range(20)], "2 normal steps in a row to validate by among 2"),
+        (
+            [(i % 3, 5, i > 9) for i in range(20)],
+            "own must have a normal step .* 10 .*--label .*--no",
+        ),
+        (
+            [(i % 3, 5, i > 10) for i in range(20)],
+            "a normal step behind the first of the 10 to jud",
+        ),
         ([(4, 5, 0) for i in range(20)], "must have a channel that changes .* got x, y, which"),
     ):
         with pytest.raises(DataError, match=words):
@@ -278,6 +294,9 @@ def test_a_file_without_normal_steps_or_changes_is_refused(tmp_path, capsys):
     capsys.readouterr()
     read_data(own_file(tmp_path, [(i % 3, 5, 0) for i in range(20)]))
     assert "note: no change in the steps to learn from" in capsys.readouterr().out
+    read_data(own_file(tmp_path, [(i % 3, 5, int(i > 9 and i != 15)) for i in range(20)]))
+    read_data(own_file(tmp_path, [(i % 3, i**2, int(i == 15)) for i in range(20)]))
+    assert "rises or falls at every row, and is read as a series: y;" in capsys.readouterr().out
 
 
 BAD = {
@@ -309,6 +328,8 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(capsys, monkey
 def test_the_series_is_not_written_over(tmp_path, capsys):
     path = tmp_path / "own.csv"
     path.write_text("height\n1\n2\n")
-    assert run("watch", tmp_path, path, "--out", path) == 2
-    assert "--out must not lead to a file that is read" in capsys.readouterr().err
-    assert path.read_text() == "height\n1\n2\n"
+    for name in ("own.csv", "config.json", "metrics.jsonl", "weights.safetensors", "alarm.json"):
+        (tmp_path / name).write_text("height\n1\n2\n")
+        assert run("watch", tmp_path, path, "--out", tmp_path / name) == 2
+        assert "--out must not lead to a file that is read" in capsys.readouterr().err
+        assert (tmp_path / name).read_text() == "height\n1\n2\n"

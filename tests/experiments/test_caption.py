@@ -160,6 +160,26 @@ def test_captions_of_one_picture_stay_together_and_long_ones_are_counted(tmp_pat
     assert "20 captions of 30 words or more left out" in corpus.note
 
 
+def test_a_picture_of_several_captions_is_left_once_with_all_of_them(tmp_path, capsys):
+    for n in range(130):
+        Image.new("RGB", (4, 4), (n, 0, 0)).save(tmp_path / f"{n}.png")
+    lines = [f"{n}.png\t{n} has {word}" for word in ("one", "two", "three") for n in range(130)]
+    (tmp_path / "own.tsv").write_text("\n".join(lines))
+    corpus = read_corpus(Settings(captions=tmp_path / "own.tsv"))
+    command._announce(corpus)
+    said = capsys.readouterr().out
+    assert "own: 312 captions to train, 39 to validate, 39 to test" in said
+    command._leave_pictures(corpus.test, tmp_path / "left")
+    listed = (tmp_path / "left" / "captions.tsv").read_text()
+    rows = [line.split("\t") for line in listed.splitlines()]
+    assert {path.name for path in (tmp_path / "left").glob("*.png")} == {n for n, _ in rows}
+    assert {name for name, _ in rows} == {f"{n}.png" for n in range(10)}
+    for name in {name for name, _ in rows}:
+        red = int(read_picture(tmp_path / "left" / name)[0, 0, 0])
+        captions = sorted(text for other, text in rows if other == name)
+        assert captions == [f"{red} has {word}" for word in ("one", "three", "two")]
+
+
 def test_photographs_are_turned_as_the_camera_says_and_nothing_is_seen_as_white(tmp_path):
     halves = np.zeros((36, 36, 3), np.uint8)
     halves[:18] = 255
@@ -230,6 +250,32 @@ def test_sixteen_bits_a_pixel_are_as_bright_as_eight(name, order, tmp_path):
         assert image.mode.startswith("I;16")
     seen = read_picture(tmp_path / name)
     np.testing.assert_allclose(seen, np.repeat(grey[..., None], 3, 2) / 257, atol=1)
+
+
+BROKEN = {
+    "a.png": b"",
+    "b.png": b"no picture",
+    "size.ppm": b"P6\n4 x\n255\n" + bytes(48),
+    "short.ppm": b"P6\n4 4\n255\n" + bytes(20),
+    "number.ppm": b"P3\n2 1\n255\n1 2 3 4 x 6\n",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_picture_is_named(name, tmp_path):
+    (tmp_path / name).write_bytes(BROKEN[name])
+    with pytest.raises(DataError, match=f"{name} must be a picture, got none that can be read"):
+        read_picture(tmp_path / name)
+
+
+def test_a_broken_checksum_of_a_picture_is_named(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (40, 40), (1, 2, 3)).save(path)
+    content = bytearray(path.read_bytes())
+    content[45] ^= 255  # within the pixels
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.png must be a picture, got none that can be read"):
+        read_picture(path)
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,16 @@ def test_what_comes_after_the_end_of_a_file_is_forecast_from_its_last_steps(tmp_
     low, median, high = np.array([row[2:] for row in rows], float).T
     np.testing.assert_allclose(median, [*season[120:], *(season[120:] + 5)], atol=6)
     assert np.all((low <= median) & (median <= high))
+    band = folder / "band.json"
+    left = band.read_text()
+    band.unlink()  # as if the run had been killed behind its weights
+    assert run("predict", folder, own) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.endswith(f"go on: python -m experiments.forecast --out {folder} --resume")
+    write(118)
+    assert run("--out", folder, "--resume") == 0
+    assert band.read_text() == left
+    capsys.readouterr()
     own.write_text("a\n1\n2\n")
     assert run("predict", folder, own) == 2
     error = " ".join(capsys.readouterr().err.split())
@@ -179,6 +189,13 @@ def test_columns_of_numbers_are_read_and_others_passed_over(tmp_path, capsys):
         in capsys.readouterr().out
     )
     assert {name: v.tolist() for name, v in read_csv(path, "made").items()} == {"made": [2.5, 4]}
+    assert capsys.readouterr().out == ""
+    path.write_text("t,a\n1,5\n2,6\n9,2\n")
+    assert list(read_csv(path, None)) == ["t", "a"]
+    assert (
+        "note: rises or falls at every row, and is read as a series: t" in capsys.readouterr().out
+    )
+    assert list(read_csv(path, "a")) == ["a"]
     assert capsys.readouterr().out == ""
     path.write_text("t,a,b\n1,,5\n2, ,6\n3,7,8\n4,9,8\n")  # one begins later
     assert {name: v.tolist() for name, v in read_csv(path, None).items()} == {

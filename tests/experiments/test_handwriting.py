@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shlex
 import xml.etree.ElementTree
 
 import jax
@@ -76,6 +77,19 @@ def test_a_run_writes_and_one_that_was_stopped_comes_to_the_same_bytes(tmp_path,
     assert run("--out", stopped, "--resume") == 0
     for name in ("metrics.jsonl", "weights.safetensors"):
         assert (stopped / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.full
+def test_the_command_that_is_printed_can_be_run_with_a_text_that_begins_as_an_option(
+    tmp_path, capsys
+):
+    pairs = [pair._replace(text=f"-{pair.text}") for pair in pairs_of(0, 30, "lv")]
+    (tmp_path / "own.jsonl").write_text("".join(as_line(p.text, p.values) for p in pairs))
+    learn = [*QUICK[6:], "--epochs", "1"]
+    assert run("--pairs", tmp_path / "own.jsonl", *learn, "--out", tmp_path / "run") == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert run(*shlex.split(line)[3:]) == 0
+    assert (tmp_path / "run" / "written-0.svg").stat().st_size
 
 
 def test_strokes_lead_through_the_letters_and_are_marked_at_their_ends():
@@ -335,3 +349,21 @@ def test_the_sample_is_not_written_over(out, tmp_path, capsys):
     assert run("write", tmp_path, "ab", "--like", sample, "--seed", "7") == 2
     assert "written-7.jsonl" in capsys.readouterr().err
     assert sample.read_text() == "a sample"
+
+
+@pytest.mark.parametrize(
+    ("kept", "out"),
+    [
+        ("config.json", "config.json"),
+        ("weights.safetensors", "weights.safetensors"),
+        ("metrics.jsonl", "metrics.svg"),  # where the strokes would go
+    ],
+)
+def test_the_files_of_the_run_are_not_written_over(kept, out, tmp_path, capsys):
+    (tmp_path / kept).write_text("of the run")
+    assert run("write", tmp_path, "ab", "--out", tmp_path / out) == 2
+    error = capsys.readouterr().err
+    assert (
+        f"--out must not lead to a file that is read, as it would be lost, got {tmp_path}" in error
+    )
+    assert (tmp_path / kept).read_text() == "of the run"

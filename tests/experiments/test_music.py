@@ -68,8 +68,28 @@ def test_a_midi_file_holds_the_piece_that_was_written_into_it():
     found, tempo = read_midi(midi_bytes(piece, tempo=120))
     np.testing.assert_array_equal(found, piece)
     assert tempo == 500_000
-    with pytest.raises(DataError, match="--tempo must be from 4"):
-        midi_bytes(piece, tempo=1.0)
+
+
+@pytest.mark.parametrize("tempo", [4.0, 60_000_000.0])
+def test_the_slowest_and_the_fastest_tempo_are_written_as_they_are(tempo):
+    _, microseconds = read_midi(midi_bytes(np.zeros((2, 88)), tempo))
+    assert microseconds == 60_000_000 / tempo
+
+
+@pytest.mark.parametrize("tempo", [0.0, 1e-310, 3.9, 6.1e7, math.inf, math.nan])
+def test_a_tempo_that_midi_has_no_number_for_is_refused(tempo, tmp_path, capsys):
+    with pytest.raises(DataError, match="tempo must be from 4 to 60,000,000 frames a minute, got"):
+        midi_bytes(np.zeros((2, 88)), tempo)
+    assert run("compose", tmp_path, "--tempo", tempo) == 2
+    assert "--tempo must be from 4 to 60,000,000 frames a minute, got" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["config.json", "weights.safetensors", "metrics.jsonl"])
+def test_the_files_of_the_run_are_not_written_over(name, tmp_path, capsys):
+    (tmp_path / name).write_text("of the run")
+    assert run("compose", tmp_path, "--out", tmp_path / name) == 2
+    assert "--out must not lead to a file that is read" in capsys.readouterr().err
+    assert (tmp_path / name).read_text() == "of the run"
 
 
 @pytest.mark.full

@@ -7,6 +7,7 @@ from experiments.running.number_columns import (
     left_out,
     number_column,
     number_columns,
+    read_as_series,
     read_steps,
 )
 from experiments.running.scaling import Scale
@@ -55,6 +56,71 @@ def test_a_note_says_which_columns_are_not_read(tmp_path):
     assert left_out(table, table.header) is None
 
 
+def column(numbers):
+    """A file whose first column has these numbers, beside one that rises and falls."""
+    return "t,a\n" + "".join(f"{t},{row % 3}\n" for row, t in enumerate(numbers))
+
+
+COUNTING = {
+    "tenths of a second": [f"{k / 10:.1f}" for k in range(20)],
+    "thirds, rounded": [f"{k / 3:.3f}" for k in range(20)],
+    "seconds of a clock, with a gap": [1_700_000_000 + 60 * (k + 5 * (k > 7)) for k in range(20)],
+    "milliseconds that are off by one": [1000 * k + k % 2 for k in range(20)],
+    "years of which one is missing": [year for year in range(1990, 2011) if year != 1998],
+    "days of which every eleventh is missing": [day for day in range(120) if day % 11],
+}
+
+
+@pytest.mark.parametrize("case", COUNTING)
+def test_a_column_counts_the_rows_also_with_gaps_or_rounded(case, tmp_path):
+    forwards = COUNTING[case]
+    assert list(number_columns(table_of(tmp_path, column(forwards)))) == ["a"]
+    first, second = forwards[-1], forwards[-2]
+    with pytest.raises(DataError, match=f"t must not count backwards.* '{second}' after '{first}'"):
+        table_of(tmp_path, column(forwards[::-1]))
+
+
+SERIES = {
+    "a step that is 0": [0, 1, 1, *range(2, 20)],
+    "a step back": [*range(20), 18],
+    "a gap in every fifth step": [k + k // 5 for k in range(50)],
+    "steps that differ by 3 hundredths": [100 * k + 3 * (k % 2) for k in range(20)],
+    "growth": [1.02**k for k in range(20)],
+    "too few to say": [1, 2],
+}
+
+
+@pytest.mark.parametrize("case", SERIES)
+def test_a_column_whose_steps_differ_does_not_count_the_rows(case, tmp_path):
+    for numbers in (SERIES[case], SERIES[case][::-1]):
+        table = table_of(tmp_path, column(numbers))
+        assert number_columns(table)["t"].tolist() == pytest.approx(numbers)
+
+
+def test_a_note_names_columns_that_may_tell_the_time_though_they_do_not_count(tmp_path):
+    text = "up,down,n,\n1,9,5,3\n2,8,4,4\n4,5,6,8\n9,1,6,9\n"
+    used = number_columns(table_of(tmp_path, text))
+    words = "note: rises or falls at every row, and is read as a series: {}; leave the column out"
+    assert read_as_series(used).startswith(words.format("up, down, (without a name)"))
+    assert read_as_series(used, ("down", "")).startswith(words.format("up"))
+    assert read_as_series(used, ("up", "down", "")) is None
+    assert read_as_series({"up": used["up"]}) is None
+    assert read_as_series({"up": used["up"], "label": used["n"]}, ("label",)) is None
+    assert read_as_series({"up": used["up"][:2], "n": used["n"][:2]}) is None
+
+
+def test_a_column_that_says_of_all_rows_that_they_are_totals_is_none_of_totals(tmp_path):
+    table = table_of(tmp_path, "sex,note,a\nTotal,,1\nTotal,total loss,3\nTotal,,4\n")
+    assert number_columns(table)["a"].tolist() == [1, 3, 4]
+
+
+def test_dates_with_time_zones_are_held_against_one_another_in_one_zone(tmp_path):
+    rows = "day,a\n2024-01-01T00:30+01:00,1\n2024-01-01T00:00Z,2\n"  # half an hour later
+    assert table_of(tmp_path, rows).column("a") == ["1", "2"]
+    with pytest.raises(DataError, match="row 3: day must be later"):
+        table_of(tmp_path, rows.replace("+01:00", "-01:00"))
+
+
 def test_a_column_that_counts_is_read_where_it_is_asked_for_or_alone(tmp_path):
     table = table_of(tmp_path, "year,a\n1990,1\n1991,3\n1992,4\n")
     assert list(number_columns(table, ("year",))) == ["year", "a"]
@@ -101,6 +167,18 @@ REFUSED = {
         "y,a\n2024,1\n2023,2\n2022,4\n",
         "y must not .*, got '2023' after '2024'",
     ),
+    "dates with a time zone and without one": (
+        "d,a\n2024-01-01 00:00,1\n2024-01-02 00:00,2\n2024-01-01T00:00Z,3\n",
+        "row 4: d must have a time zone in all rows or in none, got '2024-01-01T00:00Z' after",
+    ),
+    **{
+        f"totals below names, {total.strip()}": (
+            f"m,a\nJan 2014,1\nFeb 2014,2\n{total},3\n",
+            f"row 4: m must not name a total, .* got '{total}': leave the row out",
+        )
+        for total in ("Total", "TOTALS", "Grand total", "Sum", " Subtotal: ", "average", "Mean")
+    },
+    "totals below years": ("y,a\n2013,1\n2014,2\nTotal,3\n", "row 4: y must not name a total"),
     "totals below dates": (
         "d,a\n2024-01-01,1\n2024-01-02,2\nTotal,3\n",
         "row 4: d must be a date as in the other rows, got 'Total'",
@@ -150,6 +228,19 @@ def test_digits_below_a_large_number_are_kept_until_channels_are_scaled():
     scaled = Scale.of(values)(values)
     np.testing.assert_allclose(scaled[:, 0], (np.arange(4) - 1.5) / np.sqrt(1.25), rtol=1e-6)
     assert scaled.dtype == np.float32
+
+
+@pytest.mark.parametrize("unit", [1, 1e-200, 1e-300, 1e60])
+def test_channels_are_scaled_alike_in_whatever_unit_they_are(unit):
+    values = np.array([[1.0], [2.0], [4.0]]) * unit
+    expected = (np.array([1, 2, 4]) - 7 / 3) / np.sqrt(14 / 9)
+    np.testing.assert_allclose(Scale.of(values)(values)[:, 0], expected, rtol=1e-6)
+
+
+def test_a_channel_of_the_smallest_numbers_that_a_float_holds_stays_finite():
+    values = np.zeros((100, 1))
+    values[7] = 5e-324
+    assert np.isfinite(Scale.of(values)(values)).all()
 
 
 def test_a_channel_that_keeps_to_a_value_is_scaled_by_one_and_what_is_far_off_stays_finite():

@@ -114,12 +114,22 @@ def test_a_csv_file_is_read_by_series_and_step_in_any_order(tmp_path):
     assert table.labels == ["u", "d"]
 
 
+def test_a_label_may_be_left_out_in_all_lines_of_a_csv_file(tmp_path):
+    table = file_of(tmp_path, "series,step,x,label\n1,1,5,\n1,2,6, \n2,1,7,\n")
+    assert table.labels is None
+    assert [row.tolist() for row in table.rows] == [[[5], [6]], [[7]]]
+    assert table.channels == ["x"]
+
+
 BAD_CSV = {
     "no channel": ("series,step,label\n1,1,a\n", "one or more channels"),
     "no step": ("series,x\n1,1\n", "must have the columns series, step"),
     "a column twice": ("series,step,x,x\n1,1,1,1\n", "columns of different names, got 'x' twice"),
     "semicolons": ("series;step;x\n1;1;1\n", "must have commas between its columns"),
-    "an empty label": ("series,step,x,label\n1,1,1,\n", "row 2: must have a label, got none"),
+    "an empty label": (
+        "series,step,x,label\n1,1,1,a\n2,1,1, \n",
+        "row 3: must have a label, got none",
+    ),
     "a short row": ("series,step,x\n1,1\n", "row 2: must have 3 columns .* got 2"),
     "no number": ("series,step,x\n1,1,high\n", "row 2: x must be a finite number, got 'high'"),
     "no step number": (

@@ -288,6 +288,20 @@ def test_runs_that_are_called_alike_are_compared_by_their_folders(tmp_path, monk
     assert path.stat().st_size
 
 
+@pytest.mark.parametrize(("every", "updates", "last"), [(1, 100, 10), (10, 100, 10), (25, 50, 25)])
+def test_the_updates_that_the_last_return_is_of_are_counted(every, updates, last, capsys):
+    kept = [
+        {"kind": "updates", "update": n, "episodes": [1], "return": [float(n)]}
+        for n in range(every, updates + 1, every)
+    ]
+    command._report([*kept, {"kind": "test", "return": [1.0]}], np.ones((1, 4)))
+    mean = np.mean([record["update"] for record in kept if record["update"] > updates - last])
+    assert capsys.readouterr().out.splitlines() == [
+        f"return over the last {last} updates:       {mean:.3f}",
+        "return in the test, likeliest actions: 1.000",
+    ]
+
+
 def test_a_picture_says_which_numbers_of_an_observation_the_agent_sees():
     for see, title in (
         (None, "chain"),

@@ -1,15 +1,23 @@
 """The program that gives every word of a sentence a label."""
 
 import json
+import shlex
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.running.loss_fitting import Fitted
 from experiments.running.trained import load_notes
 from experiments.tag import command
 from experiments.tag.pictures import confusion, draw_confusion
-from experiments.tag.sentences import make_sentence, most_frequent, read_corpus, read_sentences
+from experiments.tag.sentences import (
+    Corpus,
+    make_sentence,
+    most_frequent,
+    read_corpus,
+    read_sentences,
+)
 from experiments.tag.settings import Settings
 from rnnjax.data import DataError
 
@@ -35,6 +43,17 @@ def test_a_file_of_ones_own_is_learned_and_labels_are_given(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines[:2]] == [["two", "B"], ["one", "A"]]
     assert "not in the training sentences" in lines[2]
+
+
+@pytest.mark.parametrize("words", [["two", "one"], ["-", "one"], ["--out", "two"]])
+def test_the_command_that_is_printed_can_be_run(words, tmp_path, capsys):
+    sentence = [(word, "A") for word in words]
+    corpus = Corpus("own", "", [sentence], [sentence], [sentence])
+    fitted = Fitted(None, 1, {}, {"accuracy": 1.0, "loss": 0.0})
+    command._report(corpus, fitted, 1.0, tmp_path)
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert run(*shlex.split(line)[3:]) == 2
+    assert "must be the folder of a run, got no config.json" in capsys.readouterr().err
 
 
 @pytest.mark.full
@@ -136,7 +155,7 @@ def test_labels_that_are_damaged_are_named(content, tmp_path):
     path = tmp_path / "labels.json"
     path.write_text(content, "utf-8")
     with pytest.raises(DataError, match=r"labels\.json must be what a run left there, got "):
-        load_notes(path, list[str])
+        load_notes(command.PROGRAM, path, list[str])
 
 
 def test_confusions_are_counted():

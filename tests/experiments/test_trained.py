@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.anomaly.command import Alarm, Known
+from experiments.anomaly.command import PROGRAM, Alarm, Known
 from experiments.running.run_settings import config_value
 from experiments.running.scaling import Scale
 from experiments.running.trained import WEIGHTS, load_notes, load_trained
@@ -36,7 +36,7 @@ def test_weights_that_are_not_finite_are_refused_by_their_name(value, tmp_path):
 def test_notes_are_read_as_they_were_left(tmp_path):
     path = tmp_path / "alarm.json"
     path.write_text(json.dumps({**NOTES, "alarm": {"width": 3, "level": 0.25}}))
-    assert load_notes(path, Known) == Known(["a"], Scale([0.5], [2]), Alarm(3, 0.25))
+    assert load_notes(PROGRAM, path, Known) == Known(["a"], Scale([0.5], [2]), Alarm(3, 0.25))
 
 
 @pytest.mark.parametrize(
@@ -54,13 +54,17 @@ def test_notes_of_another_kind_are_refused(alarm, words, tmp_path):
     path = tmp_path / "alarm.json"
     path.write_text(json.dumps({**NOTES, "alarm": alarm}))
     with pytest.raises(DataError, match=r"alarm\.json must be what a run left there, ") as refused:
-        load_notes(path, Known)
+        load_notes(PROGRAM, path, Known)
     assert words in str(refused.value)
 
 
 def test_notes_that_are_gone_are_named_once(tmp_path):
-    with pytest.raises(DataError, match=r"there, got No such file or directory$"):
-        load_notes(tmp_path / "alarm.json", Known)
+    with pytest.raises(DataError, match=r"alarm.json must .* there, got none; go on: ") as refused:
+        load_notes(PROGRAM, tmp_path / "alarm.json", Known)
+    assert str(refused.value).endswith(f"{PROGRAM} --out {tmp_path} --resume")
+    (tmp_path / "alarm.json").mkdir()
+    with pytest.raises(DataError, match=r"there, got Is a directory$"):
+        load_notes(PROGRAM, tmp_path / "alarm.json", Known)
 
 
 @pytest.mark.parametrize("values", [["a", 1], "a", None, {}])
@@ -68,7 +72,7 @@ def test_lists_of_another_kind_are_refused(values, tmp_path):
     path = tmp_path / "alarm.json"
     path.write_text(json.dumps({**NOTES, "alarm": {"width": 3, "level": 1}, "channels": values}))
     with pytest.raises(DataError, match=r"alarm\.json must be what a run left there, got channels"):
-        load_notes(path, Known)
+        load_notes(PROGRAM, path, Known)
 
 
 @pytest.mark.parametrize("more", [{}, {"label_names": None}, {"label_names": "ab"}])

@@ -13,7 +13,7 @@ from stopping import stopped_after
 
 from experiments.running import session
 from experiments.write import command, training
-from experiments.write.corpus import decode, encode_prompt, tokenize
+from experiments.write.corpus import Corpus, decode, encode_prompt, tokenize
 from experiments.write.model import build_model
 from experiments.write.ngram import ngram_nats
 from experiments.write.settings import Request, Settings
@@ -180,6 +180,23 @@ def test_the_ngram_model_is_that_of_its_formula(order):
     expected = witten_bell(ids[:250], ids[250:], 6, order)
     found = ngram_nats(np.array(ids[:250]), np.array(ids[250:]), 6, order)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("train", "test", "order"), [(3, 9, 3), (2, 9, 2), (9, 4, 3), (9, 9, 7)])
+def test_the_best_ngram_model_is_one_that_both_parts_are_long_enough_for(train, test, order):
+    ids = np.arange(9, dtype=np.int32) % 2 + 2
+    vocabulary = Vocabulary.fit([list("ab")])
+    corpus = Corpus("own", "", "", vocabulary, ids[:train], ids[:test], ids[:0])
+    scored = {n: ngram_nats(ids[:train], ids[:test], 4, n) for n in range(1, order + 1)}
+    best = min(scored, key=scored.get)
+    assert command.best_ngram(corpus) == (best, scored[best])
+
+
+@pytest.mark.parametrize("short", ["train", "test"])
+def test_an_ngram_longer_than_a_text_is_refused(short):
+    ids = {"train": np.zeros(9, int), "test": np.zeros(9, int), short: np.zeros(2, int)}
+    with pytest.raises(ValueError, match=f"{short} must have at least 3 tokens, got 2"):
+        ngram_nats(**ids, vocab_size=2, order=3)
 
 
 def test_an_ngram_model_is_a_law():
