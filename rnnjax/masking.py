@@ -17,8 +17,8 @@ from numpy.typing import ArrayLike
 
 from rnnjax import _checks, _values
 from rnnjax._devices import with_automatic_axes
-from rnnjax._native import in_native_order
 from rnnjax._numerics import mean_dtype
+from rnnjax._reading import as_array
 from rnnjax._values import check_range
 
 # What a model of your own needs; the rest is for the rooms of this package alone.
@@ -98,40 +98,6 @@ def flags_as_given(name: str, flags: Any, batch: tuple[int, ...], time: int) -> 
     _checks.check_shape(name, array, (*batch, time))
     if array.dtype != jnp.bool_:
         raise ValueError(f"{name} must be of dtype bool, got dtype {array.dtype}")
-    return array
-
-
-def as_array(name: str, value: Any) -> Any:
-    """``value`` as an array of numbers: of NumPy, so that it stays exact, or of JAX as it came.
-
-    Raises:
-        ValueError: naming ``name`` and what came instead.
-    """
-    if isinstance(value, Array):
-        return value
-    if isinstance(value, list | tuple) and any(
-        isinstance(leaf, Array) for leaf in jax.tree.leaves(value)
-    ):
-        try:
-            return jnp.asarray(value)  # a list of traced numbers among others
-        except (TypeError, ValueError):
-            raise ValueError(f"{name} must be one array, got {_checks.describe(value)}") from None
-    if isinstance(value, np.ma.MaskedArray) and value.mask.any():
-        raise ValueError(f"{name} must be a plain array, got one with masked numbers: give a mask")
-    try:
-        array = in_native_order(np.asarray(value))
-    except ValueError:
-        raise ValueError(
-            f"{name} must be one array, got rows of unequal size: rnnjax.data.pad makes one of them"
-        ) from None
-    except (RuntimeError, TypeError) as error:  # what PyTorch says of tensors
-        kind = type(value).__name__
-        raise ValueError(f"{name} must be readable by NumPy, got {kind}: {error}") from error
-    is_number = jnp.issubdtype(array.dtype, np.number) or array.dtype == np.bool_
-    # Spans of time are integers to NumPy, and JAX has no floats of more than 64 bits.
-    if not is_number or array.dtype.kind == "m" or array.real.dtype.itemsize > 8:
-        came = f"{type(value).__name__} (dtype {array.dtype})"
-        raise ValueError(f"{name} must be an array of numbers, got {came}: {value!r:.60}")
     return array
 
 

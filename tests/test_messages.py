@@ -39,6 +39,7 @@ EXCEPTIONS = {
     "rnnjax/data/vocabulary.py": {"{}: {}": "the same error, with the file in front"},
     "rnnjax/interop/_keras_config.py": {"a model of class {}": "what came, in the message"},
     "rnnjax/interop/_parts.py": {"{}": "the errors of all parts, a line each"},
+    "rnnjax/models/series_model.py": {"targets {}": "the same error, of targets by their name"},
     "rnnjax/models/_sources.py": {"{}_{}": "the same error, with whose lengths they are in front"},
 }
 

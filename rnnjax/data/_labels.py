@@ -42,7 +42,8 @@ def _has_sequences(labels: Any) -> bool:
     if hasattr(labels, "ndim") and str(getattr(labels, "dtype", "object")) != "object":
         return False
     # Not labels[0]: a column of a data frame may have no row of that name.
-    return hasattr(labels, "__len__") and np.ndim(next(iter(labels), 0)) > 0
+    first = next(iter(labels), 0) if hasattr(labels, "__len__") else 0
+    return isinstance(first, list | tuple) or np.ndim(first) > 0
 
 
 def _a_step(labels: Any, lengths: NDArray[np.int32]) -> Ragged:

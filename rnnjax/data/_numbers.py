@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rnnjax._reading import has_masked
 from rnnjax.data.errors import DataError
 
 INT32 = np.iinfo(np.int32)
@@ -17,7 +18,7 @@ def to_numbers(what: str, values: Any) -> NDArray[Any]:
     Raises:
         DataError: naming ``what``; it has anything else, or lists of unequal length.
     """
-    if np.ma.is_masked(values):
+    if has_masked(values):
         raise DataError(f"{what} must have no masked numbers, got {values!s:.60}")
     try:
         array = np.asarray(values)
@@ -25,6 +26,9 @@ def to_numbers(what: str, values: Any) -> NDArray[Any]:
         raise DataError(
             f"{what} must have steps of one shape, of integers or floats, got {error}"
         ) from None
+    except (RuntimeError, TypeError) as error:  # what PyTorch says of tensors
+        kind = type(values).__name__
+        raise DataError(f"{what} must be readable by NumPy, got {kind}: {error}") from error
     if array.ndim < 1 or not (array.dtype.kind in "iu" or is_float(array)):
         found = f"{array.ndim} axes of {array.dtype}" if array.ndim else f"{values!r:.60}"
         raise DataError(f"{what} must have integers or floats, got {found}")

@@ -72,7 +72,8 @@ def read_lines(source: str | os.PathLike[str] | IO[str] | IO[bytes]) -> Iterator
 
     Raises:
         DataError: where a line is reached that is not UTF-8, or a file that is missing or damaged;
-            for a stream of text from which something was read before.
+            for a stream of text from which something was read before, and for a source that is
+            neither a path nor a stream.
 
     Example:
         >>> list(read_lines(io.BytesIO(b"\\xef\\xbb\\xbfone\\r\\ntwo\\n\\nlast")))
@@ -83,6 +84,8 @@ def read_lines(source: str | os.PathLike[str] | IO[str] | IO[bytes]) -> Iterator
         with opened(path) as file:
             yield from _checked(raw_lines(file), path)
         return
+    if not hasattr(source, "readable"):
+        raise DataError(f"source must be a path or an open stream, got {source!r:.60}")
     name = Path(f"<{str(getattr(source, 'name', 'stream')).strip('<>')}>")
     if isinstance(source, io.TextIOWrapper):
         _refuse_partly_read(source, name)

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rnnjax._reading import has_masked
+
 
 class DataError(ValueError):
     """Data that cannot be used as it is.
@@ -86,10 +88,23 @@ def check_integers(name: str, values: Any) -> NDArray[np.int64]:
     Raises:
         DataError: naming ``name`` and what came instead.
     """
+    if has_masked(values):
+        raise DataError(f"{name} must have no masked numbers, got {values!s:.60}")
     try:
         array = np.asarray(values)
-    except ValueError:
-        array = np.asarray(None)  # rows of unequal length
+    except (ValueError, RuntimeError, TypeError):
+        array = np.asarray(None)  # rows of unequal length, or what NumPy cannot read
     if array.size and array.dtype.kind not in "iu":
         raise DataError(f"{name} must be integers, got {values!r:.60}")
     return array.astype(np.int64)
+
+
+def check_text(name: str, value: Any) -> str:
+    """``value``, which is one string.
+
+    Raises:
+        DataError: naming ``name`` and what came instead.
+    """
+    if not isinstance(value, str):
+        raise DataError(f"{name} must be a string, got {value!r:.60}")
+    return value

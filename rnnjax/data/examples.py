@@ -1,9 +1,11 @@
 """Labelled texts."""
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from rnnjax._reading import has_masked
 from rnnjax.data.errors import DataError, check_flag, check_seed
 
 
@@ -34,8 +36,9 @@ def split(
         Two parts without a common example, each in random order and never empty.
 
     Raises:
-        DataError: for fewer than two examples, another number of labels than of texts, a fraction
-            that is not between 0 and 1, or a seed that is no whole number from 0 up.
+        DataError: for anything but ``Examples``, fewer than two, another number of labels than of
+            texts, a fraction that is not between 0 and 1, or a seed that is no whole number from 0
+            up; where it is stratified, for a label that is no class, such as NaN or a list.
 
     Example:
         >>> first, second = split(Examples(["a", "b", "c", "d"], [0, 1, 0, 1]), 0.75, seed=0)
@@ -45,6 +48,8 @@ def split(
         >>> [part.labels.count(1) for part in split(rare, 0.5, seed=0, stratified=True)]
         [1, 1]
     """
+    if not isinstance(examples, Examples):
+        raise DataError(f"examples must be Examples(texts, labels), got {examples!r:.60}")
     count = len(examples.texts)
     if not isinstance(fraction, float | np.floating) or not 0 < fraction < 1:
         raise DataError(f"fraction must lie between 0 and 1, got {fraction!r}")
@@ -63,14 +68,34 @@ def split(
     return _pick(examples, order[:cut]), _pick(examples, order[cut:])
 
 
-def _by_class(labels: list[int], order: list[int], fraction: float) -> tuple[list[int], int]:
+def _by_class(labels: list[Any], order: list[int], fraction: float) -> tuple[list[int], int]:
     """The order with the rows of the first part in front, and how many those are."""
-    rows: dict[int, list[int]] = {}
+    classes = [_as_class(i, label) for i, label in enumerate(labels)]
+    rows: dict[Any, list[int]] = {}
     for i in order:
-        rows.setdefault(labels[i], []).append(i)
+        rows.setdefault(classes[i], []).append(i)
     chosen = {i for members in rows.values() for i in members[: _share(len(members), fraction)]}
     # Sorting is stable: each part stays in random order, its classes mixed.
     return sorted(order, key=lambda i: i not in chosen), len(chosen)
+
+
+def _as_class(index: int, label: Any) -> Any:
+    """A label as what equal labels are equal to."""
+    # A tensor of PyTorch equals no other as a key, one of JAX is none.
+    is_number = getattr(label, "shape", None) == () and not has_masked(label)
+    value = label.item() if is_number else label
+    is_nan = isinstance(value, float) and math.isnan(value)
+    if is_nan or hasattr(value, "shape") or not _has_hash(value):
+        raise DataError(f"label {index} must be one class to be stratified, got {label!r:.60}")
+    return value
+
+
+def _has_hash(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:  # a list, or a tuple with one in it
+        return False
+    return True
 
 
 def _share(count: int, fraction: float) -> int:

@@ -38,7 +38,8 @@ def read_examples(
     in the order of the numbers: labels 1 to 5 are the classes "1" to "5".
 
     ``label_names`` gives the names of all classes in the order of their ids. Where every label of
-    the file is one of them, it is looked up there, numbers and codes such as 0101 too.
+    the file is one of them, it is looked up there, numbers and codes such as 0101 too. Without
+    them a name is no number of another kind, such as 0.5 or what Python reads as one, 1_000.
 
     Args:
         path: the file.
@@ -86,8 +87,9 @@ def read_examples(
         path, [*parts, label], header, separator=separator, quoting=quoting, labels=label
     )
     texts = [" ".join(row) for row in zip(*(_texts(path, table, p) for p in parts), strict=True)]
-    names = [_parse_name(value) for value in table.columns[label]]
-    if not set(names) <= set(label_names):
+    known = set(label_names)
+    names = [_parse_name(value, known) for value in table.columns[label]]
+    if not set(names) <= known:
         values = [_parse_number(name) for name in names]
         if numbers == "ids" and any(value is not None for value in values):
             labels = _class_ids(path, table, label, values, first_label, num_classes)
@@ -144,17 +146,21 @@ def _text_problem(value: object) -> str | None:
     return None if is_unicode(value) else "half of a surrogate pair"
 
 
-def _parse_name(value: object) -> str | None:
+def _parse_name(value: object, known: set[str]) -> str | None:
     """What a label says, as a word: a whole number as such; None for what names no class."""
     if isinstance(value, bool):
         return None
     if isinstance(value, int):
         return str(value) if abs(value) < _LARGEST_ID else None
     if isinstance(value, float):
+        if math.isfinite(value) and str(value) in known:
+            return str(value)
         return str(int(value)) if value.is_integer() and abs(value) < _LARGEST_ID else None
     if not isinstance(value, str) or not is_unicode(value):
         return None
     value = value.strip()
+    if value in known:
+        return value
     if re.fullmatch(r"[+-]?[0-9]{1,18}", value):
         return value
     if whole := re.fullmatch(r"([+-]?[0-9]{1,18})\.0*", value):
@@ -208,7 +214,8 @@ def _class_names(
         if value is None or (known and value not in known)
     ]
     if bad:
-        expected = f"one of {listed(known)}" if known else "an integer or a class name"
+        name = "a class name that is no number (label_names= has any)"
+        expected = f"one of {listed(known)}" if known else f"an integer in digits 0 to 9 or {name}"
         raise rows_error(path, f"{expected} in column {column!r}", bad)
     if not known:
         _refuse_mixed(path, table, column, values)

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from types import MappingProxyType
 
+from rnnjax.data.errors import check_text
+
 # The order matters: removing a double quote first can complete a line-break tag.
 _BASIC_ENGLISH_RULES = (
     ("'", " '  "),
@@ -33,11 +35,14 @@ def basic_english(text: str) -> list[str]:
     Returns:
         The tokens; an empty list for a text without any.
 
+    Raises:
+        DataError: it is no string.
+
     Example:
         >>> basic_english("Don't stop<br />me, now!")
         ['don', "'", 't', 'stop', 'me', ',', 'now', '!']
     """
-    text = text.lower()
+    text = check_text("text", text).lower()
     for old, new in _BASIC_ENGLISH_RULES:
         text = text.replace(old, new)
     return text.split()
@@ -54,12 +59,16 @@ def strip_punctuation(text: str) -> list[str]:
     Returns:
         The tokens; an empty list for a text without any.
 
+    Raises:
+        DataError: it is no string.
+
     Example:
         >>> strip_punctuation("Don't stop me, NOW!")
         ['dont', 'stop', 'me', 'now']
     """
     # Bytes methods know ASCII only, which is what Keras does; surrogatepass keeps any str legal.
-    words = text.encode("utf-8", "surrogatepass").lower().translate(None, _PUNCTUATION).split()
+    encoded = check_text("text", text).encode("utf-8", "surrogatepass")
+    words = encoded.lower().translate(None, _PUNCTUATION).split()
     return [word.decode("utf-8", "surrogatepass") for word in words]
 
 
@@ -72,11 +81,14 @@ def characters(text: str) -> list[str]:
     Returns:
         One token for each character.
 
+    Raises:
+        DataError: it is no string.
+
     Example:
         >>> characters("Hi you")
         ['H', 'i', ' ', 'y', 'o', 'u']
     """
-    return list(text)
+    return list(check_text("text", text))
 
 
 def words_and_line_ends(text: str) -> list[str]:
@@ -90,11 +102,14 @@ def words_and_line_ends(text: str) -> list[str]:
     Returns:
         The tokens; an empty list for an empty text.
 
+    Raises:
+        DataError: it is no string.
+
     Example:
         >>> words_and_line_ends(" no it was n't \\n black monday \\n")
         ['no', 'it', 'was', "n't", '<eos>', 'black', 'monday', '<eos>']
     """
-    lines = text.removesuffix("\n").split("\n") if text else []
+    lines = text.removesuffix("\n").split("\n") if check_text("text", text) else []
     return [word for line in lines for word in (*line.split(), "<eos>")]
 
 

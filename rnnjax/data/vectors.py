@@ -76,8 +76,9 @@ def read_vectors(path: str | os.PathLike[str], vocabulary: Vocabulary) -> WordVe
 
     A line is a word and its numbers, separated by single spaces. A first line of two whole
     numbers is the header of word2vec, the number of words and the size of a vector; GloVe has
-    none. A word may itself contain spaces, as a few of GloVe's do. The file may be gzipped
-    (.gz). No more of it than a line is in memory beside the table, so its size does not matter.
+    none. A word may itself contain spaces, as a few of GloVe's do, but not that of the first line
+    where no header says the size. The file may be gzipped (.gz). No more of it than a line is in
+    memory beside the table, so its size does not matter.
 
     Every line must have the right number of fields; the numbers themselves are read for the words
     of the vocabulary alone. The first line of a word counts. What is wrong but clear is tolerated
@@ -130,12 +131,13 @@ def _read_lines(
     ids = {word: place for place, word in enumerate(vocabulary.tokens) if place > UNKNOWN}
     table = np.zeros((len(vocabulary), size), np.float32)
     found = np.zeros(len(vocabulary), bool)
+    counted = "" if count is not None else " (as the first line has)"
     duplicates = words = wordless = 0
     for number, line in lines:
         if not line:
             blank += 1
             continue
-        word, numbers = _fields(path, number, line, size)
+        word, numbers = _fields(path, number, line, size, counted)
         if not word:
             wordless += 1
             continue
@@ -179,18 +181,25 @@ def _header(path: Path, number: int, line: str) -> tuple[int | None, int]:
         return count, size
     if len(fields) < 2:
         raise _error(path, number, f"no numbers in {_shown(line)}")
+    bad = next((field for field in fields[1:] if not _is_number(field)), None)
+    if bad is not None:
+        hint = "(a word with spaces? the first one needs a header, such as '1000 300')"
+        found = f"{_shown(bad)} where a number should be in {_shown(line)} {hint}"
+        raise _error(path, number, found)
     return None, len(fields) - 1
 
 
-def _fields(path: Path, number: int, line: str, size: int) -> tuple[str, list[str]]:
-    """The word, "" where there is none, and its numbers."""
+def _fields(path: Path, number: int, line: str, size: int, counted: str) -> tuple[str, list[str]]:
+    """The word, "" where there is none, and its numbers; ``counted`` tells where size is from."""
     word, *numbers = line.rsplit(" ", size)
     if len(numbers) != size:
         missing = size - len(numbers)
-        raise _error(path, number, f"{missing} of {size} numbers missing in {_shown(line)}")
+        raise _error(
+            path, number, f"{missing} of {size} numbers missing in {_shown(line)}{counted}"
+        )
     # A word that contains spaces, or one number too many?
     if " " in word and _is_number(word.rsplit(" ", 1)[1]):
-        raise _error(path, number, f"more than {size} numbers in {_shown(line)}")
+        raise _error(path, number, f"more than {size} numbers in {_shown(line)}{counted}")
     return word, numbers
 
 

@@ -79,7 +79,7 @@ class Vocabulary:
             The vocabulary; the two special tokens alone if nothing else is left.
 
         Raises:
-            DataError: for a string in place of a token list, a token that is no string,
+            DataError: for no lists of tokens, a string in place of one, a token that is no string,
                 ``max_size < 2`` or ``min_count < 1``.
 
         Example:
@@ -89,6 +89,8 @@ class Vocabulary:
         if max_size is not None:
             max_size = check_count("max_size", max_size, least=len(_SPECIALS))
         min_count = check_count("min_count", min_count)
+        if not isinstance(token_lists, Iterable):
+            raise DataError(f"token_lists must be lists of tokens, got {token_lists!r:.60}")
         counts = Counter(chain.from_iterable(map(_strings, token_lists)))
         learned = [(n, t) for t, n in counts.items() if n >= min_count and t not in _SPECIALS]
         learned.sort(reverse=True)
@@ -138,13 +140,18 @@ class Vocabulary:
             One token an id.
 
         Raises:
-            DataError: for an id outside ``[0, len(self))``, or one that is no integer.
+            DataError: for no list of ids, an id outside ``[0, len(self))``, or one that is no
+                integer.
 
         Example:
             >>> Vocabulary.fit([["yes", "no"]]).decode([2, 1, 0])
             ['yes', '<unk>', '<pad>']
         """
-        ids = [check_integer("id", index) for index in ids]
+        try:
+            given = iter(ids)
+        except TypeError:  # a number, or an array of no axes
+            raise DataError(f"ids must be a list of integers, got {ids!r:.60}") from None
+        ids = [check_integer("id", index) for index in given]
         for index in ids:
             if not 0 <= index < len(self):
                 raise DataError(f"id must lie in [0, {len(self)}), got {index}")

@@ -9,8 +9,7 @@ import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike
 
-from rnnjax import _values
-from rnnjax._native import in_native_order
+from rnnjax import _reading, _values
 from rnnjax.metrics.sums import Sum
 
 
@@ -20,8 +19,7 @@ def as_array(name: str, value: Any) -> Array:
     Raises:
         ValueError: it is none, or holds integers that JAX would cut to 32 bits.
     """
-    value = value.value if isinstance(value, Sum) else value
-    array = value if isinstance(value, Array) else in_native_order(np.asarray(value))
+    array = _reading.as_array(name, value.value if isinstance(value, Sum) else value)
     _values.check_width(name, array)
     if array.dtype != np.bool_ and not jnp.issubdtype(array.dtype, np.number):
         raise ValueError(f"{name} must be numbers, got dtype {array.dtype}")
@@ -95,7 +93,7 @@ def as_labels(
     Raises:
         ValueError: they are no integers, or of another shape.
     """
-    labels: Any = given if isinstance(given, Array) else np.asarray(given)
+    labels = _reading.as_array("labels", given)
     one_hot = labels.shape == (*rows, classes)
     meant = ": ids of one-hot labels are labels.argmax(axis=-1)" if one_hot else ""
     if not jnp.issubdtype(labels.dtype, jnp.integer):
@@ -104,8 +102,6 @@ def as_labels(
         raise ValueError(f"labels must have shape {rows} for {beside}, got {labels.shape}{meant}")
     if labels.dtype.itemsize < 4:  # too narrow to hold every number of classes
         labels = labels.astype(np.int32)
-    if not isinstance(labels, Array):
-        labels = in_native_order(np.asarray(labels))
     if isinstance(labels, np.ndarray | np.generic):  # cut to 32 bits it could become a class
         labels = np.clip(labels, max(jnp.iinfo(labels.dtype).min, -1), np.iinfo(np.int32).max)
     labels = jnp.asarray(labels)

@@ -155,8 +155,12 @@ def _in_chunks(given: tuple[Array, ...], zeros: _Gradients) -> tuple[_Found, _Gr
             a.at[at].get(mode="fill", fill_value=0) for a in (features, labels, weights)
         )
         entropies, hits, errors = _of_rows(x, w, bias, label)
+        # Selected before the products: behind the rows that count stand those of no place, of class
+        # 0, whose entropy is infinite where the bias of that class is -inf.
+        read = weight != 0
+        errors = jnp.where(read[:, None], errors, 0)
         found = _Found(
-            found.total + jnp.sum(entropies * weight),
+            found.total + jnp.sum(jnp.where(read, entropies, 0) * weight),
             found.entropies.at[at].set(entropies, mode="drop"),
             found.hits.at[at].set(hits.astype(dtype), mode="drop"),
         )

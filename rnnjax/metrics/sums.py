@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 from rnnjax._native import jit
 from rnnjax._numerics import accumulation_dtype
@@ -22,6 +25,7 @@ class Sum:
     One float32 counts to 2^24 and no further, and a sum that has grown large no longer feels what
     is added to it. Two of them, the second holding what the first rounded off, carry 48 bits.
     It is an array to ``jax.numpy`` (rounded to one float), and float64 to NumPy and ``float``.
+    Arithmetic and ``round`` give such an array, too; comparisons see all digits, as NumPy does.
 
     Example:
         >>> from rnnjax.metrics import Mean, merge
@@ -71,16 +75,68 @@ class Sum:
     def __format__(self, spec: str) -> str:
         return format(float(self), spec)
 
+    def __bool__(self) -> bool:
+        return bool(np.asarray(self))
+
     def __eq__(self, other: object) -> Any:
-        return np.asarray(self) == np.asarray(other)
+        return _compared(operator.eq, self, other)
+
+    def __ne__(self, other: object) -> Any:
+        return _compared(operator.ne, self, other)
+
+    def __lt__(self, other: Any) -> Any:
+        return _compared(operator.lt, self, other)
+
+    def __le__(self, other: Any) -> Any:
+        return _compared(operator.le, self, other)
+
+    def __gt__(self, other: Any) -> Any:
+        return _compared(operator.gt, self, other)
+
+    def __ge__(self, other: Any) -> Any:
+        return _compared(operator.ge, self, other)
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+    def __add__(self, other: Any) -> Array:
+        return self.value + as_number(other)
+
+    def __radd__(self, other: Any) -> Array:
+        return as_number(other) + self.value
+
+    def __sub__(self, other: Any) -> Array:
+        return self.value - as_number(other)
+
+    def __rsub__(self, other: Any) -> Array:
+        return as_number(other) - self.value
+
+    def __mul__(self, other: Any) -> Array:
+        return self.value * as_number(other)
+
+    def __rmul__(self, other: Any) -> Array:
+        return as_number(other) * self.value
 
     def __truediv__(self, other: Any) -> Array:
         return self.value / as_number(other)
 
     def __rtruediv__(self, other: Any) -> Array:
         return as_number(other) / self.value
+
+    def __neg__(self) -> Array:
+        return -self.value
+
+    def __abs__(self) -> Array:
+        return abs(self.value)
+
+    def __round__(self, digits: int | None = None) -> Array:
+        return round(self.value, digits)
+
+
+def _compared(holds: Callable[[Any, Any], Any], first: Any, second: Any) -> Any:
+    """In float64, which has all digits of a sum, wherever both numbers are known."""
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((first, second))):
+        return holds(as_number(first), as_number(second))
+    return holds(np.asarray(first), np.asarray(second))
 
 
 # One dispatch for the whole tree; leaf by leaf costs several times as much.

@@ -143,7 +143,13 @@ def series_model(layer: Cell | Layer, head: Head, *, dropout: float = 0.0) -> Se
             values, targets = check_pair("the pair (values, targets)", "a tuple of 2", pair)
             values, valid = real_values(values, lengths, mask)
             carry, distribution = apply(params, values, mask=valid, **options)
-            return carry, measure(distribution, targets, valid)
+            try:
+                return carry, measure(distribution, targets, valid)
+            except ValueError as error:
+                name, _, rest = str(error).partition(" ")
+                if name != "values":  # as a head calls the targets
+                    raise
+                raise ValueError(f"targets {rest}") from None
 
         return run
 

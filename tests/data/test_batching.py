@@ -103,6 +103,11 @@ def test_pad_takes_arrays_as_it_takes_lists(sequences):
             [np.ma.masked_array([1, 2], [0, 1])],
             r"0 must have no masked numbers, got \[1 --",
         ),
+        ([[1], [2, np.ma.masked]], r"1 must have no masked numbers, got \[2, masked"),
+        (
+            [[[1, 2], np.ma.masked_array([1, 2], [0, 1])]],
+            r"0 must have no masked numbers, got \[\[1, 2\], masked_array",
+        ),
     ],
 )
 def test_pad_names_the_sequence_that_does_not_fit(sequences, message):
@@ -307,6 +312,29 @@ def test_boundaries_of_many_distinct_lengths_take_little_memory():
 def test_boundaries_refuse_what_cannot_be_divided(lengths, count, multiple):
     with pytest.raises(DataError, match="must be"):
         choose_boundaries(lengths, count, multiple)
+
+
+@pytest.mark.parametrize("lengths", [np.ma.masked_array([3, 4], [0, 1]), [3, np.ma.masked]])
+def test_boundaries_refuse_masked_lengths(lengths):
+    with pytest.raises(DataError, match=r"lengths must have no masked numbers, got \[3"):
+        choose_boundaries(lengths, 2)
+
+
+def test_tensors_that_numpy_cannot_read_are_refused_by_name():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    for tensor, reason in (
+        (torch.ones(2, requires_grad=True), "Can't call numpy"),
+        (torch.ones(2, dtype=torch.bfloat16), "Got unsupported ScalarType BFloat16"),
+    ):
+        for row, kind in ((tensor, "Tensor"), (list(tensor), "list")):
+            message = rf"sequence 1 must be readable by NumPy, got {kind}: {reason}"
+            with pytest.raises(DataError, match=message):
+                pad([[1.0], row])
+        for labels in (tensor, [list(tensor), list(tensor)]):
+            with pytest.raises(DataError, match="must be readable by NumPy, got "):
+                BucketedBatches([[1, 2], [3, 4]], labels, batch_size=2, boundaries=(2,), seed=0)
+        with pytest.raises(DataError, match="lengths must be integers, got tensor"):
+            choose_boundaries(tensor, 2)
 
 
 # Batches

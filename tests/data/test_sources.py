@@ -8,6 +8,8 @@ import json
 import sys
 import threading
 
+import jax.numpy as jnp
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -110,6 +112,24 @@ def test_codes_are_looked_up_as_they_are_spelled(tmp_path):
     assert read_examples(path).labels == [101, 102]
 
 
+@pytest.mark.parametrize("labels", [["1_000", "2_000"], ["\u0661", "\u0662"], ["0.5", "1.0"]])
+def test_names_that_are_numbers_of_another_kind_must_be_given(tmp_path, labels):
+    path = write(tmp_path / "a.csv", ["a", "b"], labels)
+    assert read_examples(path, label_names=labels[::-1]).labels == [1, 0]
+    message = rf"digits 0 to 9 .* no number \(label_names= has any\) .* line 2: '{labels[0]}'"
+    with pytest.raises(DataError, match=message):
+        read_examples(path, numbers="names")
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+def test_fractions_are_looked_up_among_the_names_that_are_given(tmp_path, name):
+    path = write(tmp_path / name, ["a", "b"], [0.5, 1.0])
+    assert read_examples(path, label_names=("1.0", "0.5")).labels == [1, 0]
+    missing = write(tmp_path / "nan.jsonl", ["a", "b"], [float("nan"), 1.0])
+    with pytest.raises(DataError, match=r"one of nan, 1\.0 .* got line 1: nan"):
+        read_examples(missing, label_names=("nan", "1.0"))
+
+
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
 def test_whole_numbers_are_classes_by_name_where_asked(tmp_path, name):
     stars = write(tmp_path / name, ["v", "w", "x", "y", "z"], [10, 2, 5, 2, -1])
@@ -121,7 +141,9 @@ def test_whole_numbers_are_classes_by_name_where_asked(tmp_path, name):
     assert read_examples(floats).labels == [1, 0]
     if name != "a.parquet":
         halves = write(tmp_path / name, ["x", "y"], [1.0, 0.5])
-        with pytest.raises(DataError, match=r"a class name in column 'label', got line .: '?0\.5"):
+        with pytest.raises(
+            DataError, match=r"a class name .* in column 'label', got line .: '?0\.5"
+        ):
             read_examples(halves, numbers="names")
 
 
@@ -402,6 +424,43 @@ def test_a_class_of_one_example_goes_to_the_larger_part():
     assert split(examples, 0.8, 0, stratified=True)[0].labels.count(1) == 1
 
 
+def tensors(labels):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    return torch.tensor(labels)
+
+
+@pytest.mark.parametrize(
+    "kind", [np.array, jnp.array, tensors, lambda labels: list(tensors(labels))]
+)
+def test_labels_of_a_stratified_split_are_compared_by_value(kind):
+    """A tensor of PyTorch is equal to itself alone as a key, and an array of JAX is no key."""
+    labels, texts = [0] * 12 + [1] * 12, [str(i) for i in range(24)]
+    parts = split(Examples(texts, kind(labels)), 0.5, 0, stratified=True)
+    assert [sum(map(int, part.labels)) for part in parts] == [6, 6]
+    expected = split(Examples(texts, labels), 0.5, 0, stratified=True)
+    assert [part.texts for part in parts] == [part.texts for part in expected]
+
+
+@pytest.mark.parametrize(
+    ("label", "found"),
+    [
+        (["NN", "VB"], r"\['NN', 'VB'\]"),
+        ((1, [2]), r"\(1, \[2\]\)"),
+        (float("nan"), "nan"),
+        (np.float32("nan"), r"np.float32\(nan\)"),
+        (np.ma.masked, "masked"),
+        (np.array([0, 1]), r"array\(\[0, 1\]\)"),
+        (jnp.array([0, 1]), r"Array\(\[0, 1\]"),
+    ],
+)
+def test_a_label_that_is_no_class_is_not_divided_for_itself(label, found):
+    examples = Examples(list("abcd"), [0, 1, label, 1])
+    message = f"label 2 must be one class to be stratified, got {found}"
+    with pytest.raises(DataError, match=message):
+        split(examples, 0.5, 0, stratified=True)
+    assert len(split(examples, 0.5, 0)[0].texts) == 2
+
+
 @pytest.mark.parametrize(("count", "fraction"), [(1, 0.5), (4, 0.0), (4, 1.0), (4, 80.0)])
 def test_a_split_that_cannot_be_made_is_refused(count, fraction):
     with pytest.raises(DataError, match=r"must (be|lie)"):
@@ -418,6 +477,8 @@ def test_a_split_that_cannot_be_made_is_refused(count, fraction):
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"stratified": "no"}, "stratified must be True or False, got 'no'"),
         ({"examples": Examples(["a", "b"], [0, 1, 1])}, "labels must be one for each of 2 texts"),
+        ({"examples": None}, r"examples must be Examples\(texts, labels\), got None"),
+        ({"examples": (["a", "b"], [0, 1])}, r"examples must be Examples\(texts, labels\), got \("),
     ],
 )
 def test_a_split_says_which_argument_is_wrong(changes, message):

@@ -66,6 +66,12 @@ def test_of_a_stream_that_was_partly_read_the_rest_is_given_or_it_is_refused():
     assert stream.read() == "zwölf\nlast\n"
 
 
+@pytest.mark.parametrize("source", [["a.txt"], None, 3, b"a.txt"])
+def test_what_is_neither_a_path_nor_a_stream_is_refused(source):
+    with pytest.raises(DataError, match="source must be a path or an open stream, got "):
+        list(read_lines(source))
+
+
 def test_a_line_that_is_no_utf8_is_named_when_it_is_reached(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"good\ncaf\xe9\nmore\n")

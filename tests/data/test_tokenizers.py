@@ -6,7 +6,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rnnjax.data import TOKENIZERS, basic_english, characters, strip_punctuation
+from rnnjax.data import (
+    TOKENIZERS,
+    DataError,
+    basic_english,
+    characters,
+    strip_punctuation,
+    words_and_line_ends,
+)
 
 # The published rules, as regular expressions where the library uses plain replacement.
 TORCHTEXT_RULES = [
@@ -96,6 +103,14 @@ def test_strip_punctuation_accepts_a_lone_surrogate():
 @given(st.text())
 def test_characters_lose_nothing(text):
     assert "".join(characters(text)) == text
+
+
+@pytest.mark.parametrize("text", [None, 0, b"a film", ["a", "film"]])
+@pytest.mark.parametrize("tokenize", [*TOKENIZERS.values(), words_and_line_ends])
+def test_what_is_no_text_is_refused(tokenize, text):
+    """A missing cell of a table would be an empty text, and a list the characters of one."""
+    with pytest.raises(DataError, match=f"text must be a string, got {re.escape(repr(text))}"):
+        tokenize(text)
 
 
 def test_every_tokenizer_is_known_by_its_name():

@@ -63,6 +63,15 @@ def test_vectors_are_those_of_a_plain_parse(header, zipped, end, tmp_path):
         ("warm 1 nan\n", "line 1: a number that is not finite"),
         ("warm 1 1e39\n", "line 1: a number that is not finite"),
         ("warm 1_0 2\n", "line 1: '1_0'"),
+        (
+            ". . 1 2\nfilm 3 4\n",
+            "line 1: '.' where a number should be in '. . 1 2' (a word with spaces? the first one "
+            "needs a header, such as '1000 300')",
+        ),
+        (
+            "area 51 1 2\nfilm 3 4\n",
+            "line 2: 1 of 3 numbers missing in 'film 3 4' (as the first line has)",
+        ),
         ("word\n", "line 1: no numbers in 'word'"),
         ("3 0\n", "line 1: the sizes '3 0'"),
         ("1 1000000000000\na 1\n", "line 1: the sizes '1 1000000000000'"),

@@ -118,6 +118,19 @@ def test_an_id_that_is_no_integer_is_refused(index):
         WORDS.decode([index])
 
 
+@pytest.mark.parametrize("ids", [2, None, np.array(2)])
+def test_what_has_no_ids_in_it_is_refused(ids):
+    with pytest.raises(DataError, match="ids must be a list of integers, got "):
+        WORDS.decode(ids)
+
+
+@pytest.mark.parametrize("token_lists", [None, 3])
+def test_fit_refuses_what_has_no_lists_in_it(token_lists):
+    message = f"token_lists must be lists of tokens, got {token_lists}"
+    with pytest.raises(DataError, match=message):
+        Vocabulary.fit(token_lists)
+
+
 @pytest.mark.parametrize("settings", [{"max_size": 1}, {"min_count": 0}])
 def test_fit_refuses_impossible_settings(settings):
     with pytest.raises(DataError, match="must be at least"):

@@ -81,6 +81,10 @@ CASES = {
     "lengths shape": (lambda: unroll(lengths=[5]), "lengths", "(2,)", "(1,)"),
     "lengths float": (lambda: unroll(lengths=[5.0, 2.0]), "lengths", "integers", "float64"),
     "lengths bool": (lambda: unroll(lengths=[True, False]), "lengths", "integers", "bool"),
+    "masked numbers in a list": (
+        lambda: unroll([[np.ma.masked_array([1.0, 2.0, 3.0], [0, 1, 0])]]),
+        "xs must be a plain array, got one with masked numbers: give a mask",
+    ),
     "lengths ragged": (lambda: unroll(lengths=[[1], [1, 2]]), "lengths", "one array", "unequal"),
     "mask shape": (lambda: unroll(mask=np.ones((2, 4), bool)), "mask", "(2, 5)", "(2, 4)"),
     "mask dtype": (lambda: unroll(mask=np.ones((2, 5))), "mask", "bool", "float64"),
