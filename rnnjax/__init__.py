@@ -27,14 +27,14 @@ Running a cell over time
     ``segment_carries``; episodes: ``resets_from_dones`` ``valid_from_dones``.
 Layers
     ``recurrent`` ``bidirectional`` ``stack`` ``residual`` ``skip_stack`` ``output_head``
-    ``grid_lstm``, over images ``image_grid_lstm``; for blocks: ``rms_norm`` ``gated``
-    ``causal_convolution`` with ``RMSNormParams`` ``GatedParams`` ``CausalConvolutionParams``; of
-    your own: ``Layer``; ``Directions`` ``GridLSTMParams`` ``GridSide`` ``ImageGrid``
-    ``ImageGridParams``; over a memory: ``attention`` ``Attention``, and inside the loop
-    ``attention_cell`` ``Memory`` ``Attended`` ``prepare_memory``, in its loss
-    ``doubly_stochastic_penalty`` ``score_function``; over a text, moving on: ``window_cell``
-    ``window_weights`` ``Window`` ``WindowCarry`` ``WindowCellParams``; sequences in pieces:
-    ``make_stream``, and ``Layer.step``.
+    ``dense`` ``DenseParams`` ``grid_lstm``, over images ``image_grid_lstm``; for blocks:
+    ``rms_norm`` ``gated`` ``causal_convolution`` with ``RMSNormParams`` ``GatedParams``
+    ``CausalConvolutionParams``; of your own: ``Layer``; ``Directions`` ``GridLSTMParams``
+    ``GridSide`` ``ImageGrid`` ``ImageGridParams``; over a memory: ``attention`` ``Attention``,
+    and inside the loop ``attention_cell`` ``Memory`` ``Attended`` ``prepare_memory``, in its
+    loss ``doubly_stochastic_penalty`` ``score_function``; over a text, moving on:
+    ``window_cell`` ``window_weights`` ``Window`` ``WindowCarry`` ``WindowCellParams``;
+    sequences in pieces: ``make_stream``, and ``Layer.step``.
 Models
     ``classifier`` ``tagger`` ``language_model`` ``sequence_to_sequence`` ``captioner``
     ``series_model`` ``embedding`` ``one_hot`` ``adaptive_softmax`` ``trainable``; ``Model``
@@ -158,6 +158,7 @@ from .heads import quantile_head as quantile_head
 from .layers import Attended as Attended
 from .layers import Attention as Attention
 from .layers import CausalConvolutionParams as CausalConvolutionParams
+from .layers import DenseParams as DenseParams
 from .layers import Directions as Directions
 from .layers import GatedParams as GatedParams
 from .layers import GridLSTMParams as GridLSTMParams
@@ -173,6 +174,7 @@ from .layers import attention as attention
 from .layers import attention_cell as attention_cell
 from .layers import bidirectional as bidirectional
 from .layers import causal_convolution as causal_convolution
+from .layers import dense as dense
 from .layers import doubly_stochastic_penalty as doubly_stochastic_penalty
 from .layers import gated as gated
 from .layers import grid_lstm as grid_lstm

@@ -216,11 +216,14 @@ class Layer(Made, _LayerFields):
         apply: ``(params, xs [..., T, D], lengths [...], *, mask, resets, initial_carry, key,
             context) -> (carry, ys [..., T, O])``. A ``key`` means training; without one nothing is
             dropped. ``context`` is that of the cell, as for ``unroll``; a layer of several parts
-            takes a tuple with one entry a part, as its carry is, None for parts without.
+            takes a tuple with one entry a part, as its carry is, None for parts without. In one
+            made by hand, padding must be zeroed before a product and behind it
+            (``rnnjax.masking.zero_padding``): a NaN there would come back in a gradient.
         output_size: O.
         last: ``(ys [..., T, O], valid) -> [..., O]``, the output after the layer's own last step:
             for a reversed direction that is the first valid step in time order. ``valid`` is the
-            mask [..., T], or the lengths [...]; None for all steps.
+            mask [..., T], or the lengths [...]; None for all steps. What is summed or projected of
+            the outputs of both directions is made of what this gives.
         initial_carry: ``(params, batch_shape=()) -> carry``, the carry before the first step, its
             leaves [*batch_shape, ...].
         direction: ``"forward"`` where an output depends on its own and on earlier inputs alone,

@@ -152,6 +152,12 @@ class Convolution(NamedTuple):
     window: int
 
 
+class Dense(NamedTuple):
+    """A ``dense`` of ``size`` outputs, of which the sine is taken."""
+
+    size: int
+
+
 class Block(NamedTuple):
     """A norm before, and a gate beside, what is ``below``."""
 
@@ -189,6 +195,7 @@ COMPOSED: dict[str, Any] = {
     "stack": Tower((One(CELLS["gru"]), One(CELLS["lstm"], True))),
     "bidirectional_stack": Tower((both("lstm", "lstm"), both("users_own", "vanilla"))),
     "output_head": Head(One(CELLS["lstm"])),
+    "dense": Tower((Dense(4), One(CELLS["gru"]), Dense(2))),
     # The other cells run in reverse here, on top of one another.
     "reversed_lstms": reversed_stack("projected", "coupled", "peephole"),
     "reversed_units": reversed_stack("minimal_gated", "indrnn", "learned_carry"),
@@ -235,6 +242,8 @@ def build(spec: Any, scan_unroll: int = 1) -> rnnjax.Layer:
         )
     if isinstance(spec, Convolution):
         return rnnjax.causal_convolution(*spec, jnp.tanh)
+    if isinstance(spec, Dense):
+        return rnnjax.dense(spec.size, jnp.sin)
     if isinstance(spec, Block):
         return rnnjax.rms_norm(rnnjax.gated(build(spec.below, scan_unroll), spec.size))
     if isinstance(spec, Head):
@@ -256,6 +265,8 @@ def initial_carry(spec: Any, params: Any) -> Any:
         )
     if isinstance(spec, Convolution):
         return jnp.zeros((spec.window - 1, spec.size), params.w.dtype)
+    if isinstance(spec, Dense):
+        return ()
     if isinstance(spec, Block):
         return initial_carry(spec.below, params.layer.layer)
     if isinstance(spec, Head):
@@ -272,6 +283,8 @@ def alone(spec: Any, params: Any, xs: list, starts: list[bool], carry: Any) -> t
         return rnnjax.Directions(forward, backward), ys
     if isinstance(spec, Convolution):
         return convolution_alone(params, xs, starts, carry)
+    if isinstance(spec, Dense):
+        return carry, [jnp.sin(x @ params.w + params.bias) for x in xs]
     if isinstance(spec, Block):
         norm, own = params
         xs = [norm * x / jnp.sqrt(jnp.mean(x**2) + 1e-6) for x in xs]

@@ -61,6 +61,7 @@ MAKE = {
     "window_cell": lambda: rnnjax.window_cell(rnnjax.gru(4), 3, 2, speed=0.2),
     "s6": lambda: rnnjax.s6(4, 2, step_rank=1),
     "causal_convolution": lambda: rnnjax.causal_convolution(4, 3, jax.nn.silu),
+    "dense": lambda: rnnjax.dense(4, jax.nn.relu),
     "gated": lambda: rnnjax.gated(rnnjax.gru(4), 4, activation=jax.nn.gelu),
     "rms_norm": lambda: rnnjax.rms_norm(rnnjax.gru(4)),
     "embedding": lambda: rnnjax.embedding(3, vectors=np.eye(3)),

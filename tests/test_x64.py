@@ -26,6 +26,7 @@ MADE = {
     "min_gru": (rnnjax.min_gru(H), D),
     "mogrifier of matrices": (rnnjax.mogrifier_lstm(H), D),
     "causal convolution": (rnnjax.causal_convolution(D, window=2), D),
+    "dense": (rnnjax.dense(H), D),
     "rms norm": (rnnjax.rms_norm(rnnjax.gated(rnnjax.gru(H), H)), D),
     "grid": (rnnjax.grid_lstm(H, 2), D),
     "grid over images": (rnnjax.image_grid_lstm(H, 2), D),

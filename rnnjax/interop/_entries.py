@@ -36,7 +36,10 @@ def read_entries(found: Mapping[str, Any], shapes: Shapes, place: str) -> dict[s
             # A copy: the arrays of a live module may go on changing.
             arrays[name] = in_native_order(np.asarray(value)).copy()
         except (TypeError, ValueError, RuntimeError) as error:
-            problems.append(f"{name} must be readable by NumPy, got {error}")
+            hint = (
+                ": give it as float32, in PyTorch by .float()" if "BFloat16" in str(error) else ""
+            )
+            problems.append(f"{name} must be readable by NumPy, got {error}{hint}")
     sizes = {"": 1}
     for name, axes in shapes.items():
         if name in arrays:

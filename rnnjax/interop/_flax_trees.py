@@ -86,7 +86,8 @@ def _flat(weights: Any) -> dict[str, Any]:
     if not isinstance(weights, Mapping):
         raise ValueError(f"weights must be those of a cell by name, got {type(weights).__name__}")
     flat = {}
-    for name, node in weights.items():
+    for name, boxed in weights.items():
+        node = boxed.unbox() if hasattr(boxed, "unbox") else boxed  # as linen keeps partitions
         inner = _flat(node) if isinstance(node, Mapping) else {"": node}
         flat |= {f"{name}/{leaf}".rstrip("/"): array for leaf, array in inner.items()}
     return flat

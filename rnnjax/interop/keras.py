@@ -110,8 +110,8 @@ def _named(weights: Any, place: str) -> Any:
         half = len(weights) // 2
         return Directions(_named(weights[:half], place), _named(weights[half:], place))
     raise ValueError(
-        f"{place} must have the arrays {', '.join(_NAMES)}, once or, for Bidirectional, twice; "
-        f"got {len(weights)} arrays"
+        f"{place} must have the arrays {', '.join(_NAMES)}, once or, for Bidirectional, twice, got "
+        f"{len(weights)} arrays: of a stack, give a list with get_weights() of every layer"
     )
 
 

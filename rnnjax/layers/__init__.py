@@ -17,6 +17,8 @@ from .bidirectional import Directions as Directions
 from .bidirectional import bidirectional as bidirectional
 from .causal_convolution import CausalConvolutionParams as CausalConvolutionParams
 from .causal_convolution import causal_convolution as causal_convolution
+from .dense import DenseParams as DenseParams
+from .dense import dense as dense
 from .gated import GatedParams as GatedParams
 from .gated import RMSNormParams as RMSNormParams
 from .gated import gated as gated

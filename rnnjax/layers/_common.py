@@ -86,6 +86,19 @@ def one_output(ys: Any) -> Array:
     return ys
 
 
+def check_own_outputs(ys: Any, size: int) -> None:
+    """Refuse outputs of another size than the layer's, of which parts would be taken for others.
+
+    Raises:
+        ValueError: naming what came.
+    """
+    if ys.shape[-1:] != (size,):
+        raise ValueError(
+            f"ys must be the outputs of this layer, of size {size} in the last axis, got shape "
+            f"{ys.shape}: take last of them first, then sum or project that"
+        )
+
+
 def activated(activation: Callable | None, valid: Array | None, ys: Array) -> Array:
     """``activation(ys)`` at the real steps, zeros at the others, of which no gradient comes.
 

@@ -50,11 +50,12 @@ class GeneralParams(NamedTuple):
 
 
 class AdditiveParams(NamedTuple):
-    """``query`` [H, A], ``key`` [D, A] and ``v`` [A]."""
+    """``query`` [H, A], ``key`` [D, A] and ``v`` [A]; ``bias`` [A], or None for none."""
 
     query: Array
     key: Array
     v: Array
+    bias: Array | None = None
 
 
 class LocalParams(NamedTuple):
@@ -81,10 +82,13 @@ def attention(
 
         \text{dot} &: h_t \cdot m_s \qquad \text{scaled} : h_t \cdot m_s / \sqrt{H} \\
         \text{general} &: h_t W \cdot m_s \qquad
-        \text{additive} : v \cdot \tanh(h_t W_q + m_s W_k) \\
+        \text{additive} : v \cdot \tanh(h_t W_q + m_s W_k + b) \\
         \text{local} &: \text{general, times } \exp(-(s - p_t)^2 / 2 \sigma^2)
             \text{ after the softmax, } p_t = S \, \mathrm{sigmoid}(v \cdot \tanh(h_t W_p)),
             \ \sigma = \text{window} / 2
+
+    b is 0 at first, and no parameter: weights of other libraries that have one are given as
+    ``params._replace(bias=b)``, the sum of both where queries and keys have one each.
 
     Places that are not real have weight exactly 0 and are never read: NaN there changes nothing.
     Where no place is real, weights and context are 0. A local attention counts the real places
@@ -158,7 +162,8 @@ def attention(
     def keys(params: Any, memory: Array) -> Array:
         if kind != "additive":
             return memory
-        return affine(memory, check_params(params, AdditiveParams).key, name="memory")
+        params = check_params(params, AdditiveParams)
+        return affine(memory, params.key, params.bias, name="memory")
 
     def weigh(params: Any, queries: Array, keys: Array, real: Array) -> Array:
         places = None

@@ -12,6 +12,7 @@ from rnnjax.base import Carry, Cell, Key, Layer
 from rnnjax.engine.kernels._device import side_by_side
 from rnnjax.layers._common import (
     StepArguments,
+    check_own_outputs,
     check_parts,
     one_output,
     split_context,
@@ -82,6 +83,8 @@ def bidirectional(
             f"backward must run in reverse, got {two!r}: make it with recurrent(cell, reverse=True)"
         )
 
+    size = one.output_size + two.output_size
+
     def init(key: Key, input_size: int) -> Directions:
         first, second = jax.random.split(check_key(key))
         return Directions(one.init(first, input_size), two.init(second, input_size))
@@ -104,6 +107,7 @@ def bidirectional(
         return Directions(*(carry for carry, _ in results)), ys
 
     def last(ys: Array, valid: Array) -> Array:
+        check_own_outputs(ys, size)
         ahead, back = jnp.split(ys, [one.output_size], axis=-1)
         return jnp.concatenate([one.last(ahead, valid), two.last(back, valid)], axis=-1)
 
@@ -114,5 +118,4 @@ def bidirectional(
             one.initial_carry(ahead, batch_shape), two.initial_carry(back, batch_shape)
         )
 
-    size = one.output_size + two.output_size
     return Layer(init, with_signature(apply), size, last, initial_carry, "both")

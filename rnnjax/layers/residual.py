@@ -12,6 +12,7 @@ from rnnjax._recipe import factory
 from rnnjax.base import Carry, Cell, Key, Layer, Params
 from rnnjax.layers._common import (
     StepArguments,
+    check_own_outputs,
     check_parts,
     joint_direction,
     one_array,
@@ -148,6 +149,7 @@ def skip_stack(*layers: Cell | Layer, policy: Policy | None = None) -> Layer:
         return tuple(carries), jnp.concatenate(_in_one_dtype(*outputs), axis=-1)
 
     def last(ys: Array, valid: Array) -> Array:
+        check_own_outputs(ys, sum(sizes))
         ends = list(itertools.accumulate(sizes))[:-1]
         parts = zip(floors, jnp.split(ys, ends, axis=-1), strict=True)
         return jnp.concatenate([floor.last(part, valid) for floor, part in parts], axis=-1)

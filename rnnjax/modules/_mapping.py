@@ -369,6 +369,8 @@ def gru_cell(
     gate_fn: Activation,
     activation_fn: Activation,
     initializer: str | CellInitializer = "rnnjax",
+    *,
+    hidden_bias: bool = True,
 ) -> Cell:
     """Flax's GRU on ``GRUParams``, any activations, with or without the hidden bias."""
 
@@ -378,7 +380,8 @@ def gru_cell(
         h = (1 - keep) * candidate + keep * h
         return h, h
 
-    return gru(features, initializer=initializer)._replace(update=update, gates=None)
+    cell = gru(features, initializer=initializer)._replace(update=update, gates=None)
+    return cell if hidden_bias else _without_hidden_bias(cell)
 
 
 def our_gru(
@@ -417,7 +420,14 @@ def minimal_gated_cell(
         h = (1 - forget) * candidate + forget * h
         return h, h
 
-    return minimal_gated(features)._replace(update=update, gates=None)
+    cell = minimal_gated(features)._replace(update=update, gates=None)
+    return cell if reset_gate else _without_hidden_bias(cell)
+
+
+def _without_hidden_bias(cell: Cell) -> Cell:
+    """With the parameters that there are, as wrong inputs are told by those of ``init``."""
+    init = cell.init
+    return cell._replace(init=lambda key, size: init(key, size)._replace(hidden_bias=None))
 
 
 @factory

@@ -531,7 +531,10 @@ def _read_fused_lstm(cell: nnx.OptimizedLSTMCell, take: mapping.Take) -> tuple[C
 def _read_gru(cell: nnx.GRUCell, take: mapping.Take) -> tuple[Cell, GRUParams]:
     # This cell has no bias in the recurrent half of its candidate.
     params = GRUParams(take("dense_i.kernel"), take("dense_h.kernel"), take("dense_i.bias"), None)
-    return mapping.gru_cell(cell.hidden_features, cell.gate_fn, cell.activation_fn), params
+    found = mapping.gru_cell(
+        cell.hidden_features, cell.gate_fn, cell.activation_fn, hidden_bias=False
+    )
+    return found, params
 
 
 def _read_simple(cell: nnx.SimpleCell, take: mapping.Take) -> tuple[Cell, VanillaParams]:

@@ -13,6 +13,7 @@ import rnnjax
 from rnnjax._checks import check_takes, telling_given_away
 
 CONVOLUTION = rnnjax.causal_convolution(3, 2)
+DENSE = rnnjax.dense(2).init(jax.random.key(0), 3)
 CONVOLVED = CONVOLUTION.init(jax.random.key(0), 3)
 CELL = rnnjax.lstm(4)
 PARAMS = CELL.init(jax.random.key(0), 3)
@@ -152,6 +153,18 @@ CASES = {
         "params.bias",
         "(3,)",
         "(1,)",
+    ),
+    "dense weights of another size": (
+        lambda: rnnjax.dense(2).apply(rnnjax.DenseParams(jnp.ones((3, 4)), jnp.ones(2)), XS),
+        "params.w",
+        "(3, 2)",
+        "(3, 4)",
+    ),
+    "a carry for what has none": (
+        lambda: rnnjax.dense(2).apply(DENSE, jnp.ones((5, 3)), initial_carry=jnp.ones(2)),
+        "initial_carry",
+        "None",
+        "(2,)",
     ),
     "a carry by parameters of another layer": (
         lambda: rnnjax.grid_lstm(2, 2).initial_carry(CONVOLVED),

@@ -325,6 +325,7 @@ def test_plain_lists_do_for_arrays():
 
 LAYERS_OF_NUMPY = [
     rnnjax.causal_convolution(3, 2),
+    rnnjax.dense(2),
     rnnjax.gated(rnnjax.min_gru(3), 3),
     rnnjax.grid_lstm(3, 2),
     rnnjax.output_head(rnnjax.lstm(3), 2),

@@ -119,3 +119,12 @@ def test_the_minimal_gated_unit_without_reset_gate_is_refused():
     weights = cell.init(jax.random.key(0), jnp.zeros((B, H)), jnp.ones((B, D)))["params"]
     with pytest.raises(ValueError, match=r"hn/bias must have shape .*, got nothing"):
         interop.import_weights("minimal_gated", weights)
+
+
+def test_parameters_with_names_of_their_axes_are_read():
+    split = nn.with_partitioning(nn.initializers.lecun_normal(), ("rows", "columns"))
+    module = nn.RNN(nn.LSTMCell(H, kernel_init=split, param_dtype=jnp.float64))
+    boxed = module.init(jax.random.key(0), jnp.ones((B, T, D)))["params"]
+    assert_equal(
+        interop.import_weights("lstm", boxed), interop.import_weights("lstm", nn.unbox(boxed))
+    )

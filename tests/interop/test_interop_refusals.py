@@ -287,6 +287,8 @@ def test_a_keras_layer_is_two_three_four_or_six_arrays():
     for count in (0, 1, 5, 7):
         with refuses("must have the arrays kernel, recurrent_kernel, bias", f"got {count} arrays"):
             keras.import_weights("lstm", (arrays * 3)[:count])
+    with refuses("got 9 arrays: of a stack, give a list with get_weights() of every layer"):
+        keras.import_weights("lstm", [np.ones((3, 16)), np.ones((4, 16)), np.ones(16)] * 3)
     with refuses("weights[1] must have the arrays", "got 1 arrays"):
         keras.import_weights("lstm", [arrays, arrays[:1]])
     with refuses("weights.backward must have the arrays", "got 1 arrays"):

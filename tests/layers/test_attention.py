@@ -34,7 +34,8 @@ def loop(kind, params, queries, memory, lengths, window=10):
             for s in range(length):
                 m = memory[b, s]
                 if kind == "additive":
-                    scores.append(p.v @ np.tanh(h @ p.query + m @ p.key))
+                    bias = 0 if p.bias is None else p.bias
+                    scores.append(p.v @ np.tanh(h @ p.query + m @ p.key + bias))
                 else:
                     asked = h @ p.w if kind in ("general", "local") else h
                     scores.append(asked @ m / (np.sqrt(H) if kind == "scaled" else 1))
@@ -50,9 +51,12 @@ def loop(kind, params, queries, memory, lengths, window=10):
     return contexts, weights
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "additive with a bias"])
 def test_contexts_and_weights_are_those_of_a_loop_in_numpy(kind):
+    kind, _, more = kind.partition(" ")
     attend, params, queries, memory = make(kind)
+    if more:
+        params = params._replace(bias=jnp.linspace(-1.0, 1.0, len(params.v)))
     found = attend.apply(params, queries, memory, LENGTHS)
     expected = loop(kind, params, queries, memory, LENGTHS)
     for mine, theirs in zip(found, expected, strict=True):
@@ -165,7 +169,7 @@ BAD = {
         lambda: rnnjax.attention("additive").apply(
             rnnjax.attention().init(jax.random.key(0), 4, 4), jnp.ones((3, 4)), jnp.ones((5, 4))
         ),
-        r"params must be AdditiveParams\(query, key, v\), got GeneralParams\(w\)",
+        r"params must be AdditiveParams\(query, key, v, bias\), got GeneralParams\(w\)",
     ),
     "lengths too long": (
         lambda: rnnjax.attention("dot").apply((), jnp.ones((3, 4)), jnp.ones((5, 4)), 6),

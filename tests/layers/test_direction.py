@@ -87,3 +87,20 @@ def test_a_classifier_takes_the_last_of_such_a_layer(make):
     model = rnnjax.classifier(None, make(rnnjax.bidirectional(rnnjax.gru(4)), 2), 3)
     params = model.init(jax.random.key(0), 2)
     assert model.apply(params, jnp.ones((2, 5, 2)), [5, 3]).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        rnnjax.bidirectional(rnnjax.gru(4)),
+        rnnjax.stack(rnnjax.gru(2), rnnjax.bidirectional(rnnjax.gru(4))),
+        rnnjax.skip_stack(rnnjax.gru(4), rnnjax.gru(4)),
+    ],
+)
+@pytest.mark.parametrize("width", [3, 4, 6, 12])
+def test_of_summed_or_projected_outputs_the_last_is_not_taken(layer, width):
+    """The halves of both directions, or the parts of a stack, cannot be told apart in them."""
+    message = rf"ys must be the outputs of this layer, of size 8 in .*, got shape \(2, 5, {width}\)"
+    with pytest.raises(ValueError, match=message):
+        layer.last(jnp.ones((2, 5, width)), None)
+    assert layer.last(jnp.ones((2, 5, 8)), None).shape == (2, 8)

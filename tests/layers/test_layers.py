@@ -394,6 +394,7 @@ READERS = {
     "gated map": rnnjax.gated(None, 2, hidden_size=3),
     "rms_norm": rnnjax.rms_norm(rnnjax.gru(3)),
     "convolution": rnnjax.causal_convolution(4),
+    "dense": rnnjax.dense(2),
     "output_head": rnnjax.output_head(rnnjax.gru(3), 2),
 }
 WRONG_INPUTS = {

@@ -325,6 +325,11 @@ def test_integer_inputs_are_promoted_as_in_flax():
     close(modules.nnx.RNN(cell)(xs), nnx.RNN(cell)(xs))
 
 
+def test_inputs_of_another_size_are_named_though_the_cell_has_no_hidden_bias():
+    with pytest.raises(ValueError, match=f"xs must have size {D} in the last axis"):
+        modules.nnx.RNN(flax_cell("GRUCell"))(jnp.ones((B, T, D + 1)))
+
+
 def test_inputs_without_time_are_refused():
     with pytest.raises(ValueError, match="time and a feature axis"):
         modules.nnx.RNN(flax_cell("GRUCell"))(jnp.ones(D))
