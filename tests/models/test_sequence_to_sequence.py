@@ -646,3 +646,28 @@ def test_a_tied_head_leaves_a_frozen_table_as_it_is():
     grads = jax.grad(loss)(params)
     np.testing.assert_array_equal(grads.target.vectors, np.zeros((V_OUT, E)))
     assert np.any(grads.source.vectors)
+
+
+def test_a_head_that_reads_the_output_alone_is_one_whose_other_rows_are_zeros():
+    """As the guide to other libraries has it: so they are, and have no gradient."""
+    model = make("none")
+    params = model.init(jax.random.key(0))
+
+    def logits(params):
+        output = params.head.output
+        output = output._replace(w=output.w.at[H:].set(0))
+        params = params._replace(head=params.head._replace(output=output))
+        return model.apply(params, SOURCE[:1], None, TARGET[:1])[0]
+
+    _, states = rnnjax.unroll(
+        rnnjax.gru(H),
+        params.decoder,
+        rnnjax.embedding(V_OUT, E).apply(params.target, jnp.array([[START, *TARGET[0, :-1]]])),
+        initial_carry=model.encode(params, jnp.asarray(SOURCE[:1]))[0],
+    )
+    w, bias = params.head.output
+    expected = np.asarray(states) @ np.asarray(w[:H]) + np.asarray(bias)
+    np.testing.assert_allclose(logits(params), expected, rtol=1e-5, atol=1e-6)
+    grads = jax.grad(lambda params: jnp.sum(logits(params) ** 2))(params).head.output.w
+    assert np.any(grads[:H])
+    assert not np.any(grads[H:])
