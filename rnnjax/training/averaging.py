@@ -210,10 +210,37 @@ def check_last(opt_state: Any, *, in_order: bool = False) -> None:
         in_order: whether dicts are in the order in which they were made, as they no longer are
             where JAX made them again.
     """
+    for node, part in _around_averages(opt_state):
+        links = list(node.values()) if isinstance(node, dict) else node
+        if _is_chain(node, in_order) and links[-1] is not part:
+            raise ValueError(
+                "optimizer must have average_parameters or averaged_from as the last link of a "
+                "chain, got one with links behind it: put it last in optax.chain"
+            )
+        if not _keeps_updates(node):
+            raise ValueError(
+                "optimizer must have average_parameters or averaged_from outside of what changes "
+                f"the update again, got one inside of {type(node).__name__}: put it last in an "
+                "optax.chain around that"
+            )
+
+
+def _is_chain(node: Any, in_order: bool) -> bool:
     import optax
 
-    # What keeps the update of the optimizer inside it as that is, or makes none of it.
-    kept_by = (
+    if type(node) is tuple:
+        return True
+    if not isinstance(node, dict) or not in_order:
+        return False
+    # Beside those of optax.named_chain there are the labels of optax.partition.
+    return not all(isinstance(one, optax.MaskedState) for one in node.values())
+
+
+def _keeps_updates(node: Any) -> bool:
+    """Whether the update of what is inside is that of the whole, or there is none."""
+    import optax
+
+    wrappers = (
         optax.MultiStepsState,
         optax.ApplyIfFiniteState,
         optax.ConditionallyTransformState,
@@ -222,22 +249,7 @@ def check_last(opt_state: Any, *, in_order: bool = False) -> None:
         optax.MaskedState,
         optax.PartitionState,
     )
-    for node, part in _around_averages(opt_state):
-        links = list(node.values()) if isinstance(node, dict) else node
-        is_chain = type(node) is tuple or (in_order and isinstance(node, dict))
-        # The labels of optax.partition are in a dict, too.
-        is_partition = is_chain and all(isinstance(one, optax.MaskedState) for one in links)
-        if is_chain and not is_partition and links[-1] is not part:
-            raise ValueError(
-                "optimizer must have average_parameters or averaged_from as the last link of a "
-                "chain, got one with links behind it: put it last in optax.chain"
-            )
-        if not isinstance(node, (*kept_by, dict)) and type(node) is not tuple:
-            raise ValueError(
-                "optimizer must have average_parameters or averaged_from outside of what changes "
-                f"the update again, got one inside of {type(node).__name__}: put it last in an "
-                "optax.chain around that"
-            )
+    return type(node) is tuple or isinstance(node, (dict, *wrappers))
 
 
 def _around_averages(node: Any) -> Iterator[tuple[Any, Any]]:
