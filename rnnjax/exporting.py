@@ -255,8 +255,8 @@ def _steps_unknown(name: str) -> Iterator[None]:
     except (NotImplementedError, jax.errors.InconclusiveDimensionOperation) as error:
         raise ValueError(
             f"{name} must run for a T that is not known when it is compiled, got "
-            f"{str(error).splitlines()[0]}: leave out implementation='associative', scan_unroll, "
-            "segment_ids, and resets of a reversed direction"
+            f"{str(error).splitlines()[0]}: leave out segment_ids, and resets of a reversed "
+            "direction"
         ) from error
 
 
