@@ -116,7 +116,7 @@ class Theirs:
         _fill(self.decoder, inner._replace(w_ih=jnp.concatenate([inner.w_ih, context])), "")
         attention, bridge = params.decoder.attention, params.bridge[0]
         self.source, self.target = tensor(params.source.vectors), tensor(params.target.vectors)
-        self.query, self.key, self.v = map(tensor, attention)
+        self.query, self.key, self.v = map(tensor, attention[:3])  # without a bias
         self.w, self.bias = map(tensor, model.head_weights(params))
         self.bridge_w, self.bridge_bias = tensor(bridge.w), tensor(bridge.bias)
         own = (self.source, self.target, self.query, self.key, self.v, self.w, self.bias)
