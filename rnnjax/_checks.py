@@ -13,6 +13,7 @@ from jax import Array
 from jax.core import Tracer
 
 from rnnjax._native import in_native_order
+from rnnjax._recipe import is_hashable as is_hashable  # for all rooms
 from rnnjax._recipe import names_of
 from rnnjax.base import Cell, Key
 

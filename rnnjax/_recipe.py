@@ -214,11 +214,12 @@ def _key_of(function: Any) -> Any:
     # A class, and what jax.jit makes of a function: none of them changes.
     if isinstance(function, type) or hasattr(function, "__wrapped__"):
         return function
-    by_value = kind.__eq__ is not object.__eq__ and _is_hashable(function)
+    by_value = kind.__eq__ is not object.__eq__ and is_hashable(function)
     return function if by_value else object()
 
 
-def _is_hashable(value: Any) -> bool:
+def is_hashable(value: Any) -> bool:
+    """Whether a value may be a key; a list may not, nor a tuple with one in it."""
     try:
         hash(value)
     except TypeError:
@@ -353,7 +354,7 @@ def _comparable(value: Any) -> Any:
         return _ArrayKey(value)
     if isinstance(value, np.ndarray | jax.Array) and not isinstance(value, Tracer):
         return value.item()
-    return value if _is_hashable(value) else _ById(value)
+    return value if is_hashable(value) else _ById(value)
 
 
 def _shown(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,10 +44,8 @@ def load_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
     to_host = dict.fromkeys(names, orbax.RestoreArgs(restore_type=np.ndarray))
     item = dict.fromkeys(to_host, 0)
     wanted = orbax.args.PyTreeRestore(item=item, restore_args=to_host, partial_restore=True)
-    try:
+    with contextlib.closing(handler):
         return handler.restore(epath.Path(path), args=wanted)
-    finally:
-        handler.close()
 
 
 def stored_forms(path: Path) -> Mapping[str, Any]:
@@ -54,10 +53,8 @@ def stored_forms(path: Path) -> Mapping[str, Any]:
     from etils import epath  # of Orbax, whose handlers take no other paths
 
     handler = import_orbax().StandardCheckpointHandler(multiprocessing_options=_alone())
-    try:
+    with contextlib.closing(handler):
         return handler.metadata(epath.Path(path)).tree
-    finally:
-        handler.close()
 
 
 def _checkpointer() -> Any:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rnnjax._checks import is_hashable
 from rnnjax._reading import has_masked
 from rnnjax.data.errors import DataError, check_flag, check_seed
 
@@ -85,17 +86,9 @@ def _as_class(index: int, label: Any) -> Any:
     is_number = getattr(label, "shape", None) == () and not has_masked(label)
     value = label.item() if is_number else label
     is_nan = isinstance(value, float) and math.isnan(value)
-    if is_nan or hasattr(value, "shape") or not _has_hash(value):
+    if is_nan or hasattr(value, "shape") or not is_hashable(value):
         raise DataError(f"label {index} must be one class to be stratified, got {label!r:.60}")
     return value
-
-
-def _has_hash(value: Any) -> bool:
-    try:
-        hash(value)
-    except TypeError:  # a list, or a tuple with one in it
-        return False
-    return True
 
 
 def _share(count: int, fraction: float) -> int:
